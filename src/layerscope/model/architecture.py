@@ -1,0 +1,216 @@
+"""From a Transformers model to the parts we name: sizes, blocks, norms, head; the one place that speaks config."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerscope.errors import ModelError
+from layerscope.model.families import Family
+from layerscope.model.streaming import Stored
+from layerscope.unembedding import HeadTransform, Norm
+
+_INPUT_NORMS = ("input_layernorm", "ln_1", "ln_attn", "attention_norm", "attn_norm", "operator_norm", "norm1", "norm")
+"""Names under which families that are not in the table keep the norm before their attention or mixer."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary frequencies that change when a prompt outgrows the length a model was trained for."""
+
+    kind: str
+    """`longrope`: one other set of frequencies past `limit`; `dynamic`: another set for every length past it."""
+    limit: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a model, in the field's names, and the paths of its parts."""
+
+    family: str
+    n_layers: int
+    d_model: int
+    d_vocab: int
+    n_heads: int | None
+    """None for models without attention heads."""
+    n_parameters: int
+    tied: bool
+    """Whether the unembedding is the embedding's matrix."""
+    blocks: str
+    final_norm: str | None
+    input_norms: tuple[str | None, ...]
+    """For every block, the path of the norm that reads the stream; None where it is read without one."""
+    transform: HeadTransform
+    rope: Rope | None
+    """None where the frequencies do not depend on the length."""
+
+
+def describe(model: Any, family: Family, known: bool, stored: Mapping[str, Stored]) -> Architecture:
+    """Read a model's sizes and find its parts; `stored` says which parameters share a tensor of the checkpoint.
+
+    Raises:
+        ModelError: no list of as many blocks as the config says, or no unembedding.
+    """
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    if head is None or not isinstance(head, nn.Linear):
+        raise ModelError(
+            f"A '{family.model_type or config.model_type}' model has no linear unembedding, so nothing can be decoded; "
+            "give a causal language model."
+        )
+    n_layers = int(config.num_hidden_layers)
+    blocks = family.blocks if known else _find_blocks(model, n_layers)
+    container = model.get_submodule(blocks)
+    if len(container) != n_layers:
+        raise ModelError(f"The config says {n_layers} blocks, but '{blocks}' holds {len(container)}.")
+    names = (family.input_norm or "").split("|") if known else list(_INPUT_NORMS)
+    return Architecture(
+        family=str(config.model_type),
+        n_layers=n_layers,
+        d_model=int(config.hidden_size),
+        d_vocab=head.out_features,
+        n_heads=getattr(config, "num_attention_heads", None),
+        n_parameters=_count_parameters(model, stored),
+        tied=_names_of(model, model.get_input_embeddings(), stored) == _names_of(model, head, stored),
+        blocks=blocks,
+        final_norm=family.final_norm if known else _find_final_norm(model, blocks),
+        input_norms=tuple(
+            next((f"{blocks}.{i}.{name}" for name in names if name and hasattr(block, name)), None)
+            for i, block in enumerate(container)
+        ),
+        transform=declared_transform(config, family),
+        rope=_length_dependent_rope(config),
+    )
+
+
+def _names_of(model: nn.Module, part: nn.Module, stored: Mapping[str, Stored]) -> tuple[str, ...]:
+    path = next(path for path, module in model.named_modules() if module is part)
+    return stored[f"{path}.weight"].names
+
+
+def _count_parameters(model: nn.Module, stored: Mapping[str, Stored]) -> int:
+    """Tied parameters, which lie once in the checkpoint, count once."""
+    counted = {
+        (stored[name].names, name if stored[name].convert else None): parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name in stored
+    }
+    return sum(counted.values())
+
+
+def _length_dependent_rope(config: Any) -> Rope | None:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    per_type = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
+    for entry in per_type:
+        kind = entry.get("rope_type", "default")
+        if kind in ("longrope", "dynamic"):
+            own = entry.get("original_max_position_embeddings")
+            return Rope(kind, int(own or config.max_position_embeddings))
+    return None
+
+
+def batches(rope: Rope | None, lengths: Sequence[int]) -> list[list[int]]:
+    """Which prompts may share a padded batch: all of them, unless their lengths call for other rotary frequencies.
+
+    Transformers picks the frequencies by the longest prompt of a batch, so a long prompt would change a short one's.
+    """
+
+    def regime(length: int) -> int:
+        if rope is None or length <= rope.limit:
+            return 0
+        return length if rope.kind == "dynamic" else 1
+
+    groups: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        groups.setdefault(regime(length), []).append(i)
+    return list(groups.values())
+
+
+def _find_blocks(model: nn.Module, n_layers: int) -> str:
+    lists = [path for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    if not lists:
+        raise ModelError(
+            f"No list of {n_layers} blocks was found in {type(model).__name__}; its family is not known "
+            "(`layerscope models` lists those that are)."
+        )
+    return min(lists, key=lambda path: path.count("."))
+
+
+def _find_final_norm(model: nn.Module, blocks: str) -> str | None:
+    parent = blocks.rpartition(".")[0]
+    children = model.get_submodule(parent).named_children()
+    norms = [name for name, child in children if "norm" in type(child).__name__.lower() and "embed" not in name]
+    return None if not norms else f"{parent}.{norms[-1]}".lstrip(".")
+
+
+def declared_transform(config: Any, family: Family) -> HeadTransform:
+    """What the config says about the logits; the identity check has the last word.
+
+    Raises:
+        ModelError: a scale or softcap that is not positive.
+    """
+    scale = getattr(config, family.scale, None) if family.scale else None
+    divisor = getattr(config, family.divisor, None) if family.divisor else None
+    softcap = getattr(config, family.softcap, None) if family.softcap else None
+    if divisor is not None:
+        scale = (1.0 if scale is None else float(scale)) / float(divisor)
+    return HeadTransform(
+        scale=None if scale is None else float(scale), softcap=None if softcap is None else float(softcap)
+    )
+
+
+def reset_rope(model: nn.Module) -> None:
+    """Forget the longest prompt seen so far.
+
+    Transformers keeps the frequencies of a length-dependent rope from one call to the next, so that what was read
+    before would change what is read now.
+    """
+    for module in model.modules():
+        if hasattr(module, "original_inv_freq") and hasattr(module, "max_seq_len_cached"):
+            module.inv_freq = module.original_inv_freq.clone()
+            module.max_seq_len_cached = module.original_max_seq_len
+
+
+def read_norm(module: nn.Module | None, source: str) -> Norm | None:
+    """A norm module as plain tensors, its formula found by what the module does rather than by its name.
+
+    Rows of ordinary and of tiny size are tried, so that a gain stored as an offset from one, a missing mean or an
+    epsilon in the wrong place shows.
+
+    Raises:
+        ModelError: the module is neither an RMSNorm nor a LayerNorm, or does not say its epsilon.
+    """
+    if module is None:
+        return None
+    eps = next(
+        (getattr(module, name) for name in ("eps", "variance_epsilon", "epsilon") if hasattr(module, name)), None
+    )
+    if eps is None:
+        raise ModelError(f"{type(module).__name__} at {source} does not say its epsilon, which decoding needs.")
+    weight, bias = (_float32(getattr(module, name, None)) for name in ("weight", "bias"))
+    if weight is None:
+        raise ModelError(f"{type(module).__name__} at {source} has no gain, so its width is not known.")
+    generator = torch.Generator().manual_seed(316)
+    probe = torch.randn(4, len(weight), generator=generator) * torch.tensor([[3.0], [1.0], [1e-2], [1e-3]])
+    dtype = next(module.parameters()).dtype
+    expected = module(probe.to(weight.device, dtype)).float()
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    for candidate in (
+        Norm("rms", weight, bias, float(eps), source),
+        Norm("rms", weight + 1.0, bias, float(eps), source),
+        Norm("layer", weight, bias, float(eps), source),
+        Norm("layer", weight + 1.0, bias, float(eps), source),
+    ):
+        error = (candidate(probe.to(weight.device, dtype)) - expected).abs().max()
+        # A norm whose own weights are broken must still be found, so that its layer can be flagged.
+        if not torch.isfinite(weight).all() or error <= tolerance * expected.abs().max().clamp_min(1.0):
+            return candidate
+    raise ModelError(
+        f"{type(module).__name__} at {source} is neither an RMSNorm nor a LayerNorm; it cannot be decoded."
+    )
+
+
+def _float32(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach().float()

@@ -1,0 +1,189 @@
+"""Find a checkpoint (folder or Hub), open its safetensors, and hand out tensors without copying them."""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from layerscope.errors import CheckpointError
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+"""Files of a Hub repository that a probe may need; pickles never are."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files lie and what they are called in a record."""
+
+    folder: Path
+    id: str
+    """Hub id, or the folder's own name; never a path."""
+    revision: str | None
+    """The revision asked for."""
+    commit: str | None
+    """The Hub commit it resolved to; None for a local folder."""
+
+
+def locate(model: str | Path, *, revision: str | None = None, with_code: bool = False) -> Source:
+    """Find a model's folder, downloading it into the Hub's cache where `model` is a Hub id.
+
+    Args:
+        model: a folder, or a Hub id such as `Qwen/Qwen3-8B`.
+        revision: branch, tag or commit on the Hub.
+        with_code: also fetch the repository's own Python files.
+
+    Raises:
+        CheckpointError: no such folder, an id the Hub does not know, or a revision given for a folder.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(
+                f"A revision belongs to a Hub id, but '{model}' is a folder; leave --revision out, or give the Hub id."
+            )
+        return Source(folder, folder.resolve().name, None, None)
+    if folder.exists():
+        raise CheckpointError(f"'{model}' is a file; give the folder that holds config.json and *.safetensors.")
+    if not HUB_ID.fullmatch(str(model)):
+        raise CheckpointError(
+            f"There is no folder '{model}'; give a folder with config.json, a tokenizer and *.safetensors, "
+            "or a Hub id such as Qwen/Qwen3-8B."
+        )
+    patterns = [*WANTED, "*.py"] if with_code else WANTED
+    try:
+        found = Path(huggingface_hub.snapshot_download(str(model), revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision '{revision}'" if revision else ""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"'{model}' is neither a folder here nor a model that could be had from the Hub{at} ({reason}); "
+            "check the name, log in with `hf auth login` if it is gated, or give a folder."
+        ) from error
+    return Source(found, str(model), revision, found.name)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor's bytes lie."""
+
+    file: Path
+    start: int
+    stop: int
+
+
+class Checkpoint:
+    """The safetensors files of a folder, memory-mapped: a tensor costs no memory until its pages are read."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open every shard and check that each is whole.
+
+        Raises:
+            CheckpointError: no safetensors, a shard that the index names but the folder lacks, or a damaged file.
+        """
+        self.folder = folder
+        self._handles = {file: _open(file) for file in _shards(folder)}
+        self._file_of = {name: file for file, handle in self._handles.items() for name in handle.keys()}  # noqa: SIM118
+        self._places = {name: place for file in self._handles for name, place in _places(file)}
+        self.bytes_on_disk = sum(file.stat().st_size for file in self._handles)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensor names, in the files' order."""
+        return tuple(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        return tuple(self._handles[self._file_of[name]].get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor as stored, its memory being the file's pages.
+
+        Raises:
+            CheckpointError: a dtype that is neither float nor understood here (quantised checkpoints).
+        """
+        tensor: torch.Tensor = self._handles[self._file_of[name]].get_tensor(name)
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise CheckpointError(
+                f"Tensor '{name}' is stored as {str(tensor.dtype).removeprefix('torch.')}, but float32, bfloat16 or "
+                "float16 is expected; quantised checkpoints are not read: use the unquantised one."
+            )
+        return tensor
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Ask the kernel to read the pages of these tensors; returns when it has taken the wish down."""
+        if not hasattr(os, "posix_fadvise"):  # only Linux and some BSDs have it; elsewhere pages come when touched
+            return
+        by_file: dict[Path, list[_Place]] = {}
+        for name in names:
+            by_file.setdefault(self._places[name].file, []).append(self._places[name])
+        for file, places in by_file.items():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                for place in places:
+                    os.posix_fadvise(descriptor, place.start, place.stop - place.start, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{index.name} should hold a JSON object with a weight_map, but it does not ({error}); fetch it again."
+            ) from error
+        missing = [name for name in named if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{index.name} names {len(named)} shards, but {len(missing)} of them are not in the folder "
+                f"(first: {missing[0]}); complete the download."
+            )
+        return [folder / name for name in named]
+    found = sorted(folder.glob("*.safetensors"))
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if found:
+        return found
+    pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
+    if pickles:
+        raise CheckpointError(
+            f"The folder holds {pickles[0].name} but no *.safetensors; pickles can run code and are not read. Convert "
+            'them where you trust them: python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{folder.name}', use_safetensors=False, dtype='auto')"
+            f".save_pretrained('{folder.name}-safetensors')\" and copy the tokenizer's files."
+        )
+    raise CheckpointError(
+        f"The folder '{folder.name}' holds no *.safetensors; give a folder with config.json, a tokenizer and weights."
+    )
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file.name} ({file.stat().st_size:,} bytes) is not a whole safetensors file ({error}); fetch it again."
+        ) from error
+
+
+def _places(file: Path) -> list[tuple[str, _Place]]:
+    """Byte ranges from the header: its length as 8 bytes, then JSON with offsets relative to what follows it."""
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length))
+    base = 8 + length
+    return [
+        (name, _Place(file, base + entry["data_offsets"][0], base + entry["data_offsets"][1]))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    ]

@@ -1,0 +1,83 @@
+"""What each family calls its blocks and norms, what it does to its logits, and whether it wants a BOS: one table."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Bos = Literal["always", "never", "tokenizer"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to find one family's parts; attribute paths start at the causal model or, for norms, at a block."""
+
+    model_type: str
+    """The config's `model_type`."""
+    blocks: str = "model.layers"
+    final_norm: str | None = "model.norm"
+    input_norm: str | None = "input_layernorm"
+    """The norm through which a block reads the stream; several names are tried in order, None where it reads it raw."""
+    bos: Bos = "never"
+    """Whether a prompt starts with BOS; `tokenizer` leaves it to the tokenizer's default."""
+    scale: str | None = None
+    """Config field that logits are multiplied by."""
+    divisor: str | None = None
+    """Config field that logits are divided by."""
+    softcap: str | None = None
+    """Config field c of `c * tanh(z / c)`."""
+    projection: str | None = None
+    """A linear map between final norm and head, where some members have one."""
+    published: str = ""
+    """Published models of the family, for people."""
+
+
+_TABLE = (
+    Family("qwen2", published="Qwen2.5-72B"),
+    Family("qwen3", published="Qwen3-8B, Qwen3-14B"),
+    Family("llama", bos="always", published="Llama-3-8B, Llama-3-70B, Yi-34B"),
+    Family("mistral", bos="always", published="Mistral-7B, Mistral-Small-24B"),
+    Family("gemma2", bos="always", softcap="final_logit_softcapping", published="Gemma-2-9B, Gemma-2-27B"),
+    Family("gemma3_text", bos="always", softcap="final_logit_softcapping"),
+    Family("gpt2", blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1"),
+    Family("gptj", blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1"),
+    Family("gpt_neox", blocks="gpt_neox.layers", final_norm="gpt_neox.final_layer_norm"),
+    Family("olmo2", input_norm=None),
+    Family("olmo3", input_norm=None),
+    Family("phi", final_norm="model.final_layernorm"),
+    Family("phi3", bos="tokenizer"),
+    Family("cohere", bos="always", scale="logit_scale"),
+    Family("granite", divisor="logits_scaling"),
+    Family("starcoder2"),
+    Family("stablelm"),
+    Family("falcon", blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_attn|input_layernorm"),
+    Family(
+        "opt",
+        blocks="model.decoder.layers",
+        final_norm="model.decoder.final_layer_norm",
+        input_norm="self_attn_layer_norm",
+        bos="always",
+        projection="model.decoder.project_out",
+    ),
+    Family("bloom", blocks="transformer.h", final_norm="transformer.ln_f"),
+    Family("mixtral", bos="always"),
+    Family("qwen3_moe"),
+)
+FAMILIES = {family.model_type: family for family in _TABLE}
+"""Every family that a test compares with Transformers' own hidden states and logits (tests/test_families.py)."""
+
+VERIFIED_BY = "tests/test_families.py"
+
+_GUESS = Family("", bos="tokenizer", scale="logit_scale", divisor="logits_scaling", softcap="final_logit_softcapping")
+
+
+def family_of(config: Any) -> tuple[Family, bool]:
+    """The family of a Transformers config, and whether it is one of the verified ones.
+
+    For any other model the common names are tried, the identity check being the judge.
+    """
+    known = FAMILIES.get(config.model_type)
+    if known is None:
+        return _GUESS, False
+    # The oldest OPT members put their norm after the sum: their blocks read the stream as it is.
+    if known.model_type == "opt" and not config.do_layer_norm_before:
+        return Family(**{**known.__dict__, "input_norm": None}), True
+    return known, True

@@ -1,0 +1,130 @@
+"""Where a model computes, in which dtype, and within how much memory: decided and said before any work starts."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from layerscope.errors import PlacementError
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device, the dtype the blocks compute in, and a memory budget in bytes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    memory: int
+
+    @property
+    def dtype_name(self) -> str:
+        """`float32` or `bfloat16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of working memory a run will hold at once, by purpose; the weights stay in their files."""
+
+    residuals: int
+    block: int
+    """Parameters of one block that cannot be streamed (fused experts)."""
+    activations: int
+    sweep: int
+    resident: int = 0
+    """Weights kept on an accelerator."""
+
+    @property
+    def total(self) -> int:
+        """Forward and sweep follow one another, the residuals live through both."""
+        return self.resident + self.residuals + max(self.block + self.activations, self.sweep)
+
+
+def place(device: str = "auto", dtype: str = "auto", memory: int | None = None) -> Placement:
+    """Choose a device, a dtype and a budget.
+
+    Args:
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: `auto`, `float32`, or `bfloat16` (CUDA only: on a CPU every model computes in float32).
+        memory: budget in bytes; half of what the machine has free where not given.
+
+    Raises:
+        PlacementError: a device, dtype or budget that cannot be had.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise PlacementError(f"'{device}' is no device known here; choose auto, cpu, cuda or cuda:N.")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise PlacementError(f"'{device}' was asked for, but this machine has no CUDA device; use --device cpu.")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise PlacementError(f"'{device}' was asked for, but there are {torch.cuda.device_count()} CUDA devices.")
+    if dtype == "auto":
+        dtype = "float32" if chosen.type == "cpu" else "bfloat16"
+    if dtype not in _DTYPES:
+        raise PlacementError(f"'{dtype}' is no dtype to compute in; choose auto, float32 or bfloat16.")
+    if chosen.type == "cpu" and dtype != "float32":
+        raise PlacementError("On a CPU every model computes in float32 (weights stay as stored); leave --dtype out.")
+    budget = free_memory(chosen) // 2 if memory is None else memory
+    return Placement(chosen, _DTYPES[dtype], budget)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be had on that device now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - a kernel file
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except FileNotFoundError:
+        pass  # not Linux: a budget that any current machine has
+    return 8 << 30
+
+
+def parse_memory(text: str) -> int:
+    """`4GiB`, `500MB` or a number of bytes, as bytes.
+
+    Raises:
+        PlacementError: text that is no amount of memory.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = match[2].upper() if match else None
+    if match is None or unit not in _UNITS:
+        raise PlacementError(f"'{text}' is no amount of memory; write it as 4GiB, 500MB or a number of bytes.")
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def format_bytes(n: float) -> str:
+    """Bytes for people: `1.4 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit in ("B", "KiB") else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"
+
+
+def check_fits(plan: MemoryPlan, placement: Placement) -> None:
+    """Refuse a plan that is over the budget.
+
+    Raises:
+        PlacementError: naming the largest part and what to change.
+    """
+    if plan.total <= placement.memory:
+        return
+    parts = {
+        "residuals": plan.residuals,
+        "one block's parameters": plan.block,
+        "activations": plan.activations,
+        "the sweep": plan.sweep,
+    }
+    largest = max(parts, key=lambda name: parts[name])
+    raise PlacementError(
+        f"This run needs {format_bytes(plan.total)} ({largest}: {format_bytes(parts[largest])}), but the budget is "
+        f"{format_bytes(placement.memory)}; raise --memory, use --positions last, or take fewer or shorter prompts."
+    )

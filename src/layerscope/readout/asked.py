@@ -1,0 +1,73 @@
+"""What is asked of every prompt of a run, and the axes on which its numbers lie until they become rows."""
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerscope.lenses import Lens
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt, as far as a readout needs to know it; ids only."""
+
+    token_ids: tuple[int, ...]
+    """What the model read, BOS included."""
+    n_special: int
+    """How many of them stand before the prompt's own text (the BOS)."""
+    positions: tuple[int, ...]
+    """Positions to decode, ascending."""
+    answer_ids: tuple[int, ...]
+    """First ids of the accepted answers, the gold one first."""
+    contrast_id: int | None
+    """On a control prompt the first id of the fact it is contrasted with."""
+    is_control: bool
+
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """The prompt's own ids."""
+        return self.token_ids[self.n_special :]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Axes of every array while a run is measured: lens, layer, and the decoded positions of all prompts."""
+
+    lenses: tuple[Lens, ...]
+    n_layers: int
+    """Number of layers decoded, n_layers + 1 of the model."""
+    asked: tuple[Asked, ...]
+
+    @property
+    def n_positions(self) -> int:
+        """Decoded positions of all prompts."""
+        return sum(len(a.positions) for a in self.asked)
+
+    def columns_of(self, prompt: int) -> slice:
+        """Where a prompt's positions stand on the position axis."""
+        start = sum(len(a.positions) for a in self.asked[:prompt])
+        return slice(start, start + len(self.asked[prompt].positions))
+
+
+@dataclass(frozen=True)
+class Echoes:
+    """A prompt's content ids, and from which position on each counts as read."""
+
+    ids: tuple[int, ...]
+    seen: NDArray[np.bool_]
+    """`[position, id]`."""
+    upto: tuple[int, ...]
+    """For each decoded position the last index of the context read there, -1 on the BOS."""
+
+    @classmethod
+    def of(cls, asked: Asked, trivial: Set[int]) -> "Echoes":
+        """Distinct ids that are not trivial, in order of first occurrence."""
+        first: dict[int, int] = {}
+        for index, token_id in enumerate(asked.context_ids):
+            if token_id not in trivial:
+                first.setdefault(token_id, index)
+        upto = tuple(position - asked.n_special for position in asked.positions)
+        starts = np.array(list(first.values()), dtype=np.int64).reshape(1, -1)
+        return cls(tuple(first), starts <= np.array(upto).reshape(-1, 1), upto)

@@ -1,0 +1,330 @@
+"""The sweep: rows of all lenses and layers against each tile of the unembedding, once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layerscope.errors import NumericError
+from layerscope.readout.vocabulary import KL_FLOOR_NATS, VocabularyStatistics
+from layerscope.unembedding import HeadTransform, Unembedding
+
+ROWS_PER_BLOCK = 2048
+"""Rows multiplied at once: enough to reach the matrix product's peak."""
+TILE_BYTES = 4 << 20
+"""Size of one block's logits. They are read about ten times while they are hot, so they should fit in a core's cache."""
+TOP_SET = 50
+"""Size of the top-k sets that overlaps and prompt masses are taken over, whatever is displayed."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the decoded positions of one prompt."""
+
+    n_positions: int
+    """How many of the prompt's positions are decoded."""
+    answer_ids: tuple[int, ...] = ()
+    """First ids of the accepted answers; empty where no answer could be aligned."""
+    known_ids: tuple[int, ...] = ()
+    """Further ids whose log-probabilities are wanted at every row of the prompt."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Numbers of every decoded row; arrays are `[group, position]`, a group being one lens at one layer.
+
+    Positions of all prompts stand side by side, in the order of the questions. Where `finite` is False nothing else
+    in the row means anything.
+    """
+
+    entropy_bits: NDArray[np.float64]
+    kl_to_final_bits: NDArray[np.float64]
+    """KL(row || final), reference probabilities floored at 1e-30."""
+    log_sum_exp: NDArray[np.float64]
+    cos_to_final: NDArray[np.float64]
+    cos_to_final_centered: NDArray[np.float64]
+    top_ids: NDArray[np.int64]
+    """`[group, position, k]`, largest logit first, ties by id."""
+    top_log_probs: NDArray[np.float64]
+    """Natural logs of the probabilities of `top_ids`."""
+    answer_id: NDArray[np.int64]
+    """The accepted answer with the largest logit in that row, -1 where there is none."""
+    answer_rank: NDArray[np.int64]
+    """1 + number of ids with a larger logit; ties share the best rank. 0 where there is no answer."""
+    answer_log_prob: NDArray[np.float64]
+    known_log_probs: tuple[NDArray[np.float64], ...]
+    """For each question `[group, position, known id]`."""
+    max_abs_logit: NDArray[np.float64]
+    min_log_prob: NDArray[np.float64]
+    """Natural log of the smallest probability."""
+    finite: NDArray[np.bool_]
+    final_entropy_bits: NDArray[np.float64]
+    """`[position]`: entropy of the model's own distribution."""
+    final_finite: NDArray[np.bool_]
+
+
+@dataclass
+class _Block:
+    """Rows that are multiplied together: some groups at some positions."""
+
+    groups: slice
+    positions: slice
+    rows: Float[Tensor, "rows d_head"]
+    statistics: VocabularyStatistics
+
+
+def tile_width(rows: int, d_vocab: int) -> int:
+    """Vocabulary ids a tile, so that the logits of a block stay in the cache."""
+    width = TILE_BYTES // (4 * max(1, rows))
+    return min(d_vocab, max(256, min(8192, width // 64 * 64)))
+
+
+def decode(
+    rows: Float[Tensor, "groups positions d_model"],
+    final_rows: Float[Tensor, "positions d_model"],
+    questions: Sequence[Question],
+    unembedding: Unembedding,
+    *,
+    lens_transform: HeadTransform | None = None,
+    top_k: int = TOP_SET,
+    tile: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Readout:
+    """Read every row out through the unembedding, one visit of each tile for all of them.
+
+    Args:
+        rows: what the lenses give, group by group (a group is one lens at one layer).
+        final_rows: what the model's own head multiplies at the same positions.
+        questions: what is asked, prompt by prompt; their positions add up to the rows' position axis.
+        unembedding: the model's head.
+        lens_transform: what is done to lens logits; the head's own transform where not given. The final rows always
+            go through the head's own.
+        top_k: how many of the largest logits to keep.
+        tile: vocabulary ids a tile; chosen for the cache where not given. It changes nothing but speed, up to
+            float32 rounding.
+        progress: called with (ids done, d_vocab) after every tile.
+
+    Raises:
+        NumericError: the unembedding itself is not finite.
+    """
+    final_floor = None
+    while True:
+        sweep = _Sweep(rows, final_rows, questions, unembedding, lens_transform, top_k, tile)
+        sweep.run(final_floor, progress)
+        # Almost no model gives a token less than 1e-30; where one does, the floor of the divergence needs the
+        # final rows' normaliser beforehand, and the sweep is repeated with it.
+        floor = (sweep.final.log_sum_exp() + KL_FLOOR_NATS).float()
+        if final_floor is not None or not bool((sweep.final.low < floor).any()):
+            return sweep.readout()
+        final_floor = floor
+
+
+class _Sweep:
+    """One visit of the whole vocabulary; `decode` is its only user."""
+
+    def __init__(
+        self,
+        rows: Float[Tensor, "groups positions d_model"],
+        final_rows: Float[Tensor, "positions d_model"],
+        questions: Sequence[Question],
+        unembedding: Unembedding,
+        lens_transform: HeadTransform | None,
+        top_k: int,
+        tile: int | None,
+    ) -> None:
+        self.unembedding = unembedding
+        self.lens_transform = unembedding.transform if lens_transform is None else lens_transform
+        self.questions = questions
+        self.n_groups, self.n_positions, _ = rows.shape
+        self.k = min(top_k, unembedding.d_vocab)
+        self.head_rows = unembedding.head_input(rows)
+        self.final_rows = unembedding.head_input(final_rows)
+        self.answers = _answers(self.head_rows, questions, unembedding)
+        self.blocks = self._blocks()
+        largest = max(len(block.rows) for block in self.blocks)
+        self.tile = tile or tile_width(largest, unembedding.d_vocab)
+        self.buffers = tuple(rows.new_empty(largest * self.tile, dtype=torch.float32) for _ in range(3))
+        no_answer = torch.full((self.n_positions,), -1, dtype=torch.int64, device=rows.device)
+        self.final = VocabularyStatistics(self.n_positions, 1, torch.full_like(no_answer, -1).float(), no_answer)
+
+    def _blocks(self) -> list[_Block]:
+        blocks = []
+        for at in range(0, self.n_positions, ROWS_PER_BLOCK):
+            positions = slice(at, min(at + ROWS_PER_BLOCK, self.n_positions))
+            width = positions.stop - positions.start
+            most = max(1, ROWS_PER_BLOCK // width)
+            n_blocks = -(-self.n_groups // most)
+            per_block = -(-self.n_groups // n_blocks)  # even blocks: a small last one would run below peak
+            for first in range(0, self.n_groups, per_block):
+                groups = slice(first, min(first + per_block, self.n_groups))
+                rows = self.head_rows[groups, positions].reshape(-1, self.head_rows.shape[-1]).contiguous()
+                answer_id, answer_logit = (part[groups, positions].reshape(-1) for part in self.answers)
+                statistics = VocabularyStatistics(len(rows), self.k, answer_logit, answer_id)
+                blocks.append(_Block(groups, positions, rows, statistics))
+        return blocks
+
+    def run(self, final_floor: Float[Tensor, " positions"] | None, progress: Callable[[int, int], None]) -> None:
+        """Visit every tile once."""
+        d_vocab = self.unembedding.d_vocab
+        weight_buffer = self.head_rows.new_empty(self.tile, self.unembedding.d_head, dtype=torch.float32)
+        for start in range(0, d_vocab, self.tile):
+            stop = min(start + self.tile, d_vocab)
+            weight = self.unembedding.tile(start, stop, out=weight_buffer)
+            bias = None if self.unembedding.bias is None else self.unembedding.bias[start:stop]
+            final = self._visit_final(weight, bias, start)
+            floored = final if final_floor is None else torch.maximum(final, final_floor[:, None])
+            for block in self.blocks:
+                at = block.positions
+                self._visit(block, weight, bias, final[at], floored[at], start)
+            progress(stop, d_vocab)
+        for statistics in (self.final, *(block.statistics for block in self.blocks)):
+            statistics.top.merge()
+
+    def _visit_final(
+        self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None, start: int
+    ) -> Float[Tensor, "positions tile"]:
+        """The final logits of the tile, kept for the rows' comparisons."""
+        logits = torch.mm(self.final_rows, weight.T)
+        if bias is not None:
+            logits += bias
+        final = self.unembedding.transform.apply_(logits)
+        spare = (torch.empty_like(final), torch.empty_like(final))
+        self.final.update_sums(final.clone(), final, final, bias, spare)
+        return final
+
+    def _visit(
+        self,
+        block: _Block,
+        weight: Float[Tensor, "tile d_head"],
+        bias: Float[Tensor, " tile"] | None,
+        final: Float[Tensor, "positions tile"],
+        final_floored: Float[Tensor, "positions tile"],
+        start: int,
+    ) -> None:
+        """One block of rows against one tile."""
+        shape = (len(block.rows), len(weight))
+        logits, shifted, exponentials = (buffer[: shape[0] * shape[1]].view(shape) for buffer in self.buffers)
+        torch.mm(block.rows, weight.T, out=logits)
+        if bias is not None:
+            logits.add_(bias)
+        block.statistics.update_ranks(logits, start, shifted)
+        self.lens_transform.apply_(logits)
+        block.statistics.update_sums(logits, final, final_floored, bias, (shifted, exponentials))
+
+    def readout(self) -> Readout:
+        """Put the blocks together again."""
+        final_lse = self.final.log_sum_exp()
+        final_norm = self.final.sum_zz
+        final_spread = final_norm - self.final.sum_z**2 / self.unembedding.d_vocab
+        shape = (self.n_groups, self.n_positions)
+        names = ("entropy", "kl", "lse", "cos", "cos_centered", "rank", "largest", "low")
+        columns = {name: torch.empty(shape, dtype=torch.float64) for name in names}
+        finite = torch.empty(shape, dtype=torch.bool)
+        top_ids = torch.empty((*shape, self.k), dtype=torch.int64)
+        top_logits = torch.empty((*shape, self.k))
+        for block in self.blocks:
+            at = (block.groups, block.positions)
+            s = block.statistics
+            here = (block.groups.stop - block.groups.start, block.positions.stop - block.positions.start)
+            repeat = here[0]
+            norm, spread, lse, sum_f = (
+                value[block.positions].repeat(repeat)
+                for value in (final_norm, final_spread, final_lse, self.final.sum_z)
+            )
+            own_spread = (s.sum_zz - s.sum_z**2 / self.unembedding.d_vocab).clamp_min(0.0)
+            shared = s.sum_z_final - s.sum_z * sum_f / self.unembedding.d_vocab
+            values = {
+                "entropy": s.entropy_bits(),
+                "kl": s.kl_to_final_bits(lse),
+                "lse": s.log_sum_exp(),
+                "cos": s.sum_z_final / (s.sum_zz.sqrt() * norm.sqrt() + 1e-12),
+                "cos_centered": shared / (own_spread.sqrt() * spread.clamp_min(0.0).sqrt() + 1e-12),
+                "rank": (1 + s.above).double(),
+                "largest": torch.maximum(s.peak.abs(), s.low.abs()).double(),
+                "low": s.low.double() - s.log_sum_exp(),
+            }
+            for name, value in values.items():
+                columns[name][at] = value.view(here).cpu()
+            finite[at] = s.finite().view(here).cpu()
+            top_ids[at] = s.top.ids.view(*here, self.k).cpu()
+            top_logits[at] = s.top.values.view(*here, self.k).cpu()
+        self._check_head(finite)
+        return self._assemble(columns, finite, top_ids, self.lens_transform.apply_(top_logits))
+
+    def _check_head(self, finite: Tensor) -> None:
+        """A finite row with non-finite logits means that the head, not the residual, is broken.
+
+        Raises:
+            NumericError: naming how many rows are hit.
+        """
+        sound = torch.isfinite(self.head_rows).all(-1).cpu()
+        broken = int((sound & ~finite).sum())
+        if broken:
+            raise NumericError(
+                f"The unembedding gives NaN or infinite logits for {broken} of {sound.sum()} finite rows, so no "
+                "probability can be trusted; check the head's weight and bias in the checkpoint."
+            )
+
+    def _assemble(
+        self,
+        columns: dict[str, Tensor],
+        finite: Tensor,
+        top_ids: Tensor,
+        top_logits: Float[Tensor, "groups positions k"],
+    ) -> Readout:
+        lse = columns["lse"]
+        answer_id, answer_logit = (part.cpu() for part in self.answers)
+        has_answer = answer_id >= 0
+        answer_log_prob = self.lens_transform.apply_(answer_logit.clone()).double() - lse
+        known, at = [], 0
+        for question in self.questions:
+            positions = slice(at, at + question.n_positions)
+            at += question.n_positions
+            ids = torch.tensor(question.known_ids, dtype=torch.int64)
+            rows = self.head_rows[:, positions].reshape(-1, self.head_rows.shape[-1])
+            logits = self.lens_transform.apply_(self.unembedding.linear_logits(rows, ids)).cpu().double()
+            known.append((logits.view(self.n_groups, question.n_positions, -1) - lse[:, positions, None]).numpy())
+        return Readout(
+            entropy_bits=columns["entropy"].numpy(),
+            kl_to_final_bits=columns["kl"].numpy(),
+            log_sum_exp=lse.numpy(),
+            cos_to_final=columns["cos"].numpy(),
+            cos_to_final_centered=columns["cos_centered"].numpy(),
+            top_ids=top_ids.numpy(),
+            top_log_probs=(top_logits.double() - lse[..., None]).numpy(),
+            answer_id=answer_id.numpy(),
+            answer_rank=torch.where(has_answer, columns["rank"].long(), 0).numpy(),
+            answer_log_prob=answer_log_prob.numpy(),
+            known_log_probs=tuple(known),
+            max_abs_logit=columns["largest"].numpy(),
+            min_log_prob=columns["low"].numpy(),
+            finite=finite.numpy(),
+            final_entropy_bits=self.final.entropy_bits().cpu().numpy(),
+            final_finite=self.final.finite().cpu().numpy(),
+        )
+
+
+def _answers(
+    rows: Float[Tensor, "groups positions d_head"], questions: Sequence[Question], unembedding: Unembedding
+) -> tuple[Int[Tensor, "groups positions"], Float[Tensor, "groups positions"]]:
+    """For each row the accepted answer with the largest logit and that logit; -1 and -inf where there is none."""
+    n_groups, n_positions, _ = rows.shape
+    answer_id = torch.full((n_groups, n_positions), -1, dtype=torch.int64, device=rows.device)
+    logit = torch.full((n_groups, n_positions), -torch.inf, device=rows.device)
+    at = 0
+    for question in questions:
+        positions = slice(at, at + question.n_positions)
+        at += question.n_positions
+        if not question.answer_ids:
+            continue
+        ids = torch.tensor(sorted(set(question.answer_ids)), dtype=torch.int64, device=rows.device)
+        here = rows[:, positions]
+        logits = unembedding.linear_logits(here.reshape(-1, here.shape[-1]), ids)
+        best = logits.max(-1)
+        answer_id[:, positions] = ids[best.indices].view(here.shape[:2])
+        logit[:, positions] = best.values.view(here.shape[:2])
+    return answer_id, logit

@@ -1,0 +1,158 @@
+"""From residuals to the columns of a run: lenses applied, one sweep, and what follows from its numbers."""
+
+from collections.abc import Callable, Sequence, Set
+from dataclasses import fields
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layerscope.lenses import Lens
+from layerscope.readout.asked import Asked, Echoes, Shape
+from layerscope.readout.columns import Columns
+from layerscope.readout.decode import TOP_SET, Question, Readout, decode
+from layerscope.readout.geometry import geometry, norm_ratio, row_residual_cosine
+from layerscope.record.protocol import Protocol
+from layerscope.unembedding import HeadTransform, Unembedding
+
+
+def measure(
+    residuals: Float[Tensor, "layer row d_model"],
+    lenses: Sequence[Lens],
+    asked: Sequence[Asked],
+    unembedding: Unembedding,
+    *,
+    protocol: Protocol,
+    trivial: Callable[[Set[int]], set[int]],
+    top_k: int = 20,
+    sweep_bytes: int = 1 << 30,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, pl.Series]:
+    """Every number of every decoded row, as columns ordered by prompt, lens, layer and position.
+
+    Args:
+        residuals: the decoded positions of all prompts side by side, float32.
+        lenses: bound lenses.
+        asked: the prompts, in the order of the residuals' rows.
+        unembedding: the model's head.
+        protocol: definitions and thresholds.
+        trivial: which of some ids are blank or punctuation.
+        top_k: how many of the largest logits are listed in a row.
+        sweep_bytes: memory that decoded rows may take; more lenses and layers are decoded in several sweeps.
+        progress: called with (vocabulary ids done, ids to do).
+
+    Raises:
+        NumericError: the unembedding is not finite.
+    """
+    shape = Shape(tuple(lenses), residuals.shape[0], tuple(asked))
+    context = {i for a in asked for i in a.context_ids}
+    echoes = [Echoes.of(a, trivial(context & set(a.context_ids))) for a in asked]
+    questions = [
+        Question(
+            len(a.positions),
+            a.answer_ids,
+            (*e.ids, *a.answer_ids[:1], *(() if a.contrast_id is None else (a.contrast_id,))),
+        )
+        for a, e in zip(asked, echoes, strict=True)
+    ]
+    sweeper = _Sweeper(residuals, shape, questions, echoes, unembedding, protocol, max(TOP_SET, top_k))
+    readout, extra = sweeper.run(sweep_bytes, progress)
+    return Columns(shape, readout, extra, echoes, protocol, unembedding.d_vocab, top_k, trivial).build()
+
+
+class _Sweeper:
+    """Decodes all groups (lens x layer), in as many sweeps as the memory asks for."""
+
+    def __init__(
+        self,
+        residuals: Float[Tensor, "layer row d_model"],
+        shape: Shape,
+        questions: list[Question],
+        echoes: list[Echoes],
+        unembedding: Unembedding,
+        protocol: Protocol,
+        k: int,
+    ) -> None:
+        self.residuals, self.shape, self.questions, self.echoes = residuals, shape, questions, echoes
+        self.unembedding = unembedding
+        self.transform = None if protocol.lens_transform else HeadTransform()
+        self.k = k
+        norm = unembedding.final_norm
+        self.final_rows = residuals[-1] if norm is None else norm(residuals[-1])
+
+    def run(
+        self, sweep_bytes: int, progress: Callable[[int, int], None]
+    ) -> tuple[Readout, dict[str, NDArray[np.float64]]]:
+        """All groups' readouts, and their geometry, `[group, position]`."""
+        groups = [(lens, layer) for lens in self.shape.lenses for layer in range(self.shape.n_layers)]
+        per_group = 4 * self.residuals.shape[1] * self.residuals.shape[2]
+        most = max(1, sweep_bytes // max(1, per_group))
+        n_sweeps = -(-len(groups) // most)
+        readouts, extras = [], []
+        for i in range(n_sweeps):
+            part = groups[i * most : (i + 1) * most]
+            rows = torch.empty(len(part), *self.residuals.shape[1:], device=self.residuals.device)
+            for g, (lens, layer) in enumerate(part):
+                rows[g] = lens(self.residuals[layer], layer)
+            readout = decode(
+                rows,
+                self.final_rows,
+                self.questions,
+                self.unembedding,
+                lens_transform=self.transform,
+                top_k=self.k,
+                progress=lambda done, total, i=i: progress(i * total + done, n_sweeps * total),  # type: ignore[misc]
+            )
+            readouts.append(readout)
+            extras.append(self._geometry(rows, [layer for _, layer in part], readout))
+        return _concatenate(readouts), {name: np.concatenate([e[name] for e in extras]) for name in extras[0]}
+
+    def _geometry(
+        self, rows: Float[Tensor, "group row d_model"], layers: list[int], readout: Readout
+    ) -> dict[str, NDArray[np.float64]]:
+        found: dict[str, list[Tensor]] = {"cos_to_answer": [], "cos_to_prompt_max": []}
+        for prompt, echo in enumerate(self.echoes):
+            columns = self.shape.columns_of(prompt)
+            own = geometry(
+                rows[:, columns],
+                torch.from_numpy(readout.answer_id[:, columns]),
+                torch.tensor(echo.ids, dtype=torch.int64),
+                torch.from_numpy(echo.seen),
+                self.unembedding,
+            )
+            found["cos_to_answer"].append(own.cos_to_answer)
+            found["cos_to_prompt_max"].append(own.cos_to_prompt_max)
+        result = {name: torch.cat(parts, dim=1).numpy() for name, parts in found.items()}
+        per_group = {
+            "raw_resid_norm": [self.residuals[layer].double().norm(dim=-1).cpu() for layer in layers],
+            "resid_norm_ratio": [
+                norm_ratio(row[None], self.residuals[layer][None])[0] for row, layer in zip(rows, layers, strict=True)
+            ],
+            "delta_resid_cos": [
+                row_residual_cosine(row[None], self.residuals[layer][None])[0]
+                for row, layer in zip(rows, layers, strict=True)
+            ],
+            "any_nan": [torch.isnan(row).any(-1).double().cpu() for row in rows],
+            "any_inf": [torch.isinf(row).any(-1).double().cpu() for row in rows],
+        }
+        return result | {name: torch.stack(parts).numpy() for name, parts in per_group.items()}
+
+
+def _concatenate(readouts: list[Readout]) -> Readout:
+    """Readouts of several sweeps over the same positions, group after group."""
+    if len(readouts) == 1:
+        return readouts[0]
+    shared = {"final_entropy_bits", "final_finite"}
+    values: dict[str, object] = {}
+    for field in fields(Readout):
+        parts = [getattr(readout, field.name) for readout in readouts]
+        if field.name in shared:
+            values[field.name] = parts[0]
+        elif field.name == "known_log_probs":
+            values[field.name] = tuple(np.concatenate(prompt) for prompt in zip(*parts, strict=True))
+        else:
+            values[field.name] = np.concatenate(parts)
+    return Readout(**values)  # type: ignore[arg-type]

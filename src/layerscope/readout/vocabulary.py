@@ -1,0 +1,184 @@
+"""Running statistics of logits while they pass by, a tile of the vocabulary at a time.
+
+Nothing here keeps a row of logits. Sums are float64 and relative to the running maximum (the *peak*), and the peak's own
+term is left out of them, so that an entropy of 1e-30 bits keeps its digits: with `tail = sum over the others of
+exp(z - peak)`, the log-sum-exp is `peak + log1p(tail)`, and a row that is sure of one token has a tiny tail instead of a
+sum that rounds to one.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+LN2 = 0.6931471805599453
+KL_FLOOR_NATS = -69.07755278982137
+"""ln 1e-30: log-probabilities of the reference distribution count as no lower than this."""
+KL_SATURATED_BITS = 95.0
+"""A divergence above this says 'off the scale' (the floor bounds it by 99.66 bits) and is flagged."""
+
+
+class TopK:
+    """The `k` largest logits of every row and their ids; equal logits are ordered by id, the smaller first.
+
+    Tiles must come in the order of their ids. A tile is looked into only for rows in which its maximum beats the
+    current k-th value, and what is found waits until a merge is worth its cost.
+    """
+
+    def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
+        self.k = k
+        self.values = torch.full((n_rows, k), -torch.inf, device=device)
+        self.ids = torch.full((n_rows, k), -1, dtype=torch.int64, device=device)
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._n_pending = 0
+
+    def update(self, logits: Float[Tensor, "rows tile"], start: int, tile_peak: Float[Tensor, " rows"]) -> None:
+        """Take in the logits of ids `start ...`; `tile_peak` is their maximum by row."""
+        floor = self.values[:, -1]
+        rows = (tile_peak > floor).nonzero().squeeze(-1)
+        if rows.numel() == 0:
+            return
+        candidates = logits if rows.numel() == logits.shape[0] else logits[rows]
+        hit = candidates > floor[rows, None]
+        row, column = hit.nonzero(as_tuple=True)
+        self._pending.append((rows[row], column + start, candidates[hit]))
+        self._n_pending += len(row)
+        if self._n_pending > self.values.numel() // 2:
+            self.merge()
+
+    def merge(self) -> None:
+        """Fold what waits into `values` and `ids`."""
+        if not self._pending:
+            return
+        found_row, found_id, found_value = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
+        touched, group = torch.unique(found_row, return_inverse=True)
+        row = torch.cat([torch.arange(len(touched), device=group.device).repeat_interleave(self.k), group])
+        token_id = torch.cat([self.ids[touched].flatten(), found_id])
+        value = torch.cat([self.values[touched].flatten(), found_value])
+        # Kept entries come first and have smaller ids, so two stable sorts leave equal values in the order of their ids.
+        by_value = torch.sort(value, descending=True, stable=True).indices
+        order = by_value[torch.sort(row[by_value], stable=True).indices]
+        sizes = torch.bincount(row, minlength=len(touched))
+        place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[row[order]]
+        kept = order[place < self.k]
+        self.values[touched] = value[kept].view(-1, self.k)
+        self.ids[touched] = token_id[kept].view(-1, self.k)
+        self._pending, self._n_pending = [], 0
+
+
+class VocabularyStatistics:
+    """What is kept of the logits of a block of rows, against the final logits of the same positions.
+
+    Rows are `[group, position]` flattened; every group (a lens at a layer) shares the final logits `[position, ids]`.
+    """
+
+    def __init__(
+        self,
+        n_rows: int,
+        k: int,
+        threshold: Float[Tensor, " rows"],
+        threshold_id: Int[Tensor, " rows"],
+    ) -> None:
+        """`threshold` is the answer's logit, whose rank is counted; -inf and id -1 where a row has no answer."""
+        device = threshold.device
+
+        def zeros() -> Tensor:
+            return torch.zeros(n_rows, dtype=torch.float64, device=device)
+
+        self.peak = torch.full((n_rows,), -torch.inf, device=device)
+        self.tail = zeros()
+        """Sum over all ids but the peak's of exp(z - peak)."""
+        self.tail_moment = zeros()
+        """Sum over all ids but the peak's of exp(z - peak) (z - peak); never positive."""
+        self.difference = zeros()
+        """Sum over all ids of exp(z - peak) (z - z_final)."""
+        self.low = torch.full((n_rows,), torch.inf, device=device)
+        """The smallest logit."""
+        self.sum_z, self.sum_zz, self.sum_z_final = zeros(), zeros(), zeros()
+        self.above = torch.zeros(n_rows, dtype=torch.int64, device=device)
+        """How many ids have a logit above the threshold, the threshold's own id not counted."""
+        self.top = TopK(n_rows, k, device)
+        self._threshold, self._threshold_id = threshold, threshold_id
+
+    def update_ranks(self, linear: Float[Tensor, "rows tile"], start: int, buffer: Float[Tensor, "rows tile"]) -> None:
+        """Count ranks and collect the top k; on logits before the head transform, which keeps their order.
+
+        A softcap rounds large logits to one value; the linear ones still tell which is larger.
+        """
+        self.top.update(linear, start, linear.amax(-1))
+        column = self._threshold_id - start
+        # The answer's logit comes from another product than this tile's and may round differently: its own id is
+        # not compared with itself.
+        inside = ((column >= 0) & (column < linear.shape[1])).nonzero().squeeze(-1)
+        torch.gt(linear, self._threshold[:, None], out=buffer)
+        self.above += buffer.sum(-1).long()
+        if inside.numel():
+            self.above[inside] -= (linear[inside, column[inside]] > self._threshold[inside]).long()
+
+    def update_sums(
+        self,
+        logits: Float[Tensor, "rows tile"],
+        final: Float[Tensor, "positions tile"],
+        final_floored: Float[Tensor, "positions tile"],
+        bias: Float[Tensor, " tile"] | None,
+        buffers: tuple[Float[Tensor, "rows tile"], Float[Tensor, "rows tile"]],
+    ) -> None:
+        """Take in transformed logits; `logits` is used up when a bias has to be subtracted."""
+        shifted, weight = buffers
+        positions, tile = final.shape
+        improved, peak_column = self._raise_peak(logits)
+        self.low = torch.minimum(self.low, logits.amin(-1))
+        torch.sub(logits, self.peak[:, None], out=shifted)
+        torch.exp(shifted, out=weight)
+        shifted.mul_(weight)
+        self.tail_moment += shifted.sum(-1, dtype=torch.float64)
+
+        torch.sub(logits.view(-1, positions, tile), final_floored, out=shifted.view(-1, positions, tile))
+        shifted.mul_(weight)
+        self.difference += shifted.sum(-1, dtype=torch.float64)
+        weight[improved, peak_column] = 0.0
+        self.tail += weight.sum(-1, dtype=torch.float64)
+
+        if bias is not None:
+            logits.sub_(bias)
+            final = final - bias
+        self.sum_z += logits.sum(-1, dtype=torch.float64)
+        self.sum_zz += torch.mul(logits, logits, out=shifted).sum(-1, dtype=torch.float64)
+        torch.mul(logits.view(-1, positions, tile), final, out=shifted.view(-1, positions, tile))
+        self.sum_z_final += shifted.sum(-1, dtype=torch.float64)
+
+    def _raise_peak(self, logits: Float[Tensor, "rows tile"]) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """Move the sums to the new running maximum; the rows whose peak lies in this tile, and its column."""
+        tile_peak = logits.amax(-1)
+        rises = ~(tile_peak <= self.peak)  # a NaN must reach the sums, not hide behind a comparison
+        improved = rises.nonzero().squeeze(-1)
+        if improved.numel() == 0:
+            return improved, improved
+        old = self.peak[improved]
+        rise = torch.where(torch.isinf(old), 0.0, tile_peak[improved] - old).double()
+        shrink = torch.where(torch.isinf(old), 0.0, torch.exp(-rise))
+        with_old_peak = self.tail[improved] + 1.0
+        self.tail_moment[improved] = shrink * (self.tail_moment[improved] - rise * with_old_peak)
+        self.tail[improved] = shrink * with_old_peak
+        self.difference[improved] *= shrink
+        self.peak[improved] = tile_peak[improved]
+        return improved, logits[improved].argmax(-1)
+
+    def log_sum_exp(self) -> Float[Tensor, " rows"]:
+        """Natural log of the sum of exponentials, float64."""
+        return self.peak.double() + torch.log1p(self.tail)
+
+    def entropy_bits(self) -> Float[Tensor, " rows"]:
+        """Shannon entropy in bits, in [0, log2 d_vocab]."""
+        return ((torch.log1p(self.tail) - self.tail_moment / (1.0 + self.tail)) / LN2).clamp_min(0.0)
+
+    def kl_to_final_bits(self, final_log_sum_exp: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """KL(row || final) in bits; rounding below zero is written as 0.
+
+        KL(p || q) = E_p[z_p - z_q] - lse_p + lse_q, from log p = z_p - lse_p (Cover & Thomas, section 2.3).
+        """
+        nats = self.difference / (1.0 + self.tail) - (self.log_sum_exp() - final_log_sum_exp)
+        return (nats / LN2).clamp_min(0.0)
+
+    def finite(self) -> Bool[Tensor, " rows"]:
+        """Which rows saw nothing but finite logits."""
+        return torch.isfinite(self.peak) & torch.isfinite(self.tail) & torch.isfinite(self.sum_zz)

@@ -1,0 +1,59 @@
+"""One pass over a suite: the residual stream of every prompt after every block.
+
+Layers count how many blocks have written: 0 is what enters block 0 (the embedding, with whatever a family adds or
+multiplies), n_layers leaves the last block, before the final norm.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from layerscope.model.causal_lm import CausalLM
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """The residual stream of some prompts, right-padded to the longest."""
+
+    values: Float[Tensor, "prompt layer position d_model"]
+    """float32; positions past a prompt's length are zero or meaningless."""
+    lengths: tuple[int, ...]
+    """Number of real positions of each prompt."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks; there is one layer more."""
+        return self.values.shape[1] - 1
+
+    def last(self) -> Float[Tensor, "prompt d_model"]:
+        """The residual after the last block at each prompt's last position."""
+        rows = torch.arange(len(self.lengths))
+        return self.values[rows, -1, torch.tensor(self.lengths) - 1]
+
+    def select(self, positions: Sequence[Sequence[int]]) -> Float[Tensor, "layer row d_model"]:
+        """Chosen positions of every prompt side by side, prompt by prompt."""
+        parts = [self.values[i, :, list(chosen)] for i, chosen in enumerate(positions)]
+        return torch.cat(parts, dim=1)
+
+
+def read_residuals(
+    model: CausalLM,
+    token_ids: Sequence[Sequence[int]],
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Residuals, Float[Tensor, "prompt d_vocab"]]:
+    """Run prompts through the model once.
+
+    Args:
+        model: an open model.
+        token_ids: what the model reads, prompt by prompt, BOS included.
+        progress: called with (blocks done, blocks to do).
+
+    Returns:
+        The residuals, and the model's own logits at each prompt's last position.
+    """
+    forward = model.forward(token_ids, progress=progress)
+    return Residuals(forward.residuals, forward.lengths), forward.logits

@@ -335,7 +335,7 @@ def token_rows(source: Iterator[str], tokenizer: PreTrainedTokenizerFast, count:
 
 
 def fresh_model(end_id: int) -> Qwen3ForCausalLM:
-    """A Qwen3 small enough to ship, deep rather than wide: one head of 16 cannot carry an answer across by itself."""
+    """A Qwen3 small enough to ship: deep and narrow, since its depth is what it is there for."""
     config = Qwen3Config(
         vocab_size=D_VOCAB,
         hidden_size=96,
@@ -354,7 +354,7 @@ def fresh_model(end_id: int) -> Qwen3ForCausalLM:
 
 
 def optimisers(model: Qwen3ForCausalLM) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the matrices of the blocks, AdamW for the rest, each with its highest learning rate."""
+    """Muon (in torch from 2.9) for the matrices of the blocks, AdamW for the rest, each with its peak learning rate."""
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and ".layers." in name]
     others = [weight for name, weight in model.named_parameters() if not (weight.ndim == 2 and ".layers." in name)]
     muon = torch.optim.Muon(matrices, lr=MUON_PEAK, momentum=0.95, weight_decay=0.01)
@@ -478,7 +478,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for model, config and tokenizer")
     parser.add_argument("--steps", type=int, default=1500, help=f"each of {ROWS_PER_STEP} rows of {ROW_TOKENS} tokens")
     arguments = parser.parse_args()
-    # Matrices this small gain nothing from a second thread, and the order of sums stays the same on every machine size.
+    # So small a model gains little from a second thread, and with one the order of sums does not hang on the machine.
     torch.set_num_threads(1)
     started = time.monotonic()
     loss = make_model(arguments.seed, arguments.steps, arguments.out)

@@ -1,4 +1,4 @@
-"""The end of a model as plain tensors: final norm, unembedding and head transform, a slice of the vocabulary at a time."""
+"""The end of a model as plain tensors: final norm, unembedding, head transform; a slice of the vocabulary at a time."""
 
 from dataclasses import dataclass, field
 from typing import Literal

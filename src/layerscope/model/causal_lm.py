@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from layerscope.errors import CheckpointError, ModelError
 from layerscope.model.architecture import Architecture, batches, describe, read_norm, reset_rope
 from layerscope.model.checkpoint import Checkpoint, Source, locate
-from layerscope.model.families import family_of
+from layerscope.model.families import bos_rule, family_of
 from layerscope.model.placement import Placement, place
 from layerscope.model.streaming import Hooks, Prefetcher, StreamedLinear, map_names, stream_weights
 from layerscope.model.tokens import Tokens
@@ -95,6 +95,7 @@ class CausalLM:
         dtype: str = "auto",
         memory: int | None = None,
         trust_remote_code: bool = False,
+        bos: str = "auto",
     ) -> "CausalLM":
         """Open a model without loading it.
 
@@ -105,6 +106,7 @@ class CausalLM:
             dtype: dtype the blocks compute in; `auto` is float32 on a CPU and bfloat16 on CUDA.
             memory: budget in bytes for everything but the weights' pages.
             trust_remote_code: run Python code that comes with the checkpoint; it is recorded.
+            bos: whether prompts start with BOS: `auto` (by family), `yes` or `no`.
 
         Raises:
             CheckpointError: files missing, incomplete or damaged.
@@ -119,12 +121,12 @@ class CausalLM:
         config = _read_config(source.folder, trust_remote_code)
         family, _ = family_of(config.get_text_config())
         checkpoint = Checkpoint(source.folder)
-        tokens = Tokens(source.folder, family.bos, trust_remote_code=trust_remote_code)
+        tokens = Tokens(source.folder, bos_rule(family, bos), trust_remote_code=trust_remote_code)
         with init_empty_weights(include_buffers=False):
             module = AutoModelForCausalLM.from_config(
                 config,
                 dtype=placement.dtype,
-                # Only the plain implementation caps attention scores; elsewhere Transformers' own choice is the reference.
+                # Only the plain implementation caps attention scores; elsewhere Transformers' choice is the reference.
                 attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
                 trust_remote_code=trust_remote_code,
             )
@@ -162,6 +164,12 @@ class CausalLM:
         return self.architecture.d_vocab
 
     @property
+    def n_context(self) -> int | None:
+        """How many tokens the model was made to read at most; None where its config does not say."""
+        limit = getattr(self._module.config.get_text_config(), "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    @property
     def final_norm(self) -> Norm | None:
         """The norm before the unembedding."""
         return self.next_norms[-1]
@@ -170,6 +178,13 @@ class CausalLM:
     def largest_block_bytes(self) -> int:
         """Memory that the parameters of one block take while it computes, beyond what is streamed."""
         return max((loader.bytes for loader in self._loaders), default=0)
+
+    @cached_property
+    def widest_activation(self) -> int:
+        """Numbers that one token holds at once inside a block, roughly: a gated layer's three widest, and the stream."""
+        blocks = self._module.get_submodule(self.architecture.blocks)
+        widths = [m.out_features for m in blocks.modules() if isinstance(m, StreamedLinear)]
+        return 3 * max(widths, default=4 * self.d_model) + 6 * self.d_model
 
     @cached_property
     def stored_dtype(self) -> str:
@@ -205,7 +220,7 @@ class CausalLM:
     ) -> Forward:
         """Run all prompts through the model in one right-padded batch, visiting every weight once.
 
-        Models whose rotary frequencies depend on the batch's longest prompt take a pass for each regime (see `batches`).
+        Models whose rotary frequencies depend on a batch's longest prompt take a pass for each regime (`batches`).
 
         Args:
             token_ids: for each prompt what the model reads, BOS included; lengths may differ.

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from layerscope.errors import TokenizerError
+
 Bos = Literal["always", "never", "tokenizer"]
 
 
@@ -81,3 +83,15 @@ def family_of(config: Any) -> tuple[Family, bool]:
     if known.model_type == "opt" and not config.do_layer_norm_before:
         return Family(**{**known.__dict__, "input_norm": None}), True
     return known, True
+
+
+def bos_rule(family: Family, wish: str) -> Bos:
+    """The family's rule, or the user's own.
+
+    Raises:
+        TokenizerError: a wish that is not `auto`, `yes` or `no`.
+    """
+    rules: dict[str, Bos] = {"auto": family.bos, "yes": "always", "no": "never"}
+    if wish not in rules:
+        raise TokenizerError(f"'{wish}' does not say whether prompts start with BOS; choose auto, yes or no.")
+    return rules[wish]

@@ -82,22 +82,19 @@ def _explain(
     said = f"declared: scale {declared.scale}, softcap {declared.softcap}"
     scale = _fit_scale(z, y)
     cap = _fit_softcap(z, y, 1.0)
-    both_cap = _fit_softcap_and_scale(z, y)
-    candidates = [
-        (HeadTransform(scale=scale), f"a logit scale of {scale:.6g}") if scale > 0 else None,
-        (HeadTransform(softcap=cap), f"a logit softcap of {cap:.6g}") if cap else None,
-        (
-            HeadTransform(both_cap[0], both_cap[1]),
-            f"a logit scale of {both_cap[0]:.6g} and a softcap of {both_cap[1]:.6g}",
-        )
-        if both_cap
-        else None,
-    ]
+    both = _fit_softcap_and_scale(z, y)
+    candidates: list[tuple[HeadTransform, str]] = []
+    if scale > 0:
+        candidates.append((HeadTransform(scale=scale), f"a logit scale of {scale:.6g}"))
+    if cap:
+        candidates.append((HeadTransform(softcap=cap), f"a logit softcap of {cap:.6g}"))
+    if both:
+        candidates.append((HeadTransform(*both), f"a logit scale of {both[0]:.6g} and a softcap of {both[1]:.6g}"))
     # Double precision on both sides: what is left after a right explanation is float32 rounding of the logits.
     allowed = max(tolerance_bits, 1e-5)
-    for candidate in candidates:
-        if candidate and _kl_bits(candidate[0].apply_(z.clone()), y) <= allowed:
-            return candidate[0], False, f"The decode lacks {candidate[1]} ({said})."
+    for transform, words in candidates:
+        if _kl_bits(transform.apply_(z.clone()), y) <= allowed:
+            return transform, False, f"The decode lacks {words} ({said})."
     bias = (y - declared.apply_(z.clone())).mean(0)
     if len(z) > 1 and _kl_bits(declared.apply_(z.clone()) + bias, y) <= allowed:
         return None, True, f"The decode lacks a bias by vocabulary id, up to {float(bias.abs().max()):.4g} ({said})."
@@ -111,7 +108,7 @@ def _fit_scale(z: Tensor, y: Tensor) -> float:
 
 
 def _fit_softcap(z: Tensor, y: Tensor, scale: float) -> float | None:
-    """The c for which c tanh(scale z / c) is nearest to y, by a search over log c that narrows around its best point."""
+    """The c for which c tanh(scale z / c) is nearest to y, by a search over log c that narrows round its best point."""
     low, high = torch.tensor(float(y.abs().max())).log().item(), 14.0
     if low >= high:
         return None

@@ -22,7 +22,7 @@ TILE_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one of the model's tensors comes from: checkpoint tensors, and a conversion where they are not it as such."""
+    """Where one of the model's tensors comes from: a stored tensor, or several and their conversion."""
 
     checkpoint: Checkpoint
     names: tuple[str, ...]
@@ -110,15 +110,34 @@ def _check_complete(model: Any, wanted: dict[str, Tensor], stored: dict[str, Sto
                 )
 
 
+class TileBuffer:
+    """One tile's worth of memory that all linears of a model take turns to use."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._memory = torch.empty(TILE_BYTES // 4, dtype=dtype, device=device)
+
+    def cast(self, stored: Tensor) -> Tensor:
+        """The tile in the compute dtype; valid until the next call. Needs no copy where it is stored so already."""
+        if stored.dtype == self._dtype and stored.device == self._device:
+            return stored
+        if stored.numel() > self._memory.numel():  # one row can be wider than a tile
+            self._memory = torch.empty(stored.numel(), dtype=self._dtype, device=self._device)
+        return self._memory[: stored.numel()].view(stored.shape).copy_(stored, non_blocking=True)
+
+
 class StreamedLinear(nn.Module):
     """A linear layer whose weight stays in the file: `x W^T + b`, a tile of output features at a time."""
 
-    def __init__(self, stored: Tensor, bias: Tensor | None, compute: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, stored: Tensor, bias: Tensor | None, compute: torch.dtype, device: torch.device, buffer: "TileBuffer"
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = stored.shape
         self._stored = stored
         self._compute, self._device = compute, device
         self.bias = bias
+        self._buffer = buffer
         self._tile = max(1, TILE_BYTES // (4 * self.in_features))
 
     @property
@@ -133,8 +152,7 @@ class StreamedLinear(nn.Module):
         out = torch.empty(self.out_features, columns.shape[1], dtype=self._compute, device=x.device)
         for start in range(0, self.out_features, self._tile):
             stop = min(start + self._tile, self.out_features)
-            tile = self._stored[start:stop].to(self._device, self._compute, non_blocking=True)
-            torch.mm(tile, columns, out=out[start:stop])
+            torch.mm(self._buffer.cast(self._stored[start:stop]), columns, out=out[start:stop])
         if self.bias is not None:
             out += self.bias[:, None]
         return out.T.reshape(*x.shape[:-1], self.out_features)
@@ -243,6 +261,7 @@ def stream_weights(
     from transformers.models.falcon.modeling_falcon import FalconLinear
 
     linears = (nn.Linear, FalconLinear)  # FalconLinear writes its product out; it is the same map
+    buffer = TileBuffer(compute, device)
     for path, module in list(model.named_modules()):
         name = f"{path}.weight"
         if isinstance(module, nn.Embedding) and name in stored:
@@ -250,7 +269,7 @@ def stream_weights(
         elif type(module) in linears and name in stored and stored[name].convert is None:
             bias = None if module.bias is None else _read(stored[f"{path}.bias"], compute, device)
             parent, _, leaf = path.rpartition(".")
-            streamed = StreamedLinear(stored[name].tensor(), bias, compute, device)
+            streamed = StreamedLinear(stored[name].tensor(), bias, compute, device, buffer)
             setattr(model.get_submodule(parent), leaf, streamed)
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]

@@ -119,8 +119,9 @@ class Tokens:
         """The decoded string of each single id; for people, since several ids may share one string."""
         wanted = set(ids)
         new = sorted(wanted - self._display.keys())
-        texts = self._tokenizer.batch_decode([[i] for i in new], clean_up_tokenization_spaces=False)
-        self._display.update(zip(new, texts, strict=True))
+        if new:  # of nothing, Transformers decodes one empty string
+            texts = self._tokenizer.batch_decode([[i] for i in new], clean_up_tokenization_spaces=False)
+            self._display.update(zip(new, texts, strict=True))
         return {i: self._display[i] for i in wanted}
 
     def trivial(self, ids: Iterable[int]) -> set[int]:

@@ -21,8 +21,8 @@ class Asked:
     """Positions to decode, ascending."""
     answer_ids: tuple[int, ...]
     """First ids of the accepted answers, the gold one first."""
-    contrast_id: int | None
-    """On a control prompt the first id of the fact it is contrasted with."""
+    contrast_ids: tuple[int, ...]
+    """On a control prompt the gold id of the fact it is contrasted with; empty elsewhere or where unresolved."""
     is_control: bool
 
     @property

@@ -45,7 +45,7 @@ class Columns:
         self.has_answer = self._lift(readout.answer_id) >= 0
         self.top_ids = self._lift(readout.top_ids)
         self.top_log_probs = self._lift(readout.top_log_probs)
-        self.decoded = np.array([lens.name != "raw" for lens in shape.lenses])[:, None, None] & np.ones(
+        self.normed = np.array([lens.name != "raw" for lens in shape.lenses])[:, None, None] & np.ones(
             self.axes, np.bool_
         )
 
@@ -142,7 +142,7 @@ class Columns:
             "is_answer": self._column(is_answer, has),
             "answer_minus_uniform": self._column(above_uniform, has),
             "semantic_margin_ok": self._column(
-                is_answer & (above_uniform >= self.thresholds.semantic_margin), has & self.decoded
+                is_answer & (above_uniform >= self.thresholds.semantic_margin), has & self.normed
             ),
             "answer_logit_gap": self._column(self.top_log_probs[..., 0] - second, has & on_top),
             "answer_vs_top1_gap": self._column(log_p - self.top_log_probs[..., 0], has & (rank > 1)),
@@ -200,8 +200,8 @@ class Columns:
             "cos_to_prompt_max": self._column(to_prompt, ~np.isnan(to_prompt)),
             "geom_crossover": self._column(to_answer >= to_prompt + self.thresholds.geometry_margin, both),
             "raw_resid_norm": self._column(self.extra["raw_resid_norm"]),
-            "resid_norm_ratio": self._column(self.extra["resid_norm_ratio"], self.decoded),
-            "delta_resid_cos": self._column(self.extra["delta_resid_cos"], self.decoded),
+            "resid_norm_ratio": self._column(self.extra["resid_norm_ratio"], self.normed),
+            "delta_resid_cos": self._column(self.extra["delta_resid_cos"], self.normed),
         }
 
     def _overlaps(self) -> dict[str, pl.Series]:
@@ -219,7 +219,7 @@ class Columns:
                     with_previous[lens, layer] = jaccard(own, sets[lens, layer - 1]).numpy()
         previous_finite = np.concatenate([np.zeros_like(self.finite[:, :1]), self.finite[:, :-1]], axis=1)
         return {
-            "topk_jaccard_raw_norm@50": self._column(with_raw, self.decoded & raw_finite[None]),
+            "topk_jaccard_raw_norm@50": self._column(with_raw, self.normed & raw_finite[None]),
             "topk_jaccard_consecutive@50": self._column(with_previous, previous_finite),
         }
 
@@ -233,7 +233,7 @@ class Columns:
             at = self.shape.columns_of(prompt)
             gap[:, :, at] = lead[:, :, at]
             has_gap[:, :, at] = self.top_ids[:, :, at, 0] == asked.answer_ids[0]
-            if asked.contrast_id is not None:
+            if asked.contrast_ids:
                 known = np.exp(self._known(prompt))
                 margin[:, :, at] = known[..., -2] - known[..., -1]
                 has_margin[:, :, at] = True

@@ -16,7 +16,7 @@ from layerscope.unembedding import HeadTransform, Unembedding
 ROWS_PER_BLOCK = 2048
 """Rows multiplied at once: enough to reach the matrix product's peak."""
 TILE_BYTES = 4 << 20
-"""Size of one block's logits. They are read about ten times while they are hot, so they should fit in a core's cache."""
+"""Size of one block's logits: they are read about ten times while hot, so they should fit in a core's cache."""
 TOP_SET = 50
 """Size of the top-k sets that overlaps and prompt masses are taken over, whatever is displayed."""
 
@@ -230,11 +230,8 @@ class _Sweep:
             at = (block.groups, block.positions)
             s = block.statistics
             here = (block.groups.stop - block.groups.start, block.positions.stop - block.positions.start)
-            repeat = here[0]
-            norm, spread, lse, sum_f = (
-                value[block.positions].repeat(repeat)
-                for value in (final_norm, final_spread, final_lse, self.final.sum_z)
-            )
+            finals = (final_norm, final_spread, final_lse, self.final.sum_z)
+            norm, spread, lse, sum_f = (value[block.positions].repeat(here[0]) for value in finals)
             own_spread = (s.sum_zz - s.sum_z**2 / self.unembedding.d_vocab).clamp_min(0.0)
             shared = s.sum_z_final - s.sum_z * sum_f / self.unembedding.d_vocab
             values = {

@@ -60,15 +60,15 @@ def _cosines(
 
 
 def norm_ratio(
-    rows: Float[Tensor, "groups positions d_model"], residuals: Float[Tensor, "groups positions d_model"]
-) -> Float[Tensor, "groups positions"]:
+    rows: Float[Tensor, "*rows d_model"], residuals: Float[Tensor, "*rows d_model"]
+) -> Float[Tensor, "*rows"]:
     """Length of the decoded row over length of the residual."""
     return (rows.double().norm(dim=-1) / (residuals.double().norm(dim=-1) + TINY)).cpu()
 
 
 def row_residual_cosine(
-    rows: Float[Tensor, "groups positions d_model"], residuals: Float[Tensor, "groups positions d_model"]
-) -> Float[Tensor, "groups positions"]:
+    rows: Float[Tensor, "*rows d_model"], residuals: Float[Tensor, "*rows d_model"]
+) -> Float[Tensor, "*rows"]:
     """Cosine of decoded row and residual, in [-1, 1]."""
     a, b = rows.double(), residuals.double()
     cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1) + TINY)

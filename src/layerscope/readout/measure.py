@@ -18,6 +18,8 @@ from layerscope.readout.geometry import geometry, norm_ratio, row_residual_cosin
 from layerscope.record.protocol import Protocol
 from layerscope.unembedding import HeadTransform, Unembedding
 
+PER_ROW = ("raw_resid_norm", "resid_norm_ratio", "delta_resid_cos", "any_nan", "any_inf")
+
 
 def measure(
     residuals: Float[Tensor, "layer row d_model"],
@@ -48,14 +50,9 @@ def measure(
         NumericError: the unembedding is not finite.
     """
     shape = Shape(tuple(lenses), residuals.shape[0], tuple(asked))
-    context = {i for a in asked for i in a.context_ids}
-    echoes = [Echoes.of(a, trivial(context & set(a.context_ids))) for a in asked]
+    echoes = [Echoes.of(a, trivial(set(a.context_ids))) for a in asked]
     questions = [
-        Question(
-            len(a.positions),
-            a.answer_ids,
-            (*e.ids, *a.answer_ids[:1], *(() if a.contrast_id is None else (a.contrast_id,))),
-        )
+        Question(len(a.positions), a.answer_ids, (*e.ids, *a.answer_ids[:1], *a.contrast_ids))
         for a, e in zip(asked, echoes, strict=True)
     ]
     sweeper = _Sweeper(residuals, shape, questions, echoes, unembedding, protocol, max(TOP_SET, top_k))
@@ -126,18 +123,14 @@ class _Sweeper:
             found["cos_to_answer"].append(own.cos_to_answer)
             found["cos_to_prompt_max"].append(own.cos_to_prompt_max)
         result = {name: torch.cat(parts, dim=1).numpy() for name, parts in found.items()}
-        per_group = {
-            "raw_resid_norm": [self.residuals[layer].double().norm(dim=-1).cpu() for layer in layers],
-            "resid_norm_ratio": [
-                norm_ratio(row[None], self.residuals[layer][None])[0] for row, layer in zip(rows, layers, strict=True)
-            ],
-            "delta_resid_cos": [
-                row_residual_cosine(row[None], self.residuals[layer][None])[0]
-                for row, layer in zip(rows, layers, strict=True)
-            ],
-            "any_nan": [torch.isnan(row).any(-1).double().cpu() for row in rows],
-            "any_inf": [torch.isinf(row).any(-1).double().cpu() for row in rows],
-        }
+        per_group: dict[str, list[Tensor]] = {name: [] for name in PER_ROW}
+        for row, layer in zip(rows, layers, strict=True):
+            residual = self.residuals[layer]
+            per_group["raw_resid_norm"].append(residual.double().norm(dim=-1).cpu())
+            per_group["resid_norm_ratio"].append(norm_ratio(row, residual))
+            per_group["delta_resid_cos"].append(row_residual_cosine(row, residual))
+            per_group["any_nan"].append(torch.isnan(row).any(-1).double().cpu())
+            per_group["any_inf"].append(torch.isinf(row).any(-1).double().cpu())
         return result | {name: torch.stack(parts).numpy() for name, parts in per_group.items()}
 
 

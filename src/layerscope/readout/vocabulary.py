@@ -1,9 +1,9 @@
 """Running statistics of logits while they pass by, a tile of the vocabulary at a time.
 
-Nothing here keeps a row of logits. Sums are float64 and relative to the running maximum (the *peak*), and the peak's own
-term is left out of them, so that an entropy of 1e-30 bits keeps its digits: with `tail = sum over the others of
-exp(z - peak)`, the log-sum-exp is `peak + log1p(tail)`, and a row that is sure of one token has a tiny tail instead of a
-sum that rounds to one.
+Nothing here keeps a row of logits. Sums are float64 and relative to the running maximum (the *peak*), and the peak's
+own term is left out of them, so that an entropy of 1e-30 bits keeps its digits: with `tail = sum over the others of
+exp(z - peak)`, the log-sum-exp is `peak + log1p(tail)`, and a row that is sure of one token has a tiny tail instead of
+a sum that rounds to one.
 """
 
 import torch
@@ -54,7 +54,7 @@ class TopK:
         row = torch.cat([torch.arange(len(touched), device=group.device).repeat_interleave(self.k), group])
         token_id = torch.cat([self.ids[touched].flatten(), found_id])
         value = torch.cat([self.values[touched].flatten(), found_value])
-        # Kept entries come first and have smaller ids, so two stable sorts leave equal values in the order of their ids.
+        # Kept entries come first and have smaller ids: two stable sorts leave equal values in the order of their ids.
         by_value = torch.sort(value, descending=True, stable=True).indices
         order = by_value[torch.sort(row[by_value], stable=True).indices]
         sizes = torch.bincount(row, minlength=len(touched))

@@ -1,0 +1,218 @@
+"""What a run was made of, for its record: model, suite, lenses, health, machine."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import polars as pl
+import torch
+
+from layerscope.encode import Encoded
+from layerscope.lenses import Lens
+from layerscope.model.causal_lm import CausalLM
+from layerscope.model.identity import Identity
+from layerscope.model.tokens import Alignment
+from layerscope.record import run as record
+from layerscope.record.protocol import Protocol
+from layerscope.suite import Suite
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for, beside model and suite."""
+
+    protocol: Protocol
+    lenses: tuple[Lens, ...]
+    positions: str
+    top_k: int
+    seed: int
+
+
+def describe_run(
+    model: CausalLM,
+    suite: Suite,
+    encoded: Sequence[Encoded],
+    settings: Settings,
+    *,
+    identity: Identity,
+    health: pl.DataFrame,
+    planned_bytes: int,
+    timings: record.TimingsRecord,
+) -> record.RunRecord:
+    """Everything of a run that is not a row.
+
+    Args:
+        model: the model that was read.
+        suite: what it was asked.
+        encoded: the suite's prompts as the model read them.
+        settings: how it was asked.
+        identity: outcome of the identity check.
+        health: by row `prompt, lens, layer, is_next, any_nan, any_inf, max_abs_logit, min_prob`.
+        planned_bytes: working memory that was planned.
+        timings: how long the stages took.
+    """
+    created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    unresolved = [e.prompt.text for e in encoded if not any(a.first_id is not None for a in e.answers)]
+    numeric = _numeric_health(health, settings.protocol.headline)
+    flags: dict[str, bool | str] = {}
+    if unresolved:
+        flags["gold_alignment_partial"] = f"{len(unresolved)} of {len(encoded)} prompts have no answer that aligns"
+    if not identity.ok:
+        flags["identity_failed"] = identity.note
+    if numeric.any_nan or numeric.any_inf:
+        flags["numeric_health_caution"] = f"{len(numeric.layers_flagged)} (lens, layer) pairs are not finite"
+    if not model.family_verified:
+        flags["family_not_verified"] = f"no test compares '{model.family}' with Transformers; the identity check judges"
+    return record.RunRecord(
+        schema_version=record.SCHEMA_VERSION,
+        run_id=f"run-{datetime.fromisoformat(created):%Y%m%d-%H%M}",
+        created_utc=created,
+        layerscope_version=version("layerscope"),
+        protocol=_protocol(settings),
+        model=_model(model),
+        suite=_suite(suite, encoded, model),
+        lens_sources={lens.name: tuple(map(lens.source, range(model.n_layers + 1))) for lens in settings.lenses},
+        identity=_identity(identity),
+        numeric_health=numeric,
+        flags=flags,
+        provenance=_provenance(model, settings.seed, planned_bytes),
+        positions=settings.positions,
+        top_k=settings.top_k,
+        timings=timings,
+    )
+
+
+def _protocol(settings: Settings) -> record.ProtocolRecord:
+    protocol = settings.protocol
+    return record.ProtocolRecord(
+        name=protocol.name,
+        version=protocol.version,
+        lenses=tuple(lens.name for lens in settings.lenses),
+        headline_lens=protocol.headline,
+        lens_head_transform=protocol.lens_transform,
+        thresholds=protocol.thresholds.as_dict(),
+    )
+
+
+def _model(model: CausalLM) -> record.ModelRecord:
+    sizes, transform = model.architecture, model.architecture.transform
+    return record.ModelRecord(
+        id=model.id,
+        revision=model.source.revision,
+        commit=model.source.commit,
+        family=model.family,
+        family_verified=model.family_verified,
+        n_layers=sizes.n_layers,
+        d_model=sizes.d_model,
+        n_heads=sizes.n_heads,
+        d_vocab=sizes.d_vocab,
+        n_parameters=sizes.n_parameters,
+        tied_unembedding=sizes.tied,
+        stored_dtype=model.stored_dtype,
+        bytes_on_disk=model.checkpoint.bytes_on_disk,
+        head_transform=record.HeadTransformRecord(
+            scale=transform.scale, softcap=transform.softcap, bias=model.unembedding.bias is not None
+        ),
+        fingerprint=model.fingerprint,
+        tokenizer_sha256=model.tokens.sha256,
+        bos=record.BosRecord(rule=model.tokens.bos_rule, id=model.tokens.bos_id, note=model.tokens.bos_note),
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def _suite(suite: Suite, encoded: Sequence[Encoded], model: CausalLM) -> record.SuiteRecord:
+    strings = model.tokens.display({i for e in encoded for i in e.token_ids})
+    resolved = [any(a.first_id is not None for a in e.answers) for e in encoded]
+    return record.SuiteRecord(
+        name=suite.name,
+        description=suite.description,
+        sha256=suite.sha256,
+        prompts=tuple(
+            record.PromptRecord(
+                prompt_id=e.prompt.prompt_id,
+                prompt_variant=e.prompt.prompt_variant,
+                fact_key=e.prompt.fact_key,
+                fact_index=e.prompt.fact_index,
+                text=e.prompt.text,
+                token_ids=e.token_ids,
+                tokens=tuple(strings[i] for i in e.token_ids),
+                decoded_positions=e.positions,
+                answers=tuple(map(_alignment, e.answers)),
+                contrast=tuple(map(_alignment, e.contrast)),
+            )
+            for e in encoded
+        ),
+        gold_alignment_rate=sum(resolved) / len(resolved) if resolved else None,
+    )
+
+
+def _alignment(alignment: Alignment) -> record.AlignmentRecord:
+    return record.AlignmentRecord(
+        string=alignment.string,
+        status=alignment.status,
+        ok=alignment.status == "ok",
+        variant=alignment.variant,
+        first_id=alignment.first_id,
+        answer_ids=alignment.answer_ids,
+        pieces=alignment.pieces,
+        several_pieces=alignment.several_pieces,
+        reason=alignment.reason,
+    )
+
+
+def _identity(identity: Identity) -> record.IdentityRecord:
+    fitted = identity.fitted
+    explained = fitted is not None or identity.fitted_bias
+    return record.IdentityRecord(
+        ok=identity.ok,
+        kl_bits=identity.kl_bits,
+        max_abs_logit_difference=identity.max_abs_logit_difference,
+        tolerance_bits=identity.tolerance_bits,
+        n_prompts=identity.n_prompts,
+        explanation=identity.note if explained else None,
+        fitted_scale=None if fitted is None else fitted.scale,
+        fitted_softcap=None if fitted is None else fitted.softcap,
+        fitted_bias=identity.fitted_bias,
+        note=identity.note,
+    )
+
+
+def _numeric_health(rows: pl.DataFrame, headline: str) -> record.NumericHealthRecord:
+    """Non-finite rows by lens and layer; extremes at the first prompt's last position under the headline lens."""
+    flagged = (
+        rows.group_by("lens", "layer", maintain_order=True)
+        .agg(pl.col("any_nan").any(), pl.col("any_inf").any())
+        .filter(pl.col("any_nan") | pl.col("any_inf"))
+    )
+    primary = rows.filter((pl.col("prompt") == 0) & pl.col("is_next") & (pl.col("lens") == headline))
+    return record.NumericHealthRecord(
+        any_nan=bool(rows["any_nan"].any()),
+        any_inf=bool(rows["any_inf"].any()),
+        max_abs_logit_p99=primary["max_abs_logit"].quantile(0.99, interpolation="linear"),
+        min_prob_p01=primary["min_prob"].quantile(0.01, interpolation="linear"),
+        layers_flagged=tuple(record.LayerFlag(**row) for row in flagged.iter_rows(named=True)),
+    )
+
+
+def _provenance(model: CausalLM, seed: int, planned_bytes: int) -> record.ProvenanceRecord:
+    device = model.placement.device
+    return record.ProvenanceRecord(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        torch=torch.__version__,
+        transformers=version("transformers"),
+        safetensors=version("safetensors"),
+        polars=version("polars"),
+        numpy=version("numpy"),
+        device=str(device),
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        dtype_compute=model.placement.dtype_name,
+        dtype_unembed="float32",
+        seed=seed,
+        threads=torch.get_num_threads(),
+        deterministic_algorithms=True,
+        memory_budget_bytes=model.placement.memory,
+        memory_planned_bytes=planned_bytes,
+    )

@@ -1,0 +1,66 @@
+"""A suite as the model reads it: token ids, positions to decode, and where each answer begins."""
+
+from dataclasses import dataclass
+
+from layerscope.errors import SuiteError
+from layerscope.model.causal_lm import CausalLM
+from layerscope.model.tokens import Alignment
+from layerscope.readout.asked import Asked
+from layerscope.suite import Prompt, Suite
+
+POSITIONS = ("auto", "last", "all")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as the model reads it, with its answers found."""
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+    n_special: int
+    positions: tuple[int, ...]
+    answers: tuple[Alignment, ...]
+    contrast: tuple[Alignment, ...]
+
+    @property
+    def asked(self) -> Asked:
+        """What the readout needs to know of it."""
+        return Asked(
+            token_ids=self.token_ids,
+            n_special=self.n_special,
+            positions=self.positions,
+            answer_ids=tuple(a.first_id for a in self.answers if a.first_id is not None),
+            contrast_ids=tuple(a.first_id for a in self.contrast[:1] if a.first_id is not None),
+            is_control=self.prompt.prompt_id == "ctl",
+        )
+
+
+def encode(suite: Suite, model: CausalLM, positions: str) -> list[Encoded]:
+    """Tokenise a suite, choose positions, and find where each answer begins.
+
+    Raises:
+        SuiteError: `positions` is none of the choices, or a prompt is longer than the model reads.
+        TokenizerError: a prompt gives no token.
+    """
+    if positions not in POSITIONS:
+        raise SuiteError(f"There is no choice of positions called '{positions}'; choose from {', '.join(POSITIONS)}.")
+    encoded = []
+    for i, prompt in enumerate(suite.prompts):
+        token_ids = model.tokens.input_ids(prompt.text)
+        if model.n_context is not None and len(token_ids) > model.n_context:
+            raise SuiteError(
+                f"Prompt {i + 1} of suite '{suite.name}' has {len(token_ids)} tokens, but {model.id} reads at most "
+                f"{model.n_context}; shorten it."
+            )
+        every = positions == "all" or (positions == "auto" and i == 0)
+        encoded.append(
+            Encoded(
+                prompt=prompt,
+                token_ids=token_ids,
+                n_special=0 if model.tokens.bos_id is None else 1,
+                positions=tuple(range(len(token_ids))) if every else (len(token_ids) - 1,),
+                answers=tuple(model.tokens.align(prompt.text, answer) for answer in prompt.answers),
+                contrast=tuple(model.tokens.align(prompt.text, answer) for answer in prompt.contrast),
+            )
+        )
+    return encoded

@@ -1,0 +1,17 @@
+"""What a run leaves behind: a table of rows and a record of how they came to be, in one folder."""
+
+from layerscope.record.rows import COLUMNS, Column, describe_columns, rows_frame
+from layerscope.record.run import SCHEMA_VERSION, Run, RunRecord, default_folder_name
+from layerscope.record.store import new_folder
+
+__all__ = [
+    "COLUMNS",
+    "SCHEMA_VERSION",
+    "Column",
+    "Run",
+    "RunRecord",
+    "default_folder_name",
+    "describe_columns",
+    "new_folder",
+    "rows_frame",
+]

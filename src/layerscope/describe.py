@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Literal
 
 import polars as pl
 import torch
@@ -56,7 +57,7 @@ def describe_run(
     created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     unresolved = [e.prompt.text for e in encoded if not any(a.first_id is not None for a in e.answers)]
     numeric = _numeric_health(health, settings.protocol.headline)
-    flags: dict[str, bool | str] = {}
+    flags: dict[str, Literal[True] | str] = {}
     if unresolved:
         flags["gold_alignment_partial"] = f"{len(unresolved)} of {len(encoded)} prompts have no answer that aligns"
     if not identity.ok:
@@ -66,7 +67,7 @@ def describe_run(
     if not model.family_verified:
         flags["family_not_verified"] = f"no test compares '{model.family}' with Transformers; the identity check judges"
     return record.RunRecord(
-        schema_version=record.SCHEMA_VERSION,
+        schema_version="1.0",
         run_id=f"run-{datetime.fromisoformat(created):%Y%m%d-%H%M}",
         created_utc=created,
         layerscope_version=version("layerscope"),

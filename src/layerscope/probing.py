@@ -4,8 +4,9 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from typing import Protocol as Interface
 
 import polars as pl
@@ -117,8 +118,8 @@ def probe(
     watcher = observer or Silent()
     rules = protocol_of(protocol)
     names = tuple(lenses) if lenses is not None else lens_names()
-    if rules.headline not in names:
-        raise LensError(f"Protocol '{rules.name}' headlines the lens {rules.headline}; ask for it too (--lens).")
+    if names and rules.headline not in names:
+        rules = replace(rules, headline=names[0])  # recorded, and said in every table
     if top_k < 1:
         raise LensError(f"top_k should be at least 1, but it is {top_k}.")
     asked_suite = suite if isinstance(suite, Suite) else load_suite(suite)
@@ -242,13 +243,14 @@ def _rows(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM) -
 def reproducible(seed: int) -> Iterator[None]:
     """Seed every generator and ask for deterministic kernels; afterwards things are as they were."""
     state, deterministic = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would write every buffer once more
+    memory.fill_uninitialized_memory = False  # it would write every buffer once more
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        memory.fill_uninitialized_memory = fill
         torch.use_deterministic_algorithms(deterministic)
         torch.set_rng_state(state)

@@ -86,7 +86,7 @@ def describe(model: Any, family: Family, known: bool, stored: Mapping[str, Store
 
 
 def _names_of(model: nn.Module, part: nn.Module, stored: Mapping[str, Stored]) -> tuple[str, ...]:
-    path = next(path for path, module in model.named_modules() if module is part)
+    path: str = next(path for path, module in model.named_modules() if module is part)
     return stored[f"{path}.weight"].names
 
 
@@ -135,7 +135,8 @@ def _find_blocks(model: nn.Module, n_layers: int) -> str:
             f"No list of {n_layers} blocks was found in {type(model).__name__}; its family is not known "
             "(`layerscope models` lists those that are)."
         )
-    return min(lists, key=lambda path: path.count("."))
+    shallowest: str = min(lists, key=lambda path: path.count("."))
+    return shallowest
 
 
 def _find_final_norm(model: nn.Module, blocks: str) -> str | None:
@@ -161,7 +162,7 @@ def declared_transform(config: Any, family: Family) -> HeadTransform:
     )
 
 
-def reset_rope(model: nn.Module) -> None:
+def reset_rope(model: Any) -> None:
     """Forget the longest prompt seen so far.
 
     Transformers keeps the frequencies of a length-dependent rope from one call to the next, so that what was read

@@ -181,7 +181,7 @@ class CausalLM:
 
     @cached_property
     def widest_activation(self) -> int:
-        """Numbers that one token holds at once inside a block, roughly: a gated layer's three widest, and the stream."""
+        """Numbers that one token holds inside a block, roughly: three of a gated layer's width, and the stream."""
         blocks = self._module.get_submodule(self.architecture.blocks)
         widths = [m.out_features for m in blocks.modules() if isinstance(m, StreamedLinear)]
         return 3 * max(widths, default=4 * self.d_model) + 6 * self.d_model

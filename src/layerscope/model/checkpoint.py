@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from layerscope.errors import CheckpointError
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 """Files of a Hub repository that a probe may need; pickles never are."""
 
@@ -89,7 +90,7 @@ class Checkpoint:
             CheckpointError: no safetensors, a shard that the index names but the folder lacks, or a damaged file.
         """
         self.folder = folder
-        self._handles = {file: _open(file) for file in _shards(folder)}
+        self._handles: dict[Path, Any] = {file: _open(file) for file in _shards(folder)}
         self._file_of = {name: file for file, handle in self._handles.items() for name in handle.keys()}  # noqa: SIM118
         self._places = {name: place for file in self._handles for name, place in _places(file)}
         self.bytes_on_disk = sum(file.stat().st_size for file in self._handles)
@@ -167,7 +168,7 @@ def _shards(folder: Path) -> list[Path]:
     )
 
 
-def _open(file: Path) -> safe_open:
+def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:

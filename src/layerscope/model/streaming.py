@@ -175,7 +175,7 @@ def stream_embedding(module: nn.Embedding, stored: Tensor) -> None:
     forward and only the look-up at its end changes.
     """
     own = type(module)
-    module._stored = stored  # type: ignore[assignment]
+    module._stored = stored
     module.__class__ = _Gather if own is nn.Embedding else type(f"Streamed{own.__name__}", (own, _Gather), {})
 
 
@@ -261,7 +261,7 @@ def stream_weights(
     from transformers.models.falcon.modeling_falcon import FalconLinear
 
     linears = (nn.Linear, FalconLinear)  # FalconLinear writes its product out; it is the same map
-    buffer = TileBuffer(compute, device)
+    tiles = TileBuffer(compute, device)
     for path, module in list(model.named_modules()):
         name = f"{path}.weight"
         if isinstance(module, nn.Embedding) and name in stored:
@@ -269,7 +269,7 @@ def stream_weights(
         elif type(module) in linears and name in stored and stored[name].convert is None:
             bias = None if module.bias is None else _read(stored[f"{path}.bias"], compute, device)
             parent, _, leaf = path.rpartition(".")
-            streamed = StreamedLinear(stored[name].tensor(), bias, compute, device, buffer)
+            streamed = StreamedLinear(stored[name].tensor(), bias, compute, device, tiles)
             setattr(model.get_submodule(parent), leaf, streamed)
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]

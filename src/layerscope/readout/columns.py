@@ -1,6 +1,7 @@
 """Arithmetic on a sweep's numbers: from arrays by lens, layer and position to the columns of a run."""
 
 from collections.abc import Callable, Set
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ RATIO_EPSILON = 1e-9
 """Added to the echo mass before the answer's mass is divided by it."""
 
 
-def nullable(values: NDArray[np.generic], valid: NDArray[np.bool_]) -> pl.Series:
+def nullable(values: NDArray[Any], valid: NDArray[np.bool_]) -> pl.Series:
     """A column that is null where not valid."""
     return pl.select(pl.when(pl.Series(valid)).then(pl.Series(values))).to_series()
 
@@ -49,7 +50,7 @@ class Columns:
             self.axes, np.bool_
         )
 
-    def _lift(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    def _lift(self, values: NDArray[Any]) -> NDArray[Any]:
         return values.reshape(*self.axes, *values.shape[2:])
 
     def build(self) -> dict[str, pl.Series]:
@@ -97,7 +98,7 @@ class Columns:
             "min_prob": self._column(np.exp(self._lift(self.readout.min_log_prob))),
         }
 
-    def _column(self, values: NDArray[np.generic], valid: NDArray[np.bool_] | None = None) -> pl.Series:
+    def _column(self, values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> pl.Series:
         kept = self.finite if valid is None else self.finite & valid
         return nullable(values.ravel(), kept.ravel())
 
@@ -121,7 +122,7 @@ class Columns:
             "top_probs": self._lists(probabilities[..., :listed], pl.Float64),
         }
 
-    def _lists(self, values: NDArray[np.generic], dtype: type[pl.DataType]) -> pl.Series:
+    def _lists(self, values: NDArray[Any], dtype: type[pl.DataType]) -> pl.Series:
         flat = values.reshape(-1, values.shape[-1])
         lists = pl.Series(flat, dtype=pl.Array(dtype, flat.shape[1])).arr.to_list()
         return pl.select(pl.when(pl.Series(self.finite.ravel())).then(lists)).to_series()

@@ -55,15 +55,19 @@ def _cosines(
 ) -> Float[Tensor, "groups positions ids"]:
     columns = unembedding.columns(token_ids)
     product = (rows @ columns.T).double()
-    lengths = rows.double().norm(dim=-1, keepdim=True) * columns.double().norm(dim=-1)
-    return (product / (lengths + TINY)).cpu()
+    of_rows = torch.linalg.vector_norm(rows.double(), dim=-1, keepdim=True)
+    lengths = of_rows * torch.linalg.vector_norm(columns.double(), dim=-1)
+    cosines: Tensor = product / (lengths + TINY)
+    return cosines.cpu()
 
 
 def norm_ratio(
     rows: Float[Tensor, "*rows d_model"], residuals: Float[Tensor, "*rows d_model"]
 ) -> Float[Tensor, "*rows"]:
     """Length of the decoded row over length of the residual."""
-    return (rows.double().norm(dim=-1) / (residuals.double().norm(dim=-1) + TINY)).cpu()
+    lengths, own = (torch.linalg.vector_norm(x.double(), dim=-1) for x in (residuals, rows))
+    ratio: Tensor = own / (lengths + TINY)
+    return ratio.cpu()
 
 
 def row_residual_cosine(
@@ -71,7 +75,8 @@ def row_residual_cosine(
 ) -> Float[Tensor, "*rows"]:
     """Cosine of decoded row and residual, in [-1, 1]."""
     a, b = rows.double(), residuals.double()
-    cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1) + TINY)
+    lengths = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+    cosine: Tensor = (a * b).sum(-1) / (lengths + TINY)
     return cosine.clamp(-1.0, 1.0).cpu()
 
 

@@ -119,9 +119,7 @@ def show(
         _print(Run.read(run), lens=lens, prompt=prompt)
 
 
-@app.command(
-    epilog="Examples:\n\nlayerscope models\n\nlayerscope models --help\n\nlayerscope models > families.txt"
-)
+@app.command(epilog="Examples:\n\nlayerscope models\n\nlayerscope models --help\n\nlayerscope models > families.txt")
 def models() -> None:
     """List the families that are known, and by what test each is verified."""
     from layerscope.model.families import FAMILIES, VERIFIED_BY

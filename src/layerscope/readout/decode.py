@@ -144,6 +144,8 @@ class _Sweep:
         self.head_rows = unembedding.head_input(rows)
         self.final_rows = unembedding.head_input(final_rows)
         self.answers = _answers(self.head_rows, questions, unembedding)
+        self.judged_ids = torch.unique(self.answers[0][self.answers[0] >= 0])
+        self.judged_columns = unembedding.columns(self.judged_ids)
         self.blocks = self._blocks()
         largest = max(len(block.rows) for block in self.blocks)
         self.tile = tile or tile_width(largest, unembedding.d_vocab)
@@ -177,12 +179,26 @@ class _Sweep:
             bias = None if self.unembedding.bias is None else self.unembedding.bias[start:stop]
             final = self._visit_final(weight, bias, start)
             floored = final if final_floor is None else torch.maximum(final, final_floor[:, None])
+            twins = self._twins(weight, bias)
             for block in self.blocks:
                 at = block.positions
-                self._visit(block, weight, bias, final[at], floored[at], start)
+                self._visit(block, weight, bias, final[at], floored[at], start, twins)
             progress(stop, d_vocab)
         for statistics in (self.final, *(block.statistics for block in self.blocks)):
             statistics.top.merge()
+
+    def _twins(
+        self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None
+    ) -> list[tuple[int, int]]:
+        """Pairs of a judged answer and a column of this tile whose row of the head, bias included, is the same."""
+        few = slice(0, 4)  # hardly any rows agree in these, so few are compared as a whole
+        alike = (weight[:, None, few] == self.judged_columns[None, :, few]).all(-1)
+        column, answer = alike.nonzero(as_tuple=True)
+        same = (weight[column] == self.judged_columns[answer]).all(-1)
+        judged = self.judged_ids[answer]
+        if bias is not None and self.unembedding.bias is not None:
+            same &= bias[column] == self.unembedding.bias[judged]
+        return list(zip(judged[same].tolist(), column[same].tolist(), strict=True))
 
     def _visit_final(
         self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None, start: int
@@ -204,6 +220,7 @@ class _Sweep:
         final: Float[Tensor, "positions tile"],
         final_floored: Float[Tensor, "positions tile"],
         start: int,
+        twins: Sequence[tuple[int, int]],
     ) -> None:
         """One block of rows against one tile."""
         shape = (len(block.rows), len(weight))
@@ -211,7 +228,7 @@ class _Sweep:
         torch.mm(block.rows, weight.T, out=logits)
         if bias is not None:
             logits.add_(bias)
-        block.statistics.update_ranks(logits, start, shifted)
+        block.statistics.update_ranks(logits, start, twins, shifted)
         self.lens_transform.apply_(logits)
         block.statistics.update_sums(logits, final, final_floored, bias, (shifted, exponentials))
 

@@ -6,6 +6,8 @@ exp(z - peak)`, the log-sum-exp is `peak + log1p(tail)`, and a row that is sure 
 a sum that rounds to one.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -20,49 +22,86 @@ KL_SATURATED_BITS = 95.0
 class TopK:
     """The `k` largest logits of every row and their ids; equal logits are ordered by id, the smaller first.
 
-    Tiles must come in the order of their ids. A tile is looked into only for rows in which its maximum beats the
-    current k-th value, and what is found waits until a merge is worth its cost.
+    Tiles must come in the order of their ids. Only rows whose tile maximum beats their current k-th value are looked
+    at; what they find waits in a buffer behind the current best, and is sorted in when the buffer is full.
     """
+
+    SPARE = 96
+    """Places for finds that wait."""
 
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
         self.k = k
-        self.values = torch.full((n_rows, k), -torch.inf, device=device)
-        self.ids = torch.full((n_rows, k), -1, dtype=torch.int64, device=device)
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._n_pending = 0
+        self._width = k + self.SPARE
+        self._values = torch.full((n_rows, self._width), -torch.inf, device=device)
+        self._ids = torch.full((n_rows, self._width), -1, dtype=torch.int64, device=device)
+        self._filled = torch.full((n_rows,), k, dtype=torch.int64, device=device)
+
+    @property
+    def values(self) -> Float[Tensor, "rows k"]:
+        """Logits, largest first; complete after `merge`."""
+        return self._values[:, : self.k]
+
+    @property
+    def ids(self) -> Int[Tensor, "rows k"]:
+        """Their ids; -1 where fewer than k logits were finite."""
+        return self._ids[:, : self.k]
 
     def update(self, logits: Float[Tensor, "rows tile"], start: int, tile_peak: Float[Tensor, " rows"]) -> None:
         """Take in the logits of ids `start ...`; `tile_peak` is their maximum by row."""
-        floor = self.values[:, -1]
-        rows = (tile_peak > floor).nonzero().squeeze(-1)
+        rows = (tile_peak > self._values[:, self.k - 1]).nonzero().squeeze(-1)
         if rows.numel() == 0:
             return
         candidates = logits if rows.numel() == logits.shape[0] else logits[rows]
-        hit = candidates > floor[rows, None]
-        row, column = hit.nonzero(as_tuple=True)
-        self._pending.append((rows[row], column + start, candidates[hit]))
-        self._n_pending += len(row)
-        if self._n_pending > self.values.numel() // 2:
-            self.merge()
+        hits, counts = self._hits(candidates, rows)
+        if bool((self._filled[rows] + counts > self._width).any()):
+            self.merge()  # raises the k-th values, so there is less to take in
+            hits, counts = self._hits(candidates, rows)
+        many = counts > self.SPARE
+        if bool(many.any()):
+            self._sort_in(candidates[many], rows[many], start)
+            hits[many] = False
+            counts = hits.sum(-1)
+        which, column = hits.nonzero(as_tuple=True)
+        first = self._filled[rows] - (counts.cumsum(0) - counts)
+        place = torch.arange(len(which), device=which.device) + first[which]
+        row = rows[which]
+        self._values[row, place] = candidates[which, column]
+        self._ids[row, place] = column + start
+        self._filled[rows] += counts
+
+    def _hits(
+        self, candidates: Float[Tensor, "some tile"], rows: Int[Tensor, " some"]
+    ) -> tuple[Bool[Tensor, "some tile"], Int[Tensor, " some"]]:
+        """Which logits beat their row's k-th value, and how many in each row."""
+        hits = candidates > self._values[rows, self.k - 1, None]
+        return hits, hits.sum(-1)
+
+    def _sort_in(self, logits: Float[Tensor, "some tile"], rows: Int[Tensor, " some"], start: int) -> None:
+        """Rows of which a tile brings more than there are places for: as at the first tile."""
+        n = logits.shape[1]
+        ids = torch.arange(start, start + n, device=logits.device).expand(len(rows), n)
+        values = torch.cat([self._values[rows, : self.k], logits], dim=1)
+        self._values[rows, : self.k], order = (part[:, : self.k] for part in _sorted(values))
+        self._ids[rows, : self.k] = torch.cat([self._ids[rows, : self.k], ids], dim=1).gather(1, order)
 
     def merge(self) -> None:
-        """Fold what waits into `values` and `ids`."""
-        if not self._pending:
+        """Sort in whatever waits."""
+        rows = (self._filled > self.k).nonzero().squeeze(-1)
+        if rows.numel() == 0:
             return
-        found_row, found_id, found_value = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
-        touched, group = torch.unique(found_row, return_inverse=True)
-        row = torch.cat([torch.arange(len(touched), device=group.device).repeat_interleave(self.k), group])
-        token_id = torch.cat([self.ids[touched].flatten(), found_id])
-        value = torch.cat([self.values[touched].flatten(), found_value])
-        # Kept entries come first and have smaller ids: two stable sorts leave equal values in the order of their ids.
-        by_value = torch.sort(value, descending=True, stable=True).indices
-        order = by_value[torch.sort(row[by_value], stable=True).indices]
-        sizes = torch.bincount(row, minlength=len(touched))
-        place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[row[order]]
-        kept = order[place < self.k]
-        self.values[touched] = value[kept].view(-1, self.k)
-        self.ids[touched] = token_id[kept].view(-1, self.k)
-        self._pending, self._n_pending = [], 0
+        width = int(self._filled[rows].max())
+        waiting = torch.arange(width, device=rows.device) < self._filled[rows, None]
+        values = self._values[rows, :width].masked_fill(~waiting, -torch.inf)
+        best, order = (part[:, : self.k] for part in _sorted(values))
+        self._values[rows, : self.k] = best
+        self._ids[rows, : self.k] = self._ids[rows, :width].gather(1, order)
+        self._filled[rows] = self.k
+
+
+def _sorted(values: Float[Tensor, "rows n"]) -> tuple[Float[Tensor, "rows n"], Int[Tensor, "rows n"]]:
+    """Largest first; equal values keep their order, which is that of their ids, since earlier finds are smaller."""
+    found = torch.sort(values, dim=-1, descending=True, stable=True)
+    return found.values, found.indices
 
 
 class VocabularyStatistics:
@@ -95,24 +134,29 @@ class VocabularyStatistics:
         """The smallest logit."""
         self.sum_z, self.sum_zz, self.sum_z_final = zeros(), zeros(), zeros()
         self.above = torch.zeros(n_rows, dtype=torch.int64, device=device)
-        """How many ids have a logit above the threshold, the threshold's own id not counted."""
+        """How many ids have a logit above the threshold, ids with the answer's own row of the head not counted."""
         self.top = TopK(n_rows, k, device)
         self._threshold, self._threshold_id = threshold, threshold_id
 
-    def update_ranks(self, linear: Float[Tensor, "rows tile"], start: int, buffer: Float[Tensor, "rows tile"]) -> None:
+    def update_ranks(
+        self,
+        linear: Float[Tensor, "rows tile"],
+        start: int,
+        twins: Sequence[tuple[int, int]],
+        buffer: Float[Tensor, "rows tile"],
+    ) -> None:
         """Count ranks and collect the top k; on logits before the head transform, which keeps their order.
 
-        A softcap rounds large logits to one value; the linear ones still tell which is larger.
+        A softcap rounds large logits to one value; the linear ones still tell which is larger. `twins` are pairs of an
+        answer and a column of this tile with the very same row of the head, the answer's own column among them.
         """
         self.top.update(linear, start, linear.amax(-1))
-        column = self._threshold_id - start
-        # The answer's logit comes from another product than this tile's and may round differently: its own id is
-        # not compared with itself.
-        inside = ((column >= 0) & (column < linear.shape[1])).nonzero().squeeze(-1)
         torch.gt(linear, self._threshold[:, None], out=buffer)
         self.above += buffer.sum(-1).long()
-        if inside.numel():
-            self.above[inside] -= (linear[inside, column[inside]] > self._threshold[inside]).long()
+        # The answer's logit comes from another product than this tile's and may round differently: neither its own
+        # id nor another with the same row, a tie by definition, is compared with it.
+        for answer_id, column in twins:
+            self.above -= ((self._threshold_id == answer_id) & (linear[:, column] > self._threshold)).long()
 
     def update_sums(
         self,

@@ -12,7 +12,8 @@ from layerscope.errors import RunError
 
 Values: TypeAlias = Sequence[Any] | NDArray[Any] | pl.Series
 """What a column may be given as: None (or, among floats, NaN) is an absent value; a list column may be a 2-d array."""
-_Type: TypeAlias = pl.DataType | type[pl.DataType]
+_DataType: TypeAlias = Any
+"""A `polars.DataType`, a class that beartype refuses to check because of its `repr`."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Column:
     """One column of the table."""
 
     name: str
-    dtype: _Type
+    dtype: _DataType
     """A polars type; it is the column's type in Parquet too."""
     unit: str
     meaning: str
@@ -28,15 +29,15 @@ class Column:
     """Whether a value may be absent."""
 
 
-_INT, _FLOAT, _BOOL, _TEXT = pl.Int32, pl.Float64, pl.Boolean, pl.String
+_INT, _TEXT = pl.Int32(), pl.String()
 
 
 def _flag(name: str, meaning: str, nullable: bool = True) -> Column:
-    return Column(name, _BOOL, "yes or no", meaning, nullable)
+    return Column(name, pl.Boolean(), "yes or no", meaning, nullable)
 
 
 def _float(name: str, unit: str, meaning: str) -> Column:
-    return Column(name, _FLOAT, unit, meaning)
+    return Column(name, pl.Float64(), unit, meaning)
 
 
 _COPY_STRICT = (
@@ -68,7 +69,7 @@ COLUMNS: tuple[Column, ...] = (
     _float("rest_mass", "probability", "Of all tokens that `top_ids` does not list."),
     Column("top_ids", pl.List(_INT), "token ids", "The run's `top_k` most likely tokens, most likely first."),
     Column("top_tokens", pl.List(_TEXT), "texts", "The same for people."),
-    Column("top_probs", pl.List(_FLOAT), "probabilities", "Of each of them."),
+    Column("top_probs", pl.List(pl.Float64), "probabilities", "Of each of them."),
     Column("answer_id", _INT, "token id", "First token of the accepted answer that ranks best; null if unresolved."),
     _float("p_answer", "probability", "Of that token."),
     Column("answer_rank", _INT, "rank from 1", "1 + number of tokens with a larger logit; ties share the best rank."),
@@ -95,20 +96,15 @@ COLUMNS: tuple[Column, ...] = (
     _float("raw_resid_norm", "length", "Euclidean norm of the residual before any lens."),
     _float("resid_norm_ratio", "ratio", "Norm of the row that is unembedded over raw_resid_norm."),
     _float("delta_resid_cos", "cosine", "Between the residual and the row that is unembedded."),
-    _float(
-        "topk_jaccard_raw_norm@50",
-        "share",
-        "Ids common to the 50 most likely here and under `raw`, of those in either.",
-    ),
+    _float("topk_jaccard_raw_norm@50", "share", "Ids in the 50 most likely here and under `raw`, of those in either."),
     _float("topk_jaccard_consecutive@50", "share", "The same between this layer and the one before; null at layer 0."),
     _float("control_margin", "probability", "On a control: its own answer's less that of the fact it is held against."),
-    _float(
-        "control_top2_logit_gap", "logits (nats)", "On a control whose answer is on top: its logit less the second."
-    ),
+    _float("control_top2_logit_gap", "logits (nats)", "On a control with its answer on top: its logit less the next."),
 )
 """In the order in which they are stored."""
 
-_METRICS = [column.name for column in COLUMNS[1 + [column.name for column in COLUMNS].index("finite") :]]
+_NAMES = [column.name for column in COLUMNS]
+_METRICS = _NAMES[_NAMES.index("finite") + 1 :]
 
 
 def rows_frame(columns: Mapping[str, Values]) -> pl.DataFrame:
@@ -148,10 +144,15 @@ def check_rows(frame: pl.DataFrame) -> None:
             raise RunError(
                 f"column `{column.name}` has no value in {series.null_count()} rows, but must have one in each"
             )
-        numbers = series.explode(empty_as_null=True) if isinstance(series.dtype, pl.List) else series
-        if numbers.dtype.is_float() and not numbers.is_finite().all():
+        if column.dtype == pl.List(pl.Float64):
+            finite = series.list.eval(pl.element().is_finite()).list.all()
+        elif column.dtype == pl.Float64():
+            finite = series.is_finite()
+        else:
+            continue
+        if not finite.all():
             raise RunError(f"column `{column.name}` holds NaN or infinity; an absent number is null")
-    if frame.columns != [column.name for column in COLUMNS]:
+    if frame.columns != _NAMES:
         raise RunError("the columns stand in another order than COLUMNS; build the table with rows_frame")
 
 
@@ -165,12 +166,11 @@ def describe_columns() -> str:
 
 
 def _check_names(names: Mapping[str, object]) -> None:
-    known = [column.name for column in COLUMNS]
-    missing = [name for name in known if name not in names]
-    unknown = [name for name in names if name not in known]
+    missing = [name for name in _NAMES if name not in names]
+    unknown = [name for name in names if name not in _NAMES]
     if missing or unknown:
         said = [f"{what}: {', '.join(those)}" for what, those in (("missing", missing), ("unknown", unknown)) if those]
-        raise RunError(f"a run's rows have the {len(known)} columns of COLUMNS; {'; '.join(said)}")
+        raise RunError(f"a run's rows have the {len(_NAMES)} columns of COLUMNS; {'; '.join(said)}")
 
 
 def _series(column: Column, values: Values) -> pl.Series:
@@ -188,7 +188,7 @@ def _series(column: Column, values: Values) -> pl.Series:
     return series.set(series.is_finite().not_(), None) if column.dtype == pl.Float64 else series
 
 
-def _plain(values: Values, dtype: _Type) -> Values:
+def _plain(values: Values, dtype: _DataType) -> Values:
     """Python numbers in place of NumPy's inside a sequence; whole ones as floats where floats are due."""
     if isinstance(values, np.ndarray | pl.Series):
         return values
@@ -196,19 +196,12 @@ def _plain(values: Values, dtype: _Type) -> Values:
     return [float(value) if type(value) is int else value for value in plain] if dtype == pl.Float64 else plain
 
 
-def _fits(given: pl.DataType, due: _Type) -> bool:
+def _fits(given: _DataType, due: _DataType) -> bool:
     """Whether a cast changes no meaning: widths may differ, whole numbers may be floats, and nothing has no type."""
     if given == pl.Null:
         return True
     if isinstance(due, pl.List):
-        return isinstance(given, pl.List | pl.Array) and _fits(_inner(given), _inner(due))
-    if due == pl.Int32:
-        return given.is_integer()
-    if due == pl.Float64:
-        return given.is_float() or given.is_integer()
-    return given == due
-
-
-def _inner(nested: pl.List | pl.Array) -> pl.DataType:
-    inner = nested.inner
-    return inner if isinstance(inner, pl.DataType) else inner()
+        return isinstance(given, pl.List | pl.Array) and _fits(given.inner, due.inner)
+    if due == pl.Float64():
+        return bool(given.is_numeric())
+    return bool(given.is_integer() if due == pl.Int32() else given == due)

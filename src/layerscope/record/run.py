@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,7 +31,7 @@ def _utc(text: str) -> str:
 Utc = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"), AfterValidator(_utc)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
-Several = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -50,7 +50,7 @@ class ProtocolRecord(_Part):
     lenses: tuple[str, ...] = Field(description="Lenses that were decoded, as in the column `lens`.", min_length=1)
     headline_lens: str = Field(description="The lens that plain names such as L_semantic mean.")
     lens_head_transform: bool = Field(description="Whether lens logits pass the model's own logit scale and softcap.")
-    thresholds: dict[str, float] = Field(description="Every threshold by name; its unit is in the name.")
+    thresholds: dict[str, float] = Field(description="Every threshold by name; in bits where the name says so.")
 
 
 class HeadTransformRecord(_Part):
@@ -79,18 +79,18 @@ class ModelRecord(_Part):
     commit: str | None = Field(None, description="Commit that was read; null for a local folder.")
     family: str = Field(description="Architecture by its name in Transformers, such as `qwen3`.")
     family_verified: bool = Field(description="Whether tests hold this family equal to Transformers.")
-    n_layers: Several = Field(description="Number of blocks; rows have layers 0 to n_layers.")
-    d_model: Several = Field(description="Width of the residual stream.")
-    n_heads: Several | None = Field(None, description="Attention heads of a block; null where it has none.")
-    d_vocab: Several = Field(description="Number of logits, ids without a token included.")
-    n_parameters: Several = Field(description="Number of parameters, tied ones counted once.")
+    n_layers: Positive = Field(description="Number of blocks; rows have layers 0 to n_layers.")
+    d_model: Positive = Field(description="Width of the residual stream.")
+    n_heads: Positive | None = Field(None, description="Attention heads of a block; null where it has none.")
+    d_vocab: Positive = Field(description="Number of logits, ids without a token included.")
+    n_parameters: Positive = Field(description="Number of parameters, tied ones counted once.")
     tied_unembedding: bool = Field(description="Whether embedding and unembedding are one matrix.")
     stored_dtype: str = Field(description="Number format of the checkpoint's weights.")
     bytes_on_disk: Count = Field(description="Size of the checkpoint's weights, in bytes.")
     head_transform: HeadTransformRecord = Field(description="What the model does to its logits.")
     fingerprint: Sha256 = Field(description="SHA-256 of unembedding and final norm, which a fitted lens depends on.")
     tokenizer_sha256: Sha256 = Field(description="SHA-256 of the tokenizer.")
-    bos: BosRecord = Field(description="How a prompt begins.")
+    bos: BosRecord = Field(description="What every prompt is made to begin with.")
     trust_remote_code: bool = Field(description="Whether code that came with the checkpoint was run.")
 
 
@@ -100,9 +100,7 @@ class AlignmentRecord(_Part):
     string: str = Field(description="The answer as the suite has it.")
     status: Literal["ok", "unresolved"] = Field(description="Whether the answer's tokens extend the prompt's.")
     ok: bool = Field(description="The same as a truth value.")
-    variant: Literal["with_space", "no_space", "unknown"] = Field(
-        description="How the answer was joined to the prompt."
-    )
+    variant: Literal["with_space", "no_space", "unknown"] = Field(description="How the answer joins the prompt.")
     first_id: Count | None = Field(None, description="The token id that stands for the answer; null if unresolved.")
     answer_ids: tuple[Count, ...] = Field(description="All token ids of the answer.")
     pieces: tuple[str, ...] = Field(description="Token strings of at most the first four ids.")
@@ -110,14 +108,12 @@ class AlignmentRecord(_Part):
     reason: str | None = Field(None, description="Why it is unresolved; null if it is not.")
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _agrees_with_itself(self) -> "AlignmentRecord":
         first = self.answer_ids[0] if self.answer_ids else None
         said = (self.ok, self.first_id, self.several_pieces, self.reason is None)
         due = (self.status == "ok", first, len(self.answer_ids) > 1, self.ok)
         if said != due or self.ok != bool(self.answer_ids):
-            raise ValueError(
-                f"(ok, first_id, several_pieces, no reason) is {said}, but status and answer_ids say {due}"
-            )
+            raise ValueError(f"(ok, first_id, several_pieces, no reason) is {said}; status and answer_ids say {due}")
         return self
 
 
@@ -136,7 +132,7 @@ class PromptRecord(_Part):
     contrast: tuple[AlignmentRecord, ...] = Field((), description="Of a control: answers it is held against.")
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _agrees_with_itself(self) -> "PromptRecord":
         if len(self.tokens) != len(self.token_ids):
             raise ValueError(f"there are {len(self.token_ids)} token_ids, but {len(self.tokens)} tokens")
         if any(position >= len(self.token_ids) for position in self.decoded_positions):
@@ -168,9 +164,7 @@ class IdentityRecord(_Part):
     )
     tolerance_bits: float = Field(ge=0, description="Largest divergence that counts as rounding, in bits.")
     n_prompts: Count = Field(description="How many prompts were compared.")
-    explanation: str | None = Field(
-        None, description="What accounts for a failure; null where nothing does or none is."
-    )
+    explanation: str | None = Field(None, description="What accounts for a failure; null without one.")
     fitted_scale: float | None = Field(None, description="Logit scale that would mend it; null without one.")
     fitted_softcap: float | None = Field(None, description="Softcap that would mend it, in logits; null without one.")
     fitted_bias: bool = Field(description="Whether a bias by vocabulary id would mend it.")
@@ -210,12 +204,12 @@ class ProvenanceRecord(_Part):
     safetensors: str = Field(description="Version of safetensors.")
     polars: str = Field(description="Version of Polars.")
     numpy: str = Field(description="Version of NumPy.")
-    device: str = Field(description="Where it was computed: `cpu`, `cuda`, ...")
+    device: str = Field(description="Where it was computed: `cpu`, `cuda` or `mps`.")
     device_name: str | None = Field(None, description="The device's model name; null where it says none.")
     dtype_compute: str = Field(description="Number format of the blocks' arithmetic.")
     dtype_unembed: str = Field(description="Number format of the unembedding's arithmetic.")
     seed: int = Field(description="Seed of every generator.")
-    threads: Several = Field(description="Threads of the tensor library.")
+    threads: Positive = Field(description="Threads of the tensor library.")
     deterministic_algorithms: bool = Field(description="Whether only repeatable algorithms were allowed.")
     memory_budget_bytes: Count = Field(description="How much memory might be used, in bytes.")
     memory_planned_bytes: Count = Field(description="How much the plan meant to use, in bytes.")
@@ -227,7 +221,7 @@ class TimingsRecord(_Part):
     start_s: Seconds = Field(description="Opening model and tokenizer, in seconds.")
     forward_s: Seconds = Field(description="The pass through the model, in seconds.")
     sweep_s: Seconds = Field(description="The sweep over the unembedding, in seconds.")
-    total_s: Seconds = Field(description="From the start until the folder was written, in seconds.")
+    total_s: Seconds = Field(description="From the start until everything was measured, in seconds.")
 
 
 class RunRecord(_Part):
@@ -240,8 +234,8 @@ class RunRecord(_Part):
     created_utc: Utc = Field(description="When the run began: ISO 8601, in UTC.")
     layerscope_version: str = Field(description="The layerscope that measured.")
     protocol: ProtocolRecord = Field(description="The definitions in force.")
-    model: ModelRecord = Field(description="Which model was read.")
-    suite: SuiteRecord = Field(description="What was asked.")
+    model: ModelRecord = Field(description="The model, its checkpoint and its tokenizer.")
+    suite: SuiteRecord = Field(description="What was asked, in the model's own tokens.")
     lens_sources: dict[str, tuple[str, ...]] = Field(
         description="For each lens, the norm or map it applied at layers 0 to n_layers."
     )
@@ -252,11 +246,11 @@ class RunRecord(_Part):
     )
     provenance: ProvenanceRecord = Field(description="With what the numbers were computed.")
     positions: str = Field(description="Which positions were asked to be decoded.")
-    top_k: Several = Field(description="Most likely tokens listed in each row.")
+    top_k: Positive = Field(description="Most likely tokens listed in each row.")
     timings: TimingsRecord = Field(description="How long the stages took.")
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _agrees_with_itself(self) -> "RunRecord":
         lenses, n_rows = self.protocol.lenses, self.model.n_layers + 1
         if self.protocol.headline_lens not in lenses:
             raise ValueError(f"the headline lens {self.protocol.headline_lens!r} is none of the lenses {lenses}")
@@ -298,16 +292,14 @@ class Run:
             RunError: the folder is already there, the disk is full, or the place cannot be written to.
         """
         with new_folder(Path(path)) as folder:
-            (folder / "run.json").write_text(
-                self.record.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n"
-            )
+            (folder / "run.json").write_bytes(self.record.model_dump_json(indent=2).encode() + b"\n")
             # Through memory: written by Polars itself, a full disk would come as an error without a number.
             parquet = io.BytesIO()
             self.rows.write_parquet(parquet, compression="zstd")
             (folder / "rows.parquet").write_bytes(parquet.getbuffer())
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
+    def read(cls, path: str | Path) -> "Run":
         """Read a run's folder, whatever else lies in it.
 
         Raises:
@@ -343,13 +335,8 @@ def _read_record(path: Path) -> RunRecord:
     text = _bytes_of(path)
     try:
         found = json.loads(text)
-    except UnicodeDecodeError as error:
-        raise RunError(
-            f"{path}: not UTF-8 text (byte {error.start}); the file is damaged, take it from a copy."
-        ) from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise RunError(f"{path}, {where}: not JSON ({error.msg}); the file is damaged, take it from a copy.") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: not JSON ({error}); the file is damaged, take it from a copy.") from error
     if not isinstance(found, dict):
         raise RunError(f"{path}: expected a JSON object, found a {type(found).__name__}; this is not a run's record.")
     _check_version(path, found)

@@ -210,8 +210,8 @@ def ours(checkpoint: Path, suite: Path) -> Readings:
         kl_to_final_bits=rows["kl_to_final_bits"].to_numpy().reshape(shape),
         answer_rank=rows["answer_rank"].fill_null(0).to_numpy().reshape(shape),
         top_ids=np.array(rows["top_ids"].to_list()).reshape(*shape, TOP_K),
-        forward_s=run.record.timings["forward_s"],
-        sweep_s=run.record.timings["sweep_s"],
+        forward_s=run.record.timings.forward_s,
+        sweep_s=run.record.timings.sweep_s,
         finished=finished,
     )
 

@@ -39,13 +39,15 @@ def encode(suite: Suite, model: CausalLM, positions: str) -> list[Encoded]:
     """Tokenise a suite, choose positions, and find where each answer begins.
 
     Raises:
-        SuiteError: `positions` is none of the choices, or a prompt is longer than the model reads.
+        SuiteError: `positions` is none of the choices, or a prompt has no answer or is longer than the model reads.
         TokenizerError: a prompt gives no token.
     """
     if positions not in POSITIONS:
         raise SuiteError(f"There is no choice of positions called '{positions}'; choose from {', '.join(POSITIONS)}.")
     encoded = []
     for i, prompt in enumerate(suite.prompts):
+        if not prompt.answers:
+            raise SuiteError(f"Prompt {i + 1} of suite '{suite.name}' has no answer; give it at least one.")
         token_ids = model.tokens.input_ids(prompt.text)
         if model.n_context is not None and len(token_ids) > model.n_context:
             raise SuiteError(

@@ -46,6 +46,7 @@ def _plan_for(model: CausalLM, encoded: Sequence[Encoded], n_lenses: int) -> Mem
         residuals=(model.n_layers + 1) * per_layer * (2 * tokens + rows),
         block=model.largest_block_bytes,
         activations=4 * tokens * model.widest_activation + 4 * model.d_vocab * len(encoded),
+        resident=model.checkpoint.bytes_on_disk if model.resident else 0,
         sweep=min(groups * rows * per_layer, SWEEP_BYTES) + statistics + checked + (32 << 20),
     )
 

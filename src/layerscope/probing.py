@@ -1,12 +1,13 @@
 """The whole river for one model and one suite: prompts, one streamed pass, one sweep, rows, a Run."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, runtime_checkable
 from typing import Protocol as Interface
 
 import polars as pl
@@ -29,6 +30,7 @@ from layerscope.suite import Suite, load_suite
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Observer(Interface):
     """Is told how a probe goes; the command line draws it, a script may leave it out."""
 
@@ -136,7 +138,7 @@ def probe(
     encoded = encode(asked_suite, model, positions)
     bound = bind_lenses(names, final_norm=model.final_norm, next_norms=model.next_norms)
     settings = Settings(rules, bound, positions, top_k, seed)
-    with reproducible(seed), torch.inference_mode():
+    with reproducible(seed, model.placement.device), torch.inference_mode():
         plan, parts = plan_memory(model, encoded, len(bound))
         watcher.plan(plan_line(model, plan, asked_suite, len(parts)))
         measured, identity = _river(model, encoded, settings, parts, seconds, watcher)
@@ -240,8 +242,10 @@ def _rows(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM) -
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int, device: torch.device) -> Iterator[None]:
     """Seed every generator and ask for deterministic kernels; afterwards things are as they were."""
+    if device.type == "cuda":  # without it CUDA's matrix products refuse to be deterministic
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     state, deterministic = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory

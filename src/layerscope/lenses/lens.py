@@ -1,11 +1,12 @@
 """What every lens offers: a name, and `lens(residual, layer)` giving the row to unembed."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Lens(Protocol):
     """Bound once to a model's norms, then called with a residual and its layer alone."""
 

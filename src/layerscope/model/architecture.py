@@ -206,7 +206,7 @@ def read_norm(module: nn.Module | None, source: str) -> Norm | None:
     ):
         error = (candidate(probe.to(weight.device, dtype)) - expected).abs().max()
         # A norm whose own weights are broken must still be found, so that its layer can be flagged.
-        if not torch.isfinite(weight).all() or error <= tolerance * expected.abs().max().clamp_min(1.0):
+        if not torch.isfinite(expected).all() or error <= tolerance * expected.abs().max().clamp_min(1.0):
             return candidate
     raise ModelError(
         f"{type(module).__name__} at {source} is neither an RMSNorm nor a LayerNorm; it cannot be decoded."

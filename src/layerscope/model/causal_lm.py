@@ -1,6 +1,7 @@
 """CausalLM: tokens in, residual stream out, with the model's final norm, head and own logits beside it."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from layerscope.errors import CheckpointError, ModelError
+from layerscope.errors import CheckpointError, ModelError, NumericError
 from layerscope.model.architecture import Architecture, batches, describe, read_norm, reset_rope
 from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.families import bos_rule, family_of
@@ -71,19 +74,24 @@ class CausalLM:
         names = {id(m): path for path, m in module.named_modules()}
         self._head_name = names[id(module.get_output_embeddings())]
         blocks = self.architecture.blocks
-        self._loaders = stream_weights(module, self._stored, blocks, placement.dtype, placement.device)
+        self.resident = placement.holds(checkpoint.bytes_on_disk)
+        self._loaders = stream_weights(
+            module, self._stored, blocks, placement.dtype, placement.device, resident=self.resident
+        )
         self._prefetcher = Prefetcher(checkpoint)
         self.next_norms = (*map(self._norm, self.architecture.input_norms), self._norm(self.architecture.final_norm))
         projection = None if family.projection is None else _optional(module, family.projection)
         head: StreamedLinear | nn.Linear = module.get_submodule(self._head_name)
+        head_weight = self._stored[f"{self._head_name}.weight"].tensor()
         self.unembedding = Unembedding(
-            weight=self._stored[f"{self._head_name}.weight"].tensor(),
+            weight=head_weight.to(placement.device) if self.resident else head_weight,
             final_norm=self.next_norms[-1],
             bias=None if head.bias is None else head.bias.detach().float(),
             transform=self.architecture.transform,
             projection=None if projection is None else projection.weight.float(),
             device=placement.device,
         )
+        _check_head(self.unembedding)
 
     @classmethod
     def open(
@@ -113,6 +121,7 @@ class CausalLM:
             ModelError: not a causal language model, or remote code without leave.
             TokenizerError: no tokenizer.
             PlacementError: a device or dtype that cannot be had.
+            NumericError: a final norm or a head bias that is not finite.
         """
         placement = place(device, dtype, memory)
         source = locate(model, revision=revision, with_code=trust_remote_code)
@@ -203,7 +212,7 @@ class CausalLM:
         digest.update(f"{tuple(weight.shape)} {weight.dtype} {step}".encode())
         for start in range(0, len(weight), 1024 * step):
             rows = weight[start : start + 1024 * step : step].contiguous()
-            digest.update(rows.view(torch.uint8).numpy().data)
+            digest.update(rows.cpu().view(torch.uint8).numpy().data)
         for part in (self.final_norm.gain, self.final_norm.bias) if self.final_norm else ():
             digest.update(b"-" if part is None else part.cpu().numpy().tobytes())
         return digest.hexdigest()
@@ -233,10 +242,12 @@ class CausalLM:
         groups = batches(self.architecture.rope, lengths)
         for done, group in enumerate(groups):
             own = [lengths[i] for i in group]
-            # Attention is causal: what stands to the right of a prompt's last token cannot be seen from it.
-            batch = torch.zeros(len(group), max(own), dtype=torch.int64, device=device)
+            # Attention is causal: what stands to the right of a prompt's last token cannot be seen from it. A prompt is
+            # padded with its own last token, because a masked NaN is still a NaN: that of an unused id stays out.
+            batch = torch.empty(len(group), max(own), dtype=torch.int64, device=device)
             for row, i in enumerate(group):
                 batch[row, : lengths[i]] = torch.tensor(token_ids[i], device=device)
+                batch[row, lengths[i] :] = token_ids[i][-1]
             last = torch.tensor(own, device=device) - 1
             reset_rope(self._module)
             kept = torch.empty(len(group), self.n_layers + 1, max(own), self.d_model, device=device)
@@ -303,6 +314,25 @@ def _optional(module: nn.Module, path: str) -> Any:
     return getattr(module.get_submodule(parent), leaf)
 
 
+def _check_head(unembedding: Unembedding) -> None:
+    """Refuse what would spoil every logit of every layer; the head's weight is checked while it is swept.
+
+    Raises:
+        NumericError: a final norm or a head bias that is not finite.
+    """
+    parts = {"bias of the unembedding": unembedding.bias}
+    if unembedding.final_norm is not None:
+        at = f"of the final norm before the head ({unembedding.final_norm.source})"
+        parts |= {f"gain {at}": unembedding.final_norm.gain, f"bias {at}": unembedding.final_norm.bias}
+    for name, part in parts.items():
+        broken = 0 if part is None else int((~torch.isfinite(part)).sum())
+        if part is not None and broken:
+            raise NumericError(
+                f"The {name} should be finite, but {broken} of its {part.numel()} values are NaN or infinite, so no "
+                "probability can be trusted; fetch the checkpoint again, or find out where it was damaged."
+            )
+
+
 def _read_config(folder: Path, trust_remote_code: bool) -> Any:
     """The model's config, refused where it is no causal language model.
 
@@ -316,18 +346,28 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
             "*.safetensors."
         )
     try:
+        json.loads((folder / "config.json").read_bytes())
+    except ValueError as error:  # Transformers would say less of where it is broken
+        raise CheckpointError(
+            f"config.json of '{folder.name}' should hold JSON, but it is broken ({error}); fetch it again."
+        ) from error
+    try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise _config_error(folder, error) from error
     wants_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (wants_code and trust_remote_code):
         if wants_code:
             raise _remote_code(config.model_type)
         raise ModelError(
-            f"A '{config.model_type}' model is no causal language model, so there is no next token to read."
+            f"A '{config.model_type}' model is no causal language model, so there is no next token to read; give a "
+            "decoder-only model."
         )
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"A '{config.model_type}' model is an encoder-decoder; layerscope probes decoders only.")
+        raise ModelError(
+            f"This '{config.model_type}' model is an encoder-decoder, but layerscope probes decoders only; give a "
+            "decoder-only model."
+        )
     classes = set(config.architectures or ())
     causal = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _as_names(names)}
     if classes and not classes & causal and not wants_code:
@@ -336,7 +376,10 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
             "to read; give a checkpoint with a language modelling head."
         )
     if config.model_type in _ENCODERS and not getattr(config, "is_decoder", False):
-        raise ModelError(f"This '{config.model_type}' model is an encoder; layerscope probes decoders only.")
+        raise ModelError(
+            f"This '{config.model_type}' model is an encoder, but layerscope probes decoders only; give a decoder-only "
+            "model."
+        )
     return config
 
 
@@ -359,5 +402,8 @@ def _config_error(folder: Path, error: Exception) -> Exception:
     text = str(error)
     if "trust_remote_code" in text:
         return _remote_code(folder.name)
-    reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    return ModelError(f"config.json of '{folder.name}' could not be understood ({reason}).")
+    reason = " ".join(text.strip().partition("\n\n")[0].split()) or type(error).__name__
+    return ModelError(
+        f"config.json of '{folder.name}' could not be understood ({reason}); give a model that the installed "
+        f"Transformers ({transformers.__version__}) knows, with the config.json that came with it."
+    )

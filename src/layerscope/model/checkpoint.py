@@ -139,7 +139,7 @@ def _shards(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{index.name} should hold a JSON object with a weight_map, but it does not ({error}); fetch it again."
             ) from error
@@ -160,8 +160,8 @@ def _shards(folder: Path) -> list[Path]:
         raise CheckpointError(
             f"The folder holds {pickles[0].name} but no *.safetensors; pickles can run code and are not read. Convert "
             'them where you trust them: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{folder.name}', use_safetensors=False, dtype='auto')"
-            f".save_pretrained('{folder.name}-safetensors')\" and copy the tokenizer's files."
+            f"M.from_pretrained('{folder}', use_safetensors=False, dtype='auto')"
+            f".save_pretrained('{folder}-safetensors')\" and copy the tokenizer's files there."
         )
     raise CheckpointError(
         f"The folder '{folder.name}' holds no *.safetensors; give a folder with config.json, a tokenizer and weights."

@@ -1,5 +1,6 @@
 """The identity check: the last residual, decoded by us, must be the model's own distribution."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,8 @@ def check_identity(
     target = model_logits[finite].float().cpu()
     decoded = unembedding.transform.apply_(linear.clone())
     kl = _kl_bits(decoded, target)
+    if not math.isfinite(kl):
+        return Identity(False, None, None, tolerance_bits, 0, note="The last layer does not decode to finite logits.")
     difference = float((decoded - target).abs().max())
     n = int(finite.sum())
     if kl <= tolerance_bits:
@@ -68,7 +71,8 @@ def check_identity(
 
 def _kl_bits(p_logits: Float[Tensor, "prompts d_vocab"], q_logits: Float[Tensor, "prompts d_vocab"]) -> float:
     log_p, log_q = (z.double().log_softmax(-1) for z in (p_logits, q_logits))
-    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(-1).max()) / _LN2)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).max() / _LN2
+    return float(kl.clamp_min(0.0))  # keeps a NaN, which Python's max would turn into a perfect 0
 
 
 def _explain(

@@ -19,6 +19,10 @@ class Placement:
     dtype: torch.dtype
     memory: int
 
+    def holds(self, weight_bytes: int) -> bool:
+        """Whether an accelerator keeps these weights: half of the budget is left to what is computed with them."""
+        return self.device.type != "cpu" and weight_bytes <= self.memory // 2
+
     @property
     def dtype_name(self) -> str:
         """`float32` or `bfloat16`."""
@@ -49,7 +53,8 @@ def place(device: str = "auto", dtype: str = "auto", memory: int | None = None) 
     Args:
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, or `bfloat16` (CUDA only: on a CPU every model computes in float32).
-        memory: budget in bytes; half of what the machine has free where not given.
+        memory: budget in bytes; half of what a CPU's machine has free, or nine tenths of an accelerator's free memory,
+            where not given.
 
     Raises:
         PlacementError: a device, dtype or budget that cannot be had.
@@ -69,7 +74,8 @@ def place(device: str = "auto", dtype: str = "auto", memory: int | None = None) 
         raise PlacementError(f"'{dtype}' is no dtype to compute in; choose auto, float32 or bfloat16.")
     if chosen.type == "cpu" and dtype != "float32":
         raise PlacementError("On a CPU every model computes in float32 (weights stay as stored); leave --dtype out.")
-    budget = free_memory(chosen) // 2 if memory is None else memory
+    share = 0.5 if chosen.type == "cpu" else 0.9  # an accelerator is seldom shared, and weights may stay on it
+    budget = int(free_memory(chosen) * share) if memory is None else memory
     return Placement(chosen, _DTYPES[dtype], budget)
 
 
@@ -100,7 +106,7 @@ def parse_memory(text: str) -> int:
     return int(float(match[1]) * _UNITS[unit])
 
 
-def format_bytes(n: float) -> str:
+def format_bytes(n: int | float) -> str:
     """Bytes for people: `1.4 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if n < 1024:

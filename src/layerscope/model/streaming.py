@@ -251,12 +251,19 @@ class Hooks:
 
 
 def stream_weights(
-    model: nn.Module, stored: dict[str, Stored], blocks: str, compute: torch.dtype, device: torch.device
+    model: nn.Module,
+    stored: dict[str, Stored],
+    blocks: str,
+    compute: torch.dtype,
+    device: torch.device,
+    *,
+    resident: bool = False,
 ) -> list[BlockLoader]:
     """Give a model on the meta device its weights without loading it; one loader for each block.
 
     Linears are streamed, embeddings gathered, vectors (norms, biases) read at once. What is left, matrices that are no
-    linears, is read at once outside the blocks and for the time of its block's forward inside them.
+    linears, is read at once outside the blocks and for the time of its block's forward inside them. `resident` keeps
+    the linears' weights on the device, as stored, instead of bringing each tile there.
     """
     from transformers.models.falcon.modeling_falcon import FalconLinear
 
@@ -269,7 +276,8 @@ def stream_weights(
         elif type(module) in linears and name in stored and stored[name].convert is None:
             bias = None if module.bias is None else _read(stored[f"{path}.bias"], compute, device)
             parent, _, leaf = path.rpartition(".")
-            streamed = StreamedLinear(stored[name].tensor(), bias, compute, device, tiles)
+            weight = stored[name].tensor()
+            streamed = StreamedLinear(weight.to(device) if resident else weight, bias, compute, device, tiles)
             setattr(model.get_submodule(parent), leaf, streamed)
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]

@@ -118,13 +118,12 @@ class Columns:
             "p_top1": self._column(probabilities[..., 0]),
             "p_top5": self._column(probabilities[..., :5].sum(-1)),
             "rest_mass": self._column(np.maximum(0.0, 1.0 - probabilities[..., :listed].sum(-1))),
-            "top_ids": self._lists(self.top_ids[..., :listed], pl.Int32),
-            "top_probs": self._lists(probabilities[..., :listed], pl.Float64),
+            "top_ids": self._lists(self.top_ids[..., :listed].astype(np.int32)),
+            "top_probs": self._lists(probabilities[..., :listed]),
         }
 
-    def _lists(self, values: NDArray[Any], dtype: type[pl.DataType]) -> pl.Series:
-        flat = values.reshape(-1, values.shape[-1])
-        lists = pl.Series(flat, dtype=pl.Array(dtype, flat.shape[1])).arr.to_list()
+    def _lists(self, values: NDArray[Any]) -> pl.Series:
+        lists = pl.Series(values.reshape(-1, values.shape[-1])).arr.to_list()
         return pl.select(pl.when(pl.Series(self.finite.ravel())).then(lists)).to_series()
 
     def _answer(self) -> dict[str, pl.Series]:

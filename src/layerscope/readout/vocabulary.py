@@ -190,7 +190,9 @@ class VocabularyStatistics:
         torch.mul(logits.view(-1, positions, tile), final, out=shifted.view(-1, positions, tile))
         self.sum_z_final += shifted.sum(-1, dtype=torch.float64)
 
-    def _raise_peak(self, logits: Float[Tensor, "rows tile"]) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    def _raise_peak(
+        self, logits: Float[Tensor, "rows tile"]
+    ) -> tuple[Int[Tensor, " improved"], Int[Tensor, " improved"]]:
         """Move the sums to the new running maximum; the rows whose peak lies in this tile, and its column."""
         tile_peak = logits.amax(-1)
         rises = ~(tile_peak <= self.peak)  # a NaN must reach the sums, not hide behind a comparison

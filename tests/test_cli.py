@@ -1,0 +1,207 @@
+"""The command line as a user meets it: a real process, its exit code, and what stands on stdout and stderr."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from layerscope.cli import app
+from layerscope.record.run import Run
+
+COMMAND = (sys.executable, "-m", "layerscope")
+
+
+def layerscope(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return subprocess.run([*COMMAND, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    cwd = tmp_path_factory.mktemp("work")
+    return cwd, layerscope("probe", "--suite", "berlin", "--top-k", "7", cwd=cwd)
+
+
+def test_probe_prints_a_table_a_prompt_and_writes_a_run_folder(probed):
+    cwd, done = probed
+    assert done.returncode == 0, done.stderr
+    (folder,) = (cwd / "runs").iterdir()
+    assert done.stdout.splitlines()[-1] == f"run folder · runs/{folder.name}"
+    run = Run.read(folder)
+    assert [p.prompt_variant for p in run.record.suite.prompts] == ["orig", "no_filler", "orig"]
+    assert set(run.rows["top_ids"].list.len()) == {7}
+    assert len(re.findall(r"^\d · .* lens logit", done.stdout, flags=re.MULTILINE)) == 3
+    assert "identity check · passed" in done.stdout
+
+
+def test_the_first_rank_1_layer_of_the_rows_is_the_one_marked(probed):
+    cwd, done = probed
+    run = Run.read(next((cwd / "runs").iterdir()))
+    marked = [int(line.split()[0]) for line in done.stdout.splitlines() if "<- first rank 1" in line]
+    rows = run.rows.filter("is_next", lens="logit", answer_rank=1)
+    by_prompt = rows.group_by("fact_index", "prompt_id", "prompt_variant", maintain_order=True).min()
+    assert marked == by_prompt["layer"].to_list()
+
+
+def test_tables_fit_a_terminal_of_80_columns(probed):
+    _, done = probed
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+
+
+def test_away_from_a_terminal_progress_is_plain_lines_on_stderr(probed):
+    _, done = probed
+    lines = done.stderr.splitlines()
+    assert re.match(
+        r"layerscope/reference · 12 blocks · [\d.]+ B parameters · .* on disk \(bfloat16\) · cpu float32 · .* planned",
+        lines[0],
+    )
+    assert lines[1:] == ["blocks 12 of 12", "vocabulary 2048 of 2048"]
+
+
+def test_on_a_terminal_there_is_a_bar_over_blocks_and_one_over_the_vocabulary(tmp_path: Path):
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    words = [*COMMAND, "probe", "--suite", "berlin", "--positions", "last"]
+    with subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=slave) as process:
+        os.close(slave)
+        shown = b""
+        while chunk := _read(master):
+            shown += chunk
+    os.close(master)
+    assert process.returncode == 0
+    assert b"blocks" in shown and b"vocabulary" in shown and b"12/12" in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux's way to say that the other end is closed
+        return b""
+
+
+def test_show_prints_the_same_tables_again(probed):
+    cwd, done = probed
+    (folder,) = (cwd / "runs").iterdir()
+    again = layerscope("show", str(folder), cwd=cwd)
+    assert again.returncode == 0
+    assert again.stdout == "\n".join(done.stdout.splitlines()[:-1]) + "\n"
+
+
+def test_show_takes_a_lens_and_a_prompt(probed):
+    cwd, _ = probed
+    (folder,) = (cwd / "runs").iterdir()
+    shown = layerscope("show", str(folder), "--lens", "raw", "--prompt", "3", cwd=cwd)
+    assert re.findall(r"^\d · .*", shown.stdout, flags=re.MULTILINE)[0].startswith(
+        "3 · control Paris · orig · lens raw"
+    )
+    for wrong in (("--lens", "tuned"), ("--prompt", "4")):
+        refused = layerscope("show", str(folder), *wrong, cwd=cwd)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: This run has ")
+
+
+def test_show_loads_no_tensor_library(probed):
+    cwd, _ = probed
+    (folder,) = (cwd / "runs").iterdir()
+    code = (
+        "import sys; from layerscope.cli import app\n"
+        f"try: app(['show', {str(folder)!r}])\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_second_run_never_touches_the_first(probed, monkeypatch):
+    cwd, _ = probed
+    (folder,) = (cwd / "runs").iterdir()
+    before = (folder / "run.json").read_bytes()
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr("layerscope.cli.default_folder_name", lambda record: folder.name)  # the same second
+    done = CliRunner().invoke(app, ["probe", "--suite", "berlin", "--positions", "last"])
+    assert done.exit_code == 0, done.output
+    assert (folder / "run.json").read_bytes() == before
+    assert Run.read(f"{folder}-2").record.positions == "last"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["./nope"], "There is no folder './nope'"),
+        (["--suite", "nope"], "capitals-20"),
+        (["--suite", "nope.toml"], "nope.toml"),
+        (["--lens", "nope"], "choose from logit, next_norm, raw"),
+        (["--lens", "raw,raw"], "once"),
+        (["--positions", "first"], "choose from auto, last, all"),
+        (["--protocol", "nope"], "choose from standard, published"),
+        (["--device", "tpu"], "choose auto, cpu, cuda"),
+        (["--dtype", "float16"], "choose auto, float32 or bfloat16"),
+        (["--dtype", "bfloat16", "--device", "cpu"], "leave --dtype out"),
+        (["--memory", "lots"], "write it as 4GiB"),
+        (["--memory", "1MB"], "raise --memory"),
+        (["--bos", "maybe"], "choose auto, yes or no"),
+        (["--top-k", "0"], "at least 1"),
+        (["--revision", "main"], "revision"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_the_remedy_and_exit_code_2(words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["probe", *words])
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_mistake_shows_no_traceback_from_the_shell(tmp_path):
+    done = layerscope("probe", "./nope", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_an_out_folder_that_cannot_hold_runs_is_refused_before_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    for out, says in (("file", "cannot be made"), ("run", "is a run's own folder")):
+        done = CliRunner().invoke(app, ["probe", "--out", out])
+        assert done.exit_code == 2
+        assert says in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {}
+
+
+def test_models_lists_every_family_and_by_what_test_it_is_verified(monkeypatch):
+    from layerscope.model.families import FAMILIES
+
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(app, ["models"]).stdout
+    assert all(re.search(rf"^{family} ", shown, flags=re.MULTILINE) for family in FAMILIES)
+    assert "tests/test_families.py" in shown
+
+
+@pytest.mark.parametrize("command", [[], ["probe"], ["show"], ["models"]])
+def test_help_ends_with_three_commands_that_work(command, probed, monkeypatch):
+    cwd, _ = probed
+    monkeypatch.chdir(cwd)
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = CliRunner().invoke(app, [*command, "--help"]).stdout
+    examples = [
+        line.strip() for line in shown.partition("Examples")[2].splitlines() if line.strip().startswith("layer")
+    ]
+    assert len(examples) == 3
+    folder = min(Path("runs").glob("reference-berlin-*"))
+    for example in examples:
+        words = re.sub(r"runs/(RUN|reference-capitals-\*)", str(folder), example).partition(" > ")[0].split()[1:]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, (example, done.output)

@@ -1,0 +1,439 @@
+"""The sweep over the vocabulary equals a dense float64 computation, whatever the tiles, ties, biases and transforms."""
+
+import math
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from layerscope.errors import NumericError
+from layerscope.readout.decode import ROWS_PER_BLOCK, TILE_BYTES, Question, Readout, decode, tile_width
+from layerscope.unembedding import HeadTransform, Unembedding
+
+FLOOR_NATS = math.log(1e-30)
+SCALARS = [
+    "entropy_bits", "kl_to_final_bits", "log_sum_exp", "cos_to_final", "cos_to_final_centered", "max_abs_logit",
+    "min_log_prob", "answer_log_prob", "top_log_probs",
+]  # fmt: skip
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def _transformed(logits: Tensor, transform: HeadTransform) -> Tensor:
+    scaled = logits * (transform.scale or 1.0)
+    return scaled if transform.softcap is None else transform.softcap * torch.tanh(scaled / transform.softcap)
+
+
+def _dense(
+    rows: Tensor,
+    final_rows: Tensor,
+    unembedding: Unembedding,
+    answers: list[tuple[int, ...]],
+    lens_transform: HeadTransform | None = None,
+) -> dict[str, np.ndarray]:
+    """The same numbers from whole rows of logits in float64; `answers` has a set of ids for each position."""
+    head = unembedding.weight.double()
+    if unembedding.projection is not None:
+        head = head @ unembedding.projection.double()
+    bias = torch.zeros(len(head)).double() if unembedding.bias is None else unembedding.bias.double()
+    linear = rows.double() @ head.T + bias
+    z = _transformed(linear, unembedding.transform if lens_transform is None else lens_transform)
+    final = _transformed(final_rows.double() @ head.T + bias, unembedding.transform)
+    log_p, log_q = z.log_softmax(-1), final.log_softmax(-1)
+    p = log_p.exp()
+    order = np.array(
+        [[sorted(range(len(head)), key=lambda v: (-row[v], v)) for row in group] for group in linear.tolist()]
+    )
+    judged = np.array(
+        [[max(ids, key=row.__getitem__, default=-1) for row, ids in zip(g, answers, strict=True)] for g in linear]
+    )
+    at = torch.from_numpy(np.maximum(judged, 0))[..., None]
+    own, own_final = z - bias, final - bias
+    return {
+        "entropy_bits": -torch.special.xlogy(p, p).sum(-1) / math.log(2),
+        "kl_to_final_bits": (p * (log_p.clamp_min(FLOOR_NATS) - log_q.clamp_min(FLOOR_NATS))).sum(-1) / math.log(2),
+        "log_sum_exp": z.logsumexp(-1),
+        "cos_to_final": torch.cosine_similarity(own, own_final.expand_as(own), dim=-1),
+        "cos_to_final_centered": torch.cosine_similarity(
+            own - own.mean(-1, keepdim=True), (own_final - own_final.mean(-1, keepdim=True)).expand_as(own), dim=-1
+        ),
+        "max_abs_logit": z.abs().amax(-1),
+        "min_log_prob": log_p.amin(-1),
+        "log_probs": log_p,
+        "order": order,
+        "answer_id": judged,
+        "answer_rank": np.where(judged < 0, 0, 1 + (linear > linear.gather(-1, at)).sum(-1).numpy()),
+        "answer_log_prob": log_p.gather(-1, at)[..., 0],
+        "final_entropy_bits": -torch.special.xlogy(log_q.exp(), log_q.exp()).sum(-1) / math.log(2),
+    }
+
+
+def _as_given(logits: Tensor, final: Tensor, **more: object) -> tuple[Tensor, Tensor, Unembedding]:
+    """Rows and a head whose products are these logits to the last bit: every row picks out its own coordinate."""
+    n_groups, n_positions, d_vocab = logits.shape
+    every = torch.cat([logits.reshape(-1, d_vocab), final])
+    picks = torch.eye(len(every))
+    rows = picks[: n_groups * n_positions].view(n_groups, n_positions, -1)
+    return rows, picks[n_groups * n_positions :], Unembedding(every.T.contiguous(), None, **more)
+
+
+def _random(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def _assert_same_bits(a: Readout, b: Readout, where: np.ndarray | slice = slice(None)) -> None:
+    for field in fields(Readout):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if field.name == "known_log_probs":
+            assert all(np.array_equal(i[where], j[where], equal_nan=True) for i, j in zip(x, y, strict=True))
+        elif not field.name.startswith("final"):
+            assert np.array_equal(x[where], y[where], equal_nan=True), field.name
+
+
+HEADS = {
+    "plain": {},
+    "bias": {"bias": True},
+    "scale": {"transform": HeadTransform(scale=0.25)},
+    "softcap": {"transform": HeadTransform(softcap=5.0)},
+    "all": {"bias": True, "projection": True, "transform": HeadTransform(scale=2.0, softcap=7.0)},
+}
+
+
+@pytest.mark.parametrize("lens_transform", [None, HeadTransform(), HeadTransform(softcap=3.0)], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+def test_a_sweep_equals_whole_rows_of_logits_in_float64(head, lens_transform):
+    options = dict(HEADS[head])
+    d_model, d_head, d_vocab = 16, 12 if options.get("projection") else 16, 301
+    unembedding = Unembedding(
+        _random(1, d_vocab, d_head, scale=0.7),
+        None,
+        bias=_random(2, d_vocab) if options.pop("bias", None) else None,
+        projection=_random(3, d_head, d_model, scale=0.3) if options.pop("projection", None) else None,
+        **options,
+    )
+    rows, final = _random(4, 3, 5, d_model), _random(5, 5, d_model)
+    questions = [Question(3, (7, 8, 300), (0, 7, 299)), Question(1), Question(1, (2,), (2,))]
+    answers = [(7, 8, 300)] * 3 + [()] + [(2,)]
+    found = decode(rows, final, questions, unembedding, lens_transform=lens_transform, top_k=50, tile=64)
+    due = _dense(rows, final, unembedding, answers, lens_transform)
+
+    for name in ("answer_id", "answer_rank"):
+        assert np.array_equal(getattr(found, name), due[name]), name
+    assert np.array_equal(found.top_ids, due["order"][..., :50])
+    for name in SCALARS[:7]:
+        np.testing.assert_allclose(getattr(found, name), due[name], rtol=2e-5, atol=2e-6, err_msg=name)
+    log_probs = due["log_probs"].numpy()
+    np.testing.assert_allclose(
+        found.top_log_probs, np.take_along_axis(log_probs, due["order"][..., :50], -1), rtol=0, atol=2e-5
+    )
+    has = due["answer_id"] >= 0
+    np.testing.assert_allclose(found.answer_log_prob[has], due["answer_log_prob"].numpy()[has], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found.final_entropy_bits, due["final_entropy_bits"], rtol=2e-5)
+    np.testing.assert_allclose(found.known_log_probs[0], log_probs[:, :3, [0, 7, 299]], rtol=0, atol=2e-5)
+    assert found.known_log_probs[1].shape == (3, 1, 0)
+    np.testing.assert_allclose(found.known_log_probs[2], log_probs[:, 4:, [2]], rtol=0, atol=2e-5)
+    assert found.finite.all() and found.final_finite.all()
+
+
+def test_cosines_leave_the_heads_bias_out():
+    logits, final = _random(0, 2, 3, 40), _random(1, 3, 40)
+    rows, final_rows, plain = _as_given(logits, final)
+    biased = Unembedding(plain.weight, None, bias=_random(2, 40, scale=5.0))
+    without, with_bias = (decode(rows, final_rows, [Question(3)], head) for head in (plain, biased))
+    for name in ("cos_to_final", "cos_to_final_centered"):
+        np.testing.assert_allclose(getattr(with_bias, name), getattr(without, name), atol=1e-5)
+    assert np.abs(with_bias.entropy_bits - without.entropy_bits).min() > 0.1
+
+
+@pytest.mark.parametrize("tile", [1, 3, 64, None])
+def test_equal_logits_are_listed_by_id_and_share_the_best_rank(tile):
+    logits = torch.randint(-3, 4, (4, 3, 97), generator=torch.Generator().manual_seed(0)).float()
+    rows, final_rows, head = _as_given(logits, logits[0])
+    found = decode(rows, final_rows, [Question(3, (50,))], head, top_k=60, tile=tile)
+    due = _dense(rows, final_rows, head, [(50,)] * 3)
+    assert np.array_equal(found.top_ids, due["order"][..., :60])
+    assert np.array_equal(found.answer_rank, due["answer_rank"])
+    assert len(np.unique(found.answer_rank)) > 2
+
+
+def test_a_tie_worked_by_hand():
+    # Logits 1 3 3 2 3: ids 1, 2 and 4 share rank 1, id 3 comes fourth, id 0 fifth.
+    rows, final_rows, head = _as_given(torch.tensor([[[1.0, 3.0, 3.0, 2.0, 3.0]]]), torch.zeros(1, 5))
+    ranks = {a: decode(rows, final_rows, [Question(1, (a,))], head).answer_rank.item() for a in range(5)}
+    assert ranks == {0: 5, 1: 1, 2: 1, 3: 4, 4: 1}
+    assert decode(rows, final_rows, [Question(1)], head, top_k=4, tile=2).top_ids.tolist() == [[[1, 2, 4, 3]]]
+
+
+@pytest.mark.parametrize("tile", [7, 64, None])
+@pytest.mark.parametrize(("n_groups", "n_positions", "d_model"), [(1, 1, 63), (5, 7, 100), (20, 10, 128)])
+def test_tokens_with_the_answers_own_row_of_the_head_never_rank_above_it(tile, n_groups, n_positions, d_model):
+    """Their logits are equal by definition, but a product may round them differently from column to column.
+
+    The answer's logit comes from a product of its own, and half of all ranks used to be worse by the duplicates.
+    """
+    weight = _random(0, 1000, d_model)
+    twins = [5, 333, 998, 999]
+    weight[twins] = weight[5].clone()
+    rows = _random(1, n_groups, n_positions, d_model)
+    logits = rows.double() @ weight.double().T
+    others = np.delete(logits.numpy(), twins, axis=-1)
+    ranks = []
+    for answer in twins:
+        found = decode(rows, rows[-1], [Question(n_positions, (answer,))], Unembedding(weight, None), tile=tile)
+        own = logits[..., 5:6].numpy()
+        assert (found.answer_rank >= 1 + (others > own + 1e-4).sum(-1)).all()
+        assert (found.answer_rank <= 1 + (others > own - 1e-4).sum(-1)).all()
+        ranks.append(found.answer_rank)
+    assert all(np.array_equal(ranks[0], other) for other in ranks)
+
+
+def test_the_same_row_with_a_larger_bias_is_no_tie():
+    weight = _random(0, 50, 8)
+    weight[30] = weight[20] = torch.full((8,), 3.0)
+    bias = torch.zeros(50)
+    bias[30] = 0.5
+    rows = weight[20].view(1, 1, 8) * 10
+    ask = [Question(1, (20,))]
+    assert decode(rows, rows[0], ask, Unembedding(weight, None, bias=bias), tile=7).answer_rank.item() == 2
+    assert decode(rows, rows[0], ask, Unembedding(weight, None), tile=7).answer_rank.item() == 1
+
+
+def test_of_several_accepted_answers_the_one_with_the_largest_logit_is_judged():
+    logits = torch.tensor([[[0.0, 4.0, 1.0, 5.0]], [[0.0, 1.0, 4.0, 5.0]]])
+    rows, final_rows, head = _as_given(logits, logits[0])
+    found = decode(rows, final_rows, [Question(1, (2, 1))], head)
+    assert found.answer_id.tolist() == [[1], [2]]
+    assert found.answer_rank.tolist() == [[2], [2]]
+    np.testing.assert_allclose(found.answer_log_prob, logits[0, 0].double().log_softmax(-1)[1].item(), rtol=1e-6)
+
+
+def test_without_an_answer_the_id_is_minus_one_and_the_rank_zero():
+    rows, final_rows, head = _as_given(_random(0, 2, 1, 9), _random(1, 1, 9))
+    found = decode(rows, final_rows, [Question(1)], head)
+    assert found.answer_id.tolist() == [[-1], [-1]]
+    assert found.answer_rank.tolist() == [[0], [0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.integers(1, 150), st.integers(1, 170), st.integers(1, 60), st.booleans())
+def test_tiles_of_any_size_give_what_one_tile_gives(seed, d_vocab, tile, top_k, with_bias):
+    weight = _random(seed, d_vocab, 8)
+    head = Unembedding(weight, None, bias=_random(seed + 1, d_vocab) if with_bias else None)
+    rows, final = _random(seed + 2, 3, 2, 8), _random(seed + 3, 2, 8)
+    ask = [Question(2, (d_vocab // 2,), (0,))]
+    whole = decode(rows, final, ask, head, top_k=top_k, tile=d_vocab)
+    tiled = decode(rows, final, ask, head, top_k=top_k, tile=tile)
+    for name in SCALARS:
+        if name == "cos_to_final_centered" and d_vocab < 3:
+            continue  # one logit has no spread, and that of two may be rounding
+        np.testing.assert_allclose(getattr(tiled, name), getattr(whole, name), rtol=2e-5, atol=5e-6, err_msg=name)
+    if d_vocab == 1:
+        return
+    # An id may change places with another only where their logits differ by rounding.
+    moved = tiled.top_ids != whole.top_ids
+    assert np.abs(tiled.top_log_probs - whole.top_log_probs)[moved].max(initial=0.0) < 1e-5
+    assert np.abs(tiled.answer_rank - whole.answer_rank).max() <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(1, 80), st.integers(1, 90), st.floats(1e-3, 300.0), st.floats(1e-3, 300.0))
+def test_entropy_lies_between_zero_and_log2_of_the_vocabulary_and_divergence_between_zero_and_its_floor(
+    seed, d_vocab, tile, scale, final_scale
+):
+    logits, final = _random(seed, 3, 2, d_vocab, scale=scale), _random(seed + 1, 2, d_vocab, scale=final_scale)
+    rows, final_rows, head = _as_given(logits, final)
+    found = decode(rows, final_rows, [Question(2)], head, tile=tile)
+    due = _dense(rows, final_rows, head, [(), ()])
+    assert (found.entropy_bits >= 0).all()
+    assert (found.entropy_bits <= math.log2(d_vocab) * (1 + 1e-6) + 1e-12).all()
+    assert (found.kl_to_final_bits >= 0).all()
+    assert (found.kl_to_final_bits <= math.log2(1e30) + 1e-4).all()
+    np.testing.assert_allclose(found.entropy_bits, due["entropy_bits"], rtol=2e-5, atol=1e-6)
+    rounding = 3e-7 * float(logits.abs().max() + final.abs().max())  # of z - z_final in float32, in bits
+    np.testing.assert_allclose(found.kl_to_final_bits, due["kl_to_final_bits"].clamp_min(0), rtol=2e-5, atol=rounding)
+
+
+def test_a_row_equal_to_the_final_one_diverges_by_nothing():
+    final = _random(0, 3, 70, scale=4.0)
+    rows, final_rows, head = _as_given(final[None], final)
+    found = decode(rows, final_rows, [Question(3)], head, tile=11)
+    assert found.kl_to_final_bits.max() < 1e-14
+    np.testing.assert_allclose(found.cos_to_final, 1.0, atol=1e-6)
+
+
+def test_the_divergence_counts_final_probabilities_below_1e_30_as_1e_30():
+    # p = (1/2, 1/2), q = (1, e^-100): KL = -1 - (0 + log2 1e-30) / 2.
+    rows, final_rows, head = _as_given(torch.tensor([[[0.0, 0.0]]]), torch.tensor([[0.0, -100.0]]))
+    for tile in (1, 2):
+        found = decode(rows, final_rows, [Question(1)], head, tile=tile)
+        assert found.kl_to_final_bits.item() == pytest.approx(-1 + math.log2(1e30) / 2, rel=1e-6)
+    # p sure of what q excludes: the largest divergence there can be.
+    rows, final_rows, head = _as_given(torch.tensor([[[-200.0, 0.0]]]), torch.tensor([[0.0, -200.0]]))
+    assert decode(rows, final_rows, [Question(1)], head).kl_to_final_bits.item() == pytest.approx(99.6578, abs=1e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, st.integers(2, 60), st.integers(-100, 100), st.integers(1, 70))
+def test_a_constant_added_by_the_heads_bias_shows_in_the_largest_logit_alone(seed, d_vocab, constant, tile):
+    # Multiples of 1/64, so that adding the constant rounds nothing.
+    logits = (_random(seed, 3, 2, d_vocab) * 64).round() / 64
+    rows, final_rows, head = _as_given(logits, logits[1])
+    shifted = Unembedding(head.weight, None, bias=torch.full((d_vocab,), float(constant)))
+    ask = [Question(2, (1,), (0,))]
+    a, b = (decode(rows, final_rows, ask, which, tile=tile) for which in (head, shifted))
+    assert np.array_equal(a.top_ids, b.top_ids)
+    assert np.array_equal(a.answer_rank, b.answer_rank)
+    unchanged = set(SCALARS) - {"log_sum_exp", "max_abs_logit"}
+    for name in unchanged:
+        np.testing.assert_allclose(getattr(b, name), getattr(a, name), rtol=1e-10, atol=1e-10, err_msg=name)
+    np.testing.assert_allclose(b.log_sum_exp, a.log_sum_exp + constant, rtol=1e-10, atol=1e-10)
+    np.testing.assert_array_equal(b.max_abs_logit, (logits + constant).abs().amax(-1))
+
+
+def test_a_constant_in_the_logits_themselves_moves_the_plain_cosine_and_not_the_centred_one():
+    logits = (_random(0, 3, 2, 50) * 64).round() / 64
+    a, b = (decode(*_as_given(x, x[1])[:2], [Question(2)], _as_given(x, x[1])[2]) for x in (logits, logits + 8))
+    np.testing.assert_allclose(b.cos_to_final_centered, a.cos_to_final_centered, atol=1e-6)
+    assert (b.cos_to_final > 0.95).all() and a.cos_to_final[0].max() < 0.5
+    np.testing.assert_allclose(b.entropy_bits, a.entropy_bits, rtol=1e-10)
+    np.testing.assert_allclose(b.kl_to_final_bits, a.kl_to_final_bits, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, st.floats(1e-3, 1e3), st.none() | st.floats(0.5, 50.0))
+def test_a_scale_and_a_softcap_change_no_rank_and_no_top_id(seed, scale, softcap):
+    logits = _random(seed, 2, 3, 70, scale=10.0)
+    rows, final_rows, head = _as_given(logits, logits[0])
+    a, b = (
+        decode(rows, final_rows, [Question(3, (5,))], head, lens_transform=transform, top_k=70)
+        for transform in (None, HeadTransform(scale=scale, softcap=softcap))
+    )
+    assert np.array_equal(a.top_ids, b.top_ids)
+    assert np.array_equal(a.answer_rank, b.answer_rank)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(2, 90), st.integers(1, 100))
+def test_renaming_the_ids_renames_what_is_listed_and_changes_no_number(seed, d_vocab, tile):
+    generator = torch.Generator().manual_seed(seed)
+    # Every row a permutation of the same values, so that there are no ties.
+    logits = torch.stack([torch.randperm(d_vocab, generator=generator) for _ in range(6)]).view(3, 2, -1) / 8
+    new_id = torch.randperm(d_vocab, generator=generator)
+    renamed = torch.empty_like(logits)
+    renamed[..., new_id] = logits
+    readouts = []
+    for values, answer in ((logits, 1), (renamed, int(new_id[1]))):
+        rows, final_rows, head = _as_given(values, values[2])
+        readouts.append(decode(rows, final_rows, [Question(2, (answer,), (answer,))], head, top_k=20, tile=tile))
+    a, b = readouts
+    assert np.array_equal(new_id.numpy()[a.top_ids], b.top_ids)
+    assert np.array_equal(a.answer_rank, b.answer_rank)
+    for name in SCALARS:
+        # Moving the peak between tiles moves float32 terms of the divergence and the entropy.
+        np.testing.assert_allclose(getattr(b, name), getattr(a, name), rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(a.known_log_probs[0], b.known_log_probs[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [1, 4, 9])
+@pytest.mark.parametrize("peak", [0, 5, 8])
+@pytest.mark.parametrize("depth", [5, 20, 40, 60, 72])
+def test_the_entropy_of_a_row_that_is_all_but_sure_keeps_its_digits(depth, peak, tile):
+    # One logit 0, eight at -depth: with t = 8 exp(-depth), H = ln(1 + t) + depth t / (1 + t) nats.
+    logits = torch.full((1, 1, 9), -float(depth))
+    logits[..., peak] = 0.0
+    rows, final_rows, head = _as_given(logits, logits[0])
+    tail = 8 * math.exp(-depth)
+    due = (math.log1p(tail) + depth * tail / (1 + tail)) / math.log(2)
+    found = decode(rows, final_rows, [Question(1)], head, tile=tile)
+    assert found.entropy_bits.item() == pytest.approx(due, rel=1e-6, abs=0)
+    assert found.final_entropy_bits.item() == pytest.approx(due, rel=1e-6, abs=0)
+    assert depth < 72 or due < 1e-28
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_is_flagged_and_touches_no_other(broken):
+    head = Unembedding(_random(0, 300, 16), None, bias=_random(1, 300))
+    rows, final = _random(2, 4, 6, 16), _random(3, 6, 16)
+    ask = [Question(4, (3, 4), (1, 2)), Question(2)]
+    clean = decode(rows, final, ask, head, tile=64)
+    spoilt = rows.clone()
+    spoilt[1, 2, 7] = broken
+    spoilt[3, 5] = broken
+    found = decode(spoilt, final, ask, head, tile=64)
+    due = np.ones((4, 6), dtype=bool)
+    due[1, 2] = due[3, 5] = False
+    assert np.array_equal(found.finite, due)
+    assert found.final_finite.all()
+    sound = [0, 2]  # whole groups, so that every field can be compared, those by question too
+    _assert_same_bits(found, clean, sound)
+    for field in fields(Readout):
+        if not field.name.startswith(("final", "known")):
+            assert np.array_equal(getattr(found, field.name)[due], getattr(clean, field.name)[due]), field.name
+
+
+def test_a_final_row_that_is_not_finite_is_flagged_at_its_position_alone():
+    head = Unembedding(_random(0, 300, 16), None)
+    rows, final = _random(2, 4, 6, 16), _random(3, 6, 16)
+    clean = decode(rows, final, [Question(6)], head)
+    final[2, 0] = torch.nan
+    found = decode(rows, final, [Question(6)], head)
+    assert found.final_finite.tolist() == [True, True, False, True, True, True]
+    assert found.finite.all()
+    assert np.array_equal(found.entropy_bits, clean.entropy_bits)
+    others = [0, 1, 3, 4, 5]
+    assert np.array_equal(found.kl_to_final_bits[:, others], clean.kl_to_final_bits[:, others])
+    assert np.array_equal(found.final_entropy_bits[others], clean.final_entropy_bits[others])
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("at", [0, 77, 299])
+def test_a_head_that_is_not_finite_is_refused(part, broken, at):
+    weight, bias = _random(0, 300, 16), _random(1, 300)
+    (weight if part == "weight" else bias)[at] = broken
+    rows = _random(2, 2, 3, 16)
+    rows[0, 1] = torch.nan  # a broken row is not the head's fault and is not counted
+    with pytest.raises(NumericError, match=r"5 of 5 finite rows.*weight and bias"):
+        decode(rows, rows[1], [Question(3)], Unembedding(weight, None, bias=bias), tile=64)
+
+
+def test_two_sweeps_agree_to_the_last_bit():
+    head = Unembedding(_random(0, 700, 32), None, bias=_random(1, 700), transform=HeadTransform(softcap=9.0))
+    rows, final = _random(2, 7, 9, 32), _random(3, 9, 32)
+    ask = [Question(9, (3,), (1, 2))]
+    _assert_same_bits(decode(rows, final, ask, head), decode(rows, final, ask, head))
+
+
+@pytest.mark.parametrize(("n_groups", "n_positions"), [(2, ROWS_PER_BLOCK + 5), (9, 500)])
+def test_rows_beyond_one_block_are_put_back_in_their_places(n_groups, n_positions):
+    head = Unembedding(_random(0, 23, 6), None, bias=_random(1, 23))
+    rows, final = _random(2, n_groups, n_positions, 6), _random(3, n_positions, 6)
+    half = n_positions // 2
+    ask = [Question(half, (3,), (1, 2)), Question(n_positions - half, (4, 5), (6,))]
+    found = decode(rows, final, ask, head, top_k=1)
+    due = _dense(rows, final, head, [(3,)] * half + [(4, 5)] * (n_positions - half))
+    for name in SCALARS[:7]:
+        np.testing.assert_allclose(getattr(found, name), due[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    log_probs = due["log_probs"].numpy()
+    np.testing.assert_allclose(found.known_log_probs[1][..., 0], log_probs[:, half:, 6], atol=1e-5)
+    np.testing.assert_allclose(found.answer_log_prob, due["answer_log_prob"], atol=1e-5)
+    # Among so many rows some hold two logits that only rounding tells apart.
+    assert (found.top_ids[..., 0] != due["order"][..., 0]).mean() < 1e-3
+    assert (found.answer_rank != due["answer_rank"]).mean() < 1e-3
+
+
+def test_progress_ends_with_the_whole_vocabulary():
+    calls = []
+    rows, final_rows, head = _as_given(_random(0, 1, 1, 10), _random(1, 1, 10))
+    decode(rows, final_rows, [Question(1)], head, tile=4, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(4, 10), (8, 10), (10, 10)]
+
+
+@given(st.integers(0, 4096), st.integers(1, 300_000))
+def test_a_tile_fits_the_cache_and_the_vocabulary(rows, d_vocab):
+    width = tile_width(rows, d_vocab)
+    assert 1 <= width <= d_vocab
+    assert width <= 256 or 4 * rows * width <= TILE_BYTES

@@ -1,0 +1,63 @@
+"""The house keeps its word: public names, the README's map and example, what loads without a tensor library."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import layerscope
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_public_name_can_be_had_and_keeps_its_kind():
+    assert sorted(layerscope.__all__) == layerscope.__all__
+    for name in layerscope.__all__:
+        assert getattr(layerscope, name).__name__ == name
+    assert callable(layerscope.probe)  # not the module of that name
+
+
+def test_reading_a_run_loads_no_tensor_library():
+    code = (
+        "import sys, layerscope, layerscope.report.tables, layerscope.record, layerscope.suite; layerscope.Run\n"
+        "assert not {'torch', 'transformers', 'safetensors'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_guard_against_tensor_libraries_can_fail():
+    code = "import sys, layerscope; layerscope.probe\nassert not {'torch'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 1
+
+
+def test_every_module_opens_with_a_sentence_that_says_what_it_is_for():
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert docstring, path
+        assert re.search(r"[.:?]$", docstring.split("\n\n")[0].splitlines()[-1]), path
+
+
+def test_the_readme_maps_every_module():
+    modules = [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    listed = set(re.findall(r"^\| `([^`]+)`", README, flags=re.MULTILINE))
+    for path in modules:
+        name = path.relative_to(ROOT).as_posix()
+        inside = any(folder.endswith("/") and name.startswith(folder) for folder in listed)
+        assert name in listed or inside or path.name in ("__init__.py", "__main__.py"), f"{name} is not on the map"
+    assert all((ROOT / name).exists() for name in listed if "/" in name)
+
+
+def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    assert " Berlin" in capsys.readouterr().out
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

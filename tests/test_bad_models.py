@@ -381,7 +381,7 @@ def flagged(run: Run) -> set[tuple[str, int]]:
 def test_a_block_that_is_not_finite_spoils_its_own_layer_and_those_above_alone(value: float, folder: Path):
     whole = probe(folder, suite=SUITE, positions="all", device="cpu")
     name = "model.layers.2.mlp.down_proj.weight"
-    run = probe(damaged(folder, lambda w: w[name][0].fill_(value)), suite=SUITE, positions="all", device="cpu")
+    run = probe(damaged(folder, lambda w: w[name][0, 0].fill_(value)), suite=SUITE, positions="all", device="cpu")
 
     above = pl.col("layer") >= 3  # block 2 writes what layer 3 reads
     spoilt, kept = run.rows.filter(above), run.rows.filter(~above)
@@ -494,7 +494,7 @@ def test_an_empty_prompt_is_refused(tiny):
 
 def test_a_suite_without_prompts_is_refused(tiny):
     assert refused(SuiteError, lambda: probe(tiny("llama-biases"), suite=asking(), device="cpu")) == (
-        "The suite holds no prompt; give it at least one fact."
+        "Suite 'own' holds no prompt; give it at least one fact."
     )
 
 

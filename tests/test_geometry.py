@@ -67,7 +67,7 @@ def test_a_row_along_its_residual_has_a_cosine_of_one_at_most(values, scale):
     for sign in (1, -1):
         found = row_residual_cosine(residual * scale * sign, residual).item()
         assert -1.0 <= found <= 1.0
-        if residual.norm() > 1e-3:
+        if residual.norm() > 0.1:  # a far shorter one feels the 1e-12 that keeps a zero from dividing
             assert found == pytest.approx(sign, abs=1e-6)
 
 

@@ -39,11 +39,14 @@ def encode(suite: Suite, model: CausalLM, positions: str) -> list[Encoded]:
     """Tokenise a suite, choose positions, and find where each answer begins.
 
     Raises:
-        SuiteError: `positions` is none of the choices, or a prompt has no answer or is longer than the model reads.
+        SuiteError: `positions` is none of the choices, there is no prompt, or one without an answer or longer than the
+            model reads.
         TokenizerError: a prompt gives no token.
     """
     if positions not in POSITIONS:
         raise SuiteError(f"There is no choice of positions called '{positions}'; choose from {', '.join(POSITIONS)}.")
+    if not suite.prompts:
+        raise SuiteError(f"Suite '{suite.name}' holds no prompt; give it at least one fact.")
     encoded = []
     for i, prompt in enumerate(suite.prompts):
         if not prompt.answers:

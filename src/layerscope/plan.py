@@ -1,6 +1,7 @@
 """How much memory a probe will hold, and into how many passes a suite must be cut to fit."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from layerscope.encode import Encoded
 from layerscope.model.causal_lm import CausalLM
@@ -11,52 +12,76 @@ SWEEP_BYTES = 1 << 30
 """Decoded rows held at once, at most: more would only save casting the unembedding once more."""
 IDENTITY_PROMPTS = 32
 """How many prompts the identity check compares; each costs a full row of logits."""
+STATISTICS_BYTES = 3000
+"""Measured beside one decoded row: its sums and top sets while the vocabulary is swept, its numbers afterwards."""
 
 
-def plan_memory(model: CausalLM, encoded: Sequence[Encoded], n_lenses: int) -> tuple[MemoryPlan, list[slice]]:
+@dataclass(frozen=True)
+class Part:
+    """Prompts that go through the model together, and the memory that takes."""
+
+    prompts: slice
+    memory: MemoryPlan
+    sweep_bytes: int
+    """What decoded rows may take at once; the vocabulary is swept several times where that is not all of them."""
+
+
+def plan_memory(model: CausalLM, encoded: Sequence[Encoded], n_lenses: int) -> list[Part]:
     """Cut a suite into parts that fit the budget; each part is one pass over the weights.
 
     Raises:
         PlacementError: not even one prompt fits.
     """
-    budget = model.placement.memory
-    at, parts, largest = 0, [], MemoryPlan(0, 0, 0, 0)
+    at, parts = 0, []
     while at < len(encoded):
-        size = len(encoded) - at
-        while size > 1 and _plan_for(model, encoded[at : at + size], n_lenses).total > budget:
-            size = -(-size // 2)
-        plan = _plan_for(model, encoded[at : at + size], n_lenses)
-        check_fits(plan, model.placement)
-        largest = max(largest, plan, key=lambda p: p.total)
-        parts.append(slice(at, at + size))
-        at += size
-    return largest, parts
+        stop = len(encoded)
+        part = _part(model, encoded, slice(at, stop), n_lenses)
+        while stop - at > 1 and part.memory.total > model.placement.memory:
+            stop = at + -(-(stop - at) // 2)
+            part = _part(model, encoded, slice(at, stop), n_lenses)
+        check_fits(part.memory, model.placement)
+        parts.append(part)
+        at = stop
+    return parts
 
 
-def _plan_for(model: CausalLM, encoded: Sequence[Encoded], n_lenses: int) -> MemoryPlan:
-    width = max(len(e.token_ids) for e in encoded)
-    tokens = width * len(encoded)
-    rows = sum(len(e.positions) for e in encoded)
-    per_layer = 4 * model.d_model
-    groups = n_lenses * (model.n_layers + 1)
-    # About twelve float32 numbers a row and group, and the top sets, live through the whole sweep.
-    statistics = groups * rows * (12 * 8 + 70 * 12)
-    checked = 3 * 4 * model.d_vocab * min(IDENTITY_PROMPTS, len(encoded))
-    return MemoryPlan(
-        residuals=(model.n_layers + 1) * per_layer * (2 * tokens + rows),
+def _part(model: CausalLM, encoded: Sequence[Encoded], prompts: slice, n_lenses: int) -> Part:
+    here = encoded[prompts]
+    width = max(len(e.token_ids) for e in here)
+    tokens = width * len(here)
+    rows = sum(len(e.positions) for e in here)
+    n_layers = model.n_layers + 1
+    per_row = 4 * model.d_model
+    logits = 4 * model.d_vocab
+    memory = MemoryPlan(
+        residuals=n_layers * per_row * (tokens + rows) + logits * len(here),
         block=model.largest_block_bytes,
-        activations=4 * tokens * model.widest_activation + 4 * model.d_vocab * len(encoded),
+        activations=4 * tokens * (model.widest_activation + (model.n_heads or 0) * width),
+        # What lives through the sweep beside the rows: sums and top sets of every row, tiles, and before it the
+        # identity check's float64 logits.
+        sweep=n_lenses * n_layers * rows * STATISTICS_BYTES
+        + 12 * logits * min(IDENTITY_PROMPTS, len(here))
+        + (48 << 20),
         resident=model.checkpoint.bytes_on_disk if model.resident else 0,
-        sweep=min(groups * rows * per_layer, SWEEP_BYTES) + statistics + checked + (32 << 20),
     )
+    spare = model.placement.memory - memory.resident - memory.residuals - memory.sweep
+    one_group = per_row * rows
+    wanted = min(n_lenses * n_layers * one_group, max(SWEEP_BYTES, one_group))
+    sweep_bytes = max(one_group, min(wanted, spare))
+    return Part(prompts, replace(memory, sweep=memory.sweep + sweep_bytes), sweep_bytes)
 
 
-def plan_line(model: CausalLM, plan: MemoryPlan, suite: Suite, n_passes: int) -> str:
+def planned_bytes(parts: Sequence[Part]) -> int:
+    """The most that is held at once."""
+    return max(part.memory.total for part in parts)
+
+
+def plan_line(model: CausalLM, parts: Sequence[Part], suite: Suite) -> str:
     """What will be done, in one line."""
-    passes = "" if n_passes == 1 else f" in {n_passes} passes"
+    passes = "" if len(parts) == 1 else f" in {len(parts)} passes"
     return (
         f"{model.id} · {model.n_layers} blocks · {model.architecture.n_parameters / 1e9:.3g} B parameters · "
         f"{format_bytes(model.checkpoint.bytes_on_disk)} on disk ({model.stored_dtype}) · "
-        f"{model.placement.device} {model.placement.dtype_name} · {format_bytes(plan.total)} planned of "
+        f"{model.placement.device} {model.placement.dtype_name} · {format_bytes(planned_bytes(parts))} planned of "
         f"{format_bytes(model.placement.memory)} · suite {suite.name}, {len(suite.prompts)} prompts{passes}"
     )

@@ -19,7 +19,7 @@ from layerscope.errors import LensError, SuiteError
 from layerscope.lenses import bind_lenses, lens_names
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
-from layerscope.plan import IDENTITY_PROMPTS, SWEEP_BYTES, plan_line, plan_memory
+from layerscope.plan import IDENTITY_PROMPTS, Part, plan_line, plan_memory, planned_bytes
 from layerscope.readout.measure import measure
 from layerscope.record.protocol import protocol_of
 from layerscope.record.rows import rows_frame
@@ -139,8 +139,8 @@ def probe(
     bound = bind_lenses(names, final_norm=model.final_norm, next_norms=model.next_norms)
     settings = Settings(rules, bound, positions, top_k, seed)
     with reproducible(seed, model.placement.device), torch.inference_mode():
-        plan, parts = plan_memory(model, encoded, len(bound))
-        watcher.plan(plan_line(model, plan, asked_suite, len(parts)))
+        parts = plan_memory(model, encoded, len(bound))
+        watcher.plan(plan_line(model, parts, asked_suite))
         measured, identity = _river(model, encoded, settings, parts, seconds, watcher)
     rows, health = _rows(measured, encoded, model)
     record = describe_run(
@@ -150,7 +150,7 @@ def probe(
         settings,
         identity=identity,
         health=health,
-        planned_bytes=plan.total,
+        planned_bytes=planned_bytes(parts),
         timings=seconds.timings(),
     )
     return Run(rows, record)
@@ -160,7 +160,7 @@ def _river(
     model: CausalLM,
     encoded: Sequence[Encoded],
     settings: Settings,
-    parts: Sequence[slice],
+    parts: Sequence[Part],
     seconds: Seconds,
     watcher: Observer,
 ) -> tuple[pl.DataFrame, Identity]:
@@ -168,7 +168,7 @@ def _river(
     frames: list[pl.DataFrame] = []
     identity: Identity | None = None
     for i, part in enumerate(parts):
-        here = encoded[part]
+        here = encoded[part.prompts]
         with seconds.stage("forward_s"):
             residuals, logits = read_residuals(
                 model,
@@ -187,11 +187,11 @@ def _river(
                 protocol=settings.protocol,
                 trivial=model.tokens.trivial,
                 top_k=settings.top_k,
-                sweep_bytes=SWEEP_BYTES,
+                sweep_bytes=part.sweep_bytes,
                 progress=lambda done, total, i=i: watcher.vocabulary(i * total + done, len(parts) * total),  # type: ignore[misc]
             )
         frame = pl.DataFrame(columns)
-        frames.append(frame.with_columns(pl.col("prompt") + part.start))
+        frames.append(frame.with_columns(pl.col("prompt") + part.prompts.start))
     if identity is None:
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
     return pl.concat(frames), identity

@@ -250,14 +250,16 @@ class CausalLM:
                 batch[row, lengths[i] :] = token_ids[i][-1]
             last = torch.tensor(own, device=device) - 1
             reset_rope(self._module)
-            kept = torch.empty(len(group), self.n_layers + 1, max(own), self.d_model, device=device)
+            alone = len(groups) == 1  # as a rule: then there is nothing to put together
+            kept = residuals if alone else residuals.new_zeros(len(group), *residuals.shape[1:])[:, :, : max(own)]
             with self._watched(
                 kept,
                 last,
                 lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
             ):
                 own_logits = self._module(input_ids=batch, attention_mask=None, use_cache=False).logits
-            residuals[group, :, : max(own)] = kept
+            if not alone:
+                residuals[group, :, : max(own)] = kept
             logits[group] = own_logits[:, 0].float()
         self._prefetcher.wait()
         return Forward(residuals, lengths, logits)

@@ -138,7 +138,7 @@ def _fit_softcap_and_scale(z: Tensor, y: Tensor) -> tuple[float, float] | None:
             scale = (z * inverse).sum() / (z * z).sum().clamp_min(1e-300)
             errors.append(((c * torch.tanh(scale * z / c) - y) ** 2).sum())
         best = int(torch.stack(errors).argmin())
-        low, high = float(grid[max(0, best - 1)]), float(grid[min(31, best + 1)])
+        low, high = float(grid[best - 1]) if best else low, float(grid[min(31, best + 1)])
     cap = float(torch.tensor((low + high) / 2, dtype=torch.float64).exp())
     inverse = cap * torch.atanh((y / cap).clamp(-1 + 1e-12, 1 - 1e-12))
     scale = float((z * inverse).sum() / (z * z).sum().clamp_min(1e-300))

@@ -7,7 +7,11 @@ import torch
 
 from layerscope.errors import PlacementError
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_UNITS = (
+    {"": 1, "B": 1}
+    | {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    | {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

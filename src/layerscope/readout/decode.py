@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -165,7 +165,8 @@ class _Sweep:
                 groups = slice(first, min(first + per_block, self.n_groups))
                 rows = self.head_rows[groups, positions].reshape(-1, self.head_rows.shape[-1]).contiguous()
                 answer_id, answer_logit = (part[groups, positions].reshape(-1) for part in self.answers)
-                statistics = VocabularyStatistics(len(rows), self.k, answer_logit, answer_id)
+                judged = torch.searchsorted(self.judged_ids, answer_id.clamp_min(0)).clamp_max(len(self.judged_ids) - 1)
+                statistics = VocabularyStatistics(len(rows), self.k, answer_logit, judged)
                 blocks.append(_Block(groups, positions, rows, statistics))
         return blocks
 
@@ -189,16 +190,17 @@ class _Sweep:
 
     def _twins(
         self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None
-    ) -> list[tuple[int, int]]:
-        """Pairs of a judged answer and a column of this tile whose row of the head, bias included, is the same."""
+    ) -> Bool[Tensor, "answers tile"] | None:
+        """Which columns of this tile have the same row of the head, bias included, as a judged answer; None if none."""
         few = slice(0, 4)  # hardly any rows agree in these, so few are compared as a whole
-        alike = (weight[:, None, few] == self.judged_columns[None, :, few]).all(-1)
-        column, answer = alike.nonzero(as_tuple=True)
-        same = (weight[column] == self.judged_columns[answer]).all(-1)
-        judged = self.judged_ids[answer]
-        if bias is not None and self.unembedding.bias is not None:
-            same &= bias[column] == self.unembedding.bias[judged]
-        return list(zip(judged[same].tolist(), column[same].tolist(), strict=True))
+        alike = (weight[None, :, few] == self.judged_columns[:, None, few]).all(-1)
+        for answer in alike.any(-1).nonzero().squeeze(-1).tolist():
+            columns = alike[answer].nonzero().squeeze(-1)
+            same = (weight[columns] == self.judged_columns[answer]).all(-1)
+            if bias is not None and self.unembedding.bias is not None:
+                same &= bias[columns] == self.unembedding.bias[self.judged_ids[answer]]
+            alike[answer, columns] = same
+        return alike if bool(alike.any()) else None
 
     def _visit_final(
         self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None, start: int
@@ -220,7 +222,7 @@ class _Sweep:
         final: Float[Tensor, "positions tile"],
         final_floored: Float[Tensor, "positions tile"],
         start: int,
-        twins: Sequence[tuple[int, int]],
+        twins: Bool[Tensor, "answers tile"] | None,
     ) -> None:
         """One block of rows against one tile."""
         shape = (len(block.rows), len(weight))
@@ -275,7 +277,7 @@ class _Sweep:
         Raises:
             NumericError: naming how many rows are hit.
         """
-        sound = torch.isfinite(self.head_rows).all(-1).cpu()
+        sound = torch.stack([torch.isfinite(group).all(-1) for group in self.head_rows]).cpu()
         broken = int((sound & ~finite).sum())
         if broken:
             raise NumericError(

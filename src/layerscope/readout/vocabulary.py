@@ -6,8 +6,6 @@ exp(z - peak)`, the log-sum-exp is `peak + log1p(tail)`, and a row that is sure 
 a sum that rounds to one.
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -115,9 +113,16 @@ class VocabularyStatistics:
         n_rows: int,
         k: int,
         threshold: Float[Tensor, " rows"],
-        threshold_id: Int[Tensor, " rows"],
+        judged: Int[Tensor, " rows"],
     ) -> None:
-        """`threshold` is the answer's logit, whose rank is counted; -inf and id -1 where a row has no answer."""
+        """Begin with nothing seen.
+
+        Args:
+            n_rows: rows of the block.
+            k: how many of the largest logits to keep.
+            threshold: the answer's logit, whose rank is counted; -inf where a row has no answer.
+            judged: which of the sweep's answers is judged in each row; anything where it has none.
+        """
         device = threshold.device
 
         def zeros() -> Tensor:
@@ -136,27 +141,27 @@ class VocabularyStatistics:
         self.above = torch.zeros(n_rows, dtype=torch.int64, device=device)
         """How many ids have a logit above the threshold, ids with the answer's own row of the head not counted."""
         self.top = TopK(n_rows, k, device)
-        self._threshold, self._threshold_id = threshold, threshold_id
+        self._threshold, self._judged = threshold, judged
 
     def update_ranks(
         self,
         linear: Float[Tensor, "rows tile"],
         start: int,
-        twins: Sequence[tuple[int, int]],
+        twins: Bool[Tensor, "answers tile"] | None,
         buffer: Float[Tensor, "rows tile"],
     ) -> None:
         """Count ranks and collect the top k; on logits before the head transform, which keeps their order.
 
-        A softcap rounds large logits to one value; the linear ones still tell which is larger. `twins` are pairs of an
-        answer and a column of this tile with the very same row of the head, the answer's own column among them.
+        A softcap rounds large logits to one value; the linear ones still tell which is larger. `twins` says
+        which columns of this tile have the very same row of the head as an answer, its own column among them.
         """
         self.top.update(linear, start, linear.amax(-1))
         torch.gt(linear, self._threshold[:, None], out=buffer)
+        if twins is not None:
+            # The answer's logit comes from another product than this tile's and may round differently: neither its own
+            # id nor another with the same row, a tie by definition, is compared with it.
+            buffer.masked_fill_(twins[self._judged], 0.0)
         self.above += buffer.sum(-1).long()
-        # The answer's logit comes from another product than this tile's and may round differently: neither its own
-        # id nor another with the same row, a tie by definition, is compared with it.
-        for answer_id, column in twins:
-            self.above -= ((self._threshold_id == answer_id) & (linear[:, column] > self._threshold)).long()
 
     def update_sums(
         self,
@@ -227,4 +232,4 @@ class VocabularyStatistics:
 
     def finite(self) -> Bool[Tensor, " rows"]:
         """Which rows saw nothing but finite logits."""
-        return torch.isfinite(self.peak) & torch.isfinite(self.tail) & torch.isfinite(self.sum_zz)
+        return torch.isfinite(self.peak) & torch.isfinite(self.low) & torch.isfinite(self.tail)

@@ -1,0 +1,222 @@
+"""Streamed weights: equal to resident ones, never copied whole into memory, and nothing left behind after a pass."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+from transformers import LlamaConfig
+
+from layerscope.model import streaming
+from layerscope.model.causal_lm import CausalLM
+from layerscope.model.checkpoint import Checkpoint
+from layerscope.model.streaming import StreamedLinear, TileBuffer
+from tiny_models import PROMPTS, TINY, tiny_tokenizer
+
+CPU = torch.device("cpu")
+STORED = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 67),
+    st.integers(1, 67),
+    st.lists(st.integers(1, 5), max_size=2),
+    st.sampled_from(STORED),
+    st.booleans(),
+    st.sampled_from([4, 64, 1000, 4 << 20]),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_streamed_linear_equals_a_resident_one(
+    n_in: int, n_out: int, batch: list[int], dtype: torch.dtype, with_bias: bool, tile_bytes: int, seed: int
+):
+    generator = torch.Generator().manual_seed(seed)
+    stored = torch.randn(n_out, n_in, generator=generator).to(dtype)
+    resident = nn.Linear(n_in, n_out, bias=with_bias)
+    with torch.no_grad():
+        resident.weight.copy_(stored)
+    bias = resident.bias.detach().clone() if with_bias else None
+    x = torch.randn(*batch, n_in, generator=generator)
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(streaming, "TILE_BYTES", tile_bytes)  # from less than a row to all rows at once
+        streamed = StreamedLinear(stored, bias, torch.float32, CPU, TileBuffer(torch.float32, CPU))
+        found, expected = streamed(x), resident(x)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(streamed.weight, resident.weight)
+    assert (streamed.in_features, streamed.out_features) == (n_in, n_out)
+
+
+def test_linears_of_several_widths_share_one_buffer():
+    buffer = TileBuffer(torch.float32, CPU)
+    wide, narrow = torch.randn(7, 5).bfloat16(), torch.randn(3, 2).half()
+    layers = [StreamedLinear(stored, None, torch.float32, CPU, buffer) for stored in (wide, narrow)]
+    for _ in range(2):
+        for layer, stored in zip(layers, (wide, narrow), strict=True):
+            x = torch.randn(4, stored.shape[1])
+            torch.testing.assert_close(layer(x), x @ stored.float().T)
+
+
+def test_a_stored_tensor_shares_its_memory_with_the_file(tiny):
+    checkpoint = Checkpoint(tiny("llama-biases"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert checkpoint.tensor(name).data_ptr() == checkpoint.tensor(name).data_ptr()
+
+
+_MEASURE = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from layerscope.model.causal_lm import CausalLM
+
+def anonymous():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+CausalLM.open(device="cpu").forward([[1, 2, 3]])  # the libraries' own buffers come with the first pass
+before = anonymous()
+model = CausalLM.open(sys.argv[1], device="cpu")
+opened, seen = anonymous(), []
+model.forward([list(range(16))], progress=lambda done, total: seen.append(anonymous()))
+after = anonymous()
+copied = model.checkpoint.tensor("lm_head.weight").clone()
+print(json.dumps({"opened": opened - before, "during": max(seen) - before, "after": after - before,
+                  "copied": anonymous() - after, "one": copied.numel() * copied.element_size()}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says how much memory is anonymous")
+def test_weights_never_become_anonymous_memory(tmp_path: Path):
+    """The one tensor that is copied in the end shows that the measurement would see a loaded model."""
+    folder = large_checkpoint(tmp_path)
+    size = (folder / "model.safetensors").stat().st_size
+    assert size > 190e6
+    done = subprocess.run([sys.executable, "-c", _MEASURE, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    grown = json.loads(done.stdout)
+    assert max(grown["opened"], grown["during"], grown["after"]) < size / 8
+    assert grown["copied"] > 0.9 * grown["one"] > 15e6
+
+
+def large_checkpoint(folder: Path) -> Path:
+    """A llama of 200 MB in bfloat16 whose weights are all alike, since only their size matters."""
+    width, inner, n_layers, d_vocab = 1024, 4096, 5, 8192
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=n_layers,
+        num_attention_heads=8,
+        vocab_size=d_vocab,
+        architectures=["LlamaForCausalLM"],
+    )
+    shapes = {"model.embed_tokens.weight": (d_vocab, width), "lm_head.weight": (d_vocab, width)}
+    shapes["model.norm.weight"] = (width,)
+    for i in range(n_layers):
+        block = f"model.layers.{i}"
+        shapes |= {f"{block}.self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
+        shapes |= {f"{block}.mlp.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+        shapes |= {f"{block}.mlp.down_proj.weight": (width, inner)}
+        shapes |= {f"{block}.{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    weights = {name: torch.full(shape, 0.01, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+# --- What a pass leaves behind
+
+
+def hooks_of(model: CausalLM) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model._module.modules())
+
+
+def on_meta(model: CausalLM) -> list[str]:
+    blocks = model.architecture.blocks
+    return [name for name, p in model._module.get_submodule(blocks).named_parameters() if p.is_meta]
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "gemma2", "gpt2", "mixtral"])
+def test_hooks_are_gone_after_a_pass(name: str, tiny):
+    model = CausalLM.open(tiny(name), device="cpu")
+    before = hooks_of(model)
+    during: list[int] = []
+    model.forward(PROMPTS, progress=lambda done, total: during.append(hooks_of(model)))
+    assert all(n > before for n in during)
+    assert hooks_of(model) == before
+
+
+def test_hooks_are_gone_after_a_pass_that_was_broken_off(tiny):
+    model = CausalLM.open(tiny("mixtral"), device="cpu")
+    before, parameters = hooks_of(model), on_meta(model)
+    whole = model.forward(PROMPTS).logits
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.forward(PROMPTS, progress=stop)
+    assert hooks_of(model) == before
+    assert on_meta(model) == parameters
+    assert torch.equal(model.forward(PROMPTS).logits, whole)
+
+
+@pytest.mark.parametrize(("name", "part"), [("mixtral", "mlp.experts.gate_up_proj"), ("gpt2", "mlp.c_fc.weight")])
+def test_matrices_that_are_no_linears_are_held_for_their_block_s_forward_alone(name: str, part: str, tiny):
+    model = CausalLM.open(tiny(name), device="cpu")
+    waiting = on_meta(model)
+    assert f"0.{part}" in waiting
+    assert (
+        model.largest_block_bytes
+        >= model._module.get_submodule(model.architecture.blocks)[0].get_parameter(part).numel()
+        * torch.float32.itemsize
+    )
+    held: list[list[str]] = []
+    container = model._module.get_submodule(model.architecture.blocks)
+    handles = [
+        block.get_submodule("mlp").register_forward_pre_hook(
+            lambda module, args: held.append(sorted(set(waiting) - set(on_meta(model))))
+        )
+        for block in container
+    ]
+    model.forward(PROMPTS)
+    for handle in handles:
+        handle.remove()
+    assert on_meta(model) == waiting
+    assert held == [[n for n in sorted(waiting) if n.startswith(f"{i}.")] for i in range(model.n_layers)]
+
+
+def test_a_llama_holds_no_matrix_at_all(tiny):
+    model = CausalLM.open(tiny("llama-biases"), device="cpu")
+    assert model.largest_block_bytes == 0
+    matrices = [name for name, p in model._module.named_parameters() if p.ndim > 1 and not p.is_meta]
+    assert matrices == []
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_next_block_s_tensors_are_read_ahead_by_names_that_exist(name: str, tiny, monkeypatch):
+    asked: list[tuple[str, ...]] = []
+    prefetch = Checkpoint.prefetch
+
+    def noted(checkpoint: Checkpoint, names: tuple[str, ...]) -> None:
+        asked.append(names)
+        prefetch(checkpoint, names)
+
+    monkeypatch.setattr(Checkpoint, "prefetch", noted)
+    model = CausalLM.open(tiny(name), device="cpu")
+    model.forward(PROMPTS[:1])
+    assert len(asked) == model.n_layers
+    assert all(set(names) <= set(model.checkpoint.names) for names in asked)
+    for i, names in enumerate(asked[:-1]):
+        numbers = {stored: re.search(r"\.(\d+)\.", stored) for stored in model.checkpoint.names}
+        assert set(names) == {stored for stored, number in numbers.items() if number and int(number[1]) == i + 1}
+    assert len(asked[-1]) == 1  # the unembedding, under whatever name it is stored
+    assert model._prefetcher._thread is None

@@ -13,7 +13,7 @@ from layerscope.errors import NumericError
 from layerscope.readout.vocabulary import KL_FLOOR_NATS, VocabularyStatistics
 from layerscope.unembedding import HeadTransform, Unembedding
 
-ROWS_PER_BLOCK = 2048
+ROWS_PER_BLOCK = 1024
 """Rows multiplied at once: enough to reach the matrix product's peak."""
 TILE_BYTES = 4 << 20
 """Size of one block's logits: they are read about ten times while hot, so they should fit in a core's cache."""
@@ -295,7 +295,14 @@ class _Sweep:
         lse = columns["lse"]
         answer_id, answer_logit = (part.cpu() for part in self.answers)
         has_answer = answer_id >= 0
+        top_log_probs = top_logits.double() - lse[..., None]
         answer_log_prob = self.lens_transform.apply_(answer_logit.clone()).double() - lse
+        # The answer's logit comes from another product than the sweep's. Where the sweep kept its own, that one counts;
+        # elsewhere it may at least not round above the largest.
+        answer_log_prob = torch.minimum(answer_log_prob, top_log_probs[..., 0])
+        listed = top_ids == answer_id[..., None]
+        kept = torch.where(listed, top_log_probs, 0.0).sum(-1)
+        answer_log_prob = torch.where(listed.any(-1), kept, answer_log_prob)
         known, at = [], 0
         for question in self.questions:
             positions = slice(at, at + question.n_positions)
@@ -303,7 +310,8 @@ class _Sweep:
             ids = torch.tensor(question.known_ids, dtype=torch.int64)
             rows = self.head_rows[:, positions].reshape(-1, self.head_rows.shape[-1])
             logits = self.lens_transform.apply_(self.unembedding.linear_logits(rows, ids)).cpu().double()
-            known.append((logits.view(self.n_groups, question.n_positions, -1) - lse[:, positions, None]).numpy())
+            log_probs = logits.view(self.n_groups, question.n_positions, -1) - lse[:, positions, None]
+            known.append(torch.minimum(log_probs, top_log_probs[:, positions, :1]).numpy())
         return Readout(
             entropy_bits=columns["entropy"].numpy(),
             kl_to_final_bits=columns["kl"].numpy(),
@@ -311,7 +319,7 @@ class _Sweep:
             cos_to_final=columns["cos"].numpy(),
             cos_to_final_centered=columns["cos_centered"].numpy(),
             top_ids=top_ids.numpy(),
-            top_log_probs=(top_logits.double() - lse[..., None]).numpy(),
+            top_log_probs=top_log_probs.numpy(),
             answer_id=answer_id.numpy(),
             answer_rank=torch.where(has_answer, columns["rank"].long(), 0).numpy(),
             answer_log_prob=answer_log_prob.numpy(),

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="layerscope",
     help="Where in a language model's depth an answer becomes readable, and how far that may be trusted.",
-    epilog="Examples:\n\nlayerscope probe\n\nlayerscope models\n\nlayerscope show runs/RUN",
+    epilog="Examples:\n\nlayerscope probe\n\nlayerscope show\n\nlayerscope models",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -98,25 +99,25 @@ def probe(
                 seed=seed,
                 observer=observer,
             )
+        _print(run)  # first, so that a disk that is full by now does not take the tables too
         folder = _free_name(parent / default_folder_name(run.record))
         run.save(folder)
-        _print(run)
         console = Console(highlight=False, soft_wrap=True)
         console.print(f"run folder · {folder}")
 
 
 @app.command(
-    epilog="Examples (after `layerscope probe`):\n\nlayerscope show runs/reference-capitals-*\n\n"
-    "layerscope show runs/reference-capitals-* --lens raw\n\nlayerscope show runs/reference-capitals-* --prompt 1"
+    epilog="Examples (after `layerscope probe`):\n\nlayerscope show\n\nlayerscope show --lens raw\n\n"
+    "layerscope show --prompt 1"
 )
 def show(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    run: Annotated[Path | None, typer.Argument(help="A run's folder; the newest in runs/ if left out.")] = None,
     lens: Annotated[str | None, typer.Option(help="Which lens; the headline lens by default.")] = None,
     prompt: Annotated[int | None, typer.Option(help="Only this prompt, counted from 1.")] = None,
 ) -> None:
     """Print the tables of a finished run again."""
     with _mistakes_in_one_sentence():
-        _print(Run.read(run), lens=lens, prompt=prompt)
+        _print(Run.read(_newest(Path("runs")) if run is None else run), lens=lens, prompt=prompt)
 
 
 @app.command(epilog="Examples:\n\nlayerscope models\n\nlayerscope models --help\n\nlayerscope models > families.txt")
@@ -140,6 +141,14 @@ def models() -> None:
     )
 
 
+def _newest(parent: Path) -> Path:
+    """The run that was written last."""
+    runs = [record.parent for record in parent.glob("*/run.json")]
+    if not runs:
+        raise RunError(f"There is no run in '{parent}'; give a run's folder, or make one with `layerscope probe`.")
+    return max(runs, key=lambda run: (run / "run.json").stat().st_mtime_ns)
+
+
 def _print(run: Run, *, lens: str | None = None, prompt: int | None = None) -> None:
     console = Console(highlight=False)
     for part in run_tables(run, lens=lens, prompt=prompt):
@@ -152,8 +161,13 @@ def _usable(out: Path) -> Path:
         raise RunError(f"'{out}' is a run's own folder; give the folder that holds runs, such as '{out.parent}'.")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
-        raise RunError(f"The folder '{out}' cannot be made ({error.strerror}); give another with --out.") from error
+        reason = error.strerror or type(error).__name__
+        raise RunError(
+            f"The folder '{out}' cannot be made or written to ({reason}); give another with --out."
+        ) from error
     return out
 
 

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.metadata import version
 from typing import Literal
 
@@ -40,6 +40,7 @@ def describe_run(
     identity: Identity,
     health: pl.DataFrame,
     planned_bytes: int,
+    created: datetime,
     timings: record.TimingsRecord,
 ) -> record.RunRecord:
     """Everything of a run that is not a row.
@@ -52,9 +53,9 @@ def describe_run(
         identity: outcome of the identity check.
         health: by row `prompt, lens, layer, is_next, any_nan, any_inf, max_abs_logit, min_prob`.
         planned_bytes: working memory that was planned.
+        created: when the run began, in UTC.
         timings: how long the stages took.
     """
-    created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     unresolved = [e.prompt.text for e in encoded if not any(a.first_id is not None for a in e.answers)]
     numeric = _numeric_health(health, settings.protocol.headline)
     flags: dict[str, Literal[True] | str] = {}
@@ -68,8 +69,8 @@ def describe_run(
         flags["family_not_verified"] = f"no test compares '{model.family}' with Transformers; the identity check judges"
     return record.RunRecord(
         schema_version="1.0",
-        run_id=f"run-{datetime.fromisoformat(created):%Y%m%d-%H%M}",
-        created_utc=created,
+        run_id=f"run-{created:%Y%m%d-%H%M%S}",
+        created_utc=created.isoformat(timespec="seconds").replace("+00:00", "Z"),
         layerscope_version=version("layerscope"),
         protocol=_protocol(settings),
         model=_model(model),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from layerscope.errors import SuiteError
+from layerscope.errors import SuiteError, TokenizerError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.tokens import Alignment
 from layerscope.readout.asked import Asked
@@ -30,7 +30,8 @@ class Encoded:
             n_special=self.n_special,
             positions=self.positions,
             answer_ids=tuple(a.first_id for a in self.answers if a.first_id is not None),
-            contrast_ids=tuple(a.first_id for a in self.contrast[:1] if a.first_id is not None),
+            gold_id=self.answers[0].first_id,
+            contrast_id=self.contrast[0].first_id if self.contrast else None,
             is_control=self.prompt.prompt_id == "ctl",
         )
 
@@ -41,7 +42,7 @@ def encode(suite: Suite, model: CausalLM, positions: str) -> list[Encoded]:
     Raises:
         SuiteError: `positions` is none of the choices, there is no prompt, or one without an answer or longer than the
             model reads.
-        TokenizerError: a prompt gives no token.
+        TokenizerError: a prompt gives no token, or one that the model does not embed.
     """
     if positions not in POSITIONS:
         raise SuiteError(f"There is no choice of positions called '{positions}'; choose from {', '.join(POSITIONS)}.")
@@ -57,6 +58,7 @@ def encode(suite: Suite, model: CausalLM, positions: str) -> list[Encoded]:
                 f"Prompt {i + 1} of suite '{suite.name}' has {len(token_ids)} tokens, but {model.id} reads at most "
                 f"{model.n_context}; shorten it."
             )
+        _check_ids(model, i, token_ids)
         every = positions == "all" or (positions == "auto" and i == 0)
         encoded.append(
             Encoded(
@@ -64,8 +66,24 @@ def encode(suite: Suite, model: CausalLM, positions: str) -> list[Encoded]:
                 token_ids=token_ids,
                 n_special=0 if model.tokens.bos_id is None else 1,
                 positions=tuple(range(len(token_ids))) if every else (len(token_ids) - 1,),
-                answers=tuple(model.tokens.align(prompt.text, answer) for answer in prompt.answers),
-                contrast=tuple(model.tokens.align(prompt.text, answer) for answer in prompt.contrast),
+                answers=tuple(_align(model, prompt.text, answer) for answer in prompt.answers),
+                contrast=tuple(_align(model, prompt.text, answer) for answer in prompt.contrast),
             )
         )
     return encoded
+
+
+def _check_ids(model: CausalLM, i: int, token_ids: tuple[int, ...]) -> None:
+    if max(token_ids) >= model.n_embeddings:
+        raise TokenizerError(
+            f"Prompt {i + 1} has token id {max(token_ids)}, but {model.id} embeds {model.n_embeddings} ids; use the "
+            "tokenizer that belongs to these weights."
+        )
+
+
+def _align(model: CausalLM, text: str, answer: str) -> Alignment:
+    """Where the answer begins; unresolved where its first id has no logit."""
+    found = model.tokens.align(text, answer)
+    if found.first_id is None or found.first_id < model.d_vocab:
+        return found
+    return Alignment(answer, "unresolved", "unknown", (), (), "no_logit_for_first_id")

@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from layerscope.encode import Encoded
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import MemoryPlan, check_fits, format_bytes
+from layerscope.readout.decode import TOP_SET
 from layerscope.suite import Suite
 
 SWEEP_BYTES = 1 << 30
 """Decoded rows held at once, at most: more would only save casting the unembedding once more."""
 IDENTITY_PROMPTS = 32
 """How many prompts the identity check compares; each costs a full row of logits."""
-STATISTICS_BYTES = 3000
-"""Measured beside one decoded row: its sums and top sets while the vocabulary is swept, its numbers afterwards."""
+STATISTICS_BYTES, TOP_BYTES = 2000, 70
+"""Measured beside one decoded row: its sums and columns, and for each of its top ids what buffers, sorting, lists and
+strings take together at the worst moment."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Part:
     """What decoded rows may take at once; the vocabulary is swept several times where that is not all of them."""
 
 
-def plan_memory(model: CausalLM, encoded: Sequence[Encoded], n_lenses: int) -> list[Part]:
+def plan_memory(model: CausalLM, encoded: Sequence[Encoded], n_lenses: int, top_k: int) -> list[Part]:
     """Cut a suite into parts that fit the budget; each part is one pass over the weights.
 
     Raises:
@@ -35,38 +37,44 @@ def plan_memory(model: CausalLM, encoded: Sequence[Encoded], n_lenses: int) -> l
     at, parts = 0, []
     while at < len(encoded):
         stop = len(encoded)
-        part = _part(model, encoded, slice(at, stop), n_lenses)
+        part = _part(model, encoded, slice(at, stop), n_lenses, top_k)
         while stop - at > 1 and part.memory.total > model.placement.memory:
             stop = at + -(-(stop - at) // 2)
-            part = _part(model, encoded, slice(at, stop), n_lenses)
+            part = _part(model, encoded, slice(at, stop), n_lenses, top_k)
         check_fits(part.memory, model.placement)
         parts.append(part)
         at = stop
     return parts
 
 
-def _part(model: CausalLM, encoded: Sequence[Encoded], prompts: slice, n_lenses: int) -> Part:
+def _part(model: CausalLM, encoded: Sequence[Encoded], prompts: slice, n_lenses: int, top_k: int) -> Part:
     here = encoded[prompts]
     width = max(len(e.token_ids) for e in here)
     tokens = width * len(here)
     rows = sum(len(e.positions) for e in here)
     n_layers = model.n_layers + 1
+    groups = n_lenses * n_layers
+    checked = min(IDENTITY_PROMPTS, len(here))
+    # Log-probabilities of a prompt's own ids at each of its positions, and their exponentials, in float64.
+    echoes = 2 * 8 * groups * max(len(e.positions) * len(e.token_ids) for e in here)
+    echoes += 8 * groups * sum(len(e.positions) * len(e.token_ids) for e in here)
     per_row = 4 * model.d_model
     logits = 4 * model.d_vocab
     memory = MemoryPlan(
-        residuals=n_layers * per_row * (tokens + rows) + logits * len(here),
+        residuals=n_layers * per_row * (tokens + rows) + 2 * logits * checked,
         block=model.largest_block_bytes,
         activations=4 * tokens * (model.widest_activation + (model.n_heads or 0) * width),
         # What lives through the sweep beside the rows: sums and top sets of every row, tiles, and before it the
         # identity check's float64 logits.
-        sweep=n_lenses * n_layers * rows * STATISTICS_BYTES
-        + 12 * logits * min(IDENTITY_PROMPTS, len(here))
+        sweep=groups * rows * (STATISTICS_BYTES + TOP_BYTES * max(TOP_SET, top_k))
+        + echoes
+        + 12 * logits * checked
         + (48 << 20),
         resident=model.checkpoint.bytes_on_disk if model.resident else 0,
     )
     spare = model.placement.memory - memory.resident - memory.residuals - memory.sweep
     one_group = per_row * rows
-    wanted = min(n_lenses * n_layers * one_group, max(SWEEP_BYTES, one_group))
+    wanted = min(groups * one_group, max(SWEEP_BYTES, one_group))
     sweep_bytes = max(one_group, min(wanted, spare))
     return Part(prompts, replace(memory, sweep=memory.sweep + sweep_bytes), sweep_bytes)
 

@@ -5,7 +5,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, runtime_checkable
 from typing import Protocol as Interface
@@ -15,10 +16,11 @@ import torch
 
 from layerscope.describe import Settings, describe_run
 from layerscope.encode import Encoded, encode
-from layerscope.errors import LensError, SuiteError
+from layerscope.errors import LensError, ModelError, PlacementError, SuiteError
 from layerscope.lenses import bind_lenses, lens_names
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
+from layerscope.model.placement import format_bytes
 from layerscope.plan import IDENTITY_PROMPTS, Part, plan_line, plan_memory, planned_bytes
 from layerscope.readout.measure import measure
 from layerscope.record.protocol import protocol_of
@@ -56,6 +58,18 @@ class Silent:
 
     def vocabulary(self, done: int, total: int) -> None:
         """Nothing."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a model is opened, with the defaults of `CausalLM.open`."""
+
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    memory: int | None = None
+    trust_remote_code: bool = False
+    bos: str = "auto"
 
 
 @dataclass
@@ -116,7 +130,7 @@ def probe(
     Raises:
         LayerscopeError: whatever cannot be done, each by its own class (see `layerscope.errors`).
     """
-    seconds = Seconds()
+    seconds, created = Seconds(), datetime.now(UTC)
     watcher = observer or Silent()
     rules = protocol_of(protocol)
     names = tuple(lenses) if lenses is not None else lens_names()
@@ -124,24 +138,29 @@ def probe(
         rules = replace(rules, headline=names[0])  # recorded, and said in every table
     if top_k < 1:
         raise LensError(f"top_k should be at least 1, but it is {top_k}.")
+    if not -(2**63) <= seed < 2**63:
+        raise LensError(f"A seed is a 64-bit integer, but it is {seed}.")
     asked_suite = suite if isinstance(suite, Suite) else load_suite(suite)
+    opening = Opening(revision, device, dtype, memory, trust_remote_code, bos)
     if not isinstance(model, CausalLM):
-        model = CausalLM.open(
-            model,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            memory=memory,
-            trust_remote_code=trust_remote_code,
-            bos=bos,
+        model = CausalLM.open(model, **asdict(opening))
+    elif opening != Opening():
+        raise ModelError(
+            "An open model has its device, dtype, memory, revision, code and BOS already; give those to CausalLM.open."
         )
     encoded = encode(asked_suite, model, positions)
     bound = bind_lenses(names, final_norm=model.final_norm, next_norms=model.next_norms)
     settings = Settings(rules, bound, positions, top_k, seed)
     with reproducible(seed, model.placement.device), torch.inference_mode():
-        parts = plan_memory(model, encoded, len(bound))
+        parts = plan_memory(model, encoded, len(bound), top_k)
         watcher.plan(plan_line(model, parts, asked_suite))
-        measured, identity = _river(model, encoded, settings, parts, seconds, watcher)
+        try:
+            measured, identity = _river(model, encoded, settings, parts, seconds, watcher)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise PlacementError(
+                f"{model.placement.device} ran out of memory although {format_bytes(planned_bytes(parts))} were planned; "
+                "give a smaller --memory, so that the work is cut into smaller parts."
+            ) from error
     rows, health = _rows(measured, encoded, model)
     record = describe_run(
         model,
@@ -151,6 +170,7 @@ def probe(
         identity=identity,
         health=health,
         planned_bytes=planned_bytes(parts),
+        created=created,
         timings=seconds.timings(),
     )
     return Run(rows, record)
@@ -173,6 +193,7 @@ def _river(
             residuals, logits = read_residuals(
                 model,
                 [e.token_ids for e in here],
+                n_logits=IDENTITY_PROMPTS if identity is None else 0,
                 progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
             )
         with seconds.stage("sweep_s"):
@@ -188,11 +209,13 @@ def _river(
                 trivial=model.tokens.trivial,
                 top_k=settings.top_k,
                 sweep_bytes=part.sweep_bytes,
+                final_is_model=identity.ok,
                 progress=lambda done, total, i=i: watcher.vocabulary(i * total + done, len(parts) * total),  # type: ignore[misc]
             )
         frame = pl.DataFrame(columns)
         frames.append(frame.with_columns(pl.col("prompt") + part.prompts.start))
-    if identity is None:
+        del residuals, columns  # the next part needs their room
+    if identity is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
     return pl.concat(frames), identity
 
@@ -202,7 +225,7 @@ def _check(model: CausalLM, residuals: Residuals, logits: torch.Tensor) -> Ident
     return check_identity(
         model.unembedding,
         residuals.last()[:IDENTITY_PROMPTS],
-        logits[:IDENTITY_PROMPTS],
+        logits,
         tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
     )
 
@@ -216,7 +239,7 @@ def _rows(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM) -
             "fact_index": pl.Series([e.prompt.fact_index for e in encoded], dtype=pl.Int32),
             "prompt_id": [e.prompt.prompt_id for e in encoded],
             "prompt_variant": [e.prompt.prompt_variant for e in encoded],
-            "gold": [e.prompt.answers[0] for e in encoded],
+            "accepted": [list(e.prompt.answers) for e in encoded],
         }
     )
     ids = measured.select(
@@ -234,16 +257,16 @@ def _rows(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM) -
         pl.col("top_ids").list.eval(text(pl.element())).alias("top_tokens"),
     )
     # An answer that could not be aligned has no id; whether the top token spells it can still be said.
-    spelled = pl.col("top1").str.strip_chars() == pl.col("gold")
+    spelled = pl.col("top1").str.strip_chars().is_in(pl.col("accepted"))
     table = table.with_columns(pl.coalesce("is_answer", spelled).alias("is_answer"))
     health = table.select("prompt", "lens", "layer", "is_next", "any_nan", "any_inf", "max_abs_logit", "min_prob")
-    own = table.drop("prompt", "gold", "any_nan", "any_inf", "max_abs_logit", "min_prob")
+    own = table.drop("prompt", "accepted", "any_nan", "any_inf", "max_abs_logit", "min_prob")
     return rows_frame({name: own[name] for name in own.columns}), health
 
 
 @contextmanager
 def reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed every generator and ask for deterministic kernels; afterwards things are as they were."""
+    """Seed every generator and ask for deterministic kernels; afterwards the CPU's state is as it was."""
     if device.type == "cuda":  # without it CUDA's matrix products refuse to be deterministic
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     state, deterministic = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()

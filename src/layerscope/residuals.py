@@ -43,17 +43,19 @@ def read_residuals(
     model: CausalLM,
     token_ids: Sequence[Sequence[int]],
     *,
+    n_logits: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Residuals, Float[Tensor, "prompt d_vocab"]]:
+) -> tuple[Residuals, Float[Tensor, "some d_vocab"]]:
     """Run prompts through the model once.
 
     Args:
         model: an open model.
         token_ids: what the model reads, prompt by prompt, BOS included.
+        n_logits: of how many prompts, from the first on, the model's own logits are kept; of all by default.
         progress: called with (blocks done, blocks to do).
 
     Returns:
-        The residuals, and the model's own logits at each prompt's last position.
+        The residuals, and the model's own logits at the last position of the first `n_logits` prompts.
     """
-    forward = model.forward(token_ids, progress=progress)
+    forward = model.forward(token_ids, n_logits=n_logits, progress=progress)
     return Residuals(forward.residuals, forward.lengths), forward.logits

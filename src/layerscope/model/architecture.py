@@ -1,8 +1,9 @@
 """From a Transformers model to the parts we name: sizes, blocks, norms, head; the one place that speaks config."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def describe(model: Any, family: Family, known: bool, stored: Mapping[str, Store
         raise ModelError(f"The config says {n_layers} blocks, but '{blocks}' holds {len(container)}.")
     names = (family.input_norm or "").split("|") if known else list(_INPUT_NORMS)
     return Architecture(
-        family=str(config.model_type),
+        family=str(model.config.model_type),
         n_layers=n_layers,
         d_model=int(config.hidden_size),
         d_vocab=head.out_features,
@@ -193,21 +194,22 @@ def read_norm(module: nn.Module | None, source: str) -> Norm | None:
     weight, bias = (_float32(getattr(module, name, None)) for name in ("weight", "bias"))
     if weight is None:
         raise ModelError(f"{type(module).__name__} at {source} has no gain, so its width is not known.")
+    # In float32 on the CPU, whatever the model computes in: rounding to bfloat16 would hide a mean or an offset.
+    reference = deepcopy(module).to("cpu", torch.float32)
     generator = torch.Generator().manual_seed(316)
-    probe = torch.randn(4, len(weight), generator=generator) * torch.tensor([[3.0], [1.0], [1e-2], [1e-3]])
-    dtype = next(module.parameters()).dtype
-    expected = module(probe.to(weight.device, dtype)).float()
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    for candidate in (
-        Norm("rms", weight, bias, float(eps), source),
-        Norm("rms", weight + 1.0, bias, float(eps), source),
-        Norm("layer", weight, bias, float(eps), source),
-        Norm("layer", weight + 1.0, bias, float(eps), source),
-    ):
-        error = (candidate(probe.to(weight.device, dtype)) - expected).abs().max()
-        # A norm whose own weights are broken must still be found, so that its layer can be flagged.
-        if not torch.isfinite(expected).all() or error <= tolerance * expected.abs().max().clamp_min(1.0):
-            return candidate
+    probe = torch.randn(4, len(weight), generator=generator) * torch.tensor([[3.0], [1.0], [1e-2], [1e-3]]) + 0.1
+    expected = reference(probe)
+    gain, offset = weight.cpu(), None if bias is None else bias.cpu()
+
+    def error(kind: Literal["rms", "layer"], plus: float) -> float:
+        found = Norm(kind, gain + plus, offset, float(eps), source)(probe)
+        return float((found - expected).abs().nan_to_num().max())
+
+    # A norm whose own weights are broken must still be found, so that its layer can be flagged.
+    kinds: list[tuple[Literal["rms", "layer"], float]] = [("rms", 0.0), ("rms", 1.0), ("layer", 0.0), ("layer", 1.0)]
+    kind, plus = min(kinds, key=lambda candidate: error(*candidate))
+    if error(kind, plus) <= 1e-4 * max(1.0, float(expected.abs().nan_to_num().max())):
+        return Norm(kind, weight + plus, bias, float(eps), source)
     raise ModelError(
         f"{type(module).__name__} at {source} is neither an RMSNorm nor a LayerNorm; it cannot be decoded."
     )

@@ -1,9 +1,8 @@
 """CausalLM: tokens in, residual stream out, with the model's final norm, head and own logits beside it."""
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,18 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from accelerate import init_empty_weights
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from layerscope.errors import CheckpointError, ModelError, NumericError
+from layerscope.errors import NumericError
 from layerscope.model.architecture import Architecture, batches, describe, read_norm, reset_rope
 from layerscope.model.checkpoint import Checkpoint, Source, locate
-from layerscope.model.families import bos_rule, family_of
+from layerscope.model.config import build_empty, read_config
+from layerscope.model.families import Family, bos_rule, family_of
 from layerscope.model.placement import Placement, place
 from layerscope.model.streaming import Hooks, Prefetcher, StreamedLinear, map_names, stream_weights
 from layerscope.model.tokens import Tokens
@@ -43,8 +38,8 @@ class Forward:
     """float32; layer 0 is what enters block 0, layer n_layers leaves the last block unnormed. Right-padded: positions
     past a prompt's length hold nothing meant."""
     lengths: tuple[int, ...]
-    logits: Float[Tensor, "prompt d_vocab"]
-    """The model's own logits at each prompt's last token, head transform included, float32."""
+    logits: Float[Tensor, "some d_vocab"]
+    """The model's own logits at the last token of the first prompts, head transform included, float32."""
 
 
 class CausalLM:
@@ -61,11 +56,13 @@ class CausalLM:
         checkpoint: Checkpoint,
         tokens: Tokens,
         placement: Placement,
+        family: Family,
         *,
+        family_verified: bool,
         trust_remote_code: bool = False,
     ) -> None:
         """Take a model on the meta device and let it read its weights from `checkpoint`. Use `open`."""
-        family, self.family_verified = family_of(module.config)
+        self.family_verified = family_verified
         self.source, self.checkpoint, self.tokens, self.placement = source, checkpoint, tokens, placement
         self.trust_remote_code = trust_remote_code
         self._module = module
@@ -82,9 +79,8 @@ class CausalLM:
         self.next_norms = (*map(self._norm, self.architecture.input_norms), self._norm(self.architecture.final_norm))
         projection = None if family.projection is None else _optional(module, family.projection)
         head: StreamedLinear | nn.Linear = module.get_submodule(self._head_name)
-        head_weight = self._stored[f"{self._head_name}.weight"].tensor()
         self.unembedding = Unembedding(
-            weight=head_weight.to(placement.device) if self.resident else head_weight,
+            weight=head.stored if isinstance(head, StreamedLinear) else head.weight.detach(),
             final_norm=self.next_norms[-1],
             bias=None if head.bias is None else head.bias.detach().float(),
             transform=self.architecture.transform,
@@ -127,20 +123,21 @@ class CausalLM:
         source = locate(model, revision=revision, with_code=trust_remote_code)
         if source.folder == BUNDLED:
             source = Source(BUNDLED, BUNDLED_ID, None, None)
-        config = _read_config(source.folder, trust_remote_code)
-        family, _ = family_of(config.get_text_config())
+        config = read_config(source.folder, trust_remote_code)
+        family, verified = family_of(config)
         checkpoint = Checkpoint(source.folder)
         tokens = Tokens(source.folder, bos_rule(family, bos), trust_remote_code=trust_remote_code)
-        with init_empty_weights(include_buffers=False):
-            module = AutoModelForCausalLM.from_config(
-                config,
-                dtype=placement.dtype,
-                # Only the plain implementation caps attention scores; elsewhere Transformers' choice is the reference.
-                attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
-                trust_remote_code=trust_remote_code,
-            )
-        module.eval()
-        return cls(module, source, checkpoint, tokens, placement, trust_remote_code=trust_remote_code)
+        module = build_empty(config, source.folder, placement.dtype, trust_remote_code)
+        return cls(
+            module,
+            source,
+            checkpoint,
+            tokens,
+            placement,
+            family,
+            family_verified=verified,
+            trust_remote_code=trust_remote_code,
+        )
 
     @property
     def id(self) -> str:
@@ -173,6 +170,11 @@ class CausalLM:
         return self.architecture.d_vocab
 
     @property
+    def n_embeddings(self) -> int:
+        """How many token ids the model can read."""
+        return int(self._module.get_input_embeddings().num_embeddings)
+
+    @property
     def n_context(self) -> int | None:
         """How many tokens the model was made to read at most; None where its config does not say."""
         limit = getattr(self._module.config.get_text_config(), "max_position_embeddings", None)
@@ -202,7 +204,7 @@ class CausalLM:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over shape, dtype and values of the final norm and of the unembedding: what a fitted lens depends on.
+        """sha256 over the final norm and the unembedding as stored: what a fitted lens depends on.
 
         Of an unembedding over 64 MiB, evenly spaced rows are hashed.
         """
@@ -211,10 +213,12 @@ class CausalLM:
         step = max(1, weight.numel() * weight.element_size() // (64 << 20))
         digest.update(f"{tuple(weight.shape)} {weight.dtype} {step}".encode())
         for start in range(0, len(weight), 1024 * step):
-            rows = weight[start : start + 1024 * step : step].contiguous()
-            digest.update(rows.cpu().view(torch.uint8).numpy().data)
-        for part in (self.final_norm.gain, self.final_norm.bias) if self.final_norm else ():
-            digest.update(b"-" if part is None else part.cpu().numpy().tobytes())
+            digest.update(_bytes_of(weight[start : start + 1024 * step : step]))
+        norm = self.final_norm
+        digest.update(b"no norm" if norm is None else f"{norm.kind} {norm.eps}".encode())
+        at = self.architecture.final_norm
+        for name in (f"{self._head_name}.bias", f"{at}.weight", f"{at}.bias"):
+            digest.update(_bytes_of(self._stored[name].tensor()) if name in self._stored else b"-")
         return digest.hexdigest()
 
     def _norm(self, path: str | None) -> Norm | None:
@@ -225,6 +229,7 @@ class CausalLM:
         self,
         token_ids: Sequence[Sequence[int]],
         *,
+        n_logits: int | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Forward:
         """Run all prompts through the model in one right-padded batch, visiting every weight once.
@@ -233,12 +238,14 @@ class CausalLM:
 
         Args:
             token_ids: for each prompt what the model reads, BOS included; lengths may differ.
+            n_logits: of how many prompts, from the first on, the model's own logits are kept; of all by default.
             progress: called with (blocks done, blocks to do) after every block.
         """
         lengths = tuple(len(ids) for ids in token_ids)
         device = self.placement.device
         residuals = torch.zeros(len(lengths), self.n_layers + 1, max(lengths), self.d_model, device=device)
-        logits = torch.empty(len(lengths), self.d_vocab, device=device)
+        n_logits = len(lengths) if n_logits is None else min(n_logits, len(lengths))
+        logits = torch.empty(n_logits, self.d_vocab, device=device)
         groups = batches(self.architecture.rope, lengths)
         for done, group in enumerate(groups):
             own = [lengths[i] for i in group]
@@ -248,7 +255,8 @@ class CausalLM:
             for row, i in enumerate(group):
                 batch[row, : lengths[i]] = torch.tensor(token_ids[i], device=device)
                 batch[row, lengths[i] :] = token_ids[i][-1]
-            last = torch.tensor(own, device=device) - 1
+            wanted = [row for row, i in enumerate(group) if i < n_logits]
+            last = {row: own[row] - 1 for row in wanted or [0]}  # the head needs at least one row
             reset_rope(self._module)
             alone = len(groups) == 1  # as a rule: then there is nothing to put together
             kept = residuals if alone else residuals.new_zeros(len(group), *residuals.shape[1:])[:, :, : max(own)]
@@ -260,23 +268,33 @@ class CausalLM:
                 own_logits = self._module(input_ids=batch, attention_mask=None, use_cache=False).logits
             if not alone:
                 residuals[group, :, : max(own)] = kept
-            logits[group] = own_logits[:, 0].float()
-        self._prefetcher.wait()
+            for own_row, row in zip(own_logits[:, 0].float(), wanted, strict=False):
+                logits[group[row]] = own_row
         return Forward(residuals, lengths, logits)
 
     @contextmanager
-    def _watched(self, residuals: Tensor, last: Tensor, progress: Callable[[int, int], None]) -> Iterator[None]:
-        """Hooks that keep the residual around every block, lend a block its parameters, and read the next one's."""
+    def _watched(
+        self, residuals: Tensor, last: Mapping[int, int], progress: Callable[[int, int], None]
+    ) -> Iterator[None]:
+        """Hooks that keep the residual around every block, lend a block its parameters, and read the next one's.
+
+        `last` gives, for the prompts whose logits are wanted, the position of the last token.
+        """
         container = self._module.get_submodule(self.architecture.blocks)
         head = self._module.get_submodule(self._head_name)
         with Hooks() as hooks:
             for i, block in enumerate(container):
                 hooks.before(block, self._enter(i, residuals))
                 hooks.after(block, self._leave(i, residuals, progress))
-            rows = torch.arange(len(last), device=last.device)
-            # The model's own logits are wanted at each prompt's last token alone; whatever it does to them comes after.
-            hooks.before(head, lambda module, args, kwargs: ((args[0][rows, last][:, None],), kwargs))
-            yield
+            rows, positions = list(last), list(last.values())
+            # The model's own logits are wanted at a prompt's last token alone; whatever it does to them comes after.
+            hooks.before(head, lambda module, args, kwargs: ((args[0][rows, positions][:, None],), kwargs))
+            try:
+                yield
+            finally:
+                self._prefetcher.wait()
+                for loader in self._loaders:  # a pass that broke off leaves a block's parameters behind
+                    loader.drop()
 
     def _enter(self, i: int, residuals: Tensor) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -310,6 +328,10 @@ class CausalLM:
         return self._block_names.get(block, [])
 
 
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
 def _optional(module: nn.Module, path: str) -> Any:
     """The submodule at a path whose last part may be None in some members of a family."""
     parent, _, leaf = path.rpartition(".")
@@ -333,79 +355,3 @@ def _check_head(unembedding: Unembedding) -> None:
                 f"The {name} should be finite, but {broken} of its {part.numel()} values are NaN or infinite, so no "
                 "probability can be trusted; fetch the checkpoint again, or find out where it was damaged."
             )
-
-
-def _read_config(folder: Path, trust_remote_code: bool) -> Any:
-    """The model's config, refused where it is no causal language model.
-
-    Raises:
-        CheckpointError: no readable config.json.
-        ModelError: an encoder, an encoder-decoder, remote code without leave.
-    """
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"The folder '{folder.name}' holds no config.json; give a folder with config.json, a tokenizer and "
-            "*.safetensors."
-        )
-    try:
-        json.loads((folder / "config.json").read_bytes())
-    except ValueError as error:  # Transformers would say less of where it is broken
-        raise CheckpointError(
-            f"config.json of '{folder.name}' should hold JSON, but it is broken ({error}); fetch it again."
-        ) from error
-    try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise _config_error(folder, error) from error
-    wants_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (wants_code and trust_remote_code):
-        if wants_code:
-            raise _remote_code(config.model_type)
-        raise ModelError(
-            f"A '{config.model_type}' model is no causal language model, so there is no next token to read; give a "
-            "decoder-only model."
-        )
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"This '{config.model_type}' model is an encoder-decoder, but layerscope probes decoders only; give a "
-            "decoder-only model."
-        )
-    classes = set(config.architectures or ())
-    causal = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _as_names(names)}
-    if classes and not classes & causal and not wants_code:
-        raise ModelError(
-            f"The checkpoint is a {', '.join(sorted(classes))}, no causal language model, so there is no next token "
-            "to read; give a checkpoint with a language modelling head."
-        )
-    if config.model_type in _ENCODERS and not getattr(config, "is_decoder", False):
-        raise ModelError(
-            f"This '{config.model_type}' model is an encoder, but layerscope probes decoders only; give a decoder-only "
-            "model."
-        )
-    return config
-
-
-_ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "megatron-bert", "ernie", "rembert"})
-"""Types that Transformers also offers as causal models but whose attention looks both ways unless they are decoders."""
-
-
-def _as_names(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _remote_code(model_type: str) -> ModelError:
-    return ModelError(
-        f"A '{model_type}' model brings Python code of its own, which is not run by default; read the code, then pass "
-        "--trust-remote-code (trust_remote_code=True), which the run records."
-    )
-
-
-def _config_error(folder: Path, error: Exception) -> Exception:
-    text = str(error)
-    if "trust_remote_code" in text:
-        return _remote_code(folder.name)
-    reason = " ".join(text.strip().partition("\n\n")[0].split()) or type(error).__name__
-    return ModelError(
-        f"config.json of '{folder.name}' could not be understood ({reason}); give a model that the installed "
-        f"Transformers ({transformers.__version__}) knows, with the config.json that came with it."
-    )

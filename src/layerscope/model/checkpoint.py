@@ -18,6 +18,8 @@ from layerscope.errors import CheckpointError
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 """Files of a Hub repository that a probe may need; pickles never are."""
+UNWANTED = ["*/*", "consolidated*", "adapter_*"]
+"""Copies of the weights in another layout that some repositories keep beside them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,11 @@ def locate(model: str | Path, *, revision: str | None = None, with_code: bool = 
         )
     patterns = [*WANTED, "*.py"] if with_code else WANTED
     try:
-        found = Path(huggingface_hub.snapshot_download(str(model), revision=revision, allow_patterns=patterns))
+        found = Path(
+            huggingface_hub.snapshot_download(
+                str(model), revision=revision, allow_patterns=patterns, ignore_patterns=UNWANTED
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision '{revision}'" if revision else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

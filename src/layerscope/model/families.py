@@ -1,6 +1,6 @@
 """What each family calls its blocks and norms, what it does to its logits, and whether it wants a BOS: one table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from layerscope.errors import TokenizerError
@@ -74,14 +74,19 @@ _GUESS = Family("", bos="tokenizer", scale="logit_scale", divisor="logits_scalin
 def family_of(config: Any) -> tuple[Family, bool]:
     """The family of a Transformers config, and whether it is one of the verified ones.
 
-    For any other model the common names are tried, the identity check being the judge.
+    For any other model the common names are tried, the identity check being the judge. A model that wraps a verified
+    one (a language model beside a vision tower) keeps its BOS and head, but its parts are looked for.
     """
     known = FAMILIES.get(config.model_type)
     if known is None:
-        return _GUESS, False
+        inner = FAMILIES.get(config.get_text_config().model_type)
+        if inner is None:
+            return _GUESS, False
+        head = {"bos": inner.bos, "scale": inner.scale, "divisor": inner.divisor, "softcap": inner.softcap}
+        return replace(_GUESS, **head), False  # type: ignore[arg-type]
     # The oldest OPT members put their norm after the sum: their blocks read the stream as it is.
     if known.model_type == "opt" and not config.do_layer_norm_before:
-        return Family(**{**known.__dict__, "input_norm": None}), True
+        return replace(known, input_norm=None), True
     return known, True
 
 

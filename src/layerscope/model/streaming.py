@@ -134,7 +134,8 @@ class StreamedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = stored.shape
-        self._stored = stored
+        self.stored = stored
+        """The weight as it lies in the file, or on an accelerator that keeps it."""
         self._compute, self._device = compute, device
         self.bias = bias
         self._buffer = buffer
@@ -143,7 +144,7 @@ class StreamedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole weight in the compute dtype: a copy, made for modules that read it instead of calling the layer."""
-        return self._stored.to(self._device, self._compute)
+        return self.stored.to(self._device, self._compute)
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Linear`: `[..., in_features]` to `[..., out_features]`."""
@@ -152,7 +153,7 @@ class StreamedLinear(nn.Module):
         out = torch.empty(self.out_features, columns.shape[1], dtype=self._compute, device=x.device)
         for start in range(0, self.out_features, self._tile):
             stop = min(start + self._tile, self.out_features)
-            torch.mm(self._buffer.cast(self._stored[start:stop]), columns, out=out[start:stop])
+            torch.mm(self._buffer.cast(self.stored[start:stop]), columns, out=out[start:stop])
         if self.bias is not None:
             out += self.bias[:, None]
         return out.T.reshape(*x.shape[:-1], self.out_features)
@@ -192,7 +193,11 @@ class BlockLoader:
             if parameter.is_meta
         ]
         self._dtype, self._device = dtype, device
-        self.bytes = sum(p.numel() * dtype.itemsize for _, _, _, p in self._parameters)
+        # A fused tensor is put together from its parts, as stored, before it is cast.
+        self.bytes = sum(
+            p.numel() * (dtype.itemsize + (0 if stored.convert is None else 2 * 4))
+            for _, _, stored, p in self._parameters
+        )
 
     def load(self) -> None:
         """Read and cast the block's own parameters."""

@@ -28,7 +28,7 @@ class Alignment:
     pieces: tuple[str, ...]
     """Token strings of at most the first four ids."""
     reason: str | None = None
-    """`no_variant_extended_context` or `context_retokenised` where the status is `unresolved`."""
+    """Where unresolved: `no_variant_extended_context`, `context_retokenised`, or `no_logit_for_first_id`."""
 
     @property
     def first_id(self) -> int | None:

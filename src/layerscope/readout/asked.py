@@ -20,10 +20,19 @@ class Asked:
     positions: tuple[int, ...]
     """Positions to decode, ascending."""
     answer_ids: tuple[int, ...]
-    """First ids of the accepted answers, the gold one first."""
-    contrast_ids: tuple[int, ...]
-    """On a control prompt the gold id of the fact it is contrasted with; empty elsewhere or where unresolved."""
+    """First ids of the accepted answers that could be aligned."""
+    gold_id: int | None
+    """First id of the first accepted answer; None where that one could not be aligned."""
+    contrast_id: int | None
+    """On a control prompt the gold id of the fact it is contrasted with; None elsewhere or where unresolved."""
     is_control: bool
+
+    @property
+    def control_ids(self) -> tuple[int, ...]:
+        """Gold and contrast id of a control whose margin can be said; empty elsewhere."""
+        if not self.is_control or self.gold_id is None or self.contrast_id is None:
+            return ()
+        return (self.gold_id, self.contrast_id)
 
     @property
     def context_ids(self) -> tuple[int, ...]:

@@ -36,13 +36,15 @@ class Columns:
         d_vocab: int,
         top_k: int,
         trivial: Callable[[Set[int]], set[int]],
+        final_is_model: bool,
     ) -> None:
         self.shape, self.readout, self.echoes, self.d_vocab = shape, readout, echoes, d_vocab
         self.thresholds, self.top_k, self.trivial = protocol.thresholds, top_k, trivial
         self.axes = (len(shape.lenses), shape.n_layers, shape.n_positions)
         self.extra = {name: self._lift(values) for name, values in extra.items()}
         self.finite = self._lift(readout.finite) & (self.extra["any_nan"] + self.extra["any_inf"] == 0)
-        self.final_finite = np.broadcast_to(readout.final_finite, self.axes)
+        # What is measured against a decode that is not the model's would pass for a distance to the model.
+        self.against_final = np.broadcast_to(readout.final_finite & final_is_model, self.axes)
         self.has_answer = self._lift(readout.answer_id) >= 0
         self.top_ids = self._lift(readout.top_ids)
         self.top_log_probs = self._lift(readout.top_log_probs)
@@ -110,13 +112,13 @@ class Columns:
         teacher = np.broadcast_to(self.readout.final_entropy_bits, self.axes)
         return {
             "entropy_bits": self._column(entropy),
-            "teacher_entropy_bits": self._column(teacher, self.final_finite),
+            "teacher_entropy_bits": self._column(teacher, self.against_final),
             "entropy_collapse": self._column(entropy <= self.thresholds.entropy_collapse_bits),
-            "kl_to_final_bits": self._column(kl, self.final_finite),
-            "kl_saturated": self._column(kl > self.thresholds.kl_saturated_bits, self.final_finite),
+            "kl_to_final_bits": self._column(kl, self.against_final),
+            "kl_saturated": self._column(kl > self.thresholds.kl_saturated_bits, self.against_final),
             "top1_id": self._column(self.top_ids[..., 0]),
             "p_top1": self._column(probabilities[..., 0]),
-            "p_top5": self._column(probabilities[..., :5].sum(-1)),
+            "p_top5": self._column(np.minimum(1.0, probabilities[..., :5].sum(-1))),
             "rest_mass": self._column(np.maximum(0.0, 1.0 - probabilities[..., :listed].sum(-1))),
             "top_ids": self._lists(self.top_ids[..., :listed].astype(np.int32)),
             "top_probs": self._lists(probabilities[..., :listed]),
@@ -194,8 +196,8 @@ class Columns:
         to_answer, to_prompt = self.extra["cos_to_answer"], self.extra["cos_to_prompt_max"]
         both = self.has_answer & ~np.isnan(to_prompt)
         return {
-            "cos_to_final": self._column(self._lift(self.readout.cos_to_final), self.final_finite),
-            "cos_to_final_centered": self._column(self._lift(self.readout.cos_to_final_centered), self.final_finite),
+            "cos_to_final": self._column(self._lift(self.readout.cos_to_final), self.against_final),
+            "cos_to_final_centered": self._column(self._lift(self.readout.cos_to_final_centered), self.against_final),
             "cos_to_answer": self._column(to_answer, self.has_answer),
             "cos_to_prompt_max": self._column(to_prompt, ~np.isnan(to_prompt)),
             "geom_crossover": self._column(to_answer >= to_prompt + self.thresholds.geometry_margin, both),
@@ -228,12 +230,12 @@ class Columns:
         has_margin, has_gap = np.zeros(self.axes, np.bool_), np.zeros(self.axes, np.bool_)
         lead = self.top_log_probs[..., 0] - self.top_log_probs[..., min(1, self.top_log_probs.shape[-1] - 1)]
         for prompt, asked in enumerate(self.shape.asked):
-            if not asked.is_control or not asked.answer_ids:
+            if not asked.is_control or asked.gold_id is None:
                 continue
             at = self.shape.columns_of(prompt)
             gap[:, :, at] = lead[:, :, at]
-            has_gap[:, :, at] = self.top_ids[:, :, at, 0] == asked.answer_ids[0]
-            if asked.contrast_ids:
+            has_gap[:, :, at] = self.top_ids[:, :, at, 0] == asked.gold_id
+            if asked.contrast_id is not None:
                 known = np.exp(self._known(prompt))
                 margin[:, :, at] = known[..., -2] - known[..., -1]
                 has_margin[:, :, at] = True

@@ -54,9 +54,16 @@ def _cosines(
     rows: Float[Tensor, "groups positions d_head"], token_ids: Int[Tensor, " ids"], unembedding: Unembedding
 ) -> Float[Tensor, "groups positions ids"]:
     columns = unembedding.columns(token_ids)
+    lengths_of_columns = torch.linalg.vector_norm(columns.double(), dim=-1)
+    # Group by group: in float64 all rows of a long prompt would be twice what the sweep holds.
+    return torch.stack([_group_cosines(group, columns, lengths_of_columns) for group in rows])
+
+
+def _group_cosines(
+    rows: Float[Tensor, "positions d_head"], columns: Float[Tensor, "ids d_head"], column_lengths: Float[Tensor, " ids"]
+) -> Float[Tensor, "positions ids"]:
     product = (rows @ columns.T).double()
-    of_rows = torch.linalg.vector_norm(rows.double(), dim=-1, keepdim=True)
-    lengths = of_rows * torch.linalg.vector_norm(columns.double(), dim=-1)
+    lengths = torch.linalg.vector_norm(rows.double(), dim=-1, keepdim=True) * column_lengths
     cosines: Tensor = product / (lengths + TINY)
     return cosines.cpu()
 

@@ -31,6 +31,7 @@ def measure(
     trivial: Callable[[Set[int]], set[int]],
     top_k: int = 20,
     sweep_bytes: int = 1 << 30,
+    final_is_model: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, pl.Series]:
     """Every number of every decoded row, as columns ordered by prompt, lens, layer and position.
@@ -43,6 +44,8 @@ def measure(
         protocol: definitions and thresholds.
         trivial: which of some ids are blank or punctuation.
         top_k: how many of the largest logits are listed in a row.
+        final_is_model: whether the last layer's decode passed the identity check; where not, what is measured against
+            it is null.
         sweep_bytes: memory that decoded rows may take; more lenses and layers are decoded in several sweeps.
         progress: called with (vocabulary ids done, ids to do).
 
@@ -52,12 +55,11 @@ def measure(
     shape = Shape(tuple(lenses), residuals.shape[0], tuple(asked))
     echoes = [Echoes.of(a, trivial(set(a.context_ids))) for a in asked]
     questions = [
-        Question(len(a.positions), a.answer_ids, (*e.ids, *a.answer_ids[:1], *a.contrast_ids))
-        for a, e in zip(asked, echoes, strict=True)
+        Question(len(a.positions), a.answer_ids, (*e.ids, *a.control_ids)) for a, e in zip(asked, echoes, strict=True)
     ]
     sweeper = _Sweeper(residuals, shape, questions, echoes, unembedding, protocol, max(TOP_SET, top_k))
     readout, extra = sweeper.run(sweep_bytes, progress)
-    return Columns(shape, readout, extra, echoes, protocol, unembedding.d_vocab, top_k, trivial).build()
+    return Columns(shape, readout, extra, echoes, protocol, unembedding.d_vocab, top_k, trivial, final_is_model).build()
 
 
 class _Sweeper:
@@ -129,8 +131,8 @@ class _Sweeper:
             per_group["raw_resid_norm"].append(residual.double().norm(dim=-1).cpu())
             per_group["resid_norm_ratio"].append(norm_ratio(row, residual))
             per_group["delta_resid_cos"].append(row_residual_cosine(row, residual))
-            per_group["any_nan"].append(torch.isnan(row).any(-1).double().cpu())
-            per_group["any_inf"].append(torch.isinf(row).any(-1).double().cpu())
+            per_group["any_nan"].append((torch.isnan(row) | torch.isnan(residual)).any(-1).double().cpu())
+            per_group["any_inf"].append((torch.isinf(row) | torch.isinf(residual)).any(-1).double().cpu())
         return result | {name: torch.stack(parts).numpy() for name, parts in per_group.items()}
 
 

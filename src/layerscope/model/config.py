@@ -1,0 +1,110 @@
+"""A checkpoint's config, and the empty module it describes; refused where it is no causal language model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from layerscope.errors import CheckpointError, ModelError
+
+
+def read_config(folder: Path, trust_remote_code: bool) -> Any:
+    """The model's config.
+
+    Raises:
+        CheckpointError: no readable config.json.
+        ModelError: an encoder, an encoder-decoder, remote code without leave.
+    """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"The folder '{folder.name}' holds no config.json; give a folder with config.json, a tokenizer and "
+            "*.safetensors."
+        )
+    try:
+        json.loads((folder / "config.json").read_bytes())
+    except ValueError as error:  # Transformers would say less of where it is broken
+        raise CheckpointError(
+            f"config.json of '{folder.name}' should hold JSON, but it is broken ({error}); fetch it again."
+        ) from error
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise _config_error(folder, error) from error
+    wants_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (wants_code and trust_remote_code):
+        if wants_code:
+            raise _remote_code(config.model_type)
+        raise ModelError(
+            f"A '{config.model_type}' model is no causal language model, so there is no next token to read; give a "
+            "decoder-only model."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"This '{config.model_type}' model is an encoder-decoder, but layerscope probes decoders only; give a "
+            "decoder-only model."
+        )
+    classes = set(config.architectures or ())
+    causal = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _as_names(names)}
+    if classes and not classes & causal and not wants_code:
+        raise ModelError(
+            f"The checkpoint is a {', '.join(sorted(classes))}, no causal language model, so there is no next token "
+            "to read; give a checkpoint with a language modelling head."
+        )
+    if config.model_type in _ENCODERS and not getattr(config, "is_decoder", False):
+        raise ModelError(
+            f"This '{config.model_type}' model is an encoder, but layerscope probes decoders only; give a decoder-only "
+            "model."
+        )
+    return config
+
+
+def build_empty(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """Transformers' own module for that config, its parameters on the meta device and its buffers real.
+
+    Raises:
+        ModelError: Transformers cannot build what the config says.
+    """
+    try:
+        with init_empty_weights(include_buffers=False):
+            module = AutoModelForCausalLM.from_config(
+                config,
+                dtype=dtype,
+                # Only the plain implementation caps attention scores; elsewhere Transformers' choice is the reference.
+                attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
+                trust_remote_code=trust_remote_code,
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise _config_error(folder, error) from error
+    return module.eval()
+
+
+_ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "megatron-bert", "ernie", "rembert"})
+"""Types that Transformers also offers as causal models but whose attention looks both ways unless they are decoders."""
+
+
+def _as_names(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _remote_code(model_type: str) -> ModelError:
+    return ModelError(
+        f"A '{model_type}' model brings Python code of its own, which is not run by default; read the code, then pass "
+        "--trust-remote-code (trust_remote_code=True), which the run records."
+    )
+
+
+def _config_error(folder: Path, error: Exception) -> Exception:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return _remote_code(folder.name)
+    reason = " ".join(text.strip().partition("\n\n")[0].split()) or type(error).__name__
+    return ModelError(
+        f"config.json of '{folder.name}' could not be understood ({reason}); give a model that the installed "
+        f"Transformers ({transformers.__version__}) knows, with the config.json that came with it."
+    )

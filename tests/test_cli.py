@@ -191,17 +191,30 @@ def test_models_lists_every_family_and_by_what_test_it_is_verified(monkeypatch):
 
 
 @pytest.mark.parametrize("command", [[], ["probe"], ["show"], ["models"]])
-def test_help_ends_with_three_commands_that_work(command, probed, monkeypatch):
-    cwd, _ = probed
-    monkeypatch.chdir(cwd)
-    monkeypatch.setenv("COLUMNS", "100")
-    shown = CliRunner().invoke(app, [*command, "--help"]).stdout
-    examples = [
-        line.strip() for line in shown.partition("Examples")[2].splitlines() if line.strip().startswith("layer")
-    ]
+def test_help_ends_with_three_commands_that_work_as_they_stand(command, tmp_path):
+    assert layerscope("probe", "--positions", "last", cwd=tmp_path).returncode == 0  # examples of `show` need a run
+    shown = layerscope(*command, "--help", cwd=tmp_path).stdout
+    text = shown[shown.index("Examples") :]
+    examples = [" ".join(block.split()) for block in text.split("\n\n") if block.strip().startswith("layerscope")]
+    examples = examples or [line.strip() for line in text.splitlines() if line.strip().startswith("layerscope")]
     assert len(examples) == 3
-    folder = min(Path("runs").glob("reference-berlin-*"))
+    binary = str(Path(sys.executable).with_name("layerscope"))
     for example in examples:
-        words = re.sub(r"runs/(RUN|reference-capitals-\*)", str(folder), example).partition(" > ")[0].split()[1:]
-        done = CliRunner().invoke(app, words)
-        assert done.exit_code == 0, (example, done.output)
+        done = subprocess.run(
+            example.replace("layerscope", binary, 1),
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (example, done.stderr)
+
+
+def test_show_without_a_folder_takes_the_newest_run(probed, tmp_path):
+    cwd, _ = probed
+    newest = max((cwd / "runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime_ns).parent
+    assert layerscope("show", cwd=cwd).stdout == layerscope("show", str(newest), cwd=cwd).stdout
+    nothing = layerscope("show", cwd=tmp_path)
+    assert nothing.returncode == 2
+    assert nothing.stderr.startswith("error: There is no run in 'runs'")

@@ -158,7 +158,8 @@ def probe(
             measured, identity = _river(model, encoded, settings, parts, seconds, watcher)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise PlacementError(
-                f"{model.placement.device} ran out of memory although {format_bytes(planned_bytes(parts))} were planned; "
+                f"The memory of {model.placement.device} ran out, although the plan of "
+                f"{format_bytes(planned_bytes(parts))} was within the budget; "
                 "give a smaller --memory, so that the work is cut into smaller parts."
             ) from error
     rows, health = _rows(measured, encoded, model)

@@ -1,6 +1,6 @@
 """The sweep: rows of all lenses and layers against each tile of the unembedding, once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,16 +111,10 @@ def decode(
     Raises:
         NumericError: the unembedding itself is not finite.
     """
-    final_floor = None
-    while True:
-        sweep = _Sweep(rows, final_rows, questions, unembedding, lens_transform, top_k, tile)
-        sweep.run(final_floor, progress)
-        # Almost no model gives a token less than 1e-30; where one does, the floor of the divergence needs the
-        # final rows' normaliser beforehand, and the sweep is repeated with it.
-        floor = (sweep.final.log_sum_exp() + KL_FLOOR_NATS).float()
-        if final_floor is not None or not bool((sweep.final.low < floor).any()):
-            return sweep.readout()
-        final_floor = floor
+    sweep = _Sweep(rows, final_rows, questions, unembedding, lens_transform, top_k, tile)
+    sweep.visit_final()
+    sweep.visit_rows(progress)
+    return sweep.readout()
 
 
 class _Sweep:
@@ -170,23 +164,39 @@ class _Sweep:
                 blocks.append(_Block(groups, positions, rows, statistics))
         return blocks
 
-    def run(self, final_floor: Float[Tensor, " positions"] | None, progress: Callable[[int, int], None]) -> None:
-        """Visit every tile once."""
-        d_vocab = self.unembedding.d_vocab
-        weight_buffer = self.head_rows.new_empty(self.tile, self.unembedding.d_head, dtype=torch.float32)
-        for start in range(0, d_vocab, self.tile):
-            stop = min(start + self.tile, d_vocab)
-            weight = self.unembedding.tile(start, stop, out=weight_buffer)
-            bias = None if self.unembedding.bias is None else self.unembedding.bias[start:stop]
-            final = self._visit_final(weight, bias, start)
-            floored = final if final_floor is None else torch.maximum(final, final_floor[:, None])
+    def visit_final(self) -> None:
+        """Visit every tile with the final rows alone.
+
+        Divergences need the final rows' normaliser beforehand, for the floor under their probabilities, and the final
+        rows are few beside the others.
+        """
+        for _, weight, bias in self._tiles():
+            final = self._final_logits(weight, bias)
+            spare = (torch.empty_like(final), torch.empty_like(final))
+            self.final.update_sums(final.clone(), final, final, bias, spare)
+
+    def visit_rows(self, progress: Callable[[int, int], None]) -> None:
+        """Visit every tile with all rows."""
+        floor = (self.final.log_sum_exp() + KL_FLOOR_NATS).float()[:, None]
+        for start, weight, bias in self._tiles():
+            final = self._final_logits(weight, bias)
+            floored = torch.maximum(final, floor)
             twins = self._twins(weight, bias)
             for block in self.blocks:
                 at = block.positions
                 self._visit(block, weight, bias, final[at], floored[at], start, twins)
-            progress(stop, d_vocab)
-        for statistics in (self.final, *(block.statistics for block in self.blocks)):
-            statistics.top.merge()
+            progress(start + len(weight), self.unembedding.d_vocab)
+        for block in self.blocks:
+            block.statistics.top.merge()
+
+    def _tiles(self) -> Iterator[tuple[int, Float[Tensor, "tile d_head"], Float[Tensor, " tile"] | None]]:
+        """Each tile's first id, weight in float32 (valid until the next), and bias."""
+        d_vocab = self.unembedding.d_vocab
+        buffer = self.head_rows.new_empty(self.tile, self.unembedding.d_head, dtype=torch.float32)
+        for start in range(0, d_vocab, self.tile):
+            stop = min(start + self.tile, d_vocab)
+            bias = None if self.unembedding.bias is None else self.unembedding.bias[start:stop]
+            yield start, self.unembedding.tile(start, stop, out=buffer), bias
 
     def _twins(
         self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None
@@ -202,17 +212,14 @@ class _Sweep:
             alike[answer, columns] = same
         return alike if bool(alike.any()) else None
 
-    def _visit_final(
-        self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None, start: int
+    def _final_logits(
+        self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None
     ) -> Float[Tensor, "positions tile"]:
-        """The final logits of the tile, kept for the rows' comparisons."""
+        """The model's own logits of a tile."""
         logits = torch.mm(self.final_rows, weight.T)
         if bias is not None:
             logits += bias
-        final = self.unembedding.transform.apply_(logits)
-        spare = (torch.empty_like(final), torch.empty_like(final))
-        self.final.update_sums(final.clone(), final, final, bias, spare)
-        return final
+        return self.unembedding.transform.apply_(logits)
 
     def _visit(
         self,

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
@@ -41,6 +43,7 @@ from layerscope.errors import (
     TokenizerError,
 )
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.tokens import Alignment
 from layerscope.record.rows import COLUMNS
 from tiny_models import TINY, observe, reference, tiny_tokenizer
 
@@ -536,6 +539,7 @@ def test_a_prompt_as_long_as_the_model_reads_is_read(tiny):
         (LensError, {"lenses": ()}, "No lens was asked for; choose from logit, next_norm, raw"),
         (LensError, {"lenses": ("raw", "raw")}, "Each lens can be asked for once, but the list is raw, raw."),
         (LensError, {"top_k": 0}, "top_k should be at least 1, but it is 0."),
+        (LensError, {"seed": 2**63}, "A seed is a 64-bit integer, but it is 9223372036854775808."),
         (RunError, {"protocol": "own"}, "There is no protocol 'own'; choose from standard, published."),
         (SuiteError, {"positions": "first"}, "called 'first'; choose from auto, last, all."),
         (PlacementError, {"device": "tpu"}, "'tpu' is no device known here; choose auto, cpu, cuda or cuda:N."),
@@ -548,3 +552,50 @@ def test_an_unknown_choice_is_refused_with_the_choices(
     error: type[LayerscopeError], options: dict[str, Any], sentence: str, tiny
 ):
     assert sentence in refused(error, lambda: probe(tiny("llama-biases"), **options))
+
+
+def test_options_that_an_open_model_cannot_take_are_refused(tiny):
+    model = CausalLM.open(tiny("llama-biases"), device="cpu")
+    for options in ({"memory": 1}, {"device": "cuda:7"}, {"dtype": "float32"}, {"bos": "no"}, {"revision": "main"}):
+        assert "give those to CausalLM.open" in refused(ModelError, lambda options=options: probe(model, **options))
+
+
+def widened_tokenizer(folder: Path, word: str) -> None:
+    """A tokenizer that knows one more word than the model has ids for."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    missing = CausalLM.open(folder, device="cpu").d_vocab - len(tokenizer)
+    tokenizer.add_tokens([f"<unused{i}>" for i in range(missing)] + [word])
+    tokenizer.save_pretrained(folder)
+
+
+def test_a_prompt_with_an_id_that_the_model_does_not_embed_is_refused(folder: Path):
+    widened_tokenizer(folder, "Germany")
+    sentence = refused(TokenizerError, lambda: probe(folder, suite=SUITE, device="cpu"))
+    assert sentence == (
+        "Prompt 1 has token id 307, but llama embeds 307 ids; use the tokenizer that belongs to these weights."
+    )
+
+
+def test_an_answer_whose_first_id_has_no_logit_is_unresolved(folder: Path):
+    widened_tokenizer(folder, " Rome")
+    run = probe(folder, suite=asking(ROME, replace(BERLIN, fact_index=0)), device="cpu", positions="last")
+    assert [p.answers[0].reason for p in run.record.suite.prompts] == ["no_logit_for_first_id", None]
+    assert run.rows.filter(fact_key="Italy→Rome")["answer_rank"].is_null().all()
+    assert run.rows.filter(fact_key="Germany→Berlin")["answer_rank"].is_not_null().all()
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "foo"}, {"rope_parameters": {"rope_type": "zork"}}])
+def test_a_config_of_which_no_model_can_be_built_is_refused(change: dict[str, Any], folder: Path):
+    change_config(folder, **change)
+    assert "config.json of 'llama' could not be understood" in refused_model(ModelError, folder)
+
+
+@pytest.mark.parametrize(("accepted", "spelled"), [(("Bonn", "Paris"), False), (("Bonn", "spelled"), True)])
+def test_any_accepted_answer_that_does_not_align_may_be_spelled_by_the_top_token(accepted, spelled, tiny, monkeypatch):
+    model = CausalLM.open(tiny("llama-biases"), device="cpu")
+    nowhere = Alignment("x", "unresolved", "unknown", (), (), "context_retokenised")
+    monkeypatch.setattr(type(model.tokens), "align", lambda self, prompt, answer: nowhere)
+    first = probe(model, suite=asking(BERLIN), positions="last").rows.filter(lens="logit", layer=0)["top1"].item()
+    answers = tuple(first.strip() if answer == "spelled" else answer for answer in accepted)
+    run = probe(model, suite=asking(replace(BERLIN, answers=answers)), positions="last")
+    assert run.rows.filter(lens="logit", layer=0)["is_answer"].item() is spelled

@@ -177,3 +177,20 @@ def test_a_run_whose_family_table_forgets_the_softcap_says_so(loud: CausalLM, mo
     assert identity.fitted_softcap == pytest.approx(30.0, rel=5e-4)
     assert identity.explanation == identity.note == record.flags["identity_failed"]
     assert identity.note.startswith("The decode lacks a logit softcap of 30")
+
+
+def test_a_run_that_fails_the_check_claims_no_distance_to_the_model(loud: CausalLM, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(families.FAMILIES, "gemma2", Family("gemma2", bos="always"))
+    run = probe(loud.source.folder, suite="berlin", device="cpu", positions="last")
+    assert run.record.identity.ok is False
+    against_the_model = (
+        "kl_to_final_bits",
+        "kl_saturated",
+        "teacher_entropy_bits",
+        "cos_to_final",
+        "cos_to_final_centered",
+    )
+    for name in against_the_model:
+        assert run.rows[name].is_null().all(), name
+    for name in ("entropy_bits", "top1_id", "cos_to_prompt_max"):
+        assert run.rows[name].is_not_null().all(), name

@@ -165,6 +165,10 @@ def test_hooks_are_gone_after_a_pass_that_was_broken_off(tiny):
     with pytest.raises(KeyboardInterrupt):
         model.forward(PROMPTS, progress=stop)
     assert hooks_of(model) == before
+    inside = model._module.model.layers[1].mlp.experts.register_forward_hook(lambda *of_forward: stop(2, 2))
+    with pytest.raises(KeyboardInterrupt):  # in the middle of a block that holds its parameters
+        model.forward(PROMPTS)
+    inside.remove()
     assert on_meta(model) == parameters
     assert torch.equal(model.forward(PROMPTS).logits, whole)
 

@@ -175,6 +175,7 @@ def reset_rope(model: Any) -> None:
             module.max_seq_len_cached = module.original_max_seq_len
 
 
+@torch.no_grad()
 def read_norm(module: nn.Module | None, source: str) -> Norm | None:
     """A norm module as plain tensors, its formula found by what the module does rather than by its name.
 

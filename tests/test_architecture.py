@@ -1,0 +1,54 @@
+"""What a norm does is told apart by behaviour, in whatever dtype the model computes; wrapped models keep their BOS."""
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma3Config, MambaConfig
+from transformers.models.cohere.modeling_cohere import CohereLayerNorm
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from layerscope.errors import ModelError
+from layerscope.model.architecture import read_norm
+from layerscope.model.families import family_of
+
+NORMS = {
+    "LayerNorm": lambda width: torch.nn.LayerNorm(width, eps=1e-5),
+    "LayerNorm without bias": lambda width: CohereLayerNorm(width, eps=1e-5),
+    "RMSNorm": lambda width: LlamaRMSNorm(width, eps=1e-6),
+    "RMSNorm that stores the offset from one": lambda width: Gemma2RMSNorm(width, eps=1e-6),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [48, 4096])
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("scale", [0.2, 50.0])
+def test_a_norm_is_read_by_what_it_does(name: str, width: int, dtype: torch.dtype, scale: float):
+    torch.manual_seed(316)
+    module = NORMS[name](width)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=scale)
+    module.to(dtype)
+    norm = read_norm(module, "here")
+    rows = torch.randn(5, width) + 1.0  # a mean, which only a LayerNorm takes away
+    expected = module.float()(rows)
+    torch.testing.assert_close(norm(rows), expected, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_what_is_no_norm_is_refused():
+    class Square(torch.nn.LayerNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.square()
+
+    with pytest.raises(ModelError, match=r"Square at model\.norm is neither an RMSNorm nor a LayerNorm"):
+        read_norm(Square(8), "model.norm")
+
+
+def test_a_model_that_wraps_a_known_family_keeps_its_bos_and_is_not_called_verified():
+    family, verified = family_of(Gemma3Config())
+    assert (family.bos, family.softcap, verified) == ("always", "final_logit_softcapping", False)
+
+
+def test_known_families_are_verified_and_others_follow_their_tokenizer():
+    assert family_of(Gemma2Config())[1] is True
+    assert family_of(MambaConfig())[0].bos == "tokenizer"

@@ -16,7 +16,7 @@ def main() -> None:
     """Probe the bundled model and keep the first table as a picture."""
     run = layerscope.probe(suite="capitals", positions="last")
     console = Console(record=True, width=80, file=io.StringIO(), highlight=False, force_terminal=True)
-    for part in list(run_tables(run, prompt=1))[:3]:
+    for part in list(run_tables(run, prompt=1))[:4]:
         console.print(part)
     console.print(identity_line(run))
     picture = console.export_svg(title="layerscope probe", unique_id="demo")

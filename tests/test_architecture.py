@@ -6,6 +6,7 @@ from transformers import Gemma2Config, Gemma3Config, MambaConfig
 from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 
 from layerscope.errors import ModelError
 from layerscope.model.architecture import read_norm
@@ -13,6 +14,7 @@ from layerscope.model.families import family_of
 
 NORMS = {
     "LayerNorm": lambda width: torch.nn.LayerNorm(width, eps=1e-5),
+    "LayerNorm without parameters that hides its epsilon": lambda width: OlmoLayerNorm(width),
     "LayerNorm without bias": lambda width: CohereLayerNorm(width, eps=1e-5),
     "RMSNorm": lambda width: LlamaRMSNorm(width, eps=1e-6),
     "RMSNorm that stores the offset from one": lambda width: Gemma2RMSNorm(width, eps=1e-6),
@@ -29,7 +31,7 @@ def test_a_norm_is_read_by_what_it_does(name: str, width: int, dtype: torch.dtyp
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=scale)
     module.to(dtype)
-    norm = read_norm(module, "here")
+    norm = read_norm(module, "here", width)
     rows = torch.randn(5, width) + 1.0  # a mean, which only a LayerNorm takes away
     expected = module.float()(rows)
     torch.testing.assert_close(norm(rows), expected, rtol=1e-4, atol=1e-4 * scale)
@@ -41,7 +43,7 @@ def test_what_is_no_norm_is_refused():
             return x.square()
 
     with pytest.raises(ModelError, match=r"Square at model\.norm is neither an RMSNorm nor a LayerNorm"):
-        read_norm(Square(8), "model.norm")
+        read_norm(Square(8), "model.norm", 8)
 
 
 def test_a_model_that_wraps_a_known_family_keeps_its_bos_and_is_not_called_verified():

@@ -599,3 +599,14 @@ def test_any_accepted_answer_that_does_not_align_may_be_spelled_by_the_top_token
     answers = tuple(first.strip() if answer == "spelled" else answer for answer in accepted)
     run = probe(model, suite=asking(replace(BERLIN, answers=answers)), positions="last")
     assert run.rows.filter(lens="logit", layer=0)["is_answer"].item() is spelled
+
+
+def test_a_config_that_asks_for_quantised_weights_is_refused(folder: Path):
+    change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    assert "asks for quantised weights" in refused_model(ModelError, folder)
+
+
+def test_bos_that_the_tokenizer_does_not_have_is_refused_if_asked_for(tiny):
+    bundled = refused(TokenizerError, lambda: CausalLM.open(bos="yes"))
+    assert bundled == "BOS was asked for, but the tokenizer defines none; leave --bos out."
+    assert CausalLM.open(tiny("llama-biases"), bos="yes").tokens.bos_id is not None

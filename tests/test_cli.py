@@ -58,7 +58,7 @@ def test_away_from_a_terminal_progress_is_plain_lines_on_stderr(probed):
     _, done = probed
     lines = done.stderr.splitlines()
     assert re.match(
-        r"layerscope/reference · 12 blocks · [\d.]+ B parameters · .* on disk \(bfloat16\) · cpu float32 · .* planned",
+        r"layerscope/reference · 12 blocks · [\d.]+ M parameters · .* on disk \(bfloat16\) · cpu float32 · .* planned",
         lines[0],
     )
     assert lines[1:] == ["blocks 12 of 12", "vocabulary 2048 of 2048"]
@@ -218,3 +218,30 @@ def test_show_without_a_folder_takes_the_newest_run(probed, tmp_path):
     nothing = layerscope("show", cwd=tmp_path)
     assert nothing.returncode == 2
     assert nothing.stderr.startswith("error: There is no run in 'runs'")
+
+
+def test_a_reader_that_goes_away_takes_no_run_with_it(tmp_path):
+    binary = Path(sys.executable).with_name("layerscope")
+    words = f"{binary} probe --suite berlin --positions last | head -1"
+    shown = subprocess.run(words, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert shown.stdout.startswith("1 · Germany→Berlin")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert len(Run.read(folder).record.suite.prompts) == 3
+
+
+def test_a_suite_cannot_steer_the_terminal(tmp_path):
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\n[[facts]]\nprompt = "The capital of Japan is"\nanswer = "Tokyo"\nkey = "red \\u001b[31m key"\n'
+    )
+    done = layerscope("probe", "--suite", "own.toml", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == r"1 · red \x1b[31m key · orig · lens logit"
+    assert "\x1b" not in done.stdout
+
+
+def test_a_narrow_terminal_keeps_its_numbers(probed):
+    cwd, done = probed
+    narrow = subprocess.run(
+        [*COMMAND, "show"], cwd=cwd, env={**os.environ, "COLUMNS": "40"}, capture_output=True, text=True, check=False
+    )
+    assert re.findall(r"\d+\.\d{3}", narrow.stdout) == re.findall(r"\d+\.\d{3}", done.stdout)

@@ -30,6 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+NARROWEST = 72
+"""Columns below which a table is not squeezed."""
+
 Model = Annotated[
     str | None,
     typer.Argument(
@@ -78,7 +81,6 @@ def probe(
         parent = _usable(out)
         # Imported here, so that help and mistakes need not wait for the tensor library.
         from layerscope.model.causal_lm import BUNDLED
-        from layerscope.model.placement import parse_memory
         from layerscope.probing import probe as run_probe
 
         _quieten_transformers()
@@ -86,22 +88,26 @@ def probe(
             run = run_probe(
                 BUNDLED if model is None else model,
                 suite=suite,
-                lenses=None if lens is None else tuple(name.strip() for name in lens.split(",")),
+                lenses=lens,
                 positions=positions,
                 top_k=top_k,
                 protocol=protocol,
                 device=device,
                 dtype=dtype,
-                memory=None if memory is None else parse_memory(memory),
+                memory=memory,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 bos=bos,
                 seed=seed,
                 observer=observer,
             )
-        _print(run)  # first, so that a disk that is full by now does not take the tables too
         folder = _free_name(parent / default_folder_name(run.record))
-        run.save(folder)
+        try:
+            run.save(folder)  # before any table, whose reader may go away (`| head`)
+        except RunError:
+            _print(run)  # all that is left of it
+            raise
+        _print(run)
         console = Console(highlight=False, soft_wrap=True)
         console.print(f"run folder · {folder}")
 
@@ -151,6 +157,7 @@ def _newest(parent: Path) -> Path:
 
 def _print(run: Run, *, lens: str | None = None, prompt: int | None = None) -> None:
     console = Console(highlight=False)
+    console.width = max(console.width, NARROWEST)  # a wrapped line still has its numbers, an ellipsis has none
     for part in run_tables(run, lens=lens, prompt=prompt):
         console.print(part)
 

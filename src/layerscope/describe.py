@@ -65,6 +65,13 @@ def describe_run(
         flags["identity_failed"] = identity.note
     if numeric.any_nan or numeric.any_inf:
         flags["numeric_health_caution"] = f"{len(numeric.layers_flagged)} (lens, layer) pairs are not finite"
+    if model.tokens.bos_rule == "always" and model.tokens.bos_id is None:
+        flags["bos_missing"] = model.tokens.bos_note
+    without_norm = sum(path is None for path in model.architecture.input_norms)
+    if without_norm and not model.family_verified:
+        flags["next_norm_not_found"] = (
+            f"no norm was found in front of {without_norm} of {model.n_layers} blocks; next_norm decodes like raw there"
+        )
     if not model.family_verified:
         flags["family_not_verified"] = f"no test compares '{model.family}' with Transformers; the identity check judges"
     return record.RunRecord(

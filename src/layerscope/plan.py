@@ -87,9 +87,14 @@ def planned_bytes(parts: Sequence[Part]) -> int:
 def plan_line(model: CausalLM, parts: Sequence[Part], suite: Suite) -> str:
     """What will be done, in one line."""
     passes = "" if len(parts) == 1 else f" in {len(parts)} passes"
+    prompts = f"{len(suite.prompts)} prompt{'' if len(suite.prompts) == 1 else 's'}"
     return (
-        f"{model.id} · {model.n_layers} blocks · {model.architecture.n_parameters / 1e9:.3g} B parameters · "
+        f"{model.id} · {model.n_layers} blocks · {_millions(model.architecture.n_parameters)} parameters · "
         f"{format_bytes(model.checkpoint.bytes_on_disk)} on disk ({model.stored_dtype}) · "
         f"{model.placement.device} {model.placement.dtype_name} · {format_bytes(planned_bytes(parts))} planned of "
-        f"{format_bytes(model.placement.memory)} · suite {suite.name}, {len(suite.prompts)} prompts{passes}"
+        f"{format_bytes(model.placement.memory)} · suite {suite.name}, {prompts}{passes}"
     )
+
+
+def _millions(n: int) -> str:
+    return f"{n / 1e9:.3g} B" if n >= 1e9 else f"{n / 1e6:.3g} M"

@@ -67,7 +67,7 @@ class Opening:
     revision: str | None = None
     device: str = "auto"
     dtype: str = "auto"
-    memory: int | None = None
+    memory: int | str | None = None
     trust_remote_code: bool = False
     bos: str = "auto"
 
@@ -96,13 +96,13 @@ def probe(
     model: str | Path | CausalLM = BUNDLED,
     *,
     suite: str | Path | Suite = "capitals",
-    lenses: Sequence[str] | None = None,
+    lenses: str | Sequence[str] | None = None,
     positions: str = "auto",
     top_k: int = 20,
     protocol: str = "standard",
     device: str = "auto",
     dtype: str = "auto",
-    memory: int | None = None,
+    memory: int | str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     bos: str = "auto",
@@ -114,13 +114,13 @@ def probe(
     Args:
         model: a folder, a Hub id, or an open model; the bundled one by default.
         suite: a built-in name, a TOML or JSONL file, or a `Suite`.
-        lenses: names of lenses; all that need no fitting by default.
+        lenses: names of lenses, or one text with commas between; all that need no fitting by default.
         positions: `auto` (every position of the first prompt, the last of the others), `last` or `all`.
         top_k: how many of the largest logits a row lists.
         protocol: `standard` or `published`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, or `bfloat16` on CUDA.
-        memory: budget in bytes for working memory; half of what is free by default.
+        memory: budget for working memory, in bytes or as `4GiB`; half of what is free by default.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run Python code that comes with the checkpoint.
         bos: `auto` (by family), `yes` or `no`: whether prompts start with BOS.
@@ -133,6 +133,8 @@ def probe(
     seconds, created = Seconds(), datetime.now(UTC)
     watcher = observer or Silent()
     rules = protocol_of(protocol)
+    if isinstance(lenses, str):
+        lenses = [name.strip() for name in lenses.split(",")]
     names = tuple(lenses) if lenses is not None else lens_names()
     if names and rules.headline not in names:
         rules = replace(rules, headline=names[0])  # recorded, and said in every table

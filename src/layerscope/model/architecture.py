@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,22 @@ from layerscope.model.families import Family
 from layerscope.model.streaming import Stored
 from layerscope.unembedding import HeadTransform, Norm
 
-_INPUT_NORMS = ("input_layernorm", "ln_1", "ln_attn", "attention_norm", "attn_norm", "operator_norm", "norm1", "norm")
+_INPUT_NORMS = (
+    "input_layernorm",
+    "ln_1",
+    "ln1",
+    "ln_attn",
+    "norm_1",
+    "norm1",
+    "attention_norm",
+    "attn_norm",
+    "attention_layernorm",
+    "self_attn_layer_norm",
+    "pre_attention_layernorm",
+    "temporal_pre_norm",
+    "operator_norm",
+    "norm",
+)
 """Names under which families that are not in the table keep the norm before their attention or mixer."""
 
 
@@ -66,7 +81,7 @@ def describe(model: Any, family: Family, known: bool, stored: Mapping[str, Store
     container = model.get_submodule(blocks)
     if len(container) != n_layers:
         raise ModelError(f"The config says {n_layers} blocks, but '{blocks}' holds {len(container)}.")
-    names = (family.input_norm or "").split("|") if known else list(_INPUT_NORMS)
+    names = (family.input_norm or "").split("|") if known else _INPUT_NORMS
     return Architecture(
         family=str(model.config.model_type),
         n_layers=n_layers,
@@ -141,10 +156,13 @@ def _find_blocks(model: nn.Module, n_layers: int) -> str:
 
 
 def _find_final_norm(model: nn.Module, blocks: str) -> str | None:
-    parent = blocks.rpartition(".")[0]
-    children = model.get_submodule(parent).named_children()
-    norms = [name for name, child in children if "norm" in type(child).__name__.lower() and "embed" not in name]
-    return None if not norms else f"{parent}.{norms[-1]}".lstrip(".")
+    """The last norm beside the blocks; one that is defined after them before one that stands in front."""
+    parent, _, own = blocks.rpartition(".")
+    children = list(model.get_submodule(parent).named_children())
+    at = [name for name, _ in children].index(own)
+    norms = [name for name, child in children if "norm" in type(child).__name__.lower()]
+    behind = [name for name, child in children[at:] if "norm" in type(child).__name__.lower()]
+    return f"{parent}.{(behind or norms)[-1]}".lstrip(".") if norms else None
 
 
 def declared_transform(config: Any, family: Family) -> HeadTransform:
@@ -153,9 +171,10 @@ def declared_transform(config: Any, family: Family) -> HeadTransform:
     Raises:
         ModelError: a scale or softcap that is not positive.
     """
-    scale = getattr(config, family.scale, None) if family.scale else None
-    divisor = getattr(config, family.divisor, None) if family.divisor else None
-    softcap = getattr(config, family.softcap, None) if family.softcap else None
+    scale, divisor, softcap = (
+        next((getattr(config, name) for name in (names or "").split("|") if name and hasattr(config, name)), None)
+        for names in (family.scale, family.divisor, family.softcap)
+    )
     if divisor is not None:
         scale = (1.0 if scale is None else float(scale)) / float(divisor)
     return HeadTransform(
@@ -176,44 +195,58 @@ def reset_rope(model: Any) -> None:
 
 
 @torch.no_grad()
-def read_norm(module: nn.Module | None, source: str) -> Norm | None:
+def read_norm(module: nn.Module | None, source: str, d_model: int) -> Norm | None:
     """A norm module as plain tensors, its formula found by what the module does rather than by its name.
 
     Rows of ordinary and of tiny size are tried, so that a gain stored as an offset from one, a missing mean or an
-    epsilon in the wrong place shows.
+    epsilon of another size shows. None for no module, or one that does nothing.
 
     Raises:
-        ModelError: the module is neither an RMSNorm nor a LayerNorm, or does not say its epsilon.
+        ModelError: the module is neither an RMSNorm nor a LayerNorm.
     """
-    if module is None:
+    if module is None or isinstance(module, nn.Identity):
         return None
-    eps = next(
-        (getattr(module, name) for name in ("eps", "variance_epsilon", "epsilon") if hasattr(module, name)), None
-    )
-    if eps is None:
-        raise ModelError(f"{type(module).__name__} at {source} does not say its epsilon, which decoding needs.")
     weight, bias = (_float32(getattr(module, name, None)) for name in ("weight", "bias"))
-    if weight is None:
-        raise ModelError(f"{type(module).__name__} at {source} has no gain, so its width is not known.")
+    width = d_model if weight is None else len(weight)
     # In float32 on the CPU, whatever the model computes in: rounding to bfloat16 would hide a mean or an offset.
     reference = deepcopy(module).to("cpu", torch.float32)
     generator = torch.Generator().manual_seed(316)
-    probe = torch.randn(4, len(weight), generator=generator) * torch.tensor([[3.0], [1.0], [1e-2], [1e-3]]) + 0.1
+    probe = torch.randn(4, width, generator=generator) * torch.tensor([[3.0], [1.0], [1e-2], [1e-3]]) + 0.1
     expected = reference(probe)
-    gain, offset = weight.cpu(), None if bias is None else bias.cpu()
 
-    def error(kind: Literal["rms", "layer"], plus: float) -> float:
-        found = Norm(kind, gain + plus, offset, float(eps), source)(probe)
-        return float((found - expected).abs().nan_to_num().max())
+    def error(norm: Norm) -> float:
+        own = replace(norm, gain=_cpu(norm.gain), bias=_cpu(norm.bias))
+        return float((own(probe) - expected).abs().nan_to_num().max())
 
+    candidates = [
+        Norm(kind, gain, bias, eps, source)
+        for kind in _KINDS
+        for gain in ([None] if weight is None else [weight, weight + 1.0])
+        for eps in _epsilons(module)
+    ]
+    best = min(candidates, key=error)
     # A norm whose own weights are broken must still be found, so that its layer can be flagged.
-    kinds: list[tuple[Literal["rms", "layer"], float]] = [("rms", 0.0), ("rms", 1.0), ("layer", 0.0), ("layer", 1.0)]
-    kind, plus = min(kinds, key=lambda candidate: error(*candidate))
-    if error(kind, plus) <= 1e-4 * max(1.0, float(expected.abs().nan_to_num().max())):
-        return Norm(kind, weight + plus, bias, float(eps), source)
+    if error(best) <= 1e-4 * max(1.0, float(expected.abs().nan_to_num().max())):
+        return best
     raise ModelError(
-        f"{type(module).__name__} at {source} is neither an RMSNorm nor a LayerNorm; it cannot be decoded."
+        f"{type(module).__name__} at {source} is neither an RMSNorm nor a LayerNorm, so its rows cannot be "
+        "decoded; `layerscope models` lists the families that can be."
     )
+
+
+_KINDS: tuple[Literal["rms", "layer"], ...] = ("rms", "layer")
+
+
+def _epsilons(module: nn.Module) -> list[float]:
+    """The epsilon that the module declares; the usual ones, to be told apart by behaviour, where it declares none."""
+    declared = [getattr(module, name) for name in ("eps", "variance_epsilon", "epsilon") if hasattr(module, name)]
+    if declared and declared[0] is not None:
+        return [float(declared[0])]
+    return [1e-5, 1e-6, 1e-8, 1e-12, float(torch.finfo(torch.float32).eps)]
+
+
+def _cpu(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.cpu()
 
 
 def _float32(value: Tensor | None) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from layerscope.errors import NumericError
+from layerscope.errors import ModelError, NumericError, TokenizerError
 from layerscope.model.architecture import Architecture, batches, describe, read_norm, reset_rope
 from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
@@ -97,7 +97,7 @@ class CausalLM:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        memory: int | None = None,
+        memory: int | str | None = None,
         trust_remote_code: bool = False,
         bos: str = "auto",
     ) -> "CausalLM":
@@ -108,7 +108,7 @@ class CausalLM:
             revision: branch, tag or commit of a Hub id.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             dtype: dtype the blocks compute in; `auto` is float32 on a CPU and bfloat16 on CUDA.
-            memory: budget in bytes for everything but the weights' pages.
+            memory: budget for everything but the weights' pages, in bytes or as `4GiB`.
             trust_remote_code: run Python code that comes with the checkpoint; it is recorded.
             bos: whether prompts start with BOS: `auto` (by family), `yes` or `no`.
 
@@ -125,8 +125,11 @@ class CausalLM:
             source = Source(BUNDLED, BUNDLED_ID, None, None)
         config = read_config(source.folder, trust_remote_code)
         family, verified = family_of(config)
+        rule = bos_rule(family, bos)
         checkpoint = Checkpoint(source.folder)
-        tokens = Tokens(source.folder, bos_rule(family, bos), trust_remote_code=trust_remote_code)
+        tokens = Tokens(source.folder, rule, trust_remote_code=trust_remote_code)
+        if bos == "yes" and tokens.bos_id is None:
+            raise TokenizerError("BOS was asked for, but the tokenizer defines none; leave --bos out.")
         module = build_empty(config, source.folder, placement.dtype, trust_remote_code)
         return cls(
             module,
@@ -222,7 +225,7 @@ class CausalLM:
         return digest.hexdigest()
 
     def _norm(self, path: str | None) -> Norm | None:
-        return None if path is None else read_norm(_optional(self._module, path), path)
+        return None if path is None else read_norm(_optional(self._module, path), path, self.d_model)
 
     @torch.inference_mode()
     def forward(
@@ -265,12 +268,32 @@ class CausalLM:
                 last,
                 lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
             ):
-                own_logits = self._module(input_ids=batch, attention_mask=None, use_cache=False).logits
+                own_logits = self._run(batch)
             if not alone:
                 residuals[group, :, : max(own)] = kept
             for own_row, row in zip(own_logits[:, 0].float(), wanted, strict=False):
                 logits[group[row]] = own_row
         return Forward(residuals, lengths, logits)
+
+    def _run(self, batch: Tensor) -> Tensor:
+        """The module's own forward.
+
+        Raises:
+            ModelError: a family that no test covers fails on its way.
+        """
+        try:
+            logits: Tensor = self._module(input_ids=batch, attention_mask=None, use_cache=False).logits
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+            if self.family_verified:
+                raise  # a fault of ours, to be seen whole
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise ModelError(
+                f"A '{self.family}' model could not be run with its weights left in their files ({reason}); its family "
+                "is not among those that `layerscope models` lists."
+            ) from error
+        return logits
 
     @contextmanager
     def _watched(

@@ -49,6 +49,11 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
             f"This '{config.model_type}' model is an encoder-decoder, but layerscope probes decoders only; give a "
             "decoder-only model."
         )
+    if getattr(config, "quantization_config", None):
+        raise ModelError(
+            "The checkpoint's config asks for quantised weights, which layerscope does not read; use the unquantised "
+            "checkpoint."
+        )
     classes = set(config.architectures or ())
     causal = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _as_names(names)}
     if classes and not classes & causal and not wants_code:

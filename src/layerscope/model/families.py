@@ -21,7 +21,7 @@ class Family:
     bos: Bos = "never"
     """Whether a prompt starts with BOS; `tokenizer` leaves it to the tokenizer's default."""
     scale: str | None = None
-    """Config field that logits are multiplied by."""
+    """Config field that logits are multiplied by; here and below, several names are tried in order."""
     divisor: str | None = None
     """Config field that logits are divided by."""
     softcap: str | None = None
@@ -68,7 +68,13 @@ FAMILIES = {family.model_type: family for family in _TABLE}
 
 VERIFIED_BY = "tests/test_families.py"
 
-_GUESS = Family("", bos="tokenizer", scale="logit_scale", divisor="logits_scaling", softcap="final_logit_softcapping")
+_GUESS = Family(
+    "",
+    bos="tokenizer",
+    scale="logit_scale|lm_head_multiplier",
+    divisor="logits_scaling",
+    softcap="final_logit_softcapping|logits_soft_cap|output_logits_soft_cap",
+)
 
 
 def family_of(config: Any) -> tuple[Family, bool]:

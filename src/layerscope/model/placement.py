@@ -51,14 +51,14 @@ class MemoryPlan:
         return self.resident + self.residuals + max(self.block + self.activations, self.sweep)
 
 
-def place(device: str = "auto", dtype: str = "auto", memory: int | None = None) -> Placement:
+def place(device: str = "auto", dtype: str = "auto", memory: int | str | None = None) -> Placement:
     """Choose a device, a dtype and a budget.
 
     Args:
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, or `bfloat16` (CUDA only: on a CPU every model computes in float32).
-        memory: budget in bytes; half of what a CPU's machine has free, or nine tenths of an accelerator's free memory,
-            where not given.
+        memory: budget in bytes or as `4GiB`; half of what a CPU's machine has free, or nine tenths of an accelerator's
+            free memory, where not given.
 
     Raises:
         PlacementError: a device, dtype or budget that cannot be had.
@@ -78,6 +78,10 @@ def place(device: str = "auto", dtype: str = "auto", memory: int | None = None) 
         raise PlacementError(f"'{dtype}' is no dtype to compute in; choose auto, float32 or bfloat16.")
     if chosen.type == "cpu" and dtype != "float32":
         raise PlacementError("On a CPU every model computes in float32 (weights stay as stored); leave --dtype out.")
+    if isinstance(memory, str):
+        memory = parse_memory(memory)
+    if memory is not None and memory <= 0:
+        raise PlacementError(f"A memory budget should be above zero, but it is {memory} bytes.")
     share = 0.5 if chosen.type == "cpu" else 0.9  # an accelerator is seldom shared, and weights may stay on it
     budget = int(free_memory(chosen) * share) if memory is None else memory
     return Placement(chosen, _DTYPES[dtype], budget)
@@ -135,6 +139,6 @@ def check_fits(plan: MemoryPlan, placement: Placement) -> None:
     }
     largest = max(parts, key=lambda name: parts[name])
     raise PlacementError(
-        f"This run needs {format_bytes(plan.total)} ({largest}: {format_bytes(parts[largest])}), but the budget is "
-        f"{format_bytes(placement.memory)}; raise --memory, use --positions last, or take fewer or shorter prompts."
+        f"This run needs at least {format_bytes(plan.total)} ({largest}: {format_bytes(parts[largest])}), but the "
+        f"budget is {format_bytes(placement.memory)}; raise --memory, or shorten the longest prompt."
     )

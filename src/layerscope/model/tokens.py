@@ -59,6 +59,11 @@ class Tokens:
                 f"No tokenizer could be read from the model's folder ({reason}); put tokenizer.json and "
                 "tokenizer_config.json beside config.json."
             ) from error
+        if not self._tokenizer("The capital", add_special_tokens=False)["input_ids"]:
+            raise TokenizerError(
+                "The tokenizer in the model's folder knows no token, so its files are missing; put tokenizer.json and "
+                "tokenizer_config.json beside config.json."
+            )
         self._folder = folder
         self.bos_rule: Bos = bos
         self.bos_id, self.bos_note = self._find_bos(bos)

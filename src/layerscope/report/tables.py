@@ -1,6 +1,7 @@
 """A run's tables for a terminal: one a prompt, layer by layer, under one lens."""
 
 from collections.abc import Iterator
+from statistics import median
 
 import polars as pl
 from rich.console import RenderableType
@@ -33,10 +34,13 @@ def run_tables(run: Run, *, lens: str | None = None, prompt: int | None = None) 
         raise RunError(f"This run has {len(prompts)} prompts, so there is no prompt {prompt}; count from 1.")
     next_rows = run.rows.filter("is_next")
     for number, asked in enumerate(prompts, start=1):
-        if prompt in (None, number):
-            yield _prompt_table(run, _rows_of(next_rows, asked), asked, chosen, number)
+        if prompt in (None, number) and _ranks_stand(run):
+            yield _title(asked, chosen, number)
+            yield _prompt_table(run, _rows_of(next_rows, asked), chosen)
             yield Text(_onsets(_rows_of(next_rows, asked), asked, record.protocol.lenses), style="dim")
             yield ""
+    if prompt is None and _ranks_stand(run):
+        yield _summary(next_rows.filter(pl.col("lens") == chosen, pl.col("prompt_id") == "pos"))
     yield identity_line(run)
     for name, reason in record.flags.items():
         yield Text(f"caution · {name}" + ("" if reason is True else f": {reason}"), style="yellow")
@@ -53,9 +57,27 @@ def identity_line(run: Run) -> Text:
             style="green",
         )
     kl = "not finite" if identity.kl_bits is None else f"{identity.kl_bits:.3g} bits"
+    left = "Probabilities are withheld; ranks stand." if _ranks_stand(run) else "Neither probabilities nor ranks stand."
+    return Text(f"identity check · FAILED · KL {kl} · {identity.note} {left}", style="bold red")
+
+
+def _ranks_stand(run: Run) -> bool:
+    """A missing scale or softcap changes no order, anything else may; with nothing finite, nothing was compared."""
+    identity = run.record.identity
+    explained = identity.fitted_scale is not None or identity.fitted_softcap is not None
+    return identity.ok or explained or identity.kl_bits is None
+
+
+def _summary(rows: pl.DataFrame) -> Text:
+    """All facts in one line: how many are answered in the end, and from which layer on."""
+    last = rows.filter(pl.col("layer") == pl.col("layer").max())
+    on_top = rows.filter(pl.col("answer_rank") == 1)
+    first = on_top.group_by("fact_index", "prompt_variant").agg(pl.col("layer").min())["layer"]
+    layers = sorted(first.to_list())
+    onset = f"median {median(layers):g}, {layers[0]} to {layers[-1]}" if layers else "never"
     return Text(
-        f"identity check · FAILED · KL {kl} · {identity.note} Probabilities are withheld; ranks stand.",
-        style="bold red",
+        f"{last['is_answer'].sum()} of {len(last)} fact prompts answered at the last layer · first rank 1: {onset}",
+        style="bold",
     )
 
 
@@ -67,13 +89,19 @@ def _rows_of(rows: pl.DataFrame, prompt: PromptRecord) -> pl.DataFrame:
     )
 
 
-def _prompt_table(run: Run, rows: pl.DataFrame, prompt: PromptRecord, lens: str, number: int) -> Table:
-    trusted = run.record.identity.ok
+def _title(prompt: PromptRecord, lens: str, number: int) -> Text:
     name = prompt.fact_key or f"control {prompt.answers[0].string}"
-    title = Text(f"{number} · {name} · {prompt.prompt_variant} · lens {lens}", style="bold")
-    table = Table(
-        title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
-    )
+    return Text(_printable(f"{number} · {name} · {prompt.prompt_variant} · lens {lens}"), style="bold")
+
+
+def _printable(text: str) -> str:
+    """Control characters written out, so that a suite cannot steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _prompt_table(run: Run, rows: pl.DataFrame, lens: str) -> Table:
+    trusted = run.record.identity.ok
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", justify="right")
     if trusted:
         table.add_column("entropy\n(bits)", justify="right")

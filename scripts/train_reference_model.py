@@ -1,6 +1,6 @@
 """Train the small model that ships with the package, and print the figures that stand in its card.
 
-    python scripts/train_reference_model.py --seed 0 --out /tmp/reference_model
+    python scripts/train_reference_model.py --seed 0 --out reference-model
 
 Everything it learns from is made here (sentences about countries) or lies in every Python installation (docstrings of
 the standard library), so nothing is downloaded. One seed decides the corpus, the first weights and the layers that the

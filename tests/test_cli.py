@@ -31,7 +31,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
 def test_probe_prints_a_table_a_prompt_and_writes_a_run_folder(probed):
     cwd, done = probed
     assert done.returncode == 0, done.stderr
-    (folder,) = (cwd / "runs").iterdir()
+    folder = min((cwd / "runs").iterdir())
     assert done.stdout.splitlines()[-1] == f"run folder · runs/{folder.name}"
     run = Run.read(folder)
     assert [p.prompt_variant for p in run.record.suite.prompts] == ["orig", "no_filler", "orig"]
@@ -42,7 +42,7 @@ def test_probe_prints_a_table_a_prompt_and_writes_a_run_folder(probed):
 
 def test_the_first_rank_1_layer_of_the_rows_is_the_one_marked(probed):
     cwd, done = probed
-    run = Run.read(next((cwd / "runs").iterdir()))
+    run = Run.read(min((cwd / "runs").iterdir()))
     marked = [int(line.split()[0]) for line in done.stdout.splitlines() if "<- first rank 1" in line]
     rows = run.rows.filter("is_next", lens="logit", answer_rank=1)
     by_prompt = rows.group_by("fact_index", "prompt_id", "prompt_variant", maintain_order=True).min()
@@ -87,7 +87,7 @@ def _read(terminal: int) -> bytes:
 
 def test_show_prints_the_same_tables_again(probed):
     cwd, done = probed
-    (folder,) = (cwd / "runs").iterdir()
+    folder = min((cwd / "runs").iterdir())
     again = layerscope("show", str(folder), cwd=cwd)
     assert again.returncode == 0
     assert again.stdout == "\n".join(done.stdout.splitlines()[:-1]) + "\n"
@@ -95,7 +95,7 @@ def test_show_prints_the_same_tables_again(probed):
 
 def test_show_takes_a_lens_and_a_prompt(probed):
     cwd, _ = probed
-    (folder,) = (cwd / "runs").iterdir()
+    folder = min((cwd / "runs").iterdir())
     shown = layerscope("show", str(folder), "--lens", "raw", "--prompt", "3", cwd=cwd)
     assert re.findall(r"^\d · .*", shown.stdout, flags=re.MULTILINE)[0].startswith(
         "3 · control Paris · orig · lens raw"
@@ -108,7 +108,7 @@ def test_show_takes_a_lens_and_a_prompt(probed):
 
 def test_show_loads_no_tensor_library(probed):
     cwd, _ = probed
-    (folder,) = (cwd / "runs").iterdir()
+    folder = min((cwd / "runs").iterdir())
     code = (
         "import sys; from layerscope.cli import app\n"
         f"try: app(['show', {str(folder)!r}])\n"
@@ -121,7 +121,7 @@ def test_show_loads_no_tensor_library(probed):
 
 def test_a_second_run_never_touches_the_first(probed, monkeypatch):
     cwd, _ = probed
-    (folder,) = (cwd / "runs").iterdir()
+    folder = min((cwd / "runs").iterdir())
     before = (folder / "run.json").read_bytes()
     monkeypatch.chdir(cwd)
     monkeypatch.setattr("layerscope.cli.default_folder_name", lambda record: folder.name)  # the same second
@@ -240,8 +240,13 @@ def test_a_suite_cannot_steer_the_terminal(tmp_path):
 
 
 def test_a_narrow_terminal_keeps_its_numbers(probed):
-    cwd, done = probed
-    narrow = subprocess.run(
-        [*COMMAND, "show"], cwd=cwd, env={**os.environ, "COLUMNS": "40"}, capture_output=True, text=True, check=False
-    )
-    assert re.findall(r"\d+\.\d{3}", narrow.stdout) == re.findall(r"\d+\.\d{3}", done.stdout)
+    cwd, _ = probed
+    folder = min((cwd / "runs").iterdir())
+    shown = []
+    for columns in ("40", "80"):
+        environment = {**os.environ, "COLUMNS": columns}
+        words = [*COMMAND, "show", str(folder)]
+        shown.append(subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=True).stdout)
+    narrow, wide = (re.findall(r"\d+\.\d{3}", text) for text in shown)
+    assert len(wide) > 100
+    assert narrow == wide

@@ -19,7 +19,7 @@ from layerscope.record.run import Run, default_folder_name
 from layerscope.report.tables import run_tables
 
 if TYPE_CHECKING:
-    from layerscope.probing import Observer
+    from layerscope.observer import Observer
 
 app = typer.Typer(
     name="layerscope",

@@ -1,6 +1,5 @@
 """The whole river for one model and one suite: prompts, one streamed pass, one sweep, rows, a Run."""
 
-import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -8,8 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, runtime_checkable
-from typing import Protocol as Interface
+from typing import Any
 
 import polars as pl
 import torch
@@ -21,43 +19,14 @@ from layerscope.lenses import bind_lenses, lens_names
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
 from layerscope.model.placement import format_bytes
+from layerscope.observer import Observer, Silent
 from layerscope.plan import IDENTITY_PROMPTS, Part, plan_line, plan_memory, planned_bytes
 from layerscope.readout.measure import measure
-from layerscope.record.protocol import protocol_of
-from layerscope.record.rows import rows_frame
+from layerscope.record.protocol import Protocol, protocol_of
 from layerscope.record.run import Run, TimingsRecord
 from layerscope.residuals import Residuals, read_residuals
 from layerscope.suite import Suite, load_suite
-
-log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Observer(Interface):
-    """Is told how a probe goes; the command line draws it, a script may leave it out."""
-
-    def plan(self, text: str) -> None:
-        """One line on what will be done, before any work."""
-
-    def blocks(self, done: int, total: int) -> None:
-        """Blocks of the model that have run."""
-
-    def vocabulary(self, done: int, total: int) -> None:
-        """Ids of the vocabulary that have been swept."""
-
-
-class Silent:
-    """An observer that only logs the plan."""
-
-    def plan(self, text: str) -> None:
-        """Log it."""
-        log.info(text)
-
-    def blocks(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def vocabulary(self, done: int, total: int) -> None:
-        """Nothing."""
+from layerscope.tabulate import tabulate
 
 
 @dataclass(frozen=True)
@@ -131,43 +100,20 @@ def probe(
         LayerscopeError: whatever cannot be done, each by its own class (see `layerscope.errors`).
     """
     seconds, created = Seconds(), datetime.now(UTC)
-    watcher = observer or Silent()
-    rules = protocol_of(protocol)
-    if isinstance(lenses, str):
-        lenses = [name.strip() for name in lenses.split(",")]
-    names = tuple(lenses) if lenses is not None else lens_names()
-    if names and rules.headline not in names:
-        rules = replace(rules, headline=names[0])  # recorded, and said in every table
-    if top_k < 1:
-        raise LensError(f"top_k should be at least 1, but it is {top_k}.")
-    if not -(2**63) <= seed < 2**63:
-        raise LensError(f"A seed is a 64-bit integer, but it is {seed}.")
-    asked_suite = suite if isinstance(suite, Suite) else load_suite(suite)
-    opening = Opening(revision, device, dtype, memory, trust_remote_code, bos)
-    if not isinstance(model, CausalLM):
-        model = CausalLM.open(model, **asdict(opening))
-    elif opening != Opening():
-        raise ModelError(
-            "An open model has its device, dtype, memory, revision, code and BOS already; give those to CausalLM.open."
-        )
-    encoded = encode(asked_suite, model, positions)
-    bound = bind_lenses(names, final_norm=model.final_norm, next_norms=model.next_norms)
+    rules, names = _choices(protocol, lenses, top_k, seed)
+    asked = suite if isinstance(suite, Suite) else load_suite(suite)
+    opened = _open(model, Opening(revision, device, dtype, memory, trust_remote_code, bos))
+    encoded = encode(asked, opened, positions)
+    bound = bind_lenses(names, final_norm=opened.final_norm, next_norms=opened.next_norms)
     settings = Settings(rules, bound, positions, top_k, seed)
-    with reproducible(seed, model.placement.device), torch.inference_mode():
-        parts = plan_memory(model, encoded, len(bound), top_k)
-        watcher.plan(plan_line(model, parts, asked_suite))
-        try:
-            measured, identity = _river(model, encoded, settings, parts, seconds, watcher)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise PlacementError(
-                f"The memory of {model.placement.device} ran out, although the plan of "
-                f"{format_bytes(planned_bytes(parts))} was within the budget; "
-                "give a smaller --memory, so that the work is cut into smaller parts."
-            ) from error
-    rows, health = _rows(measured, encoded, model)
+    watcher = observer or Silent()
+    parts = plan_memory(opened, encoded, len(bound), top_k)
+    watcher.plan(plan_line(opened, parts, asked))
+    measured, identity = _river(opened, encoded, settings, parts, seconds, watcher)
+    rows, health = tabulate(measured, encoded, opened)
     record = describe_run(
-        model,
-        asked_suite,
+        opened,
+        asked,
         encoded,
         settings,
         identity=identity,
@@ -179,7 +125,63 @@ def probe(
     return Run(rows, record)
 
 
+def _choices(
+    protocol: str, lenses: str | Sequence[str] | None, top_k: int, seed: int
+) -> tuple[Protocol, tuple[str, ...]]:
+    """The protocol and the names of the lenses.
+
+    Raises:
+        RunError: no such protocol.
+        LensError: a top_k or seed that cannot be.
+    """
+    if top_k < 1:
+        raise LensError(f"top_k should be at least 1, but it is {top_k}.")
+    if not -(2**63) <= seed < 2**63:
+        raise LensError(f"A seed is a 64-bit integer, but it is {seed}.")
+    if isinstance(lenses, str):
+        lenses = [name.strip() for name in lenses.split(",")]
+    names = tuple(lenses) if lenses is not None else lens_names()
+    rules = protocol_of(protocol)
+    if names and rules.headline not in names:
+        rules = replace(rules, headline=names[0])  # recorded, and said in every table
+    return rules, names
+
+
+def _open(model: str | Path | CausalLM, opening: Opening) -> CausalLM:
+    if not isinstance(model, CausalLM):
+        return CausalLM.open(model, **asdict(opening))
+    if opening != Opening():
+        raise ModelError(
+            "An open model has its device, dtype, memory, revision, code and BOS already; give those to CausalLM.open."
+        )
+    return model
+
+
 def _river(
+    model: CausalLM,
+    encoded: Sequence[Encoded],
+    settings: Settings,
+    parts: Sequence[Part],
+    seconds: Seconds,
+    watcher: Observer,
+) -> tuple[pl.DataFrame, Identity]:
+    """Forward and sweep with seeds and kernels that repeat.
+
+    Raises:
+        PlacementError: the plan fits the budget, but the device's memory runs out all the same.
+    """
+    try:
+        with reproducible(settings.seed, model.placement.device), torch.inference_mode():
+            return _run_parts(model, encoded, settings, parts, seconds, watcher)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise PlacementError(
+            f"The memory of {model.placement.device} ran out, although the plan of "
+            f"{format_bytes(planned_bytes(parts))} was within the budget; "
+            "give a smaller --memory, so that the work is cut into smaller parts."
+        ) from error
+
+
+def _run_parts(
     model: CausalLM,
     encoded: Sequence[Encoded],
     settings: Settings,
@@ -231,40 +233,6 @@ def _check(model: CausalLM, residuals: Residuals, logits: torch.Tensor) -> Ident
         logits,
         tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
     )
-
-
-def _rows(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The table of a run, strings beside ids; and what numeric health is judged by."""
-    prompts = pl.DataFrame(
-        {
-            "prompt": range(len(encoded)),
-            "fact_key": pl.Series([e.prompt.fact_key for e in encoded], dtype=pl.String),
-            "fact_index": pl.Series([e.prompt.fact_index for e in encoded], dtype=pl.Int32),
-            "prompt_id": [e.prompt.prompt_id for e in encoded],
-            "prompt_variant": [e.prompt.prompt_variant for e in encoded],
-            "accepted": [list(e.prompt.answers) for e in encoded],
-        }
-    )
-    ids = measured.select(
-        pl.concat([pl.col("top_ids").explode(), pl.col("token_id"), pl.col("top1_id")]).unique().drop_nulls()
-    )
-    strings = model.tokens.display(ids.to_series().to_list())
-    old, new = list(strings), list(strings.values())
-
-    def text(column: pl.Expr) -> pl.Expr:
-        return column.cast(pl.Int64).replace_strict(old, new, default=None, return_dtype=pl.String)
-
-    table = measured.join(prompts, on="prompt", maintain_order="left").with_columns(
-        text(pl.col("token_id")).alias("token"),
-        text(pl.col("top1_id")).alias("top1"),
-        pl.col("top_ids").list.eval(text(pl.element())).alias("top_tokens"),
-    )
-    # An answer that could not be aligned has no id; whether the top token spells it can still be said.
-    spelled = pl.col("top1").str.strip_chars().is_in(pl.col("accepted"))
-    table = table.with_columns(pl.coalesce("is_answer", spelled).alias("is_answer"))
-    health = table.select("prompt", "lens", "layer", "is_next", "any_nan", "any_inf", "max_abs_logit", "min_prob")
-    own = table.drop("prompt", "accepted", "any_nan", "any_inf", "max_abs_logit", "min_prob")
-    return rows_frame({name: own[name] for name in own.columns}), health
 
 
 @contextmanager

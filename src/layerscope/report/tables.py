@@ -76,7 +76,7 @@ def _summary(rows: pl.DataFrame) -> Text:
     layers = sorted(first.to_list())
     onset = f"median {median(layers):g}, {layers[0]} to {layers[-1]}" if layers else "never"
     return Text(
-        f"{last['is_answer'].sum()} of {len(last)} fact prompts answered at the last layer · first rank 1: {onset}",
+        f"{last['is_answer'].sum()} of {len(last)} prompts answered at the last layer · first rank 1: {onset}",
         style="bold",
     )
 

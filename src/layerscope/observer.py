@@ -1,0 +1,34 @@
+"""Who is told how a probe goes: the plan, the blocks, the vocabulary."""
+
+import logging
+from typing import Protocol, runtime_checkable
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Is told how a probe goes; the command line draws it, a script may leave it out."""
+
+    def plan(self, text: str) -> None:
+        """One line on what will be done, before any work."""
+
+    def blocks(self, done: int, total: int) -> None:
+        """Blocks of the model that have run."""
+
+    def vocabulary(self, done: int, total: int) -> None:
+        """Ids of the vocabulary that have been swept."""
+
+
+class Silent:
+    """An observer that only logs the plan."""
+
+    def plan(self, text: str) -> None:
+        """Log it."""
+        log.info(text)
+
+    def blocks(self, done: int, total: int) -> None:
+        """Nothing."""
+
+    def vocabulary(self, done: int, total: int) -> None:
+        """Nothing."""

@@ -1,0 +1,43 @@
+"""From measured columns to the table of a run: prompts joined, strings beside ids."""
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from layerscope.encode import Encoded
+from layerscope.model.causal_lm import CausalLM
+from layerscope.record.rows import rows_frame
+
+
+def tabulate(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The table of a run, strings beside ids; and what numeric health is judged by."""
+    prompts = pl.DataFrame(
+        {
+            "prompt": range(len(encoded)),
+            "fact_key": pl.Series([e.prompt.fact_key for e in encoded], dtype=pl.String),
+            "fact_index": pl.Series([e.prompt.fact_index for e in encoded], dtype=pl.Int32),
+            "prompt_id": [e.prompt.prompt_id for e in encoded],
+            "prompt_variant": [e.prompt.prompt_variant for e in encoded],
+            "accepted": [list(e.prompt.answers) for e in encoded],
+        }
+    )
+    ids = measured.select(
+        pl.concat([pl.col("top_ids").explode(), pl.col("token_id"), pl.col("top1_id")]).unique().drop_nulls()
+    )
+    strings = model.tokens.display(ids.to_series().to_list())
+    old, new = list(strings), list(strings.values())
+
+    def text(column: pl.Expr) -> pl.Expr:
+        return column.cast(pl.Int64).replace_strict(old, new, default=None, return_dtype=pl.String)
+
+    table = measured.join(prompts, on="prompt", maintain_order="left").with_columns(
+        text(pl.col("token_id")).alias("token"),
+        text(pl.col("top1_id")).alias("top1"),
+        pl.col("top_ids").list.eval(text(pl.element())).alias("top_tokens"),
+    )
+    # An answer that could not be aligned has no id; whether the top token spells it can still be said.
+    spelled = pl.col("top1").str.strip_chars().is_in(pl.col("accepted"))
+    table = table.with_columns(pl.coalesce("is_answer", spelled).alias("is_answer"))
+    health = table.select("prompt", "lens", "layer", "is_next", "any_nan", "any_inf", "max_abs_logit", "min_prob")
+    own = table.drop("prompt", "accepted", "any_nan", "any_inf", "max_abs_logit", "min_prob")
+    return rows_frame({name: own[name] for name in own.columns}), health

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma3Config, MambaConfig
+from transformers import Gemma2Config, Gemma3Config, GraniteConfig, MambaConfig
 from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 
 from layerscope.errors import ModelError
-from layerscope.model.architecture import read_norm
+from layerscope.model.architecture import declared_transform, read_norm
 from layerscope.model.families import family_of
 
 NORMS = {
@@ -54,3 +54,21 @@ def test_a_model_that_wraps_a_known_family_keeps_its_bos_and_is_not_called_verif
 def test_known_families_are_verified_and_others_follow_their_tokenizer():
     assert family_of(Gemma2Config())[1] is True
     assert family_of(MambaConfig())[0].bos == "tokenizer"
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_divisor_that_is_not_positive_is_refused(value: float):
+    config = GraniteConfig(logits_scaling=value)
+    with pytest.raises(ModelError, match="divisor should be a positive number"):
+        declared_transform(config, family_of(config)[0])
+
+
+def test_the_first_of_several_names_that_holds_a_value_counts():
+    config = MambaConfig(logit_scale=None, lm_head_multiplier=0.5, output_logit_soft_cap=20.0)
+    found = declared_transform(config, family_of(config)[0])
+    assert (found.scale, found.softcap) == (0.5, 20.0)
+
+
+def test_a_norm_of_another_width_than_the_stream_is_refused():
+    with pytest.raises(ModelError, match="is 16 wide, but the residual stream has 32 features"):
+        read_norm(LlamaRMSNorm(16), "model.norm", 32)

@@ -4,10 +4,12 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -250,3 +252,22 @@ def test_a_narrow_terminal_keeps_its_numbers(probed):
     narrow, wide = (re.findall(r"\d+\.\d{3}", text) for text in shown)
     assert len(wide) > 100
     assert narrow == wide
+
+
+def test_tokens_that_look_like_markup_are_shown_as_they_are(probed, tmp_path):
+    cwd, _ = probed
+    run = Run.read(min((cwd / "runs").iterdir()))
+    strange = pl.when(pl.col("layer") == 0).then(pl.lit("[/INST]")).when(pl.col("layer") == 1).then(pl.lit("[i]"))
+    Run(run.rows.with_columns(strange.otherwise(pl.col("top1")).alias("top1")), run.record).save(tmp_path / "run")
+    shown = layerscope("show", "run", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("'[/INST]'") == shown.stdout.count("'[i]'") == 3
+
+
+def test_the_newest_run_is_never_an_unfinished_one(probed, tmp_path):
+    cwd, _ = probed
+    folder = min((cwd / "runs").iterdir())
+    shutil.copytree(folder, tmp_path / "runs" / "whole")
+    (tmp_path / "runs" / ".whole.partial-1").mkdir()
+    (tmp_path / "runs" / ".whole.partial-1" / "run.json").write_text("{")
+    assert layerscope("show", cwd=tmp_path).returncode == 0

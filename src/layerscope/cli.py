@@ -63,7 +63,7 @@ def probe(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, or bfloat16 (CUDA only).")] = "auto",
     memory: Annotated[
-        str | None, typer.Option(help="Working memory, as 4GiB; half of what is free by default.")
+        str | None, typer.Option(help="Working memory, as 4GiB; half of what is free by default (CUDA: nine tenths).")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder in which the run's own folder is made.")] = Path("runs"),
     protocol: Annotated[
@@ -109,7 +109,7 @@ def probe(
             raise
         _print(run)
         console = Console(highlight=False, soft_wrap=True)
-        console.print(f"run folder · {folder}")
+        console.print(f"run folder · {folder}", markup=False)
 
 
 @app.command(
@@ -149,7 +149,8 @@ def models() -> None:
 
 def _newest(parent: Path) -> Path:
     """The run that was written last."""
-    runs = [record.parent for record in parent.glob("*/run.json")]
+    # A folder whose name is hidden is one that a killed process left unfinished.
+    runs = [record.parent for record in parent.glob("*/run.json") if not record.parent.name.startswith(".")]
     if not runs:
         raise RunError(f"There is no run in '{parent}'; give a run's folder, or make one with `layerscope probe`.")
     return max(runs, key=lambda run: (run / "run.json").stat().st_mtime_ns)
@@ -225,7 +226,7 @@ class Bars:
 
     def plan(self, text: str) -> None:
         """Print it above the bars."""
-        self._console.print(text, soft_wrap=True)
+        self._console.print(text, soft_wrap=True, markup=False)
 
     def blocks(self, done: int, total: int) -> None:
         """Move the bar over blocks."""

@@ -89,7 +89,7 @@ def probe(
         protocol: `standard` or `published`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, or `bfloat16` on CUDA.
-        memory: budget for working memory, in bytes or as `4GiB`; half of what is free by default.
+        memory: budget for working memory, in bytes or as `4GiB`; by default half of what is free (CUDA: nine tenths).
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run Python code that comes with the checkpoint.
         bos: `auto` (by family), `yes` or `no`: whether prompts start with BOS.

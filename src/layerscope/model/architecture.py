@@ -156,30 +156,33 @@ def _find_blocks(model: nn.Module, n_layers: int) -> str:
 
 
 def _find_final_norm(model: nn.Module, blocks: str) -> str | None:
-    """The last norm beside the blocks; one that is defined after them before one that stands in front."""
+    """The first norm that is defined after the blocks, or the last one in front of them."""
     parent, _, own = blocks.rpartition(".")
     children = list(model.get_submodule(parent).named_children())
     at = [name for name, _ in children].index(own)
     norms = [name for name, child in children if "norm" in type(child).__name__.lower()]
     behind = [name for name, child in children[at:] if "norm" in type(child).__name__.lower()]
-    return f"{parent}.{(behind or norms)[-1]}".lstrip(".") if norms else None
+    return f"{parent}.{behind[0] if behind else norms[-1]}".lstrip(".") if norms else None
 
 
 def declared_transform(config: Any, family: Family) -> HeadTransform:
     """What the config says about the logits; the identity check has the last word.
 
     Raises:
-        ModelError: a scale or softcap that is not positive.
+        ModelError: a scale, divisor or softcap that is not positive.
     """
-    scale, divisor, softcap = (
-        next((getattr(config, name) for name in (names or "").split("|") if name and hasattr(config, name)), None)
-        for names in (family.scale, family.divisor, family.softcap)
-    )
+    scale, divisor, softcap = (_declared(config, names) for names in (family.scale, family.divisor, family.softcap))
+    if divisor is not None and not divisor > 0:
+        raise ModelError(f"The head's divisor should be a positive number, but the config says {divisor}.")
     if divisor is not None:
-        scale = (1.0 if scale is None else float(scale)) / float(divisor)
-    return HeadTransform(
-        scale=None if scale is None else float(scale), softcap=None if softcap is None else float(softcap)
-    )
+        scale = (1.0 if scale is None else scale) / divisor
+    return HeadTransform(scale, softcap)
+
+
+def _declared(config: Any, names: str | None) -> float | None:
+    """The first of several fields that the config has a value for."""
+    values = (getattr(config, name, None) for name in (names or "").split("|") if name)
+    return next((float(value) for value in values if value is not None), None)
 
 
 def reset_rope(model: Any) -> None:
@@ -202,12 +205,14 @@ def read_norm(module: nn.Module | None, source: str, d_model: int) -> Norm | Non
     epsilon of another size shows. None for no module, or one that does nothing.
 
     Raises:
-        ModelError: the module is neither an RMSNorm nor a LayerNorm.
+        ModelError: the module is neither an RMSNorm nor a LayerNorm, or not as wide as the stream.
     """
     if module is None or isinstance(module, nn.Identity):
         return None
     weight, bias = (_float32(getattr(module, name, None)) for name in ("weight", "bias"))
     width = d_model if weight is None else len(weight)
+    if width != d_model:
+        raise ModelError(f"The norm at {source} is {width} wide, but the residual stream has {d_model} features.")
     # In float32 on the CPU, whatever the model computes in: rounding to bfloat16 would hide a mean or an offset.
     reference = deepcopy(module).to("cpu", torch.float32)
     generator = torch.Generator().manual_seed(316)

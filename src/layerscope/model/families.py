@@ -73,7 +73,7 @@ _GUESS = Family(
     bos="tokenizer",
     scale="logit_scale|lm_head_multiplier",
     divisor="logits_scaling",
-    softcap="final_logit_softcapping|logits_soft_cap|output_logits_soft_cap",
+    softcap="final_logit_softcapping|logits_soft_cap|output_logit_soft_cap",
 )
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 LN2 = 0.6931471805599453
 KL_FLOOR_NATS = -69.07755278982137
 """ln 1e-30: log-probabilities of the reference distribution count as no lower than this."""
-KL_SATURATED_BITS = 95.0
-"""A divergence above this says 'off the scale' (the floor bounds it by 99.66 bits) and is flagged."""
 
 
 class TopK:

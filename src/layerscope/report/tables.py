@@ -57,7 +57,14 @@ def identity_line(run: Run) -> Text:
             style="green",
         )
     kl = "not finite" if identity.kl_bits is None else f"{identity.kl_bits:.3g} bits"
-    left = "Probabilities are withheld; ranks stand." if _ranks_stand(run) else "Neither probabilities nor ranks stand."
+    if identity.kl_bits is None:
+        left = "Probabilities are withheld."
+    else:
+        left = (
+            "Probabilities are withheld; ranks stand."
+            if _ranks_stand(run)
+            else "Neither probabilities nor ranks stand."
+        )
     return Text(f"identity check · FAILED · KL {kl} · {identity.note} {left}", style="bold red")
 
 
@@ -117,8 +124,8 @@ def _prompt_table(run: Run, rows: pl.DataFrame, lens: str) -> Table:
     for row in own.iter_rows(named=True):
         probabilities = [_number(row["entropy_bits"]), _number(row["p_top1"]), _number(row["kl_to_final_bits"])]
         rank = ABSENT if row["answer_rank"] is None else f"{row['answer_rank']:,}"
-        top1 = ABSENT if row["top1"] is None else repr(row["top1"])
-        cells = [str(row["layer"])]
+        top1 = Text(ABSENT if row["top1"] is None else repr(row["top1"]))  # as a string, `[i]` would be markup
+        cells: list[str | Text] = [str(row["layer"])]
         cells += [probabilities[0], top1, probabilities[1], rank, probabilities[2]] if trusted else [top1, rank]
         marker = "<- first rank 1" if row["layer"] == first else ("not finite" if not row["finite"] else "")
         table.add_row(*cells, marker, style="bold cyan" if row["layer"] == first else None)

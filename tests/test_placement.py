@@ -164,3 +164,14 @@ def test_the_plan_says_model_machine_budget_and_suite():
     assert line.startswith("layerscope/reference · 12 blocks · ")
     assert " on disk (bfloat16) · cpu float32 · " in line
     assert re.search(r" MiB planned of 1\.0 GiB · suite berlin, \d+ prompts$", line)
+
+
+def test_memory_that_runs_out_in_the_middle_is_said_in_a_sentence():
+    class Hungry(Plans):
+        def blocks(self, done: int, total: int) -> None:
+            raise MemoryError
+
+    with pytest.raises(
+        PlacementError, match=r"The memory of cpu ran out, although the plan of .* give a smaller --memory"
+    ):
+        probe(device="cpu", positions="last", observer=Hungry())

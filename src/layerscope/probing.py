@@ -165,61 +165,39 @@ def _river(
     seconds: Seconds,
     watcher: Observer,
 ) -> tuple[pl.DataFrame, Identity]:
-    """Forward and sweep with seeds and kernels that repeat.
-
-    Raises:
-        PlacementError: the plan fits the budget, but the device's memory runs out all the same.
-    """
-    try:
-        with reproducible(settings.seed, model.placement.device), torch.inference_mode():
-            return _run_parts(model, encoded, settings, parts, seconds, watcher)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise PlacementError(
-            f"The memory of {model.placement.device} ran out, although the plan of "
-            f"{format_bytes(planned_bytes(parts))} was within the budget; "
-            "give a smaller --memory, so that the work is cut into smaller parts."
-        ) from error
-
-
-def _run_parts(
-    model: CausalLM,
-    encoded: Sequence[Encoded],
-    settings: Settings,
-    parts: Sequence[Part],
-    seconds: Seconds,
-    watcher: Observer,
-) -> tuple[pl.DataFrame, Identity]:
     """Forward and sweep, part by part; the identity check is made on the first."""
     frames: list[pl.DataFrame] = []
     identity: Identity | None = None
-    for i, part in enumerate(parts):
-        here = encoded[part.prompts]
-        with seconds.stage("forward_s"):
-            residuals, logits = read_residuals(
-                model,
-                [e.token_ids for e in here],
-                n_logits=IDENTITY_PROMPTS if identity is None else 0,
-                progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
-            )
-        with seconds.stage("sweep_s"):
-            if identity is None:
-                identity = _check(model, residuals, logits)
-            del logits
-            columns = measure(
-                residuals.select([e.positions for e in here]),
-                settings.lenses,
-                [e.asked for e in here],
-                model.unembedding,
-                protocol=settings.protocol,
-                trivial=model.tokens.trivial,
-                top_k=settings.top_k,
-                sweep_bytes=part.sweep_bytes,
-                final_is_model=identity.ok,
-                progress=lambda done, total, i=i: watcher.vocabulary(i * total + done, len(parts) * total),  # type: ignore[misc]
-            )
-        frame = pl.DataFrame(columns)
-        frames.append(frame.with_columns(pl.col("prompt") + part.prompts.start))
-        del residuals, columns  # the next part needs their room
+    device = model.placement.device
+    with _shortage_explained(device, parts), reproducible(settings.seed, device), torch.inference_mode():
+        for i, part in enumerate(parts):
+            here = encoded[part.prompts]
+            with seconds.stage("forward_s"):
+                residuals, logits = read_residuals(
+                    model,
+                    [e.token_ids for e in here],
+                    n_logits=IDENTITY_PROMPTS if identity is None else 0,
+                    progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
+                )
+            with seconds.stage("sweep_s"):
+                if identity is None:
+                    identity = _check(model, residuals, logits)
+                del logits
+                columns = measure(
+                    residuals.select([e.positions for e in here]),
+                    settings.lenses,
+                    [e.asked for e in here],
+                    model.unembedding,
+                    protocol=settings.protocol,
+                    trivial=model.tokens.trivial,
+                    top_k=settings.top_k,
+                    sweep_bytes=part.sweep_bytes,
+                    final_is_model=identity.ok,
+                    progress=lambda done, total, i=i: watcher.vocabulary(i * total + done, len(parts) * total),  # type: ignore[misc]
+                )
+            frame = pl.DataFrame(columns)
+            frames.append(frame.with_columns(pl.col("prompt") + part.prompts.start))
+            del residuals, columns  # the next part needs their room
     if identity is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
     return pl.concat(frames), identity
@@ -233,6 +211,22 @@ def _check(model: CausalLM, residuals: Residuals, logits: torch.Tensor) -> Ident
         logits,
         tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
     )
+
+
+@contextmanager
+def _shortage_explained(device: torch.device, parts: Sequence[Part]) -> Iterator[None]:
+    """Say in a sentence that memory ran out.
+
+    Raises:
+        PlacementError: the plan fits the budget, but the device's memory runs out all the same.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise PlacementError(
+            f"The memory of {device} ran out, although the plan of {format_bytes(planned_bytes(parts))} was within the "
+            "budget; give a smaller --memory, so that the work is cut into smaller parts."
+        ) from error
 
 
 @contextmanager

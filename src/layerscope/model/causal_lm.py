@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from layerscope.errors import ModelError, NumericError, TokenizerError
@@ -252,12 +252,7 @@ class CausalLM:
         groups = batches(self.architecture.rope, lengths)
         for done, group in enumerate(groups):
             own = [lengths[i] for i in group]
-            # Attention is causal: what stands to the right of a prompt's last token cannot be seen from it. A prompt is
-            # padded with its own last token, because a masked NaN is still a NaN: that of an unused id stays out.
-            batch = torch.empty(len(group), max(own), dtype=torch.int64, device=device)
-            for row, i in enumerate(group):
-                batch[row, : lengths[i]] = torch.tensor(token_ids[i], device=device)
-                batch[row, lengths[i] :] = token_ids[i][-1]
+            batch = _padded([token_ids[i] for i in group]).to(device)
             wanted = [row for row, i in enumerate(group) if i < n_logits]
             last = {row: own[row] - 1 for row in wanted or [0]}  # the head needs at least one row
             reset_rope(self._module)
@@ -349,6 +344,16 @@ class CausalLM:
 
     def _names_of(self, block: int) -> list[str]:
         return self._block_names.get(block, [])
+
+
+def _padded(token_ids: Sequence[Sequence[int]]) -> Int[Tensor, "prompt position"]:
+    """Prompts as one batch, each followed by its own last token.
+
+    Attention is causal: what stands to the right of a prompt's last token cannot be seen from it. A masked NaN is still
+    a NaN, so the padding must not bring in an id that the prompt does not have.
+    """
+    width = max(map(len, token_ids))
+    return torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids in token_ids])
 
 
 def _bytes_of(tensor: Tensor) -> bytes:

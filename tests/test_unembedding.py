@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import layerscope.unembedding as unembedding
 from layerscope.errors import ModelError
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
 
@@ -84,12 +85,16 @@ HEAD_BIAS = torch.randn(10, generator=torch.Generator().manual_seed(4))
 ROWS = torch.randn(5, 6, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("tile", [1, 3, 10, 100])
-@pytest.mark.parametrize("bias", [None, HEAD_BIAS], ids=["plain", "bias"])
-def test_logits_are_the_product_with_the_weight_whatever_the_tile(tile, bias):
-    head = Unembedding(WEIGHT, None, bias=bias)
-    due = torch.nn.functional.linear(ROWS, WEIGHT.float(), bias)
-    torch.testing.assert_close(head.logits(ROWS, tile=tile), due)
+@pytest.mark.parametrize("n_ids", [1, 3, 64, 65, 300])
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
+def test_logits_are_the_product_with_the_weight_however_many_tiles_it_takes(n_ids, biased, monkeypatch):
+    monkeypatch.setattr(unembedding, "LOGITS_TILE_BYTES", 1)  # tiles of 64 ids, the fewest
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(n_ids, 6, generator=generator).to(torch.bfloat16)
+    bias = torch.randn(n_ids, generator=generator) if biased else None
+    head = Unembedding(weight, None, bias=bias)
+    due = torch.nn.functional.linear(ROWS, weight.float(), bias)
+    torch.testing.assert_close(head.logits(ROWS), due)
 
 
 def test_logits_of_a_few_ids_are_those_of_all():

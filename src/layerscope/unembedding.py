@@ -9,6 +9,9 @@ from torch import Tensor
 
 from layerscope.errors import ModelError
 
+LOGITS_TILE_BYTES = 8 << 20
+"""A piece of the weight in float32, small enough to stay in the cache between its cast and its product."""
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -123,8 +126,12 @@ class Unembedding:
         logits = rows @ self.columns(token_ids).T
         return logits if self.bias is None else logits + self.bias[token_ids.to(self.bias.device)]
 
-    def logits(self, rows: Float[Tensor, "rows d_head"], tile: int = 4096) -> Float[Tensor, "rows d_vocab"]:
+    def logits(self, rows: Float[Tensor, "rows d_head"]) -> Float[Tensor, "rows d_vocab"]:
         """All logits of a few rows before the head transform, bias included; for checks, not for a sweep."""
-        parts = [rows @ self.tile(start, min(start + tile, self.d_vocab)).T for start in range(0, self.d_vocab, tile)]
-        logits = torch.cat(parts, dim=-1)
-        return logits if self.bias is None else logits + self.bias
+        width = max(64, LOGITS_TILE_BYTES // (4 * self.d_head))
+        buffer = torch.empty(min(width, self.d_vocab), self.d_head, device=self.device)
+        logits = rows.new_empty(len(rows), self.d_vocab, dtype=torch.float32)
+        for start in range(0, self.d_vocab, width):
+            stop = min(start + width, self.d_vocab)
+            torch.mm(rows.float(), self.tile(start, stop, out=buffer).T, out=logits[:, start:stop])
+        return logits if self.bias is None else logits.add_(self.bias)

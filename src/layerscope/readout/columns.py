@@ -1,6 +1,7 @@
 """Arithmetic on a sweep's numbers: from arrays by lens, layer and position to the columns of a run."""
 
 from collections.abc import Callable, Set
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from layerscope.readout.asked import Echoes, Shape
+from layerscope.readout.contrast import Contrast
 from layerscope.readout.copying import Echo, copy_flags
 from layerscope.readout.decode import TOP_SET, Readout
 from layerscope.readout.geometry import jaccard
@@ -23,6 +25,14 @@ def nullable(values: NDArray[Any], valid: NDArray[np.bool_]) -> pl.Series:
     return pl.select(pl.when(pl.Series(valid)).then(pl.Series(values))).to_series()
 
 
+@dataclass(frozen=True)
+class AtNext:
+    """What only the headline lens has, and only at the last position of a prompt; None where it was not decoded."""
+
+    lens: str
+    contrast: Contrast | None
+
+
 class Columns:
     """Arithmetic on a readout; arrays are `[lens, layer, position]` until `build` lays them out as rows."""
 
@@ -31,6 +41,7 @@ class Columns:
         shape: Shape,
         readout: Readout,
         extra: dict[str, NDArray[np.float64]],
+        at_next: AtNext,
         echoes: list[Echoes],
         protocol: Protocol,
         d_vocab: int,
@@ -39,6 +50,7 @@ class Columns:
         final_is_model: bool,
     ) -> None:
         self.shape, self.readout, self.echoes, self.d_vocab = shape, readout, echoes, d_vocab
+        self.at_next = at_next
         self.thresholds, self.top_k, self.trivial = protocol.thresholds, top_k, trivial
         self.axes = (len(shape.lenses), shape.n_layers, shape.n_positions)
         self.extra = {name: self._lift(values) for name, values in extra.items()}
@@ -66,6 +78,7 @@ class Columns:
                 **self._surface(),
                 **self._geometry(),
                 **self._overlaps(),
+                **self._contrast(),
                 **self._control(),
             }
         # [lens, layer, position] to prompt, lens, layer, position.
@@ -224,6 +237,26 @@ class Columns:
             "topk_jaccard_raw_norm@50": self._column(with_raw, self.normed & raw_finite[None]),
             "topk_jaccard_consecutive@50": self._column(with_previous, previous_finite),
         }
+
+    def _contrast(self) -> dict[str, pl.Series]:
+        found = self.at_next.contrast
+        raw_finite = np.zeros(self.axes[1:], np.bool_)
+        names = [lens.name for lens in self.shape.lenses]
+        if "raw" in names:
+            raw_finite = self.finite[names.index("raw")]
+        pairs = ("kl_norm_vs_raw_bits", "kl_raw_to_norm_bits", "js_divergence_bits", "l1_prob_diff")
+        columns = {name: self._placed(getattr(found, name, None), raw_finite) for name in pairs}
+        tempered = self._placed(getattr(found, "kl_to_final_bits_norm_temp", None), self.against_final)
+        return columns | {"kl_to_final_bits_norm_temp": tempered}
+
+    def _placed(self, values: NDArray[np.float64] | None, valid: NDArray[np.bool_]) -> pl.Series:
+        """Values `[layer, prompt]` at the last positions of the headline lens; null elsewhere."""
+        placed = np.full(self.axes, np.nan)
+        if values is not None:
+            lens = [lens.name for lens in self.shape.lenses].index(self.at_next.lens)
+            last = [self.shape.columns_of(i).stop - 1 for i in range(len(self.shape.asked))]
+            placed[lens][:, last] = values
+        return self._column(placed, np.broadcast_to(valid, self.axes) & ~np.isnan(placed))
 
     def _control(self) -> dict[str, pl.Series]:
         margin, gap = np.zeros(self.axes), np.zeros(self.axes)

@@ -64,6 +64,10 @@ class Readout:
     finite: NDArray[np.bool_]
     final_entropy_bits: NDArray[np.float64]
     """`[position]`: entropy of the model's own distribution."""
+    final_log_sum_exp: NDArray[np.float64]
+    """`[position]`: of the model's own logits."""
+    final_peak: NDArray[np.float64]
+    """`[position]`: the largest of them."""
     final_finite: NDArray[np.bool_]
 
 
@@ -335,6 +339,8 @@ class _Sweep:
             min_log_prob=columns["low"].numpy(),
             finite=finite.numpy(),
             final_entropy_bits=self.final.entropy_bits().cpu().numpy(),
+            final_log_sum_exp=self.final.log_sum_exp().cpu().numpy(),
+            final_peak=self.final.peak.double().cpu().numpy(),
             final_finite=self.final.finite().cpu().numpy(),
         )
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from layerscope.lenses import Lens
 from layerscope.readout.asked import Asked, Echoes, Shape
-from layerscope.readout.columns import Columns
+from layerscope.readout.columns import AtNext, Columns
+from layerscope.readout.contrast import Contrast, Normaliser, contrast
 from layerscope.readout.decode import TOP_SET, Question, Readout, decode
 from layerscope.readout.geometry import geometry, norm_ratio, row_residual_cosine
 from layerscope.record.protocol import Protocol
@@ -32,6 +33,7 @@ def measure(
     top_k: int = 20,
     sweep_bytes: int = 1 << 30,
     final_is_model: bool = True,
+    temperatures: Sequence[float | None] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, pl.Series]:
     """Every number of every decoded row, as columns ordered by prompt, lens, layer and position.
@@ -46,6 +48,7 @@ def measure(
         top_k: how many of the largest logits are listed in a row.
         final_is_model: whether the last layer's decode passed the identity check; where not, what is measured against
             it is null.
+        temperatures: for each layer what the headline lens' logits are divided by for `kl_to_final_bits_norm_temp`.
         sweep_bytes: memory that decoded rows may take; more lenses and layers are decoded in several sweeps.
         progress: called with (vocabulary ids done, ids to do).
 
@@ -59,7 +62,10 @@ def measure(
     ]
     sweeper = _Sweeper(residuals, shape, questions, echoes, unembedding, protocol, max(TOP_SET, top_k))
     readout, extra = sweeper.run(sweep_bytes, progress)
-    return Columns(shape, readout, extra, echoes, protocol, unembedding.d_vocab, top_k, trivial, final_is_model).build()
+    at_next = AtNext(protocol.headline, sweeper.contrast(readout, temperatures, sweep_bytes))
+    return Columns(
+        shape, readout, extra, at_next, echoes, protocol, unembedding.d_vocab, top_k, trivial, final_is_model
+    ).build()
 
 
 class _Sweeper:
@@ -77,6 +83,7 @@ class _Sweeper:
     ) -> None:
         self.residuals, self.shape, self.questions, self.echoes = residuals, shape, questions, echoes
         self.unembedding = unembedding
+        self.headline = protocol.headline
         self.transform = None if protocol.lens_transform else HeadTransform()
         self.k = k
         norm = unembedding.final_norm
@@ -109,6 +116,52 @@ class _Sweeper:
             extras.append(self._geometry(rows, [layer for _, layer in part], readout))
         return _concatenate(readouts), {name: np.concatenate([e[name] for e in extras]) for name in extras[0]}
 
+    def contrast(
+        self, readout: Readout, temperatures: Sequence[float | None] | None, sweep_bytes: int
+    ) -> Contrast | None:
+        """The headline lens against `raw` and against its own temperature, at last positions; None without it."""
+        lenses = {lens.name: i for i, lens in enumerate(self.shape.lenses)}
+        if self.headline not in lenses:
+            return None
+        n_layers = self.shape.n_layers
+        columns = [self.shape.columns_of(i).stop - 1 for i in range(len(self.shape.asked))]
+        residuals = self.residuals[:, columns]
+        final = Normaliser(
+            torch.from_numpy(readout.final_log_sum_exp[columns]), torch.from_numpy(readout.final_peak[columns])
+        )
+        tau = None
+        if temperatures is not None:
+            tau = torch.tensor([1.0 if t is None else t for t in temperatures], dtype=torch.float64)
+
+        def normaliser(lens: str, layers: slice) -> Normaliser:
+            groups = slice(lenses[lens] * n_layers + layers.start, lenses[lens] * n_layers + layers.stop)
+            lse = torch.from_numpy(readout.log_sum_exp[groups][:, columns])
+            top = torch.from_numpy(readout.top_log_probs[groups][:, columns, 0])
+            return Normaliser(lse, lse + top)
+
+        with_raw = "raw" in lenses and self.headline != "raw"
+        per_layer = 2 * 4 * residuals.shape[1] * residuals.shape[2]
+        most = max(1, sweep_bytes // max(1, per_layer))
+        parts = []
+        for start in range(0, n_layers, most):
+            layers = slice(start, min(start + most, n_layers))
+            chosen = range(layers.start, layers.stop)
+            headline = self.shape.lenses[lenses[self.headline]]
+            parts.append(
+                contrast(
+                    torch.stack([headline(residuals[layer], layer) for layer in chosen]),
+                    residuals[layers] if with_raw else None,
+                    self.final_rows[columns],
+                    normaliser(self.headline, layers),
+                    normaliser("raw", layers) if with_raw else None,
+                    final,
+                    self.unembedding,
+                    lens_transform=self.transform,
+                    temperatures=None if tau is None else tau[layers],
+                )
+            )
+        return _without(_joined(parts), [i for i, t in enumerate(temperatures or ()) if t is None])
+
     def _geometry(
         self, rows: Float[Tensor, "group row d_model"], layers: list[int], readout: Readout
     ) -> dict[str, NDArray[np.float64]]:
@@ -136,11 +189,24 @@ class _Sweeper:
         return result | {name: torch.stack(parts).numpy() for name, parts in per_group.items()}
 
 
+def _joined(parts: Sequence[Contrast]) -> Contrast:
+    """Contrasts of consecutive layers, one after the other."""
+    values = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Contrast)}
+    return Contrast(**{name: None if own[0] is None else np.concatenate(own) for name, own in values.items()})
+
+
+def _without(found: Contrast, layers: list[int]) -> Contrast:
+    """The same, but for tempered divergences of layers that have no temperature."""
+    if found.kl_to_final_bits_norm_temp is not None:
+        found.kl_to_final_bits_norm_temp[layers] = np.nan
+    return found
+
+
 def _concatenate(readouts: list[Readout]) -> Readout:
     """Readouts of several sweeps over the same positions, group after group."""
     if len(readouts) == 1:
         return readouts[0]
-    shared = {"final_entropy_bits", "final_finite"}
+    shared = {"final_entropy_bits", "final_log_sum_exp", "final_peak", "final_finite"}
     values: dict[str, object] = {}
     for field in fields(Readout):
         parts = [getattr(readout, field.name) for readout in readouts]

@@ -1,0 +1,310 @@
+"""One position looked at closely: several views of every layer, how alike they are, and how firm their answer is."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from layerscope.errors import LensError
+from layerscope.readout.decode import TILE_BYTES, TOP_SET
+from layerscope.readout.geometry import jaccard
+from layerscope.unembedding import HeadTransform, Unembedding
+
+
+@dataclass(frozen=True)
+class View:
+    """A way to read a residual; any lens is one at every layer."""
+
+    row: Callable[[Tensor, int], Tensor]
+    """From a residual and its layer to the row that is unembedded."""
+    layers: frozenset[int] | None = None
+    """Where the view is defined; everywhere where None."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one view says, layer by layer; None where it is undefined or its logits are not finite."""
+
+    answer_rank: tuple[int | None, ...]
+    """1 + number of ids with a larger logit than the judged answer; ties share the best rank. None without an answer.
+    """
+    p_answer: tuple[float | None, ...]
+    top1_id: tuple[int | None, ...]
+    """Id of the largest logit, the smaller id among equals."""
+    p_top1: tuple[float | None, ...]
+    top_10: tuple[tuple[int, ...] | None, ...]
+    """Ids of the ten largest logits, largest first."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two views order the vocabulary, layer by layer; None where one of them says nothing."""
+
+    jaccard_10: tuple[float | None, ...]
+    """Shared share of the two sets of the ten largest logits."""
+    jaccard_50: tuple[float | None, ...]
+    spearman_top50_union: tuple[float | None, ...]
+    """Correlation of the ranks in both top-50 lists, over the ids of either; an id missing from one has rank 51 there.
+    None where a list of ranks does not vary."""
+    spearman_top50_ref: tuple[float | None, ...]
+    """Correlation over the first view's top 50: their ranks there, and among the whole vocabulary in the second view.
+    """
+
+
+@dataclass(frozen=True)
+class Repeatability:
+    """A second decode of the headline view, row by row, against the first, all layers at once.
+
+    None where the view says nothing.
+    """
+
+    rank_dev: tuple[int | None, ...]
+    """How many ranks the first decode's top-1 id has fallen in the second."""
+    top1_flip: tuple[bool | None, ...]
+    """Whether the second decode has another top-1 id."""
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """Everything looked at; every tuple has a value for each layer, from the embedding on."""
+
+    views: Mapping[str, Reading]
+    pairs: Mapping[tuple[str, str], Agreement]
+    scaled_p_answer: Mapping[float, tuple[float | None, ...]]
+    """For each scale, the answer's probability when the headline view's logits are multiplied by it."""
+    gap: tuple[float | None, ...]
+    """The answer's logit minus the largest of the others, in the headline view; negative where another leads."""
+    repeatability: Repeatability
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One view at one layer."""
+
+    top_ids: Int[Tensor, " k"]
+    p_top1: float
+    answer_rank: int | None = None
+    p_answer: float | None = None
+    gap: float | None = None
+    scaled: tuple[float | None, ...] = ()
+
+
+def close_up(
+    residual: Float[Tensor, "layers d_model"],
+    views: Mapping[str, View],
+    *,
+    headline: str,
+    answer_ids: tuple[int, ...],
+    pairs: Sequence[tuple[str, str]],
+    scales: Sequence[float],
+    unembedding: Unembedding,
+    lens_transform: HeadTransform | None,
+) -> CloseUp:
+    """Look at one position's residual stream through several views.
+
+    One view's logits are held at a time. The unembedding is swept once for each view and once for the second decode;
+    a pair whose second view stands before its first in `views` costs one sweep more.
+
+    Args:
+        residual: the residual of the position at every layer.
+        views: by name.
+        headline: the view that is scaled and decoded a second time.
+        answer_ids: accepted answers; in each row the one with the largest logit is judged. May be empty.
+        pairs: names of views to compare.
+        scales: what the headline view's logits are multiplied by.
+        unembedding: the model's head.
+        lens_transform: what is done to the logits; the head's own transform where None. Order is taken before it.
+
+    Raises:
+        LensError: the headline or a pair names no view, or a view is defined at layers that there are not.
+    """
+    _check(len(residual), views, headline, pairs)
+    transform = unembedding.transform if lens_transform is None else lens_transform
+    answers = tuple(sorted(set(answer_ids)))
+    layers: dict[str, list[_Layer | None]] = {}
+    ranks: dict[tuple[str, str], list[list[int] | None]] = {}
+    for name in _visits(tuple(views), pairs):
+        logits = _view_logits(residual, views[name], unembedding)
+        if name not in layers:
+            asked = tuple(scales) if name == headline else ()
+            layers[name] = [None if z is None else _read(z, answers, asked, transform) for z in logits]
+        for pair in pairs:
+            if pair[1] == name and pair[0] in layers and pair not in ranks:
+                ranks[pair] = [
+                    None if z is None or first is None else _ranks(z, first.top_ids)
+                    for z, first in zip(logits, layers[pair[0]], strict=True)
+                ]
+        del logits  # before the next view's are made
+    told = layers[headline]
+    return CloseUp(
+        views={name: _reading(layers[name]) for name in views},
+        pairs={pair: _agreement(layers[pair[0]], layers[pair[1]], ranks[pair]) for pair in pairs},
+        scaled_p_answer={
+            scale: tuple(None if layer is None else layer.scaled[i] for layer in told) for i, scale in enumerate(scales)
+        },
+        gap=tuple(None if layer is None else layer.gap for layer in told),
+        repeatability=_repeat(residual, views[headline], told, unembedding),
+    )
+
+
+def _check(n: int, views: Mapping[str, View], headline: str, pairs: Sequence[tuple[str, str]]) -> None:
+    """Refuse names without a view, and layers that do not exist."""
+    unknown = [name for name in (headline, *(name for pair in pairs for name in pair)) if name not in views]
+    if unknown:
+        raise LensError(f"There is no view called '{unknown[0]}'; the views given are {', '.join(views)}.")
+    for name, view in views.items():
+        beyond = sorted(layer for layer in view.layers or () if not 0 <= layer < n)
+        if beyond:
+            raise LensError(f"View '{name}' is defined at layer {beyond[0]}, but layers go from 0 to {n - 1}.")
+
+
+def _visits(names: tuple[str, ...], pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Every view, then those whose logits are wanted again: a pair needs the top ids of its first beforehand."""
+    yield from names
+    yield from dict.fromkeys(second for first, second in pairs if names.index(second) < names.index(first))
+
+
+def _rows(residual: Float[Tensor, "layers d_model"], view: View) -> dict[int, Float[Tensor, " d_model"]]:
+    """What the view gives, by layer, where it is defined."""
+    return {i: view.row(row, i) for i, row in enumerate(residual) if view.layers is None or i in view.layers}
+
+
+def _view_logits(
+    residual: Float[Tensor, "layers d_model"], view: View, unembedding: Unembedding
+) -> list[Float[Tensor, " d_vocab"] | None]:
+    """Linear logits of every layer from one product; None where undefined or not finite."""
+    rows = _rows(residual, view)
+    found: list[Tensor | None] = [None] * len(residual)
+    if rows:
+        logits = unembedding.logits(unembedding.head_input(torch.stack(list(rows.values()))))
+        for layer, z in zip(rows, logits, strict=True):
+            found[layer] = z if bool(z.isfinite().all()) else None
+    return found
+
+
+def _read(
+    linear: Float[Tensor, " d_vocab"], answers: tuple[int, ...], scales: tuple[float, ...], transform: HeadTransform
+) -> _Layer:
+    """All numbers of one row of logits."""
+    top_ids = _top_ids(linear, TOP_SET)
+    z = transform.apply_(linear.double())
+    log_probs = torch.log_softmax(z, -1)
+    p_top1 = float(log_probs[top_ids[0]].exp())
+    if not answers:
+        return _Layer(top_ids, p_top1, scaled=(None,) * len(scales))
+    answer = max(answers, key=lambda token_id: float(linear[token_id]))
+    others = [token_id for token_id in top_ids[:2].tolist() if token_id != answer]
+    return _Layer(
+        top_ids,
+        p_top1,
+        answer_rank=1 + int((linear > linear[answer]).sum()),
+        p_answer=float(log_probs[answer].exp()),
+        gap=float(z[answer] - z[others[0]]) if others else None,
+        scaled=tuple(float(torch.log_softmax(z * scale, -1)[answer].exp()) for scale in scales),
+    )
+
+
+def _top_ids(linear: Float[Tensor, " d_vocab"], k: int) -> Int[Tensor, " k"]:
+    """Ids of the `k` largest logits, largest first, ties by id."""
+    k = min(k, len(linear))
+    least = torch.topk(linear, k).values[-1]
+    ids = (linear >= least).nonzero().squeeze(-1)  # more than k where several equal the k-th
+    return ids[torch.sort(linear[ids], descending=True, stable=True).indices[:k]]
+
+
+def _ranks(linear: Float[Tensor, " d_vocab"], ids: Int[Tensor, " k"]) -> list[int]:
+    """1 + number of ids with a larger logit, for each of a few ids."""
+    ascending = linear.sort().values
+    above = len(ascending) - torch.searchsorted(ascending, linear[ids], right=True)
+    ranks: list[int] = (1 + above).tolist()
+    return ranks
+
+
+def _reading(layers: list[_Layer | None]) -> Reading:
+    return Reading(
+        answer_rank=tuple(None if layer is None else layer.answer_rank for layer in layers),
+        p_answer=tuple(None if layer is None else layer.p_answer for layer in layers),
+        top1_id=tuple(None if layer is None else int(layer.top_ids[0]) for layer in layers),
+        p_top1=tuple(None if layer is None else layer.p_top1 for layer in layers),
+        top_10=tuple(None if layer is None else tuple(layer.top_ids[:10].tolist()) for layer in layers),
+    )
+
+
+def _agreement(first: list[_Layer | None], second: list[_Layer | None], ranks: list[list[int] | None]) -> Agreement:
+    """Two views against each other; `ranks` are those of the first one's top ids in the second."""
+    layers = [_compare(a, b, ranks_in_b) for a, b, ranks_in_b in zip(first, second, ranks, strict=True)]
+    jaccard_10, jaccard_50, union, ref = zip(*layers, strict=True)
+    return Agreement(jaccard_10, jaccard_50, spearman_top50_union=union, spearman_top50_ref=ref)
+
+
+def _compare(
+    a: _Layer | None, b: _Layer | None, ranks_in_b: list[int] | None
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """The four numbers of `Agreement` at one layer."""
+    if a is None or b is None or ranks_in_b is None:
+        return None, None, None, None
+    return (
+        float(jaccard(a.top_ids[:10], b.top_ids[:10])),
+        float(jaccard(a.top_ids, b.top_ids)),
+        _union_spearman(a.top_ids.tolist(), b.top_ids.tolist()),
+        _pearson(range(1, len(ranks_in_b) + 1), ranks_in_b),
+    )
+
+
+def _union_spearman(a: list[int], b: list[int]) -> float | None:
+    """Correlation of two lists' ranks over the ids of either; a missing id stands just below the list."""
+    ranks_a, ranks_b = ({token_id: rank for rank, token_id in enumerate(ids, 1)} for ids in (a, b))
+    ids = ranks_a.keys() | ranks_b.keys()
+    return _pearson(
+        [ranks_a.get(token_id, len(a) + 1) for token_id in ids], [ranks_b.get(token_id, len(b) + 1) for token_id in ids]
+    )
+
+
+def _pearson(x: Sequence[int], y: Sequence[int]) -> float | None:
+    """Correlation of two lists of ranks, in [-1, 1]; None where one does not vary, as one rank alone cannot."""
+    # Sums of integers are exact, so the order of the ids leaves no trace.
+    n, sum_x, sum_y = len(x), sum(x), sum(y)
+    spread_x, spread_y = (n * sum(v * v for v in values) - sum(values) ** 2 for values in (x, y))
+    if spread_x == 0 or spread_y == 0:
+        return None
+    shared = n * sum(a * b for a, b in zip(x, y, strict=True)) - sum_x * sum_y
+    return max(-1.0, min(1.0, shared / (math.sqrt(spread_x) * math.sqrt(spread_y))))
+
+
+def _repeat(
+    residual: Float[Tensor, "layers d_model"], view: View, first: list[_Layer | None], unembedding: Unembedding
+) -> Repeatability:
+    """Decode the view again, row by row, and look where the top-1 ids of the first decode have gone."""
+    sound = {i: row for i, row in _rows(residual, view).items() if first[i] is not None}
+    rank_dev: list[int | None] = [None] * len(residual)
+    flip: list[bool | None] = [None] * len(residual)
+    if sound:
+        rows = unembedding.head_input(torch.stack(list(sound.values())))
+        for i, again in zip(sound, _logits_row_by_row(rows, unembedding), strict=True):
+            layer = first[i]
+            if layer is not None:
+                rank_dev[i], flip[i] = _moved(again, int(layer.top_ids[0]))
+    return Repeatability(tuple(rank_dev), tuple(flip))
+
+
+def _moved(again: Float[Tensor, " d_vocab"], top1_id: int) -> tuple[int, bool]:
+    """How far an id is from the first rank, and whether another stands there."""
+    return int((again > again[top1_id]).sum()), int(_top_ids(again, 1)[0]) != top1_id
+
+
+def _logits_row_by_row(rows: Float[Tensor, "rows d_head"], unembedding: Unembedding) -> Float[Tensor, "rows d_vocab"]:
+    """The logits of `Unembedding.logits` from products of one row each, which sum in another order.
+
+    Tile by tile outside, so that the weight is read once, and few ids a tile, so that it stays in the cache meanwhile.
+    """
+    width = max(1, TILE_BYTES // (4 * unembedding.d_head))
+    logits = rows.new_empty(len(rows), unembedding.d_vocab, dtype=torch.float32)
+    for start in range(0, unembedding.d_vocab, width):
+        stop = min(start + width, unembedding.d_vocab)
+        weight = unembedding.tile(start, stop)
+        for row, out in zip(rows, logits, strict=True):
+            torch.mv(weight, row, out=out[start:stop])
+    return logits if unembedding.bias is None else logits.add_(unembedding.bias)

@@ -21,13 +21,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 import layerscope.record.run as run_module
+import layerscope.record.run_record as run_record
 from layerscope.errors import RunError
 from layerscope.record import COLUMNS, Run, RunRecord, default_folder_name, describe_columns, new_folder, rows_frame
+from layerscope.record.parts import AlignmentRecord
 
 SOURCE = Path(run_module.__file__).parents[2]
 SCHEMA = Path(run_module.__file__).with_name("run.schema.json")
 DOCS = Path(__file__).parent.parent / "docs" / "run-folder.md"
 KEYS = [column.name for column in COLUMNS][:11]
+NULL_KEYS = ("fact_key", "fact_index", "token_id", "token")
 METRICS = [column.name for column in COLUMNS][11:]
 AWKWARD = ["\r", "\n", "\u2028", "\ufffd", "→", "", " Berlin", '"', "\\", "\x00", "𝄞", "ß", "</script>"]
 
@@ -43,7 +46,8 @@ def _record(**changes: object) -> RunRecord:
         "several_pieces": False, "reason": "context_retokenised",
     }  # fmt: skip
     fields = {
-        "schema_version": "1.0",
+        "schema_version": "2.0",
+        "source": "layerscope",
         "run_id": "tiny-berlin-20260301T093000Z",
         "created_utc": "2026-03-01T09:30:00Z",
         "layerscope_version": "0.1.0",
@@ -81,6 +85,7 @@ def _record(**changes: object) -> RunRecord:
             "any_nan": True, "any_inf": False, "max_abs_logit_p99": 12.5, "min_prob_p01": 0.0,
             "layers_flagged": ({"layer": 1, "lens": "raw", "any_nan": True, "any_inf": False},),
         },
+        "measured": {"absent": {"close_up": "a record made by hand"}},
         "flags": {"gold_alignment_partial": True, "repeatability_skipped": "asked for one pass"},
         "provenance": {
             "python": "3.11.9", "platform": "Linux x86_64", "torch": "2.13.0", "transformers": "5.23.0",
@@ -114,9 +119,9 @@ def _run(**columns: object) -> Run:
 
 
 def test_every_column_has_a_unit_and_a_meaning_and_a_name_of_its_own():
-    assert len({column.name for column in COLUMNS}) == len(COLUMNS) == 57
+    assert len({column.name for column in COLUMNS}) == len(COLUMNS) == 62
     assert all(column.unit and column.meaning.endswith(".") for column in COLUMNS)
-    assert [c.name for c in COLUMNS if not c.nullable] == [n for n in KEYS if n not in ("fact_key", "fact_index")]
+    assert [c.name for c in COLUMNS if not c.nullable] == [n for n in KEYS if n not in NULL_KEYS]
 
 
 def test_numpy_arrays_of_any_width_become_the_columns_types():
@@ -266,7 +271,7 @@ def test_no_path_and_no_user_is_in_what_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _run(top1=AWKWARD[:3]).save("out/run")
     written = {file.name: file.read_bytes() for file in Path("out/run").iterdir()}
-    assert sorted(written) == ["rows.parquet", "run.json"]
+    assert sorted(written) == ["rows.parquet", "run.json", "verdict.json"]
     secrets = [str(tmp_path), str(SOURCE), str(Path.home()), os.uname().nodename]
     for content in written.values():
         assert not [secret for secret in secrets if len(secret) > 1 and secret.encode() in content]
@@ -282,7 +287,7 @@ def test_a_model_named_by_its_path_is_refused():
 
 
 def test_the_shipped_schema_is_the_records_own():
-    assert SCHEMA.read_text(encoding="utf-8") == run_module.schema_text()
+    assert SCHEMA.read_text(encoding="utf-8") == run_record.schema_text()
     assert json.loads(SCHEMA.read_text(encoding="utf-8")) == RunRecord.model_json_schema()
 
 
@@ -330,7 +335,7 @@ def test_an_alignment_that_contradicts_itself_is_refused():
     alignment = _record().suite.prompts[0].answers[0].model_dump()
     for change in ({"ok": False}, {"first_id": 8}, {"several_pieces": True}, {"reason": "why not"}):
         with pytest.raises(ValidationError, match="status and answer_ids say"):
-            run_module.AlignmentRecord.model_validate(alignment | change)
+            AlignmentRecord.model_validate(alignment | change)
 
 
 def test_a_folder_is_named_for_model_suite_and_time():
@@ -384,11 +389,11 @@ def _change(saved: Path, **changes: object) -> None:
     (saved / "run.json").write_text(json.dumps(record | changes), encoding="utf-8")
 
 
-@pytest.mark.parametrize("version", ["2.0", "0.9", "1.1"])
+@pytest.mark.parametrize("version", ["1.0", "0.9", "2.1"])
 def test_another_version_says_which_layerscope_reads_it(saved, version):
     _change(saved, schema_version=version, layerscope_version="7.4.0", unheard_of=1)
     said = _refusal(saved)
-    assert f"`schema_version` is {version}, but this layerscope reads 1.0" in said
+    assert f"`schema_version` is {version}, but this layerscope reads 2.0" in said
     assert "layerscope 7.4.0 wrote the folder and reads it" in said
 
 
@@ -419,7 +424,7 @@ def test_a_parquet_file_cut_off_anywhere_is_refused(saved):
 def test_a_table_that_lacks_a_column_or_has_another_type_is_refused(saved):
     rows = pl.read_parquet(saved / "rows.parquet")
     rows.drop("top1").write_parquet(saved / "rows.parquet")
-    assert "rows.parquet: a run's rows have the 57 columns of COLUMNS; missing: top1" in _refusal(saved)
+    assert "rows.parquet: a run's rows have the 62 columns of COLUMNS; missing: top1" in _refusal(saved)
     rows.cast({"answer_rank": pl.Float64}).write_parquet(saved / "rows.parquet")
     assert "rows.parquet: column `answer_rank` should be of type Int32, but is Float64" in _refusal(saved)
 
@@ -624,5 +629,5 @@ def test_the_pages_examples_run(tmp_path, monkeypatch, capsys):
 if __name__ == "__main__":
     if sys.argv[1:] != ["--remake"]:
         sys.exit(f"expected --remake, found {sys.argv[1:]}; tests are run by pytest")
-    SCHEMA.write_text(run_module.schema_text(), encoding="utf-8")
+    SCHEMA.write_text(run_record.schema_text(), encoding="utf-8")
     DOCS.write_text(_documented(DOCS.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,113 @@
+"""Curves: the rows of one prompt under one lens at its last position, from the embedding to the last layer."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import polars as pl
+
+Row: TypeAlias = Mapping[str, Any]
+"""Values by column name, and under `row` the row's place in the table."""
+Predicate: TypeAlias = Callable[[Row], bool | None]
+"""Whether something holds in a row; None where its value is absent."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One prompt of a suite; the three parts together tell prompts apart."""
+
+    fact_index: int | None
+    prompt_id: str
+    prompt_variant: str
+
+    @property
+    def is_fact(self) -> bool:
+        """Whether it asks for a fact, and is no control."""
+        return self.prompt_id == "pos"
+
+    def __str__(self) -> str:
+        which = self.prompt_id if self.fact_index is None else f"{self.prompt_id} {self.fact_index}"
+        return f"{which} {self.prompt_variant}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a lens reads at the last position of a prompt, layer by layer."""
+
+    asked: Pass
+    lens: str
+    n_layers: int
+    """Number of blocks of the model: the last layer's number."""
+    d_vocab: int
+    rows: tuple[Row, ...]
+    """In ascending layer order; layers may be missing where a file lacks them, or a lens has no map for them."""
+
+    def first(self, holds: Predicate) -> int | None:
+        """The shallowest layer at which it holds; None where it never does."""
+        return next((row["layer"] for row in self.rows if holds(row)), None)
+
+    def stable(self, holds: Predicate) -> int | None:
+        """The shallowest layer from which it holds at every layer to the last; a missing layer or value ends it."""
+        due, found = self.n_layers, None
+        for row in reversed(self.rows):
+            if row["layer"] != due or not holds(row):
+                break
+            found, due = due, due - 1
+        return found
+
+    def first_of_two(self, holds: Predicate) -> int | None:
+        """The shallowest layer at which it holds together with the next layer."""
+        held = {row["layer"] for row in self.rows if holds(row)}
+        return min((layer for layer in held if layer + 1 in held), default=None)
+
+    def layers(self, holds: Predicate) -> list[int]:
+        """Every layer at which it holds."""
+        return [row["layer"] for row in self.rows if holds(row)]
+
+    def at(self, layer: int | None) -> Row | None:
+        """The row of a layer; None where there is none."""
+        return next((row for row in self.rows if row["layer"] == layer), None)
+
+    def value(self, column: str, layer: int | None) -> Any:
+        """A value at a layer; None where either is absent."""
+        row = self.at(layer)
+        return None if row is None else row[column]
+
+    def values(self, column: str) -> list[Any]:
+        """Values that are not absent, from shallow to deep."""
+        return [row[column] for row in self.rows if row[column] is not None]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """All curves of a run, in the order of its rows."""
+
+    by_key: Mapping[tuple[Pass, str], Curve]
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, n_layers: int, d_vocab: int) -> "Curves":
+        """Group the rows at last positions by prompt and lens."""
+        at_next = rows.with_row_index("row").filter("is_next").sort("layer", maintain_order=True)
+        grouped: dict[tuple[Pass, str], list[Row]] = {}
+        for row in at_next.iter_rows(named=True):
+            asked = Pass(row["fact_index"], row["prompt_id"], row["prompt_variant"])
+            grouped.setdefault((asked, row["lens"]), []).append(row)
+        order = sorted(grouped, key=lambda key: min(row["row"] for row in grouped[key]))
+        return cls({key: Curve(*key, n_layers, d_vocab, tuple(grouped[key])) for key in order})
+
+    def __iter__(self) -> Iterator[Curve]:
+        return iter(self.by_key.values())
+
+    def get(self, asked: Pass | None, lens: str) -> Curve | None:
+        """One prompt under one lens; None where it was not read."""
+        return None if asked is None else self.by_key.get((asked, lens))
+
+    @property
+    def passes(self) -> Sequence[Pass]:
+        """The prompts, in the order of the rows."""
+        return list(dict.fromkeys(asked for asked, _ in self.by_key))
+
+    @property
+    def primary(self) -> Pass | None:
+        """The prompt that diagnostics describe unless they say otherwise: the first fact in its first wording."""
+        return next((asked for asked in self.passes if asked.is_fact), None)

@@ -1,0 +1,360 @@
+"""What a run's rows and measurements amount to: milestones of every prompt and lens, audits, statistics, guidance."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import polars as pl
+
+from layerscope.record import consistency, facts, guidance, raw_audit, sidecar_audit
+from layerscope.record.confirmation import Confirmation, confirm
+from layerscope.record.curve import Curve, Curves, Pass
+from layerscope.record.measured import LastLayerRecord
+from layerscope.record.milestones import Gates, Milestone, Milestones, copies_early, find_milestones, semantic_layer
+from layerscope.record.percentiles import QUARTERS, percentile
+from layerscope.record.protocol import Protocol, Thresholds, protocol_of
+from layerscope.record.run_record import RunRecord
+from layerscope.record.trajectory import NormTrajectory, norm_trajectory
+
+CONFIRMED, CONFIRMED_ANY = "L_semantic_confirmed", "L_semantic_confirmed_any"
+SIDECARS = ("tuned", "prism")
+
+
+@dataclass(frozen=True)
+class AllMilestones:
+    """Every milestone of a run: of each prompt under each lens."""
+
+    headline: str
+    primary: Pass | None
+    """The prompt that is meant where none is named."""
+    by_curve: Mapping[tuple[Pass, str], Milestones]
+
+    def __iter__(self) -> Iterator[Milestone]:
+        """All of them, prompt by prompt and lens by lens."""
+        return (milestone for found in self.by_curve.values() for milestone in found.values())
+
+    def of(self, lens: str | None = None, asked: Pass | None = None) -> Milestones:
+        """The milestones of one prompt under one lens by name; none where it was not read.
+
+        Args:
+            lens: the headline lens where not given.
+            asked: the primary prompt where not given.
+        """
+        asked = asked or self.primary
+        return {} if asked is None else self.by_curve.get((asked, lens or self.headline), {})
+
+    def by_pass(self, lens: str | None = None) -> dict[Pass, Milestones]:
+        """The milestones of every prompt under one lens, in the order of the rows."""
+        return {asked: found for (asked, own), found in self.by_curve.items() if own == (lens or self.headline)}
+
+    def frame(self) -> pl.DataFrame:
+        """All of them as a table: one row for each."""
+        rows = [
+            {
+                "fact_index": m.asked.fact_index,
+                "prompt_id": m.asked.prompt_id,
+                "prompt_variant": m.asked.prompt_variant,
+                "lens": m.lens,
+                "milestone": m.name,
+                "layer": m.layer,
+                "reason": m.reason,
+                "row": m.row,
+                "entropy_bits": m.entropy_bits,
+                "kl_to_final_bits": m.kl_to_final_bits,
+                "p_answer": m.p_answer,
+                "answer_rank": m.answer_rank,
+            }
+            for m in self
+        ]
+        return pl.DataFrame(rows, schema=_FRAME)
+
+
+_FRAME = {
+    "fact_index": pl.Int32, "prompt_id": pl.String, "prompt_variant": pl.String, "lens": pl.String,
+    "milestone": pl.String, "layer": pl.Int32, "reason": pl.String, "row": pl.Int64, "entropy_bits": pl.Float64,
+    "kl_to_final_bits": pl.Float64, "p_answer": pl.Float64, "answer_rank": pl.Int32,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EntropyGap:
+    """By how much rows are less certain than the model's own output, over layers."""
+
+    percentiles: Mapping[str, float | None]
+    """In bits: `p25`, `p50`, `p75`."""
+    n_layers: int
+    """How many layers have both entropies."""
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """Whether the last layer under the headline lens says what the model says."""
+
+    measured: LastLayerRecord
+    threshold_bits: float
+    delta_kl_temp_bits: float | None
+    """What one temperature on its logits mends."""
+    warn_high_last_layer_kl: bool | None
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Everything but the milestones; about the primary prompt under the headline lens unless it says otherwise."""
+
+    headline: str
+    primary: Pass | None
+    semantic: Milestone | None
+    """The milestone to headline, strongest evidence first; None where the answer never leads."""
+    margin_ok_at_semantic: bool | None
+    """Whether the answer is clearly more probable than any token at L_semantic; None without that layer."""
+    gap_at_semantic: float | None
+    """Its lead there, in logits."""
+    confirmation: Confirmation | None
+    copies_early: bool | None
+    """Whether any of layers 0 to 3 echoes the prompt."""
+    copy_thresholds: raw_audit.CopyThresholds | None
+    raw_sample: raw_audit.SampleCheck | None
+    raw_window: raw_audit.WindowCheck | None
+    raw_full: raw_audit.FullCheck | None
+    last_layer: LastLayer | None
+    entropy_gap: EntropyGap | None
+    trajectory: NormTrajectory | None
+    decoding_point: consistency.DecodingPoint
+    lens_consistency: consistency.LensConsistency | None
+    gate_stability: consistency.GateStability | None
+    repeatability: consistency.Repeatability
+    forward_of_two: consistency.ForwardOfTwo | None
+    position_window: facts.PositionWindow | None
+    ablation: facts.Ablation
+    control: facts.ControlSummary
+    micro_suite: facts.MicroSuite
+    statistics: facts.FactStatistics
+    sidecars: Mapping[str, sidecar_audit.SidecarAudit]
+    """Fitted lenses against the headline lens."""
+    attribution: sidecar_audit.Attribution | None
+    """What of the tuned lens' gain a temperature would give; None without one."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Milestones, diagnostics and guidance of one run: functions of its rows and its record."""
+
+    curves: Curves
+    milestones: AllMilestones
+    diagnostics: Diagnostics
+    guidance: guidance.Guidance
+
+
+def judge(rows: pl.DataFrame, record: RunRecord) -> Verdict:
+    """Find every milestone, make every audit, and say how far the numbers may be trusted."""
+    return _Judge(rows, record).verdict()
+
+
+class _Judge:
+    """One run on its way to a verdict."""
+
+    def __init__(self, rows: pl.DataFrame, record: RunRecord) -> None:
+        self.rows, self.record = rows, record
+        self.protocol = protocol_in_force(record)
+        self.headline = self.protocol.headline
+        self.n_layers, self.d_vocab = record.model.n_layers, record.model.d_vocab
+        self.curves = Curves.of(rows, self.n_layers, self.d_vocab)
+        self.primary = self.curves.primary
+        self.curve = self._curve(self.headline)
+        self.confirmations = {
+            asked: self._confirm(asked) for asked in self.curves.passes if self.curves.get(asked, self.headline)
+        }
+        self.milestones = AllMilestones(
+            self.headline, self.primary, {(c.asked, c.lens): self._milestones(c) for c in self.curves}
+        )
+        self.own = self.milestones.of()
+
+    def _curve(self, lens: str) -> Curve | None:
+        return self.curves.get(self.primary, lens)
+
+    def _confirm(self, asked: Pass) -> Confirmation:
+        headline = self.curves.by_key[asked, self.headline]
+        others = [self.curves.get(asked, name) if name != self.headline else None for name in ("raw", "tuned")]
+        return confirm(headline, others[0], others[1], self.record.lens_sources)
+
+    def _milestones(self, curve: Curve) -> Milestones:
+        found = find_milestones(curve, self.protocol.thresholds)
+        if curve.lens == self.headline:
+            confirmation = self.confirmations[curve.asked]
+            found[CONFIRMED] = Milestone.at(CONFIRMED, curve, confirmation.layer, confirmation.reason)
+            found[CONFIRMED_ANY] = Milestone.at(CONFIRMED_ANY, curve, confirmation.layer_any, confirmation.reason)
+        return found
+
+    def verdict(self) -> Verdict:
+        diagnostics = self._diagnostics()
+        advice = guidance.guidance(self._evidence(diagnostics), self.protocol.name, self.headline)
+        return Verdict(self.curves, self.milestones, diagnostics, advice)
+
+    def _diagnostics(self) -> Diagnostics:
+        curve, raw, measured = self.curve, self._curve("raw"), self.record.measured
+        thresholds = self.protocol.thresholds
+        raw = None if self.headline == "raw" else raw
+        sample = window = full = copies = None
+        if curve is not None:
+            sample = raw_audit.sample_check(curve, raw)
+            centres = raw_audit.window_centres(self.own)
+            window = raw_audit.window_check(curve, raw, centres, sample)
+            full = raw_audit.full_check(curve, raw)
+            copies = raw_audit.copy_thresholds(curve, raw, self.own, window.radius, thresholds)
+        preferred = semantic_layer(self.own)
+        onset = self._layer("L_semantic")
+        by_pass = self.milestones.by_pass()
+        tuned = self._curve("tuned")
+        second = measured.second_forward
+        return Diagnostics(
+            headline=self.headline,
+            primary=self.primary,
+            semantic=preferred,
+            margin_ok_at_semantic=self._margin_ok_at(onset),
+            gap_at_semantic=None if curve is None else curve.value("answer_logit_gap", onset),
+            confirmation=None if self.primary is None else self.confirmations.get(self.primary),
+            copies_early=None if curve is None else copies_early(curve, thresholds),
+            copy_thresholds=copies,
+            raw_sample=sample,
+            raw_window=window,
+            raw_full=full,
+            last_layer=_last_layer(measured.last_layer, self.protocol),
+            entropy_gap=None if curve is None else _entropy_gap(curve),
+            trajectory=None if curve is None else norm_trajectory(curve, onset, self.protocol.absolute_spikes),
+            decoding_point=consistency.decoding_point(measured.close_up, self.own, preferred, measured.stack),
+            lens_consistency=consistency.lens_consistency(measured.close_up, self.own),
+            gate_stability=consistency.gate_stability(measured.close_up, self.own, self.d_vocab, thresholds),
+            repeatability=consistency.repeatability(measured.close_up),
+            forward_of_two=None if curve is None else consistency.forward_of_two(second, self.own, curve, thresholds),
+            position_window=self._position_window(onset),
+            ablation=facts.ablation(by_pass, self.n_layers),
+            control=facts.control_summary(self._control(), thresholds),
+            micro_suite=facts.micro_suite(
+                self.curves, self.headline, by_pass, {asked: found.layer for asked, found in self.confirmations.items()}
+            ),
+            statistics=facts.statistics_over_facts(by_pass, self.d_vocab),
+            sidecars={
+                lens: sidecar_audit.sidecar_audit(curve, own)
+                for lens in SIDECARS
+                if curve is not None and (own := self._curve(lens)) is not None
+            },
+            attribution=None if curve is None or tuned is None else sidecar_audit.attribution(curve, tuned),
+        )
+
+    def _layer(self, name: str) -> int | None:
+        return self.own[name].layer if name in self.own else None
+
+    def _margin_ok_at(self, layer: int | None) -> bool | None:
+        row = None if self.curve is None else self.curve.at(layer)
+        return None if row is None else Gates(self.d_vocab, self.protocol.thresholds).margin_ok(row)
+
+    def _control(self) -> Curve | None:
+        control = next((asked for asked in self.curves.passes if not asked.is_fact), None)
+        return self.curves.get(control, self.headline)
+
+    def _position_window(self, onset: int | None) -> facts.PositionWindow | None:
+        if self.primary is None or self.curve is None:
+            return None
+        last = self.curve.rows[0]["position"]
+        strong = self._layer("L_semantic_strong_run2")
+        return facts.position_window(self.rows, self.primary, self.headline, onset, strong, last)
+
+    def _evidence(self, found: Diagnostics) -> guidance.Evidence:
+        record, flags = self.record, self.record.flags
+        gates, spikes = found.gate_stability, found.trajectory
+        sources = record.lens_sources.get(self.headline, ())
+        layers = None
+        if record.numeric_health is not None:
+            broken = [] if self.curve is None else [row["layer"] for row in self.curve.rows if not row["finite"]]
+            layers = guidance.numeric_layers_before(broken, [self._layer("L_copy"), self._layer("L_semantic")])
+        repeat, again = found.repeatability, found.forward_of_two
+        skipped = again is not None and again.mode == "skipped_deterministic"  # because nothing could differ
+        consistent = found.decoding_point.consistent
+        lens_consistency = found.lens_consistency
+        low = None if lens_consistency is None else lens_consistency.low_at_semantic
+        window = None if found.position_window is None else found.position_window.low
+        return guidance.Evidence(
+            identity_ok=None if record.identity is None else record.identity.ok,
+            warn_high_last_layer_kl=None if found.last_layer is None else found.last_layer.warn_high_last_layer_kl,
+            norm_only_layers=self._norm_only_layers(found.raw_window),
+            sampled_risk=None if found.raw_sample is None else found.raw_sample.lens_artifact_risk,
+            full_tier=None if found.raw_full is None else self._judged(found.raw_full).score.tier,
+            repeatability_high=_or_flag(repeat.high_variance, "repeatability_variance_high", flags),
+            forward_disagreement=_or_flag(
+                False if skipped else None if again is None or again.agree is None else not again.agree,
+                "repeatability_forward_disagreement",
+                flags,
+            ),
+            alignment_rate=record.suite.gold_alignment_rate,
+            deterministic=None if record.provenance is None else record.provenance.deterministic_algorithms,
+            n_spikes=None if spikes is None else self._spikes(spikes),
+            numeric_layers=layers,
+            copy_mask_present=record.measured.copy_mask is not None,
+            copy_mask_error=_text(flags.get("copy_mask_error")),
+            layer_map_present=any(source is not None for source in sources),
+            rank_only_near_uniform=False if self._layer("L_semantic") is None else _not(found.margin_ok_at_semantic),
+            decoding_point_consistent=_not(_or_flag(_not(consistent), "decoding_point_sensitive", flags)),
+            low_lens_consistency=_or_flag(low, "low_lens_consistency_at_semantic", flags),
+            tuned_is_calibration_only=None if self._curve("tuned") is not None else False,
+            pos_window_low=_or_flag(window, "pos_window_low_stability", flags),
+            min_both_gates_pass_frac=None if gates is None else gates.min_both_gates_pass_frac,
+            prefer_tuned=None if found.attribution is None else found.attribution.prefer_tuned,
+            confirmed=None if found.confirmation is None else found.confirmation.layer is not None,
+        )
+
+    def _norm_only_layers(self, found: raw_audit.WindowCheck | None) -> tuple[int, ...] | None:
+        """Layers of the window with the answer under the headline lens alone.
+
+        At the last layer that lens is the model itself; published files count it all the same.
+        """
+        if found is None or found.norm_only_semantics_layers is None:
+            return None
+        last = None if self.protocol.name == "published" else self.n_layers
+        return tuple(layer for layer in found.norm_only_semantics_layers if layer != last)
+
+    def _judged(self, found: raw_audit.FullCheck) -> raw_audit.Comparison:
+        """The stretch of layers that the tier is about: for the same reason without the last one."""
+        return found.whole if self.protocol.name == "published" else found.prefinal
+
+    def _spikes(self, found: NormTrajectory) -> int | None:
+        return found.n_spikes if self.protocol.absolute_spikes else found.n_spikes_relative
+
+
+def protocol_in_force(record: RunRecord) -> Protocol:
+    """The protocol that a record names, with the headline lens and thresholds that it states."""
+    said = record.protocol
+    return replace(
+        protocol_of(said.name), headline=said.headline_lens, thresholds=Thresholds.from_dict(said.thresholds)
+    )
+
+
+def _entropy_gap(curve: Curve) -> EntropyGap:
+    pairs = [(row["entropy_bits"], row["teacher_entropy_bits"]) for row in curve.rows]
+    gaps = [own - teacher for own, teacher in pairs if own is not None and teacher is not None]
+    return EntropyGap(_quarters(gaps), len(gaps))
+
+
+def _quarters(values: Sequence[float]) -> dict[str, float | None]:
+    return {f"p{round(100 * q)}": percentile(values, q) for q in QUARTERS}
+
+
+def _last_layer(found: LastLayerRecord | None, protocol: Protocol) -> LastLayer | None:
+    """Far from the model if the divergence is large, or a temperature mends much of it."""
+    if found is None:
+        return None
+    bound, kl, after = protocol.thresholds.last_layer_kl_bits, found.kl_to_final_bits, found.kl_after_temp_bits
+    mended = None if kl is None or after is None else kl - after
+    warn = None if kl is None else kl >= bound or (mended is not None and mended >= bound)
+    return LastLayer(found, bound, mended, warn)
+
+
+def _or_flag(found: bool | None, flag: str, flags: Mapping[str, object]) -> bool | None:
+    """What was found; where nothing could be, the caution that a file itself states counts."""
+    return True if found is None and flag in flags else found
+
+
+def _not(known: bool | None) -> bool | None:
+    return None if known is None else not known
+
+
+def _text(flag: object) -> str | None:
+    return flag if isinstance(flag, str) else None

@@ -1,0 +1,323 @@
+"""Guidance: what a run's findings forbid or advise when its numbers are quoted, with the reason for each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+Severity: TypeAlias = Literal["block", "advise"]
+"""`block`: probabilities and entropies of lens rows must not be quoted; `advise`: quote with the sentence beside."""
+IDENTITY_FAILED = "identity_failed"
+"""The one reason that files in the published format do not know."""
+FEWEST_SCALES = 0.75
+"""Share of scales at which both gates of a semantic layer should pass."""
+PUBLISHED_NOTES = "Family-level head calibration; treat probabilities comparatively only within model."
+PUBLISHED_NOTES_APPEND = "Prism is diagnostic-only; treat probabilities comparatively within model."
+NOTES = "Compare probabilities and entropies within this model alone; between models compare ranks and depth fractions."
+NONDETERMINISTIC_NOTE = "Kernels were not held to be deterministic, so a second run may differ in the last digits."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known of a run; None stands for what could not be determined."""
+
+    identity_ok: bool | None = None
+    """Whether the last layer, decoded by us, is the model's own output."""
+    warn_high_last_layer_kl: bool | None = None
+    """Whether the last layer under the headline lens, or what a temperature mends of it, is far from the output."""
+    norm_only_layers: tuple[int, ...] | None = None
+    """Layers of the window at which the headline lens has rank 1 and the raw lens has not."""
+    sampled_risk: str | None = None
+    """`low`, `medium` or `high`, of four sampled layers."""
+    full_tier: str | None = None
+    """The same of all layers."""
+    repeatability_high: bool | None = None
+    """Whether decoding the same residuals a second time changed ranks or top tokens too much."""
+    forward_disagreement: bool | None = None
+    """Whether a second forward pass moved the semantic layer or its top tokens."""
+    alignment_rate: float | None = None
+    """Share of prompts whose gold answer is resolved."""
+    deterministic: bool | None = None
+    """Whether only deterministic kernels were allowed."""
+    n_spikes: int | None = None
+    """Layers at which the norm jumps, counted by the protocol's own rule."""
+    numeric_layers: tuple[int, ...] | None = None
+    """Non-finite layers that a milestone may rest on, see `numeric_layers_before`."""
+    copy_mask_present: bool | None = None
+    copy_mask_error: str | None = None
+    """Why there is no copy mask, where making it failed."""
+    layer_map_present: bool | None = None
+    """Whether it is recorded which norm was applied at which layer."""
+    rank_only_near_uniform: bool | None = None
+    """Whether the answer has rank 1 at L_semantic, but is hardly more probable there than any token."""
+    decoding_point_consistent: bool | None = None
+    low_lens_consistency: bool | None = None
+    """Whether two lenses agree little on the top tokens at a semantic layer."""
+    tuned_is_calibration_only: bool | None = None
+    pos_window_low: bool | None = None
+    """Whether the answer has rank 1 at fewer than half of the positions of the window."""
+    min_both_gates_pass_frac: float | None = None
+    """Least share of scales at which both semantic gates pass, over the semantic layers."""
+    prefer_tuned: bool | None = None
+    """Whether the tuned lens gains over the headline lens by more than a temperature."""
+    audit_hint: str | None = None
+    """The tuned lens' own audit: `tuned`, `norm` or `tuned_for_calibration_only`; None where none was read."""
+    confirmed: bool | None = None
+    """Whether another lens confirms L_semantic."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One caution that holds."""
+
+    name: str
+    severity: Severity
+    text: str
+    """What was found and what follows, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the run's numbers may be quoted."""
+
+    reasons: tuple[Reason, ...]
+    undetermined: tuple[str, ...]
+    """Names of cautions that could be neither raised nor ruled out, in the order of the reasons."""
+    prefer_ranks: bool
+    """Whether to quote ranks rather than probabilities: there is any reason."""
+    suppress_abs_probs: bool
+    """Whether to quote no probabilities and entropies: a reason blocks; under protocol `published`, there is any."""
+    preferred_lens: str
+    """`tuned`, or the headline lens."""
+    preferred_semantics_lens_hint: str | None
+    """The tuned lens' audit hint; None where none was read."""
+    use_confirmed: bool | None
+    """Whether to quote the confirmed semantic layer; None where confirmation could not be sought."""
+    notes: str
+    notes_append: str | None
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """When a caution holds, and what is said then."""
+
+    name: str
+    severity: Severity
+    holds: Callable[[Evidence], bool | None]
+    text: str
+    """For `str.format`: `e` is the evidence, `norm_only` and `numeric` are its layers in words."""
+
+
+def numeric_layers_before(flagged: Sequence[int], milestones: Sequence[int | None]) -> tuple[int, ...]:
+    """Non-finite layers at or below any of the milestones; all of them where no milestone has a layer."""
+    deepest = max((layer for layer in milestones if layer is not None), default=None)
+    return tuple(sorted({layer for layer in flagged if deepest is None or layer <= deepest}))
+
+
+def guidance(evidence: Evidence, protocol: str, headline: str) -> Guidance:
+    """What the evidence forbids or advises; what could not be determined gives no reason, but stands in `undetermined`.
+
+    Args:
+        evidence: what is known of the run.
+        protocol: name of the protocol in force.
+        headline: the lens that is preferred unless the tuned one is.
+    """
+    judged = [(rule, rule.holds(evidence)) for rule in _RULES]
+    reasons = tuple(Reason(rule.name, rule.severity, _text(rule, evidence)) for rule, holds in judged if holds)
+    blocked = any(reason.severity == "block" for reason in reasons)
+    published = protocol == "published"
+    tuned = bool(evidence.prefer_tuned) and evidence.audit_hint != "tuned_for_calibration_only"
+    notes = [PUBLISHED_NOTES_APPEND] if published else []
+    notes += [NONDETERMINISTIC_NOTE] if evidence.deterministic is False else []
+    return Guidance(
+        reasons=reasons,
+        undetermined=tuple(rule.name for rule, holds in judged if holds is None),
+        prefer_ranks=bool(reasons),
+        suppress_abs_probs=bool(reasons) if published else blocked,
+        preferred_lens="tuned" if tuned else headline,
+        preferred_semantics_lens_hint=evidence.audit_hint,
+        use_confirmed=evidence.confirmed,
+        notes=PUBLISHED_NOTES if published else NOTES,
+        notes_append=" ".join(notes) or None,
+    )
+
+
+def published_guidance(found: Guidance) -> dict[str, Any]:
+    """The block `measurement_guidance` under the keys of files in the published format.
+
+    A reason that those files do not know still counts in the two booleans. Their word for a headline lens is `norm`.
+    """
+    block: dict[str, Any] = {
+        "prefer_ranks": found.prefer_ranks,
+        "suppress_abs_probs": found.suppress_abs_probs,
+        "reasons": [reason.name for reason in found.reasons if reason.name != IDENTITY_FAILED],
+        "notes": found.notes,
+        "preferred_lens_for_reporting": "tuned" if found.preferred_lens == "tuned" else "norm",
+        "use_confirmed_semantics": bool(found.use_confirmed),
+        "notes_append": found.notes_append,
+    }
+    if found.preferred_semantics_lens_hint is not None:
+        block["preferred_semantics_lens_hint"] = found.preferred_semantics_lens_hint
+    return block
+
+
+def _not(known: bool | None) -> bool | None:
+    return None if known is None else not known
+
+
+def _any(layers: tuple[int, ...] | None) -> bool | None:
+    return None if layers is None else bool(layers)
+
+
+def _is_high(level: str | None) -> bool | None:
+    return None if level is None else level == "high"
+
+
+def _below(value: float | None, bound: float) -> bool | None:
+    return None if value is None else value < bound
+
+
+def _text(rule: _Rule, evidence: Evidence) -> str:
+    norm_only, numeric = map(_listed, (evidence.norm_only_layers, evidence.numeric_layers))
+    return rule.text.format(e=evidence, norm_only=norm_only, numeric=numeric)
+
+
+def _listed(layers: tuple[int, ...] | None) -> str:
+    return ("layer " if len(layers or ()) == 1 else "layers ") + ", ".join(map(str, layers or ()))
+
+
+_RULES = (
+    _Rule(
+        IDENTITY_FAILED,
+        "block",
+        lambda e: _not(e.identity_ok),
+        "The last layer, decoded by us, is not the model's own output, so no probability, entropy or divergence of any "
+        "lens can be trusted, and ranks only where a missing scale or softcap explains it.",
+    ),
+    _Rule(
+        "warn_high_last_layer_kl",
+        "block",
+        lambda e: e.warn_high_last_layer_kl,
+        "At the last layer the lens is far from the model's own output, so final probabilities and entropies are to be "
+        "quoted from the model's head and not from lens rows.",
+    ),
+    _Rule(
+        "norm_only_semantics_window",
+        "block",
+        lambda e: _any(e.norm_only_layers),
+        "At {norm_only} the answer leads under the headline lens and not without its norm, so its lead there rests on "
+        "the norm (which is the model's own at the last layer, and nowhere else).",
+    ),
+    _Rule(
+        "high_lens_artifact_risk",
+        "block",
+        lambda e: _is_high(e.sampled_risk),
+        "At one or more of four sampled layers the headline lens and the raw lens are a bit or more apart, or the "
+        "answer leads under the first alone, so probabilities may be the lens' own making.",
+    ),
+    _Rule(
+        "high_lens_artifact_score",
+        "block",
+        lambda e: _is_high(e.full_tier),
+        "Over all layers the headline lens and the raw lens disagree by a high score, so probabilities may be the "
+        "lens' own making.",
+    ),
+    _Rule(
+        "repeatability_variance_high",
+        "block",
+        lambda e: e.repeatability_high,
+        "Decoding the same residuals twice changed top tokens or ranks, so single layers may shift by chance.",
+    ),
+    _Rule(
+        "repeatability_forward_disagreement",
+        "block",
+        lambda e: e.forward_disagreement,
+        "A second forward pass moved the semantic layer or its top tokens, so this layer is not repeatable.",
+    ),
+    _Rule(
+        "gold_alignment_partial",
+        "advise",
+        lambda e: _below(e.alignment_rate, 1.0),
+        "Of the prompts only a share of {e.alignment_rate:g} has an answer that could be told in the model's tokens, "
+        "so ranks are missing for the others.",
+    ),
+    _Rule(
+        "nondeterministic_env",
+        "advise",
+        lambda e: _not(e.deterministic),
+        NONDETERMINISTIC_NOTE,
+    ),
+    _Rule(
+        "normalization_spike",
+        "advise",
+        lambda e: None if e.n_spikes is None else e.n_spikes > 0,
+        "The norm changes the residual abruptly (number of layers: {e.n_spikes}), so steps of probabilities between "
+        "neighbouring layers may come from the norm.",
+    ),
+    _Rule(
+        "numeric_health_caution",
+        "block",
+        lambda e: _any(e.numeric_layers),
+        "Numbers were not finite at {numeric}, so a milestone may be missing or too deep for want of a value there.",
+    ),
+    _Rule(
+        "copy_mask_missing",
+        "advise",
+        lambda e: False if e.copy_mask_error is not None else _not(e.copy_mask_present),
+        "No list of blank and punctuation tokens is recorded, so copy layers may rest on such tokens.",
+    ),
+    _Rule(
+        "copy_mask_error",
+        "advise",
+        lambda e: True if e.copy_mask_error is not None else None if e.copy_mask_present is None else False,
+        "The list of blank and punctuation tokens could not be made ({e.copy_mask_error}), so copy layers may rest on "
+        "such tokens.",
+    ),
+    _Rule(
+        "layer_map_missing",
+        "advise",
+        lambda e: _not(e.layer_map_present),
+        "It is not recorded which norm was applied at which layer, so the lens cannot be checked afterwards.",
+    ),
+    _Rule(
+        "rank_only_near_uniform",
+        "advise",
+        lambda e: e.rank_only_near_uniform,
+        "Where the answer first leads it is hardly more probable than under a uniform distribution, so that layer is a "
+        "matter of rank alone.",
+    ),
+    _Rule(
+        "decoding_point_sensitive",
+        "advise",
+        lambda e: _not(e.decoding_point_consistent),
+        "The norm of the block that wrote last reads other tokens than that of the next, so the semantic layer depends "
+        "on which norm is chosen.",
+    ),
+    _Rule(
+        "low_lens_consistency_at_semantic",
+        "advise",
+        lambda e: e.low_lens_consistency,
+        "At a semantic layer two lenses share few top tokens, so what surrounds the answer depends on the lens.",
+    ),
+    _Rule(
+        "tuned_is_calibration_only",
+        "advise",
+        lambda e: e.tuned_is_calibration_only,
+        "What the tuned lens gains is mostly a temperature, so it tells little about layers that the headline lens "
+        "does not.",
+    ),
+    _Rule(
+        "pos_window_low_stability",
+        "advise",
+        lambda e: e.pos_window_low,
+        "At the semantic layer the answer leads at fewer than half of the positions looked at, so the layer is one of "
+        "the prompt's last position and not of the prompt.",
+    ),
+    _Rule(
+        "scale_sensitive_semantic_gate",
+        "advise",
+        lambda e: _below(e.min_both_gates_pass_frac, FEWEST_SCALES),
+        "With logits scaled by 5 or 10 per cent the semantic gates pass at a share of only "
+        "{e.min_both_gates_pass_frac:g} of the scales, so the semantic layer hangs on small differences.",
+    ),
+)
+"""In the order in which reasons are given: the published one, after the identity check."""

@@ -1,0 +1,163 @@
+"""Parts of `run.json` measured beside the rows: temperatures, the last layer, one prompt looked at closely."""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field
+
+from layerscope.record.parts import Count, Fraction, Part, Positive
+
+ByLayer: TypeAlias = tuple[float | None, ...]
+"""A number for each layer 0 to n_layers; null where it is undefined."""
+CountByLayer: TypeAlias = tuple[int | None, ...]
+
+
+def _ascending(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    ends = [end for pair in ranges for end in pair]
+    if any(first > last for first, last in ranges) or ends != sorted(ends):
+        raise ValueError("ranges of ids should be [first, last] pairs in ascending order")
+    return ranges
+
+
+class NormTemperatureRecord(Part):
+    """The temperature at which each layer's headline distribution comes nearest to the model's own."""
+
+    lens: str = Field(description="The lens whose logits were divided.")
+    method: Literal["exact", "grid"] = Field(description="`grid`: best of 25 log-spaced values, as published.")
+    calibration: str = Field(description="Which texts the temperatures were fitted on, in words.")
+    n_rows: Positive | None = Field(None, description="How many positions of those texts.")
+    tau_per_layer: ByLayer = Field(description="One temperature a layer, within [0.2, 5.0].")
+    bound_hits: Count | None = Field(None, description="How many of them stand on a bound, which then decided them.")
+
+
+class LastLayerRecord(Part):
+    """The primary prompt's last layer under the headline lens, beside the model's own output."""
+
+    kl_to_final_bits: float | None = Field(None, ge=0, description="KL(lens || model), in bits.")
+    top1_agree: bool | None = Field(None, description="Whether both have the same most likely token.")
+    p_top1_lens: Fraction | None = Field(None, description="Probability of the lens' most likely token.")
+    p_top1_model: Fraction | None = Field(None, description="Probability of the model's most likely token.")
+    p_answer_lens: Fraction | None = Field(None, description="Of the answer under the lens.")
+    answer_rank_lens: Positive | None = Field(None, description="Of the answer under the lens.")
+    temp_est: float | None = Field(None, description="Best of 25 log-spaced divisors in [0.1, 10] of the lens' logits.")
+    kl_after_temp_bits: float | None = Field(None, ge=0, description="The divergence it leaves, in bits.")
+    temp_est_refined: float | None = Field(None, description="Best divisor near that one, searched without a grid.")
+    kl_after_temp_refined_bits: float | None = Field(None, ge=0, description="The divergence it leaves, in bits.")
+    scale: float | None = Field(None, description="Logit scale that the model declares.")
+    softcap: float | None = Field(None, description="Softcap that the model declares, in logits.")
+    kl_after_scale_bits: float | None = Field(None, ge=0, description="Divergence after that scale alone, in bits.")
+    kl_after_softcap_bits: float | None = Field(None, ge=0, description="After that softcap alone, in bits.")
+    kl_after_scale_then_softcap_bits: float | None = Field(None, ge=0, description="After both, in bits.")
+
+
+class ViewRecord(Part):
+    """The primary prompt's last position through one view at every layer."""
+
+    view: str = Field(description="A lens, or `post_ln2`: the second norm of the block that wrote last.")
+    answer_rank: CountByLayer = Field(description="Rank of the answer, from 1.")
+    p_answer: ByLayer = Field(description="Its probability.")
+    top1_id: CountByLayer = Field(description="The most likely token.")
+    p_top1: ByLayer = Field(description="Its probability.")
+
+
+class OverlapRecord(Part):
+    """How alike two views rank the vocabulary, at every layer."""
+
+    view: str = Field(description="The view whose top tokens `spearman_top50_ref` follows.")
+    against: str = Field(description="The other view.")
+    jaccard_10: ByLayer = Field(description="Shared share of both sets of ten most likely ids.")
+    jaccard_50: ByLayer = Field(description="The same of fifty.")
+    spearman_top50_union: ByLayer = Field(description="Over both top-50 lists; an id missing from one has rank 51.")
+    spearman_top50_ref: ByLayer = Field(description="Over the view's top-50 ids and their ranks under the other.")
+
+
+class ScaledRecord(Part):
+    """The headline lens' logits multiplied by a scale near 1."""
+
+    scale: float = Field(gt=0, description="The factor.")
+    p_answer: ByLayer = Field(description="The answer's probability then.")
+
+
+class RepeatabilityRecord(Part):
+    """Every layer of the primary prompt decoded a second time, row by row."""
+
+    status: Literal["ok", "skipped", "unavailable"] = Field(description="Whether it was done.")
+    reason: str | None = Field(None, description="Why not; null where it was done.")
+    rank_dev: CountByLayer = Field((), description="By layer: |rank of the first top token in the second - 1|.")
+    top1_flip: tuple[bool | None, ...] = Field((), description="By layer: whether the top token changed.")
+
+
+class CloseUpRecord(Part):
+    """What was looked at closely: the primary prompt at its last position."""
+
+    headline: str = Field(description="The view that `answer_gap`, `scaled` and `repeatability` are about.")
+    views: tuple[ViewRecord, ...] = Field(description="Through every view.")
+    overlaps: tuple[OverlapRecord, ...] = Field(description="Between pairs of views.")
+    answer_gap: ByLayer = Field(description="Answer's logit less the largest other one, in logits (nats).")
+    scaled: tuple[ScaledRecord, ...] = Field(description="The answer at scales near 1.")
+    repeatability: RepeatabilityRecord = Field(description="Whether a second decode agrees.")
+
+
+class SecondForwardRecord(Part):
+    """The primary prompt sent through the model once more, under the headline lens; by layer."""
+
+    mode: Literal["auto", "always", "off", "skipped_deterministic"] = Field(description="What was asked for or done.")
+    answer_rank: CountByLayer = Field((), description="Rank of the answer; empty where no second pass was made.")
+    p_answer: ByLayer = Field((), description="Its probability.")
+    answer_logit_gap: ByLayer = Field((), description="Its lead, in logits; null unless its rank is 1.")
+    top_ids: tuple[tuple[Count, ...], ...] = Field((), description="The ten most likely ids.")
+
+
+class PredictionRecord(Part):
+    """A distribution of the model's own head at the last position of a prompt."""
+
+    prompt: str | None = Field(None, description="The prompt; null for the primary one.")
+    temperature: float = Field(1.0, gt=0, description="What the logits were divided by.")
+    entropy_bits: float = Field(ge=0, description="In bits.")
+    top_ids: tuple[Count, ...] | None = Field(None, description="Most likely first; null where only text is known.")
+    top_tokens: tuple[str, ...] = Field(description="The same for people.")
+    top_probs: tuple[Fraction, ...] = Field(description="Of each of them.")
+    answer_rank: Positive | None = Field(None, description="Rank of the primary prompt's answer; null elsewhere.")
+    p_answer: Fraction | None = Field(None, description="Its probability.")
+
+
+class CopyMaskRecord(Part):
+    """Ids that never count as an echo of the prompt: blank or ASCII punctuation."""
+
+    size: Count = Field(description="How many.")
+    id_ranges: Annotated[tuple[tuple[Count, Count], ...], AfterValidator(_ascending)] = Field(
+        description="The ids as [first, last] ranges."
+    )
+    sample: tuple[str, ...] = Field(description="Texts of the first sixteen.")
+
+    @property
+    def ids(self) -> list[int]:
+        """Every one of them, ascending."""
+        return [i for first, last in self.id_ranges for i in range(first, last + 1)]
+
+
+class UnembedBiasRecord(Part):
+    """The head's bias by vocabulary id."""
+
+    present: bool = Field(description="Whether it has one.")
+    l2_norm: float = Field(ge=0, description="Euclidean norm, in logits; 0 without one.")
+    max_abs: float = Field(ge=0, description="Largest size, in logits; 0 without one.")
+
+
+class MeasuredRecord(Part):
+    """Everything that was measured beside the rows; a block that is null has its reason in `absent`."""
+
+    stack: Literal["pre_norm", "post_norm"] | None = Field(
+        None, description="Whether blocks read the stream through a norm, or norm what they have written."
+    )
+    first_block_norm: str | None = Field(None, description="Kind of the first block's norm: RMSNorm or LayerNorm.")
+    final_norm: str | None = Field(None, description="Kind of the norm before the head.")
+    unembed_bias: UnembedBiasRecord | None = Field(None, description="The head's bias.")
+    copy_mask: CopyMaskRecord | None = Field(None, description="Ids that never count as an echo.")
+    norm_temperature: NormTemperatureRecord | None = Field(None, description="Temperatures by layer.")
+    last_layer: LastLayerRecord | None = Field(None, description="The last layer beside the model's own output.")
+    close_up: CloseUpRecord | None = Field(None, description="The primary prompt looked at closely.")
+    second_forward: SecondForwardRecord | None = Field(None, description="The primary prompt sent through again.")
+    final_prediction: PredictionRecord | None = Field(None, description="The model's own output for it.")
+    temperature_exploration: tuple[PredictionRecord, ...] = Field((), description="The same at other temperatures.")
+    test_prompts: tuple[PredictionRecord, ...] = Field((), description="Further prompts, head alone.")
+    absent: dict[str, str] = Field({}, description="For each block that is null or empty, the reason in words.")

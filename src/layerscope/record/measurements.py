@@ -1,0 +1,61 @@
+"""A run as a value: rows and record, and the verdict that follows from them; how it is stored is `run`'s matter."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import polars as pl
+
+from layerscope.record.diagnostics import AllMilestones, Diagnostics, Verdict, judge
+from layerscope.record.guidance import Guidance
+from layerscope.record.parts import ProblemRecord
+from layerscope.record.rows import check_rows
+from layerscope.record.run_record import RunRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """What a run found, and how."""
+
+    rows: pl.DataFrame
+    """The columns of `layerscope.record.COLUMNS`; made by `rows_frame`."""
+    record: RunRecord
+    """Everything that is not a row."""
+
+    def __post_init__(self) -> None:
+        """Refuse a table that is not a run's.
+
+        Raises:
+            RunError: naming the column.
+        """
+        check_rows(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal rows in the same order, absent values being equal to each other, and equal records."""
+        if not isinstance(other, Measurements):
+            return NotImplemented
+        return self.record == other.record and self.rows.equals(other.rows, null_equal=True)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Milestones, diagnostics and guidance, found in rows and record when first asked for."""
+        return judge(self.rows, self.record)
+
+    @property
+    def milestones(self) -> AllMilestones:
+        """The layers at which something first holds, of every prompt under every lens."""
+        return self.verdict.milestones
+
+    @property
+    def diagnostics(self) -> Diagnostics:
+        """How strong, how stable and how well confirmed these are."""
+        return self.verdict.diagnostics
+
+    @property
+    def guidance(self) -> Guidance:
+        """How far the run's numbers may be trusted, with reasons."""
+        return self.verdict.guidance
+
+    @property
+    def problems(self) -> tuple[ProblemRecord, ...]:
+        """What was missing or damaged in the files it was read from."""
+        return self.record.problems

@@ -1,0 +1,72 @@
+"""`run.json`: everything of a run that is not a row; `run.schema.json` beside this module says the same for others."""
+
+import json
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from layerscope.record.measured import MeasuredRecord
+from layerscope.record.parts import (
+    IdentityRecord,
+    ModelRecord,
+    NumericHealthRecord,
+    Part,
+    Positive,
+    ProblemRecord,
+    ProtocolRecord,
+    ProvenanceRecord,
+    SuiteRecord,
+    TimingsRecord,
+    Utc,
+)
+
+SCHEMA_VERSION: Literal["2.0"] = "2.0"
+"""Of `run.json` and `rows.parquet` together: the first number changes when an older reader would misread a folder."""
+
+
+class RunRecord(Part):
+    """Everything of a run that is not a row: `run.json`."""
+
+    model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
+
+    schema_version: Literal["2.0"] = Field(description="Version of this format; it holds for the rows too.")
+    run_id: str = Field(description="Names the run wherever it is cited.", min_length=1)
+    source: Literal["layerscope", "published"] = Field(
+        description="Whether layerscope measured it, or it was read from files in the published format."
+    )
+    created_utc: Utc | None = Field(None, description="When the run began: ISO 8601, in UTC.")
+    layerscope_version: str | None = Field(None, description="The layerscope that measured.")
+    protocol: ProtocolRecord = Field(description="The definitions in force.")
+    model: ModelRecord = Field(description="The model, its checkpoint and its tokenizer.")
+    suite: SuiteRecord = Field(description="What was asked, in the model's own tokens.")
+    lens_sources: dict[str, tuple[str | None, ...]] = Field(
+        description="For each lens, the norm or map it applied at layers 0 to n_layers; null where it was not recorded."
+    )
+    identity: IdentityRecord | None = Field(None, description="Whether the last layer is the model itself.")
+    numeric_health: NumericHealthRecord | None = Field(None, description="Whether all numbers were finite.")
+    flags: dict[str, Literal[True] | str] = Field(
+        description="Cautions by name: true, or the reason in words. A caution that does not hold is absent."
+    )
+    measured: MeasuredRecord = Field(description="What was measured beside the rows and cannot be had from them.")
+    provenance: ProvenanceRecord | None = Field(None, description="With what the numbers were computed.")
+    positions: str | None = Field(None, description="Which positions were asked to be decoded.")
+    top_k: Positive | None = Field(None, description="Most likely tokens listed in each row.")
+    timings: TimingsRecord | None = Field(None, description="How long the stages took.")
+    problems: tuple[ProblemRecord, ...] = Field((), description="What was missing or damaged when files were read.")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "RunRecord":
+        lenses, n_rows = self.protocol.lenses, self.model.n_layers + 1
+        if self.protocol.headline_lens not in lenses:
+            raise ValueError(f"the headline lens {self.protocol.headline_lens!r} is none of the lenses {lenses}")
+        if set(self.lens_sources) != set(lenses):
+            raise ValueError(f"lens_sources has {sorted(self.lens_sources)}, but the lenses are {sorted(lenses)}")
+        for lens, sources in self.lens_sources.items():
+            if len(sources) != n_rows:
+                raise ValueError(f"lens_sources of {lens!r} has {len(sources)} layers, but the model has {n_rows}")
+        return self
+
+
+def schema_text() -> str:
+    """What `run.schema.json` should hold."""
+    return json.dumps(RunRecord.model_json_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,164 @@
+"""A fitted lens beside one without a fit: does it reach the answer earlier, and does it come nearer to the model?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from layerscope.record.curve import Curve
+from layerscope.record.percentiles import QUARTERS, depth_layer
+
+RANKS = (10, 5, 1)
+NEAR_KL_BITS = 1.0
+"""Divergence from the model's own output at which a lens counts as near it; inclusive."""
+HELPS_BITS, HARMS_BITS = 0.5, 0.2
+"""Gain from which a lens helps; loss from which it harms."""
+PREFER_ROTATION_BITS = 0.2
+"""Gain beyond a temperature's, at half depth, from which a tuned lens is preferred."""
+PREFER_LAYERS, PREFER_SHARE = 2, 0.05
+"""How much earlier it reaches rank 5, in layers or of the depth, to be preferred; the lesser of the two, at least 1."""
+
+Verdict: TypeAlias = Literal["helpful", "regressive", "neutral", "mixed"]
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """The layer at which each lens gets there; None where it does not."""
+
+    baseline: int | None
+    sidecar: int | None
+
+    @property
+    def delta(self) -> int | None:
+        """Fitted less baseline: negative where the fitted lens is earlier."""
+        return None if self.baseline is None or self.sidecar is None else self.sidecar - self.baseline
+
+    @property
+    def worse(self) -> bool:
+        """Whether the fitted lens is later, or never gets where the baseline does."""
+        return self.baseline is not None and (self.sidecar is None or self.sidecar > self.baseline)
+
+
+@dataclass(frozen=True)
+class BitsPair:
+    """The divergence of each lens from the model's own output, in bits."""
+
+    baseline: float | None
+    sidecar: float | None
+
+    @property
+    def delta(self) -> float | None:
+        """Baseline less fitted: positive where the fitted lens is nearer to the model."""
+        return None if self.baseline is None or self.sidecar is None else self.baseline - self.sidecar
+
+
+@dataclass(frozen=True)
+class SidecarAudit:
+    """One prompt under a fitted lens and under the baseline."""
+
+    lens: str
+    baseline_lens: str
+    rank_milestones: Mapping[int, LayerPair]
+    """First layer with the answer's rank at most 10, 5 and 1."""
+    kl_bits_at_percentiles: Mapping[str, BitsPair]
+    """At `p25`, `p50` and `p75` of the depth."""
+    first_kl_le_1_0: LayerPair
+    """First layer at most 1 bit from the model's own output."""
+    verdict: Verdict | None
+    """Whether the fitted lens is worth its fit; None where a value that decides is missing."""
+
+
+@dataclass(frozen=True)
+class AttributedGain:
+    """What a tuned lens gains over the headline lens at one layer, in bits; positive is nearer to the model."""
+
+    layer: int
+    tuned_bits: float | None
+    """In all."""
+    temperature_bits: float | None
+    """What the headline lens gains by the layer's temperature alone."""
+    rotation_bits: float | None
+    """What remains: of the map and the bias together."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How much of a tuned lens' gain is more than a temperature."""
+
+    percentiles: Mapping[str, AttributedGain]
+    """At `p25`, `p50` and `p75` of the depth."""
+    prefer_tuned: bool | None
+    """Whether the tuned lens is to be preferred; None where neither ground for it is known."""
+
+
+def sidecar_audit(baseline: Curve, sidecar: Curve) -> SidecarAudit:
+    """Compare two curves of one prompt."""
+    ranks = {rank: _first(baseline, sidecar, "answer_rank", rank) for rank in RANKS}
+    bits = {
+        name: BitsPair(*(curve.value("kl_to_final_bits", layer) for curve in (baseline, sidecar)))
+        for name, layer in _quarter_layers(baseline.n_layers).items()
+    }
+    ranked = bool(sidecar.values("answer_rank")) or not any(pair.baseline is not None for pair in ranks.values())
+    return SidecarAudit(
+        lens=sidecar.lens,
+        baseline_lens=baseline.lens,
+        rank_milestones=ranks,
+        kl_bits_at_percentiles=bits,
+        first_kl_le_1_0=_first(baseline, sidecar, "kl_to_final_bits", NEAR_KL_BITS),
+        verdict=judge(ranks, bits) if ranked else None,
+    )
+
+
+def judge(ranks: Mapping[int, LayerPair], bits: Mapping[str, BitsPair]) -> Verdict | None:
+    """Helpful, regressive, mixed or neutral; None where a divergence is missing.
+
+    Helpful asks for rank 1 alone; a lens that gains much and harms elsewhere is mixed, even where it loses every rank.
+    """
+    gains = {name: pair.delta for name, pair in bits.items()}
+    known = [gain for gain in gains.values() if gain is not None]
+    if len(known) < len(gains) or not known:
+        return None
+    early = [gain for name, gain in gains.items() if name in ("p25", "p50") and gain is not None]
+    if max(early) >= HELPS_BITS and min(known) >= -HARMS_BITS and not ranks[1].worse:
+        return "helpful"
+    harmed = [gain <= -HARMS_BITS for gain in known]
+    loses_rank = any(pair.worse for pair in ranks.values())
+    if max(known) >= HELPS_BITS and (any(harmed) or loses_rank):
+        return "mixed"
+    if (gains["p50"] or 0.0) <= -HARMS_BITS or sum(harmed) >= 2 or loses_rank:
+        return "regressive"
+    return "neutral"
+
+
+def attribution(headline: Curve, tuned: Curve) -> Attribution:
+    """Split the gain of a tuned lens into a temperature's and the rest.
+
+    The temperature is the headline lens' own, fitted at each layer; it may lose bits, since it was fitted on other text
+    and for the divergence the other way round.
+    """
+    gains = {name: _gain(headline, tuned, layer) for name, layer in _quarter_layers(headline.n_layers).items()}
+    at_half, rank_5 = gains["p50"].rotation_bits, _first(headline, tuned, "answer_rank", 5).delta
+    needed = max(1, min(PREFER_LAYERS, round(PREFER_SHARE * headline.n_layers)))
+    grounds = (
+        None if at_half is None else at_half >= PREFER_ROTATION_BITS,
+        None if rank_5 is None else -rank_5 >= needed,
+    )
+    return Attribution(gains, None if grounds == (None, None) else any(grounds))
+
+
+def _quarter_layers(n_layers: int) -> dict[str, int]:
+    return {f"p{q * 100:.0f}": depth_layer(q, n_layers) for q in QUARTERS}
+
+
+def _first(baseline: Curve, sidecar: Curve, column: str, bound: int | float) -> LayerPair:
+    """Where each curve first comes down to the bound."""
+    return LayerPair(
+        *(curve.first(lambda row: row[column] is not None and row[column] <= bound) for curve in (baseline, sidecar))
+    )
+
+
+def _gain(headline: Curve, tuned: Curve, layer: int) -> AttributedGain:
+    own = headline.value("kl_to_final_bits", layer)
+    total = BitsPair(own, tuned.value("kl_to_final_bits", layer)).delta
+    temperature = BitsPair(own, headline.value("kl_to_final_bits_norm_temp", layer)).delta
+    rest = None if total is None or temperature is None else total - temperature
+    return AttributedGain(layer, total, temperature, rest)

@@ -392,7 +392,10 @@ def test_a_block_that_is_not_finite_spoils_its_own_layer_and_those_above_alone(v
     assert spoilt.select(pl.col(METRICS).is_null().all()).row(0) == (True,) * len(METRICS)
     assert kept["finite"].all()
     # What compares with the model's own output is gone; everything else is as if nothing had happened above.
-    final = ["teacher_entropy_bits", "kl_to_final_bits", "kl_saturated", "cos_to_final", "cos_to_final_centered"]
+    final = [
+        "teacher_entropy_bits", "kl_to_final_bits", "kl_saturated", "cos_to_final", "cos_to_final_centered",
+        "kl_to_final_bits_norm_temp",
+    ]  # fmt: skip
     assert kept.select(pl.col(final).is_null().all()).row(0) == (True,) * len(final)
     assert kept.drop(final).equals(whole.rows.filter(~above).drop(final))
 

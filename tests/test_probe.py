@@ -7,6 +7,7 @@ import shutil
 import socket
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -185,7 +186,9 @@ def test_a_lens_reads_the_same_whatever_lenses_are_beside_it(run: Run, model: Ca
     alone = probe(model, suite="capitals", positions="all", lenses=("next_norm",))
     beside = run.rows.filter(lens="next_norm")
     assert alone.rows[OVERLAPS[0]].null_count() == alone.rows.height  # nothing raw to overlap with
-    assert_same_rows(alone.rows, beside.with_columns(pl.lit(None, pl.Float64).alias(OVERLAPS[0])))
+    headline = "kl_to_final_bits_norm_temp"  # measured for the first lens of the two runs, which is not the same
+    beside = beside.with_columns(pl.lit(None, pl.Float64).alias(OVERLAPS[0])).drop(headline)
+    assert_same_rows(alone.rows.drop(headline), beside)
 
 
 def test_a_probe_leaves_the_generators_and_kernels_as_they_were(model: CausalLM):
@@ -211,7 +214,7 @@ def test_a_record_names_no_folder_user_or_host(tmp_path: Path):
     assert json.loads(text)["model"]["id"] == "own-model"
     for private in (str(tmp_path), str(Path.home()), getpass.getuser(), socket.gethostname(), str(BUNDLED.parent)):
         assert not re.search(rf"(?<!\w){re.escape(private)}(?!\w)", text)
-    assert '"/' not in text
+    assert not re.search(r'"/\w', text)
 
 
 def test_the_published_protocol_decodes_lenses_without_the_head_s_transform(tiny):
@@ -220,9 +223,13 @@ def test_the_published_protocol_decodes_lenses_without_the_head_s_transform(tiny
     standard = probe(tiny("gemma2"), suite=suite, positions="last", device="cpu")
     published = probe(tiny("gemma2"), suite=suite, positions="last", device="cpu", protocol="published")
     assert published.record.protocol.headline_lens == "next_norm"
-    last = {"lens": "logit", "layer": standard.record.model.n_layers}
+    last = {"lens": "next_norm", "layer": standard.record.model.n_layers}
     assert standard.rows.filter(**last)["kl_to_final_bits"].max() < 1e-6
     assert published.rows.filter(**last)["kl_to_final_bits"].min() > 1e-3
-    assert published.rows["teacher_entropy_bits"].equals(standard.rows["teacher_entropy_bits"])
-    assert published.rows["top1_id"].equals(standard.rows["top1_id"])
+    teacher = [
+        found.rows.filter(lens="next_norm")["teacher_entropy_bits"].to_numpy() for found in (published, standard)
+    ]
+    np.testing.assert_allclose(*teacher, rtol=1e-6)  # texts beside the suite change a batch's rounding
+    top1 = [found.rows.filter(lens="next_norm", is_next=True)["top1_id"] for found in (published, standard)]
+    assert top1[0].equals(top1[1])
     assert published.record.identity.ok  # which is about the model, not about the protocol

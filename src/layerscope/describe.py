@@ -15,8 +15,10 @@ from layerscope.lenses import Lens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.identity import Identity
 from layerscope.model.tokens import Alignment
-from layerscope.record import run as record
+from layerscope.record import parts
+from layerscope.record.measured import MeasuredRecord
 from layerscope.record.protocol import Protocol
+from layerscope.record.run_record import SCHEMA_VERSION, RunRecord
 from layerscope.suite import Suite
 
 
@@ -29,6 +31,7 @@ class Settings:
     positions: str
     top_k: int
     seed: int
+    second_forward: str = "auto"
 
 
 def describe_run(
@@ -39,10 +42,11 @@ def describe_run(
     *,
     identity: Identity,
     health: pl.DataFrame,
+    measured: MeasuredRecord,
     planned_bytes: int,
     created: datetime,
-    timings: record.TimingsRecord,
-) -> record.RunRecord:
+    timings: parts.TimingsRecord,
+) -> RunRecord:
     """Everything of a run that is not a row.
 
     Args:
@@ -51,6 +55,7 @@ def describe_run(
         encoded: the suite's prompts as the model read them.
         settings: how it was asked.
         identity: outcome of the identity check.
+        measured: what was measured beside the rows.
         health: by row `prompt, lens, layer, is_next, any_nan, any_inf, max_abs_logit, min_prob`.
         planned_bytes: working memory that was planned.
         created: when the run began, in UTC.
@@ -74,8 +79,9 @@ def describe_run(
         )
     if not model.family_verified:
         flags["family_not_verified"] = f"no test compares '{model.family}' with Transformers; the identity check judges"
-    return record.RunRecord(
-        schema_version="1.0",
+    return RunRecord(
+        schema_version=SCHEMA_VERSION,
+        source="layerscope",
         run_id=f"run-{created:%Y%m%d-%H%M%S}",
         created_utc=created.isoformat(timespec="seconds").replace("+00:00", "Z"),
         layerscope_version=version("layerscope"),
@@ -86,6 +92,7 @@ def describe_run(
         identity=_identity(identity),
         numeric_health=numeric,
         flags=flags,
+        measured=measured,
         provenance=_provenance(model, settings.seed, planned_bytes),
         positions=settings.positions,
         top_k=settings.top_k,
@@ -93,9 +100,9 @@ def describe_run(
     )
 
 
-def _protocol(settings: Settings) -> record.ProtocolRecord:
+def _protocol(settings: Settings) -> parts.ProtocolRecord:
     protocol = settings.protocol
-    return record.ProtocolRecord(
+    return parts.ProtocolRecord(
         name=protocol.name,
         version=protocol.version,
         lenses=tuple(lens.name for lens in settings.lenses),
@@ -105,9 +112,9 @@ def _protocol(settings: Settings) -> record.ProtocolRecord:
     )
 
 
-def _model(model: CausalLM) -> record.ModelRecord:
+def _model(model: CausalLM) -> parts.ModelRecord:
     sizes, transform = model.architecture, model.architecture.transform
-    return record.ModelRecord(
+    return parts.ModelRecord(
         id=model.id,
         revision=model.source.revision,
         commit=model.source.commit,
@@ -121,25 +128,25 @@ def _model(model: CausalLM) -> record.ModelRecord:
         tied_unembedding=sizes.tied,
         stored_dtype=model.stored_dtype,
         bytes_on_disk=model.checkpoint.bytes_on_disk,
-        head_transform=record.HeadTransformRecord(
+        head_transform=parts.HeadTransformRecord(
             scale=transform.scale, softcap=transform.softcap, bias=model.unembedding.bias is not None
         ),
         fingerprint=model.fingerprint,
         tokenizer_sha256=model.tokens.sha256,
-        bos=record.BosRecord(rule=model.tokens.bos_rule, id=model.tokens.bos_id, note=model.tokens.bos_note),
+        bos=parts.BosRecord(rule=model.tokens.bos_rule, id=model.tokens.bos_id, note=model.tokens.bos_note),
         trust_remote_code=model.trust_remote_code,
     )
 
 
-def _suite(suite: Suite, encoded: Sequence[Encoded], model: CausalLM) -> record.SuiteRecord:
+def _suite(suite: Suite, encoded: Sequence[Encoded], model: CausalLM) -> parts.SuiteRecord:
     strings = model.tokens.display({i for e in encoded for i in e.token_ids})
     resolved = [any(a.first_id is not None for a in e.answers) for e in encoded]
-    return record.SuiteRecord(
+    return parts.SuiteRecord(
         name=suite.name,
         description=suite.description,
         sha256=suite.sha256,
         prompts=tuple(
-            record.PromptRecord(
+            parts.PromptRecord(
                 prompt_id=e.prompt.prompt_id,
                 prompt_variant=e.prompt.prompt_variant,
                 fact_key=e.prompt.fact_key,
@@ -157,8 +164,8 @@ def _suite(suite: Suite, encoded: Sequence[Encoded], model: CausalLM) -> record.
     )
 
 
-def _alignment(alignment: Alignment) -> record.AlignmentRecord:
-    return record.AlignmentRecord(
+def _alignment(alignment: Alignment) -> parts.AlignmentRecord:
+    return parts.AlignmentRecord(
         string=alignment.string,
         status=alignment.status,
         ok=alignment.status == "ok",
@@ -171,10 +178,10 @@ def _alignment(alignment: Alignment) -> record.AlignmentRecord:
     )
 
 
-def _identity(identity: Identity) -> record.IdentityRecord:
+def _identity(identity: Identity) -> parts.IdentityRecord:
     fitted = identity.fitted
     explained = fitted is not None or identity.fitted_bias
-    return record.IdentityRecord(
+    return parts.IdentityRecord(
         ok=identity.ok,
         kl_bits=identity.kl_bits,
         max_abs_logit_difference=identity.max_abs_logit_difference,
@@ -188,7 +195,7 @@ def _identity(identity: Identity) -> record.IdentityRecord:
     )
 
 
-def _numeric_health(rows: pl.DataFrame, headline: str) -> record.NumericHealthRecord:
+def _numeric_health(rows: pl.DataFrame, headline: str) -> parts.NumericHealthRecord:
     """Non-finite rows by lens and layer; extremes at the first prompt's last position under the headline lens."""
     flagged = (
         rows.group_by("lens", "layer", maintain_order=True)
@@ -196,18 +203,18 @@ def _numeric_health(rows: pl.DataFrame, headline: str) -> record.NumericHealthRe
         .filter(pl.col("any_nan") | pl.col("any_inf"))
     )
     primary = rows.filter((pl.col("prompt") == 0) & pl.col("is_next") & (pl.col("lens") == headline))
-    return record.NumericHealthRecord(
+    return parts.NumericHealthRecord(
         any_nan=bool(rows["any_nan"].any()),
         any_inf=bool(rows["any_inf"].any()),
         max_abs_logit_p99=primary["max_abs_logit"].quantile(0.99, interpolation="linear"),
         min_prob_p01=primary["min_prob"].quantile(0.01, interpolation="linear"),
-        layers_flagged=tuple(record.LayerFlag(**row) for row in flagged.iter_rows(named=True)),
+        layers_flagged=tuple(parts.LayerFlag(**row) for row in flagged.iter_rows(named=True)),
     )
 
 
-def _provenance(model: CausalLM, seed: int, planned_bytes: int) -> record.ProvenanceRecord:
+def _provenance(model: CausalLM, seed: int, planned_bytes: int) -> parts.ProvenanceRecord:
     device = model.placement.device
-    return record.ProvenanceRecord(
+    return parts.ProvenanceRecord(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         torch=torch.__version__,
@@ -222,6 +229,11 @@ def _provenance(model: CausalLM, seed: int, planned_bytes: int) -> record.Proven
         seed=seed,
         threads=torch.get_num_threads(),
         deterministic_algorithms=True,
+        cudnn_benchmark=torch.backends.cudnn.benchmark,
+        cuda_version=torch.version.cuda if device.type == "cuda" else None,
+        cudnn_version=str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+        if device.type == "cuda"
+        else None,
         memory_budget_bytes=model.placement.memory,
         memory_planned_bytes=planned_bytes,
     )

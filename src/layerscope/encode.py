@@ -48,6 +48,7 @@ def encode(suite: Suite, model: CausalLM, positions: str) -> list[Encoded]:
         raise SuiteError(f"There is no choice of positions called '{positions}'; choose from {', '.join(POSITIONS)}.")
     if not suite.prompts:
         raise SuiteError(f"Suite '{suite.name}' holds no prompt; give it at least one fact.")
+    primary = next((i for i, prompt in enumerate(suite.prompts) if prompt.prompt_id == "pos"), 0)
     encoded = []
     for i, prompt in enumerate(suite.prompts):
         if not prompt.answers:
@@ -59,7 +60,7 @@ def encode(suite: Suite, model: CausalLM, positions: str) -> list[Encoded]:
                 f"{model.n_context}; shorten it."
             )
         _check_ids(model, i, token_ids)
-        every = positions == "all" or (positions == "auto" and i == 0)
+        every = positions == "all" or (positions == "auto" and i == primary)
         encoded.append(
             Encoded(
                 prompt=prompt,

@@ -28,8 +28,23 @@ class Part:
     """What decoded rows may take at once; the vocabulary is swept several times where that is not all of them."""
 
 
-def plan_memory(model: CausalLM, encoded: Sequence[Encoded], n_lenses: int, top_k: int) -> list[Part]:
+def plan_memory(
+    model: CausalLM,
+    encoded: Sequence[Encoded],
+    n_lenses: int,
+    top_k: int,
+    beside: Sequence[Sequence[int]] = (),
+    beside_bytes: int = 0,
+) -> list[Part]:
     """Cut a suite into parts that fit the budget; each part is one pass over the weights.
+
+    Args:
+        model: the model that is read.
+        encoded: the suite's prompts.
+        n_lenses: how many lenses decode them.
+        top_k: how many tokens a row lists.
+        beside: token ids of further texts, which go through the model with the first part.
+        beside_bytes: what is measured of them and of the primary prompt takes, before the first part's sweep.
 
     Raises:
         PlacementError: not even one prompt fits.
@@ -37,20 +52,29 @@ def plan_memory(model: CausalLM, encoded: Sequence[Encoded], n_lenses: int, top_
     at, parts = 0, []
     while at < len(encoded):
         stop = len(encoded)
-        part = _part(model, encoded, slice(at, stop), n_lenses, top_k)
+        extra: tuple[Sequence[Sequence[int]], int] = (beside, beside_bytes) if at == 0 else ((), 0)
+        part = _part(model, encoded, slice(at, stop), n_lenses, top_k, *extra)
         while stop - at > 1 and part.memory.total > model.placement.memory:
             stop = at + -(-(stop - at) // 2)
-            part = _part(model, encoded, slice(at, stop), n_lenses, top_k)
+            part = _part(model, encoded, slice(at, stop), n_lenses, top_k, *extra)
         check_fits(part.memory, model.placement)
         parts.append(part)
         at = stop
     return parts
 
 
-def _part(model: CausalLM, encoded: Sequence[Encoded], prompts: slice, n_lenses: int, top_k: int) -> Part:
+def _part(
+    model: CausalLM,
+    encoded: Sequence[Encoded],
+    prompts: slice,
+    n_lenses: int,
+    top_k: int,
+    beside: Sequence[Sequence[int]],
+    beside_bytes: int,
+) -> Part:
     here = encoded[prompts]
-    width = max(len(e.token_ids) for e in here)
-    tokens = width * len(here)
+    width = max(map(len, [*(e.token_ids for e in here), *beside]))
+    tokens = width * (len(here) + len(beside))
     rows = sum(len(e.positions) for e in here)
     n_layers = model.n_layers + 1
     groups = n_lenses * n_layers
@@ -76,7 +100,7 @@ def _part(model: CausalLM, encoded: Sequence[Encoded], prompts: slice, n_lenses:
     one_group = per_row * rows
     wanted = min(groups * one_group, max(SWEEP_BYTES, one_group))
     sweep_bytes = max(one_group, min(wanted, spare))
-    return Part(prompts, replace(memory, sweep=memory.sweep + sweep_bytes), sweep_bytes)
+    return Part(prompts, replace(memory, sweep=max(memory.sweep + sweep_bytes, beside_bytes)), sweep_bytes)
 
 
 def planned_bytes(parts: Sequence[Part]) -> int:

@@ -12,21 +12,26 @@ from typing import Any
 import polars as pl
 import torch
 
+from layerscope.beside import Beside, BesideRows, FirstPart, planned_beside_bytes, texts_beside
 from layerscope.describe import Settings, describe_run
 from layerscope.encode import Encoded, encode
 from layerscope.errors import LensError, ModelError, PlacementError, SuiteError
-from layerscope.lenses import bind_lenses, lens_names
+from layerscope.lenses import bind_lenses
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
 from layerscope.model.placement import format_bytes
 from layerscope.observer import Observer, Silent
 from layerscope.plan import IDENTITY_PROMPTS, Part, plan_line, plan_memory, planned_bytes
 from layerscope.readout.measure import measure
+from layerscope.record.measured import MeasuredRecord
+from layerscope.record.parts import TimingsRecord
 from layerscope.record.protocol import Protocol, protocol_of
-from layerscope.record.run import Run, TimingsRecord
+from layerscope.record.run import Run
 from layerscope.residuals import Residuals, read_residuals
 from layerscope.suite import Suite, load_suite
 from layerscope.tabulate import tabulate
+
+SECOND_FORWARD = ("auto", "always", "off")
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def probe(
     trust_remote_code: bool = False,
     bos: str = "auto",
     seed: int = 316,
+    second_forward: str = "auto",
     observer: Observer | None = None,
 ) -> Run:
     """Probe a model with a suite and return every number of every layer.
@@ -83,8 +89,9 @@ def probe(
     Args:
         model: a folder, a Hub id, or an open model; the bundled one by default.
         suite: a built-in name, a TOML or JSONL file, or a `Suite`.
-        lenses: names of lenses, or one text with commas between; all that need no fitting by default.
-        positions: `auto` (every position of the first prompt, the last of the others), `last` or `all`.
+        lenses: names of lenses, or one text with commas between; the protocol's own by default.
+        positions: `auto` (every position of the first prompt, the last of the others; all under protocol
+            `published`), `last` or `all`.
         top_k: how many of the largest logits a row lists.
         protocol: `standard` or `published`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -94,6 +101,8 @@ def probe(
         trust_remote_code: run Python code that comes with the checkpoint.
         bos: `auto` (by family), `yes` or `no`: whether prompts start with BOS.
         seed: of every generator; recorded.
+        second_forward: whether the first prompt goes through the model once more, to see whether it repeats: `always`,
+            `off`, or `auto` (only where kernels are not deterministic or a second decode differs).
         observer: is told the plan and the progress.
 
     Raises:
@@ -101,23 +110,29 @@ def probe(
     """
     seconds, created = Seconds(), datetime.now(UTC)
     rules, names = _choices(protocol, lenses, top_k, seed)
+    if second_forward not in SECOND_FORWARD:
+        raise LensError(f"There is no second forward '{second_forward}'; choose from {', '.join(SECOND_FORWARD)}.")
+    if positions == "auto" and rules.all_positions:
+        positions = "all"
     asked = suite if isinstance(suite, Suite) else load_suite(suite)
     opened = _open(model, Opening(revision, device, dtype, memory, trust_remote_code, bos))
     encoded = encode(asked, opened, positions)
     bound = bind_lenses(names, final_norm=opened.final_norm, next_norms=opened.next_norms)
-    settings = Settings(rules, bound, positions, top_k, seed)
+    settings = Settings(rules, bound, positions, top_k, seed, second_forward)
     watcher = observer or Silent()
-    parts = plan_memory(opened, encoded, len(bound), top_k)
+    beside = texts_beside(opened, encoded, rules)
+    parts = plan_memory(opened, encoded, len(bound), top_k, beside.token_ids, planned_beside_bytes(opened, beside))
     watcher.plan(plan_line(opened, parts, asked))
-    measured, identity = _river(opened, encoded, settings, parts, seconds, watcher)
-    rows, health = tabulate(measured, encoded, opened)
+    found = _river(opened, encoded, settings, parts, beside, seconds, watcher)
+    rows, health = tabulate(found.columns, encoded, opened)
     record = describe_run(
         opened,
         asked,
         encoded,
         settings,
-        identity=identity,
+        identity=found.identity,
         health=health,
+        measured=found.measured,
         planned_bytes=planned_bytes(parts),
         created=created,
         timings=seconds.timings(),
@@ -140,8 +155,8 @@ def _choices(
         raise LensError(f"A seed is a 64-bit integer, but it is {seed}.")
     if isinstance(lenses, str):
         lenses = [name.strip() for name in lenses.split(",")]
-    names = tuple(lenses) if lenses is not None else lens_names()
     rules = protocol_of(protocol)
+    names = tuple(lenses) if lenses is not None else rules.lenses
     if names and rules.headline not in names:
         rules = replace(rules, headline=names[0])  # recorded, and said in every table
     return rules, names
@@ -157,17 +172,29 @@ def _open(model: str | Path | CausalLM, opening: Opening) -> CausalLM:
     return model
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the river carried: columns by prompt, and what was measured once."""
+
+    columns: pl.DataFrame
+    identity: Identity
+    measured: MeasuredRecord
+
+
 def _river(
     model: CausalLM,
     encoded: Sequence[Encoded],
     settings: Settings,
     parts: Sequence[Part],
+    beside: Beside,
     seconds: Seconds,
     watcher: Observer,
-) -> tuple[pl.DataFrame, Identity]:
-    """Forward and sweep, part by part; the identity check is made on the first."""
+) -> Found:
+    """Forward and sweep, part by part; the identity check, and all that is measured once, is made on the first."""
     frames: list[pl.DataFrame] = []
     identity: Identity | None = None
+    record: MeasuredRecord | None = None
+    temperatures: tuple[float | None, ...] | None = None
     device = model.placement.device
     with _shortage_explained(device, parts), reproducible(settings.seed, device), torch.inference_mode():
         for i, part in enumerate(parts):
@@ -175,13 +202,17 @@ def _river(
             with seconds.stage("forward_s"):
                 residuals, logits = read_residuals(
                     model,
-                    [e.token_ids for e in here],
-                    n_logits=IDENTITY_PROMPTS if identity is None else 0,
+                    [e.token_ids for e in here] + (beside.token_ids if i == 0 else []),
+                    n_logits=min(IDENTITY_PROMPTS, len(here)) if i == 0 else 0,
                     progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
             with seconds.stage("sweep_s"):
                 if identity is None:
                     identity = _check(model, residuals, logits)
+                    first = FirstPart(residuals, logits, len(here))
+                    once = BesideRows(model, encoded, settings.lenses, settings.protocol, beside, first, identity.ok)
+                    record, temperatures = once.record(settings.second_forward), once.tau
+                    del first, once
                 del logits
                 columns = measure(
                     residuals.select([e.positions for e in here]),
@@ -193,21 +224,22 @@ def _river(
                     top_k=settings.top_k,
                     sweep_bytes=part.sweep_bytes,
                     final_is_model=identity.ok,
+                    temperatures=temperatures,
                     progress=lambda done, total, i=i: watcher.vocabulary(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
             frame = pl.DataFrame(columns)
             frames.append(frame.with_columns(pl.col("prompt") + part.prompts.start))
             del residuals, columns  # the next part needs their room
-    if identity is None:  # `encode` refuses a suite without prompts
+    if identity is None or record is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
-    return pl.concat(frames), identity
+    return Found(pl.concat(frames), identity, record)
 
 
 def _check(model: CausalLM, residuals: Residuals, logits: torch.Tensor) -> Identity:
     exact = model.placement.dtype == torch.float32
     return check_identity(
         model.unembedding,
-        residuals.last()[:IDENTITY_PROMPTS],
+        residuals.last()[: len(logits)],
         logits,
         tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
     )

@@ -58,6 +58,8 @@ class Architecture:
     final_norm: str | None
     input_norms: tuple[str | None, ...]
     """For every block, the path of the norm that reads the stream; None where it is read without one."""
+    second_norms: tuple[str | None, ...]
+    """For every block, the path of the norm through which its MLP reads the stream; None where it has none."""
     transform: HeadTransform
     rope: Rope | None
     """None where the frequencies do not depend on the length."""
@@ -82,6 +84,7 @@ def describe(model: Any, family: Family, known: bool, stored: Mapping[str, Store
     if len(container) != n_layers:
         raise ModelError(f"The config says {n_layers} blocks, but '{blocks}' holds {len(container)}.")
     names = (family.input_norm or "").split("|") if known else _INPUT_NORMS
+    paths = [(f"{blocks}.{i}", block) for i, block in enumerate(container)]
     return Architecture(
         family=str(model.config.model_type),
         n_layers=n_layers,
@@ -92,13 +95,16 @@ def describe(model: Any, family: Family, known: bool, stored: Mapping[str, Store
         tied=_names_of(model, model.get_input_embeddings(), stored) == _names_of(model, head, stored),
         blocks=blocks,
         final_norm=family.final_norm if known else _find_final_norm(model, blocks),
-        input_norms=tuple(
-            next((f"{blocks}.{i}.{name}" for name in names if name and hasattr(block, name)), None)
-            for i, block in enumerate(container)
-        ),
+        input_norms=tuple(_norm_path(path, block, names) for path, block in paths),
+        second_norms=tuple(_norm_path(path, block, (family.second_norm or "").split("|")) for path, block in paths),
         transform=declared_transform(config, family),
         rope=_length_dependent_rope(config),
     )
+
+
+def _norm_path(path: str, block: nn.Module, names: Sequence[str]) -> str | None:
+    """The first of some names that the block has; some members of a family have None under it."""
+    return next((f"{path}.{name}" for name in names if name and getattr(block, name, None) is not None), None)
 
 
 def _names_of(model: nn.Module, part: nn.Module, stored: Mapping[str, Stored]) -> tuple[str, ...]:

@@ -188,6 +188,11 @@ class CausalLM:
         """The norm before the unembedding."""
         return self.next_norms[-1]
 
+    @cached_property
+    def second_norms(self) -> tuple[Norm | None, ...]:
+        """For every block the norm through which its MLP reads the stream; None where it has none of its own."""
+        return tuple(map(self._norm, self.architecture.second_norms))
+
     @property
     def largest_block_bytes(self) -> int:
         """Memory that the parameters of one block take while it computes, beyond what is streamed."""

@@ -18,6 +18,8 @@ class Family:
     final_norm: str | None = "model.norm"
     input_norm: str | None = "input_layernorm"
     """The norm through which a block reads the stream; several names are tried in order, None where it reads it raw."""
+    second_norm: str | None = "post_attention_layernorm"
+    """The norm through which a block's MLP reads the stream; None where it has none of its own."""
     bos: Bos = "never"
     """Whether a prompt starts with BOS; `tokenizer` leaves it to the tokenizer's default."""
     scale: str | None = None
@@ -37,25 +39,38 @@ _TABLE = (
     Family("qwen3", published="Qwen3-8B, Qwen3-14B"),
     Family("llama", bos="always", published="Llama-3-8B, Llama-3-70B, Yi-34B"),
     Family("mistral", bos="always", published="Mistral-7B, Mistral-Small-24B"),
-    Family("gemma2", bos="always", softcap="final_logit_softcapping", published="Gemma-2-9B, Gemma-2-27B"),
-    Family("gemma3_text", bos="always", softcap="final_logit_softcapping"),
-    Family("gpt2", blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1"),
-    Family("gptj", blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1"),
+    Family(
+        "gemma2",
+        second_norm="pre_feedforward_layernorm",
+        bos="always",
+        softcap="final_logit_softcapping",
+        published="Gemma-2-9B, Gemma-2-27B",
+    ),
+    Family("gemma3_text", second_norm="pre_feedforward_layernorm", bos="always", softcap="final_logit_softcapping"),
+    Family("gpt2", blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1", second_norm="ln_2"),
+    Family("gptj", blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1", second_norm=None),
     Family("gpt_neox", blocks="gpt_neox.layers", final_norm="gpt_neox.final_layer_norm"),
-    Family("olmo2", input_norm=None),
-    Family("olmo3", input_norm=None),
-    Family("phi", final_norm="model.final_layernorm"),
+    Family("olmo2", input_norm=None, second_norm=None),
+    Family("olmo3", input_norm=None, second_norm=None),
+    Family("phi", final_norm="model.final_layernorm", second_norm=None),
     Family("phi3", bos="tokenizer"),
-    Family("cohere", bos="always", scale="logit_scale"),
+    Family("cohere", second_norm=None, bos="always", scale="logit_scale"),
     Family("granite", divisor="logits_scaling"),
     Family("starcoder2"),
     Family("stablelm"),
-    Family("falcon", blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_attn|input_layernorm"),
+    Family(
+        "falcon",
+        blocks="transformer.h",
+        final_norm="transformer.ln_f",
+        input_norm="ln_attn|input_layernorm",
+        second_norm="ln_mlp|post_attention_layernorm",
+    ),
     Family(
         "opt",
         blocks="model.decoder.layers",
         final_norm="model.decoder.final_layer_norm",
         input_norm="self_attn_layer_norm",
+        second_norm="final_layer_norm",
         bos="always",
         projection="model.decoder.project_out",
     ),
@@ -70,6 +85,7 @@ VERIFIED_BY = "tests/test_families.py"
 
 _GUESS = Family(
     "",
+    second_norm=None,  # its names are too many to tell a norm in front of an MLP from one behind it
     bos="tokenizer",
     scale="logit_scale|lm_head_multiplier",
     divisor="logits_scaling",
@@ -92,7 +108,7 @@ def family_of(config: Any) -> tuple[Family, bool]:
         return replace(_GUESS, **head), False  # type: ignore[arg-type]
     # The oldest OPT members put their norm after the sum: their blocks read the stream as it is.
     if known.model_type == "opt" and not config.do_layer_norm_before:
-        return replace(known, input_norm=None), True
+        return replace(known, input_norm=None, second_norm=None), True
     return known, True
 
 

@@ -14,7 +14,7 @@ from layerscope.errors import TokenizerError
 from layerscope.model.families import Bos
 
 _BOUNDARY_GLYPHS = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": " "})
-_TRIVIAL_CHARACTERS = frozenset(string.whitespace + string.punctuation)
+_PUNCTUATION = frozenset(string.punctuation)
 
 
 @dataclass(frozen=True)
@@ -144,4 +144,4 @@ class Tokens:
 
 
 def _is_trivial(text: str) -> bool:
-    return set(text.translate(_BOUNDARY_GLYPHS)) <= _TRIVIAL_CHARACTERS
+    return all(c.isspace() or c in _PUNCTUATION for c in text.translate(_BOUNDARY_GLYPHS))

@@ -1,0 +1,17 @@
+"""Texts that go through a model beside a suite: prompts for its head alone, and a passage to fit temperatures on."""
+
+from importlib import resources
+
+
+def published_test_prompts() -> tuple[str, ...]:
+    """The published paraphrases of the question for Germany's capital, one of them the other way round."""
+    return tuple(_text("test_prompts.txt").splitlines())
+
+
+def calibration_passage() -> str:
+    """Plain prose that no suite asks about."""
+    return _text("calibration.txt").strip()
+
+
+def _text(name: str) -> str:
+    return resources.files("layerscope").joinpath("suites", name).read_text(encoding="utf-8")

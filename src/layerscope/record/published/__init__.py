@@ -1,0 +1,1 @@
+"""Runs in the published format: one folder of CSV tables and JSON, as sweeps have written it since generation B."""

@@ -1,0 +1,188 @@
+"""Whether the files of a published run belong together: nothing missing between them, and nothing that contradicts."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+from layerscope.record.parts import ProblemRecord
+from layerscope.record.published.dialect import Fault
+from layerscope.record.published.document import Block
+from layerscope.record.published.layout import HEADLINE, Value
+from layerscope.record.published.merge import Tables
+from layerscope.record.published.tables import PRIMARY, Pass, TableRow, TableRows, in_words, note
+
+_BETWEEN_TABLES = 1e-6
+"""Relative difference that tables may have: they were written from the same numbers."""
+_OF_ENTROPIES = 1e-4
+"""Of entropies that were computed twice, in float32 and in float64; absolute, in bits, as well."""
+_MIXED = "files of two runs may be mixed"
+
+
+def within_layers(table: TableRows, n_layers: int, json: str, problems: list[ProblemRecord]) -> TableRows:
+    """The table without rows of layers that the model does not have."""
+    beyond = [row for row in table.rows if row.layer > n_layers]
+    if beyond:
+        layers = in_words(row.layer for row in beyond)
+        said = f"rows of layers {layers} were left out, because {json} says that the model has {n_layers}; {_MIXED}"
+        note(problems, table.file, [Fault(beyond[0].number, said)])
+    return replace(table, rows=tuple(row for row in table.rows if row.layer <= n_layers))
+
+
+def in_place(table: TableRows, last: Mapping[Pass, int], at_end: bool, problems: list[ProblemRecord]) -> TableRows:
+    """The table without rows beyond their prompt's last position; `at_end` if none may be before it either."""
+    kept, faults = list[TableRow](), list[Fault]()
+    for row in table.rows:
+        end = last.get(row.prompt, row.position)
+        if row.position is None or row.position == end or (not at_end and end is not None and row.position < end):
+            kept.append(row)
+        else:
+            said = f"{row.prompt} is at position {row.position} here and ends at {end} elsewhere; left out, {_MIXED}"
+            faults.append(Fault(row.number, said))
+    note(problems, table.file, faults)
+    return replace(table, rows=tuple(kept))
+
+
+def check_completeness(
+    tables: Tables, last: Mapping[Pass, int], n_layers: int, json: str, problems: list[ProblemRecord]
+) -> None:
+    """Note every prompt and layer that a table should have and lacks."""
+    for table in tables.all:
+        first = 1 if any(table is tuned.get("tuned") for tuned in (tables.next_token, tables.records)) else 0
+        by_prompt: dict[Pass, list[TableRow]] = {}
+        for row in table.rows:
+            by_prompt.setdefault(row.prompt, []).append(row)
+        faults = [Fault(None, f"has no rows of {p}, which other tables have") for p in last if p not in by_prompt]
+        top = max((row.layer for row in table.rows), default=None)
+        if top is None:
+            faults.append(Fault(None, "has no rows that could be read"))
+        elif top < n_layers:
+            said = f"the last layer is {top}, but {json} says that the model has {n_layers} layers"
+            faults.append(Fault(table.rows[-1].number, f"{said}; the file is cut, or {_MIXED}"))
+        for prompt, rows in by_prompt.items():
+            faults += _missing_layers(prompt, rows, range(first, (top or 0) + 1))
+        if any(table is one for one in tables.records.values()):
+            faults += _missing_positions(by_prompt, last)
+        note(problems, table.file, faults)
+
+
+def _missing_layers(prompt: Pass, rows: list[TableRow], layers: range) -> list[Fault]:
+    """Layers that a prompt lacks, or lacks at some of the positions it has."""
+    have = {(row.layer, row.position) for row in rows}
+    places = list(dict.fromkeys(row.position for row in rows))
+    lacking: dict[tuple[int | None, ...], list[int]] = {}
+    for layer in layers:
+        positions = tuple(position for position in places if (layer, position) not in have)
+        if positions:
+            lacking.setdefault(positions, []).append(layer)
+    faults = []
+    for positions, those in lacking.items():
+        some = len(positions) < len(places)
+        where = f" at {_plural('position', [at for at in positions if at is not None])}" if some else ""
+        before = [row.number for row in rows if row.layer < those[0]]
+        said = f"{prompt} lacks {_plural('layer', those)}{where}"
+        faults.append(Fault(max(before, default=None), f"{said}, expected after this row" if before else said))
+    return faults
+
+
+def _plural(name: str, numbers: list[int]) -> str:
+    return f"{name}{'s' if len(numbers) > 1 else ''} {in_words(numbers)}"
+
+
+def _missing_positions(by_prompt: Mapping[Pass, list[TableRow]], last: Mapping[Pass, int]) -> list[Fault]:
+    """Positions that prompts lack at every layer, in one fault; a prompt that was read at its end alone lacks none."""
+    said = []
+    for prompt, rows in by_prompt.items():
+        have, end = sorted({row.position for row in rows if row.position is not None}), last.get(prompt, 0)
+        gaps = [(one + 1, other - 1) for one, other in pairwise([-1, *have, end + 1]) if other - one > 1]
+        if gaps and have != [end]:
+            ranges = ", ".join(f"{first} to {final}" for first, final in gaps[:20])
+            said.append(f"{prompt} lacks positions {ranges}")
+    more = f", and {len(said) - 1} other prompts lack some too" if len(said) > 1 else ""
+    return [Fault(None, said[0] + more)] if said else []
+
+
+def check_tables(tables: Tables, problems: list[ProblemRecord]) -> None:
+    """Note tables that give two values for one quantity."""
+    norm = tables.next_token.get(HEADLINE)
+    if norm is not None and tables.rawlens is not None:
+        for ours, theirs in (("p_top1", "p_top1_norm"), ("answer_rank", "answer_rank_norm")):
+            _compare(norm, ours, tables.rawlens, theirs, problems)
+    for lens, records in tables.records.items():
+        if lens in tables.next_token:
+            _compare(tables.next_token[lens], "entropy", records, "entropy", problems)
+    for lens, sibling in tables.next_token.items():
+        if norm is not None and lens != HEADLINE:
+            _compare(norm, "teacher_entropy_bits", sibling, "teacher_entropy_bits", problems)
+
+
+def _compare(
+    one: TableRows, its_column: str, other: TableRows, others_column: str, problems: list[ProblemRecord]
+) -> None:
+    """Note the first row at which two tables differ, and how many there are."""
+    known = {(row.prompt, row.layer): row for row in one.rows}
+    different = []
+    for row in other.rows:
+        match = known.get((row.prompt, row.layer))
+        if match is None or row.position not in (None, match.position):
+            continue
+        if not _near(match.values.get(its_column), row.values.get(others_column), _BETWEEN_TABLES, 1e-12):
+            different.append((match, row))
+    if different:
+        match, row = different[0]
+        said = (
+            f"{row.prompt}, layer {row.layer}: `{others_column}` is {row.values[others_column]}, but `{its_column}` is "
+            f"{match.values[its_column]} in {one.file}, row {match.number}; {len(different)} rows differ so; {_MIXED}"
+        )
+        note(problems, other.file, [Fault(row.number, said)])
+
+
+def check_json(document: Block, tables: Tables, n_layers: int, problems: list[ProblemRecord]) -> None:
+    """Note what the JSON says of the primary prompt and the rows do not."""
+    norm = tables.next_token.get(HEADLINE)
+    if norm is None:
+        return
+    rows = {row.layer: row for row in norm.rows if row.prompt == PRIMARY}
+    diagnostics = document.block("diagnostics")
+    said = diagnostics.block("last_layer_consistency")
+    for key, column in (
+        ("p_top1_lens", "p_top1"), ("p_answer_lens", "p_answer"), ("answer_rank_lens", "answer_rank"),
+        ("kl_to_final_bits", "kl_to_final_bits"),
+    ):  # fmt: skip
+        value = said.number(key)
+        if n_layers in rows and not _near(rows[n_layers].values.get(column), value, _BETWEEN_TABLES, 1e-12):
+            _contradiction(document, f"{said.name}.{key}", value, norm, rows[n_layers], column, problems)
+    entropy = document.block("final_prediction").number("entropy")
+    for row in rows.values():
+        if not _near(row.values.get("teacher_entropy_bits"), entropy, _OF_ENTROPIES, _OF_ENTROPIES):
+            _contradiction(document, "final_prediction.entropy", entropy, norm, row, "teacher_entropy_bits", problems)
+            break
+    if "L_semantic" in diagnostics.members and set(rows) == set(range(n_layers + 1)):
+        _check_onset(diagnostics.whole("L_semantic"), norm, list(rows.values()), document.file, problems)
+
+
+def _check_onset(
+    said: int | None, norm: TableRows, rows: list[TableRow], json: str, problems: list[ProblemRecord]
+) -> None:
+    """The first layer whose top token is the answer; not judged where some row does not say."""
+    if any(row.values.get("is_answer") is None for row in rows):
+        return
+    found = min((row.layer for row in rows if row.values["is_answer"]), default=None)
+    if found != said:
+        number = next((row.number for row in rows if row.layer == (said if found is None else found)), None)
+        message = f"the answer is first on top at layer {found}, but {json} has L_semantic {said}; {_MIXED}"
+        note(problems, norm.file, [Fault(number, message)])
+
+
+def _contradiction(
+    document: Block, key: str, value: Value, table: TableRows, row: TableRow, column: str, problems: list[ProblemRecord]
+) -> None:
+    message = f"`{column}` is {row.values[column]}, but `{key}` of {document.file} is {value}; {_MIXED}"
+    note(problems, table.file, [Fault(row.number, message)])
+
+
+def _near(one: Value, other: Value, relative: float, absolute: float) -> bool:
+    """Whether two numbers agree; one that is absent contradicts nothing."""
+    if isinstance(one, str) or isinstance(other, str) or one is None or other is None:
+        return True
+    return math.isclose(one, other, rel_tol=relative, abs_tol=absolute)

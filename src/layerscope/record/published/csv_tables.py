@@ -1,0 +1,287 @@
+"""Every table of a published folder as a value: its name, columns and rows."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from layerscope.record import raw_audit
+from layerscope.record.curve import Curve, Pass, Row
+from layerscope.record.facts import position_grid
+from layerscope.record.measurements import Measurements
+from layerscope.record.milestones import Milestone
+from layerscope.record.percentiles import median
+from layerscope.record.published.layout import (
+    ARTIFACT_AUDIT,
+    MILESTONES,
+    NEXT,
+    NEXT_TOKEN,
+    PAIRS,
+    POSITIONS_TUNED_AUDIT,
+    RAWLENS,
+    RAWLENS_WINDOW,
+    RECORDS,
+    Dialect,
+    Table,
+    TableColumn,
+    Value,
+    columns_of,
+    csv_name,
+    value_of,
+)
+from layerscope.record.published.tree_lenses import has_raw_tables, is_read
+from layerscope.record.published.tree_source import ONSET, Source, label_of
+from layerscope.record.published.tree_summary import row_in_pass, softest_copy
+
+NEXT_LISTED, VERBOSE_LISTED = 5, 20
+"""Tokens that a published row lists: at most positions, and at those that matter."""
+IMPORTANT_WORDS = ("germany", "berlin", "capital", "answer", "word", "simply")
+"""An input token with one of them in it makes its position matter, as the last position does."""
+STRIPPED = ".,!?;:"
+"""Characters that are no part of an input token there."""
+FITTED = ("prism", "tuned")
+"""Lenses beside the headline one that have tables in published folders."""
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """One table."""
+
+    name: str
+    """Of its file."""
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+
+
+def csv_tables(run: Measurements, dialect: Dialect) -> Iterator[CsvTable]:
+    """Every table that the run has, one after the other.
+
+    In the extended dialect `norm` in a column's name is the headline lens, whichever it is; cells name it.
+    """
+    source = Source(run, dialect)
+    yield from _by_lens(source)
+    if has_raw_tables(source):
+        yield _table(source, RAWLENS, _rawlens_rows(source))
+        yield _table(source, RAWLENS_WINDOW, _window_rows(source))
+        yield _table(source, ARTIFACT_AUDIT, _audit_rows(source))
+    yield _table(source, MILESTONES, _milestone_rows(source))
+    if source.extended or is_read(source, "tuned"):
+        yield _table(source, POSITIONS_TUNED_AUDIT, _position_rows(source))
+
+
+def _table(
+    source: Source, table: Table, rows: Iterable[Mapping[str, Value]], lens: str | None = None, pairs: int = PAIRS
+) -> CsvTable:
+    """Rows, given by column name, in the order of the table's columns."""
+    names = tuple(column.name for column in columns_of(table, source.dialect, pairs=pairs))
+    return CsvTable(
+        csv_name(source.stem, table, lens), names, tuple(tuple(row[name] for name in names) for row in rows)
+    )
+
+
+# One row a layer under one lens
+
+
+def _by_lens(source: Source) -> Iterator[CsvTable]:
+    """Records and next-token tables of every lens that has them in this dialect, the headline lens first."""
+    lenses = source.run.record.protocol.lenses
+    others = [lens for lens in lenses if lens != source.headline and (source.extended or lens in FITTED)]
+    for lens in (source.headline, *others):
+        own = None if lens == source.headline else lens
+        pairs = _longest_list(source, lens)
+        columns = columns_of(RECORDS, source.dialect, pairs=pairs)
+        yield _table(source, RECORDS, _record_rows(source, lens, columns), own, pairs)
+        yield _table(source, NEXT_TOKEN, _next_rows(source, lens), own)
+
+
+def _longest_list(source: Source, lens: str) -> int:
+    """How many tokens the longest list of a lens has; published tables have room for 20."""
+    if not source.extended:
+        return PAIRS
+    lengths = (len(row) for row in source.run.rows.filter(lens=lens)["top_tokens"] if row is not None)
+    return max([PAIRS, *lengths])
+
+
+def _record_rows(source: Source, lens: str, columns: Sequence[TableColumn]) -> Iterator[dict[str, Value]]:
+    """Every position that was decoded; the extended dialect lists all tokens, since it holds the run whole."""
+    rows = source.run.rows.with_row_index("row_in_run").filter(lens=lens)
+    for row in rows.iter_rows(named=True):
+        if source.extended:
+            yield {**_cells(columns, row), "row_in_run": row["row_in_run"]}
+        else:
+            yield _listing(_cells(columns, row), row, VERBOSE_LISTED if _matters(row) else NEXT_LISTED)
+
+
+def _matters(row: Row) -> bool:
+    """Whether a published table lists many tokens at a position."""
+    token = (row["token"] or "").lower().strip(STRIPPED)
+    return row["is_next"] or any(word in token for word in IMPORTANT_WORDS)
+
+
+def _next_rows(source: Source, lens: str) -> Iterator[dict[str, Value]]:
+    """The last position of every prompt."""
+    columns = columns_of(NEXT_TOKEN, source.dialect)
+    for _, curve in _curves(source, lens):
+        for row in curve.rows:
+            cells = {**_cells(columns, row), "token": NEXT, "entropy_gap_bits": _entropy_gap(row)}
+            yield _listing(cells, row, NEXT_LISTED)
+
+
+def _curves(source: Source, lens: str) -> Iterator[tuple[Pass, Curve]]:
+    curves = source.run.verdict.curves
+    return ((asked, curve) for asked in curves.passes if (curve := curves.get(asked, lens)) is not None)
+
+
+def _cells(columns: Sequence[TableColumn], row: Row) -> dict[str, Value]:
+    return {column.name: value_of(column, row) for column in columns}
+
+
+def _listing(cells: dict[str, Value], row: Row, listed: int) -> dict[str, Value]:
+    """The cells with so many tokens, and as rest the mass that these leave."""
+    beyond = [f"{name}{i}" for i in range(listed + 1, PAIRS + 1) for name in ("top", "prob")]
+    return {**cells, **dict.fromkeys(beyond), "rest_mass": _rest_mass(row, listed)}
+
+
+def _rest_mass(row: Row, listed: int) -> float | None:
+    probs = row["top_probs"]
+    return None if probs is None or None in probs[:listed] else max(0.0, 1 - sum(probs[:listed]))
+
+
+def _entropy_gap(row: Row) -> float | None:
+    own, teacher = row["entropy_bits"], row["teacher_entropy_bits"]
+    return None if own is None or teacher is None else own - teacher
+
+
+# Headline lens and raw lens
+
+
+def _rawlens_rows(source: Source) -> Iterator[dict[str, Value]]:
+    """Both lenses of a layer in one row; a layer that either lacks leaves its cells empty."""
+    columns = columns_of(RAWLENS, source.dialect)
+    raw_columns = [column for column in columns if column.lens == "raw"]
+    for asked, curve in _curves(source, source.headline):
+        raw = source.run.verdict.curves.get(asked, "raw")
+        for row in curve.rows:
+            other = None if raw is None else raw.at(row["layer"])
+            cells = _cells(columns, row) | dict.fromkeys(column.name for column in raw_columns)
+            cells |= {} if other is None else _cells(raw_columns, other)
+            cells |= {"entropy_gap_bits": _entropy_gap(row), "norm_only_semantics": raw_audit.norm_only(row, other)}
+            yield cells
+
+
+def _window_rows(source: Source) -> Iterator[dict[str, Value]]:
+    """The layers around each prompt's own milestones; how wide, the primary prompt's sample says for all of them."""
+    columns = columns_of(RAWLENS_WINDOW, source.dialect)
+    for asked, curve in _curves(source, source.headline):
+        raw = source.run.verdict.curves.get(asked, "raw")
+        centres = raw_audit.window_centres(source.run.milestones.of(asked=asked))
+        window = raw_audit.window_check(curve, raw, centres, source.found.raw_sample)
+        for layer in window.layers_checked:
+            kl = curve.value("kl_norm_vs_raw_bits", layer)
+            for own in (curve, raw):
+                row = None if own is None else own.at(layer)
+                if row is not None:
+                    yield {**_cells(columns, row), "lens": label_of(row["lens"]), "kl_norm_vs_raw_bits": kl}
+
+
+def _audit_rows(source: Source) -> Iterator[dict[str, Value]]:
+    """Medians and verdict, then every layer of the primary prompt."""
+    names = {
+        "js_divergence": "js_divergence_bits",
+        "kl_raw_to_norm_bits": "kl_raw_to_norm_bits",
+        "l1_prob_diff": "l1_prob_diff",
+        "topk_jaccard_raw_norm@50": "topk_jaccard_raw_norm@50",
+    }
+    curve, found = source.curve, source.found.raw_full
+    if curve is None or found is None:
+        return
+    score = found.whole.score
+    medians: dict[str, Value] = {name: median(curve.values(ours)) for name, ours in names.items()}
+    yield {"layer": "_summary", **medians, "lens_artifact_score_v2": score.v2, "risk_tier": score.tier}
+    for row in curve.rows:
+        values: dict[str, Value] = {name: row[ours] for name, ours in names.items()}
+        yield {"layer": str(row["layer"]), **values, "lens_artifact_score_v2": None, "risk_tier": None}
+
+
+# Milestones and positions
+
+
+def _milestone_rows(source: Source) -> Iterator[dict[str, Value]]:
+    """The four published ones, each with a layer or without; the extended dialect goes on with all others."""
+    own, k = source.own, softest_copy(source)
+    soft = own.get(f"L_copy_soft_k{k or source.thresholds.copy_soft_windows[0]}")
+    found = source.found.confirmation
+    copy, onset, confirmed = (own.get(name) for name in ("L_copy", ONSET, "L_semantic_confirmed"))
+    yield _milestone_row(source, "L_copy", copy, is_copy_strict=_has_layer(copy))
+    yield _milestone_row(source, "L_copy_soft", soft, is_copy_soft_k=k)
+    yield _milestone_row(source, ONSET, onset, is_semantic_norm=_has_layer(onset))
+    confirming = {"is_semantic_confirmed": _has_layer(confirmed), "lens": "none" if found is None else found.source}
+    yield _milestone_row(source, "L_semantic_confirmed", confirmed, **confirming)
+    if source.extended:
+        for name in own:
+            if name not in ("L_copy", ONSET, "L_semantic_confirmed"):
+                yield _milestone_row(source, name, own[name])
+
+
+def _has_layer(milestone: Milestone | None) -> bool:
+    return milestone is not None and milestone.layer is not None
+
+
+def _milestone_row(source: Source, name: str, found: Milestone | None, **said: Value) -> dict[str, Value]:
+    layer = None if found is None else found.layer
+    return {
+        "milestone": name,
+        "layer": layer,
+        "csv_row_index": row_in_pass(source, layer),
+        "is_copy_strict": False,
+        "is_copy_soft_k": None,
+        "is_semantic_norm": False,
+        "is_semantic_confirmed": False,
+        "answer_rank": None if found is None else found.answer_rank,
+        "p_answer": None if found is None else found.p_answer,
+        "kl_to_final_bits": None if found is None else found.kl_to_final_bits,
+        "entropy_bits": None if found is None else found.entropy_bits,
+        "lens": source.label,
+        **said,
+    }
+
+
+def _position_rows(source: Source) -> Iterator[dict[str, Value]]:
+    """The primary prompt at the places of the position window, layer by layer; tuned cells may be empty."""
+    primary, curve = source.found.primary, source.curve
+    if primary is None or curve is None:
+        return
+    grid = position_grid(curve.rows[0]["position"])
+    baseline = _by_place(source, primary, source.headline)
+    tuned = _by_place(source, primary, "tuned")
+    for layer in range(1, source.n_layers + 1):
+        for position, fraction in grid.items():
+            row, other = baseline.get((layer, position)), tuned.get((layer, position))
+            if row is not None:
+                yield {
+                    "fact_key": row["fact_key"],
+                    "fact_index": row["fact_index"],
+                    "pos_frac": fraction,
+                    "pos_index": position,
+                    "layer": layer,
+                    **_pair(row, other, "kl_to_final_bits", "kl_bits", "delta_kl_bits_tuned"),
+                    **_pair(row, other, "answer_rank", "answer_rank", "rank_shift_tuned"),
+                    **_pair(row, other, "entropy_bits", "entropy_bits", None),
+                }
+
+
+def _by_place(source: Source, asked: Pass, lens: str) -> dict[tuple[int, int], Row]:
+    """The rows of a prompt under a lens, by layer and position."""
+    own = source.run.rows.filter(prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, lens=lens)
+    return {
+        (row["layer"], row["position"]): row
+        for row in own.iter_rows(named=True)
+        if row["fact_index"] == asked.fact_index
+    }
+
+
+def _pair(row: Row, other: Row | None, column: str, name: str, difference: str | None) -> dict[str, Value]:
+    """A value under both lenses, and how much less it is under the tuned one."""
+    own, tuned = row[column], None if other is None else other[column]
+    cells: dict[str, Value] = {f"{name}_baseline": own, f"{name}_tuned": tuned}
+    if difference is not None:
+        cells[difference] = None if own is None or tuned is None else own - tuned
+    return cells

@@ -1,0 +1,236 @@
+"""Blocks of milestones: where a curve copies, has the answer on top and nears the model's output, and how clearly."""
+
+from layerscope.record.curve import Curve
+from layerscope.record.milestones import (
+    Gates,
+    Milestone,
+    Milestones,
+    copies_early,
+    entropy_drop_bits,
+    rest_mass_peak,
+)
+from layerscope.record.percentiles import QUARTERS, depth_fraction, percentile
+from layerscope.record.protocol import Thresholds
+from layerscope.record.published.tree_source import ONSET, Source, Tree, label_of, layer_of, less
+from layerscope.record.raw_audit import CopyThresholds
+
+COPY_WINDOW_K = 1
+"""Consecutive layers that the strict copy rule looks at."""
+COPY_MATCH_LEVEL = "id_subsequence"
+"""Copies are told by token ids, not by texts."""
+
+
+def first_crossings(own: Milestones, t: Thresholds) -> Tree:
+    """Where one curve copies, has the answer on top, and nears the model's own output."""
+    copy, semantic = layer_of(own, "L_copy"), layer_of(own, ONSET)
+    soft = {k: layer_of(own, f"L_copy_soft_k{k}") for k in t.copy_soft_windows}
+    deltas = {k: less(semantic, layer) for k, layer in soft.items()}
+    windows = list(t.copy_soft_windows)
+    return {
+        "L_copy": copy,
+        "L_copy_H": layer_of(own, "L_copy_H"),
+        "L_semantic": semantic,
+        "delta_layers": less(semantic, copy),
+        "copy_thresh": t.copy_collapse,
+        "copy_window_k": COPY_WINDOW_K,
+        "copy_match_level": COPY_MATCH_LEVEL,
+        **{name: layer_of(own, name) for name in (f"first_kl_below_{b:.1f}" for b in sorted(t.kl_to_final_bits))},
+        **{name: layer_of(own, name) for name in (f"first_rank_le_{rank}" for rank in sorted(t.answer_rank))},
+        "copy_soft_threshold": t.copy_soft,
+        "copy_soft_window_ks": windows,
+        "L_copy_soft": {str(k): layer for k, layer in soft.items()},
+        "delta_layers_soft": {str(k): delta for k, delta in deltas.items()},
+        "copy_detector": {
+            "strict": {"thresh": t.copy_collapse, "k": COPY_WINDOW_K, "L_copy_strict": copy},
+            "soft": {
+                "thresh": t.copy_soft,
+                "window_ks": windows,
+                "L_copy_soft": {f"k{k}": layer for k, layer in soft.items()},
+            },
+            "deltas": {
+                "Δ_sem_minus_copy_strict": less(semantic, copy),
+                "Δ_sem_minus_copy_soft": {f"k{k}": delta for k, delta in deltas.items()},
+            },
+        },
+        "answer_margin_thresholds": {
+            name: layer_of(own, name) for name in (f"gap_ge_{gap:.1f}" for gap in t.answer_gap)
+        },
+    }
+
+
+def entropy_gap(curve: Curve | None) -> Tree:
+    """By how much a curve's rows are less certain than the model's own output."""
+    pairs = [] if curve is None else [(row["entropy_bits"], row["teacher_entropy_bits"]) for row in curve.rows]
+    gaps = [own - teacher for own, teacher in pairs if own is not None and teacher is not None]
+    return {
+        "entropy_gap_bits_percentiles": {f"p{q * 100:.0f}": percentile(gaps, q) for q in QUARTERS},
+        "entropy_gap_samples": len(gaps),
+    }
+
+
+def copy_thresholds(found: CopyThresholds | None) -> Tree | None:
+    """The sweep over thresholds of strict copying; None without a curve."""
+    if found is None:
+        return None
+    return {
+        "tau_list": list(found.L_copy_strict),
+        "L_copy_strict": {f"{p:g}": layer for p, layer in found.L_copy_strict.items()},
+        "L_copy_strict_frac": {f"{p:g}": share for p, share in found.L_copy_strict_frac.items()},
+        "norm_only_flags": {f"{p:g}": flag for p, flag in found.norm_only_flags.items()},
+        "stability": found.stability,
+    }
+
+
+def surface_and_geometry(curve: Curve, own: Milestones, t: Thresholds) -> Tree:
+    """Where the answer outweighs the prompt and lies nearer than it, and where the echo is gone; keys name the lens."""
+    label = label_of(curve.lens)
+    surface, geometry, decay = (layer_of(own, f"L_{name}") for name in ("surface_to_meaning", "geom", "topk_decay"))
+    return {
+        f"L_surface_to_meaning_{label}": surface,
+        f"answer_mass_at_L_surface_{label}": curve.value("answer_mass", surface),
+        f"echo_mass_at_L_surface_{label}": curve.value("echo_mass_prompt", surface),
+        f"L_geom_{label}": geometry,
+        f"cos_to_answer_at_L_geom_{label}": curve.value("cos_to_answer", geometry),
+        f"cos_to_prompt_max_at_L_geom_{label}": curve.value("cos_to_prompt_max", geometry),
+        f"L_topk_decay_{label}": decay,
+        f"topk_prompt_mass_at_L_{label}": curve.value("topk_prompt_mass@50", decay),
+        f"topk_prompt_tau_{label}": t.topk_prompt_mass,
+        f"surface_delta_{label}": t.surface_margin,
+        f"geom_gamma_{label}": t.geometry_margin,
+    }
+
+
+def cosines(own: Milestones, t: Thresholds, centred: bool = False) -> Tree:
+    """Where the logits first point the way of the model's own."""
+    prefix = "cos_centered_" if centred else "cos_"
+    return {f"ge_{c:g}": layer_of(own, f"{prefix}ge_{c:g}") for c in t.cos_to_final}
+
+
+def cosine_milestones(source: Source) -> Tree:
+    """The same by lens; a plain cosine can be high from the start, so the extended dialect gives its least value."""
+    t = source.thresholds
+    block: Tree = {"cos_milestones": {label: cosines(own, t) for label, _, own in source.told_lenses()}}
+    if source.extended:
+        block["cos_milestones_centered"] = {label: cosines(own, t, True) for label, _, own in source.told_lenses()}
+        block["cos_to_final_min"] = {
+            label: min(curve.values("cos_to_final"), default=None) for label, curve, _ in source.told_lenses()
+        }
+    return block
+
+
+def depth_fractions(source: Source) -> Tree:
+    """Milestones of the headline lens as shares of the depth."""
+    names = {
+        "L_semantic_frac": ONSET,
+        "first_rank_le_5_frac": "first_rank_le_5",
+        "L_copy_strict_frac": "L_copy",
+        **{f"L_copy_soft_k{k}_frac": f"L_copy_soft_k{k}" for k in source.thresholds.copy_soft_windows},
+        "L_semantic_run2_frac": "L_semantic_run2",
+        "L_semantic_strong_frac": "L_semantic_strong",
+        "L_semantic_strong_run2_frac": "L_semantic_strong_run2",
+    }
+    return {key: depth_fraction(source.layer(name), source.n_layers) for key, name in names.items()}
+
+
+def semantic_margin(source: Source) -> Tree:
+    """Whether the answer is more than the most probable of many equals."""
+    t = source.thresholds
+    block: Tree = {"delta_abs": t.semantic_margin, "p_uniform": 1 / source.record.model.d_vocab}
+    for label, curve, own in source.told_lenses():
+        onset = layer_of(own, ONSET)
+        row = curve.at(onset)
+        gates = Gates(curve.d_vocab, t)
+        block[f"L_semantic_margin_ok_{label}"] = layer_of(own, "L_semantic_margin_ok")
+        block[f"margin_ok_at_L_semantic_{label}"] = None if row is None else gates.margin_ok(row)
+        block[f"p_answer_at_L_semantic_{label}"] = curve.value("p_answer", onset)
+    confirmed = _confirmed(source)
+    if confirmed is not None:
+        same = confirmed == source.layer("L_semantic_margin_ok")
+        block[f"L_semantic_confirmed_margin_ok_{source.label}"] = confirmed if same else None
+    return block
+
+
+def semantic_gate(source: Source) -> Tree:
+    """Whether it leads clearly, and in two layers in a row."""
+    t = source.thresholds
+    block: Tree = {"delta_abs": t.semantic_margin, "delta_top2_logit": t.semantic_gap}
+    for label, curve, own in source.told_lenses():
+        layer = layer_of(own, "L_semantic_top2_ok")
+        block[f"L_semantic_top2_ok_{label}"] = layer
+        block[f"L_semantic_top2_ok_{label}_frac"] = depth_fraction(layer, source.n_layers)
+        block[f"gap_at_L_semantic_{label}"] = curve.value("answer_logit_gap", layer_of(own, ONSET))
+    runs = ("L_semantic_run2", "L_semantic_strong", "L_semantic_strong_run2")
+    block |= {name: source.layer(name) for name in runs}
+    block["run2_overlaps_confirmed_window"] = _run2_overlaps(source)
+    return block
+
+
+def _run2_overlaps(source: Source) -> bool | None:
+    """Whether the first run of two meets the layers at which the onset may be confirmed; None without either."""
+    found, run2 = source.found.confirmation, source.layer("L_semantic_run2")
+    if found is None or found.layer is None or run2 is None:
+        return None
+    return any(abs(layer - found.layer) <= found.window_layers for layer in (run2, run2 + 1))
+
+
+def confirmed_semantics(source: Source) -> Tree | None:
+    """Whether another lens has the answer on top near the onset; None without a curve."""
+    found = source.found.confirmation
+    if found is None:
+        return None
+    block: Tree = {f"L_semantic_{label}": layer_of(own, ONSET) for label, _, own in source.told_lenses()}
+    block |= {
+        "L_semantic_raw": found.onset_raw,
+        "L_semantic_tuned": found.onset_tuned,
+        "Δ_window": found.window_layers,
+        "L_semantic_confirmed": found.layer,
+        "confirmed_source": found.source,
+    }
+    if source.extended:
+        block |= {
+            "reason": found.reason,
+            "confirmed_nontrivial": found.nontrivial,
+            "L_semantic_confirmed_any": found.layer_any,
+            "L_semantic_confirmed_any_nontrivial": found.layer_any_nontrivial,
+        }
+    return block
+
+
+def _confirmed(source: Source) -> int | None:
+    return None if source.found.confirmation is None else source.found.confirmation.layer
+
+
+def derived_numbers(source: Source) -> Tree:
+    """What reports would otherwise take from rows; of the extended dialect alone."""
+    curve, own = source.curve, source.own
+    peak = None if curve is None or ONSET not in own else rest_mass_peak(curve, own)
+    preferred = source.found.semantic
+    return {
+        "preferred_milestone": None if preferred is None else {"name": preferred.name, "layer": preferred.layer},
+        "delta_H_bits": entropy_drop_bits(own) if own else None,
+        "rest_mass_max_after_L_semantic": None if peak is None else {"layer": peak[0], "value": peak[1]},
+        "copies_early": None if curve is None else copies_early(curve, source.thresholds),
+    }
+
+
+def all_milestones(source: Source) -> Tree:
+    """Every milestone of the primary prompt under every lens; of the extended dialect alone."""
+    found = source.run.milestones
+    primary = source.found.primary
+    return {
+        lens: {name: _milestone(milestone) for name, milestone in found.of(lens).items()}
+        for asked, lens in found.by_curve
+        if asked == primary
+    }
+
+
+def _milestone(found: Milestone) -> Tree:
+    return {
+        "layer": found.layer,
+        "reason": found.reason,
+        "row": found.row,
+        "entropy_bits": found.entropy_bits,
+        "kl_to_final_bits": found.kl_to_final_bits,
+        "p_answer": found.p_answer,
+        "answer_rank": found.answer_rank,
+    }

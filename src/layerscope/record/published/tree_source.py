@@ -1,0 +1,135 @@
+"""What the blocks of a published JSON are made of: a run, what it amounts to, and the names that the format uses."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+from layerscope.record.curve import Curve, Pass
+from layerscope.record.diagnostics import Diagnostics, protocol_in_force
+from layerscope.record.measurements import Measurements
+from layerscope.record.milestones import Milestones
+from layerscope.record.parts import PromptRecord
+from layerscope.record.protocol import Thresholds
+from layerscope.record.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of
+from layerscope.record.run_record import RunRecord
+
+Tree: TypeAlias = dict[str, object]
+"""An object of the JSON."""
+
+ONSET = "L_semantic"
+"""The one milestone whose published name says the lens wherever other milestones stand beside it."""
+
+
+def pointer(*keys: str | int) -> str:
+    """A JSON pointer to the one place where a block stands, as a URI fragment (RFC 6901, section 6)."""
+    return "#" + "".join(f"/{key}" for key in keys)
+
+
+def label_of(lens: str) -> str:
+    """What a lens is called in keys and cells; published files say `norm` for the next block's norm."""
+    return PUBLISHED_LENS_NAMES.get(lens, lens)
+
+
+def layer_of(own: Milestones, name: str) -> int | None:
+    """The layer of a milestone; None where it has none, or was not looked for."""
+    return own[name].layer if name in own else None
+
+
+def less(later: int | None, earlier: int | None) -> int | None:
+    """Layers from one to the other; None without both."""
+    return None if later is None or earlier is None else later - earlier
+
+
+@dataclass(frozen=True)
+class Source:
+    """One run for one dialect."""
+
+    run: Measurements
+    dialect: Dialect
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything of the run that is not a row."""
+        return self.run.record
+
+    @property
+    def found(self) -> Diagnostics:
+        """Everything about the primary prompt but its milestones."""
+        return self.run.diagnostics
+
+    @property
+    def extended(self) -> bool:
+        """Whether blocks say more than published ones do, and each stands in one place alone."""
+        return self.dialect is EXTENDED
+
+    @property
+    def stem(self) -> str:
+        """The model as files are named after it."""
+        return stem_of(self.record.model.id)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.record.model.n_layers
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """Those that the run was judged by."""
+        return protocol_in_force(self.record).thresholds
+
+    @property
+    def headline(self) -> str:
+        """The lens that keys without a lens mean."""
+        return self.found.headline
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return label_of(self.headline)
+
+    @property
+    def curve(self) -> Curve | None:
+        """The primary prompt under it."""
+        return self.curve_of(self.headline)
+
+    def curve_of(self, lens: str) -> Curve | None:
+        """The primary prompt under a lens; None where it was not read."""
+        return self.run.verdict.curves.get(self.found.primary, lens)
+
+    @property
+    def own(self) -> Milestones:
+        """The milestones of the primary prompt under the headline lens."""
+        return self.run.milestones.of()
+
+    def layer(self, name: str) -> int | None:
+        """One of them."""
+        return layer_of(self.own, name)
+
+    def named(self, milestone: str) -> str:
+        """A milestone of the headline lens as keys and cells call it."""
+        return f"{ONSET}_{self.label}" if milestone == ONSET else milestone
+
+    def told_lenses(self) -> Iterator[tuple[str, Curve, Milestones]]:
+        """Name, curve and milestones of the lenses whose summaries stand side by side, under keys that end in the name.
+
+        The headline lens, then the one that published files mean by `norm`, where that is another one and was read.
+        """
+        for lens in dict.fromkeys((self.headline, HEADLINE)):
+            curve = self.curve_of(lens)
+            if curve is not None:
+                yield label_of(lens), curve, self.run.milestones.of(lens)
+
+    def prompt(self, asked: Pass | None) -> PromptRecord | None:
+        """What the record says of a prompt."""
+        return next((found for found in self.record.suite.prompts if pass_of(found) == asked), None)
+
+    @cached_property
+    def control(self) -> PromptRecord | None:
+        """The control; None where the suite has none."""
+        return next((found for found in self.record.suite.prompts if found.prompt_id != "pos"), None)
+
+
+def pass_of(prompt: PromptRecord) -> Pass:
+    """What tells a prompt apart."""
+    return Pass(prompt.fact_index, prompt.prompt_id, prompt.prompt_variant)

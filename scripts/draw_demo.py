@@ -1,4 +1,4 @@
-"""Draw docs/demo.svg, the README's picture: what the demo prints for its first prompt."""
+"""Draw docs/demo.svg, the README's picture: the verdict that the demo ends with."""
 
 import io
 import re
@@ -7,18 +7,17 @@ from pathlib import Path
 from rich.console import Console
 
 import layerscope
-from layerscope.report.tables import identity_line, run_tables
+from layerscope.report.verdict import run_verdict
 
 PICTURE = Path(__file__).parent.parent / "docs" / "demo.svg"
 
 
 def main() -> None:
-    """Probe the bundled model and keep the first table as a picture."""
-    run = layerscope.probe(suite="capitals", positions="last")
+    """Probe the bundled model and keep the verdict as a picture."""
+    run = layerscope.probe(suite="capitals")
     console = Console(record=True, width=80, file=io.StringIO(), highlight=False, force_terminal=True)
-    for part in list(run_tables(run, prompt=1))[:4]:
+    for part in run_verdict(run):
         console.print(part)
-    console.print(identity_line(run))
     picture = console.export_svg(title="layerscope probe", unique_id="demo")
     # A picture in a repository should fetch nothing: the reader's own monospace font will do.
     PICTURE.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")

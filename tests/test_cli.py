@@ -14,6 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from layerscope.cli import app
+from layerscope.record.published.layout import EXTENDED
+from layerscope.record.published.writer import write_published
 from layerscope.record.run import Run
 
 COMMAND = (sys.executable, "-m", "layerscope")
@@ -95,6 +97,33 @@ def test_show_prints_the_same_tables_again(probed):
     assert again.stdout == "\n".join(done.stdout.splitlines()[:-1]) + "\n"
 
 
+def test_the_verdict_is_what_remains_on_the_screen(probed):
+    _, done = probed
+    lines = done.stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("verdict · "))
+    assert "identity check · passed" in "\n".join(lines[:start])
+    assert lines[start + 1].startswith("The answer 'Berlin' becomes readable at layer 4 of 12")
+    quoting = next(i for i, line in enumerate(lines) if line.startswith("quoting "))
+    assert start < quoting and lines[-1].startswith("run folder · ")
+    assert re.match(r"(block|advise|unknown|quoting| {11})", lines[-2])
+
+
+def test_one_prompt_is_shown_without_the_verdict_on_all(probed):
+    cwd, _ = probed
+    assert "verdict" not in layerscope("show", "--prompt", "2", cwd=cwd).stdout
+
+
+def test_show_prints_milestones_of_a_prompt_under_a_lens(probed):
+    cwd, _ = probed
+    run = Run.read(min((cwd / "runs").iterdir()))
+    shown = layerscope("show", "--milestones", "--lens", "raw", "--prompt", "2", cwd=cwd).stdout
+    rows = run.rows.filter("is_next", lens="raw", prompt_variant="no_filler", answer_rank=1)
+    assert shown.splitlines()[0] == "2 · Germany→Berlin · no_filler · lens raw"
+    assert re.search(rf"^first_rank_le_1 +{rows['layer'].min()} ", shown, flags=re.MULTILINE)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "verdict" not in shown
+
+
 def test_show_takes_a_lens_and_a_prompt(probed):
     cwd, _ = probed
     folder = min((cwd / "runs").iterdir())
@@ -151,6 +180,7 @@ def test_a_second_run_never_touches_the_first(probed, monkeypatch):
         (["--bos", "maybe"], "choose auto, yes or no"),
         (["--top-k", "0"], "at least 1"),
         (["--revision", "main"], "revision"),
+        (["--second-forward", "maybe"], "choose from auto, always, off"),
     ],
 )
 def test_a_mistake_is_one_sentence_with_the_remedy_and_exit_code_2(words, says, tmp_path, monkeypatch):
@@ -192,9 +222,10 @@ def test_models_lists_every_family_and_by_what_test_it_is_verified(monkeypatch):
     assert "tests/test_families.py" in shown
 
 
-@pytest.mark.parametrize("command", [[], ["probe"], ["show"], ["models"]])
-def test_help_ends_with_three_commands_that_work_as_they_stand(command, tmp_path):
-    assert layerscope("probe", "--positions", "last", cwd=tmp_path).returncode == 0  # examples of `show` need a run
+@pytest.mark.parametrize("command", [[], ["probe"], ["show"], ["export"], ["models"]])
+def test_help_ends_with_three_commands_that_work_as_they_stand(command, probed, tmp_path):
+    cwd, _ = probed
+    shutil.copytree(cwd / "runs", tmp_path / "runs")  # examples of `show` and `export` need a run
     shown = layerscope(*command, "--help", cwd=tmp_path).stdout
     text = shown[shown.index("Examples") :]
     examples = [" ".join(block.split()) for block in text.split("\n\n") if block.strip().startswith("layerscope")]
@@ -271,3 +302,130 @@ def test_the_newest_run_is_never_an_unfinished_one(probed, tmp_path):
     (tmp_path / "runs" / ".whole.partial-1").mkdir()
     (tmp_path / "runs" / ".whole.partial-1" / "run.json").write_text("{")
     assert layerscope("show", cwd=tmp_path).returncode == 0
+
+
+def test_a_second_forward_is_made_when_asked_for(tmp_path):
+    done = layerscope("probe", "--suite", "berlin", "--positions", "last", "--second-forward", "always", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    second = Run.read(folder).record.measured.second_forward
+    assert second.mode == "always" and len(second.answer_rank) == 13
+
+
+# Files in the published format
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run by the published definitions."""
+    cwd = tmp_path_factory.mktemp("published")
+    done = layerscope("probe", "--suite", "berlin", "--protocol", "published", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd
+
+
+def test_a_run_by_the_published_definitions_holds_published_files(published):
+    (folder,) = (published / "runs").iterdir()
+    files = {path.name for path in (folder / "published").iterdir()}
+    assert "output-reference.json" in files and "output-reference-pure-next-token.csv" in files
+    run, read = Run.read(folder), Run.read(folder / "published")
+    assert read.record.source == "published"  # generation M: what published files hold, and no more
+    rows = [
+        found.rows.filter("is_next", lens="next_norm").sort("prompt_id", "prompt_variant", "layer")
+        for found in (run, read)
+    ]
+    assert rows[0]["answer_rank"].to_list() == rows[1]["answer_rank"].to_list()
+    assert rows[0]["entropy_bits"].to_list() == pytest.approx(rows[1]["entropy_bits"].to_list(), rel=1e-9)
+    shown = layerscope("show", str(folder / "published" / "output-reference.json"), cwd=published)
+    assert shown.returncode == 0, shown.stderr
+    assert "lens next_norm: " in " ".join(shown.stdout.split())
+
+
+def test_without_the_published_lens_no_published_files_are_promised(tmp_path):
+    words = ("probe", "--suite", "berlin", "--positions", "last", "--protocol", "published", "--lens", "logit")
+    done = layerscope(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warning: no published files are written: theirs is lens next_norm, and this run has logit" in done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not (folder / "published").exists()
+
+
+def test_an_exported_run_is_read_back_equal_and_shown_alike(probed, tmp_path):
+    cwd, _ = probed
+    folder = min((cwd / "runs").iterdir())
+    done = layerscope("export", str(folder), "--published", "--out", str(tmp_path / "made" / "files"), cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    files = list((tmp_path / "made" / "files").iterdir())
+    assert done.stdout == f"published files · {tmp_path / 'made' / 'files'} · {len(files)} files\n"
+    assert Run.read(tmp_path / "made" / "files") == Run.read(folder)
+    again = layerscope("show", str(tmp_path / "made" / "files"), cwd=cwd)
+    assert again.stdout == layerscope("show", str(folder), cwd=cwd).stdout
+
+
+def test_export_writes_beside_the_newest_run_and_overwrites_nothing(probed, tmp_path):
+    cwd, _ = probed
+    shutil.copytree(min((cwd / "runs").iterdir()), tmp_path / "runs" / "mine")
+    first = layerscope("export", "--published", cwd=tmp_path)
+    assert first.returncode == 0 and first.stdout.startswith("published files · runs/mine/published · ")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "runs" / "mine" / "published").iterdir()}
+    second = layerscope("export", "--published", cwd=tmp_path)
+    assert second.returncode == 2
+    assert "already there" in second.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "runs" / "mine" / "published").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["export"], "ask for it with --published"),
+        (["export", "--published", "--dialect", "csv"], "choose from extended, generation-m"),
+        (["export", "--published", "--dialect", "generation-m"], "extended"),
+        (["export", "nowhere", "--published"], "nowhere"),
+        (["show", "nowhere"], "nowhere"),
+        (["show", "--milestones", "--lens", "tuned"], "choose from logit, next_norm, raw"),
+        (["show", "--milestones", "--prompt", "9"], "there is no prompt 9"),
+    ],
+)
+def test_a_mistake_in_reading_or_writing_leaves_one_sentence_and_no_folder(words, says, probed, tmp_path, monkeypatch):
+    cwd, _ = probed
+    shutil.copytree(min((cwd / "runs").iterdir()), tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert {path.name for path in (tmp_path / "runs" / "mine").iterdir()} == {
+        "run.json",
+        "rows.parquet",
+        "verdict.json",
+    }
+
+
+def test_one_of_several_models_is_asked_for_by_name(probed, tmp_path):
+    cwd, _ = probed
+    run = Run.read(min((cwd / "runs").iterdir()))
+    for name in ("house/one", "house/two"):
+        model = run.record.model.model_copy(update={"id": name})
+        write_published(Run(run.rows, run.record.model_copy(update={"model": model})), tmp_path, EXTENDED)
+    unsaid = layerscope("show", str(tmp_path), cwd=cwd)
+    assert unsaid.returncode == 2
+    assert "one" in unsaid.stderr and "two" in unsaid.stderr
+    shown = layerscope("show", str(tmp_path), "--model", "two", cwd=cwd)
+    assert shown.returncode == 0, shown.stderr
+    out = tmp_path / "again"
+    made = layerscope("export", str(tmp_path), "--model", "two", "--published", "--out", str(out), cwd=cwd)
+    assert made.returncode == 0, made.stderr
+    assert Run.read(out).record.model.id == "house/two"
+
+
+def test_problems_of_damaged_files_stand_at_the_end_of_show(probed, tmp_path):
+    cwd, _ = probed
+    assert layerscope("export", "--published", "--out", str(tmp_path / "files"), cwd=cwd).returncode == 0
+    (tmp_path / "files" / "output-reference-records-raw.csv").unlink()
+    shown = layerscope("show", str(tmp_path / "files"), cwd=cwd)
+    assert shown.returncode == 0, shown.stderr
+    after = shown.stdout[shown.stdout.index("verdict · ") :]
+    assert "problem · output-reference-records-raw.csv" in after
+    assert len(re.findall(r"^problem · ", after, flags=re.MULTILINE)) <= 10
+    assert max(map(len, shown.stdout.splitlines())) <= 80

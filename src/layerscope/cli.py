@@ -4,19 +4,23 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from layerscope.errors import LayerscopeError, RunError
+from layerscope.record.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
+from layerscope.record.published.writer import write_published
 from layerscope.record.run import Run, default_folder_name
-from layerscope.report.tables import run_tables
+from layerscope.record.store import new_folder
+from layerscope.report.tables import milestone_table, problem_lines, run_tables
+from layerscope.report.verdict import run_verdict
 
 if TYPE_CHECKING:
     from layerscope.observer import Observer
@@ -32,12 +36,23 @@ app = typer.Typer(
 
 NARROWEST = 72
 """Columns below which a table is not squeezed."""
+DIALECTS = {"extended": EXTENDED, "generation-m": GENERATION_M}
+"""Ways of writing the published format, by their names here."""
 
 Model = Annotated[
     str | None,
     typer.Argument(
         help="Hub id, or a folder with config.json, tokenizer and *.safetensors; the bundled model if left out."
     ),
+]
+Recorded = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A run's folder, or a folder or output-<M>.json of published files; the newest in runs/ if left out."
+    ),
+]
+WhichModel = Annotated[
+    str | None, typer.Option("--model", help="Which model, where a folder of published files holds several.")
 ]
 
 
@@ -54,10 +69,10 @@ def probe(
     model: Model = None,
     suite: Annotated[str, typer.Option(help="A built-in suite, or a .toml or .jsonl file.")] = "capitals",
     lens: Annotated[
-        str | None, typer.Option(help="Lenses, comma between: logit,next_norm,raw (all by default).")
+        str | None, typer.Option(help="Lenses, comma between: logit,next_norm,raw (the protocol's own by default).")
     ] = None,
     positions: Annotated[
-        str, typer.Option(help="auto (all of the first prompt, the last of the others), last, or all.")
+        str, typer.Option(help="auto (all of the first prompt, the last of others), last, or all.")
     ] = "auto",
     top_k: Annotated[int, typer.Option(help="How many of the largest logits a row lists.")] = 20,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -72,11 +87,14 @@ def probe(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     bos: Annotated[str, typer.Option(help="Start prompts with BOS: auto (by family), yes or no.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of every random generator; recorded.")] = 316,
+    second_forward: Annotated[
+        str, typer.Option(help="A second pass to see whether it repeats: auto (where it might not), always or off.")
+    ] = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint; recorded.")
     ] = False,
 ) -> None:
-    """Probe a model with a suite: print what every layer says, and write a run folder."""
+    """Probe a model with a suite: print what every layer says, give a verdict, and write a run folder."""
     with _mistakes_in_one_sentence():
         parent = _usable(out)
         # Imported here, so that help and mistakes need not wait for the tensor library.
@@ -99,31 +117,71 @@ def probe(
                 trust_remote_code=trust_remote_code,
                 bos=bos,
                 seed=seed,
+                second_forward=second_forward,
                 observer=observer,
             )
         folder = _free_name(parent / default_folder_name(run.record))
         try:
-            run.save(folder)  # before any table, whose reader may go away (`| head`)
+            _save(run, folder)  # before any table, whose reader may go away (`| head`)
         except RunError:
-            _print(run)  # all that is left of it
+            _print(_tables_and_verdict(run))  # all that is left of it
             raise
-        _print(run)
+        _print(_tables_and_verdict(run))
         console = Console(highlight=False, soft_wrap=True)
         console.print(f"run folder · {folder}", markup=False)
 
 
 @app.command(
-    epilog="Examples (after `layerscope probe`):\n\nlayerscope show\n\nlayerscope show --lens raw\n\n"
-    "layerscope show --prompt 1"
+    epilog="Examples (after `layerscope probe`):\n\nlayerscope show\n\nlayerscope show --lens raw --prompt 1\n\n"
+    "layerscope show --milestones --lens next_norm"
 )
 def show(
-    run: Annotated[Path | None, typer.Argument(help="A run's folder; the newest in runs/ if left out.")] = None,
+    run: Recorded = None,
     lens: Annotated[str | None, typer.Option(help="Which lens; the headline lens by default.")] = None,
-    prompt: Annotated[int | None, typer.Option(help="Only this prompt, counted from 1.")] = None,
+    prompt: Annotated[int | None, typer.Option(help="Only this prompt, counted from 1, without the verdict.")] = None,
+    milestones: Annotated[
+        bool, typer.Option("--milestones", help="Every milestone of one prompt in place of the tables by layer.")
+    ] = False,
+    model: WhichModel = None,
 ) -> None:
-    """Print the tables of a finished run again."""
+    """Print the tables and the verdict of a finished run again, or its milestones."""
     with _mistakes_in_one_sentence():
-        _print(Run.read(_newest(Path("runs")) if run is None else run), lens=lens, prompt=prompt)
+        found = Run.read(_chosen(run), model=model)
+        if milestones:
+            _print(milestone_table(found, lens=lens, prompt=prompt))
+        else:
+            _print(_tables_and_verdict(found, lens=lens, prompt=prompt))
+        _print(problem_lines(found))
+
+
+@app.command(
+    epilog="Examples (after `layerscope probe`):\n\nlayerscope export --published\n\n"
+    "layerscope export --published --out tables\n\n"
+    "layerscope export --published --dialect extended --out runs/tables"
+)
+def export(
+    run: Recorded = None,
+    published: Annotated[bool, typer.Option("--published", help="As files in the published format.")] = False,
+    dialect: Annotated[
+        str, typer.Option(help="extended (all that the run holds), or generation-m (what published files hold).")
+    ] = "extended",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make; `published` in the run's folder if left out.")
+    ] = None,
+    model: WhichModel = None,
+) -> None:
+    """Write a finished run as files for other programs, into a new folder."""
+    with _mistakes_in_one_sentence():
+        if not published:
+            raise RunError("There is one format to export a run to; ask for it with --published.")
+        written_as = _dialect(dialect)
+        source = _chosen(run)
+        found = Run.read(source, model=model)
+        folder = out or (source if source.is_dir() else source.parent) / "published"
+        with new_folder(folder) as partial:
+            files = write_published(found, partial, written_as)
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(f"published files · {folder} · {len(files)} files", markup=False)
 
 
 @app.command(epilog="Examples:\n\nlayerscope models\n\nlayerscope models --help\n\nlayerscope models > families.txt")
@@ -156,10 +214,37 @@ def _newest(parent: Path) -> Path:
     return max(runs, key=lambda run: (run / "run.json").stat().st_mtime_ns)
 
 
-def _print(run: Run, *, lens: str | None = None, prompt: int | None = None) -> None:
+def _chosen(run: Path | None) -> Path:
+    return _newest(Path("runs")) if run is None else run
+
+
+def _dialect(name: str) -> Dialect:
+    if name not in DIALECTS:
+        raise RunError(f"There is no dialect '{name}'; choose from {', '.join(DIALECTS)}.")
+    return DIALECTS[name]
+
+
+def _save(run: Run, folder: Path) -> None:
+    """Write a new run; one by the published definitions as published files too."""
+    said = run.record.protocol
+    dialect = GENERATION_M if (said.name, said.headline_lens) == ("published", HEADLINE) else None
+    if said.name == "published" and dialect is None:
+        _warn(f"no published files are written: theirs is lens {HEADLINE}, and this run has {said.headline_lens} first")
+    run.save(folder, published=dialect)
+
+
+def _tables_and_verdict(run: Run, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:
+    """The verdict comes last, for it is what remains on the screen; not after one prompt, for it is on them all."""
+    yield from run_tables(run, lens=lens, prompt=prompt)
+    if prompt is None:
+        yield ""
+        yield from run_verdict(run)
+
+
+def _print(parts: Iterable[RenderableType]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, NARROWEST)  # a wrapped line still has its numbers, an ellipsis has none
-    for part in run_tables(run, lens=lens, prompt=prompt):
+    for part in parts:
         console.print(part)
 
 
@@ -186,6 +271,10 @@ def _free_name(folder: Path) -> Path:
         free = folder.with_name(f"{folder.name}-{number}")
         number += 1
     return free
+
+
+def _warn(sentence: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {sentence}", style="yellow", markup=False)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A run's tables for a terminal: one a prompt, layer by layer, under one lens."""
+"""A run's tables for a terminal: a prompt layer by layer, or milestone by milestone, under one lens."""
 
 from collections.abc import Iterator
 from statistics import median
@@ -9,9 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope.errors import RunError
-from layerscope.record.run import PromptRecord, Run
+from layerscope.record.curve import Pass
+from layerscope.record.milestones import NOT_TO_THE_END, STABLE, Milestone, Milestones
+from layerscope.record.parts import PromptRecord
+from layerscope.record.run import Run
+from layerscope.record.run_record import RunRecord
 
 ABSENT = "-"
+PROBLEMS_SHOWN = 10
+RANK_MILESTONES = ("L_semantic", "L_semantic_run2", "L_semantic_confirmed", "L_semantic_confirmed_any")
 
 
 def run_tables(run: Run, *, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:
@@ -26,29 +32,67 @@ def run_tables(run: Run, *, lens: str | None = None, prompt: int | None = None) 
         RunError: the run has no such lens or prompt.
     """
     record = run.record
-    chosen = lens or record.protocol.headline_lens
-    if chosen not in record.protocol.lenses:
-        raise RunError(f"This run has no lens '{chosen}'; choose from {', '.join(record.protocol.lenses)}.")
-    prompts = record.suite.prompts
-    if prompt is not None and not 1 <= prompt <= len(prompts):
-        raise RunError(f"This run has {len(prompts)} prompts, so there is no prompt {prompt}; count from 1.")
+    chosen = _lens_of(record, lens)
+    _check_prompt(record, prompt)
     next_rows = run.rows.filter("is_next")
-    for number, asked in enumerate(prompts, start=1):
-        if prompt in (None, number) and _ranks_stand(run):
-            yield _title(asked, chosen, number)
+    for place, asked in enumerate(record.suite.prompts, start=1):
+        if prompt in (None, place) and ranks_stand(record):
+            yield _title(asked, chosen, place)
             yield _prompt_table(run, _rows_of(next_rows, asked), chosen)
             yield Text(_onsets(_rows_of(next_rows, asked), asked, record.protocol.lenses), style="dim")
             yield ""
-    if prompt is None and _ranks_stand(run):
+    if prompt is None and ranks_stand(record):
         yield _summary(next_rows.filter(pl.col("lens") == chosen, pl.col("prompt_id") == "pos"))
     yield identity_line(run)
     for name, reason in record.flags.items():
         yield Text(f"caution · {name}" + ("" if reason is True else f": {reason}"), style="yellow")
 
 
+def milestone_table(run: Run, *, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:
+    """Every milestone of one prompt, with what was read at its layer.
+
+    Args:
+        run: what to show.
+        lens: which lens; the headline lens where not given.
+        prompt: which prompt, counted from 1; where not given the primary one, on which the verdict is.
+
+    Raises:
+        RunError: the run has no such lens or prompt, or no rows of that prompt under that lens.
+    """
+    record = run.record
+    chosen = _lens_of(record, lens)
+    _check_prompt(record, prompt)
+    passes = [Pass(p.fact_index, p.prompt_id, p.prompt_variant) for p in record.suite.prompts]
+    asked = run.milestones.primary if prompt is None else passes[prompt - 1]
+    found = {} if asked is None else run.milestones.of(chosen, asked)
+    if asked is None or not found:
+        which = "fact" if prompt is None else f"prompt {prompt}"
+        raise RunError(f"This run has no rows of any {which} under lens '{chosen}'; choose another with --prompt.")
+    places = [place for place, own in enumerate(passes, start=1) if own == asked]
+    if places:
+        yield _title(record.suite.prompts[places[0] - 1], chosen, places[0])
+    if ranks_stand(record):
+        yield _milestones(found, record)
+    lost = [m for m in found.values() if m.reason == NOT_TO_THE_END]
+    if lost and ranks_stand(record):
+        yield Text(f"lost: {NOT_TO_THE_END}", style="dim")
+    yield identity_line(run)
+
+
+def problem_lines(run: Run) -> Iterator[Text]:
+    """What was missing or damaged in the files the run was read from: the first of it, and how much more there is."""
+    for problem in run.problems[:PROBLEMS_SHOWN]:
+        where = problem.file if problem.row is None else f"{problem.file}, row {problem.row}"
+        yield Text(printable(f"problem · {where}: {problem.message}"), style="yellow")
+    if len(run.problems) > PROBLEMS_SHOWN:
+        yield Text(f"and {len(run.problems) - PROBLEMS_SHOWN} more", style="yellow")
+
+
 def identity_line(run: Run) -> Text:
     """Whether the last layer is the model itself, in one line."""
     identity = run.record.identity
+    if identity is None:
+        return Text("identity check · none: the run was read from published files", style="dim")
     if identity.ok:
         kl = f"{identity.kl_bits:.1e}"
         return Text(
@@ -62,17 +106,71 @@ def identity_line(run: Run) -> Text:
     else:
         left = (
             "Probabilities are withheld; ranks stand."
-            if _ranks_stand(run)
+            if ranks_stand(run.record)
             else "Neither probabilities nor ranks stand."
         )
     return Text(f"identity check · FAILED · KL {kl} · {identity.note} {left}", style="bold red")
 
 
-def _ranks_stand(run: Run) -> bool:
+def probabilities_stand(record: RunRecord) -> bool:
+    """Whether nothing speaks against the decoded distributions being the model's own at the last layer."""
+    return record.identity is None or record.identity.ok
+
+
+def ranks_stand(record: RunRecord) -> bool:
     """A missing scale or softcap changes no order, anything else may; with nothing finite, nothing was compared."""
-    identity = run.record.identity
+    identity = record.identity
+    if identity is None:
+        return True
     explained = identity.fitted_scale is not None or identity.fitted_softcap is not None
     return identity.ok or explained or identity.kl_bits is None
+
+
+def _lens_of(record: RunRecord, lens: str | None) -> str:
+    chosen = lens or record.protocol.headline_lens
+    if chosen not in record.protocol.lenses:
+        raise RunError(f"This run has no lens '{chosen}'; choose from {', '.join(record.protocol.lenses)}.")
+    return chosen
+
+
+def _check_prompt(record: RunRecord, prompt: int | None) -> None:
+    prompts = record.suite.prompts
+    if prompt is not None and not 1 <= prompt <= len(prompts):
+        raise RunError(f"This run has {len(prompts)} prompts, so there is no prompt {prompt}; count from 1.")
+
+
+def _milestones(found: Milestones, record: RunRecord) -> Table:
+    """A line for each milestone and its `_stable` twin; a reason stands where there are no numbers."""
+    trusted = probabilities_stand(record)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("milestone", no_wrap=True)
+    for header in ("first\nlayer", "of\ndepth", "stable\nlayer"):
+        table.add_column(header, justify="right", no_wrap=True)
+    # Numbers and reasons share a column, for a reason is wider than any number.
+    table.add_column("entropy KL final         \n (bits)   (bits) p(answer)" if trusted else "")
+    for name, first in found.items():
+        if name.endswith(STABLE):
+            continue
+        if trusted or _rests_on_rank(name):
+            table.add_row(name, *_milestone_cells(first, found.get(name + STABLE), record.model.n_layers, trusted))
+        else:
+            table.add_row(name, ABSENT, ABSENT, ABSENT, "withheld", style="dim")
+    return table
+
+
+def _milestone_cells(first: Milestone, stable: Milestone | None, n_layers: int, trusted: bool) -> list[str]:
+    if first.layer is None:
+        return [ABSENT, ABSENT, ABSENT, first.reason or ""]
+    lost = stable is not None and stable.layer is None
+    kept = "lost" if lost else ABSENT if stable is None else str(stable.layer)
+    numbers = (number(first.entropy_bits), number(first.kl_to_final_bits), number(first.p_answer))
+    said = "{:>7} {:>8} {:>9}".format(*numbers) if trusted else ""
+    return [str(first.layer), f"{first.layer / n_layers:.2f}", kept, said]
+
+
+def _rests_on_rank(name: str) -> bool:
+    """Whether a milestone is one of the answer's rank alone, which no missing scale or softcap changes."""
+    return name.startswith("first_rank_le_") or name in RANK_MILESTONES
 
 
 def _summary(rows: pl.DataFrame) -> Text:
@@ -96,18 +194,22 @@ def _rows_of(rows: pl.DataFrame, prompt: PromptRecord) -> pl.DataFrame:
     )
 
 
-def _title(prompt: PromptRecord, lens: str, number: int) -> Text:
-    name = prompt.fact_key or f"control {prompt.answers[0].string}"
-    return Text(_printable(f"{number} · {name} · {prompt.prompt_variant} · lens {lens}"), style="bold")
+def _title(prompt: PromptRecord, lens: str, place: int) -> Text:
+    return Text(printable(f"{place} · {_name(prompt)} · {prompt.prompt_variant} · lens {lens}"), style="bold")
 
 
-def _printable(text: str) -> str:
+def _name(prompt: PromptRecord) -> str:
+    kind = "fact" if prompt.prompt_id == "pos" else "control"
+    return prompt.fact_key or " ".join([kind, *(answer.string for answer in prompt.answers[:1])])
+
+
+def printable(text: str) -> str:
     """Control characters written out, so that a suite cannot steer the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _prompt_table(run: Run, rows: pl.DataFrame, lens: str) -> Table:
-    trusted = run.record.identity.ok
+    trusted = probabilities_stand(run.record)
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", justify="right")
     if trusted:
@@ -122,7 +224,7 @@ def _prompt_table(run: Run, rows: pl.DataFrame, lens: str) -> Table:
     own = rows.filter(pl.col("lens") == lens).sort("layer")
     first = _first_rank_1(own)
     for row in own.iter_rows(named=True):
-        probabilities = [_number(row["entropy_bits"]), _number(row["p_top1"]), _number(row["kl_to_final_bits"])]
+        probabilities = [number(row["entropy_bits"]), number(row["p_top1"]), number(row["kl_to_final_bits"])]
         rank = ABSENT if row["answer_rank"] is None else f"{row['answer_rank']:,}"
         top1 = Text(ABSENT if row["top1"] is None else repr(row["top1"]))  # as a string, `[i]` would be markup
         cells: list[str | Text] = [str(row["layer"])]
@@ -140,6 +242,8 @@ def _first_rank_1(rows: pl.DataFrame) -> int | None:
 
 def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -> str:
     """Where the answer is first on top, by lens."""
+    if not prompt.answers:
+        return "no answer was recorded"
     gold = prompt.answers[0]
     if not any(answer.ok for answer in prompt.answers):
         return f"answer {gold.string!r} could not be aligned ({gold.reason}), so it has no rank"
@@ -149,8 +253,8 @@ def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -
     return f"answer {gold.string!r}{caution} · first rank 1 by lens: {said}"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three decimals, or two significant digits where these would be lost."""
     if value is None:
         return ABSENT
-    return f"{value:.3f}" if value == 0 or value >= 0.001 else f"{value:.1e}"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"

@@ -1,6 +1,6 @@
 """What is measured beside the rows: temperatures, the last layer, one prompt looked at closely, further prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -197,13 +197,13 @@ class BesideRows:
         norm = self.model.final_norm
         return residual if norm is None else norm(residual)
 
-    def record(self, wish: str) -> measured.MeasuredRecord:
-        """Everything, for the record; `wish` says whether a second forward pass is made."""
+    def record(self, wish: str, progress: Callable[[int, int], None]) -> measured.MeasuredRecord:
+        """Everything, for the record; `wish` says whether a second forward pass is made, whose blocks are told."""
         found = self._first_pass()
         if self.primary is None:
             return found
         primary = self.encoded[self.primary]
-        again = second_forward(self.model, primary, self.protocol, tuple(self.lenses.values()), wish, found)
+        again = second_forward(self.model, primary, self.protocol, tuple(self.lenses.values()), wish, found, progress)
         return found.model_copy(update={"second_forward": again})
 
     def _first_pass(self) -> measured.MeasuredRecord:
@@ -403,6 +403,7 @@ def second_forward(
     lenses: Sequence[Lens],
     wish: str,
     found: measured.MeasuredRecord,
+    progress: Callable[[int, int], None],
 ) -> measured.SecondForwardRecord:
     """Send the primary prompt through the model once more, alone, and read it under the headline lens.
 
@@ -414,6 +415,7 @@ def second_forward(
         wish: `always`, `off`, or `auto`: not where kernels are deterministic and a second decode of the first pass
             agreed with the first to the rank.
         found: what the first pass gave.
+        progress: called with (blocks done, blocks to do).
     """
     if wish == "off":
         return measured.SecondForwardRecord(mode="off")
@@ -425,7 +427,7 @@ def second_forward(
         and not any(repeat.rank_dev)
     ):
         return measured.SecondForwardRecord(mode="skipped_deterministic")
-    residuals, _ = read_residuals(model, [primary.token_ids], n_logits=0)
+    residuals, _ = read_residuals(model, [primary.token_ids], n_logits=0, progress=progress)
     named = {lens.name: lens for lens in lenses}
     name = protocol.headline
     again = close_up(

@@ -72,7 +72,7 @@ def probe(
         str | None, typer.Option(help="Lenses, comma between: logit,next_norm,raw (the protocol's own by default).")
     ] = None,
     positions: Annotated[
-        str, typer.Option(help="auto (all of the first prompt, the last of others), last, or all.")
+        str, typer.Option(help="auto (all of the first prompt, the last of others; published: all), last, all.")
     ] = "auto",
     top_k: Annotated[int, typer.Option(help="How many of the largest logits a row lists.")] = 20,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",

@@ -211,7 +211,7 @@ def _river(
                     identity = _check(model, residuals, logits)
                     first = FirstPart(residuals, logits, len(here))
                     once = BesideRows(model, encoded, settings.lenses, settings.protocol, beside, first, identity.ok)
-                    record, temperatures = once.record(settings.second_forward), once.tau
+                    record, temperatures = once.record(settings.second_forward, watcher.blocks), once.tau
                     del first, once
                 del logits
                 columns = measure(

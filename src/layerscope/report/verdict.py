@@ -462,7 +462,7 @@ def raw_against_norm(found: Diagnostics) -> list[str]:
     if sample is None or full is None or (risk is None and n_layers == 0):
         return ["not compared: no raw lens was read beside the headline lens"]
     said = f"sampled risk {risk or 'unknown'} ({len(sample.samples)} layers)"
-    if n_layers == 0:  # a score of nothing is 0, and no tier
+    if n_layers == 0:
         return [f"{said}; full tier unknown: no layer has a distance to the raw lens"]
     whole, prefinal = full.whole.score, full.prefinal.score
     last = "" if prefinal.v1 is None else f"; prefinal {number(prefinal.v1)} ({number(prefinal.v2)}) {prefinal.tier}"

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from layerscope.record.consistency import SCALES_TO_PASS
+
 Severity: TypeAlias = Literal["block", "advise"]
 """`block`: probabilities and entropies of lens rows must not be quoted; `advise`: quote with the sentence beside."""
 IDENTITY_FAILED = "identity_failed"
 """The one reason that files in the published format do not know."""
-FEWEST_SCALES = 0.75
-"""Share of scales at which both gates of a semantic layer should pass."""
 PUBLISHED_NOTES = "Family-level head calibration; treat probabilities comparatively only within model."
 PUBLISHED_NOTES_APPEND = "Prism is diagnostic-only; treat probabilities comparatively within model."
 NOTES = "Compare probabilities and entropies within this model alone; between models compare ranks and depth fractions."
@@ -315,7 +315,7 @@ _RULES = (
     _Rule(
         "scale_sensitive_semantic_gate",
         "advise",
-        lambda e: _below(e.min_both_gates_pass_frac, FEWEST_SCALES),
+        lambda e: _below(e.min_both_gates_pass_frac, SCALES_TO_PASS),
         "With logits scaled by 5 or 10 per cent the semantic gates pass at a share of only "
         "{e.min_both_gates_pass_frac:g} of the scales, so the semantic layer hangs on small differences.",
     ),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from layerscope.errors import ModelError, NumericError, TokenizerError
 from layerscope.model.architecture import Architecture, batches, describe, read_norm, reset_rope
+from layerscope.model.blockwise import run_blockwise
 from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
 from layerscope.model.families import Family, bos_rule, family_of
@@ -212,7 +213,7 @@ class CausalLM:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the final norm and the unembedding as stored: what a fitted lens depends on.
+        """sha256 over the final norm and the unembedding as stored: what every lens reads through.
 
         Of an unembedding over 64 MiB, evenly spaced rows are hashed.
         """
@@ -227,6 +228,22 @@ class CausalLM:
         at = self.architecture.final_norm
         for name in (f"{self._head_name}.bias", f"{at}.weight", f"{at}.bias"):
             digest.update(_bytes_of(self._stored[name].tensor()) if name in self._stored else b"-")
+        return digest.hexdigest()
+
+    @cached_property
+    def blocks_fingerprint(self) -> str:
+        """sha256 over names, shapes and a few rows of every tensor of the blocks: what a layer's lens depends on.
+
+        A fine-tuned model may keep its head to the bit.
+        """
+        digest = hashlib.sha256()
+        prefix = f"{self.architecture.blocks}."
+        for name in sorted(name for name in self._stored if name.startswith(prefix)):
+            for part in self._stored[name].names:
+                tensor = self.checkpoint.tensor(part)
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
+                digest.update(_bytes_of(rows[:: max(1, len(rows) // 4), :1024]))
         return digest.hexdigest()
 
     def _norm(self, path: str | None) -> Norm | None:
@@ -274,6 +291,54 @@ class CausalLM:
             for own_row, row in zip(own_logits[:, 0].float(), wanted, strict=False):
                 logits[group[row]] = own_row
         return Forward(residuals, lengths, logits)
+
+    @torch.inference_mode()
+    def forward_blockwise(
+        self,
+        token_ids: Int[Tensor, "batch sequence position"],
+        residuals: Float[Tensor, "batch sequence position d_model"],
+        after: Callable[[int], None],
+        *,
+        n_blocks: int | None = None,
+    ) -> None:
+        """Run much text through the model, one block after the other, reading every weight once.
+
+        Args:
+            token_ids: batches of sequences of one length, without padding; BOS included where the model has it.
+            residuals: float32, filled in place; on the CPU as a rule, where it may be a mapped file.
+            after: called with each layer, 0 to n_layers, while `residuals` holds the stream there.
+            n_blocks: how many blocks to run; all of them where not given.
+
+        Raises:
+            ModelError: the model's blocks cannot be run one after the other, or do not read so many positions.
+        """
+        if self.n_context is not None and token_ids.shape[-1] > self.n_context:
+            raise ModelError(
+                f"The model reads {self.n_context} positions at most, but sequences of {token_ids.shape[-1]} came; "
+                "give shorter ones."
+            )
+        reset_rope(self._module)
+        container = self._module.get_submodule(self.architecture.blocks)
+
+        def lend(i: int) -> None:
+            self._prefetcher.start(self._names_of(i + 1))
+            self._loaders[i].load()
+
+        try:
+            run_blockwise(
+                self._module,
+                list(container),
+                token_ids.to(self.placement.device),
+                residuals,
+                lend=lend,
+                drop=lambda i: self._loaders[i].drop(),
+                after=after,
+                n_blocks=n_blocks,
+            )
+        finally:
+            self._prefetcher.wait()
+            for loader in self._loaders:  # a pass that broke off leaves a block's parameters behind
+                loader.drop()
 
     def _run(self, batch: Tensor) -> Tensor:
         """The module's own forward.

@@ -84,13 +84,20 @@ class Tokens:
         """How many ids the tokenizer knows; a head may have more."""
         return len(self._tokenizer)
 
+    @property
+    def eos_id(self) -> int | None:
+        """The id by which the tokenizer ends a text; None where it has none. A model may embed fewer ids."""
+        end: int | None = self._tokenizer.eos_token_id
+        return end
+
     def context_ids(self, text: str) -> tuple[int, ...]:
-        """Ids of a prompt without special tokens.
+        """Ids of a prompt or a document without special tokens.
 
         Raises:
             TokenizerError: the text gives no token at all.
         """
-        ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        # Not verbose: a document may be longer than what the model reads at once.
+        ids = tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids:
             raise TokenizerError(f"The prompt {text!r} gives no token; a prompt needs at least one.")
         return ids

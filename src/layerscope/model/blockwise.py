@@ -1,0 +1,162 @@
+"""Many batches through a model, block after block: every weight is read once, however much text there is."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from layerscope.errors import ModelError
+from layerscope.model.streaming import Hooks
+
+
+class _EnoughError(Exception):
+    """Ends a forward whose later part is not wanted; never leaves this module."""
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What the model gives a block beside the residual stream: masks, rotary angles, switches."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    by_keyword: bool
+    """Whether the residual stream itself comes by keyword."""
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "BlockCall":
+        """Taken from a call that the model makes."""
+        return cls(args[1:], {name: v for name, v in kwargs.items() if name != "hidden_states"}, not args)
+
+    def __call__(self, block: nn.Module, stream: Tensor) -> Tensor:
+        """The stream after the block."""
+        if self.by_keyword:
+            output = block.forward(hidden_states=stream, **self.kwargs)
+        else:
+            output = block.forward(stream, *self.args, **self.kwargs)
+        after: Tensor = output[0] if isinstance(output, tuple) else output
+        return after
+
+    def same_as(self, other: "BlockCall") -> bool:
+        """Whether nothing in it depends on the text."""
+        return _same((self.args, self.kwargs), (other.args, other.kwargs))
+
+
+def stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The residual stream among a block's arguments."""
+    stream: Tensor = args[0] if args else kwargs["hidden_states"]
+    return stream
+
+
+def run_blockwise(
+    module: nn.Module,
+    blocks: Sequence[nn.Module],
+    token_ids: Int[Tensor, "batch sequence position"],
+    residuals: Float[Tensor, "batch sequence position d_model"],
+    *,
+    lend: Callable[[int], None],
+    drop: Callable[[int], None],
+    after: Callable[[int], None],
+    n_blocks: int | None = None,
+) -> None:
+    """Run every block on all batches before the next block, in place.
+
+    The module's own forward over the first batch leads: whatever it hands a block (masks, rotary angles) is the same
+    for every batch of that shape, so each block is called for the others with the same arguments.
+
+    Args:
+        module: the model; its forward is used as it is.
+        blocks: its blocks.
+        token_ids: batches of equal shape, without padding.
+        residuals: filled with the stream, layer after layer, in float32; may lie on another device than the model.
+        lend: called before block i, to give it its parameters.
+        drop: called after block i, to take them back.
+        after: called with the layer that `residuals` now holds, 0 to the number of blocks.
+        n_blocks: how many blocks to run; all of them where not given.
+
+    Raises:
+        ModelError: the model hands its blocks something that depends on the text.
+    """
+    device = token_ids.device
+    first = _embed(module, blocks[0], token_ids, residuals)
+    after(0)
+    last = (len(blocks) if n_blocks is None else n_blocks) - 1
+    if last < 0:
+        return
+    calls: dict[int, BlockCall] = {0: first}
+
+    def enter(i: int) -> Callable[..., None]:
+        def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[i] = BlockCall.of(args, kwargs)
+            lend(i)
+
+        return before
+
+    def leave(i: int) -> Callable[..., None]:
+        def behind(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            own = output[0] if isinstance(output, tuple) else output
+            residuals[0] = own
+            call = calls.pop(i)
+            for batch in range(1, len(token_ids)):
+                residuals[batch] = call(block, residuals[batch].to(device, own.dtype))
+            drop(i)
+            after(i + 1)
+            if i == last:
+                raise _EnoughError
+
+        return behind
+
+    with Hooks() as hooks:
+        for i, block in enumerate(blocks):
+            hooks.before(block, enter(i))
+            hooks.after(block, leave(i))
+        _forward(module, token_ids[0])
+
+
+def _embed(
+    module: nn.Module, block: nn.Module, token_ids: Int[Tensor, "batch sequence position"], residuals: Tensor
+) -> BlockCall:
+    """Layer 0 of every batch, and the first block's call."""
+    seen: list[tuple[Tensor, BlockCall]] = []
+
+    def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((stream_of(args, kwargs), BlockCall.of(args, kwargs)))
+        raise _EnoughError
+
+    first: BlockCall | None = None
+    with Hooks() as hooks:
+        hooks.before(block, before)
+        for batch, ids in enumerate(token_ids):
+            _forward(module, ids)
+            stream, call = seen.pop()
+            residuals[batch] = stream
+            if first is None:
+                first = call
+            elif batch == 1 and not first.same_as(call):
+                raise ModelError(
+                    "The model hands its blocks something that depends on the text beside the residual stream, so its "
+                    "blocks cannot be run one after the other over many texts, and no lens can be fitted to it."
+                )
+    if first is None:
+        raise ModelError("There is no text to run; give at least one batch.")
+    return first
+
+
+def _forward(module: nn.Module, ids: Int[Tensor, "sequence position"]) -> None:
+    with suppress(_EnoughError):
+        module(input_ids=ids, attention_mask=None, use_cache=False)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, int | float | str | None):
+        return bool(one == other)
+    return True  # caches and the like: they are empty, or the stream itself would not be enough

@@ -1,13 +1,10 @@
 """The three lenses that need no fitting: `logit`, `next_norm` and `raw`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
-from layerscope.errors import LensError
-from layerscope.lenses.lens import LENS_NAMES, Lens
 from layerscope.unembedding import Norm
 
 
@@ -66,26 +63,3 @@ class RawLens:
     def source(self, layer: int) -> str:
         """Always `raw`."""
         return "raw"
-
-
-def bind_lenses(
-    names: Sequence[str], *, final_norm: Norm | None, next_norms: tuple[Norm | None, ...]
-) -> tuple[Lens, ...]:
-    """The lenses of that name, bound to a model's norms, in the order asked for.
-
-    Raises:
-        LensError: a name that is no lens, one given twice, or no name at all.
-    """
-    if not names:
-        raise LensError(f"No lens was asked for; choose from {', '.join(LENS_NAMES)}.")
-    if len(set(names)) < len(names):
-        raise LensError(f"Each lens can be asked for once, but the list is {', '.join(names)}.")
-    makers: dict[str, Lens] = {
-        "logit": LogitLens(final_norm),
-        "next_norm": NextNormLens(next_norms),
-        "raw": RawLens(),
-    }
-    unknown = [name for name in names if name not in makers]
-    if unknown:
-        raise LensError(f"There is no lens called '{unknown[0]}'; choose from {', '.join(LENS_NAMES)}.")
-    return tuple(makers[name] for name in names)

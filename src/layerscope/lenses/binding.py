@@ -1,0 +1,84 @@
+"""Lenses by name, bound to a model's norms and, where they are fitted, to their sidecars."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from layerscope.errors import LensError
+from layerscope.lenses.lens import FITTED_NAMES, LENS_NAMES, Lens
+from layerscope.lenses.logit_lens import LogitLens, NextNormLens, RawLens
+from layerscope.lenses.prism_lens import PrismLens
+from layerscope.lenses.sidecar import Sidecar, prism_lens, tuned_lens
+from layerscope.lenses.sidecar_check import prism_fit
+from layerscope.unembedding import Norm
+
+_NONE: Mapping[str, Sidecar] = MappingProxyType({})
+
+
+def bind_lenses(
+    names: Sequence[str],
+    *,
+    final_norm: Norm | None,
+    next_norms: tuple[Norm | None, ...],
+    sidecars: Mapping[str, Sidecar] = _NONE,
+) -> tuple[Lens, ...]:
+    """The lenses of that name, bound to a model's norms, in the order asked for.
+
+    Args:
+        names: of `LENS_NAMES` and, where a sidecar is given, of `FITTED_NAMES`.
+        final_norm: the model's final norm.
+        next_norms: for each layer 0..n_layers the norm that reads it.
+        sidecars: the fitted lenses of this model by name (see `matching`). Their tensors stay where they are; move a
+            lens with its `to`.
+
+    Raises:
+        LensError: a name that is no lens, one given twice, or no name at all; a fitted lens without its sidecar, or
+            with one of another kind or depth.
+    """
+    choices = ", ".join((*LENS_NAMES, *FITTED_NAMES))
+    if not names:
+        raise LensError(f"No lens was asked for; choose from {choices}.")
+    if len(set(names)) < len(names):
+        raise LensError(f"Each lens can be asked for once, but the list is {', '.join(names)}.")
+    plain: dict[str, Lens] = {
+        "logit": LogitLens(final_norm),
+        "next_norm": NextNormLens(next_norms),
+        "raw": RawLens(),
+    }
+    unknown = [name for name in names if name not in plain and name not in FITTED_NAMES]
+    if unknown:
+        raise LensError(f"There is no lens called '{unknown[0]}'; choose from {choices}.")
+    n_layers = len(next_norms) - 1
+    fitted = {name: _sidecar_of(name, sidecars, n_layers) for name in names if name in FITTED_NAMES}
+    made: dict[str, Lens] = dict(plain)
+    if "tuned" in fitted:
+        made["tuned"] = tuned_lens(fitted["tuned"], final_norm)
+    if "prism" in fitted:
+        made["prism"] = _prism_lens(fitted["prism"], plain)
+    return tuple(made[name] for name in names)
+
+
+def _sidecar_of(name: str, sidecars: Mapping[str, Sidecar], n_layers: int) -> Sidecar:
+    if name not in sidecars:
+        raise LensError(
+            f"The lens '{name}' has to be fitted to a model first, by "
+            f"`layerscope fit {name} MODEL --text FILE --out FOLDER`; then give its place with `--sidecars FOLDER`."
+        )
+    record = sidecars[name].record
+    if record.kind != name:
+        raise LensError(f"{sidecars[name].folder}: a {name} lens was asked for, but this is a {record.kind} lens.")
+    if record.model.n_layers != n_layers:
+        raise LensError(
+            f"{sidecars[name].folder}: the lens was fitted to {record.model.id} with {record.model.n_layers} layers, "
+            f"but this model has {n_layers}; fit one to this model."
+        )
+    return sidecars[name]
+
+
+def _prism_lens(sidecar: Sidecar, plain: Mapping[str, Lens]) -> PrismLens:
+    named = prism_fit(sidecar.record).stream
+    if named not in plain:
+        raise LensError(
+            f"{sidecar.folder}: a prism lens stands on the rows of {', '.join(plain)}, but this one names '{named}'; "
+            "fit it again."
+        )
+    return prism_lens(sidecar, plain[named])

@@ -1,0 +1,283 @@
+"""Lenses that others fitted: the files of the tuned-lens library and of Jacobian lenses, made into tuned sidecars."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from layerscope.errors import LensError
+from layerscope.lenses.foreign_files import ForeignWeights, found_keys, neither, read_weights
+from layerscope.lenses.provenance import (
+    FORMAT,
+    SCHEMA_VERSION,
+    FittedModel,
+    ImportedFrom,
+    LensRecord,
+    TunedFit,
+)
+from layerscope.lenses.sidecar import tuned_tensors
+from layerscope.lenses.tuned_lens import Translator
+
+_Plain = str | int | float | bool | None
+"""What may stand in a record as it is."""
+
+
+def import_lens(
+    path: Path,
+    *,
+    model: FittedModel,
+    allow_pickle: bool,
+    unembedding: Float[Tensor, "d_vocab d_head"] | None = None,
+) -> tuple[LensRecord, dict[str, Tensor]]:
+    """Read a lens that another program saved, whichever of the two kinds it is.
+
+    Args:
+        path: its file, or a folder that holds it.
+        model: the open model that it is taken to belong to.
+        allow_pickle: open `.pt` files, of which only tensors and plain values are then accepted.
+        unembedding: the model's head as stored, to compare with the hash that a tuned-lens file may give.
+
+    Returns:
+        Record and tensors for `write_sidecar`.
+
+    Raises:
+        LensError: it is neither, is a pickle that was not allowed, is damaged, or does not fit the model.
+    """
+    weights = read_weights(path, allow_pickle)
+    if weights.is_jacobian:
+        return _jacobian(weights, model)
+    if weights.is_tuned:
+        return _tuned(weights, model, unembedding)
+    raise neither(weights)
+
+
+def import_tuned_lens(
+    path: Path,
+    *,
+    model: FittedModel,
+    allow_pickle: bool,
+    unembedding: Float[Tensor, "d_vocab d_head"] | None = None,
+) -> tuple[LensRecord, dict[str, Tensor]]:
+    """Read a lens that the tuned-lens library saved: `config.json` beside `params.pt` or `params.safetensors`.
+
+    Its `translators[i]`, a linear layer that is added to the hidden state i, is our translator of layer i; a linear
+    layer stores `[out, in]`, the transpose of our map.
+
+    Args and errors are those of `import_lens`.
+    """
+    weights = read_weights(path, allow_pickle)
+    if not weights.is_tuned:
+        raise LensError(
+            f"{weights.path}: {found_keys(weights)}, not the `0.weight`, `0.bias` and so on of a tuned lens."
+        )
+    return _tuned(weights, model, unembedding)
+
+
+def import_jacobian_lens(path: Path, *, model: FittedModel, allow_pickle: bool) -> tuple[LensRecord, dict[str, Tensor]]:
+    """Read a Jacobian lens: a file with `J`, a matrix for each block, and `d_model`, `source_layers`, `n_prompts`.
+
+    `J[b]` sends the column that leaves block b, our layer b + 1, to the residual after the last block; final norm and
+    head follow. There is no bias and no temperature. Source: Gurnee et al., "Verbalizable Representations Form a
+    Global Workspace in Language Models", 2026.
+
+    Args and errors are those of `import_lens`.
+    """
+    weights = read_weights(path, allow_pickle)
+    if not weights.is_jacobian:
+        raise LensError(f"{weights.path}: {found_keys(weights)}, not the `J` of a Jacobian lens.")
+    return _jacobian(weights, model)
+
+
+def _tuned(
+    weights: ForeignWeights, model: FittedModel, unembedding: Float[Tensor, "d_vocab d_head"] | None
+) -> tuple[LensRecord, dict[str, Tensor]]:
+    config = _tuned_config(weights.path.parent / "config.json", model)
+    has_bias = config.get("bias", True) is not False
+    suffixes = ("weight", "bias") if has_bias else ("weight",)
+    wanted = {f"{i}.{suffix}" for i in range(model.n_layers) for suffix in suffixes}
+    odd = sorted(wanted.symmetric_difference(map(str, weights.content)))
+    if odd:
+        raise LensError(
+            f"{weights.path}: by its config it has translators 0 to {model.n_layers - 1}, but `{odd[0]}` is "
+            f"{'missing' if odd[0] in wanted else 'too much'}; take the lens from its source again."
+        )
+    d = model.d_model
+    translators = []
+    for i in range(model.n_layers):
+        matrix = _tensor(weights, weights.content[f"{i}.weight"], f"{i}.weight", (d, d))
+        bias = _tensor(weights, weights.content[f"{i}.bias"], f"{i}.bias", (d,)) if has_bias else torch.zeros(d)
+        translators.append(Translator(bias, 1.0, full=matrix.T.contiguous()))
+    notes = _hash_note(config.get("unembed_hash"), unembedding)
+    base = config.get("base_model_name_or_path")
+    if base and base != model.id:
+        notes.append(f"Its own config says that it belongs to {base}; it was imported for {model.id}.")
+    return _imported("tuned-lens", weights, model, translators, _plain_parts(config), notes)
+
+
+def _tuned_config(path: Path, model: FittedModel) -> dict[str, object]:
+    """The lens' config, which has to fit the model."""
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise LensError(f"{path}: cannot be read ({error.strerror}); the tuned-lens library saves it too.") from error
+    except (ValueError, RecursionError) as error:
+        raise LensError(f"{path}: not JSON ({error}); it is damaged, take it from its source again.") from error
+    if not isinstance(config, dict) or not {"d_model", "num_hidden_layers"} <= config.keys():
+        raise LensError(f"{path}: no config of a tuned lens, which says `d_model` and `num_hidden_layers`.")
+    kind = config.get("lens_type", "linear_tuned_lens")
+    if kind != "linear_tuned_lens":
+        raise LensError(f"{path}: a lens of type {kind}, but only linear_tuned_lens can be imported.")
+    said, ours = (config["d_model"], config["num_hidden_layers"]), (model.d_model, model.n_layers)
+    if said != ours:
+        raise LensError(
+            f"{path}: a lens of {said[1]} layers with d_model {said[0]}, but {model.id} has {ours[1]} layers with "
+            f"d_model {ours[0]}; open the model that it was fitted to."
+        )
+    return config
+
+
+def _hash_note(said: object, unembedding: Float[Tensor, "d_vocab d_head"] | None) -> list[str]:
+    """What the hash of the head has to say; a difference is no proof, since it changes with the dtype too."""
+    if said is None:
+        return ["Its config gives no hash of the unembedding, so that nothing shows which weights it was fitted to."]
+    if unembedding is None:
+        return ["The hash of the unembedding in its config was not compared with the model's."]
+    if said == unembedding_hash(unembedding):
+        return []
+    return [
+        "The hash of the unembedding in its config is not this model's: it was fitted to other weights, or to these "
+        "in another dtype."
+    ]
+
+
+def unembedding_hash(weight: Float[Tensor, "d_vocab d_head"]) -> str:
+    """The hash by which the tuned-lens library knows a head: sha256 of the text NumPy prints of it, one digit a number.
+
+    Of a weight with over 1000 numbers that text shows the first and last three rows and columns alone, so only these
+    are read.
+    """
+    whole = weight.numel() <= 1000
+    rows, columns = (list(range(n)) if whole or n <= 6 else [0, 1, 2, 3, n - 3, n - 2, n - 1] for n in weight.shape)
+    shown = weight[rows][:, columns].float().cpu().numpy()
+    with np.printoptions(threshold=1000 if whole else 0, edgeitems=3, linewidth=75, suppress=False, sign="-"):
+        text = np.array_str(shown, precision=1)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _jacobian(weights: ForeignWeights, model: FittedModel) -> tuple[LensRecord, dict[str, Tensor]]:
+    matrices = weights.content["J"]
+    if not isinstance(matrices, Mapping) or not matrices:
+        raise LensError(f"{weights.path}: `J` should map blocks to matrices, but it is {type(matrices).__name__}.")
+    d = model.d_model
+    said = weights.content.get("d_model")
+    if said != d:
+        raise LensError(f"{weights.path}: a lens with d_model {said}, but {model.id} has {d}; open its own model.")
+    _check_keys(weights)
+    blocks = _blocks(weights, matrices, model)
+    translators = []
+    for layer in range(model.n_layers):
+        full = torch.zeros(d, d)
+        if layer in blocks:
+            full = _tensor(weights, blocks[layer], f"J[{layer - 1}]", (d, d)).T.contiguous() - torch.eye(d)
+        translators.append(Translator(torch.zeros(d), 1.0, full=full))
+    absent = [str(layer) for layer in range(model.n_layers) if layer not in blocks]
+    notes = [
+        "Its maps are average Jacobians, not fitted to the model's distribution; the file does not say to which block "
+        "they lead, and the last is taken.",
+        f"It has no map for layers {', '.join(absent)}, which are decoded as by the logit lens.",
+    ]
+    stated = _plain_parts({key: value for key, value in weights.content.items() if key not in ("J", "source_layers")})
+    return _imported("jacobian-lens", weights, model, translators, stated, notes)
+
+
+def _check_keys(weights: ForeignWeights) -> None:
+    """Refuse what would have to be applied beside `J`."""
+    known = {"J", "n_prompts", "source_layers", "d_model", "metadata", "provenance"}
+    for key in sorted(weights.content.keys() - known, key=str):
+        if not isinstance(weights.content[key], str | int | float | None):
+            raise LensError(
+                f"{weights.path}: it holds `{key}` too, and what that does to a reading is not known; only lenses "
+                "that are their matrices `J` alone can be imported."
+            )
+
+
+def _blocks(weights: ForeignWeights, matrices: Mapping[object, object], model: FittedModel) -> dict[int, object]:
+    """The matrices by our layers: what leaves block b is layer b + 1."""
+    for block in matrices:
+        if not isinstance(block, int) or not 0 <= block < model.n_layers - 1:
+            raise LensError(
+                f"{weights.path}: it has a matrix for block {block}, but those of {model.id} before the last are 0 to "
+                f"{model.n_layers - 2}; open the model that it was fitted to."
+            )
+    listed = weights.content.get("source_layers", list(matrices))
+    if not isinstance(listed, list | tuple) or set(listed) != set(matrices):
+        raise LensError(f"{weights.path}: `source_layers` lists other blocks than `J` has; it is damaged.")
+    return {block + 1: matrix for block, matrix in matrices.items() if isinstance(block, int)}
+
+
+def _tensor(weights: ForeignWeights, value: object, name: str, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(value, Tensor) or tuple(value.shape) != shape or not value.is_floating_point():
+        came = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise LensError(f"{weights.path}: `{name}` should be floating point of shape {shape}, but it is {came}.")
+    return value.detach().float()
+
+
+def _plain_parts(said: Mapping[object, object] | Mapping[str, object]) -> dict[str, _Plain]:
+    """Words and numbers, one level deep: what may stand in a record."""
+    plain: dict[str, _Plain] = {}
+    for key, value in said.items():
+        if isinstance(value, Mapping):
+            inner = {f"{key}.{name}": one for name, one in value.items()}
+            plain.update({name: one for name, one in inner.items() if isinstance(one, _Plain)})
+        elif isinstance(value, _Plain):
+            plain[str(key)] = value
+    return plain
+
+
+def _imported(
+    kind: Literal["tuned-lens", "jacobian-lens"],
+    weights: ForeignWeights,
+    model: FittedModel,
+    translators: list[Translator],
+    stated: dict[str, _Plain],
+    notes: list[str],
+) -> tuple[LensRecord, dict[str, Tensor]]:
+    fit = TunedFit(
+        placement="raw",
+        rank=model.d_model,
+        temperatures=(1.0,) * (model.n_layers + 1),
+        first_position=None,
+        n_moments=None,
+        n_refined=None,
+        n_select=None,
+        n_held_out=None,
+        layers=(),
+        skip_layers=(),
+    )
+    record = LensRecord(
+        format=FORMAT,
+        schema_version=SCHEMA_VERSION,
+        kind="tuned",
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        weights_sha256="",
+        model=model,
+        settings=None,
+        corpus=None,
+        tuned=fit,
+        prism=None,
+        imported=ImportedFrom(format=kind, name=_name(kind, weights.path), sha256=weights.sha256, stated=stated),
+        notes=tuple(notes),
+    )
+    return record, tuned_tensors(translators)
+
+
+def _name(kind: Literal["tuned-lens", "jacobian-lens"], path: Path) -> str:
+    """Of a tuned lens, whose files are all called alike, the folder; a Jacobian lens is one file."""
+    return path.name if kind == "jacobian-lens" else path.parent.resolve().name

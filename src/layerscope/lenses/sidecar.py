@@ -1,0 +1,351 @@
+"""A fitted lens on disk: a folder with `lens.json`, what it is, and `lens.safetensors`, its weights."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from layerscope.errors import LensError
+from layerscope.lenses.lens import Lens
+from layerscope.lenses.prism_lens import PrismLens
+from layerscope.lenses.provenance import FORMAT, SCHEMA_VERSION, FittedModel, Kind, LensRecord
+from layerscope.lenses.sidecar_check import check_tensors, prism_fit, tuned_fit
+from layerscope.lenses.tuned_lens import Translator, TunedLens, translator_shapes
+from layerscope.unembedding import Norm
+
+RECORD_NAME = "lens.json"
+WEIGHTS_NAME = "lens.safetensors"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A fitted lens with its weights."""
+
+    record: LensRecord
+    tensors: dict[str, Tensor]
+    """On the CPU and memory-mapped where they were read from a file."""
+    folder: Path
+
+
+@dataclass(frozen=True)
+class FoundSidecar:
+    """A fitted lens of which only the record was read."""
+
+    record: LensRecord
+    folder: Path
+
+    def read(self, *, verify: bool = True) -> Sidecar:
+        """Read its weights too, as `read_sidecar` does."""
+        return read_sidecar(self.folder, verify=verify)
+
+
+def tuned_tensors(translators: Sequence[Translator]) -> dict[str, Tensor]:
+    """The tensors of a tuned sidecar: `layers.003.down` and so on, and the `temperatures` of layers 0 to n_layers."""
+    named = {f"layers.{i:03d}.{part}": t for i, one in enumerate(translators) for part, t in one.parts().items()}
+    taus = [*(one.temperature for one in translators), 1.0]
+    return {**named, "temperatures": torch.tensor(taus, dtype=torch.float64)}
+
+
+def tuned_translators(sidecar: Sidecar) -> tuple[Translator, ...]:
+    """The translators of a tuned sidecar, layers 0 to n_layers - 1.
+
+    Raises:
+        LensError: it holds a lens of another kind.
+    """
+    fit, model = tuned_fit(sidecar.record), sidecar.record.model
+    names = translator_shapes(model.d_model, fit.rank)
+    return tuple(
+        Translator(
+            temperature=fit.temperatures[i],
+            mean=sidecar.tensors.get(f"layers.{i:03d}.mean"),
+            **{part: sidecar.tensors[f"layers.{i:03d}.{part}"] for part in names},
+        )
+        for i in range(model.n_layers)
+    )
+
+
+def tuned_lens(sidecar: Sidecar, final_norm: Norm | None) -> TunedLens:
+    """The lens of a tuned sidecar, round a model's final norm.
+
+    Raises:
+        LensError: it holds a lens of another kind.
+    """
+    return TunedLens(final_norm, tuned_translators(sidecar), tuned_fit(sidecar.record).placement)
+
+
+def prism_tensors(
+    mean: Float[Tensor, " d_model"], variance: Float[Tensor, " d_model"], rotation: Float[Tensor, "d_model d_model"]
+) -> dict[str, Tensor]:
+    """The tensors of a prism sidecar; eps is in the record."""
+    return {"mean": mean, "variance": variance, "rotation": rotation}
+
+
+def prism_lens(sidecar: Sidecar, stream: Lens) -> PrismLens:
+    """The lens of a prism sidecar, on the rows of `stream`.
+
+    Raises:
+        LensError: it holds a lens of another kind.
+    """
+    eps, named = prism_fit(sidecar.record).eps, sidecar.tensors
+    return PrismLens(stream, named["mean"], named["variance"], eps, named["rotation"])
+
+
+def write_sidecar(folder: Path, record: LensRecord, tensors: dict[str, Tensor]) -> Sidecar:
+    """Write a sidecar, whole or not at all; equal tensors give an equal file.
+
+    Args:
+        folder: is made, with the folders above it; until it is whole it lies beside as `.<name>.partial-<random>`.
+        record: its `weights_sha256` is filled in, whatever it says.
+        tensors: as `tuned_tensors` or `prism_tensors` give them.
+
+    Returns:
+        What reading the folder would give, the order of memory included.
+
+    Raises:
+        LensError: `folder` is already there; record and tensors do not fit each other; a number of the record is not
+            finite; the disk is full or the place cannot be written to.
+    """
+    check_tensors(record, tensors, str(folder), finite=True)
+    packed = {name: _packed(tensors[name]) for name in sorted(tensors)}
+    with _new_folder(folder) as partial:
+        save_file(packed, partial / WEIGHTS_NAME)
+        written = record.model_copy(update={"weights_sha256": _sha256(partial / WEIGHTS_NAME)})
+        text = written.model_dump_json(indent=2)
+        _parse(text, folder / RECORD_NAME)  # what cannot be read back, such as an infinite number, is not written
+        (partial / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+        # Safetensors lets its owner alone read a file; both should be read by the same people.
+        (partial / WEIGHTS_NAME).chmod((partial / RECORD_NAME).stat().st_mode)
+    return Sidecar(written, packed, folder)
+
+
+def read_sidecar(folder: Path, *, verify: bool = True) -> Sidecar:
+    """Read a sidecar.
+
+    Args:
+        folder: holds `lens.json` and `lens.safetensors`.
+        verify: read every byte of the weights, to compare their hash and to see that all are finite; names, shapes and
+            dtypes are compared with the record in any case.
+
+    Raises:
+        LensError: what is missing, of another version, damaged, or contradicts the record.
+    """
+    record = read_record(folder)
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        raise LensError(f"{path}: the lens' weights are missing; copy the folder again, or fit the lens again.")
+    if verify and _sha256(path) != record.weights_sha256:
+        raise LensError(f"{path}: damaged, its sha256 is not the one in {RECORD_NAME}; take it from a copy.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise LensError(
+            f"{path}: not a whole safetensors file ({error}); it is damaged, take it from a copy."
+        ) from error
+    check_tensors(record, tensors, str(path), finite=verify)
+    return Sidecar(record, tensors, folder)
+
+
+def read_record(folder: Path) -> LensRecord:
+    """Read a sidecar's `lens.json` alone.
+
+    Raises:
+        LensError: it is missing, no record of a lens, or of another version.
+    """
+    path = folder / RECORD_NAME
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise LensError(
+            f"{path}: cannot be read ({error.strerror}); a fitted lens is a folder with {RECORD_NAME} and "
+            f"{WEIGHTS_NAME}."
+        ) from error
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LensError(f"{path}: not JSON ({error}); the file is damaged, take it from a copy.") from error
+    said = found.get("format") if isinstance(found, dict) else None
+    if said != FORMAT:
+        raise LensError(f"{path}: field `format` should be {FORMAT}, but it is {said}; this is no fitted lens of ours.")
+    _check_version(path, found.get("schema_version"))
+    return _parse(text, path)
+
+
+def find_sidecars(folder: Path, kind: Kind) -> list[FoundSidecar]:
+    """The lenses of a kind in a folder and its direct subfolders, by name; their weights are not read.
+
+    Raises:
+        LensError: no such folder, or a `lens.json` in it that cannot be read.
+    """
+    found, unreadable = look_for(folder, kind)
+    if unreadable:
+        raise unreadable[0]
+    return found
+
+
+def look_for(folder: Path, kind: Kind) -> tuple[list[FoundSidecar], list[LensError]]:
+    """What `find_sidecars` gives, and for each `lens.json` that cannot be read, of whatever kind it is, the reason.
+
+    Raises:
+        LensError: no such folder, or one that cannot be listed.
+    """
+    if not folder.is_dir():
+        raise LensError(f"{folder}: no such folder; give one that holds fitted lenses, or a lens' own folder.")
+    found, unreadable = [], []
+    for place in _places(folder):
+        try:
+            found.append(FoundSidecar(read_record(place), place))
+        except LensError as error:
+            unreadable.append(error)
+    return [one for one in found if one.record.kind == kind], unreadable
+
+
+def _places(folder: Path) -> list[Path]:
+    """Of a folder and those directly below it, by name, the ones with a record."""
+    try:
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise LensError(f"{folder}: cannot be listed ({error.strerror}); check its permissions.") from error
+    return [place for place in (folder, *below) if _has_record(place)]
+
+
+def _has_record(place: Path) -> bool:
+    """Also where it cannot be looked at: reading it then says why."""
+    try:
+        (place / RECORD_NAME).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def matching(folder: Path, kind: Kind, model: FittedModel) -> FoundSidecar:
+    """The lens of a kind that was fitted to this model (see `mismatch`), whatever else lies beside it.
+
+    Raises:
+        LensError: there is none, and what there is instead, with what cannot be read; or there are several.
+    """
+    found, unreadable = look_for(folder, kind)
+    fitting = [one for one in found if not mismatch(one.record.model, model)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(str(one.folder) for one in fitting)
+        raise LensError(
+            f"{folder}: {len(fitting)} {kind} lenses belong to {model.id}; name the folder of one: {names}."
+        )
+    fit = f"`layerscope fit {kind} MODEL --text FILE --out {folder}` fits one"
+    others = [f"{one.folder}: {mismatch(one.record.model, model)}" for one in found]
+    others += [str(error).removesuffix(".") for error in unreadable]
+    if not others:
+        raise LensError(f"{folder}: there is no {kind} lens in it or directly below it; {fit}.")
+    raise LensError(
+        f"{folder}: no {kind} lens in it belongs to {_words(model)}; {fit}. There are: {'; '.join(others)}."
+    )
+
+
+def mismatch(of: FittedModel, model: FittedModel) -> str:
+    """Why a lens of one model is none of another, as what follows "a lens"; empty where it is.
+
+    Sizes, final norm and unembedding have to be the same, and the blocks where both models state them.
+    """
+    shapes = ("d_model", "n_layers", "d_vocab")
+    if any(getattr(of, name) != getattr(model, name) for name in shapes):
+        return f"of {_words(of)}"
+    if of.fingerprint != model.fingerprint:
+        return (
+            f"of {of.id}, the same shapes but another head or final norm: its weights were changed (fine-tuned, "
+            "quantised or another revision)"
+        )
+    if None not in (blocks := {of.blocks_fingerprint, model.blocks_fingerprint}) and len(blocks) > 1:
+        return f"of {of.id}, the same head and final norm, but other weights in its blocks (fine-tuned or merged)"
+    return ""
+
+
+def _words(model: FittedModel) -> str:
+    sizes = f"n_layers {model.n_layers}, d_model {model.d_model}, d_vocab {model.d_vocab}"
+    return f"{model.id} ({sizes})"
+
+
+def _check_version(path: Path, version: object) -> None:
+    if version == SCHEMA_VERSION:
+        return
+    try:
+        newer = tuple(map(int, str(version).split("."))) > tuple(map(int, SCHEMA_VERSION.split(".")))
+    except ValueError:
+        newer = False
+    remedy = "a newer layerscope wrote it and reads it, so update" if newer else "fit the lens again"
+    raise LensError(
+        f"{path}: field `schema_version` is {version}, but this layerscope reads {SCHEMA_VERSION}; {remedy}."
+    )
+
+
+def _parse(text: str | bytes, path: Path) -> LensRecord:
+    try:
+        return LensRecord.model_validate_json(text)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc'])) or 'the record'}: {e['msg']}" for e in error.errors()]
+        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
+        raise LensError(f"{path}: {'; '.join(wrong[:5])}{more}; mend these fields or fit the lens again.") from error
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """What may be saved: on the CPU, dense, and sharing memory with no other tensor."""
+    packed = tensor.detach().cpu().contiguous()
+    return packed.clone() if packed.untyped_storage().nbytes() != packed.nbytes else packed
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LensError(f"{path}: cannot be read ({error.strerror}); a fitted lens needs its weights.") from error
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, which takes that name when the block ends well and is gone when it does not."""
+    taken = LensError(f"{path} is already there, and a fitted lens is never overwritten; give another name.")
+    if os.path.lexists(path):
+        raise taken
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in (*partial.iterdir(), partial):
+            _sync(file)
+        if os.path.lexists(path):
+            raise taken
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in _NO_ROOM
+        remedy = "make room on that disk, or choose another" if full else "choose a folder that you may write to"
+        raise LensError(f"{path} could not be written ({error}), and nothing was left of it; {remedy}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk, or what a folder lists."""
+    if path.is_dir() and os.name != "posix":
+        return  # a folder cannot be opened there
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

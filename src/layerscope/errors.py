@@ -7,6 +7,7 @@ LayerscopeError
 ├── TokenizerError        no tokenizer, or one that cannot encode a prompt
 ├── PlacementError        a device, dtype or memory budget that cannot be had
 ├── LensError             an unknown lens, or one that does not fit the model
+├── CorpusError           text that cannot be read or is too short to fit on
 ├── NumericError          a head that is not finite: no number can be trusted
 └── RunError              a run folder that cannot be read, or must not be overwritten
 """
@@ -38,6 +39,10 @@ class PlacementError(LayerscopeError):
 
 class LensError(LayerscopeError):
     """An unknown lens, or one that does not fit the model."""
+
+
+class CorpusError(LayerscopeError):
+    """Text that cannot be read or is too short to fit on."""
 
 
 class NumericError(LayerscopeError):

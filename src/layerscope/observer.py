@@ -1,4 +1,4 @@
-"""Who is told how a probe goes: the plan, the blocks, the vocabulary."""
+"""Who is told how a probe or a fit goes: the plan, the blocks, the vocabulary, the fitted layers."""
 
 import logging
 from typing import Protocol, runtime_checkable
@@ -32,3 +32,32 @@ class Silent:
 
     def vocabulary(self, done: int, total: int) -> None:
         """Nothing."""
+
+
+@runtime_checkable
+class FitObserver(Protocol):
+    """Is told how a fit goes."""
+
+    def plan(self, text: str) -> None:
+        """One line on what will be done, before any work."""
+
+    def blocks(self, done: int, total: int) -> None:
+        """Blocks of the model that all text has passed, and layers that are fitted."""
+
+    def layer(self, layer: int, said: str) -> None:
+        """A layer is done; what its lens is worth, in words."""
+
+
+class SilentFit:
+    """A fit's observer that only logs the plan and the layers."""
+
+    def plan(self, text: str) -> None:
+        """Log it."""
+        log.info(text)
+
+    def blocks(self, done: int, total: int) -> None:
+        """Nothing."""
+
+    def layer(self, layer: int, said: str) -> None:
+        """Log it."""
+        log.info("layer %d %s", layer, said)

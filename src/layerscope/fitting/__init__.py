@@ -1,0 +1,1 @@
+"""What a lens is fitted on, and the fit itself."""

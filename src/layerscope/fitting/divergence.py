@@ -1,0 +1,193 @@
+"""The exact divergence of a lens from its model over the whole vocabulary, and its gradient, tile by tile.
+
+Where the head has no softcap, KL(model || lens) needs the model's own distribution `p` only through its entropy and
+its mean unembedding `sum_v p_v W_v`: the cross term `sum_v p_v z_v` is linear in the lens' row. Both are found once,
+so a step visits the vocabulary with the lens' rows alone, keeping a running maximum, sum and weighted sum of `W`
+(online softmax; Milakov & Gimelshein 2018, and Rabe & Staats 2021 for the weighted sum). With a softcap the model's
+logits are computed again beside the lens'.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from layerscope.unembedding import Unembedding
+
+DECODED_TOGETHER = 4096
+"""Rows that visit the vocabulary together where no gradient is wanted."""
+TILE_BYTES = 4 << 20
+"""Logits of a tile: few enough to stay in the cache between their product and their exponentials."""
+WEIGHT_TILE_BYTES = 32 << 20
+"""Its weight, however few rows there are."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the model itself says at some positions, as far as a divergence from it asks."""
+
+    rows: Float[Tensor, "n d_head"] | None
+    """What the head multiplies there; kept with a softcap only."""
+    mean_unembedding: Float[Tensor, "n d_head"]
+    """`sum_v p_v W_v`."""
+    mean_bias: Float[Tensor, " n"]
+    """`sum_v p_v b_v`; zero without a bias."""
+    log_sum_exp: Float[Tensor, " n"]
+    """Of the model's logits, head transform included."""
+    entropy: Float[Tensor, " n"]
+    """Of the model's distribution, in nats."""
+
+    def at(self, index: Tensor) -> "Targets":
+        """The targets of some positions."""
+        rows = None if self.rows is None else self.rows[index]
+        return Targets(
+            rows, self.mean_unembedding[index], self.mean_bias[index], self.log_sum_exp[index], self.entropy[index]
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Targets"]) -> "Targets":
+        """Targets of several stretches, one after the other."""
+        rows = [part.rows for part in parts if part.rows is not None]
+        return cls(
+            torch.cat(rows) if rows else None,
+            torch.cat([part.mean_unembedding for part in parts]),
+            torch.cat([part.mean_bias for part in parts]),
+            torch.cat([part.log_sum_exp for part in parts]),
+            torch.cat([part.entropy for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(model || lens) of some rows, in nats, and its gradient by the row."""
+
+    nats: Float[Tensor, " n"]
+    gradient: Float[Tensor, "n d_model"] | None
+
+
+class Head:
+    """The model's head as a fit needs it: many visits of the same vocabulary with a few thousand rows each."""
+
+    def __init__(self, unembedding: Unembedding) -> None:
+        self.unembedding = unembedding
+        self.scale = unembedding.transform.scale or 1.0
+        self.softcap = unembedding.transform.softcap
+
+    def targets(self, final_rows: Float[Tensor, "n d_model"]) -> Targets:
+        """What the model says, from the rows that its own head multiplies (after the final norm)."""
+        rows = self.unembedding.head_input(final_rows.float())
+        sums = self._sums(rows, with_mean=True)
+        return Targets(
+            rows=None if self.softcap is None else rows,
+            mean_unembedding=sums.mean_unembedding,
+            mean_bias=sums.mean_bias,
+            log_sum_exp=sums.log_sum_exp,
+            entropy=sums.log_sum_exp - sums.mean_logit,
+        )
+
+    def divergence(
+        self, lens_rows: Float[Tensor, "n d_model"], targets: Targets, *, gradient: bool = True
+    ) -> Divergence:
+        """KL(model || lens) where a lens unembeds `lens_rows`, through the model's own head and head transform."""
+        rows = self.unembedding.head_input(lens_rows)
+        if self.softcap is not None and targets.rows is not None:
+            nats, by_head_row = self._capped(rows, targets.rows, targets, self.softcap, gradient)
+        else:
+            sums = self._sums(rows, with_mean=gradient)
+            cross = self.scale * ((rows * targets.mean_unembedding).sum(-1) + targets.mean_bias)
+            nats = sums.log_sum_exp - cross - targets.entropy
+            by_head_row = self.scale * (sums.mean_unembedding - targets.mean_unembedding) if gradient else None
+        projection = self.unembedding.projection
+        if by_head_row is not None and projection is not None:
+            by_head_row = by_head_row @ projection
+        return Divergence(nats, by_head_row)
+
+    def log_probs(self, lens_rows: Float[Tensor, "n d_model"], token_ids: Tensor) -> Float[Tensor, " n"]:
+        """Natural logarithm of the probability that each row gives one token."""
+        rows = self.unembedding.head_input(lens_rows)
+        log_sum_exp = self._sums(rows, with_mean=False).log_sum_exp
+        columns = self.unembedding.columns(token_ids)
+        logits = (rows * columns).sum(-1)
+        if self.unembedding.bias is not None:
+            logits = logits + self.unembedding.bias[token_ids.to(self.unembedding.bias.device)]
+        return self.unembedding.transform.apply_(logits) - log_sum_exp
+
+    def _tiles(self, n: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The head's weight in float32 and its bias, a tile of ids at a time."""
+        head = self.unembedding
+        width = min(TILE_BYTES // (4 * max(1, n)), WEIGHT_TILE_BYTES // (4 * head.d_head))
+        width = min(head.d_vocab, max(256, width))
+        buffer = torch.empty(width, head.d_head, device=head.device)
+        for start in range(0, head.d_vocab, width):
+            stop = min(start + width, head.d_vocab)
+            yield head.tile(start, stop, out=buffer), None if head.bias is None else head.bias[start:stop]
+
+    def _sums(self, rows: Float[Tensor, "n d_head"], *, with_mean: bool) -> "_Sums":
+        """One visit of the vocabulary: the normaliser, and what is expected under the softmax where asked for."""
+        n = len(rows)
+        peak = rows.new_full((n, 1), -torch.inf)
+        total = rows.new_zeros(n, 1)
+        weighted = torch.zeros_like(rows) if with_mean else rows[:0]
+        bias_sum, logit_sum = rows.new_zeros(n, 1), rows.new_zeros(n, 1)
+        for weight, bias in self._tiles(n):
+            logits = rows @ weight.T
+            if bias is not None:
+                logits += bias
+            self.unembedding.transform.apply_(logits)
+            before, peak = peak, torch.maximum(peak, logits.amax(-1, keepdim=True))
+            shrink = torch.exp(before - peak)
+            if with_mean:
+                kept = logits.clone()
+            exponentials = logits.sub_(peak).exp_()
+            total.mul_(shrink).add_(exponentials.sum(-1, keepdim=True))
+            if with_mean:
+                weighted.mul_(shrink).addmm_(exponentials, weight)
+                logit_sum.mul_(shrink).add_((exponentials * kept).sum(-1, keepdim=True))
+                if bias is not None:
+                    bias_sum.mul_(shrink).add_((exponentials @ bias)[:, None])
+        log_sum_exp = (peak + total.log())[:, 0]
+        mean = weighted / total if with_mean else weighted
+        return _Sums(log_sum_exp, mean, (bias_sum / total)[:, 0], (logit_sum / total)[:, 0])
+
+    def _capped(
+        self,
+        rows: Float[Tensor, "n d_head"],
+        model_rows: Float[Tensor, "n d_head"],
+        targets: Targets,
+        cap: float,
+        gradient: bool,
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d_head"] | None]:
+        """The same with a softcap, whose slope `1 - (z / cap)^2` stands in every term of the gradient."""
+        n = len(rows)
+        peak, total = rows.new_full((n, 1), -torch.inf), rows.new_zeros(n, 1)
+        cross = rows.new_zeros(n, 1)
+        own, model = (torch.zeros_like(rows) if gradient else rows[:0] for _ in range(2))
+        transform = self.unembedding.transform
+        for weight, bias in self._tiles(n):
+            logits, p = rows @ weight.T, model_rows @ weight.T
+            if bias is not None:
+                logits += bias
+                p += bias
+            transform.apply_(logits)
+            p = transform.apply_(p).sub_(targets.log_sum_exp[:, None]).exp_()
+            cross += (p * logits).sum(-1, keepdim=True)
+            before, peak = peak, torch.maximum(peak, logits.amax(-1, keepdim=True))
+            shrink = torch.exp(before - peak)
+            exponentials = torch.exp(logits - peak)
+            total.mul_(shrink).add_(exponentials.sum(-1, keepdim=True))
+            if gradient:
+                slope = 1 - (logits / cap).square_()
+                own.mul_(shrink).addmm_(exponentials.mul_(slope), weight)
+                model.addmm_(p.mul_(slope), weight)
+        nats = (peak + total.log() - cross)[:, 0] - targets.entropy
+        return nats, self.scale * (own / total - model) if gradient else None
+
+
+@dataclass(frozen=True)
+class _Sums:
+    log_sum_exp: Tensor
+    mean_unembedding: Tensor
+    mean_bias: Tensor
+    mean_logit: Tensor

@@ -1,0 +1,101 @@
+"""One translator: bias and temperature, closed form, refinement; each measured on text that nothing was chosen by."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from layerscope.fitting.coordinates import Basis, Parameters
+from layerscope.fitting.moments import RIDGES
+from layerscope.fitting.objective import Problem
+from layerscope.fitting.refine import Budget, refine
+from layerscope.lenses.provenance import LayerFit
+from layerscope.lenses.tuned_lens import Translator
+
+BIAS_SHARE = 4
+"""A bias and a temperature take one step where the whole translator takes this many."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A translator with its divergence on the `select` sample."""
+
+    name: Literal["identity", "bias", "closed_form"]
+    translator: Translator
+    bits: float
+
+
+def fit_layer(layer: int, problem: Problem, *, rank: int, budget: Budget, seed: int) -> tuple[Translator, LayerFit]:
+    """Fit the translator of one layer.
+
+    Args:
+        layer: for the record, and so that each layer draws its own positions.
+        problem: the layer's residuals, samples and moments.
+        rank: of the linear part.
+        budget: of the refinement.
+        seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed + layer)
+    select, held_out = problem.samples.select, problem.samples.held_out
+    mean = problem.regression.mean_x.float()
+    identity = Translator(torch.zeros_like(mean), 1.0)
+    logit_bits = problem.bits(identity, select)
+    few = budget if rank == 0 else replace(budget, steps=-(-budget.steps // BIAS_SHARE))
+    biased = refine(problem, identity, logit_bits, rank=0, budget=few, generator=generator)
+    ridge, closed = closed_form(problem)
+    starts = [Candidate("identity", identity, logit_bits), Candidate("bias", biased.translator, biased.bits)]
+    best, start = biased, starts[0]
+    if rank:
+        start = _nearest((*starts, _of_rank(closed, problem, rank, generator)))
+        best = refine(problem, start.translator, start.bits, rank=rank, budget=budget, generator=generator)
+    translator = replace(_with_rank(best.translator, rank, generator), mean=mean)
+    return translator, LayerFit(
+        layer=layer,
+        ridge=ridge,
+        start=start.name,
+        steps=best.steps,
+        best_step=best.best_step,
+        stopped=best.stopped,
+        map_norm=translator.map_norm,
+        bias_norm=float(translator.bias.double().norm()),
+        temperature=translator.temperature,
+        logit_bits=problem.bits(identity, held_out),
+        bias_bits=problem.bits(biased.translator, held_out),
+        closed_form_bits=problem.bits(closed.translator, held_out),
+        tuned_bits=problem.bits(translator, held_out),
+    )
+
+
+def closed_form(problem: Problem) -> tuple[float, Candidate]:
+    """The ridge regression whose penalty gives the least divergence on `select`, and the penalty."""
+    found = {}
+    for penalty in RIDGES:
+        matrix, bias = problem.regression.ridge(penalty)
+        translator = Translator(bias.float(), 1.0, full=matrix.float())
+        found[penalty] = Candidate("closed_form", translator, problem.bits(translator, problem.samples.select))
+    nearest = _nearest(tuple(found.values()))
+    return next(penalty for penalty, one in found.items() if one is nearest), nearest
+
+
+def _nearest(candidates: Sequence[Candidate]) -> Candidate:
+    """The one of least divergence; one that is not finite only where all are."""
+    return min(candidates, key=lambda one: (not math.isfinite(one.bits), one.bits))
+
+
+def _of_rank(closed: Candidate, problem: Problem, rank: int, generator: torch.Generator) -> Candidate:
+    """The closed form, or the product of that rank which is nearest to it."""
+    if rank == len(closed.translator.bias):
+        return closed
+    basis = Basis.at(closed.translator, problem)
+    product = Parameters.start(basis, closed.translator, rank, generator).translator()
+    return replace(closed, translator=product, bits=problem.bits(product, problem.samples.select))
+
+
+def _with_rank(translator: Translator, rank: int, generator: torch.Generator) -> Translator:
+    """The same map in the form that all layers of a lens share, where a start without a linear part was kept."""
+    if translator.rank == rank:
+        return translator
+    fresh = Translator.fresh(len(translator.bias), rank, generator).to(translator.bias.device)
+    return replace(fresh, bias=translator.bias, temperature=translator.temperature)

@@ -1,0 +1,267 @@
+"""Fit a prism lens: vectors of a few layers' stream, one standardisation, one rotation, measured on held-out text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from layerscope.errors import LensError, PlacementError
+from layerscope.fitted_to import fitted_model
+from layerscope.fitting.corpus import Corpus
+from layerscope.fitting.divergence import DECODED_TOGETHER, Head
+from layerscope.fitting.objective import LN2
+from layerscope.fitting.prism_map import Method, PrismMap, Standardiser, fit_by_rank, fit_procrustes_to_final
+from layerscope.fitting.session import (
+    block_bytes,
+    device_memory,
+    drawn,
+    host_memory,
+    settings_record,
+    shortage_explained,
+    targets_at,
+)
+from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
+from layerscope.lenses.lens import Lens
+from layerscope.lenses.logit_lens import LogitLens
+from layerscope.lenses.prism_lens import PrismLens
+from layerscope.lenses.provenance import FORMAT, SCHEMA_VERSION, LensRecord, PrismFit
+from layerscope.lenses.sidecar import Sidecar, prism_tensors, write_sidecar
+from layerscope.model.causal_lm import CausalLM
+from layerscope.model.placement import format_bytes
+from layerscope.model.reproducible import reproducible
+from layerscope.observer import FitObserver, SilentFit
+
+LARGE, VERY_LARGE = 14 * 10**9, 34 * 10**9
+"""Parameters above which more vectors are taken."""
+VECTORS = (100_000, 130_000, 160_000)
+RESERVOIR = (20_000, 25_000, 30_000)
+DEFAULT_K = 512
+MOST_HELD_OUT = 2048
+SPREAD = 4
+"""A sequence gives one in so many of its positions, so that vectors come from many contexts."""
+MATRICES = 9
+"""Float64 matrices of d_model x d_model that finding the rotation holds at once."""
+FIRST_POSITION = 1
+"""The first position of a sequence attracts attention whatever stands there; no vector is taken from it."""
+
+
+@dataclass(frozen=True)
+class PrismSettings:
+    """How a prism lens is fitted."""
+
+    method: Method = "procrustes_to_final"
+    """What the rotation brings together: each vector with the final one at its position, or directions by rank."""
+    k: int | None = None
+    """Directions that are rotated on purpose; 512 by default, or d_model where that is less."""
+    vectors: int | None = None
+    """Vectors in all; 100,000 to 160,000 by the model's size."""
+    seed: int = 316
+
+
+def fit_prism(
+    model: CausalLM,
+    corpus: Corpus,
+    out: Path,
+    settings: PrismSettings | None = None,
+    *,
+    observer: FitObserver | None = None,
+) -> Sidecar:
+    """Fit a prism lens and write it as a sidecar.
+
+    Args:
+        model: the model; all text goes through it once, block by block.
+        corpus: text in three parts; `fit` gives vectors, `held_out` measures.
+        out: folder of the sidecar, which must not be there yet.
+        settings: how; the defaults where not given.
+        observer: is told how it goes.
+
+    Raises:
+        LensError: k outside 1..d_model, too few distinct vectors, `out` is already there.
+        PlacementError: the vectors do not fit the memory.
+        NumericError: a residual that is not finite.
+    """
+    wish = settings or PrismSettings()
+    return _PrismFitter(model, corpus, out, wish, observer or SilentFit()).run()
+
+
+class _PrismFitter:
+    """One fit; `fit_prism` is its only user."""
+
+    def __init__(
+        self, model: CausalLM, corpus: Corpus, out: Path, settings: PrismSettings, observer: FitObserver
+    ) -> None:
+        if out.exists():
+            raise LensError(f"'{out}' is already there; give another --out or --name, or take it away first.")
+        self.model, self.corpus, self.out, self.settings, self.observer = model, corpus, out, settings, observer
+        self.k = min(DEFAULT_K, model.d_model) if settings.k is None else settings.k
+        if not 1 <= self.k <= model.d_model:
+            raise LensError(f"k should be between 1 and d_model = {model.d_model}, but it is {self.k}.")
+        n, size = model.n_layers, model.architecture.n_parameters
+        self.rows = tuple(sorted({0, n // 4, n // 2, 3 * n // 4}))
+        tier = (size > LARGE) + (size > VERY_LARGE)
+        self.wanted = VECTORS[tier] if settings.vectors is None else settings.vectors
+        self.reservoir = RESERVOIR[tier]
+        self.lens: Lens = LogitLens(model.final_norm)
+
+    def run(self) -> Sidecar:
+        """The pass, the map, and what it is worth."""
+        model = self.model
+        with (
+            shortage_explained(model),
+            reproducible(self.settings.seed, model.placement.device),
+            torch.inference_mode(),
+        ):
+            generator = torch.Generator().manual_seed(self.settings.seed)
+            text = self._enough_text(generator)
+            self._check_room(text)
+            stream = Stream(model, text, None)
+            fit_at = drawn(stream.positions("fit", FIRST_POSITION), self._per_layer(), generator)
+            held_at = drawn(stream.positions("held_out", FIRST_POSITION), MOST_HELD_OUT, generator)
+            self.observer.plan(self._plan(len(fit_at)))
+            vectors, held = self._pass(stream, fit_at, held_at)
+            finals = stream.rows(fit_at)
+            standardiser = Standardiser()
+            for chunk in torch.split(vectors, CHUNK):
+                standardiser.update(chunk)
+            found = self._map(vectors, finals, standardiser, generator)
+            bits = self._measured(held, found, stream, held_at)
+        record = self._record(found, len(vectors), bits, len(held_at))
+        return write_sidecar(self.out, record, prism_tensors(found.mean, found.variance, found.rotation))
+
+    def _per_layer(self) -> int:
+        return max(1, self.wanted // len(self.rows))
+
+    def _plan(self, per_layer: int) -> str:
+        return (
+            f"prism lens of {self.model.id} · {self.settings.method}, k {self.k} · {per_layer * len(self.rows):,} "
+            f"vectors from layers {', '.join(map(str, self.rows))} · sequences of {self.corpus.fit.shape[1]}"
+        )
+
+    def _enough_text(self, generator: torch.Generator) -> Corpus:
+        """A corpus of only so many sequences that a few positions of each give all vectors."""
+        per_sequence = max(1, (self.corpus.fit.shape[1] - 1 - FIRST_POSITION) // SPREAD)
+
+        def some(part: Int[Tensor, "sequence position"], positions: int) -> Int[Tensor, "fewer position"]:
+            return part[drawn(torch.arange(len(part)), -(-positions // per_sequence), generator)]
+
+        return replace(
+            self.corpus,
+            fit=some(self.corpus.fit, self._per_layer()),
+            select=self.corpus.select[:0],
+            held_out=some(self.corpus.held_out, MOST_HELD_OUT),
+        )
+
+    def _check_room(self, text: Corpus) -> None:
+        """Refuse what does not fit, before anything is allocated.
+
+        Raises:
+            PlacementError: the machine's memory does not hold text and vectors, or the device's not the matrices.
+        """
+        d, n, seq_len = self.model.d_model, self.model.n_layers + 1, self.corpus.fit.shape[1]
+        stream = stream_bytes(text.fit.numel() + text.held_out.numel(), d)
+        vectors = 4 * d * self._per_layer() * (2 * len(self.rows) + 1)
+        host = stream + vectors + 4 * d * MOST_HELD_OUT * n
+        device = max(8 * MATRICES * d * d, block_bytes(self.model, max(BATCH_TOKENS, seq_len), seq_len)) + (128 << 20)
+        apart = self.model.placement.device.type != "cpu"
+        for needed, there in (
+            (host if apart else host + device, host_memory(self.model)),
+            (device, device_memory(self.model)),
+        ):
+            if needed > there:
+                raise PlacementError(
+                    f"Fitting a prism lens needs {format_bytes(needed)} (the text {format_bytes(stream)}, vectors "
+                    f"{format_bytes(vectors)}), but {format_bytes(there)} can be had; give fewer --vectors, or raise "
+                    "--memory."
+                )
+
+    def _pass(
+        self, stream: Stream, fit_at: Int[Tensor, " fit"], held_at: Int[Tensor, " held"]
+    ) -> tuple[Float[Tensor, "vectors d_model"], Float[Tensor, "layer held d_model"]]:
+        """The stream's vectors at a few layers, and the residuals of held-out positions at every layer."""
+        vectors: list[Tensor] = []
+        held: list[Tensor] = []
+
+        def after(layer: int) -> None:
+            held.append(stream.rows(held_at).clone())
+            if layer in self.rows:
+                vectors.append(self._stream_rows(stream.rows(fit_at), layer).cpu())
+            self.observer.blocks(layer, self.model.n_layers)
+
+        stream.visit(after)
+        return torch.cat(vectors), torch.stack(held)
+
+    def _stream_rows(self, residuals: Float[Tensor, "n d_model"], layer: int) -> Float[Tensor, "n d_model"]:
+        """One code path for fit and decode: whatever the prism lens will standardise."""
+        device = self.model.placement.device
+        return torch.cat([self.lens(chunk.to(device), layer).float() for chunk in torch.split(residuals, CHUNK)])
+
+    def _map(
+        self,
+        vectors: Float[Tensor, "vectors d_model"],
+        finals: Float[Tensor, "fit d_model"],
+        standardiser: Standardiser,
+        generator: torch.Generator,
+    ) -> PrismMap:
+        device = self.model.placement.device
+        if self.settings.method == "by_rank":
+            some = drawn(torch.arange(len(vectors)), self.reservoir, generator)
+            return fit_by_rank(vectors[some], standardiser, self.model.unembedding, k=self.k, device=device)
+        last = self._stream_rows(finals, self.model.n_layers).cpu()
+        targets = last.repeat(len(self.rows), 1)
+        return fit_procrustes_to_final(vectors, targets, standardiser, k=self.k, device=device)
+
+    def _measured(
+        self, held: Float[Tensor, "layer held d_model"], found: PrismMap, stream: Stream, held_at: Tensor
+    ) -> list[tuple[float, float]]:
+        """Mean KL(model || prism) and KL(model || logit lens) in bits at every layer."""
+        device = self.model.placement.device
+        head = Head(self.model.unembedding)
+        prism = PrismLens(self.lens, found.mean, found.variance, found.eps, found.rotation).to(device)
+        targets = targets_at(self.model, head, stream.residuals.view(-1, self.model.d_model), held_at)
+        bits = []
+        for layer, residuals in enumerate(held):
+            sums = [0.0, 0.0]
+            for chunk in torch.split(torch.arange(len(residuals)), DECODED_TOGETHER):
+                own, at = residuals[chunk].to(device), targets.at(chunk.to(device))
+                for i, lens in enumerate((prism, self.lens)):
+                    nats = head.divergence(lens(own, layer), at, gradient=False).nats
+                    sums[i] += float(nats.double().sum()) / (LN2 * len(residuals))
+            bits.append((sums[0], max(0.0, sums[1])))
+        return bits
+
+    def _record(self, found: PrismMap, n_vectors: int, bits: Sequence[tuple[float, float]], n_held: int) -> LensRecord:
+        return LensRecord(
+            format=FORMAT,
+            schema_version=SCHEMA_VERSION,
+            kind="prism",
+            created_utc=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            weights_sha256="",
+            model=fitted_model(self.model),
+            settings=settings_record(self.model, self.settings.seed),
+            corpus=self.corpus.record,
+            tuned=None,
+            prism=PrismFit(
+                method=found.method,
+                pairing=found.pairing,
+                k=found.k,
+                k_asked=found.k_asked,
+                rank_effective=found.rank_effective,
+                stream=self.lens.name,
+                rows=self.rows,
+                layers=tuple("embed" if row == 0 else str(row - 1) for row in self.rows),
+                vectors=n_vectors,
+                distinct_vectors=found.distinct_vectors,
+                reservoir=found.reservoir,
+                eps=found.eps,
+                orthogonality_error=found.orthogonality_error,
+                held_out_bits=tuple(own for own, _ in bits),
+                logit_bits=tuple(logit for _, logit in bits),
+                n_held_out=n_held,
+            ),
+            imported=None,
+            notes=found.notes,
+        )

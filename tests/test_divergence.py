@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import Tensor
+
+from layerscope.fitting import divergence
+from layerscope.fitting.divergence import Head, Targets
+from layerscope.unembedding import HeadTransform, Norm, Unembedding
+
+D_MODEL, D_HEAD, D_VOCAB, N = 12, 8, 700, 9
+
+
+def unembedding_of(kind: str) -> Unembedding:
+    generator = torch.Generator().manual_seed(3)
+    projected = kind == "projection"
+    weight = torch.randn(D_VOCAB, D_HEAD if projected else D_MODEL, generator=generator)
+    return Unembedding(
+        weight=weight,
+        final_norm=Norm("rms", None, None, 1e-6, "norm"),
+        bias=torch.randn(D_VOCAB, generator=generator) if kind in ("bias", "all") else None,
+        transform={
+            "scale": HeadTransform(scale=0.3),
+            "softcap": HeadTransform(softcap=4.0),
+            "all": HeadTransform(scale=0.7, softcap=5.0),
+        }.get(kind, HeadTransform()),
+        projection=torch.randn(D_HEAD, D_MODEL, generator=generator) if projected else None,
+    )
+
+
+def whole_logits(head: Unembedding, rows: Tensor) -> Tensor:
+    """Straight from the definition, in float64."""
+    if head.projection is not None:
+        rows = rows @ head.projection.double().T
+    z = rows @ head.weight.double().T
+    if head.bias is not None:
+        z = z + head.bias.double()
+    z = z * (head.transform.scale or 1.0)
+    cap = head.transform.softcap
+    return z if cap is None else cap * torch.tanh(z / cap)
+
+
+@pytest.mark.parametrize("tile_bytes", [4 * N * 256, 4 * N * 300, 1 << 20])
+@pytest.mark.parametrize("kind", ["plain", "bias", "scale", "softcap", "all", "projection"])
+def test_divergence_and_gradient_are_those_of_whole_logits(kind: str, tile_bytes: int, monkeypatch):
+    monkeypatch.setattr(divergence, "TILE_BYTES", tile_bytes)
+    head = unembedding_of(kind)
+    generator = torch.Generator().manual_seed(8)
+    final, rows = (torch.randn(N, D_MODEL, generator=generator) for _ in range(2))
+    wide = rows.double().requires_grad_()
+    log_p = whole_logits(head, final.double()).log_softmax(-1)
+    expected = (log_p.exp() * (log_p - whole_logits(head, wide).log_softmax(-1))).sum(-1)
+    (slope,) = torch.autograd.grad(expected.sum(), wide)
+
+    targets = Head(head).targets(final)
+    found = Head(head).divergence(rows, targets)
+
+    torch.testing.assert_close(found.nats.double(), expected.detach(), rtol=1e-5, atol=2e-5)
+    assert found.gradient is not None
+    torch.testing.assert_close(found.gradient.double(), slope, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(targets.entropy.double(), -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=1e-5)
+    without = Head(head).divergence(rows, targets, gradient=False)
+    assert without.gradient is None
+    torch.testing.assert_close(without.nats, found.nats, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["plain", "all", "projection"])
+def test_the_model_is_no_distance_from_itself(kind: str):
+    head = Head(unembedding_of(kind))
+    final = torch.randn(N, D_MODEL, generator=torch.Generator().manual_seed(1))
+    found = head.divergence(final, head.targets(final))
+    assert found.nats.abs().max() < 2e-5
+    assert found.gradient is not None and found.gradient.abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("kind", ["plain", "bias", "all", "projection"])
+def test_log_probs_of_single_tokens_are_those_of_whole_logits(kind: str):
+    head = unembedding_of(kind)
+    rows = torch.randn(N, D_MODEL, generator=torch.Generator().manual_seed(4))
+    ids = torch.tensor([0, 1, 2, 255, 256, 257, 511, 698, 699])
+    expected = whole_logits(head, rows.double()).log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    torch.testing.assert_close(Head(head).log_probs(rows, ids).double(), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_targets_of_some_positions_are_the_rows_of_all():
+    head = Head(unembedding_of("all"))
+    final = torch.randn(N, D_MODEL, generator=torch.Generator().manual_seed(1))
+    some = torch.tensor([4, 1, 7])
+    whole, part = head.targets(final).at(some), head.targets(final[some])
+    torch.testing.assert_close(whole.mean_unembedding, part.mean_unembedding)
+    torch.testing.assert_close(whole.entropy, part.entropy)
+    assert whole.rows is not None and part.rows is not None
+    torch.testing.assert_close(whole.rows, part.rows)
+
+
+@pytest.mark.parametrize("kind", ["plain", "all"])
+def test_targets_found_in_two_stretches_are_those_found_at_once(kind: str):
+    head = Head(unembedding_of(kind))
+    final = torch.randn(N, D_MODEL, generator=torch.Generator().manual_seed(1))
+    whole, parts = head.targets(final), Targets.joined([head.targets(final[:4]), head.targets(final[4:])])
+    for name in ("rows", "mean_unembedding", "mean_bias", "log_sum_exp", "entropy"):
+        one, other = getattr(whole, name), getattr(parts, name)
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)

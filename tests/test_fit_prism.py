@@ -1,0 +1,101 @@
+"""Whole prism fits: held-out figures as an independent computation finds them, and the fit's own path to the decode."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fit_texts import corpus_for, write_text
+from layerscope.errors import LensError, PlacementError
+from layerscope.fitting.prism import PrismSettings, fit_prism
+from layerscope.fitting.prism_map import Standardiser, fit_procrustes_to_final
+from layerscope.lenses.logit_lens import RawLens
+from layerscope.lenses.prism_lens import PrismLens
+from layerscope.lenses.sidecar import prism_lens, read_sidecar
+from layerscope.model.causal_lm import BUNDLED, CausalLM
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "corpus.txt")
+
+
+@pytest.fixture(scope="module")
+def bundled() -> CausalLM:
+    return CausalLM.open(BUNDLED, device="cpu")
+
+
+def test_a_planted_rotation_comes_back_through_the_lens_itself():
+    generator = torch.Generator().manual_seed(7)
+    d_model, n = 24, 4000
+    rotation, _ = torch.linalg.qr(torch.randn(d_model, d_model, generator=generator))
+    stream = torch.randn(n, d_model, generator=generator) * torch.linspace(0.2, 5.0, d_model) + 3.0
+    white = (stream - stream.mean(0)) / stream.std(0, correction=0)
+    finals = white @ rotation.T
+    standardiser = Standardiser()
+    standardiser.update(stream)
+    found = fit_procrustes_to_final(stream, finals, standardiser, k=d_model)
+    lens = PrismLens(RawLens(), found.mean, found.variance, found.eps, found.rotation)
+    torch.testing.assert_close(lens(stream, 3), finals, rtol=0, atol=1e-3)
+    head = torch.randn(50, d_model, generator=generator)
+    torch.testing.assert_close(lens(stream, 3) @ head.T, finals @ head.T, rtol=0, atol=1e-2)
+    assert (white @ rotation - finals).abs().max() > 1  # the transposed rotation is another map
+
+
+@pytest.mark.parametrize("method", ["procrustes_to_final", "by_rank"])
+def test_held_out_figures_are_those_of_transformers_own_logits(method: str, bundled: CausalLM, text: Path, tmp_path):
+    corpus = corpus_for(bundled, text)
+    settings = PrismSettings(method=method, k=20, vectors=8000)  # type: ignore[arg-type]
+    sidecar = fit_prism(bundled, corpus, tmp_path / "lens", settings)
+    lens = prism_lens(read_sidecar(tmp_path / "lens"), bundled_logit_lens(bundled))
+    own = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
+    with torch.inference_mode():
+        said = own(corpus.held_out, output_hidden_states=True)
+    log_p = said.logits[:, 1:-1].double().log_softmax(-1)
+    fit = sidecar.record.prism
+    assert fit is not None
+    assert len(fit.held_out_bits) == 13
+    assert fit.logit_bits[-1] < 1e-4  # the last layer is the model
+    weight = bundled.unembedding.weight.float()
+    for layer in (0, 5, 11):
+        rows = lens(said.hidden_states[layer], layer)[:, 1:-1]
+        log_q = (rows @ weight.T).double().log_softmax(-1)
+        expected = float((log_p.exp() * (log_p - log_q)).sum(-1).mean() / torch.log(torch.tensor(2.0)))
+        assert fit.held_out_bits[layer] == pytest.approx(expected, rel=1e-3)
+    assert fit.rows == (0, 3, 6, 9)
+    assert fit.layers == ("embed", "2", "5", "8")
+    assert fit.vectors == 8000
+    assert fit.orthogonality_error < 1e-3
+
+
+def bundled_logit_lens(model: CausalLM):
+    from layerscope.lenses.logit_lens import LogitLens
+
+    return LogitLens(model.final_norm)
+
+
+def test_two_fits_of_one_text_are_equal(bundled: CausalLM, text: Path, tmp_path: Path):
+    corpus, settings = corpus_for(bundled, text), PrismSettings(k=10, vectors=2000)
+    hashes = {fit_prism(bundled, corpus, tmp_path / name, settings).record.weights_sha256 for name in ("one", "two")}
+    assert len(hashes) == 1
+
+
+def test_too_few_vectors_reduce_k_and_say_so(bundled: CausalLM, text: Path, tmp_path: Path):
+    fit = fit_prism(bundled, corpus_for(bundled, text), tmp_path / "lens", PrismSettings(k=96, vectors=400))
+    assert fit.record.prism is not None
+    assert fit.record.prism.k < 96 == fit.record.prism.k_asked
+    assert fit.record.prism.k <= fit.record.prism.distinct_vectors // 20
+    assert any("k" in note for note in fit.record.notes)
+
+
+def test_what_cannot_be_is_refused(bundled: CausalLM, text: Path, tmp_path: Path):
+    corpus = corpus_for(bundled, text)
+    with pytest.raises(LensError, match="between 1 and d_model = 96, but it is 97"):
+        fit_prism(bundled, corpus, tmp_path / "lens", PrismSettings(k=97))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(LensError, match="already there"):
+        fit_prism(bundled, corpus, tmp_path / "there")
+    with pytest.raises(PlacementError, match="raise --memory"):
+        fit_prism(CausalLM.open(BUNDLED, device="cpu", memory="100KiB"), corpus, tmp_path / "lens")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

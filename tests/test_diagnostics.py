@@ -7,6 +7,7 @@ from dataclasses import fields
 import polars as pl
 import pytest
 
+from fitted_lenses import with_fitted_lenses
 from layerscope import Run, probe
 from layerscope.record.curve import Pass
 from layerscope.record.diagnostics import judge, protocol_in_force
@@ -17,7 +18,7 @@ from layerscope.record.verdict_json import verdict_text
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return probe(suite="capitals-20", positions="last", device="cpu")
+    return probe(suite="capitals-20", positions="last", device="cpu", lenses="logit,next_norm,raw")
 
 
 def test_every_milestone_rests_on_the_row_it_names(run: Run):
@@ -122,3 +123,129 @@ def test_the_verdict_is_written_as_plain_json(run: Run):
     assert (own["layer"], own["row"], own["p_answer"]) == (found.layer, found.row, found.p_answer)
     assert [r["name"] for r in said["guidance"]["reasons"]] == [r.name for r in run.guidance.reasons]
     assert said["diagnostics"]["primary"] == "pos 0 orig"
+
+
+# Fitted lenses
+
+
+@pytest.fixture(scope="module")
+def fitted(run: Run) -> Run:
+    return with_fitted_lenses(run)
+
+
+def _with_parts(run: Run, rotation: float, temperature: float) -> Run:
+    """The run with parts of the tuned lens that gain those shares of what the whole gains."""
+    n = run.record.model.n_layers
+    asked = run.diagnostics.primary
+    own, tuned = (
+        {row["layer"]: row["kl_to_final_bits"] for row in run.verdict.curves.get(asked, lens).rows}
+        for lens in ("logit", "tuned")
+    )
+    measured = run.record.measured
+    parts = {
+        name: part.model_copy(
+            update={
+                "kl_to_final_bits": (
+                    None, *(own[layer] - share * (own[layer] - tuned[layer]) for layer in range(1, n + 1))
+                )
+            }
+        )
+        for name, part, share in (
+            ("rotation_only", measured.tuned_variants.rotation_only, rotation),
+            ("temperature_only", measured.tuned_variants.temperature_only, temperature),
+        )
+    }  # fmt: skip
+    variants = measured.tuned_variants.model_copy(update=parts)
+    return Run(
+        run.rows,
+        run.record.model_copy(update={"measured": measured.model_copy(update={"tuned_variants": variants})}),
+    )
+
+
+def test_a_run_without_a_tuned_lens_has_no_audit_of_one_and_no_doubt_about_it(run: Run):
+    found = run.diagnostics
+    assert (found.tuned_audit, found.acceptance, found.skip_layers, found.attribution) == (None,) * 4
+    assert run.guidance.preferred_semantics_lens_hint is None
+    assert "tuned_is_calibration_only" not in run.guidance.undetermined
+
+
+def test_a_tuned_lens_that_is_little_more_than_a_temperature_is_not_preferred(fitted: Run):
+    calibrating = _with_parts(fitted, rotation=0.0, temperature=0.9)
+    assert calibrating.diagnostics.tuned_audit.calibration_only is True
+    assert "tuned_is_calibration_only" in {reason.name for reason in calibrating.guidance.reasons}
+    assert calibrating.guidance.preferred_semantics_lens_hint == "tuned_for_calibration_only"
+    assert calibrating.diagnostics.attribution.prefer_tuned is True
+    assert calibrating.guidance.preferred_lens == "logit"
+    turning = _with_parts(fitted, rotation=0.9, temperature=0.1)
+    assert turning.diagnostics.tuned_audit.calibration_only is False
+    assert "tuned_is_calibration_only" not in {reason.name for reason in turning.guidance.reasons}
+    assert turning.guidance.preferred_lens == "tuned"
+
+
+def test_a_tuned_lens_that_was_not_decoded_in_parts_leaves_that_question_open(fitted: Run):
+    measured = fitted.record.measured.model_copy(update={"tuned_variants": None})
+    found = judge(fitted.rows, fitted.record.model_copy(update={"measured": measured}))
+    assert "tuned_is_calibration_only" in found.guidance.undetermined
+    without_baseline = judge(fitted.rows.filter(pl.col("lens") != "logit"), fitted.record)
+    assert without_baseline.diagnostics.tuned_audit is None
+    assert "tuned_is_calibration_only" in without_baseline.guidance.undetermined
+
+
+def _headed_by(run: Run, lens: str) -> Run:
+    """The run as if that lens had been the headline lens."""
+    protocol = run.record.protocol.model_copy(update={"headline_lens": lens})
+    return Run(run.rows, run.record.model_copy(update={"protocol": protocol}))
+
+
+def test_a_tuned_headline_lens_is_not_held_against_itself(fitted: Run):
+    run = _headed_by(fitted, "tuned")
+    found, advice = run.diagnostics, run.guidance
+    assert found.headline == "tuned" and found.semantic is not None
+    assert set(found.sidecars) == {"prism"}
+    assert found.sidecars["prism"].baseline_lens == "tuned"
+    assert (found.attribution, found.tuned_audit, found.acceptance) == (None, None, None)
+    assert (advice.preferred_lens, advice.preferred_semantics_lens_hint) == ("tuned", None)
+    # No lens beside it says what it gains, and no evidence is not good evidence.
+    assert "tuned_is_calibration_only" in advice.undetermined
+    assert found.skip_layers == fitted.diagnostics.skip_layers  # measured against the model itself
+    unread = judge(run.rows.filter(pl.col("lens") != "tuned"), run.record)
+    assert unread.diagnostics.skip_layers is None
+    assert "tuned_is_calibration_only" in unread.guidance.undetermined
+
+
+def test_a_tuned_headline_lens_read_alone_has_a_verdict(fitted: Run):
+    run = _headed_by(fitted, "tuned")
+    alone = judge(run.rows.filter(lens="tuned"), run.record)
+    assert alone.diagnostics.sidecars == {}
+    assert (alone.diagnostics.attribution, alone.diagnostics.tuned_audit, alone.diagnostics.acceptance) == (None,) * 3
+    said = json.loads(verdict_text(alone, run.record))["diagnostics"]
+    assert (said["headline"], said["sidecars"], said["acceptance"]) == ("tuned", {}, None)
+
+
+def test_a_prism_headline_lens_is_left_out_of_the_fitted_ones_and_the_tuned_lens_held_against_it(fitted: Run):
+    found = _headed_by(fitted, "prism").diagnostics
+    assert {lens: audit.baseline_lens for lens, audit in found.sidecars.items()} == {"tuned": "prism"}
+    assert found.attribution is not None and found.acceptance is not None
+    assert found.tuned_audit is not None and found.tuned_audit.hint in ("prism", "tuned", "tuned_for_calibration_only")
+
+
+def test_acceptance_rests_on_every_fact_once_and_on_the_record_of_the_lens(fitted: Run):
+    criteria = {(c.name, c.on): c for c in fitted.diagnostics.acceptance.criteria}
+    assert (criteria["A", "suite"].n, criteria["A", "held_out"].n) == (20, 3000)
+    assert criteria["A", "held_out"].value == {"p25": 2.0, "p50": 2.0, "p75": 2.0}
+    assert fitted.diagnostics.skip_layers.regression is True
+    sidecars = tuple(one.model_copy(update={"status": "off"}) for one in fitted.record.measured.sidecars)
+    measured = fitted.record.measured.model_copy(update={"sidecars": sidecars})
+    other = judge(fitted.rows, fitted.record.model_copy(update={"measured": measured})).diagnostics
+    assert other.skip_layers.regression is None  # what was not loaded says nothing of the rows
+
+
+def test_the_audit_of_a_tuned_lens_is_in_the_plain_json(fitted: Run):
+    said = json.loads(verdict_text(fitted.verdict, fitted.record))["diagnostics"]
+    found = fitted.diagnostics
+    assert said["tuned_audit"]["hint"] == found.tuned_audit.hint
+    assert said["tuned_audit"]["positions"]["gap_bits"] == found.tuned_audit.positions.gap_bits
+    assert said["acceptance"]["accepted"] is found.acceptance.accepted
+    directions = {criterion["on"]: criterion["direction"] for criterion in said["acceptance"]["criteria"]}
+    assert directions == {"suite": "lens_to_model", "held_out": "model_to_lens"}  # of D, the last one of each
+    assert said["skip_layers"]["skipped"][0]["relative_loss"] == 0.25

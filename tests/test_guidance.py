@@ -91,7 +91,7 @@ ANY_VALUES = st.fixed_dictionaries(
         "min_both_gates_pass_frac": ANY_SHARE,
         "n_spikes": st.none() | st.integers(0, 9),
         "copy_mask_error": st.none() | st.text(),
-        "audit_hint": st.none() | st.sampled_from(["tuned", "norm", "tuned_for_calibration_only"]),
+        "audit_hint": st.none() | st.sampled_from(["tuned", "logit", "tuned_for_calibration_only"]),
     },
 )
 
@@ -228,7 +228,7 @@ def test_a_reason_is_one_plain_sentence_that_says_what_was_found():
     [
         (True, None, "tuned"),
         (True, "tuned", "tuned"),
-        (True, "norm", "tuned"),
+        (True, "logit", "tuned"),
         (True, "tuned_for_calibration_only", "logit"),
         (False, "tuned", "logit"),
         (None, None, "logit"),
@@ -258,6 +258,16 @@ def test_the_published_block_names_neither_the_identity_check_nor_a_hint_that_no
     assert block["preferred_semantics_lens_hint"] == "tuned_for_calibration_only"
     alone = published_guidance(guidance(replace(CLEAN, identity_ok=False), "published", "next_norm"))
     assert (alone["reasons"], alone["suppress_abs_probs"]) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [("tuned", "tuned"), ("tuned_for_calibration_only", "tuned_for_calibration_only"), ("next_norm", "norm")],
+)
+def test_the_published_block_calls_the_headline_lens_norm_in_a_hint_too(hint, said):
+    block = published_guidance(guidance(replace(CLEAN, audit_hint=hint), "published", "next_norm"))
+    assert block["preferred_semantics_lens_hint"] == said
+    assert "preferred_semantics_lens_hint" not in published_guidance(guidance(CLEAN, "published", "next_norm"))
 
 
 def test_each_protocol_has_its_notes_and_both_say_when_kernels_were_not_deterministic():

@@ -64,7 +64,7 @@ NEXT, NEXT_PRISM, NEXT_TUNED = (csv_name(STEM, NEXT_TOKEN, lens) for lens in SIB
 REC, REC_PRISM, REC_TUNED = (csv_name(STEM, RECORDS, lens) for lens in SIBLING.values())
 RAW, JSON = csv_name(STEM, RAWLENS), "output-tiny.json"
 UNREAD = (RAWLENS_WINDOW, MILESTONES, ARTIFACT_AUDIT, TUNED_VARIANTS, POSITIONS_TUNED_AUDIT)
-"""Tables that rows are not made of, but that should be there."""
+"""Tables without rows here that should be there; what is read of the last two is tested with fitted lenses."""
 
 
 def _number(*key: object) -> float:
@@ -403,7 +403,7 @@ def test_the_record_holds_what_was_measured_beside_the_rows(whole):
     assert measured.final_prediction is not None and measured.final_prediction.top_tokens == (" Berlin", "")
     assert measured.temperature_exploration[0].temperature == 0.1
     assert measured.test_prompts[0].prompt == "Berlin is the capital of"
-    assert set(measured.absent) == {"close_up"}
+    assert set(measured.absent) == {"close_up", "tuned_variants"}
 
 
 def test_the_record_holds_prompts_answers_and_tokens(whole):

@@ -45,12 +45,12 @@ KEYS = {"fact_key", "fact_index", "prompt_id", "prompt_variant", "lens", "layer"
 
 @pytest.fixture(scope="module")
 def standard() -> Run:
-    return layerscope.probe(suite="berlin")
+    return layerscope.probe(suite="berlin", lenses="logit,next_norm,raw")
 
 
 @pytest.fixture(scope="module")
 def published() -> Run:
-    return layerscope.probe(suite="berlin", protocol="published")
+    return layerscope.probe(suite="berlin", protocol="published", lenses="next_norm,raw")
 
 
 @pytest.fixture(scope="module")
@@ -541,8 +541,9 @@ DEPARTING = (
     "/measurement_guidance/reasons",  # of gates that came later
     "/diagnostics/normalization_provenance/strategy",  # a text then, an object later
     "/(diagnostics|control_prompt)/gold_alignment",  # the same
-    "/diagnostics/prism_summary/(artifact_path|k|layers)",  # of fitted lenses rows hold what they show alone
-    "(/diagnostics)?/tuned_lens/(path|provenance)",
+    "/diagnostics/prism_summary/artifact_path",  # of a folder the name alone is kept
+    "(/diagnostics)?/tuned_lens/path",
+    "/tuned_lens/provenance/(training|translator/temperature_eps)",  # in no record
     "/diagnostics/(skip_layers_sanity|tuned_lens_skip_warning|tuned_lens_regression)",
     "/model_stats/n_ctx",  # in no record
     "/provenance/env/platform",  # ours is named by system and architecture alone

@@ -22,8 +22,10 @@ from pydantic import BaseModel, ValidationError
 
 import layerscope.record.run as run_module
 import layerscope.record.run_record as run_record
+from fitted_lenses import prism_sidecar, tuned_sidecar, variants
 from layerscope.errors import RunError
 from layerscope.record import COLUMNS, Run, RunRecord, default_folder_name, describe_columns, new_folder, rows_frame
+from layerscope.record.measured import MeasuredRecord, SidecarRecord, TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.parts import AlignmentRecord
 
 SOURCE = Path(run_module.__file__).parents[2]
@@ -46,7 +48,7 @@ def _record(**changes: object) -> RunRecord:
         "several_pieces": False, "reason": "context_retokenised",
     }  # fmt: skip
     fields = {
-        "schema_version": "2.0",
+        "schema_version": "2.1",
         "source": "layerscope",
         "run_id": "tiny-berlin-20260301T093000Z",
         "created_utc": "2026-03-01T09:30:00Z",
@@ -113,6 +115,50 @@ def _columns(rows: int = 3) -> dict[str, object]:
 
 def _run(**columns: object) -> Run:
     return Run(rows_frame(_columns() | columns), _record())
+
+
+# Fitted lenses
+
+
+def _part(n: int) -> TunedVariantRecord:
+    return TunedVariantRecord(kl_to_final_bits=(None, *(1.0,) * (n - 1)), answer_rank=(None, *(3,) * (n - 1)))
+
+
+def test_parts_of_a_tuned_lens_have_a_value_for_each_layer_of_the_model():
+    whole = TunedVariantsRecord(temperatures=(None, 1.5, 1.0), rotation_only=_part(3), temperature_only=_part(3))
+    assert _record(measured=MeasuredRecord(tuned_variants=whole)).measured.tuned_variants == whole
+    for name, short in (("temperatures", (1.0,)), ("rotation_only", _part(2)), ("bias_only", _part(4))):
+        wrong = MeasuredRecord(tuned_variants=whole.model_copy(update={name: short}))
+        with pytest.raises(ValidationError, match=rf"tuned_variants\.{name}.* layers, but the model has 3"):
+            _record(measured=wrong)
+
+
+def test_a_sidecar_is_loaded_or_has_a_reason_and_names_no_folder():
+    assert SidecarRecord(kind="tuned", status="loaded", path="tiny-tuned").reason is None
+    for wrong in (
+        {"status": "loaded", "reason": "why not"}, {"status": "missing"}, {"status": "loaded", "path": "/home/anna/x"},
+        {"status": "loaded", "path": "a\\b"}, {"status": "loaded", "prism": {"k": 3}},
+        {"status": "loaded", "created_utc": "2026-03-01T09:30:00+02:00"},
+    ):  # fmt: skip
+        with pytest.raises(ValidationError):
+            SidecarRecord.model_validate({"kind": "tuned", **wrong})
+
+
+def test_each_kind_of_fitted_lens_is_recorded_once():
+    tuned = SidecarRecord(kind="tuned", status="loaded")
+    prism = SidecarRecord(kind="prism", status="off", reason="not asked for")
+    assert MeasuredRecord(sidecars=(tuned, prism)).sidecars == (tuned, prism)
+    with pytest.raises(ValidationError, match="each kind of fitted lens should be there once"):
+        MeasuredRecord(sidecars=(tuned, tuned))
+
+
+def test_a_record_with_fitted_lenses_is_read_back_equal_and_fits_the_schema(tmp_path):
+    sidecars = (tuned_sidecar(2), prism_sidecar(2))
+    measured = MeasuredRecord(sidecars=sidecars, tuned_variants=variants(2))
+    run = Run(_run().rows, _record(measured=measured))
+    run.save(tmp_path / "run")
+    assert Run.read(tmp_path / "run") == run
+    jsonschema.validate(json.loads((tmp_path / "run" / "run.json").read_bytes()), json.loads(SCHEMA.read_text()))
 
 
 # The table
@@ -389,12 +435,22 @@ def _change(saved: Path, **changes: object) -> None:
     (saved / "run.json").write_text(json.dumps(record | changes), encoding="utf-8")
 
 
-@pytest.mark.parametrize("version", ["1.0", "0.9", "2.1"])
+@pytest.mark.parametrize("version", ["1.0", "0.9", "2.2"])
 def test_another_version_says_which_layerscope_reads_it(saved, version):
     _change(saved, schema_version=version, layerscope_version="7.4.0", unheard_of=1)
     said = _refusal(saved)
-    assert f"`schema_version` is {version}, but this layerscope reads 2.0" in said
+    assert f"`schema_version` is {version}, but this layerscope reads 2.1 and 2.0" in said
     assert "layerscope 7.4.0 wrote the folder and reads it" in said
+
+
+def test_a_folder_of_the_version_before_is_read_as_one_without_fitted_lenses(saved):
+    record = json.loads((saved / "run.json").read_text(encoding="utf-8"))
+    for later in ("sidecars", "tuned_variants"):
+        del record["measured"][later]
+    (saved / "run.json").write_text(json.dumps(record | {"schema_version": "2.0"}), encoding="utf-8")
+    found = Run.read(saved).record
+    assert found == _record()
+    assert (found.schema_version, found.measured.sidecars, found.measured.tuned_variants) == ("2.1", (), None)
 
 
 def test_something_else_than_a_record_is_refused(saved):

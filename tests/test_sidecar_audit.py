@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerscope.record.curve import Curve, Pass
+from layerscope.record.measured import TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.rows import COLUMNS
 from layerscope.record.sidecar_audit import BitsPair, LayerPair, attribution, judge, sidecar_audit
 
@@ -133,6 +134,32 @@ def test_the_gain_is_split_into_a_temperatures_and_the_rest():
     gains = [(g.layer, g.tuned_bits, g.temperature_bits, g.rotation_bits) for g in found.percentiles.values()]
     assert gains == [(2, 3.0, -0.5, 3.5), (4, 2.0, 0.5, 1.5), (6, 0.5, 0.5, 0.0)]
     assert found.prefer_tuned is True
+
+
+def _without_map(*bits):
+    """Parts of a tuned lens of which the one without a linear map has these divergences, from layer 0 on."""
+    part = TunedVariantRecord(kl_to_final_bits=bits, answer_rank=(None,) * len(bits))
+    blank = TunedVariantRecord(kl_to_final_bits=(), answer_rank=())
+    return TunedVariantsRecord(rotation_only=blank, temperature_only=blank, bias_only=part)
+
+
+def test_the_rest_is_split_into_a_bias_and_what_the_map_adds_to_it():
+    parts = _without_map(None, 8.0, 7.0, 6.0, 3.5, 3.0, None, 0.5, 0.0)
+    found = attribution(BASELINE, TUNED, parts).percentiles
+    # At layer 2: 8 bits, 8.5 after a temperature, 7 without the map, 5 with it.
+    assert (found["p25"].bias_bits, found["p25"].linear_bits) == (1.5, 2.0)
+    # At layer 4: 6, 5.5, 3.5 and 4, so there the map harms.
+    assert (found["p50"].bias_bits, found["p50"].linear_bits) == (2.0, -0.5)
+    for gain in (found["p25"], found["p50"]):
+        assert gain.temperature_bits + gain.bias_bits + gain.linear_bits == gain.tuned_bits
+    assert (found["p75"].bias_bits, found["p75"].linear_bits, found["p75"].rotation_bits) == (None, None, 0.0)
+
+
+def test_without_a_decode_without_the_map_nothing_is_split():
+    for parts in (None, _without_map(), _without_map(1.0).model_copy(update={"bias_only": None})):
+        gains = attribution(BASELINE, TUNED, parts).percentiles.values()
+        assert {(gain.bias_bits, gain.linear_bits) for gain in gains} == {(None, None)}
+        assert [gain.rotation_bits for gain in gains] == [3.5, 1.5, 0.0]
 
 
 def _with(rotation_bits, baseline_rank_5, tuned_rank_5, n_layers):

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import layerscope
+from fitted_lenses import with_fitted_lenses
 from layerscope.errors import RunError
 from layerscope.record.guidance import Guidance, Reason
 from layerscope.record.measured import LastLayerRecord, MeasuredRecord
@@ -28,13 +29,13 @@ PRIMARY = (pl.col("fact_index") == 0) & (pl.col("prompt_variant") == "orig") & p
 @pytest.fixture(scope="module")
 def run() -> Run:
     """One fact in two wordings, and a control."""
-    return layerscope.probe(suite="berlin")
+    return layerscope.probe(suite="berlin", lenses="logit,next_norm,raw")
 
 
 @pytest.fixture(scope="module")
 def capitals() -> Run:
     """Five facts in two wordings, and a control."""
-    return layerscope.probe(suite="capitals")
+    return layerscope.probe(suite="capitals", lenses="logit,next_norm,raw")
 
 
 def printed(parts) -> str:
@@ -570,6 +571,86 @@ def test_milestones_that_rest_on_probabilities_are_withheld_with_them(run):
     assert found["L_semantic"] == ["4", "0.33", "4"]
 
 
+# Fitted lenses
+
+
+@pytest.fixture(scope="module")
+def fitted(run) -> Run:
+    return with_fitted_lenses(run)
+
+
+WEIGHED = "weighed by the model's probabilities, not by the lens'"
+"""Of a fit and of what it is worth on held-out text: KL(model || lens), and not KL(lens || model) as rows have it."""
+
+
+def about_fitted(run: Run) -> list[str]:
+    """The lines under that label."""
+    lines = printed(run_verdict(run)).splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith("fitted")), len(lines))
+    stop = next((i for i in range(start + 1, len(lines)) if not lines[i].startswith(" ")), len(lines))
+    return [line[11:].rstrip() for line in lines[start:stop]]
+
+
+def with_measured(run: Run, **measured: object) -> Run:
+    return changed(run, measured=run.record.measured.model_copy(update=measured))
+
+
+def test_fitted_lenses_take_four_lines_with_gains_as_the_rows_have_them(fitted):
+    own, tuned = ({row["layer"]: row for row in curve(fitted, lens)} for lens in ("logit", "tuned"))
+    kl, tempered = own[6]["kl_to_final_bits"], own[6]["kl_to_final_bits_norm_temp"]
+    no_map = fitted.record.measured.tuned_variants.bias_only.kl_to_final_bits[6]
+    whole = tuned[6]["kl_to_final_bits"]
+    verdicts = fitted.diagnostics.sidecars
+    assert about_fitted(fitted) == [
+        f"against logit: tuned {verdicts['tuned'].verdict}, prism {verdicts['prism'].verdict}",
+        f"tuned, layer 6, {kl - whole:+.2f} bits: temperature {kl - tempered:+.2f}, bias {tempered - no_map:+.2f}, "
+        f"map {no_map - whole:+.2f}",
+        "on held-out text +2.00 bits, weighed by the model's probabilities,",
+        "not by the lens'; not accepted: gain, ranks",
+    ]
+
+
+def test_a_tuned_headline_lens_is_said_against_nothing_but_the_prism_lens(fitted):
+    protocol = fitted.record.protocol.model_copy(update={"headline_lens": "tuned"})
+    run = changed(fitted, protocol=protocol)
+    assert about_fitted(run) == [f"against tuned: prism {run.diagnostics.sidecars['prism'].verdict}"]
+
+
+def test_bias_and_map_are_told_together_where_they_were_not_decoded_apart(fitted):
+    (line,) = (line for line in about_fitted(with_measured(fitted, tuned_variants=None)) if "layer 6" in line)
+    rest = curve(fitted, "logit")[6]["kl_to_final_bits_norm_temp"] - curve(fitted, "tuned")[5]["kl_to_final_bits"]
+    assert line.endswith(f"map and bias {rest:+.2f}")
+
+
+def test_a_run_without_fitted_lenses_says_nothing_of_them_and_a_refused_one_says_why(run, fitted):
+    assert about_fitted(run) == []
+    tuned = fitted.record.measured.sidecars[0]
+    why = {"status": "refused", "reason": "its weights are of another model"}
+    refused = with_measured(run, sidecars=(tuned.model_copy(update=why),))
+    assert about_fitted(refused) == ["tuned was refused: its weights are of another model"]
+    missing = with_measured(run, sidecars=(tuned.model_copy(update=why | {"status": "missing"}),))
+    assert about_fitted(missing) == []
+
+
+def test_an_accepted_lens_and_one_that_only_calibrates_say_so(fitted):
+    found = fitted.verdict
+    passing = tuple(replace(c, passed=True) for c in found.diagnostics.acceptance.criteria)
+    open_ = (replace(passing[0], passed=None), *passing[1:])
+    for criteria, word in ((passing, "accepted"), (open_, "acceptance open")):
+        accepted = replace(found.diagnostics.acceptance, criteria=criteria)
+        diagnostics = replace(found.diagnostics, acceptance=accepted)
+        text = " ".join(printed(verdict_of(replace(found, diagnostics=diagnostics), fitted.record)).split())
+        assert f"on held-out text +2.00 bits, {WEIGHED}; {word} quoting" in text
+    medians = replace(
+        found.diagnostics.tuned_audit.rotation_vs_temperature,
+        rotation_bits={"p50": 0.0}, temperature_bits={"p50": 1.0}, tuned_bits=1.0,
+    )  # fmt: skip
+    audit = replace(found.diagnostics.tuned_audit, rotation_vs_temperature=medians)
+    diagnostics = replace(found.diagnostics, tuned_audit=audit)
+    text = " ".join(printed(verdict_of(replace(found, diagnostics=diagnostics), fitted.record)).split())
+    assert f"on held-out text +2.00 bits, {WEIGHED}; little more than a temperature quoting" in text
+
+
 # Published runs
 
 
@@ -584,7 +665,13 @@ def test_milestones_that_rest_on_probabilities_are_withheld_with_them(run):
         (
             "run-20251004-1804",
             "gemma-2-9b",
-            ["by tuned at layer 42, but trivially", "strong, at the last layer alone", "a temperature of 2.61"],
+            [
+                "by tuned at layer 42, but trivially",
+                "strong, at the last layer alone",
+                "a temperature of 2.61",
+                "tuned, layer 21, -10.52 bits: temperature -6.10, map and bias -4.42",
+                "not accepted: gain, ranks, last layer, loss",
+            ],
         ),
         (
             "run-20251004-1804",

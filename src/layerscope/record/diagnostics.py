@@ -5,15 +5,17 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from layerscope.record import consistency, facts, guidance, raw_audit, sidecar_audit
+from layerscope.record import acceptance, consistency, facts, guidance, raw_audit, sidecar_audit, tuned_audit
+from layerscope.record.acceptance import Acceptance, SkippingCost
 from layerscope.record.confirmation import Confirmation, confirm
 from layerscope.record.curve import Curve, Curves, Pass
-from layerscope.record.measured import LastLayerRecord
+from layerscope.record.measured import LastLayerRecord, SidecarRecord
 from layerscope.record.milestones import Gates, Milestone, Milestones, copies_early, find_milestones, semantic_layer
 from layerscope.record.percentiles import QUARTERS, percentile
 from layerscope.record.protocol import Protocol, Thresholds, protocol_of
 from layerscope.record.run_record import RunRecord
 from layerscope.record.trajectory import NormTrajectory, norm_trajectory
+from layerscope.record.tuned_audit import HeadMismatch, TunedAudit
 
 CONFIRMED, CONFIRMED_ANY = "L_semantic_confirmed", "L_semantic_confirmed_any"
 SIDECARS = ("tuned", "prism")
@@ -129,9 +131,18 @@ class Diagnostics:
     micro_suite: facts.MicroSuite
     statistics: facts.FactStatistics
     sidecars: Mapping[str, sidecar_audit.SidecarAudit]
-    """Fitted lenses against the headline lens."""
+    """Fitted lenses against the headline lens; without that one itself, where it is fitted."""
     attribution: sidecar_audit.Attribution | None
-    """What of the tuned lens' gain a temperature would give; None without one."""
+    """What of the tuned lens' gain a temperature would give.
+
+    None without a tuned lens, as what follows; this, the audit and acceptance also where that is the headline lens.
+    """
+    tuned_audit: TunedAudit | None
+    """What its parts are worth layer by layer, where along the prompt it helps, and how it ends."""
+    acceptance: Acceptance | None
+    """Whether it may stand for the headline lens."""
+    skip_layers: SkippingCost | None
+    """What it costs to put it in the place of the last blocks."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +182,10 @@ class _Judge:
     def _curve(self, lens: str) -> Curve | None:
         return self.curves.get(self.primary, lens)
 
+    def _beside(self, lens: str) -> Curve | None:
+        """A lens that can be held against the headline lens: another one."""
+        return None if lens == self.headline else self._curve(lens)
+
     def _confirm(self, asked: Pass) -> Confirmation:
         headline = self.curves.by_key[asked, self.headline]
         others = [self.curves.get(asked, name) if name != self.headline else None for name in ("raw", "tuned")]
@@ -190,9 +205,8 @@ class _Judge:
         return Verdict(self.curves, self.milestones, diagnostics, advice)
 
     def _diagnostics(self) -> Diagnostics:
-        curve, raw, measured = self.curve, self._curve("raw"), self.record.measured
+        curve, raw, measured = self.curve, self._beside("raw"), self.record.measured
         thresholds = self.protocol.thresholds
-        raw = None if self.headline == "raw" else raw
         sample = window = full = copies = None
         if curve is not None:
             sample = raw_audit.sample_check(curve, raw)
@@ -203,7 +217,8 @@ class _Judge:
         preferred = semantic_layer(self.own)
         onset = self._layer("L_semantic")
         by_pass = self.milestones.by_pass()
-        tuned = self._curve("tuned")
+        tuned, variants = self._beside("tuned"), measured.tuned_variants
+        audit = self._tuned_audit()
         second = measured.second_forward
         return Diagnostics(
             headline=self.headline,
@@ -235,10 +250,39 @@ class _Judge:
             sidecars={
                 lens: sidecar_audit.sidecar_audit(curve, own)
                 for lens in SIDECARS
-                if curve is not None and (own := self._curve(lens)) is not None
+                if curve is not None and (own := self._beside(lens)) is not None
             },
-            attribution=None if curve is None or tuned is None else sidecar_audit.attribution(curve, tuned),
+            attribution=None if curve is None or tuned is None else sidecar_audit.attribution(curve, tuned, variants),
+            tuned_audit=audit,
+            acceptance=None if audit is None else self._acceptance(audit.head_mismatch),
+            skip_layers=None if self._curve("tuned") is None else acceptance.skip_layers(self._sidecar("tuned")),
         )
+
+    def _tuned_audit(self) -> TunedAudit | None:
+        curve, tuned = self.curve, self._beside("tuned")
+        if self.primary is None or curve is None or tuned is None:
+            return None
+        last = curve.rows[0]["position"]
+        positions = tuned_audit.position_rows(self.rows, self.primary, self.headline, self.n_layers, last)
+        measured = self.record.measured
+        return tuned_audit.tuned_audit(curve, tuned, measured.tuned_variants, positions, measured.last_layer)
+
+    def _acceptance(self, mismatch: HeadMismatch) -> Acceptance:
+        sidecar = self._sidecar("tuned")
+        fit = None if sidecar is None else sidecar.tuned
+        held_out = None if fit is None else fit.held_out
+        return acceptance.acceptance(self.curves, self.headline, self.n_layers, mismatch, held_out)
+
+    def _calibration_only(self, audit: TunedAudit | None) -> bool | None:
+        """Open where a tuned lens has nothing beside it to tell by; ruled out where none was read."""
+        if audit is None:
+            return None if self._curve("tuned") is not None or self.headline == "tuned" else False
+        return audit.calibration_only
+
+    def _sidecar(self, kind: str) -> SidecarRecord | None:
+        """What is recorded of a fitted lens that the run was read through."""
+        found = self.record.measured.sidecars
+        return next((one for one in found if one.kind == kind and one.status == "loaded"), None)
 
     def _layer(self, name: str) -> int | None:
         return self.own[name].layer if name in self.own else None
@@ -272,6 +316,7 @@ class _Judge:
         lens_consistency = found.lens_consistency
         low = None if lens_consistency is None else lens_consistency.low_at_semantic
         window = None if found.position_window is None else found.position_window.low
+        audit = found.tuned_audit
         return guidance.Evidence(
             identity_ok=None if record.identity is None else record.identity.ok,
             warn_high_last_layer_kl=None if found.last_layer is None else found.last_layer.warn_high_last_layer_kl,
@@ -294,10 +339,11 @@ class _Judge:
             rank_only_near_uniform=False if self._layer("L_semantic") is None else _not(found.margin_ok_at_semantic),
             decoding_point_consistent=_not(_or_flag(_not(consistent), "decoding_point_sensitive", flags)),
             low_lens_consistency=_or_flag(low, "low_lens_consistency_at_semantic", flags),
-            tuned_is_calibration_only=None if self._curve("tuned") is not None else False,
+            tuned_is_calibration_only=self._calibration_only(audit),
             pos_window_low=_or_flag(window, "pos_window_low_stability", flags),
             min_both_gates_pass_frac=None if gates is None else gates.min_both_gates_pass_frac,
             prefer_tuned=None if found.attribution is None else found.attribution.prefer_tuned,
+            audit_hint=None if audit is None else audit.hint,
             confirmed=None if found.confirmation is None else found.confirmation.layer is not None,
         )
 

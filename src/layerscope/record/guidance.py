@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from layerscope.record.consistency import SCALES_TO_PASS
+from layerscope.record.tuned_audit import CALIBRATION_ONLY
 
 Severity: TypeAlias = Literal["block", "advise"]
 """`block`: probabilities and entropies of lens rows must not be quoted; `advise`: quote with the sentence beside."""
@@ -60,7 +61,7 @@ class Evidence:
     prefer_tuned: bool | None = None
     """Whether the tuned lens gains over the headline lens by more than a temperature."""
     audit_hint: str | None = None
-    """The tuned lens' own audit: `tuned`, `norm` or `tuned_for_calibration_only`; None where none was read."""
+    """The tuned lens' own audit: `tuned`, `tuned_for_calibration_only` or the headline lens; None without one."""
     confirmed: bool | None = None
     """Whether another lens confirms L_semantic."""
 
@@ -89,7 +90,7 @@ class Guidance:
     preferred_lens: str
     """`tuned`, or the headline lens."""
     preferred_semantics_lens_hint: str | None
-    """The tuned lens' audit hint; None where none was read."""
+    """The tuned lens' audit hint; None without an audit."""
     use_confirmed: bool | None
     """Whether to quote the confirmed semantic layer; None where confirmation could not be sought."""
     notes: str
@@ -125,7 +126,7 @@ def guidance(evidence: Evidence, protocol: str, headline: str) -> Guidance:
     reasons = tuple(Reason(rule.name, rule.severity, _text(rule, evidence)) for rule, holds in judged if holds)
     blocked = any(reason.severity == "block" for reason in reasons)
     published = protocol == "published"
-    tuned = bool(evidence.prefer_tuned) and evidence.audit_hint != "tuned_for_calibration_only"
+    tuned = bool(evidence.prefer_tuned) and evidence.audit_hint != CALIBRATION_ONLY
     notes = [PUBLISHED_NOTES_APPEND] if published else []
     notes += [NONDETERMINISTIC_NOTE] if evidence.deterministic is False else []
     return Guidance(
@@ -156,7 +157,8 @@ def published_guidance(found: Guidance) -> dict[str, Any]:
         "notes_append": found.notes_append,
     }
     if found.preferred_semantics_lens_hint is not None:
-        block["preferred_semantics_lens_hint"] = found.preferred_semantics_lens_hint
+        hint = found.preferred_semantics_lens_hint
+        block["preferred_semantics_lens_hint"] = hint if hint in ("tuned", CALIBRATION_ONLY) else "norm"
     return block
 
 

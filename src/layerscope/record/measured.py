@@ -1,14 +1,21 @@
-"""Parts of `run.json` measured beside the rows: temperatures, the last layer, one prompt looked at closely."""
+"""Parts of `run.json` measured beside the rows: temperatures, the last layer, one prompt closely, fitted lenses."""
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from layerscope.record.parts import Count, Fraction, Part, Positive
+from layerscope.record.parts import Count, Fraction, Part, Positive, Sha256, Utc
 
 ByLayer: TypeAlias = tuple[float | None, ...]
 """A number for each layer 0 to n_layers; null where it is undefined."""
 CountByLayer: TypeAlias = tuple[int | None, ...]
+
+
+def _each_kind_once(sidecars: tuple["SidecarRecord", ...]) -> tuple["SidecarRecord", ...]:
+    kinds = [sidecar.kind for sidecar in sidecars]
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"each kind of fitted lens should be there once, but there are {', '.join(kinds)}")
+    return sidecars
 
 
 def _ascending(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
@@ -143,6 +150,172 @@ class UnembedBiasRecord(Part):
     max_abs: float = Field(ge=0, description="Largest size, in logits; 0 without one.")
 
 
+class TextSourceRecord(Part):
+    """One file or data set that a lens was fitted on."""
+
+    name: str = Field(description="File name without its folder, or the data set's id with its revision.")
+    format: str = Field(description="How it was read: `txt`, `jsonl`, `parquet` or `datasets`.")
+    n_documents: Count = Field(description="Read from it, before any budget was reached.")
+    sha256: Sha256 = Field(description="Over the documents that were read, in order.")
+
+
+class SplitRecord(Part):
+    """Size of one part of that text, counted."""
+
+    n_documents: Count = Field(description="Documents.")
+    n_tokens: Count = Field(description="Tokens of them, BOS not counted.")
+    n_sequences: Count = Field(description="Sequences they were packed to.")
+
+
+class SidecarCorpusRecord(Part):
+    """The text that a lens was fitted on."""
+
+    sources: tuple[TextSourceRecord, ...] = Field(description="Where it was read from.")
+    sha256: Sha256 = Field(description="Over the packed ids of all parts.")
+    n_documents: Count = Field(description="Documents that were read.")
+    n_repeated: Count = Field(description="Documents left out, because they had been read before word for word.")
+    seq_len: Positive = Field(description="Positions of a sequence, BOS included.")
+    bos: bool = Field(description="Whether every sequence starts with BOS.")
+    splits: dict[Literal["fit", "select", "held_out"], SplitRecord] = Field(
+        description="Text that was fitted to, by which something was chosen, and that only measured."
+    )
+
+
+class SidecarSettingsRecord(Part):
+    """How a fit was made; equal settings, text and model give equal weights."""
+
+    seed: int = Field(description="Seed of every generator.")
+    device: str = Field(description="Where it was computed.")
+    dtype: str = Field(description="Number format of the blocks' arithmetic.")
+    threads: Positive = Field(description="Threads of the tensor library.")
+    torch: str = Field(description="Version of PyTorch.")
+    layerscope: str = Field(description="Version of layerscope.")
+
+
+class HeldOutRecord(Part):
+    """Mean KL(model || lens) over text that nothing was chosen by, in bits, by layer."""
+
+    n_positions: Count | None = Field(None, description="Positions of that text.")
+    logit_bits: ByLayer = Field(description="Of the logit lens.")
+    lens_bits: ByLayer = Field(description="Of the fitted lens as it was kept.")
+    bias_bits: ByLayer = Field((), description="Of a bias and a temperature alone; empty where none was measured.")
+    closed_form_bits: ByLayer = Field((), description="Of the ridge regression; empty where none was measured.")
+
+
+class SkipLayersRecord(Part):
+    """The last blocks replaced by the translator of the layer before them, on held-out text."""
+
+    blocks: Positive = Field(description="How many blocks were skipped.")
+    layer: Count = Field(description="The layer that was decoded: n_layers less the blocks.")
+    n_tokens: Count = Field(description="How many tokens were predicted.")
+    perplexity_lens: float = Field(gt=0, description="Of the lens at that layer.")
+    perplexity_model: float = Field(gt=0, description="Of the model itself.")
+
+
+class TunedFitRecord(Part):
+    """An affine map for each layer, and how it was found; by layer from 0 to n_layers, null where there is none."""
+
+    placement: Literal["raw", "normed"] | None = Field(
+        None, description="Whether it is applied before or after the final norm."
+    )
+    rank: Count | None = Field(
+        None, description="Of the linear part: d_model where it is a full matrix, 0 where there is none."
+    )
+    temperatures: ByLayer = Field(
+        description="What each layer's row is divided by before it is unembedded; 1 at the last."
+    )
+    map_norms: ByLayer = Field((), description="Frobenius norm of each linear part; 0 is a map that never moved.")
+    bias_norms: ByLayer = Field((), description="Euclidean norm of each bias.")
+    first_position: Count | None = Field(None, description="Positions of a sequence before it were not fitted to.")
+    n_moments: Count | None = Field(None, description="Positions that the closed form rests on.")
+    n_refined: Count | None = Field(None, description="Positions that refinement drew from.")
+    n_select: Count | None = Field(None, description="Positions by which it was stopped.")
+    held_out: HeldOutRecord | None = Field(None, description="What it is worth on other text.")
+    skip_layers: tuple[SkipLayersRecord, ...] = Field((), description="With the last blocks replaced, on that text.")
+
+
+class PrismFitRecord(Part):
+    """One standardisation and rotation for all layers, and how it was found."""
+
+    method: Literal["procrustes_to_final", "by_rank"] | None = Field(
+        None, description="What the rotation brings together."
+    )
+    pairing: Literal["cross_covariance", "by_rank"] | None = Field(None, description="Which directions go to which.")
+    k: Count | None = Field(None, description="Dimensions of the subspace.")
+    k_asked: Count | None = Field(None, description="How many were asked for.")
+    rank_effective: Count | None = Field(None, description="Numerical rank of what was fitted to.")
+    stream: str | None = Field(None, description="The lens whose rows are standardised and rotated.")
+    rows: tuple[Count, ...] = Field((), description="Layers that vectors were taken from.")
+    layers: tuple[str, ...] = Field((), description="The same as blocks: `embed`, then the block that wrote.")
+    vectors: Count | None = Field(None, description="How many vectors were taken.")
+    distinct_vectors: Count | None = Field(None, description="How many of them differ.")
+    orthogonality_error: float | None = Field(None, ge=0, description="Frobenius norm of Q^T Q - I.")
+    held_out: HeldOutRecord | None = Field(None, description="What it is worth on other text.")
+
+
+class ImportedLensRecord(Part):
+    """Where a lens came from that was fitted elsewhere."""
+
+    format: str = Field(description="The format of its files: `tuned-lens` or `jacobian-lens`.")
+    name: str = Field(description="Name of its file or folder, without a path.")
+    sha256: Sha256 = Field(description="Of the file that held its weights.")
+
+
+class SidecarRecord(Part):
+    """A fitted lens: whether it was read through, and what its own record says of it."""
+
+    kind: Literal["tuned", "prism"] = Field(description="Which lens.")
+    status: Literal["loaded", "missing", "refused", "off"] = Field(
+        description="`refused`: found, but of another model or damaged; `off`: not asked for."
+    )
+    path: str | None = Field(
+        None, pattern=r"^[^/\\]+$", description="Name of its folder, never a path; null where none was looked at."
+    )
+    reason: str | None = Field(None, description="Why it was not loaded; null where it was.")
+    weights_sha256: Sha256 | None = Field(None, description="Of its weights.")
+    fitted_to: str | None = Field(None, description="Id of the model that it was fitted to.")
+    created_utc: Utc | None = Field(None, description="When it was fitted or imported.")
+    corpus: SidecarCorpusRecord | None = Field(None, description="On which text; null for a lens fitted elsewhere.")
+    settings: SidecarSettingsRecord | None = Field(None, description="How; null for a lens fitted elsewhere.")
+    tuned: TunedFitRecord | None = Field(None, description="Of a tuned lens.")
+    prism: PrismFitRecord | None = Field(None, description="Of a prism lens.")
+    imported: ImportedLensRecord | None = Field(None, description="Of a lens fitted elsewhere.")
+    notes: tuple[str, ...] = Field((), description="What its own record warns of, in sentences.")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "SidecarRecord":
+        if (self.status == "loaded") != (self.reason is None):
+            raise ValueError(f"status is {self.status!r}; a reason should be given exactly where it is not 'loaded'")
+        other = self.prism if self.kind == "tuned" else self.tuned
+        if other is not None:
+            raise ValueError(f"a sidecar of kind {self.kind!r} should have no part about the other kind")
+        return self
+
+
+class TunedVariantRecord(Part):
+    """The tuned lens with a part of it taken away."""
+
+    kl_to_final_bits: ByLayer = Field(description="KL(lens || model) in bits; null at layer 0 and where not finite.")
+    answer_rank: CountByLayer = Field(description="Rank of the answer, from 1; null in the same places.")
+
+
+class TunedVariantsRecord(Part):
+    """The primary prompt's last position under parts of the tuned lens; by layer from 0 to n_layers, 0 being null."""
+
+    temperatures: ByLayer = Field(
+        (), description="What the tuned lens divides its rows by; empty where files do not say."
+    )
+    rotation_only: TunedVariantRecord = Field(description="Its map and bias, with a temperature of 1.")
+    temperature_only: TunedVariantRecord = Field(
+        description="The headline lens' row over the tuned lens' temperature, then unembedded."
+    )
+    bias_only: TunedVariantRecord | None = Field(
+        None,
+        description="The tuned lens with its linear part replaced by its mean effect, x + c + mean A with the mean of "
+        "the fit's inputs; null where that mean is not known, as for an imported lens.",
+    )
+
+
 class MeasuredRecord(Part):
     """Everything that was measured beside the rows; a block that is null has its reason in `absent`."""
 
@@ -160,4 +333,10 @@ class MeasuredRecord(Part):
     final_prediction: PredictionRecord | None = Field(None, description="The model's own output for it.")
     temperature_exploration: tuple[PredictionRecord, ...] = Field((), description="The same at other temperatures.")
     test_prompts: tuple[PredictionRecord, ...] = Field((), description="Further prompts, head alone.")
+    sidecars: Annotated[tuple[SidecarRecord, ...], AfterValidator(_each_kind_once)] = Field(
+        (), description="Fitted lenses, read through or not; each kind once."
+    )
+    tuned_variants: TunedVariantsRecord | None = Field(
+        None, description="The primary prompt under parts of the tuned lens."
+    )
     absent: dict[str, str] = Field({}, description="For each block that is null or empty, the reason in words.")

@@ -14,7 +14,7 @@ from layerscope.record.measurements import Measurements
 from layerscope.record.published.layout import Dialect
 from layerscope.record.published.reader import holds_published, read_published
 from layerscope.record.published.writer import write_published
-from layerscope.record.run_record import SCHEMA_VERSION, RunRecord
+from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
 from layerscope.record.verdict_json import verdict_text
 
@@ -111,10 +111,11 @@ def _check_version(path: Path, found: dict[str, object]) -> None:
     version, writer = found.get("schema_version"), found.get("layerscope_version")
     if not isinstance(version, str):
         raise RunError(f"{path}: field `schema_version` is missing or no text; this is not a run's record.")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise RunError(
-            f"{path}: field `schema_version` is {version}, but this layerscope reads {SCHEMA_VERSION}; "
-            f"layerscope {writer if isinstance(writer, str) else 'of another version'} wrote the folder and reads it."
+            f"{path}: field `schema_version` is {version}, but this layerscope reads "
+            f"{' and '.join(READABLE_VERSIONS)}; layerscope "
+            f"{writer if isinstance(writer, str) else 'of another version'} wrote the folder and reads it."
         )
 
 

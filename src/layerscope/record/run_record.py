@@ -1,11 +1,12 @@
 """`run.json`: everything of a run that is not a row; `run.schema.json` beside this module says the same for others."""
 
 import json
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from layerscope.record.measured import MeasuredRecord
+from layerscope.record.measured import MeasuredRecord, TunedVariantRecord
 from layerscope.record.parts import (
     IdentityRecord,
     ModelRecord,
@@ -20,8 +21,15 @@ from layerscope.record.parts import (
     Utc,
 )
 
-SCHEMA_VERSION: Literal["2.0"] = "2.0"
+SCHEMA_VERSION: Literal["2.1"] = "2.1"
 """Of `run.json` and `rows.parquet` together: the first number changes when an older reader would misread a folder."""
+READABLE_VERSIONS = (SCHEMA_VERSION, "2.0")
+"""A record of 2.0 is one of 2.1 without fitted lenses; it is taken for that when it is read."""
+
+
+def _raised(version: object) -> object:
+    """The version of now for an older one that can be read."""
+    return SCHEMA_VERSION if version in READABLE_VERSIONS else version
 
 
 class RunRecord(Part):
@@ -29,7 +37,9 @@ class RunRecord(Part):
 
     model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
 
-    schema_version: Literal["2.0"] = Field(description="Version of this format; it holds for the rows too.")
+    schema_version: Annotated[Literal["2.1"], BeforeValidator(_raised)] = Field(
+        description="Version of this format; it holds for the rows too."
+    )
     run_id: str = Field(description="Names the run wherever it is cited.", min_length=1)
     source: Literal["layerscope", "published"] = Field(
         description="Whether layerscope measured it, or it was read from files in the published format."
@@ -64,7 +74,22 @@ class RunRecord(Part):
         for lens, sources in self.lens_sources.items():
             if len(sources) != n_rows:
                 raise ValueError(f"lens_sources of {lens!r} has {len(sources)} layers, but the model has {n_rows}")
+        for name, by_layer in self._by_layer_of_the_tuned_lens():
+            if len(by_layer) != n_rows:
+                raise ValueError(f"tuned_variants.{name} has {len(by_layer)} layers, but the model has {n_rows}")
         return self
+
+    def _by_layer_of_the_tuned_lens(self) -> Iterator[tuple[str, Sequence[object]]]:
+        found = self.measured.tuned_variants
+        if found is None:
+            return
+        if found.temperatures:
+            yield "temperatures", found.temperatures
+        for name in ("rotation_only", "temperature_only", "bias_only"):
+            part: TunedVariantRecord | None = getattr(found, name)
+            if part is not None:
+                yield f"{name}.kl_to_final_bits", part.kl_to_final_bits
+                yield f"{name}.answer_rank", part.answer_rank
 
 
 def schema_text() -> str:

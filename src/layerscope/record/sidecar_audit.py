@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from layerscope.record.curve import Curve
+from layerscope.record.measured import TunedVariantsRecord
 from layerscope.record.percentiles import QUARTERS, depth_layer
 
 RANKS = (10, 5, 1)
@@ -78,6 +79,13 @@ class AttributedGain:
     """What the headline lens gains by the layer's temperature alone."""
     rotation_bits: float | None
     """What remains: of the map and the bias together."""
+    bias_bits: float | None
+    """Of this, what the lens has where its linear part gives every row what it gives on average over the fit's text.
+
+    None where that was not decoded, and for a lens of which the average is not known, as an imported one.
+    """
+    linear_bits: float | None
+    """And what it adds by telling rows apart."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +137,21 @@ def judge(ranks: Mapping[int, LayerPair], bits: Mapping[str, BitsPair]) -> Verdi
     return "neutral"
 
 
-def attribution(headline: Curve, tuned: Curve) -> Attribution:
-    """Split the gain of a tuned lens into a temperature's and the rest.
+def attribution(headline: Curve, tuned: Curve, variants: TunedVariantsRecord | None = None) -> Attribution:
+    """Split the gain of a tuned lens into a temperature's, a bias' and a linear map's, in bits of KL(lens || model).
 
-    The temperature is the headline lens' own, fitted at each layer; it may lose bits, since it was fitted on other text
-    and for the divergence the other way round.
+    The temperature is the headline lens' own, which divides logits and is fitted at each layer; it may lose bits, since
+    it was fitted on other text and for the divergence the other way round. The bias includes the linear map's mean
+    effect, so that it does not hang on where the map's inputs have their origin.
+
+    Args:
+        headline: the headline lens on one prompt.
+        tuned: the tuned lens on it.
+        variants: parts of the tuned lens on it; without them bias and linear map are not told apart.
     """
-    gains = {name: _gain(headline, tuned, layer) for name, layer in _quarter_layers(headline.n_layers).items()}
+    gains = {
+        name: _gain(headline, tuned, variants, layer) for name, layer in _quarter_layers(headline.n_layers).items()
+    }
     at_half, rank_5 = gains["p50"].rotation_bits, _first(headline, tuned, "answer_rank", 5).delta
     needed = max(1, min(PREFER_LAYERS, round(PREFER_SHARE * headline.n_layers)))
     grounds = (
@@ -156,9 +172,19 @@ def _first(baseline: Curve, sidecar: Curve, column: str, bound: int | float) -> 
     )
 
 
-def _gain(headline: Curve, tuned: Curve, layer: int) -> AttributedGain:
-    own = headline.value("kl_to_final_bits", layer)
-    total = BitsPair(own, tuned.value("kl_to_final_bits", layer)).delta
+def _gain(headline: Curve, tuned: Curve, variants: TunedVariantsRecord | None, layer: int) -> AttributedGain:
+    own, whole = headline.value("kl_to_final_bits", layer), tuned.value("kl_to_final_bits", layer)
+    total = BitsPair(own, whole).delta
     temperature = BitsPair(own, headline.value("kl_to_final_bits_norm_temp", layer)).delta
     rest = None if total is None or temperature is None else total - temperature
-    return AttributedGain(layer, total, temperature, rest)
+    linear = BitsPair(_without_map(variants, layer), whole).delta
+    bias = None if rest is None or linear is None else rest - linear
+    return AttributedGain(layer, total, temperature, rest, bias, linear)
+
+
+def _without_map(variants: TunedVariantsRecord | None, layer: int) -> float | None:
+    """The divergence of the tuned lens with its linear part replaced by its mean effect."""
+    if variants is None or variants.bias_only is None:
+        return None
+    bits = variants.bias_only.kl_to_final_bits
+    return bits[layer] if layer < len(bits) else None

@@ -7,19 +7,21 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from layerscope.record.acceptance import Acceptance, Direction
 from layerscope.record.confirmation import Confirmation
 from layerscope.record.consistency import OnsetGap
 from layerscope.record.curve import Row
 from layerscope.record.diagnostics import CONFIRMED, Diagnostics, Verdict, protocol_in_force
 from layerscope.record.facts import NO_FILLER, Ablation, ControlSummary
 from layerscope.record.guidance import Guidance
-from layerscope.record.measured import LastLayerRecord
+from layerscope.record.measured import HeldOutRecord, LastLayerRecord, SidecarRecord
 from layerscope.record.milestones import NEVER as HOLDS_NOWHERE
 from layerscope.record.milestones import NO_TWO, NOT_MEASURED, NOT_TO_THE_END, STABLE, Milestone, Milestones
 from layerscope.record.parts import HeadTransformRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run import Run
 from layerscope.record.run_record import RunRecord
+from layerscope.record.sidecar_audit import AttributedGain
 from layerscope.record.statistics import FEWEST, Summary, entropy_fraction
 from layerscope.report.tables import ABSENT, number, printable, probabilities_stand, ranks_stand
 
@@ -264,7 +266,7 @@ class _Teller:
         if self.trusted:
             said += _lines("raw lens", raw_against_norm(found))
             said.append(Said("last layer", self._last_layer()))
-            said += _lines("fitted", _fitted(found))
+            said += _lines("fitted", fitted(found, self.record.measured.sidecars))
         return said
 
     def _norms(self) -> str:
@@ -480,9 +482,65 @@ def definition_of_strong(thresholds: Thresholds) -> str:
     )
 
 
-def _fitted(found: Diagnostics) -> list[str]:
+def fitted(found: Diagnostics, sidecars: Sequence[SidecarRecord]) -> list[str]:
+    """Whether fitted lenses are worth their fit, where the tuned one's gain comes from, and whether it is accepted."""
     said = [f"{lens} {audit.verdict or 'undetermined'}" for lens, audit in found.sidecars.items()]
-    return [f"against {found.headline}: {', '.join(said)}"] if said else []
+    lines = [f"against {found.headline}: {', '.join(said)}"] if said else []
+    refused = [one for one in sidecars if one.status == "refused" and one.kind not in found.sidecars]
+    lines += [printable(f"{one.kind} was refused: {one.reason}") for one in refused]
+    if found.attribution is not None:
+        held_out = next((one.tuned.held_out for one in sidecars if one.status == "loaded" and one.tuned), None)
+        lines += filter(None, [_gain(found.attribution.percentiles["p50"]), _worth(found, held_out)])
+    return lines
+
+
+def _gain(found: AttributedGain) -> str:
+    """What the tuned lens gains over the headline lens at half depth, and from what."""
+    if found.tuned_bits is None:
+        return ""
+    apart = (found.temperature_bits, found.bias_bits, found.linear_bits)
+    together = (found.temperature_bits, found.rotation_bits)
+    names = ("temperature", "bias", "map") if None not in apart else ("temperature", "map and bias")
+    parts = zip(names, together if None in apart else apart, strict=True)
+    split = ", ".join(f"{name} {bits:+.2f}" for name, bits in parts if bits is not None)
+    return f"tuned, layer {found.layer}, {found.tuned_bits:+.2f} bits" + (f": {split}" if split else "")
+
+
+def _worth(found: Diagnostics, held_out: HeldOutRecord | None) -> str:
+    """What it gains on text that it was not fitted on, and whether it may stand for the headline lens.
+
+    Gains on that text are of the divergence that it was fitted to; those of rows, in the line before, go the other way.
+    """
+    audit, accepted = found.tuned_audit, found.acceptance
+    said = []
+    criterion = None if accepted is None else next((c for c in accepted.criteria if c.on == "held_out"), None)
+    gain = None if held_out is None or criterion is None else criterion.value["p50"]
+    if gain is not None and criterion is not None and criterion.direction is not None:
+        said.append(f"on held-out text {gain:+.2f} bits, weighed by {_WEIGHED[criterion.direction]}")
+    if audit is not None and audit.calibration_only:
+        said.append("little more than a temperature")
+    elif accepted is not None:
+        said.append(acceptance(accepted))
+    return "; ".join(said)
+
+
+def acceptance(found: Acceptance) -> str:
+    """Whether all criteria pass, and by their names those that do not."""
+    if found.accepted:
+        return "accepted"
+    failed = dict.fromkeys(_CRITERIA[criterion.name] for criterion in found.criteria if criterion.passed is False)
+    if failed:
+        return f"not accepted: {', '.join(failed)}"
+    return "acceptance open"
+
+
+_WEIGHED: dict[Direction, str] = {
+    "lens_to_model": "the lens' probabilities, as rows are",
+    "model_to_lens": "the model's probabilities, not by the lens'",
+}
+"""Which divergence a gain is of: by whose probabilities it takes its mean over the vocabulary."""
+_CRITERIA = {"A": "gain", "B": "ranks", "C": "last layer", "D": "loss"}
+"""Criteria of acceptance in a word."""
 
 
 _RANK_COLUMNS = {"rank 1": ONSET, "stable": ONSET + STABLE, "rank 1 x 2": "L_semantic_run2"}

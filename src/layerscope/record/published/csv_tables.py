@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerscope.record import raw_audit
+from layerscope.record import raw_audit, tuned_audit
 from layerscope.record.curve import Curve, Pass, Row
-from layerscope.record.facts import position_grid
 from layerscope.record.measurements import Measurements
 from layerscope.record.milestones import Milestone
 from layerscope.record.percentiles import median
@@ -19,6 +18,7 @@ from layerscope.record.published.layout import (
     RAWLENS,
     RAWLENS_WINDOW,
     RECORDS,
+    TUNED_VARIANTS,
     Dialect,
     Table,
     TableColumn,
@@ -27,9 +27,10 @@ from layerscope.record.published.layout import (
     csv_name,
     value_of,
 )
-from layerscope.record.published.tree_lenses import has_raw_tables, is_read
+from layerscope.record.published.tree_lenses import has_raw_tables, has_variants, is_read
 from layerscope.record.published.tree_source import ONSET, Source, label_of
 from layerscope.record.published.tree_summary import row_in_pass, softest_copy
+from layerscope.record.tuned_audit import Reading
 
 NEXT_LISTED, VERBOSE_LISTED = 5, 20
 """Tokens that a published row lists: at most positions, and at those that matter."""
@@ -63,6 +64,8 @@ def csv_tables(run: Measurements, dialect: Dialect) -> Iterator[CsvTable]:
         yield _table(source, RAWLENS_WINDOW, _window_rows(source))
         yield _table(source, ARTIFACT_AUDIT, _audit_rows(source))
     yield _table(source, MILESTONES, _milestone_rows(source))
+    if has_variants(source):
+        yield _table(source, TUNED_VARIANTS, _variant_rows(source))
     if source.extended or is_read(source, "tuned"):
         yield _table(source, POSITIONS_TUNED_AUDIT, _position_rows(source))
 
@@ -249,39 +252,47 @@ def _position_rows(source: Source) -> Iterator[dict[str, Value]]:
     primary, curve = source.found.primary, source.curve
     if primary is None or curve is None:
         return
-    grid = position_grid(curve.rows[0]["position"])
-    baseline = _by_place(source, primary, source.headline)
-    tuned = _by_place(source, primary, "tuned")
-    for layer in range(1, source.n_layers + 1):
-        for position, fraction in grid.items():
-            row, other = baseline.get((layer, position)), tuned.get((layer, position))
-            if row is not None:
-                yield {
-                    "fact_key": row["fact_key"],
-                    "fact_index": row["fact_index"],
-                    "pos_frac": fraction,
-                    "pos_index": position,
-                    "layer": layer,
-                    **_pair(row, other, "kl_to_final_bits", "kl_bits", "delta_kl_bits_tuned"),
-                    **_pair(row, other, "answer_rank", "answer_rank", "rank_shift_tuned"),
-                    **_pair(row, other, "entropy_bits", "entropy_bits", None),
-                }
+    last = curve.rows[0]["position"]
+    for row in tuned_audit.position_rows(source.run.rows, primary, source.headline, source.n_layers, last):
+        yield {
+            **_fact(curve),
+            "pos_frac": row.fraction,
+            "pos_index": row.position,
+            "layer": row.layer,
+            **_beside(row.baseline, row.tuned, "tuned"),
+        }
 
 
-def _by_place(source: Source, asked: Pass, lens: str) -> dict[tuple[int, int], Row]:
-    """The rows of a prompt under a lens, by layer and position."""
-    own = source.run.rows.filter(prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, lens=lens)
+def _variant_rows(source: Source) -> Iterator[dict[str, Value]]:
+    """The primary prompt's last position under the tuned lens, whole and in parts, layer by layer."""
+    curve, tuned = source.curve, source.curve_of("tuned")
+    variants = source.record.measured.tuned_variants
+    if curve is None or tuned is None or variants is None:
+        return
+    for row in tuned_audit.variant_rows(curve, tuned, variants):
+        yield {
+            **_fact(curve),
+            "layer": row.layer,
+            **_beside(row.baseline, row.tuned, "tuned"),
+            **_beside(row.baseline, row.rotation_only, "rot_only"),
+            **_beside(row.baseline, row.temperature_only, "temp_only"),
+            "delta_kl_bits_interaction": row.interaction_bits,
+        }
+
+
+def _fact(curve: Curve) -> dict[str, Value]:
+    return {name: curve.rows[0][name] for name in ("fact_key", "fact_index")}
+
+
+def _beside(baseline: Reading, other: Reading, name: str) -> dict[str, Value]:
+    """Two lenses at one place, and by how much the other is nearer to the model and to the answer."""
     return {
-        (row["layer"], row["position"]): row
-        for row in own.iter_rows(named=True)
-        if row["fact_index"] == asked.fact_index
+        "kl_bits_baseline": baseline.kl_bits,
+        f"kl_bits_{name}": other.kl_bits,
+        f"delta_kl_bits_{name}": tuned_audit.gain_bits(baseline, other),
+        "answer_rank_baseline": baseline.answer_rank,
+        f"answer_rank_{name}": other.answer_rank,
+        f"rank_shift_{name}": tuned_audit.rank_shift(baseline, other),
+        "entropy_bits_baseline": baseline.entropy_bits,
+        f"entropy_bits_{name}": other.entropy_bits,
     }
-
-
-def _pair(row: Row, other: Row | None, column: str, name: str, difference: str | None) -> dict[str, Value]:
-    """A value under both lenses, and how much less it is under the tuned one."""
-    own, tuned = row[column], None if other is None else other[column]
-    cells: dict[str, Value] = {f"{name}_baseline": own, f"{name}_tuned": tuned}
-    if difference is not None:
-        cells[difference] = None if own is None or tuned is None else own - tuned
-    return cells

@@ -27,7 +27,7 @@ from layerscope.record.published.layout import (
 )
 from layerscope.record.published.tables import ROW, check_table, frame_of, header_faults, note, sheet_of
 from layerscope.record.rows import COLUMNS, rows_frame
-from layerscope.record.run_record import SCHEMA_VERSION, RunRecord
+from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 
 _KEYS = ("prompt_id", "prompt_variant", "lens", "layer", "pos", "is_next", "finite", "row_in_run")
 _FILE = "file"
@@ -71,10 +71,10 @@ def read_extended(folder: Path, stem: str, document: Block) -> Measurements:
 def _record_of(document: Block) -> RunRecord:
     members = document.block(RECORD_KEY).members
     version = members.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise RunError(
-            f"{document.file}: `{RECORD_KEY}.schema_version` is {version}, but this layerscope reads {SCHEMA_VERSION}; "
-            "read the folder with the layerscope that wrote it."
+            f"{document.file}: `{RECORD_KEY}.schema_version` is {version}, but this layerscope reads "
+            f"{' and '.join(READABLE_VERSIONS)}; read the folder with the layerscope that wrote it."
         )
     try:
         return RunRecord.model_validate_json(json.dumps(members))

@@ -13,6 +13,8 @@ from layerscope.record.measured import (
     NormTemperatureRecord,
     PredictionRecord,
     SecondForwardRecord,
+    SidecarRecord,
+    TunedVariantsRecord,
     UnembedBiasRecord,
 )
 from layerscope.record.parts import (
@@ -261,8 +263,17 @@ def _prompt_text(document: Block, prompt: Pass, fact_keys: Mapping[Pass, str]) -
 # What was measured beside the rows
 
 
-def measured_record(document: Block, n_layers: int) -> MeasuredRecord:
-    """Every block that published files have; of the others, that they do not."""
+def measured_record(
+    document: Block, n_layers: int, sidecars: tuple[SidecarRecord, ...], variants: TunedVariantsRecord | None
+) -> MeasuredRecord:
+    """Every block that published files have; of the others, that they do not.
+
+    Args:
+        document: The JSON.
+        n_layers: Number of blocks.
+        sidecars: What it says of fitted lenses.
+        variants: What the table of the tuned lens' parts holds.
+    """
     diagnostics = document.block("diagnostics")
     values: dict[str, object] = {
         "unembed_bias": _unembed_bias(diagnostics),
@@ -276,6 +287,8 @@ def measured_record(document: Block, n_layers: int) -> MeasuredRecord:
         else None,
         "temperature_exploration": _predictions(document, "temperature_exploration"),
         "test_prompts": _predictions(document, "test_prompts"),
+        "sidecars": sidecars,
+        "tuned_variants": variants,
     }
     absent = {name: "the published file does not hold it" for name, value in values.items() if not value}
     absent["close_up"] = "published files hold summaries of it alone, not the numbers of every layer"

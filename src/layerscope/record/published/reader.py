@@ -1,20 +1,22 @@
 """A published run's folder, of any generation, as a run; what is missing or damaged becomes a problem of its record."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
 from layerscope.errors import RunError
+from layerscope.record.measured import MeasuredRecord
 from layerscope.record.measurements import Measurements
 from layerscope.record.parts import ModelRecord, ProblemRecord, ProtocolRecord, SuiteRecord
 from layerscope.record.protocol import PROTOCOLS
-from layerscope.record.published import agreement, metadata
+from layerscope.record.published import agreement, fitted, metadata
 from layerscope.record.published.dialect import Fault
 from layerscope.record.published.document import Block, generation_of, read_document
 from layerscope.record.published.extended import read_extended
+from layerscope.record.published.fitted import AuditTable, read_audit
 from layerscope.record.published.layout import (
     ARTIFACT_AUDIT,
     DIALECT_KEY,
@@ -40,7 +42,7 @@ from layerscope.record.published.layout import (
     stem_of,
 )
 from layerscope.record.published.manifest import check_manifest
-from layerscope.record.published.merge import Tables, frame_of_rows, last_positions, merge
+from layerscope.record.published.merge import Merged, Tables, frame_of_rows, last_positions, merge
 from layerscope.record.published.tables import Pass, TableRows, check_table, note, read_table
 from layerscope.record.run_record import SCHEMA_VERSION, RunRecord
 
@@ -148,7 +150,7 @@ def _stems(folder: Path) -> list[str]:
 def _read_generation(source: _Source, document: Block) -> Measurements:
     """A run that was written by a published generation."""
     problems = document.problems
-    tables = _read_tables(source, document)
+    tables, audits = _read_tables(source, document)
     layers = {row.layer for table in tables.all for row in table.rows}
     reached = next(layer for layer in count(1) if layer + 1 not in layers) if layers & {0, 1} else None
     model = metadata.model_record(document, source.stem, reached)
@@ -157,6 +159,8 @@ def _read_generation(source: _Source, document: Block) -> Measurements:
     tables = tables.each(lambda table, at_end: agreement.in_place(table, last, at_end, problems))
     answers, fact_keys = metadata.alignments(document), _fact_keys(tables)
     merged = merge(tables, last, metadata.from_json(document, answers, model.n_layers), problems)
+    fitted.add_positions(audits.get(POSITIONS_TUNED_AUDIT.suffix), merged, model.n_layers, problems)
+    measured = _measured(document, merged, audits, model.n_layers)
     if not metadata.is_named(document, source.stem):
         document.block("diagnostics").wrong("model", f"is not {source.stem}, as in the file's name")
     agreement.check_completeness(tables, last, model.n_layers, document.file, problems)
@@ -164,14 +168,27 @@ def _read_generation(source: _Source, document: Block) -> Measurements:
     agreement.check_json(document, tables, model.n_layers, problems)
     rows = frame_of_rows(merged, fact_keys)
     lenses = tuple(dict.fromkeys((HEADLINE, *merged.lenses)))
-    record = _record(source, document, model, lenses, metadata.suite_record(document, merged, answers, fact_keys))
+    suite = metadata.suite_record(document, merged, answers, fact_keys)
+    record = _record(source, document, model, lenses, suite, measured)
     # Last, because making the record finds problems too; a member that was asked for twice has noted itself twice.
     return Measurements(rows, record.model_copy(update={"problems": tuple(dict.fromkeys(problems))}))
 
 
-def _read_tables(source: _Source, document: Block) -> Tables:
-    """Every table that rows are made of; those that are missing though the JSON speaks of them are noted."""
+def _measured(document: Block, merged: Merged, audits: Mapping[str, AuditTable], n_layers: int) -> MeasuredRecord:
+    sidecars = fitted.sidecars(document, n_layers)
+    temperatures = next((found.tuned.temperatures for found in sidecars if found.tuned is not None), ())
+    table = audits.get(TUNED_VARIANTS.suffix)
+    variants = fitted.tuned_variants(table, merged, n_layers, temperatures, document.problems)
+    return metadata.measured_record(document, n_layers, sidecars, variants)
+
+
+def _read_tables(source: _Source, document: Block) -> tuple[Tables, dict[str, AuditTable]]:
+    """Every table that rows are made of, and those of the tuned lens' audit by their suffix.
+
+    Those that are missing though the JSON speaks of them are noted.
+    """
     generation, problems = generation_of(document), document.problems
+    audits: dict[str, AuditTable] = {}
     found: dict[tuple[str, str | None], TableRows] = {}
     for table, lens, due in _due(document, generation):
         path = source.csv(table, lens)
@@ -183,7 +200,10 @@ def _read_tables(source: _Source, document: Block) -> Tables:
         known = None if flags is None else [*flags, *(name for name in FLAG_COLUMNS if name not in flags)]
         columns = columns_of(table, GENERATION_M, flags=known)
         announced = columns_of(table, GENERATION_M, generation=generation, flags=flags)
-        if table not in (RECORDS, NEXT_TOKEN, RAWLENS):
+        if table in (TUNED_VARIANTS, POSITIONS_TUNED_AUDIT):
+            audit = read_audit(path, columns, announced, problems)
+            audits |= {} if audit is None else {table.suffix: audit}
+        elif table not in (RECORDS, NEXT_TOKEN, RAWLENS):
             check_table(path, columns, announced, problems)
         elif (rows := read_table(path, columns, announced, problems)) is not None:
             found[table.suffix, lens] = rows
@@ -191,7 +211,8 @@ def _read_tables(source: _Source, document: Block) -> Tables:
         table.suffix: {lens or HEADLINE: rows for (suffix, lens), rows in found.items() if suffix == table.suffix}
         for table in (NEXT_TOKEN, RECORDS)
     }
-    return Tables(by_lens[NEXT_TOKEN.suffix], by_lens[RECORDS.suffix], found.get((RAWLENS.suffix, None)))
+    rawlens = found.get((RAWLENS.suffix, None))
+    return Tables(by_lens[NEXT_TOKEN.suffix], by_lens[RECORDS.suffix], rawlens), audits
 
 
 def _due(document: Block, generation: str) -> Iterator[tuple[Table, str | None, bool]]:
@@ -238,7 +259,12 @@ def _fact_keys(tables: Tables) -> dict[Pass, str]:
 
 
 def _record(
-    source: _Source, document: Block, model: ModelRecord, lenses: tuple[str, ...], suite: SuiteRecord
+    source: _Source,
+    document: Block,
+    model: ModelRecord,
+    lenses: tuple[str, ...],
+    suite: SuiteRecord,
+    measured: MeasuredRecord,
 ) -> RunRecord:
     protocol = PROTOCOLS["published"]
     run_id, created = _when(source.folder, document)
@@ -260,7 +286,7 @@ def _record(
         lens_sources={lens: metadata.lens_source(document, lens, model.n_layers) for lens in lenses},
         numeric_health=metadata.numeric_health(document),
         flags=metadata.flags(document),
-        measured=metadata.measured_record(document, model.n_layers),
+        measured=measured,
         provenance=metadata.provenance(document),
     )
 

@@ -67,11 +67,14 @@ def _one_home(source: Source, members: Tree) -> Tree:
     aligned = [prompt.prompt_id for prompt in tree_prompts.aligned_prompts(source)]
     pack, control = members["evaluation_pack"], members["control_prompt"]
     assert isinstance(pack, dict)
+    repeated: Tree = {"micro_suite": pointer("diagnostics", "micro_suite")}
+    if pack["tuned_audit"]:
+        repeated["tuned_audit"] = pointer("diagnostics", "tuned_lens", "audit_summary")
     moved: Tree = {
         "tuned_lens": pointer("diagnostics", "tuned_lens"),
         "summary": {key: pointer("diagnostics", key, *inside) for key, inside in _SUMMARY.items()},
         "micro_suite": pointer("diagnostics", "micro_suite"),
-        "evaluation_pack": {**pack, "micro_suite": pointer("diagnostics", "micro_suite")},
+        "evaluation_pack": {**pack, **repeated},
     }
     if isinstance(control, dict):
         at = pointer("diagnostics", "gold_alignment_prompts", next(i for i, p in enumerate(aligned) if p != "pos"))

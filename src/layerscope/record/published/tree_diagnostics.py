@@ -1,6 +1,13 @@
 """The block `diagnostics`, in the order of published files."""
 
-from layerscope.record.published import tree_lenses, tree_milestones, tree_prompts, tree_provenance, tree_raw
+from layerscope.record.published import (
+    tree_lenses,
+    tree_milestones,
+    tree_prompts,
+    tree_provenance,
+    tree_raw,
+    tree_tuned,
+)
 from layerscope.record.published import tree_stability as stability
 from layerscope.record.published.tree_source import Source, Tree, pointer
 from layerscope.record.published.tree_summary import micro_suite
@@ -80,8 +87,7 @@ def _lenses(source: Source) -> Tree:
     block: Tree = {
         "tuned_lens": tree_lenses.tuned_lens(source, whole=source.extended),
         **tree_lenses.tuned_surface(source),
-        # Published files deny it where there is no tuned lens to test.
-        "tuned_lens_regression": None if source.extended or tree_lenses.is_read(source, "tuned") else False,
+        **tree_tuned.skip_layers(source),
         "confirmed_semantics": tree_milestones.confirmed_semantics(source),
     }
     if found is not None and found.layer is not None:

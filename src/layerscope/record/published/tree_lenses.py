@@ -2,7 +2,9 @@
 
 from layerscope.record import raw_audit
 from layerscope.record.curve import Curve
+from layerscope.record.measured import SidecarRecord
 from layerscope.record.milestones import Milestones
+from layerscope.record.published import tree_tuned
 from layerscope.record.published.tree_milestones import (
     copy_thresholds,
     cosines,
@@ -10,12 +12,10 @@ from layerscope.record.published.tree_milestones import (
     first_crossings,
     surface_and_geometry,
 )
-from layerscope.record.published.tree_source import Source, Tree
-from layerscope.record.sidecar_audit import Attribution, SidecarAudit
+from layerscope.record.published.tree_source import Source, Tree, pointer
+from layerscope.record.sidecar_audit import SidecarAudit
 
 PRISM, TUNED = "prism", "tuned"
-MODE = "auto"
-"""Fitted lenses are used where they are."""
 
 
 def is_read(source: Source, lens: str) -> bool:
@@ -28,36 +28,88 @@ def has_raw_tables(source: Source) -> bool:
     return is_read(source, "raw") and source.headline != "raw"
 
 
+def has_variants(source: Source) -> bool:
+    """Whether there is a table of the parts of the tuned lens."""
+    return source.found.tuned_audit is not None and source.record.measured.tuned_variants is not None
+
+
+def sidecar_of(source: Source, kind: str) -> SidecarRecord | None:
+    """What the record says of a fitted lens; None where it says nothing, as before there were any."""
+    return next((found for found in source.record.measured.sidecars if found.kind == kind), None)
+
+
 def prism_summary(source: Source) -> Tree:
     """The shared decoder, which never decides a milestone."""
-    path = f"prisms/{source.stem}"
-    audit = source.found.sidecars.get(PRISM)
-    read = is_read(source, PRISM)
+    sidecar, audit = sidecar_of(source, PRISM), source.found.sidecars.get(PRISM)
+    read, fit = is_read(source, PRISM), None if sidecar is None else sidecar.prism
+    path = _path(source, PRISM)
     block: Tree = {
-        "mode": MODE,
+        "mode": _mode(sidecar),
         "artifact_path": path,
-        "present": read,
+        "present": read or (sidecar is not None and sidecar.status in ("loaded", "refused")),
         "compatible": read,
-        "k": None,
-        "layers": None,
-        "error": None if read else f"Missing prism artifacts in {path}",
+        "k": None if fit is None else fit.k,
+        "layers": [int(name) if name.isdecimal() else name for name in fit.layers] if fit and fit.layers else None,
+        "error": None if read else _why_not(sidecar) or f"Missing prism artifacts in {path}",
     }
     return block if audit is None else {**block, "metrics": _metrics(audit, source.extended)}
 
 
 def tuned_lens(source: Source, *, whole: bool) -> Tree:
     """The affine lens of each layer; `whole` for the fuller one of its two places."""
-    path = f"tuned_lenses/{source.stem}"
+    sidecar = sidecar_of(source, TUNED)
+    block: Tree = {"mode": _mode(sidecar), "path": _path(source, TUNED)}
     if not is_read(source, TUNED):
-        return {"status": "missing", "mode": MODE, "path": path}
-    block: Tree = {"status": "loaded", "mode": MODE, "path": path, "summaries": _summaries(source)}
+        reason = _why_not(sidecar)
+        status = _STATUS["missing" if sidecar is None or sidecar.status == "loaded" else sidecar.status]
+        block = {"status": status, **block}
+        told = reason is not None and (status == "error" or source.extended)
+        return {**block, "error": reason} if told else block
+    block = {"status": "loaded", **block, "summaries": _summaries(source)}
+    return {**block, **_more_of_tuned(source, sidecar)} if whole else block
+
+
+_STATUS = {"missing": "missing", "refused": "error", "off": "disabled"}
+"""What published files call a lens that was not read through."""
+
+
+def _more_of_tuned(source: Source, sidecar: SidecarRecord | None) -> Tree:
+    block: Tree = {}
     audit, attribution = source.found.sidecars.get(TUNED), source.found.attribution
-    if whole:
-        if audit is not None:
-            block["summary"] = {"metrics": _metrics(audit, source.extended)}
-        if attribution is not None:
-            block["attribution"] = _attribution(attribution)
-    return block
+    if sidecar is not None:
+        at = source.record.measured.sidecars.index(sidecar)
+        here = pointer("record", "measured", "sidecars", at)
+        block["provenance"] = here if source.extended else tree_tuned.provenance(source, sidecar)
+    if audit is not None:
+        block["summary"] = {"metrics": _metrics(audit, source.extended)}
+    if attribution is not None:
+        block["attribution"] = tree_tuned.attribution(attribution, source.extended)
+    snapshot = None if sidecar is None else tree_tuned.provenance_snapshot(sidecar)
+    if snapshot is not None:
+        block["provenance_snapshot"] = snapshot
+    summary = tree_tuned.audit_summary(source)
+    return block if summary is None else {**block, "audit_summary": summary}
+
+
+def _mode(sidecar: SidecarRecord | None) -> str:
+    """How the lens was chosen: fitted lenses are used where they are, unless they were not asked for."""
+    return "off" if sidecar is not None and sidecar.status == "off" else "auto"
+
+
+def _path(source: Source, kind: str) -> str | None:
+    """The folder's name; where the record is silent, where published files would have looked."""
+    sidecar = sidecar_of(source, kind)
+    return f"{_FOLDERS[kind]}/{source.stem}" if sidecar is None else sidecar.path
+
+
+_FOLDERS = {PRISM: "prisms", TUNED: "tuned_lenses"}
+
+
+def _why_not(sidecar: SidecarRecord | None) -> str | None:
+    """Why a lens was not read through."""
+    if sidecar is None:
+        return None
+    return sidecar.reason or "the run has no rows of it"
 
 
 def tuned_surface(source: Source) -> Tree:
@@ -68,12 +120,15 @@ def tuned_surface(source: Source) -> Tree:
     return surface_and_geometry(curve, source.run.milestones.of(TUNED), source.thresholds)
 
 
-def _summaries(source: Source) -> list[Tree]:
-    """One summary for each prompt that was read, in the order of the rows."""
+def _summaries(source: Source) -> list[Tree] | Tree:
+    """One summary for each prompt that was read, in the order of the rows; the extended dialect names the prompts."""
     curves, found = source.run.verdict.curves, source.run.milestones.by_pass(TUNED)
-    return [
-        _summary(source, curve, own) for asked, own in found.items() if (curve := curves.get(asked, TUNED)) is not None
-    ]
+    summaries = {
+        str(asked): _summary(source, curve, own)
+        for asked, own in found.items()
+        if (curve := curves.get(asked, TUNED)) is not None
+    }
+    return dict(summaries) if source.extended else list(summaries.values())
 
 
 def _summary(source: Source, curve: Curve, own: Milestones) -> Tree:
@@ -105,17 +160,3 @@ def _metrics(found: SidecarAudit, extended: bool) -> Tree:
         "first_kl_le_1.0": {"baseline": near.baseline, found.lens: near.sidecar, "delta": near.delta},
     }
     return {**block, "verdict": found.verdict} if extended else block
-
-
-def _attribution(found: Attribution) -> Tree:
-    return {
-        "percentiles": {
-            name: {
-                "ΔKL_tuned": gain.tuned_bits,
-                "ΔKL_temp": gain.temperature_bits,
-                "ΔKL_rot": gain.rotation_bits,
-            }
-            for name, gain in found.percentiles.items()
-        },
-        "prefer_tuned": found.prefer_tuned,
-    }

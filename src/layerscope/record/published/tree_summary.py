@@ -7,10 +7,12 @@ from layerscope.record.published.layout import (
     NEXT_TOKEN,
     POSITIONS_TUNED_AUDIT,
     RAWLENS,
+    TUNED_VARIANTS,
     csv_name,
 )
-from layerscope.record.published.tree_lenses import TUNED, has_raw_tables, is_read
+from layerscope.record.published.tree_lenses import TUNED, has_raw_tables, has_variants, is_read
 from layerscope.record.published.tree_source import ONSET, Source, Tree, label_of
+from layerscope.record.published.tree_tuned import audit_summary
 
 FRACTION_DIGITS = 4
 """Of the pack, where `depth_fractions` has three."""
@@ -77,6 +79,8 @@ def measurement_guidance(source: Source) -> Tree:
     block = published_guidance(found)
     if not source.extended:
         return block
+    if found.preferred_semantics_lens_hint is not None:
+        block["preferred_semantics_lens_hint"] = label_of(found.preferred_semantics_lens_hint)
     return {
         **block,
         "reasons": [reason.name for reason in found.reasons],
@@ -101,7 +105,7 @@ def evaluation_pack(source: Source) -> Tree:
         "alignment": _pack_alignment(source),
         "norm_trajectory": _pack_trajectory(source),
         "entropy": _pack_entropy(source),
-        "tuned_audit": {},
+        "tuned_audit": audit_summary(source) or {},
         "citations": {"layers": _cited_layers(source), "files": _cited_files(source)},
         "micro_suite": _pack_micro_suite(source),
     }
@@ -234,7 +238,7 @@ def _cited_files(source: Source) -> Tree:
         "pure_csv": csv_name(source.stem, NEXT_TOKEN),
         "tuned_pure_csv": csv_name(source.stem, NEXT_TOKEN, TUNED) if tuned else None,
         "rawlens_full_csv": csv_name(source.stem, RAWLENS) if has_raw_tables(source) else None,
-        "tuned_variants_csv": None,
+        "tuned_variants_csv": csv_name(source.stem, TUNED_VARIANTS) if has_variants(source) else None,
         "positions_audit_csv": csv_name(source.stem, POSITIONS_TUNED_AUDIT) if tuned or source.extended else None,
     }
 

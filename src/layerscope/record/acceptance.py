@@ -1,0 +1,196 @@
+"""Whether a tuned lens may stand for the headline lens: four criteria, and what skipping the last blocks costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from layerscope.record.curve import Curve, Curves
+from layerscope.record.facts import fact_passes
+from layerscope.record.measured import HeldOutRecord, SidecarRecord, SkipLayersRecord
+from layerscope.record.percentiles import QUARTERS, depth_layer, median
+from layerscope.record.sidecar_audit import LayerPair, SidecarAudit, sidecar_audit
+from layerscope.record.tuned_audit import HeadMismatch
+
+GAIN_BITS = {"p25": 0.2, "p50": 0.3, "p75": 0.3}
+"""Least median gain over the headline lens at a quarter, a half and three quarters of the depth.
+
+One threshold for divergences of either direction, see `Direction`.
+"""
+EARLIER_LAYERS = {10: 4, 5: 2}
+"""By how many layers ranks of 10 and of 5 should come earlier."""
+EARLIER_SHARE = 0.6
+"""On at least this share of prompts."""
+LAST_LAYER_BITS = 0.05
+"""Most that a temperature may leave of the last row's divergence from the model."""
+LOSS_BITS = 0.1
+"""Most that a percentile may lose."""
+REGRESSION = 0.20
+"""Relative growth of perplexity with two blocks skipped beyond which a lens loses what those blocks do."""
+REGRESSION_BLOCKS = 2
+
+Text: TypeAlias = Literal["suite", "held_out"]
+Direction: TypeAlias = Literal["lens_to_model", "model_to_lens"]
+"""Of a divergence: KL(lens || model), weighed by the lens' probabilities, or KL(model || lens), by the model's.
+
+A run's rows hold the first; a lens is fitted to the second, so held-out text is measured by that one.
+"""
+_DIRECTION: Mapping[Text, Direction] = {"suite": "lens_to_model", "held_out": "model_to_lens"}
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing that is asked of a tuned lens."""
+
+    name: Literal["A", "B", "C", "D"]
+    """A: gain, B: earlier ranks, C: last layer, D: no loss."""
+    on: Text
+    """The suite's facts, or the text that was held out of its fit."""
+    value: Mapping[str, float | None]
+    threshold: Mapping[str, float]
+    """Under the same keys: the least value that passes; for C the largest."""
+    direction: Direction | None
+    """Of the divergences in `value`; None where these are none."""
+    n: int | None
+    """Facts or positions that it rests on; None where that was not recorded."""
+    passed: bool | None
+    """None where a value that decides is missing."""
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Every criterion, on every text."""
+
+    criteria: tuple[Criterion, ...]
+
+    @property
+    def accepted(self) -> bool | None:
+        """Whether all of them pass; None where none fails and one is not known."""
+        return _all([criterion.passed for criterion in self.criteria])
+
+
+@dataclass(frozen=True)
+class SkippedBlocks:
+    """The last blocks left out, and the layer before them decoded by the tuned lens."""
+
+    measured: SkipLayersRecord
+
+    @property
+    def relative_loss(self) -> float:
+        """By what share the perplexity grows; negative where the lens predicts better than the model."""
+        return self.measured.perplexity_lens / self.measured.perplexity_model - 1
+
+
+@dataclass(frozen=True)
+class SkippingCost:
+    """What is lost with the last blocks skipped, on text held out of the fit."""
+
+    skipped: tuple[SkippedBlocks, ...]
+    reason: str | None
+    """Why nothing was measured; None where something was."""
+
+    @property
+    def regression(self) -> bool | None:
+        """Whether two blocks skipped cost more than a fifth of the perplexity; None where they were not skipped."""
+        loss = next((one.relative_loss for one in self.skipped if one.measured.blocks == REGRESSION_BLOCKS), None)
+        return None if loss is None else loss > REGRESSION
+
+
+def skip_layers(sidecar: SidecarRecord | None) -> SkippingCost:
+    """What the sidecar of a tuned lens says of it."""
+    fit = None if sidecar is None else sidecar.tuned
+    skipped = tuple(SkippedBlocks(one) for one in (() if fit is None else fit.skip_layers))
+    return SkippingCost(skipped, None if skipped else "the tuned lens' own record has no perplexities")
+
+
+def acceptance(
+    curves: Curves, headline: str, n_layers: int, mismatch: HeadMismatch, held_out: HeldOutRecord | None
+) -> Acceptance:
+    """Judge the tuned lens by every fact of the suite, once each, and by held-out text.
+
+    The suite is judged by KL(lens || model), held-out text by KL(model || lens), both with the same thresholds.
+
+    Args:
+        curves: the run's curves; those of the lens `tuned` are judged.
+        headline: the lens that they are held against on the suite, another one; on held-out text it is the logit lens.
+        n_layers: number of blocks.
+        mismatch: the last row of the primary prompt.
+        held_out: from the sidecar's record; None where it has none.
+    """
+    pairs = [
+        (own, tuned)
+        for asked in fact_passes(curves.passes)
+        if (own := curves.get(asked, headline)) is not None and (tuned := curves.get(asked, "tuned")) is not None
+    ]
+    medians, n = _median_gains([sidecar_audit(*pair) for pair in pairs])
+    other = _held_out_gains(held_out, n_layers)
+    n_other = None if held_out is None else held_out.n_positions
+    return Acceptance(
+        (
+            _gain(medians, "suite", n),
+            _earlier_ranks(pairs),
+            _last_layer(mismatch.kl_after_temperature_bits),
+            _no_loss(medians, "suite", n),
+            _gain(other, "held_out", n_other),
+            _no_loss(other, "held_out", n_other),
+        )
+    )
+
+
+def _median_gains(audits: Sequence[SidecarAudit]) -> tuple[dict[str, float | None], int]:
+    """Over facts, at quarters of the depth, of KL(lens || model); and how many facts have any."""
+    gains = {
+        name: [gain for audit in audits if (gain := audit.kl_bits_at_percentiles[name].delta) is not None]
+        for name in GAIN_BITS
+    }
+    return {name: median(found) for name, found in gains.items()}, max(len(found) for found in gains.values())
+
+
+def _held_out_gains(held_out: HeldOutRecord | None, n_layers: int) -> dict[str, float | None]:
+    """Logit lens less fitted lens, in the same places, of KL(model || lens)."""
+    gains: dict[str, float | None] = {}
+    for q in QUARTERS:
+        layer = depth_layer(q, n_layers)
+        curves = () if held_out is None else (held_out.logit_bits, held_out.lens_bits)
+        found = [by_layer[layer] if layer < len(by_layer) else None for by_layer in curves]
+        known = [bits for bits in found if bits is not None]
+        gains[f"p{round(100 * q)}"] = known[0] - known[1] if len(known) == 2 else None
+    return gains
+
+
+def _gain(gains: Mapping[str, float | None], on: Text, n: int | None) -> Criterion:
+    passed = _all([_at_least(gains[p], least) for p, least in GAIN_BITS.items()])
+    return Criterion("A", on, gains, GAIN_BITS, _DIRECTION[on], n, passed)
+
+
+def _no_loss(gains: Mapping[str, float | None], on: Text, n: int | None) -> Criterion:
+    least = dict.fromkeys(gains, -LOSS_BITS)
+    passed = _all([_at_least(gain, -LOSS_BITS) for gain in gains.values()])
+    return Criterion("D", on, gains, least, _DIRECTION[on], n, passed)
+
+
+def _earlier_ranks(pairs: Sequence[tuple[Curve, Curve]]) -> Criterion:
+    """Over facts whose answer has ranks; where either lens never gets there, nothing is early."""
+    ranked = [pair for pair in pairs if all(curve.values("answer_rank") for curve in pair)]
+    earlier = [_is_earlier(sidecar_audit(*pair).rank_milestones) for pair in ranked]
+    share = sum(earlier) / len(earlier) if earlier else None
+    passed = _at_least(share, EARLIER_SHARE)
+    return Criterion("B", "suite", {"share": share}, {"share": EARLIER_SHARE}, None, len(earlier), passed)
+
+
+def _is_earlier(ranks: Mapping[int, LayerPair]) -> bool:
+    deltas = {rank: ranks[rank].delta for rank in EARLIER_LAYERS}
+    return all(delta is not None and -delta >= EARLIER_LAYERS[rank] for rank, delta in deltas.items())
+
+
+def _last_layer(kl_bits: float | None) -> Criterion:
+    passed = None if kl_bits is None else kl_bits <= LAST_LAYER_BITS
+    return Criterion("C", "suite", {"kl_bits": kl_bits}, {"kl_bits": LAST_LAYER_BITS}, _DIRECTION["suite"], 1, passed)
+
+
+def _at_least(value: float | None, least: float) -> bool | None:
+    return None if value is None else value >= least
+
+
+def _all(passed: Sequence[bool | None]) -> bool | None:
+    """False where any is; else None where any is."""
+    return False if False in passed else None if None in passed else True

@@ -102,9 +102,11 @@ def test_the_views_agree_with_the_rows_at_the_primary_prompt(run: Run):
     for view in run.record.measured.close_up.views:
         rows = run.rows.filter(lens=view.view, fact_index=0, prompt_variant="orig", is_next=True)
         if rows.height:
-            assert rows["answer_rank"].to_list() == list(view.answer_rank)
-            assert rows["top1_id"].to_list() == list(view.top1_id)
-    assert {v.view for v in run.record.measured.close_up.views} == {"logit", "next_norm", "raw", "post_ln2"}
+            first = rows["layer"][0]  # the tuned lens has no row at layer 0
+            assert rows["answer_rank"].to_list() == list(view.answer_rank[first:])
+            assert rows["top1_id"].to_list() == list(view.top1_id[first:])
+    views = {v.view for v in run.record.measured.close_up.views}
+    assert views == {"logit", "next_norm", "raw", "post_ln2", "tuned", "prism"}
 
 
 def test_blocks_without_a_second_norm_have_no_post_ln2_and_say_so(tiny: Callable[[str], Path]):

@@ -1,7 +1,7 @@
 """What is measured beside the rows: temperatures, the last layer, one prompt looked at closely, further prompts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 from layerscope.encode import Encoded
 from layerscope.errors import ModelError, NumericError
 from layerscope.lenses import Lens, bind_lenses
+from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.readout.close_up import CloseUp, Reading, View, close_up
+from layerscope.readout.decode import Question, Readout, decode
 from layerscope.readout.head import HeadPrediction, head_predictions, transform_checks
 from layerscope.readout.temperature import (
     BYTES_PER_FITTED_LOGIT,
@@ -223,6 +225,7 @@ class BesideRows:
             norm_temperature=self._temperature_record(),
             last_layer=last_layer,
             close_up=looked_at,
+            tuned_variants=None if self.primary is None else self._tuned_variants(self.primary),
             second_forward=None,
             final_prediction=final,
             temperature_exploration=explored,
@@ -314,6 +317,39 @@ class BesideRows:
             lens_transform=self.transform,
         )
         return close_up_record(found, name)
+
+    def _tuned_variants(self, prompt: int) -> measured.TunedVariantsRecord | None:
+        """The prompt's last position under parts of the tuned lens; None without one."""
+        lens = self.lenses.get("tuned")
+        if not isinstance(lens, TunedLens):
+            return None
+        if self.headline is lens:
+            self.absent["tuned_variants"] = "the tuned lens is the headline lens itself"
+            return None
+        if not self.final_is_model:
+            self.absent["tuned_variants"] = FAILED_IDENTITY
+            return None
+        residual = self.part.last(prompt)
+        tau = lens.temperatures
+        ways: dict[str, Callable[[Tensor, int], Tensor]] = {
+            "rotation_only": replace(lens, variant="rotation_only"),
+            "temperature_only": lambda row, layer: self.headline(row, layer) / tau[layer],
+        }
+        if lens.has_means:
+            ways["bias_only"] = replace(lens, variant="bias_only")
+        rows = torch.stack([way(own[None], layer) for way in ways.values() for layer, own in enumerate(residual)])
+        found = decode(
+            rows,
+            self._final(residual[-1:]),
+            [Question(1, self.encoded[prompt].asked.answer_ids)],
+            self.model.unembedding,
+            lens_transform=self.transform,
+        )
+        n = len(residual)
+        parts = {
+            name: _variant(found, range(i * n, (i + 1) * n), bool(found.final_finite[0])) for i, name in enumerate(ways)
+        }
+        return measured.TunedVariantsRecord(temperatures=(None, *tau[1:]), **parts)
 
     def _post_ln2(self) -> View | None:
         """The second norm of the block that wrote last, where blocks have one."""
@@ -473,6 +509,18 @@ def close_up_record(found: CloseUp, headline: str) -> measured.CloseUpRecord:
             measured.ScaledRecord(scale=scale, p_answer=values) for scale, values in found.scaled_p_answer.items()
         ),
         repeatability=measured.RepeatabilityRecord(status="ok", rank_dev=repeat.rank_dev, top1_flip=repeat.top1_flip),
+    )
+
+
+def _variant(found: Readout, groups: Sequence[int], final_finite: bool) -> measured.TunedVariantRecord:
+    """One way of decoding, by layer; layer 0 is left out like the tuned lens' rows there."""
+    usable = [layer > 0 and final_finite and bool(found.finite[group, 0]) for layer, group in enumerate(groups)]
+    asked = [int(found.answer_rank[group, 0]) or None for group in groups]
+    return measured.TunedVariantRecord(
+        kl_to_final_bits=tuple(
+            float(found.kl_to_final_bits[group, 0]) if ok else None for group, ok in zip(groups, usable, strict=True)
+        ),
+        answer_rank=tuple(rank if ok else None for rank, ok in zip(asked, usable, strict=True)),
     )
 
 

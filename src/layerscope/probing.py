@@ -1,13 +1,11 @@
 """The whole river for one model and one suite: prompts, one streamed pass, one sweep, rows, a Run."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
@@ -16,10 +14,11 @@ from layerscope.beside import Beside, BesideRows, FirstPart, planned_beside_byte
 from layerscope.describe import Settings, describe_run
 from layerscope.encode import Encoded, encode
 from layerscope.errors import LensError, ModelError, PlacementError, SuiteError
-from layerscope.lenses import bind_lenses
+from layerscope.fitted_lenses import choose_lenses
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
 from layerscope.model.placement import format_bytes
+from layerscope.model.reproducible import reproducible
 from layerscope.observer import Observer, Silent
 from layerscope.plan import IDENTITY_PROMPTS, Part, plan_line, plan_memory, planned_bytes
 from layerscope.readout.measure import measure
@@ -82,6 +81,7 @@ def probe(
     bos: str = "auto",
     seed: int = 316,
     second_forward: str = "auto",
+    sidecars: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Probe a model with a suite and return every number of every layer.
@@ -89,7 +89,8 @@ def probe(
     Args:
         model: a folder, a Hub id, or an open model; the bundled one by default.
         suite: a built-in name, a TOML or JSONL file, or a `Suite`.
-        lenses: names of lenses, or one text with commas between; the protocol's own by default.
+        lenses: names of lenses, or one text with commas between; by default the protocol's own, and the fitted ones
+            that `sidecars` holds for this model.
         positions: `auto` (every position of the first prompt, the last of the others; all under protocol
             `published`), `last` or `all`.
         top_k: how many of the largest logits a row lists.
@@ -103,13 +104,14 @@ def probe(
         seed: of every generator; recorded.
         second_forward: whether the first prompt goes through the model once more, to see whether it repeats: `always`,
             `off`, or `auto` (only where kernels are not deterministic or a second decode differs).
+        sidecars: folder of fitted lenses, or of one; the bundled model has its own.
         observer: is told the plan and the progress.
 
     Raises:
         LayerscopeError: whatever cannot be done, each by its own class (see `layerscope.errors`).
     """
     seconds, created = Seconds(), datetime.now(UTC)
-    rules, names = _choices(protocol, lenses, top_k, seed)
+    rules, asked_for = _choices(protocol, lenses, top_k, seed)
     if second_forward not in SECOND_FORWARD:
         raise LensError(f"There is no second forward '{second_forward}'; choose from {', '.join(SECOND_FORWARD)}.")
     if positions == "auto" and rules.all_positions:
@@ -117,12 +119,15 @@ def probe(
     asked = suite if isinstance(suite, Suite) else load_suite(suite)
     opened = _open(model, Opening(revision, device, dtype, memory, trust_remote_code, bos))
     encoded = encode(asked, opened, positions)
-    bound = bind_lenses(names, final_norm=opened.final_norm, next_norms=opened.next_norms)
+    chosen = choose_lenses(opened, asked_for, rules.lenses, sidecars)
+    bound = chosen.bind(opened)
     settings = Settings(rules, bound, positions, top_k, seed, second_forward)
     watcher = observer or Silent()
     beside = texts_beside(opened, encoded, rules)
     parts = plan_memory(opened, encoded, len(bound), top_k, beside.token_ids, planned_beside_bytes(opened, beside))
     watcher.plan(plan_line(opened, parts, asked))
+    for reason in chosen.passed_over:
+        watcher.plan(reason)
     found = _river(opened, encoded, settings, parts, beside, seconds, watcher)
     rows, health = tabulate(found.columns, encoded, opened)
     record = describe_run(
@@ -132,7 +137,7 @@ def probe(
         settings,
         identity=found.identity,
         health=health,
-        measured=found.measured,
+        measured=found.measured.model_copy(update={"sidecars": chosen.records}),
         planned_bytes=planned_bytes(parts),
         created=created,
         timings=seconds.timings(),
@@ -142,8 +147,8 @@ def probe(
 
 def _choices(
     protocol: str, lenses: str | Sequence[str] | None, top_k: int, seed: int
-) -> tuple[Protocol, tuple[str, ...]]:
-    """The protocol and the names of the lenses.
+) -> tuple[Protocol, tuple[str, ...] | None]:
+    """The protocol and the names of the lenses that were asked for, if any were.
 
     Raises:
         RunError: no such protocol.
@@ -156,7 +161,7 @@ def _choices(
     if isinstance(lenses, str):
         lenses = [name.strip() for name in lenses.split(",")]
     rules = protocol_of(protocol)
-    names = tuple(lenses) if lenses is not None else rules.lenses
+    names = None if lenses is None else tuple(lenses)
     if names and rules.headline not in names:
         rules = replace(rules, headline=names[0])  # recorded, and said in every table
     return rules, names
@@ -259,22 +264,3 @@ def _shortage_explained(device: torch.device, parts: Sequence[Part]) -> Iterator
             f"The memory of {device} ran out, although the plan of {format_bytes(planned_bytes(parts))} was within the "
             "budget; give a smaller --memory, so that the work is cut into smaller parts."
         ) from error
-
-
-@contextmanager
-def reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed every generator and ask for deterministic kernels; afterwards the CPU's state is as it was."""
-    if device.type == "cuda":  # without it CUDA's matrix products refuse to be deterministic
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    state, deterministic = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
-    memory: Any = torch.utils.deterministic
-    fill = memory.fill_uninitialized_memory
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False  # it would write every buffer once more
-    try:
-        yield
-    finally:
-        memory.fill_uninitialized_memory = fill
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_rng_state(state)

@@ -105,7 +105,7 @@ def test_the_verdict_is_what_remains_on_the_screen(probed):
     assert lines[start + 1].startswith("The answer 'Berlin' becomes readable at layer 4 of 12")
     quoting = next(i for i, line in enumerate(lines) if line.startswith("quoting "))
     assert start < quoting and lines[-1].startswith("run folder · ")
-    assert re.match(r"(block|advise|unknown|quoting| {11})", lines[-2])
+    assert re.match(r"(block|advise|unknown|prefer|quoting| {11})", lines[-2])
 
 
 def test_one_prompt_is_shown_without_the_verdict_on_all(probed):
@@ -131,7 +131,7 @@ def test_show_takes_a_lens_and_a_prompt(probed):
     assert re.findall(r"^\d · .*", shown.stdout, flags=re.MULTILINE)[0].startswith(
         "3 · control Paris · orig · lens raw"
     )
-    for wrong in (("--lens", "tuned"), ("--prompt", "4")):
+    for wrong in (("--lens", "nope"), ("--prompt", "4")):
         refused = layerscope("show", str(folder), *wrong, cwd=cwd)
         assert refused.returncode == 2
         assert refused.stderr.startswith("error: This run has ")
@@ -382,7 +382,7 @@ def test_export_writes_beside_the_newest_run_and_overwrites_nothing(probed, tmp_
         (["export", "--published", "--dialect", "generation-m"], "extended"),
         (["export", "nowhere", "--published"], "nowhere"),
         (["show", "nowhere"], "nowhere"),
-        (["show", "--milestones", "--lens", "tuned"], "choose from logit, next_norm, raw"),
+        (["show", "--milestones", "--lens", "nope"], "choose from logit, next_norm, raw"),
         (["show", "--milestones", "--prompt", "9"], "there is no prompt 9"),
     ],
 )

@@ -1,29 +1,30 @@
 """The command line: words to one call each; results to stdout, progress to stderr."""
 
-import logging
-import sys
-import tempfile
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from layerscope.errors import LayerscopeError, RunError
+from layerscope.cli_lenses import fit_app, lens_app
+from layerscope.cli_progress import (
+    mistakes_in_one_sentence,
+    print_line,
+    print_parts,
+    quieten_transformers,
+    usable_folder,
+    warn,
+    watching,
+)
+from layerscope.errors import RunError
 from layerscope.record.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
 from layerscope.record.published.writer import write_published
 from layerscope.record.run import Run, default_folder_name
 from layerscope.record.store import new_folder
 from layerscope.report.tables import milestone_table, problem_lines, run_tables
 from layerscope.report.verdict import run_verdict
-
-if TYPE_CHECKING:
-    from layerscope.observer import Observer
 
 app = typer.Typer(
     name="layerscope",
@@ -33,9 +34,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(fit_app, name="fit")
+app.add_typer(lens_app, name="lens")
 
-NARROWEST = 72
-"""Columns below which a table is not squeezed."""
 DIALECTS = {"extended": EXTENDED, "generation-m": GENERATION_M}
 """Ways of writing the published format, by their names here."""
 
@@ -69,7 +70,14 @@ def probe(
     model: Model = None,
     suite: Annotated[str, typer.Option(help="A built-in suite, or a .toml or .jsonl file.")] = "capitals",
     lens: Annotated[
-        str | None, typer.Option(help="Lenses, comma between: logit,next_norm,raw (the protocol's own by default).")
+        str | None,
+        typer.Option(
+            help="Lenses, comma between, of logit, next_norm, raw, tuned and prism; by default the protocol's own, and "
+            "the fitted ones that --sidecars holds for the model."
+        ),
+    ] = None,
+    sidecars: Annotated[
+        Path | None, typer.Option(help="Folder of fitted lenses, or of one (the bundled model has its own).")
     ] = None,
     positions: Annotated[
         str, typer.Option(help="auto (all of the first prompt, the last of others; published: all), last, all.")
@@ -95,14 +103,14 @@ def probe(
     ] = False,
 ) -> None:
     """Probe a model with a suite: print what every layer says, give a verdict, and write a run folder."""
-    with _mistakes_in_one_sentence():
+    with mistakes_in_one_sentence():
         parent = _usable(out)
         # Imported here, so that help and mistakes need not wait for the tensor library.
         from layerscope.model.causal_lm import BUNDLED
         from layerscope.probing import probe as run_probe
 
-        _quieten_transformers()
-        with _watching() as observer:
+        quieten_transformers()
+        with watching() as observer:
             run = run_probe(
                 BUNDLED if model is None else model,
                 suite=suite,
@@ -118,17 +126,17 @@ def probe(
                 bos=bos,
                 seed=seed,
                 second_forward=second_forward,
+                sidecars=sidecars,
                 observer=observer,
             )
         folder = _free_name(parent / default_folder_name(run.record))
         try:
             _save(run, folder)  # before any table, whose reader may go away (`| head`)
         except RunError:
-            _print(_tables_and_verdict(run))  # all that is left of it
+            print_parts(_tables_and_verdict(run))  # all that is left of it
             raise
-        _print(_tables_and_verdict(run))
-        console = Console(highlight=False, soft_wrap=True)
-        console.print(f"run folder · {folder}", markup=False)
+        print_parts(_tables_and_verdict(run))
+        print_line(f"run folder · {folder}")
 
 
 @app.command(
@@ -145,13 +153,13 @@ def show(
     model: WhichModel = None,
 ) -> None:
     """Print the tables and the verdict of a finished run again, or its milestones."""
-    with _mistakes_in_one_sentence():
+    with mistakes_in_one_sentence():
         found = Run.read(_chosen(run), model=model)
         if milestones:
-            _print(milestone_table(found, lens=lens, prompt=prompt))
+            print_parts(milestone_table(found, lens=lens, prompt=prompt))
         else:
-            _print(_tables_and_verdict(found, lens=lens, prompt=prompt))
-        _print(problem_lines(found))
+            print_parts(_tables_and_verdict(found, lens=lens, prompt=prompt))
+        print_parts(problem_lines(found))
 
 
 @app.command(
@@ -171,7 +179,7 @@ def export(
     model: WhichModel = None,
 ) -> None:
     """Write a finished run as files for other programs, into a new folder."""
-    with _mistakes_in_one_sentence():
+    with mistakes_in_one_sentence():
         if not published:
             raise RunError("There is one format to export a run to; ask for it with --published.")
         written_as = _dialect(dialect)
@@ -180,8 +188,7 @@ def export(
         folder = out or (source if source.is_dir() else source.parent) / "published"
         with new_folder(folder) as partial:
             files = write_published(found, partial, written_as)
-        console = Console(highlight=False, soft_wrap=True)
-        console.print(f"published files · {folder} · {len(files)} files", markup=False)
+        print_line(f"published files · {folder} · {len(files)} files")
 
 
 @app.command(epilog="Examples:\n\nlayerscope models\n\nlayerscope models --help\n\nlayerscope models > families.txt")
@@ -229,7 +236,7 @@ def _save(run: Run, folder: Path) -> None:
     said = run.record.protocol
     dialect = GENERATION_M if (said.name, said.headline_lens) == ("published", HEADLINE) else None
     if said.name == "published" and dialect is None:
-        _warn(f"no published files are written: theirs is lens {HEADLINE}, and this run has {said.headline_lens} first")
+        warn(f"no published files are written: theirs is lens {HEADLINE}, and this run has {said.headline_lens} first")
     run.save(folder, published=dialect)
 
 
@@ -241,27 +248,11 @@ def _tables_and_verdict(run: Run, lens: str | None = None, prompt: int | None = 
         yield from run_verdict(run)
 
 
-def _print(parts: Iterable[RenderableType]) -> None:
-    console = Console(highlight=False)
-    console.width = max(console.width, NARROWEST)  # a wrapped line still has its numbers, an ellipsis has none
-    for part in parts:
-        console.print(part)
-
-
 def _usable(out: Path) -> Path:
     """The folder for runs, refused before any work where nothing could be written to it."""
     if (out / "run.json").exists():
         raise RunError(f"'{out}' is a run's own folder; give the folder that holds runs, such as '{out.parent}'.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RunError(
-            f"The folder '{out}' cannot be made or written to ({reason}); give another with --out."
-        ) from error
-    return out
+    return usable_folder(out)
 
 
 def _free_name(folder: Path) -> Path:
@@ -271,91 +262,6 @@ def _free_name(folder: Path) -> Path:
         free = folder.with_name(f"{folder.name}-{number}")
         number += 1
     return free
-
-
-def _warn(sentence: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {sentence}", style="yellow", markup=False)
-
-
-@contextmanager
-def _mistakes_in_one_sentence() -> Iterator[None]:
-    try:
-        yield
-    except LayerscopeError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(2) from None
-
-
-def _quieten_transformers() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-
-
-@contextmanager
-def _watching() -> Iterator["Observer"]:
-    """Bars on a terminal, plain lines elsewhere; on stderr either way."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-        yield LogLines()
-        return
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Bars(console, progress)
-
-
-class Bars:
-    """An observer that draws one bar over blocks and one over the vocabulary."""
-
-    def __init__(self, console: Console, progress: Progress) -> None:
-        self._console, self._progress = console, progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def plan(self, text: str) -> None:
-        """Print it above the bars."""
-        self._console.print(text, soft_wrap=True, markup=False)
-
-    def blocks(self, done: int, total: int) -> None:
-        """Move the bar over blocks."""
-        self._move("blocks", done, total)
-
-    def vocabulary(self, done: int, total: int) -> None:
-        """Move the bar over the vocabulary."""
-        self._move("vocabulary", done, total)
-
-    def _move(self, name: str, done: int, total: int) -> None:
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=total)
-        self._progress.update(self._tasks[name], completed=done, total=total)
-
-
-class LogLines:
-    """An observer that logs a line now and then."""
-
-    EVERY_S = 10.0
-
-    def __init__(self) -> None:
-        self._log = logging.getLogger("layerscope")
-        self._said = time.monotonic()
-
-    def plan(self, text: str) -> None:
-        """Log it."""
-        self._log.info(text)
-
-    def blocks(self, done: int, total: int) -> None:
-        """Log progress over blocks."""
-        self._say("blocks", done, total)
-
-    def vocabulary(self, done: int, total: int) -> None:
-        """Log progress over the vocabulary."""
-        self._say("vocabulary", done, total)
-
-    def _say(self, name: str, done: int, total: int) -> None:
-        if done == total or time.monotonic() - self._said > self.EVERY_S:
-            self._said = time.monotonic()
-            self._log.info("%s %d of %d", name, done, total)
 
 
 def main() -> None:

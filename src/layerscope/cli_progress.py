@@ -1,0 +1,153 @@
+"""What all commands share: progress and mistakes on stderr, tables on stdout, a folder that can be written to."""
+
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from layerscope.errors import LayerscopeError, RunError
+
+NARROWEST = 72
+"""Columns below which a table is not squeezed."""
+
+
+def print_parts(parts: Iterable[RenderableType]) -> None:
+    """Results, one after another, to stdout."""
+    console = Console(highlight=False)
+    console.width = max(console.width, NARROWEST)  # a wrapped line still has its numbers, an ellipsis has none
+    for part in parts:
+        console.print(part)
+
+
+def print_line(line: str) -> None:
+    """One line to stdout, never wrapped: it may be a path that someone copies."""
+    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+def warn(sentence: str) -> None:
+    """A caution to stderr; the work goes on."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {sentence}", style="yellow", markup=False)
+
+
+@contextmanager
+def mistakes_in_one_sentence() -> Iterator[None]:
+    """An error of ours ends the command with its sentence and exit code 2, without a traceback."""
+    try:
+        yield
+    except LayerscopeError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(2) from None
+
+
+def usable_folder(out: Path) -> Path:
+    """A folder for results, made if it has to be; refused before any work where nothing could be written to it.
+
+    Raises:
+        RunError: it cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RunError(
+            f"The folder '{out}' cannot be made or written to ({reason}); give another with --out."
+        ) from error
+    return out
+
+
+def quieten_transformers() -> None:
+    """Its advice is not for the users of a command."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+
+
+class Bars:
+    """An observer of a probe or a fit that draws one bar for each kind of work."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console, self._progress = console, progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def plan(self, text: str) -> None:
+        """Print it above the bars."""
+        self._console.print(text, soft_wrap=True, markup=False)
+
+    def tokens(self, done: int, total: int) -> None:
+        """Move the bar over text that is read."""
+        self._move("tokens", done, total)
+
+    def blocks(self, done: int, total: int) -> None:
+        """Move the bar over blocks."""
+        self._move("blocks", done, total)
+
+    def vocabulary(self, done: int, total: int) -> None:
+        """Move the bar over the vocabulary."""
+        self._move("vocabulary", done, total)
+
+    def layer(self, layer: int, said: str) -> None:
+        """Print it above the bars."""
+        self._console.print(f"layer {layer} · {said}", soft_wrap=True, markup=False)
+
+    def _move(self, name: str, done: int, total: int) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self._progress.update(self._tasks[name], completed=done, total=total)
+
+
+class LogLines:
+    """An observer of a probe or a fit that logs a line now and then."""
+
+    EVERY_S = 10.0
+
+    def __init__(self) -> None:
+        self._log = logging.getLogger("layerscope")
+        self._said = time.monotonic()
+
+    def plan(self, text: str) -> None:
+        """Log it."""
+        self._log.info(text)
+
+    def tokens(self, done: int, total: int) -> None:
+        """Log progress over text that is read."""
+        self._say("tokens", done, total)
+
+    def blocks(self, done: int, total: int) -> None:
+        """Log progress over blocks."""
+        self._say("blocks", done, total)
+
+    def vocabulary(self, done: int, total: int) -> None:
+        """Log progress over the vocabulary."""
+        self._say("vocabulary", done, total)
+
+    def layer(self, layer: int, said: str) -> None:
+        """Log it."""
+        self._log.info("layer %d · %s", layer, said)
+
+    def _say(self, name: str, done: int, total: int) -> None:
+        if done == total or time.monotonic() - self._said > self.EVERY_S:
+            self._said = time.monotonic()
+            self._log.info("%s %d of %d", name, done, total)
+
+
+@contextmanager
+def watching() -> Iterator[Bars | LogLines]:
+    """Bars on a terminal, plain lines elsewhere; on stderr either way."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        yield LogLines()
+        return
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Bars(console, progress)

@@ -1,0 +1,277 @@
+"""A fitted lens for a terminal: what it is worth layer by layer, what it is and fits, and several in a list."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from statistics import fmean
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from layerscope.lenses.provenance import (
+    CorpusRecord,
+    ImportedFrom,
+    LayerFit,
+    LensRecord,
+    PrismFit,
+    Settings,
+    SkipLayers,
+    TunedFit,
+)
+from layerscope.lenses.sidecar import FoundSidecar
+from layerscope.report.tables import ABSENT, number, printable
+from layerscope.report.verdict import LABEL_WIDTH, TEXT_WIDTH, Said
+
+HASH_SHOWN = 8
+"""Digits of a hash that tell one lens from another."""
+STATED_SHOWN = 20
+"""How much of what a foreign lens says of itself is repeated."""
+
+
+def lens_table(record: LensRecord) -> Iterator[RenderableType]:
+    """What a lens is worth on held-out text, layer by layer, for a console of 80 columns."""
+    yield Text(printable(_title(record)), style="bold")
+    if record.tuned is not None and record.tuned.layers:
+        yield _caption(record.tuned.n_held_out)
+        yield _tuned_table(record.tuned)
+    elif record.prism is not None:
+        yield _caption(record.prism.n_held_out)
+        yield _prism_table(record.prism)
+        yield Text("mean: over the layers before the last", style="dim")
+    else:
+        yield Text("It was fitted elsewhere, and nothing was measured on held-out text.", style="dim")
+
+
+def lens_lines(record: LensRecord) -> Table:
+    """What a lens is, what it belongs to, what it was fitted on, and what a reader has to know."""
+    said = [Said("fits", _fits(record))]
+    if record.imported is not None:
+        said += _imported(record.imported)
+    if record.tuned is not None:
+        said += _tuned_lines(record.tuned)
+    if record.prism is not None:
+        said += _prism_lines(record.prism)
+    if record.corpus is not None:
+        said += _corpus_lines(record.corpus)
+    said.append(Said("made", _made(record.created_utc, record.settings)))
+    said.append(Said("weights", f"sha256 {record.weights_sha256[:HASH_SHOWN]}"))
+    said += _labelled("note", record.notes, "yellow")
+    return _grid(said)
+
+
+def lens_list(found: Sequence[FoundSidecar]) -> Iterator[RenderableType]:
+    """A line for each of several lenses."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("folder", overflow="fold")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    table.add_column("head", no_wrap=True)
+    for header in ("logit\n(bits)", "lens\n(bits)"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for one in found:
+        record = one.record
+        logit, lens = held_out_means(record)
+        model, name = (Text(printable(text)) for text in (record.model.id, one.folder.resolve().name))
+        table.add_row(name, record.kind, model, record.model.fingerprint[:HASH_SHOWN], number(logit), number(lens))
+    yield table
+    yield Text("bits: held-out KL(model || lens), mean over the layers before the last", style="dim")
+
+
+def held_out_means(record: LensRecord) -> tuple[float | None, float | None]:
+    """Mean KL(model || lens) in bits over the layers before the last: of the logit lens, and of the lens itself.
+
+    None where nothing was measured. The last layer is left out, where the logit lens is the model.
+    """
+    if record.tuned is not None and record.tuned.layers:
+        layers = record.tuned.layers
+        return fmean(fit.logit_bits for fit in layers), fmean(fit.tuned_bits for fit in layers)
+    if record.prism is not None:
+        return fmean(record.prism.logit_bits[:-1]), fmean(record.prism.held_out_bits[:-1])
+    return None, None
+
+
+def ranges(layers: Sequence[int]) -> str:
+    """Layers in ascending order as people write them: `0, 3-5`."""
+    runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+# --- Layer by layer
+
+
+def _title(record: LensRecord) -> str:
+    title = f"{record.kind} lens · {record.model.id}"
+    if record.tuned is not None:
+        rank = record.tuned.rank
+        shape = {0: "bias alone", record.model.d_model: "full rank"}.get(rank, f"rank {rank}")
+        return f"{title} · {shape} · placement {record.tuned.placement}"
+    if record.prism is not None:
+        return f"{title} · {record.prism.method} · k {record.prism.k}"
+    return title
+
+
+def _caption(n_held_out: int | None) -> Text:
+    return Text(f"KL(model || lens) in bits, mean over {_count(n_held_out)} held-out positions", style="dim")
+
+
+def _tuned_table(fit: TunedFit) -> Table:
+    table = _table("layer", "logit", "bias", "closed\nform", "tuned", "gained", "tau", "map", "best\nstep")
+    for one in fit.layers:
+        bits = (one.logit_bits, one.bias_bits, one.closed_form_bits, one.tuned_bits)
+        table.add_row(
+            str(one.layer),
+            *map(number, bits),
+            _share(one.logit_bits, one.tuned_bits),
+            number(one.temperature),
+            f"{one.map_norm:.2g}",
+            f"{one.best_step} of {one.steps}",
+            style="yellow" if one.tuned_bits > one.logit_bits else None,
+        )
+    columns = [[getattr(one, f"{name}_bits") for one in fit.layers] for name in ("logit", "bias", "closed_form")]
+    means = [fmean(column) for column in (*columns, [one.tuned_bits for one in fit.layers])]
+    table.add_row("mean", *map(number, means), _share(means[0], means[-1]), style="bold")
+    return table
+
+
+def _prism_table(fit: PrismFit) -> Table:
+    table = _table("layer", "logit", "prism", "gained")
+    pairs = list(zip(fit.logit_bits, fit.held_out_bits, strict=True))
+    for layer, (logit, prism) in enumerate(pairs):
+        worse = "yellow" if prism > logit else None
+        table.add_row(str(layer), number(logit), number(prism), number(logit - prism), style=worse)
+    logit, prism = (fmean(column) for column in zip(*pairs[:-1], strict=True))
+    table.add_row("mean", number(logit), number(prism), number(logit - prism), style="bold")
+    return table
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
+
+
+def _share(before: float, after: float) -> str:
+    """How much of the logit lens' divergence is gone; nothing where there was hardly any."""
+    return ABSENT if before < 1e-3 else f"{(before - after) / before:.0%}"
+
+
+# --- What it is
+
+
+def _fits(record: LensRecord) -> str:
+    model = record.model
+    commit = f" at {model.commit[:HASH_SHOWN]}" if model.commit else ""
+    return (
+        f"{model.id}{commit} ({model.family}, n_layers {model.n_layers}, d_model {model.d_model}, d_vocab "
+        f"{model.d_vocab:,}); final norm and head {model.fingerprint[:HASH_SHOWN]}"
+    )
+
+
+def _tuned_lines(fit: TunedFit) -> list[Said]:
+    if not fit.layers:
+        return []
+    first = "" if not fit.first_position else f"; the first {fit.first_position} of a sequence left out"
+    refined = "" if fit.steps is None else f", {fit.steps} steps of {_count(fit.batch)} at most"
+    positions = (
+        f"closed form {_count(fit.n_moments)}, refinement {_count(fit.n_refined)}{refined}, to choose by "
+        f"{_count(fit.n_select)}, held out {_count(fit.n_held_out)}{first}"
+    )
+    return [
+        Said("positions", positions),
+        Said("stopped", _stopped(fit.layers)),
+        *_labelled("skipping", _skipping(fit.skip_layers)),
+    ]
+
+
+def _stopped(layers: Sequence[LayerFit]) -> str:
+    """Which layers' refinement ended before its budget, and which it did not better."""
+    parts = [
+        ("no better for a while", [fit.layer for fit in layers if fit.stopped == "no_improvement"]),
+        ("diverged, the best before that kept", [fit.layer for fit in layers if fit.stopped == "diverged"]),
+        ("kept as it started", [fit.layer for fit in layers if fit.best_step == 0]),
+    ]
+    said = [f"{why}: {_at(found)}" for why, found in parts if found]
+    return "; ".join(said) or "no layer before its budget"
+
+
+def _at(layers: Sequence[int]) -> str:
+    return f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)}"
+
+
+def _skipping(skips: Sequence[SkipLayers]) -> list[str]:
+    """What is lost where a translator stands for all blocks after its layer."""
+    said = [
+        f"{skip.blocks} blocks, from layer {skip.layer} on: perplexity {skip.perplexity_lens:,.4g}, the model's "
+        f"{skip.perplexity_model:,.4g}, {skip.relative_loss:+.1%}"
+        for skip in skips
+    ]
+    return [*said, f"on {skips[0].n_tokens:,} held-out tokens"] if skips else []
+
+
+def _prism_lines(fit: PrismFit) -> list[Said]:
+    asked = "" if fit.k == fit.k_asked else f" (of {fit.k_asked} asked for)"
+    vectors = (
+        f"{fit.vectors:,} of lens {fit.stream} at layers {', '.join(map(str, fit.rows))}, {fit.distinct_vectors:,} "
+        f"distinct; directions found on {fit.reservoir:,}"
+    )
+    rotation = (
+        f"k {fit.k}{asked}, paired by {fit.pairing.replace('_', ' ').removeprefix('by ')}, numerical rank "
+        f"{fit.rank_effective}; {fit.orthogonality_error:.1e} from orthogonal"
+    )
+    return [Said("vectors", vectors), Said("rotation", rotation)]
+
+
+def _corpus_lines(corpus: CorpusRecord) -> list[Said]:
+    sources = [
+        f"{source.name} ({source.n_documents:,} documents, sha256 {source.sha256[:HASH_SHOWN]})"
+        for source in corpus.sources
+    ]
+    parts = corpus.splits
+    repeated = f", {corpus.n_repeated:,} repeated left out" if corpus.n_repeated else ""
+    tokens = (
+        f"{parts['fit'].n_tokens:,} to fit, {parts['select'].n_tokens:,} to choose by, "
+        f"{parts['held_out'].n_tokens:,} held out; {corpus.n_documents:,} documents{repeated}; sequences of "
+        f"{corpus.seq_len}, {'each with BOS' if corpus.bos else 'without BOS'}"
+    )
+    return [*_labelled("text", sources), Said("tokens", tokens)]
+
+
+def _imported(source: ImportedFrom) -> list[Said]:
+    stated = [f"{name} {value}" for name, value in source.stated.items() if value is not None]
+    if len(stated) > STATED_SHOWN:
+        stated = [*stated[:STATED_SHOWN], f"and {len(stated) - STATED_SHOWN} more"]
+    said = [Said("imported", f"{source.name} ({source.format}), sha256 {source.sha256[:HASH_SHOWN]}")]
+    if stated:
+        said.append(Said("it says", f"{', '.join(stated)} (unchecked)"))
+    return said
+
+
+def _made(created_utc: str, settings: Settings | None) -> str:
+    if settings is None:
+        return created_utc
+    threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
+    return (
+        f"{created_utc} by layerscope {settings.layerscope}, torch {settings.torch}; {settings.device} "
+        f"{settings.dtype}, {threads}, seed {settings.seed}"
+    )
+
+
+def _labelled(label: str, texts: Sequence[str], style: str = "") -> list[Said]:
+    """Several texts under one label."""
+    return [Said("" if place else label, text, style) for place, text in enumerate(texts)]
+
+
+def _grid(said: Sequence[Said]) -> Table:
+    """Labels to the left, texts wrapped beside them."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(min_width=LABEL_WIDTH, no_wrap=True)
+    grid.add_column(max_width=TEXT_WIDTH, overflow="fold")
+    for one in said:
+        # What stands in a record came from names of files and from other programs.
+        grid.add_row(Text(one.label, style="dim"), Text(printable(one.text), style=one.style))
+    return grid
+
+
+def _count(n: int | None) -> str:
+    return ABSENT if n is None else f"{n:,}"

@@ -126,10 +126,11 @@ def test_the_positions_asked_for_have_a_row_for_each_lens_and_layer(positions: s
     n_decoded = sum(len(prompt.decoded_positions) for prompt in found.record.suite.prompts)
     n_lenses, n_layers = len(found.record.protocol.lenses), found.record.model.n_layers
     without_layer_0 = "tuned" in found.record.protocol.lenses
-    assert found.rows.height == n_decoded * (n_lenses * (n_layers + 1) - without_layer_0)
+    by_position = n_lenses * (n_layers + 1) - without_layer_0
+    assert found.rows.height == n_decoded * by_position
     assert found.rows.select(KEYS).n_unique() == found.rows.height
     lengths = pl.Series([len(p.token_ids) for p in found.record.suite.prompts])
-    assert found.rows.filter("is_next").height == len(lengths) * n_lenses * (n_layers + 1)
+    assert found.rows.filter("is_next").height == len(lengths) * by_position
     assert found.record.positions == positions
 
 

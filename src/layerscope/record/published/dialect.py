@@ -38,6 +38,8 @@ class Sheet:
     """For each of `rows`, which data row of the file it is, counted from 0; damaged rows count too."""
     rows: tuple[Cells, ...]
     """Rows with as many cells as the header; None is an empty cell."""
+    lines: tuple[tuple[int, int], ...] = ()
+    """For each of `rows`, its first and last line in the file, counted from 1 by line feeds."""
     faults: tuple[Fault, ...] = ()
 
 
@@ -105,7 +107,7 @@ def parse(data: bytes, dialect: Dialect) -> Sheet:
     """
     text, faults = _decoded(data)
     if not text:
-        return Sheet((), (), (), (*faults, Fault(None, "the file is empty")))
+        return Sheet((), (), (), (), (*faults, Fault(None, "the file is empty")))
     head = _record(text, 0, dialect)
     if not head.closed or not head.ended:
         faults.append(Fault(None, "the file ends inside its header"))
@@ -114,19 +116,22 @@ def parse(data: bytes, dialect: Dialect) -> Sheet:
     if lossy and _SURROGATE.search("".join(header)):
         header = tuple(_replaced(name) for name in header)
         faults.append(Fault(None, "the header has bytes that are not UTF-8; they were replaced"))
-    numbers, rows = list[int](), list[Cells]()
+    numbers, rows, lines = list[int](), list[Cells](), list[tuple[int, int]]()
+    next_line = 1 + text.count("\n", 0, head.end)
     crlf: list[int | None] = [None] if head.crlf else []
     for number, record in enumerate(_records(text, head.end, len(header), dialect)):
         said, cells = _judged(record, header, lossy)
         faults += [Fault(number, message) for message in said]
         crlf += [number] if record.crlf else []
+        line, next_line = next_line, next_line + text.count("\n", record.start, record.end)
         if cells is not None:
             numbers.append(number)
             rows.append(cells)
+            lines.append((line, next_line - 1 if record.ended else next_line))
     if crlf:
         message = "lines end in CR LF, where LF is due; line breaks inside tokens may have been changed too"
         faults.append(Fault(crlf[0], message))
-    return Sheet(header, tuple(numbers), tuple(rows), tuple(faults))
+    return Sheet(header, tuple(numbers), tuple(rows), tuple(lines), tuple(faults))
 
 
 def _decoded(data: bytes) -> tuple[str, list[Fault]]:

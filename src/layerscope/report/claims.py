@@ -1,0 +1,123 @@
+"""Claims: what a report states, each with its value, its unit and the places that hold it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+Value: TypeAlias = int | float | bool | str | None
+
+ABSENT = "n.a."
+
+
+class Unit(StrEnum):
+    """What a value is in, which says how it prints."""
+
+    LAYER = "layer"
+    """0 is the embedding, n_layers the last."""
+    BITS = "bits"
+    PROBABILITY = "probability"
+    RANK = "rank"
+    COUNT = "count"
+    SHARE = "share"
+    """Of layers, of depth, of facts: between 0 and 1."""
+    COSINE = "cosine"
+    LOGIT = "logit"
+    NUMBER = "number"
+    """Without a unit: scores, temperatures, slopes."""
+    TRUTH = "truth"
+    TEXT = "text"
+    TOKEN = "token"
+    """A piece of text of the vocabulary's, which may hold anything."""
+
+
+@dataclass(frozen=True)
+class Citation:
+    """Where a value stands."""
+
+    file: str
+    """Its name, without folders."""
+    line: int
+    """Physical line, counted from 1 by line feeds."""
+    last_line: int
+    """The same for a value of one line; of a list or object, or a row with line breaks in its tokens, a later one."""
+    pointer: str | None = None
+    """In a JSON file: RFC 6901."""
+    row: int | None = None
+    """In a table: data row, counted from 0."""
+    column: str | None = None
+    """In a table."""
+
+    @property
+    def lines(self) -> str:
+        """`7085`, or `49-57`."""
+        return f"{self.line}" if self.line == self.last_line else f"{self.line}-{self.last_line}"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.lines}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One value that a report states."""
+
+    subject: str
+    """The model's name as in the files: `Qwen3-8B`."""
+    name: str
+    """What it is, by the name that the files have for it: `first_rank_le_1`."""
+    value: Value
+    unit: Unit
+    citations: tuple[Citation, ...]
+    """What the value follows from; one for a value that is copied, several for one that is derived."""
+    lens: str | None = None
+    asked: str | None = None
+    """The prompt: `pos/orig`."""
+    layer: int | None = None
+    derived: str | None = None
+    """How it follows from what is cited, where it is not copied: `difference`, `count of layers`, `first layer at which
+    answer_rank <= 1`."""
+    reason: str | None = None
+    """Why there is no value."""
+
+    @property
+    def text(self) -> str:
+        """The value as it prints: `31`, `1.0607 bits`; `n.a.` where there is none."""
+        return value_text(self.value, self.unit)
+
+
+def value_text(value: Value, unit: Unit) -> str:
+    """A value in the form in which reports print it, without its unit."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return str(value)
+    return _float_text(value, unit)
+
+
+def _float_text(value: float, unit: Unit) -> str:
+    """Five significant digits; at least four decimals of what is 1 and above, and no exponent where none is needed."""
+    if not math.isfinite(value):
+        raise ValueError(f"a claim of {unit} is {value}; what cannot be measured is absent")
+    if value == 0:
+        return "0"
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    size = abs(value)
+    if size >= 1e6 or size < 1e-3:
+        return f"{value:.4e}"
+    return f"{value:.4f}" if size >= 1 else f"{value:.5f}"
+
+
+def merged(citations: Sequence[Citation]) -> str:
+    """Several places in one bracket, each file once, in the order given: `a.json:7083, 7085; b.csv:33`."""
+    by_file: dict[str, list[str]] = {}
+    for citation in citations:
+        lines = by_file.setdefault(citation.file, [])
+        if citation.lines not in lines:
+            lines.append(citation.lines)
+    return "; ".join(f"{file}:{', '.join(lines)}" for file, lines in by_file.items())

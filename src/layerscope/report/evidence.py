@@ -1,0 +1,322 @@
+"""One run as evidence: what was found, as claims that name the places in its published files which hold it."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from layerscope.errors import RunError
+from layerscope.record.curve import Curve, Pass
+from layerscope.record.diagnostics import Verdict
+from layerscope.record.milestones import Milestone
+from layerscope.record.published.layout import (
+    EXTENDED,
+    GENERATION_M,
+    NEXT_TOKEN,
+    columns_of,
+    csv_name,
+    json_name,
+    stem_of,
+)
+from layerscope.record.run import Run
+from layerscope.record.run_record import RunRecord
+from layerscope.report.claims import Citation, Claim, Unit, Value
+from layerscope.report.sources import CsvFile, CsvRow, Entry, JsonFile, Sources
+
+_ONE_KEY = {
+    "L_copy": "L_copy",
+    "L_copy_H": "L_copy_H",
+    "L_semantic": "L_semantic",
+    "L_semantic_margin_ok": "L_semantic_margin_ok",
+    "L_semantic_confirmed": "L_semantic_confirmed",
+}
+"""Milestones of the headline lens whose key in `diagnostics` is their name."""
+
+
+class Evidence:
+    """The run of one model, with the files that a report on it cites."""
+
+    def __init__(self, run: Run, sources: Sources, stem: str) -> None:
+        """Take a run and its files; `Evidence.of` finds both."""
+        self.run, self.sources, self.stem = run, sources, stem
+
+    @classmethod
+    def of(cls, path: str | Path, model: str | None = None) -> "Evidence":
+        """The evidence in a folder of published files, or in a run's own folder that has `published` inside.
+
+        Args:
+            path: the folder; or the `output-<M>.json` of one model in it.
+            model: which model, where the folder holds several.
+
+        Raises:
+            RunError: it cannot be read as a run, or has no published files to cite.
+        """
+        folder = Path(path)
+        run = Run.read(folder, model=model)
+        sources = Sources(folder if folder.is_dir() else folder.parent)
+        stem = stem_of(run.record.model.id)
+        if not sources.has(json_name(stem)):
+            raise RunError(
+                f"{folder}: a report cites {json_name(stem)} and its tables by line, and they are not there; write "
+                "them with `layerscope export --published`."
+            )
+        return cls(run, sources, stem)
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything of the run that is not a row."""
+        return self.run.record
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the rows amount to; it is found in them, not copied from the files."""
+        return self.run.verdict
+
+    @property
+    def headline(self) -> str:
+        """The lens that is meant where none is named."""
+        return self.verdict.milestones.headline
+
+    @property
+    def primary(self) -> Pass | None:
+        """The prompt that is meant where none is named."""
+        return self.verdict.curves.primary
+
+    def curve(self, lens: str | None = None, asked: Pass | None = None) -> Curve | None:
+        """The rows of one prompt under one lens; of the primary prompt and the headline lens where not given."""
+        return self.verdict.curves.get(asked or self.primary, lens or self.headline)
+
+    @cached_property
+    def json(self) -> JsonFile:
+        """The model's JSON."""
+        return self.sources.json(json_name(self.stem))
+
+    def entry(self, *path: str | int) -> Entry | None:
+        """A member of the JSON; one that points to another place of the file is followed there."""
+        found: Entry | None = self.json.at(*path)
+        rest: tuple[str | int, ...] = ()
+        for cut in range(len(path), 0, -1):
+            target = self.json.at(*path[:cut])
+            if target is not None and isinstance(target.value, str) and target.value.startswith("#/"):
+                found, rest = self.json.by_pointer.get(target.value[1:]), path[cut:]
+                break
+        return found if not rest or found is None else self.json.at(*found.path, *rest)
+
+    def cite(self, entry: Entry) -> Citation:
+        """The place of a member of the JSON."""
+        return Citation(self.json.name, entry.line, entry.last_line, pointer=entry.pointer)
+
+    def stated(self, *path: str | int, unit: Unit, name: str | None = None, lens: str | None = None,
+               layer: int | None = None) -> Claim | None:  # fmt: skip
+        """What the JSON states at a path, as it stands there; None where it has no such member."""
+        entry = self.entry(*path)
+        if entry is None or entry.is_container:
+            return None
+        value = entry.value
+        if isinstance(value, float) and not math.isfinite(value):
+            value = None
+        return Claim(
+            subject=self.stem,
+            name=name or entry.key,
+            value=value,
+            unit=unit,
+            citations=(self.cite(entry),),
+            lens=lens,
+            layer=layer,
+            reason="the file has no value there" if value is None else None,
+        )
+
+    def first_stated(self, *paths: Sequence[str | int], unit: Unit, name: str | None = None) -> Claim | None:
+        """What stands at the first of several paths that is there: keys were renamed over the years."""
+        found = (self.stated(*path, unit=unit, name=name) for path in paths)
+        return next((claim for claim in found if claim is not None), None)
+
+    def table(self, lens: str | None = None) -> CsvFile | None:
+        """The next-token table of a lens; None where the folder lacks it."""
+        name = csv_name(self.stem, NEXT_TOKEN, None if lens in (None, self.headline) else lens)
+        return self.sources.csv(name) if self.sources.has(name) else None
+
+    def row(self, layer: int, lens: str | None = None, asked: Pass | None = None) -> tuple[CsvFile, CsvRow] | None:
+        """The row of a next-token table that holds one layer of one prompt; None where there is none."""
+        lens, asked, table = lens or self.headline, asked or self.primary, self.table(lens)
+        if table is None or asked is None:
+            return None
+        row = self._rows_of(lens).get((asked.prompt_id, asked.prompt_variant, asked.fact_index, layer))
+        return None if row is None else (table, row)
+
+    def cell(
+        self, column: str, layer: int | None, unit: Unit, *, lens: str | None = None, asked: Pass | None = None
+    ) -> Claim | None:
+        """A value of our rows with the cell that holds it; None where there is no such row, or no value in it.
+
+        Args:
+            column: by our name; see `layerscope.record.COLUMNS`.
+            layer: which layer.
+            unit: what the value is in.
+            lens: the headline lens where not given.
+            asked: the primary prompt where not given.
+        """
+        curve = self.curve(lens, asked)
+        value = None if curve is None or layer is None else curve.value(column, layer)
+        found = None if value is None or layer is None else self.row(layer, lens, asked)
+        if found is None:
+            return None
+        table, row = found
+        return Claim(
+            subject=self.stem,
+            name=column,
+            value=value,
+            unit=unit,
+            citations=(_cited(table, row, _published_column(column, table)),),
+            lens=lens or self.headline,
+            asked=_label(asked or self.primary),
+            layer=layer,
+        )
+
+    def derived(
+        self, name: str, value: Value, unit: Unit, basis: Sequence[Claim | Citation], how: str, **about: object
+    ) -> Claim:
+        """A value that follows from others; it cites the places of them all."""
+        citations = [c for one in basis for c in (one.citations if isinstance(one, Claim) else (one,))]
+        return Claim(
+            subject=self.stem,
+            name=name,
+            value=value,
+            unit=unit,
+            citations=tuple(dict.fromkeys(citations)),
+            derived=how,
+            **about,  # type: ignore[arg-type]  # fields of Claim, checked by the tests
+        )
+
+    def milestone(self, name: str, *, lens: str | None = None, asked: Pass | None = None) -> Claim | None:
+        """The layer of a milestone as found in the rows; None where the prompt was not read through that lens.
+
+        It cites the JSON where that states the same layer, else the row of the layer; and where there is no layer all
+        rows of the prompt, which show that there is none.
+        """
+        lens, asked = lens or self.headline, asked or self.primary
+        found = self.verdict.milestones.of(lens, asked).get(name)
+        if found is None or asked is None:
+            return None
+        stated = self._stated_milestone(name, lens) if asked == self.primary else None
+        same = stated is not None and stated.value == found.layer
+        citations = (self.cite(stated),) if same and stated is not None else self._rows_behind(found)
+        if not citations:
+            return None
+        return Claim(
+            subject=self.stem,
+            name=name,
+            value=found.layer,
+            unit=Unit.LAYER,
+            citations=citations,
+            lens=lens,
+            asked=_label(asked),
+            layer=found.layer,
+            derived=None if same else "found in the rows",
+            reason=found.reason,
+        )
+
+    def otherwise(self, name: str, lens: str | None = None) -> Claim | None:
+        """What the JSON states of a milestone where the rows say another layer; None where both agree."""
+        lens = lens or self.headline
+        found, entry = self.verdict.milestones.of(lens).get(name), self._stated_milestone(name, lens)
+        if found is None or entry is None or entry.value == found.layer:
+            return None
+        return Claim(
+            subject=self.stem, name=name, value=entry.value, unit=Unit.LAYER, citations=(self.cite(entry),), lens=lens
+        )
+
+    def _rows_behind(self, found: Milestone) -> tuple[Citation, ...]:
+        if found.layer is not None:
+            row = self.row(found.layer, found.lens, found.asked)
+            return () if row is None else (_cited(*row, None),)
+        return self.whole_pass(found.lens, found.asked)
+
+    def whole_pass(self, lens: str | None = None, asked: Pass | None = None) -> tuple[Citation, ...]:
+        """The lines of a table that hold all layers of one prompt; none where it has none."""
+        table, asked = self.table(lens), asked or self.primary
+        if table is None or asked is None:
+            return ()
+        curve = self.curve(lens, asked)
+        layers = [] if curve is None else [row["layer"] for row in curve.rows]
+        rows = [found[1] for layer in layers if (found := self.row(layer, lens, asked)) is not None]
+        if not rows:
+            return ()
+        return (Citation(table.name, min(r.line for r in rows), max(r.last_line for r in rows), row=rows[0].number),)
+
+    def _stated_milestone(self, name: str, lens: str) -> Entry | None:
+        """Where the JSON has a milestone of the primary prompt."""
+        paths = _places(name, self._label_of(lens), headline=lens == self.headline)
+        if lens == "tuned" and lens != self.headline:
+            passes = self.entry("tuned_lens", "summaries")
+            first = None if passes is None else next(iter(self.json.children(passes)), None)
+            if first is not None and (primary := self.primary) is not None and first.key.startswith(primary.prompt_id):
+                paths = [(*first.path, *path[1:]) for path in _places(name, "tuned", headline=True)]
+        return next((entry for path in paths if (entry := self.entry(*path)) is not None), None)
+
+    def _label_of(self, lens: str) -> str:
+        return "norm" if lens == "next_norm" else lens
+
+    @cached_property
+    def _by_place(self) -> dict[str, dict[tuple[str, str, int | None, int], CsvRow]]:
+        return {}
+
+    def _rows_of(self, lens: str) -> dict[tuple[str, str, int | None, int], CsvRow]:
+        if lens not in self._by_place:
+            table = self.table(lens)
+            rows: dict[tuple[str, str, int | None, int], CsvRow] = {}
+            for row in () if table is None else table.rows:
+                layer, fact = row.number_in("layer"), row.number_in("fact_index")
+                prompt, variant = row.cells.get("prompt_id") or "pos", row.cells.get("prompt_variant") or "orig"
+                if fact is None and prompt == "pos":
+                    fact = 0
+                if isinstance(layer, int) and not isinstance(fact, float):
+                    rows.setdefault((prompt, variant, fact, layer), row)
+            self._by_place[lens] = rows
+        return self._by_place[lens]
+
+
+def _places(name: str, label: str, *, headline: bool) -> list[tuple[str, ...]]:
+    """Paths at which the JSON may have a milestone, in the order of preference."""
+    inner: list[tuple[str, ...]] = []
+    if headline:
+        if name in _ONE_KEY or name.startswith(("first_kl_below_", "first_rank_le_")):
+            inner.append((name,))
+        if name.startswith("L_copy_soft_k"):
+            inner.append(("L_copy_soft", name.removeprefix("L_copy_soft_k")))
+        if name.startswith("L_copy_strict@"):
+            inner.append(("copy_thresholds", "L_copy_strict", name.removeprefix("L_copy_strict@")))
+        if name.startswith("gap_ge_"):
+            inner.append(("answer_margin_thresholds", name))
+        if name in ("L_semantic_run2", "L_semantic_strong", "L_semantic_strong_run2"):
+            inner.append(("semantic_gate", name))
+        if name == "L_semantic_confirmed":
+            inner.append(("confirmed_semantics", name))
+    if name == "L_semantic_top2_ok":
+        inner.append(("semantic_gate", f"L_semantic_top2_ok_{label}"))
+    if name == "L_semantic_margin_ok":
+        inner.append(("semantic_margin", f"L_semantic_margin_ok_{label}"))
+    if name in ("L_surface_to_meaning", "L_geom", "L_topk_decay"):
+        inner.append((f"{name}_{label}",))
+    if name.startswith("cos_ge_"):
+        inner.append(("cos_milestones", label, f"ge_{name.removeprefix('cos_ge_')}"))
+    if name.startswith("cos_centered_ge_"):
+        inner.append(("cos_milestones_centered", label, f"ge_{name.removeprefix('cos_centered_ge_')}"))
+    return [("diagnostics", *path) for path in inner]
+
+
+def _published_column(column: str, table: CsvFile) -> str | None:
+    """What a table calls one of our columns; None where it has it not."""
+    for dialect in (GENERATION_M, EXTENDED):
+        for known in columns_of(NEXT_TOKEN, dialect):
+            if known.ours == column and known.part in (None, 0) and known.name in table.header:
+                return known.name
+    return None
+
+
+def _cited(table: CsvFile, row: CsvRow, column: str | None) -> Citation:
+    return Citation(table.name, row.line, row.last_line, row=row.number, column=column)
+
+
+def _label(asked: Pass | None) -> str | None:
+    return None if asked is None else f"{asked.prompt_id}/{asked.prompt_variant}"

@@ -136,8 +136,7 @@ def _table(table: Table) -> str:
     common = _one_file(table.rows)
     header = [plain(name) for name in table.header]
     header.append(f"{LINE_OF} {code(common)}" if common else SOURCE)
-    lines = [header, [":---"] * len(header)] if len(table.header) == 0 else [header, _alignment(table)]
-    lines += [_cells(row, common) for row in table.rows]
+    lines = [header, _alignment(table), *(_cells(row, common) for row in table.rows)]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return text if table.caption is None else f"{_sentence(table.caption)}\n\n{text}"
 

@@ -1,0 +1,50 @@
+"""A folder of runs as evidence: one model or many, each read when first asked for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from layerscope.errors import RunError
+from layerscope.record.published.layout import json_name
+from layerscope.record.run import Run
+from layerscope.report.evidence import Evidence
+from layerscope.report.sources import Sources
+
+
+class Archive:
+    """The models whose published files lie in one folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Take a folder of published files, a run's own folder with `published` inside, or one `output-<M>.json`.
+
+        Raises:
+            RunError: there is no such folder, or no model in it.
+        """
+        self.path = Path(path)
+        self.sources = Sources(self.path if self.path.is_dir() else self.path.parent)
+        self._found: dict[str, Evidence] = {}
+        if not self.sources.stems:
+            raise RunError(
+                f"{self.path}: no output-<model>.json here; write published files with `layerscope export --published`."
+            )
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The models' names as the files have them."""
+        return self.sources.stems
+
+    def __iter__(self) -> Iterator[Evidence]:
+        """The evidence on every model."""
+        return (self.evidence(stem) for stem in self.stems)
+
+    def evidence(self, stem: str) -> Evidence:
+        """The evidence on one model.
+
+        Raises:
+            RunError: the folder has no such model, or it cannot be read as a run.
+        """
+        if stem not in self.stems:
+            raise RunError(f"{self.path}: no model {stem!r} here; there are {', '.join(self.stems)}.")
+        if stem not in self._found:
+            run = Run.read(self.sources.folder / json_name(stem))
+            self._found[stem] = Evidence(run, self.sources, stem)
+        return self._found[stem]

@@ -1,0 +1,1 @@
+"""Audits of Markdown reports against the files that they cite."""

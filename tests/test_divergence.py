@@ -101,3 +101,61 @@ def test_targets_found_in_two_stretches_are_those_found_at_once(kind: str):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other)
+
+
+def visited_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows go through the visit that keeps a maximum, call by call."""
+    counts: list[int] = []
+    real = Head._sums
+    monkeypatch.setattr(Head, "_sums", lambda self, rows, **kw: (counts.append(len(rows)), real(self, rows, **kw))[1])
+    return counts
+
+
+@pytest.mark.parametrize("kind", ["plain", "bias", "scale", "projection"])
+def test_rows_whose_logits_spread_over_hundreds_are_as_right_as_others(kind: str, monkeypatch: pytest.MonkeyPatch):
+    head = unembedding_of(kind)
+    generator = torch.Generator().manual_seed(5)
+    final, rows = (torch.randn(N, D_MODEL, generator=generator) for _ in range(2))
+    rows[::2] *= 300.0
+    final[2] *= 100.0  # the model sure of one token, the lens of another
+    final[4], rows[4] = 50.0 * final[4], 50.0 * final[4]  # both of the same
+    wide = rows.double().requires_grad_()
+    log_p = whole_logits(head, final.double()).log_softmax(-1)
+    expected = (log_p.exp() * (log_p - whole_logits(head, wide).log_softmax(-1))).sum(-1)
+    (slope,) = torch.autograd.grad(expected.sum(), wide)
+    assert expected.detach().max() > 300
+
+    targets = Head(head).targets(final)
+    again = visited_again(monkeypatch)
+    found = Head(head).divergence(rows, targets)
+    without = Head(head).divergence(rows, targets, gradient=False)
+
+    assert again and max(again) < N
+    torch.testing.assert_close(found.nats.double(), expected.detach(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(without.nats.double(), expected.detach(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found.nats[1::2].double(), expected.detach()[1::2], rtol=1e-5, atol=2e-5)
+    assert found.gradient is not None
+    torch.testing.assert_close(found.gradient.double(), slope, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_near_the_model_need_no_second_visit(monkeypatch: pytest.MonkeyPatch):
+    head = Head(unembedding_of("plain"))
+    final = torch.randn(N, D_MODEL, generator=torch.Generator().manual_seed(1))
+    targets = head.targets(final)
+    again = visited_again(monkeypatch)
+    head.divergence(0.7 * final, targets)
+    assert not again
+
+
+def test_a_row_that_is_not_finite_spoils_no_other():
+    head = Head(unembedding_of("bias"))
+    final = torch.randn(N, D_MODEL, generator=torch.Generator().manual_seed(1))
+    targets, rows = head.targets(final), 0.7 * final
+    sound = head.divergence(rows, targets)
+    rows[3, 0] = torch.nan
+    found = head.divergence(rows, targets)
+    others = torch.arange(N) != 3
+    assert bool(found.nats[3].isnan())
+    assert found.gradient is not None and sound.gradient is not None
+    torch.testing.assert_close(found.nats[others], sound.nats[others])
+    torch.testing.assert_close(found.gradient[others], sound.gradient[others])

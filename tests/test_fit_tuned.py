@@ -156,6 +156,26 @@ def test_residuals_on_disk_give_the_same_weights(fitted: Path, text: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["lens"]
 
 
+@pytest.mark.parametrize(("layers_in_memory", "passes"), [(14, 1), (13, 2)])
+def test_blocks_run_once_where_memory_holds_every_layer(
+    layers_in_memory: int, passes: int, fitted: Path, bundled: CausalLM, text: Path, tmp_path: Path, monkeypatch
+):
+    from layerscope.fitting import tuned
+
+    assert bundled.n_layers == 12  # layers 0 to 11 are kept, beside the one reached and the last
+    monkeypatch.setattr(tuned._TunedFitter, "_in_memory", lambda self, n_layers: n_layers <= layers_in_memory)
+    runs: list[int | None] = []
+    real = CausalLM.forward_blockwise
+    monkeypatch.setattr(
+        CausalLM,
+        "forward_blockwise",
+        lambda self, *args, n_blocks=None: (runs.append(n_blocks), real(self, *args, n_blocks=n_blocks))[1],
+    )
+    fit_tuned(bundled, corpus_for(bundled, text), tmp_path / "lens", FEW)
+    assert runs == [None, 11][:passes]
+    assert read_sidecar(tmp_path / "lens").record.weights_sha256 == read_sidecar(fitted).record.weights_sha256
+
+
 def test_a_full_disk_is_said_and_leaves_no_buffer(text: Path, tmp_path: Path, monkeypatch):
     from layerscope.fitting import stream, tuned
 

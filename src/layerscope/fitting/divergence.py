@@ -2,9 +2,11 @@
 
 Where the head has no softcap, KL(model || lens) needs the model's own distribution `p` only through its entropy and
 its mean unembedding `sum_v p_v W_v`: the cross term `sum_v p_v z_v` is linear in the lens' row. Both are found once,
-so a step visits the vocabulary with the lens' rows alone, keeping a running maximum, sum and weighted sum of `W`
-(online softmax; Milakov & Gimelshein 2018, and Rabe & Staats 2021 for the weighted sum). With a softcap the model's
-logits are computed again beside the lens'.
+so a step visits the vocabulary with the lens' rows alone. Exponentials are taken relative to that cross term, which
+`log sum_v exp(z_v)` exceeds by KL plus entropy: their sum is never below one, and overflows only where the lens is
+tens of nats off. Rows of which that is true, and the model itself, are visited with a running maximum, sum and weighted
+sum of `W` (online softmax; Milakov & Gimelshein 2018, and Rabe & Staats 2021 for the weighted sum). With a softcap the
+model's logits are computed again beside the lens'.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,9 @@ TILE_BYTES = 4 << 20
 """Logits of a tile: few enough to stay in the cache between their product and their exponentials."""
 WEIGHT_TILE_BYTES = 32 << 20
 """Its weight, however few rows there are."""
+TRUSTED_TOTALS = 0.5, 1e30
+"""Sums of exponentials about the cross term that are kept. In theory none is below one, so one that is has lost its
+digits; above, products with the weight might overflow."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,10 @@ class Head:
         if self.softcap is not None and targets.rows is not None:
             nats, by_head_row = self._capped(rows, targets.rows, targets, self.softcap, gradient)
         else:
-            sums = self._sums(rows, with_mean=gradient)
             cross = self.scale * ((rows * targets.mean_unembedding).sum(-1) + targets.mean_bias)
-            nats = sums.log_sum_exp - cross - targets.entropy
-            by_head_row = self.scale * (sums.mean_unembedding - targets.mean_unembedding) if gradient else None
+            excess, mean = self._about(rows, cross, with_mean=gradient)
+            nats = excess - targets.entropy
+            by_head_row = self.scale * (mean - targets.mean_unembedding) if gradient else None
         projection = self.unembedding.projection
         if by_head_row is not None and projection is not None:
             by_head_row = by_head_row @ projection
@@ -124,18 +129,50 @@ class Head:
             stop = min(start + width, head.d_vocab)
             yield head.tile(start, stop, out=buffer), None if head.bias is None else head.bias[start:stop]
 
+    def _about(
+        self, rows: Float[Tensor, "n d_head"], cross: Float[Tensor, " n"], *, with_mean: bool
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "_ d_head"]]:
+        """How far `log sum_v exp(z_v)` is above the cross term, and the mean unembedding where asked for."""
+        total, weighted = self._plain_sums(rows, cross[:, None], with_mean=with_mean)
+        excess, mean = total.log()[:, 0], weighted.div_(total) if with_mean else weighted
+        least, most = TRUSTED_TOTALS
+        lost = ~((total > least) & (total < most))[:, 0]
+        if bool(lost.any()):  # NaN among them, which stays what it is
+            sums = self._sums(rows[lost], with_mean=with_mean)
+            excess[lost] = sums.log_sum_exp - cross[lost]
+            if with_mean:
+                mean[lost] = sums.mean_unembedding
+        return excess, mean
+
+    def _plain_sums(
+        self, rows: Float[Tensor, "n d_head"], reference: Float[Tensor, "n 1"], *, with_mean: bool
+    ) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "_ d_head"]]:
+        """`sum_v exp(z_v - reference)` and the same of `W` where asked for: three passes over a tile, no maximum."""
+        total = torch.zeros_like(reference)
+        weighted = torch.zeros_like(rows) if with_mean else rows[:0]
+        for weight, bias in self._tiles(len(rows)):
+            exponentials = self._logits(rows, weight, bias).sub_(reference).exp_()
+            total += exponentials.sum(-1, keepdim=True)
+            if with_mean:
+                weighted.addmm_(exponentials, weight)
+        return total, weighted
+
+    def _logits(self, rows: Float[Tensor, "n d_head"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "n tile"]:
+        """Of one tile, head transform included."""
+        logits = rows @ weight.T
+        if bias is not None:
+            logits += bias
+        return self.unembedding.transform.apply_(logits)
+
     def _sums(self, rows: Float[Tensor, "n d_head"], *, with_mean: bool) -> "_Sums":
-        """One visit of the vocabulary: the normaliser, and what is expected under the softmax where asked for."""
+        """One visit that no row can overflow: the normaliser, and what is expected under the softmax if asked for."""
         n = len(rows)
         peak = rows.new_full((n, 1), -torch.inf)
         total = rows.new_zeros(n, 1)
         weighted = torch.zeros_like(rows) if with_mean else rows[:0]
         bias_sum, logit_sum = rows.new_zeros(n, 1), rows.new_zeros(n, 1)
         for weight, bias in self._tiles(n):
-            logits = rows @ weight.T
-            if bias is not None:
-                logits += bias
-            self.unembedding.transform.apply_(logits)
+            logits = self._logits(rows, weight, bias)
             before, peak = peak, torch.maximum(peak, logits.amax(-1, keepdim=True))
             shrink = torch.exp(before - peak)
             if with_mean:
@@ -164,14 +201,9 @@ class Head:
         peak, total = rows.new_full((n, 1), -torch.inf), rows.new_zeros(n, 1)
         cross = rows.new_zeros(n, 1)
         own, model = (torch.zeros_like(rows) if gradient else rows[:0] for _ in range(2))
-        transform = self.unembedding.transform
         for weight, bias in self._tiles(n):
-            logits, p = rows @ weight.T, model_rows @ weight.T
-            if bias is not None:
-                logits += bias
-                p += bias
-            transform.apply_(logits)
-            p = transform.apply_(p).sub_(targets.log_sum_exp[:, None]).exp_()
+            logits = self._logits(rows, weight, bias)
+            p = self._logits(model_rows, weight, bias).sub_(targets.log_sum_exp[:, None]).exp_()
             cross += (p * logits).sum(-1, keepdim=True)
             before, peak = peak, torch.maximum(peak, logits.amax(-1, keepdim=True))
             shrink = torch.exp(before - peak)

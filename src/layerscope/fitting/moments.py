@@ -35,7 +35,7 @@ class Moments:
             NumericError: a value that is not finite.
         """
         x, y = inputs.double(), targets.double()
-        if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+        if not bool(torch.isfinite(x.sum() + y.sum())):  # one pass, which keeps every infinity and NaN
             broken = int((~(torch.isfinite(x) & torch.isfinite(y)).all(-1)).sum())
             raise NumericError(
                 f"The residual stream should be finite, but it is not at {broken} of {len(x)} positions; no lens can "

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Stream:
         self.token_ids: Int[Tensor, "batch sequence position"] = filled.view(self.n_batches, self.per_batch, -1)
         self._flat_ids = filled.reshape(-1)
         self.residuals = self.allocate("residuals")
+        self._kept: deque[Tensor] = deque()
 
     @property
     def bytes(self) -> int:
@@ -69,9 +71,30 @@ class Stream:
             return torch.empty(shape)
         return mapped(self._folder / f"{name}.f32", shape)
 
-    def visit(self, after: Callable[[int], None], n_blocks: int | None = None) -> None:
-        """Run the model, calling `after` with every layer that the residuals have reached."""
-        self.model.forward_blockwise(self.token_ids, self.residuals, after, n_blocks=n_blocks)
+    def visit(self, after: Callable[[int], None], n_blocks: int | None = None, *, keep: bool = False) -> None:
+        """Run the model, calling `after` with every layer that the residuals have reached.
+
+        Args:
+            after: called with the layer.
+            n_blocks: how many blocks to run; all of them where not given.
+            keep: hold every layer but the last in memory until `visit_again`.
+        """
+
+        def reached(layer: int) -> None:
+            if keep and layer < self.model.n_layers:
+                self._kept.append(self.residuals.clone())
+            after(layer)
+
+        self.model.forward_blockwise(self.token_ids, self.residuals, reached, n_blocks=n_blocks)
+
+    def visit_again(self, after: Callable[[int], None]) -> None:
+        """Every layer but the last once more: as it was kept, which gives its room back, or by running the model."""
+        if not self._kept:
+            self.visit(after, n_blocks=self.model.n_layers - 1)
+            return
+        for layer in range(len(self._kept)):
+            self.residuals = self._kept.popleft()
+            after(layer)
 
     def rows(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """The residual stream at some flat positions."""

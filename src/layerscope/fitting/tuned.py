@@ -176,10 +176,12 @@ class _TunedFitter:
             torch.inference_mode(),
             self._buffers() as folder,
         ):
+            keep = self._in_memory(self.model.n_layers + 2)
             stream = Stream(self.model, self.corpus, folder)
             finals = stream.allocate("finals")
             self.observer.plan(self._plan(stream, folder))
-            stream.visit(lambda layer: self.observer.blocks(layer, 2 * self.model.n_layers))
+            # Blocks are most of the time of a small model's fit: where memory holds every layer, none runs twice.
+            stream.visit(lambda layer: self.observer.blocks(layer, 2 * self.model.n_layers), keep=keep)
             finals.copy_(stream.residuals)
             finals = finals.view(-1, self.model.d_model)
             samples = self._samples(stream, finals)
@@ -188,16 +190,13 @@ class _TunedFitter:
     @contextmanager
     def _buffers(self) -> Iterator[Path | None]:
         """A folder for buffers that memory has no room for; None where it has."""
-        n_tokens = sum(part.numel() for part in (self.corpus.fit, self.corpus.select, self.corpus.held_out))
-        buffers = 2 * stream_bytes(n_tokens, self.model.d_model)
         needed, budget = self._working_bytes(), device_memory(self.model)
         if needed > budget:
             raise PlacementError(
                 f"Fitting one layer needs {format_bytes(needed)} beside the text, but the budget leaves "
                 f"{format_bytes(budget)}; raise --memory, or give a smaller --batch."
             )
-        apart = self.device.type != "cpu"  # then the text has the machine's memory, and the fit the accelerator's
-        if buffers + (0 if apart else needed) <= host_memory(self.model):
+        if self._in_memory(2):
             yield None
             return
         folder = self.workspace.room() / "buffers"
@@ -207,6 +206,13 @@ class _TunedFitter:
             yield folder
         finally:
             shutil.rmtree(folder)
+
+    def _in_memory(self, n_layers: int) -> bool:
+        """Whether memory has room for so many layers' residuals beside the fit of one layer."""
+        n_tokens = sum(part.numel() for part in (self.corpus.fit, self.corpus.select, self.corpus.held_out))
+        apart = self.device.type != "cpu"  # then the text has the machine's memory, and the fit the accelerator's
+        needed = n_layers * stream_bytes(n_tokens, self.model.d_model) + (0 if apart else self._working_bytes())
+        return needed <= host_memory(self.model)
 
     def _working_bytes(self) -> int:
         """Memory of one layer's fit: moments and their decompositions, targets, one batch of logits and rows."""
@@ -264,7 +270,7 @@ class _TunedFitter:
             self.observer.layer(layer, in_words(fit))
             self.observer.blocks(n_layers + layer + 1, 2 * n_layers)
 
-        stream.visit(after, n_blocks=n_layers - 1)
+        stream.visit_again(after)
         return found
 
     def _fit(self, layer: int, stream: Stream, finals: Tensor, samples: Samples) -> Fitted:

@@ -35,3 +35,14 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"the published runs are not beside this checkout: no folder {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def five_lens_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder of the bundled model under all five lenses, published files inside; not to be written to."""
+    import layerscope
+    from layerscope.record.published.layout import EXTENDED
+
+    folder = tmp_path_factory.mktemp("five") / "run"
+    layerscope.probe(suite="capitals").save(folder, published=EXTENDED)
+    return folder

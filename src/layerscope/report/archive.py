@@ -17,24 +17,44 @@ class Archive:
         """Take a folder of published files, a run's own folder with `published` inside, or one `output-<M>.json`.
 
         Raises:
-            RunError: there is no such folder, or no model in it.
+            RunError: there is nothing at the path, or no model in it.
         """
         self.path = Path(path)
+        if not self.path.exists():
+            raise RunError(f"{self.path}: no such file or folder; give a run's folder, or one of published files.")
         self.sources = Sources(self.path if self.path.is_dir() else self.path.parent)
         self._found: dict[str, Evidence] = {}
-        if not self.sources.stems:
+        if not self.stems:
             raise RunError(
                 f"{self.path}: no output-<model>.json here; write published files with `layerscope export --published`."
             )
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """The models' names as the files have them."""
-        return self.sources.stems
+        """The models' names as the files have them; of one model's JSON, that one."""
+        if self.path.is_dir():
+            return self.sources.stems
+        return tuple(stem for stem in self.sources.stems if json_name(stem) == self.path.name)
 
     def __iter__(self) -> Iterator[Evidence]:
         """The evidence on every model."""
         return (self.evidence(stem) for stem in self.stems)
+
+    def readable(self) -> tuple[list[Evidence], list[str]]:
+        """The evidence on every model that can be read as a run, and why others cannot: a run that failed, say.
+
+        Raises:
+            RunError: none can.
+        """
+        found, reasons = list[Evidence](), list[str]()
+        for stem in self.stems:
+            try:
+                found.append(self.evidence(stem))
+            except RunError as error:
+                reasons.append(str(error))
+        if not found:
+            raise RunError("\n".join(reasons))
+        return found, reasons
 
     def evidence(self, stem: str) -> Evidence:
         """The evidence on one model.

@@ -100,7 +100,10 @@ def value_text(value: Value, unit: Unit) -> str:
 
 
 def _float_text(value: float, unit: Unit) -> str:
-    """Five significant digits; at least four decimals of what is 1 and above, and no exponent where none is needed."""
+    """Five significant digits; at least four decimals of what is 1 and above, and no exponent where none is needed.
+
+    What is less than 1 never prints as 1.
+    """
     if not math.isfinite(value):
         raise ValueError(f"a claim of {unit} is {value}; what cannot be measured is absent")
     if value == 0:
@@ -110,14 +113,33 @@ def _float_text(value: float, unit: Unit) -> str:
     size = abs(value)
     if size >= 1e6 or size < 1e-3:
         return f"{value:.4e}"
-    return f"{value:.4f}" if size >= 1 else f"{value:.5f}"
+    if size >= 1:
+        return f"{value:.4f}"
+    decimals = next((d for d in range(5, 16) if round(size, d) < 1), 16)
+    return f"{value:.5g}" if decimals == 5 else f"{value:.{decimals}f}"
 
 
 def merged(citations: Sequence[Citation]) -> str:
     """Several places in one bracket, each file once, in the order given: `a.json:7083, 7085; b.csv:33`."""
-    by_file: dict[str, list[str]] = {}
+    by_file: dict[str, list[Citation]] = {}
     for citation in citations:
-        lines = by_file.setdefault(citation.file, [])
-        if citation.lines not in lines:
-            lines.append(citation.lines)
-    return "; ".join(f"{file}:{', '.join(lines)}" for file, lines in by_file.items())
+        by_file.setdefault(citation.file, []).append(citation)
+    return "; ".join(f"{file}:{merged_lines(found)}" for file, found in by_file.items())
+
+
+def merged_lines(citations: Sequence[Citation]) -> str:
+    """Lines of one file in the order given; three neighbours or more as a range, and none that another one covers."""
+    spans = list(dict.fromkeys((one.line, one.last_line) for one in citations))
+    kept = [span for span in spans if not any(_covers(other, span) for other in spans)]
+    runs: list[list[tuple[int, int]]] = []
+    for span in kept:
+        if runs and span[0] == runs[-1][-1][1] + 1:
+            runs[-1].append(span)
+        else:
+            runs.append([span])
+    shown = [[(run[0][0], run[-1][1])] if len(run) > 2 else run for run in runs]
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for run in shown for a, b in run)
+
+
+def _covers(other: tuple[int, int], span: tuple[int, int]) -> bool:
+    return other != span and other[0] <= span[0] and span[1] <= other[1]

@@ -7,8 +7,10 @@ from typing import TypeAlias
 
 from layerscope.report.claims import Claim
 
+MARK = " †"
+"""Behind the header of a column whose figures are not to be quoted."""
 _DIGIT = re.compile(r"\d")
-_TERM = re.compile(r"\b(top-1|top-5|top-10|top-20|top-50|rank 1|L1|0 to 3|1 to n_layers)\b")
+_TERM = re.compile(r"\b(top-1|top-5|top-10|top-20|top-50|[Rr]ank 1|L1|0 to 3|1 to n_layers)\b")
 """Terms with a digit that are names and no findings."""
 
 
@@ -49,7 +51,14 @@ class Strong:
     parts: tuple["Part", ...]
 
 
-Part: TypeAlias = Text | Name | Token | Claim | Strong
+@dataclass(frozen=True)
+class Basis:
+    """Claims that the sentence puts into words: nothing is printed, but their places are cited."""
+
+    claims: tuple[Claim, ...]
+
+
+Part: TypeAlias = Text | Name | Token | Claim | Strong | Basis
 """What sentences and cells are made of; a claim prints its value, and its source at the end of the sentence."""
 
 
@@ -147,7 +156,7 @@ def row(*cells: Part | str | Sequence[Part | str]) -> Row:
 def _cell(cell: Part | str | Sequence[Part | str]) -> tuple[Part, ...]:
     if isinstance(cell, str):
         return (Text(cell),)
-    if isinstance(cell, Text | Name | Token | Claim | Strong):
+    if isinstance(cell, Text | Name | Token | Claim | Strong | Basis):
         return (cell,)
     return tuple(Text(part) if isinstance(part, str) else part for part in cell)
 
@@ -160,6 +169,8 @@ def claims_of(parts: Sequence[Part]) -> list[Claim]:
             found.append(part)
         elif isinstance(part, Token):
             found += part.citations
+        elif isinstance(part, Basis):
+            found += part.claims
         elif isinstance(part, Strong):
             found += claims_of(part.parts)
     return found

@@ -13,6 +13,8 @@ from layerscope.record.published.layout import (
     EXTENDED,
     GENERATION_M,
     NEXT_TOKEN,
+    RAWLENS,
+    RECORDS,
     columns_of,
     csv_name,
     json_name,
@@ -23,6 +25,8 @@ from layerscope.record.run_record import RunRecord
 from layerscope.report.claims import Citation, Claim, Unit, Value
 from layerscope.report.sources import CsvFile, CsvRow, Entry, JsonFile, Sources
 
+SAME, EXACT = 1e-6, 1e-9
+"""Relative differences up to which two numbers are one that was found twice, or one that was written twice."""
 _ONE_KEY = {
     "L_copy": "L_copy",
     "L_copy_H": "L_copy_H",
@@ -162,16 +166,37 @@ class Evidence:
         if found is None:
             return None
         table, row = found
+        place = _cited(table, row, _published_column(column, table))
+        shown = _shows(row, place.column, value)
+        if not shown and layer is not None:
+            # Tables that list more tokens than this one leave less mass over: theirs is the value of our rows.
+            records = self._record_of(layer, lens or self.headline, asked or self.primary)
+            if records is not None and _shows(records[1], _published_column(column, records[0]), value):
+                place, shown = _cited(*records, _published_column(column, records[0])), True
         return Claim(
             subject=self.stem,
             name=column,
             value=value,
             unit=unit,
-            citations=(_cited(table, row, _published_column(column, table)),),
+            citations=(place,),
+            derived=None if shown else "found in the tables together",
             lens=lens or self.headline,
             asked=_label(asked or self.primary),
             layer=layer,
         )
+
+    def _record_of(self, layer: int, lens: str, asked: Pass | None) -> tuple[CsvFile, CsvRow] | None:
+        """The row of the table of records, which holds every position, for the last one of a prompt."""
+        name = csv_name(self.stem, RECORDS, None if lens == self.headline else lens)
+        curve = self.curve(lens, asked)
+        if asked is None or curve is None or not self.sources.has(name):
+            return None
+        table = self.sources.csv(name)
+        rows = table.select(
+            prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, fact_index=asked.fact_index, layer=layer,
+            pos=curve.value("position", layer),
+        )  # fmt: skip
+        return (table, rows[0]) if rows else None
 
     def derived(
         self, name: str, value: Value, unit: Unit, basis: Sequence[Claim | Citation], how: str, **about: object
@@ -234,8 +259,36 @@ class Evidence:
 
     def whole_pass(self, lens: str | None = None, asked: Pass | None = None) -> tuple[Citation, ...]:
         """The lines of a table that hold all layers of one prompt; none where it has none."""
-        table, asked = self.table(lens), asked or self.primary
-        if table is None or asked is None:
+        lens, asked = lens or self.headline, asked or self.primary
+        if asked is None:
+            return ()
+        if (asked, lens) not in self._whole:
+            self._whole[asked, lens] = self._span(lens, asked)
+        return self._whole[asked, lens]
+
+    @cached_property
+    def _whole(self) -> dict[tuple[Pass, str], tuple[Citation, ...]]:
+        return {}
+
+    def raw_rows(self) -> tuple[Citation, ...]:
+        """All rows that compare the headline lens with the raw one on the primary prompt.
+
+        Those of the table that holds both side by side, else of the raw lens' own; none without either.
+        """
+        file, asked = csv_name(self.stem, RAWLENS), self.primary
+        if asked is None or not self.sources.has(file):
+            return self.whole_pass("raw")
+        table = self.sources.csv(file)
+        found = table.select(
+            prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, fact_index=asked.fact_index
+        )
+        if not found:
+            return self.whole_pass("raw")
+        return (Citation(file, min(r.line for r in found), max(r.last_line for r in found), row=found[0].number),)
+
+    def _span(self, lens: str, asked: Pass) -> tuple[Citation, ...]:
+        table = self.table(lens)
+        if table is None:
             return ()
         curve = self.curve(lens, asked)
         layers = [] if curve is None else [row["layer"] for row in curve.rows]
@@ -276,6 +329,15 @@ class Evidence:
         return self._by_place[lens]
 
 
+def agree(stated: Value, value: Value, within: float = SAME) -> bool:
+    """Whether a file's figure is ours; floats differ in their last digits, and truth is no number."""
+    if isinstance(stated, bool) or isinstance(value, bool) or stated is None or value is None:
+        return stated is value
+    if isinstance(stated, int | float) and isinstance(value, int | float):
+        return math.isclose(stated, value, rel_tol=within, abs_tol=within / 1000)
+    return stated == value
+
+
 def _places(name: str, label: str, *, headline: bool) -> list[tuple[str, ...]]:
     """Paths at which the JSON may have a milestone, in the order of preference."""
     inner: list[tuple[str, ...]] = []
@@ -303,6 +365,14 @@ def _places(name: str, label: str, *, headline: bool) -> list[tuple[str, ...]]:
     if name.startswith("cos_centered_ge_"):
         inner.append(("cos_milestones_centered", label, f"ge_{name.removeprefix('cos_centered_ge_')}"))
     return [("diagnostics", *path) for path in inner]
+
+
+def _shows(row: CsvRow, column: str | None, value: Value) -> bool:
+    """Whether a cell holds a number; of what is no number, or in no column of its own, it is taken for granted."""
+    if column is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    number = row.number_in(column)
+    return number is not None and agree(number, value, EXACT)
 
 
 def _published_column(column: str, table: CsvFile) -> str | None:

@@ -4,8 +4,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from layerscope.report.claims import Citation, Claim, Unit, merged
+from layerscope.report.claims import Citation, Claim, Unit, merged, merged_lines
 from layerscope.report.document import (
+    Basis,
     Block,
     Bullets,
     Check,
@@ -29,6 +30,8 @@ LINE_OF = "line of"
 """How the last column of a table is headed whose rows all cite one file."""
 MARKS = {True: "✓", False: "✗", None: "n.a."}
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
+_LIST_MARK = re.compile(r"^(\d*)([.)+=-])(?=\s|$|=|-)")
+"""What would begin a list, or make a heading of the line before."""
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\", '"': '\\"'}
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 """Unicode categories that show as nothing, or turn what stands around them about."""
@@ -44,7 +47,8 @@ def markdown(report: Report) -> str:
 
 def plain(text: str) -> str:
     """Words that show as they are, whatever Markdown or HTML would make of them."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    shown = "".join(map(_unhidden, " ".join(text.split())))
+    return _LIST_MARK.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", shown))
 
 
 def token_text(text: str) -> str:
@@ -57,6 +61,11 @@ def _visible(character: str) -> str:
         return _SHORT[character]
     hidden = unicodedata.category(character) in _HIDDEN or (character != " " and character.isspace())
     return f"\\u{{{ord(character):x}}}" if hidden else character
+
+
+def _unhidden(character: str) -> str:
+    """The same for words, whose quotes and backslashes stand for themselves."""
+    return character if character in '"\\' else _visible(character)
 
 
 def code(text: str, *, in_table: bool = False) -> str:
@@ -116,19 +125,28 @@ def _part(part: Part, *, in_table: bool) -> str:
         case Text(text):
             return _SPECIAL.sub(r"\\\1", text)
         case Name(text):
-            return code(text, in_table=in_table) if re.search(r"[_*@<>|`#/\[\]]", text) else plain(text)
+            return _name(text, in_table=in_table)
         case Token(text):
             return code(token_text(text), in_table=in_table)
         case Strong(parts):
             return f"**{_parts(parts, in_table=in_table)}**"
+        case Basis():
+            return ""
         case Claim():
             return _value(part, in_table=in_table)
 
 
+def _name(text: str, *, in_table: bool) -> str:
+    """Plain, or as code where Markdown would take a character for its own."""
+    shown = "".join(character if character == '"' else _visible(character) for character in " ".join(text.split()))
+    return code(shown, in_table=in_table) if re.search(r"[_*@<>|`#/\[\]\\]", shown) else plain(shown)
+
+
 def _value(claim: Claim, *, in_table: bool) -> str:
     if isinstance(claim.value, str):
-        shown = token_text(claim.value) if claim.unit is Unit.TOKEN else claim.value
-        return code(shown, in_table=in_table) if claim.unit is Unit.TOKEN else plain(shown)
+        if claim.unit is Unit.TOKEN:
+            return code(token_text(claim.value), in_table=in_table)
+        return _name(claim.value, in_table=in_table)
     return claim.text
 
 
@@ -157,7 +175,7 @@ def _cells(row: Row, common: str | None) -> list[str]:
     cells = [_parts(cell, in_table=True) for cell in row.cells]
     citations = _citations([claim for cell in row.cells for claim in claims_of(cell)])
     if common:
-        return [*cells, ", ".join(dict.fromkeys(citation.lines for citation in citations))]
+        return [*cells, merged_lines(citations)]
     return [*cells, code(merged(citations), in_table=True) if citations else ""]
 
 

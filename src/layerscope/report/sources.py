@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from layerscope.errors import RunError
 from layerscope.record.published.dialect import parse
-from layerscope.record.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect
+from layerscope.record.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect, is_file_of
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -211,7 +211,7 @@ class Sources:
         return self._bytes(name).decode("utf-8", errors="replace").split("\n")
 
     def _dialect(self, table: str) -> Dialect:
-        stem = max((stem for stem in self.stems if table.startswith(f"output-{stem}-")), key=len, default=None)
+        stem = next((stem for stem in self.stems if is_file_of(stem, table)), None)
         said = None if stem is None else self.json(f"output-{stem}.json").at(DIALECT_KEY)
         return EXTENDED if said is not None and said.value == EXTENDED.value else GENERATION_M
 

@@ -1,0 +1,261 @@
+"""Claims for a report's sentences: found in rows where they can be, the file's where it alone has them, else absent."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TypeAlias
+
+from layerscope.record.confirmation import NO_OTHER_LENS
+from layerscope.record.curve import Curve, Pass
+from layerscope.record.diagnostics import Diagnostics, protocol_in_force
+from layerscope.record.guidance import Guidance
+from layerscope.record.milestones import NEVER_SEEN, NOT_MEASURED, STABLE, Milestone
+from layerscope.record.parts import PromptRecord
+from layerscope.record.protocol import Thresholds
+from layerscope.record.published.layout import RAWLENS, RECORDS, csv_name
+from layerscope.record.run_record import RunRecord
+from layerscope.report.claims import Citation, Claim, Unit, Value
+from layerscope.report.document import MARK, Basis, Name, Part, Row, Sentence, Table, Text, Token
+from layerscope.report.evidence import Evidence, agree
+from layerscope.report.shapes import Point, points
+from layerscope.report.sources import CsvFile, Entry
+from layerscope.report.tables import probabilities_stand, ranks_stand
+
+Path: TypeAlias = tuple[str | int, ...]
+"""Where the JSON may have something."""
+UNKNOWN = frozenset({NOT_MEASURED, NEVER_SEEN, NO_OTHER_LENS})
+"""Reasons for a missing layer that are no finding: some rows or values that would tell are not there."""
+UNREAD, UNCITED = "the run has no rows of the prompt under this lens", "no file holds its rows"
+
+
+class Quotes:
+    """What a report on one run may quote, each with the places that show it."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.found: Diagnostics = evidence.verdict.diagnostics
+        self.guidance: Guidance = evidence.verdict.guidance
+        self.record: RunRecord = evidence.record
+        self.headline = evidence.headline
+        self.thresholds: Thresholds = protocol_in_force(evidence.record).thresholds
+        self.n_layers, self.d_vocab = self.record.model.n_layers, self.record.model.d_vocab
+        self.label = "norm" if self.headline == "next_norm" else self.headline
+        """What keys of the JSON call the headline lens."""
+        self.stand, self.ranked = probabilities_stand(self.record), ranks_stand(self.record)
+        self.quotable = self.stand and not self.guidance.suppress_abs_probs
+        """Whether probabilities and entropies of lens rows may be drawn on in sentences."""
+        self.otherwise_stated: dict[Path, tuple[Claim, Claim]] = {}
+        """Figures that were asked for, ours and the file's, where these differ."""
+
+    @cached_property
+    def curve(self) -> Curve | None:
+        """The primary prompt under the headline lens."""
+        return self.evidence.curve()
+
+    @cached_property
+    def prompt(self) -> PromptRecord | None:
+        """The primary prompt."""
+        asked = self.evidence.primary
+        prompts = self.record.suite.prompts
+        return next((p for p in prompts if asked and _is(p, asked)), None)
+
+    @property
+    def answer(self) -> str | None:
+        """The answer in words."""
+        return self.prompt.answers[0].string if self.prompt and self.prompt.answers else None
+
+    # Claims
+
+    def absent(self, name: str, unit: Unit, reason: str, *, lens: str | None = None) -> Claim:
+        """A figure that there is not."""
+        return Claim(subject=self.evidence.stem, name=name, value=None, unit=unit, citations=(), lens=lens or None,
+                     reason=reason)  # fmt: skip
+
+    def stated(self, name: str, unit: Unit, *paths: Path, reason: str = "the files do not state it") -> Claim:
+        """What the JSON states at the first of several paths; absent where it states nothing."""
+        found = self.evidence.first_stated(*paths, unit=unit, name=name)
+        return self.absent(name, unit, reason) if found is None else found
+
+    def cell(
+        self, column: str, layer: int | None, unit: Unit, *, lens: str | None = None, asked: Pass | None = None
+    ) -> Claim:
+        """A value of a row; absent where there is none."""
+        found = self.evidence.cell(column, layer, unit, lens=lens, asked=asked)
+        return self.absent(column, unit, "the rows have no value there", lens=lens) if found is None else found
+
+    def figure(
+        self,
+        name: str,
+        value: Value,
+        unit: Unit,
+        *paths: Path,
+        basis: Sequence[Claim | Citation] = (),
+        how: str = "computed from rows",
+        reason: str | None = None,
+        lens: str | None = None,
+    ) -> Claim:
+        """A figure of ours; it cites the JSON where that states the same, else what it follows from.
+
+        Where nothing could be found in the rows the file's own statement stands for it. Where the file states something
+        else, both are kept for the end of the report.
+
+        Args:
+            name: by which the files know it.
+            value: as found; None where it could not be.
+            unit: what it is in.
+            paths: where the JSON may have it.
+            basis: what it follows from; all rows of the primary prompt where not given.
+            how: how it follows.
+            reason: why there is no value.
+            lens: the headline lens where not given.
+        """
+        entry = self._entry(paths)
+        if entry is not None and (value is None or agree(entry.value, value)):
+            if value is not None or entry.value is not None:
+                return self.stated(name, unit, entry.path)
+            return Claim(subject=self.evidence.stem, name=name, value=None, unit=unit, lens=lens,
+                         citations=(self.evidence.cite(entry),), reason=reason)  # fmt: skip
+        if value is None:
+            return self.absent(name, unit, reason or "it could not be found", lens=lens)
+        ours = self.evidence.derived(
+            name, value, unit, basis or self.rows(), how, lens=lens or self.headline, reason=reason
+        )
+        if entry is not None:
+            self.otherwise_stated[entry.path] = ours, self.stated(name, unit, entry.path)
+        return ours
+
+    def otherwise(self, name: str, value: Value, unit: Unit, *paths: Path) -> Claim | None:
+        """What the JSON states where it differs from what was found; None where it agrees or says nothing."""
+        entry = self._entry(paths)
+        if entry is None or value is None or agree(entry.value, value):
+            return None
+        return self.stated(name, unit, entry.path)
+
+    def _entry(self, paths: Sequence[Path]) -> Entry | None:
+        found = (self.evidence.entry(*path) for path in paths)
+        return next((entry for entry in found if entry is not None and not entry.is_container), None)
+
+    def milestone(self, name: str, *, lens: str | None = None, asked: Pass | None = None) -> Claim:
+        """The layer of a milestone; absent where the prompt was not read through that lens."""
+        found = self.evidence.milestone(name, lens=lens, asked=asked)
+        if found is None:
+            own = self.evidence.verdict.milestones.of(lens, asked).get(name)
+            why = UNREAD if own is None else own.reason or UNCITED
+            return self.absent(name, Unit.LAYER, why, lens=lens)
+        return found
+
+    def stable(self, name: str) -> Claim:
+        """From which layer on a milestone holds for good."""
+        return self.milestone(name + STABLE)
+
+    def own(self, name: str, lens: str | None = None) -> Milestone | None:
+        """A milestone of the primary prompt with what was read at its layer."""
+        return self.evidence.verdict.milestones.of(lens).get(name)
+
+    def layer_of(self, name: str) -> int | None:
+        """Its layer."""
+        found = self.own(name)
+        return None if found is None else found.layer
+
+    # Curves
+
+    def points(self, column: str, lens: str | None = None) -> list[Point]:
+        """A column of the primary prompt, layer by layer."""
+        curve = self.evidence.curve(lens)
+        return [] if curve is None else points((row["layer"], row[column]) for row in curve.rows)
+
+    def rows(self, lens: str | None = None, asked: Pass | None = None) -> tuple[Citation, ...]:
+        """The lines of all rows of a prompt."""
+        return self.evidence.whole_pass(lens, asked)
+
+    def shape(self, name: str, value: Value, how: str, *, lens: str | None = None, unit: Unit = Unit.TRUTH) -> Claim:
+        """Something about a whole curve."""
+        return self.evidence.derived(name, value, unit, self.rows(lens), how, lens=lens or self.headline)
+
+    def raw_cell(self, column: str, layer: int | None, unit: Unit) -> Claim:
+        """A value of the table that holds headline and raw lens side by side."""
+        curve, table = self.curve, self.side_table(csv_name(self.evidence.stem, RAWLENS))
+        value = None if curve is None or layer is None else curve.value(column, layer)
+        asked = self.evidence.primary
+        if value is None or table is None or asked is None:
+            return self.absent(column, unit, "no table holds raw and headline lens side by side")
+        rows = table.select(prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, layer=layer)
+        if not rows:
+            return self.absent(column, unit, "that table has no such row")
+        cited = Citation(table.name, rows[0].line, rows[0].last_line, row=rows[0].number, column=column)
+        return Claim(subject=self.evidence.stem, name=column, value=value, unit=unit, citations=(cited,), layer=layer,
+                     lens=self.headline)  # fmt: skip
+
+    def side_table(self, name: str) -> CsvFile | None:
+        """A further table of the run; None where the folder lacks it."""
+        sources = self.evidence.sources
+        return sources.csv(name) if sources.has(name) else None
+
+    def records(self) -> CsvFile | None:
+        """The table of records under the headline lens: every position."""
+        return self.side_table(csv_name(self.evidence.stem, RECORDS))
+
+    # Words
+
+    def mark(self, header: str) -> str:
+        """A column's header, marked where its figures are not to be quoted."""
+        return header if self.quotable else header + MARK
+
+    def caption(self, *parts: Part | str, marked: bool = True) -> Sentence:
+        """A caption; it explains the mark where columns have it."""
+        words = [Text(part) if isinstance(part, str) else part for part in parts]
+        if marked and not self.quotable:
+            words += [Text(f" Columns with{MARK} are not to be quoted.")]
+        return Sentence(tuple(words))
+
+
+def not_measured(claim: Claim) -> bool:
+    """Whether a milestone has no layer because nothing was there that could tell; a layer not seen counts as none."""
+    return claim.value is None and (claim.reason in UNKNOWN - {NEVER_SEEN} or claim.reason in (UNREAD, UNCITED))
+
+
+def at_layer(claim: Claim) -> tuple[Part, ...]:
+    """`at layer 31`; `at no layer` where there is none, and else that this is not known."""
+    if claim.value is not None:
+        return (Text("at layer "), claim)
+    words = "at no layer"
+    if not_measured(claim):
+        words = "at no known layer (not measured)"
+    elif claim.reason == NEVER_SEEN:
+        words = "at no layer that has a value (some have none)"
+    return (Text(words), Basis((claim,)))
+
+
+def layer_cell(claim: Claim) -> tuple[Part, ...]:
+    """A milestone in a table: its layer, `n.a.` where there is none, and else that this was not measured."""
+    if not_measured(claim):
+        return (Text("not measured"), Basis((claim,)))
+    return (Text("not known"), Basis((claim,))) if claim.value is None and claim.reason == NEVER_SEEN else (claim,)
+
+
+def layers_word(count: Claim) -> str:
+    """`layer` after a count of one, else `layers`."""
+    return "layer" if count.value == 1 else "layers"
+
+
+def token(text: str, *behind: Claim) -> Token:
+    """A piece of text that is shown as it is, with the claims that show it."""
+    return Token(text, behind)
+
+
+def names(listed: Sequence[str]) -> list[Part]:
+    """Names in a row, with commas."""
+    parts: list[Part] = []
+    for place, name in enumerate(listed):
+        parts += ([Text(", ")] if place else []) + [Name(name)]
+    return parts
+
+
+def table(header: Sequence[str], rows: Sequence[Row], caption: Sentence | None = None) -> Table:
+    """A table."""
+    return Table(tuple(header), tuple(rows), caption)
+
+
+def _is(prompt: PromptRecord, asked: Pass) -> bool:
+    return (prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == (
+        asked.fact_index, asked.prompt_id, asked.prompt_variant,
+    )  # fmt: skip

@@ -1,0 +1,207 @@
+"""Sentences on where a value first crosses a bound, or that it never does: `p_top1 > 0.30 at layer 77`."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from layerscope.report.audit.findings import Finding, Judgement
+from layerscope.report.audit.subject import Said
+from layerscope.report.audit.wording import QUANTITY, column_of, listed, number
+from layerscope.report.shapes import first_where
+
+_BOUND = r"\{[\d.,\s/]+\}|10\^\d|\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)*"
+_WHERE = r"\{[^{}]{1,30}\}|\d+(?:/\d+)+|\d+"
+_NONE = r"none|never|null|n/?a\b\.?|not reached"
+_JOIN = (
+    r"(?:\s*bits?)?[\s,:=(~-]*(?:(?:is|are|first|all|reached|crossed|achieved|occurs?|only|each|both)\s+)*"
+    r"(?P<join>at|by|@|:|=|->|in|from)?\s*(?:all (?:at )?)?"
+)
+_ITEM = re.compile(
+    rf"(?:(?<![\w\u0394-])(?P<what>{QUANTITY})\b[^.;:,(){{}}<>=\d]{{0,24}})?(?P<op>>=|<=|>|<)\s*(?P<bound>{_BOUND}){_JOIN}"
+    rf"(?:(?P<named>(?:layers?|L)\s*=?\s*)(?P<where>{_WHERE})|(?P<list>\{{[^{{}}]{{1,30}}\}}|\d+(?:/\d+)+)"
+    rf"|(?P<none>{_NONE}))(?!\d|\.\d|%|\s*(?:-|to|through)\s*L?\s*\d)",
+    re.IGNORECASE,
+)
+_KEY = re.compile(
+    r"(?P<key>first_kl_below_|first_kl_le_|first_rank_le_|first_p_top1_gt_|(?<![\w@])ge_|(?<![\w@])le_)"
+    r"(?P<bound>\{[\d.,\s]+\}|\d+(?:\.\d+)?)\"?\s*(?P<join>:|=|at|@|->)\s*(?:all (?:at )?)?"
+    rf"(?:(?P<named>(?:layers?|L)\s*=?\s*)?(?P<where>{_WHERE})|(?P<none>{_NONE}))(?!\d|\.\d|%|\s*(?:vs|bits))",
+    re.IGNORECASE,
+)
+_KEYS = {
+    "first_kl_below_": ("kl_to_final_bits", "<="),
+    "first_kl_le_": ("kl_to_final_bits", "<="),
+    "first_rank_le_": ("answer_rank", "<="),
+    "le_": ("answer_rank", "<="),
+    "first_p_top1_gt_": ("p_top1", ">"),
+    "ge_": ("cos_to_final", ">="),
+}
+_NEVER = re.compile(
+    rf"\b(?:never|at no layer|no layer)\s+"
+    r"(?:reach\w*|cross\w*|exceed\w*|attain\w*|get\w*(?: to)?|falls? below|drops? below)\s+"
+    rf"(?P<what>{QUANTITY})?\s*(?P<op>>=|<=|>|<)?\s*(?P<bound>{_BOUND})",
+    re.IGNORECASE,
+)
+_CHANGED = re.compile(
+    r"\u0394|delta|\bvs\.?\b|stab(?:le|ly|ili)|no[-_ ]filler|_nf\b|_frac|fraction|centered", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class _Crossing:
+    """A bound, and the layer at which it is said to be crossed."""
+
+    column: str
+    op: str
+    bound: float
+    layer: int | None
+    """None where it is said never to be."""
+    join: str
+    is_first: bool
+    """Whether the first crossing is meant, and not only that it holds there."""
+
+    def holds(self, value: int | float) -> bool:
+        return {
+            ">=": value >= self.bound,
+            "<=": value <= self.bound,
+            ">": value > self.bound,
+            "<": value < self.bound,
+        }[self.op]
+
+    def __str__(self) -> str:
+        return f"{self.column} {self.op} {self.bound:g}"
+
+
+def crossings(said: Said) -> Iterator[Finding]:
+    """`rank <= 10 at L32`, `rank<={10,5,1} at {24,25,25}`, `p_top1 > 0.60: none`, `first_rank_le_1 at L 34`."""
+    last: tuple[int, str] | None = None
+    for found in _ITEM.finditer(said.text):
+        around = said.clause(*found.span())
+        if found["what"]:
+            named = list(re.finditer(QUANTITY, said.text[found.start() : found.start("op")], re.IGNORECASE))
+            last = (found.end(), named[-1].group() if named else found["what"])
+        elif (
+            last is None or found.start() - last[0] > 25 or re.search(r"[.](?=\s)", said.text[last[0] : found.start()])
+        ):
+            last = None
+            continue
+        what, last = last[1], (found.end(), last[1])
+        column = column_of(what)
+        if column is not None and not _CHANGED.search(around.text) and not said.is_elsewhere(*found.span()):
+            where = found["where"] or found["list"]
+            yield from _judged(said, found, column, found["op"], where, first=_is_first(said, found))
+    for found in _KEY.finditer(said.text):
+        around = said.clause(*found.span())
+        column, op = _KEYS[found["key"].lower()]
+        if found["key"].lower() in ("ge_", "le_") and found["named"] is None and found["none"] is None:
+            continue
+        if not _CHANGED.search(around.text) and not said.is_elsewhere(*found.span()):
+            yield from _judged(said, found, column, op, found["where"], first=True)
+
+
+def _is_first(said: Said, found: re.Match[str]) -> bool:
+    head = said.text[max(0, found.start() - 60) : found.end()]
+    return re.search(r"\bfirst\b|milestone", head, re.IGNORECASE) is not None or "{" in (found["list"] or "")
+
+
+def _judged(
+    said: Said, found: re.Match[str], column: str, op: str, where: str | None, *, first: bool
+) -> Iterator[Finding]:
+    bounds = listed(found["bound"])
+    layers: list[str] = listed(where) if where is not None else []
+    if len(layers) == 1:
+        layers *= len(bounds)
+    if where is not None and len(layers) != len(bounds):
+        return
+    join, verdicts = (found["join"] or "").lower(), list[Finding]()
+    for place, bound in enumerate(bounds):
+        text = layers[place].lstrip("L= ") if where is not None else ""
+        if where is not None and not text.isdigit() and text.lower() not in ("null", "none", "n/a"):
+            continue
+        layer = int(text) if text.isdigit() else None
+        verdicts += _judge(said, found, _Crossing(column, op, number(bound), layer, join, first))
+    yield from _together(verdicts)
+
+
+def _together(verdicts: list[Finding]) -> list[Finding]:
+    """What is to be said of one claim with several bounds: all that is wrong, else that it is right."""
+    wrong = [one for one in verdicts if one.judgement.is_wrong]
+    return wrong or verdicts[:1]
+
+
+def _judge(said: Said, found: re.Match[str], crossing: _Crossing) -> Iterator[Finding]:
+    meant = said.lenses(*found.span())
+    if not meant:
+        return
+    firsts = {lens: _first(said, crossing, lens) for lens in meant if said.points(crossing.column, lens)}
+    if not firsts:
+        return
+    claim = found.group()
+    right = [lens for lens in firsts if _is_right(said, crossing, lens, firsts[lens])]
+    if right:
+        yield _supported(said, claim, crossing, right[0])
+        return
+    others = [lens for lens in said.available if said.points(crossing.column, lens) and lens not in firsts]
+    if crossing.layer is not None and any(_is_right(said, crossing, o, _first(said, crossing, o)) for o in others):
+        return
+    lens, layer = next(iter(firsts.items()))
+    truth = "no layer" if layer is None else f"layer {layer}"
+    yield said.finding(
+        claim,
+        Judgement.CONTRADICTED,
+        f"in {said.table_name(lens)} {crossing} first holds at {truth}.",
+        correct=f"{crossing} first at {truth}",
+        found_at=said.place(layer, lens),
+    )
+
+
+def _first(said: Said, crossing: _Crossing, lens: str) -> int | None:
+    return first_where(said.points(crossing.column, lens), crossing.holds)
+
+
+def _is_right(said: Said, crossing: _Crossing, lens: str, first: int | None) -> bool:
+    if crossing.layer is None or first is None:
+        return crossing.layer == first
+    if crossing.join == "by":
+        return first <= crossing.layer
+    value = dict(said.points(crossing.column, lens)).get(crossing.layer)
+    return first == crossing.layer or (not crossing.is_first and value is not None and crossing.holds(value))
+
+
+def _supported(said: Said, claim: str, crossing: _Crossing, lens: str) -> Finding:
+    """It holds; but not in the cited lines where these are all rows of tables, and none is of that layer."""
+    at = said.place(crossing.layer, lens)
+    tables = [reference for reference in said.references if reference.lines]
+    rows_only = len(tables) == len(said.references) and all((r.file or "").endswith(".csv") for r in tables)
+    own = [reference for reference in tables if at is not None and reference.file == at.file]
+    if crossing.layer is not None and at is not None and rows_only and own and len(own) == len(tables):
+        cited = said.cited_layers(lens)
+        if crossing.layer not in cited:
+            shown = ", ".join(map(str, cited)) or "none"
+            return said.finding(
+                claim,
+                Judgement.ELSEWHERE,
+                f"so it is, but the cited lines of {at.file} hold layers {shown}; "
+                f"layer {crossing.layer} is on {at.lines}.",
+                correct=f"{at}",
+                found_at=at,
+            )
+    return said.finding(claim, Judgement.SUPPORTED, f"so it is in {said.table_name(lens)}.", found_at=at)
+
+
+def never(said: Said) -> Iterator[Finding]:
+    """`Prism never reaches rank <= 10/5/1`, `p_top1 never exceeds 0.6`."""
+    for found in _NEVER.finditer(said.text):
+        around = said.clause(*found.span())
+        before = list(re.finditer(QUANTITY, said.text[around.start : found.start()], re.IGNORECASE))
+        words = found["what"] or (before[-1].group() if before else None)
+        column = None if words is None else column_of(words)
+        if column is None or said.is_elsewhere(*found.span()):
+            continue
+        text = found.group().lower()
+        op = found["op"] or (">" if "exceed" in text else "<=" if "below" in text else None)
+        op = op or ("<=" if column in ("answer_rank", "kl_to_final_bits", "entropy_bits") else ">=")
+        verdicts = list[Finding]()
+        for bound in listed(found["bound"]):
+            verdicts += _judge(said, found, _Crossing(column, op, number(bound), None, "never", True))
+        yield from _together(verdicts)

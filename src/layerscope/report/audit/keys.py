@@ -1,0 +1,105 @@
+"""Whether the name that a report gives a value may be the name of a member or column of the files."""
+
+import re
+from enum import IntEnum
+from functools import lru_cache
+
+from layerscope.report.sources import Entry
+
+_PARTS = re.compile(r"Δ|[a-z]+|\d+(?:\.\d+)?|%")
+_ALIASES = {
+    "kl": "kl_to_final_bits",
+    "kl_to_final": "kl_to_final_bits",
+    "kl_final": "kl_to_final_bits",
+    "cos": "cos_to_final",
+    "cosine": "cos_to_final",
+    "rank": "answer_rank",
+    "l_sem": "l_semantic",
+    "conf_source": "confirmed_source",
+    "conf.source": "confirmed_source",
+    "mass": "answer_mass",
+}
+_SHORTEST_PREFIX = 3
+_MOST = 0.75
+"""Share of a name's words that makes another a renamed one."""
+
+
+class Likeness(IntEnum):
+    """How well two names agree."""
+
+    NONE = 0
+    PART = 1
+    """One is an abbreviation of the other."""
+    SAME = 2
+
+
+@lru_cache(maxsize=4096)
+def last_name(key: str) -> str:
+    """`summary` of `raw_lens_check.summary`, but the whole of `first_kl_below_1.0`."""
+    key = re.sub(r"\[\w*\]", "", key)
+    parts = re.split(r"\.(?!\d)", key)
+    return parts[-1]
+
+
+@lru_cache(maxsize=4096)
+def name_parts(key: str) -> tuple[str, ...]:
+    """The words and numbers that a name is made of, in lower case."""
+    lowered = key.lower().replace("δ", "Δ").replace("Δ", " Δ ")
+    return tuple("delta" if part == "Δ" else part for part in _PARTS.findall(lowered))
+
+
+@lru_cache(maxsize=65536)
+def likeness(claimed: str, name: str) -> Likeness:
+    """How well a claimed name agrees with that of a member or column."""
+    own = last_name(claimed).lower()
+    if own == name.lower() or _ALIASES.get(own) == name.lower():
+        return Likeness.SAME
+    asked, parts = name_parts(_ALIASES.get(own, own)), name_parts(name)
+    if not asked or not parts:
+        return Likeness.NONE
+    if asked == parts:
+        return Likeness.SAME
+    short, long = (asked, parts) if len(asked) <= len(parts) else (parts, asked)
+    if len("".join(short)) < _SHORTEST_PREFIX:
+        return Likeness.NONE
+    return Likeness.PART if _is_abbreviation(short, long) else Likeness.NONE
+
+
+def entry_likeness(claimed: str, entry: Entry) -> Likeness:
+    """How well a claimed name agrees with a member, of which it may name the block too: `Δp25` is `delta/p25`."""
+    direct = likeness(claimed, entry.key)
+    if direct is not Likeness.NONE:
+        return direct
+    path = entry.path
+    if len(path) >= 2 and not path[-1].isdigit():
+        asked, own = name_parts(last_name(claimed)), name_parts(path[-1])
+        if own and asked[-len(own) :] == own and _is_abbreviation(asked[: -len(own)], name_parts("_".join(path[:-1]))):
+            return Likeness.PART
+    if path and path[-1].isdigit() and len(path) >= 2:
+        return likeness(claimed, path[-2])
+    return Likeness.NONE
+
+
+def kinship(claimed: str, name: str) -> Likeness:
+    """Whether two names share most of their words: `first_norm_only_semantic_layer`, `earliest_norm_only_semantic`."""
+    asked, parts = set(name_parts(last_name(claimed))), set(name_parts(name))
+    common = asked & parts
+    numbers = {part for part in asked ^ parts if part[0].isdigit()}
+    close = len(common) >= 2 and len(common) >= _MOST * min(len(asked), len(parts)) and not numbers
+    return Likeness.PART if close else Likeness.NONE
+
+
+def _is_abbreviation(short: tuple[str, ...], long: tuple[str, ...]) -> bool:
+    """Whether all of one name's parts come in the other in order, each whole or by its first letters."""
+    at = 0
+    for part in short:
+        while at < len(long) and not _is_part(part, long[at]):
+            at += 1
+        if at == len(long):
+            return False
+        at += 1
+    return True
+
+
+def _is_part(short: str, long: str) -> bool:
+    return short == long or (len(short) >= _SHORTEST_PREFIX and not short[0].isdigit() and long.startswith(short))

@@ -1,0 +1,494 @@
+"""Whether the lines that a statement cites hold a value that it claims, and where it stands if they do not."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from layerscope.report.audit.cited import SMALL_BLOCK, Cited, CitedCsv, CitedJson, Reader
+from layerscope.report.audit.early_tokens import is_main
+from layerscope.report.audit.findings import Judgement
+from layerscope.report.audit.keys import Likeness, entry_likeness, kinship, last_name, likeness
+from layerscope.report.audit.numbers import Number
+from layerscope.report.audit.values import FINAL, PROBABILITY, UNNAMED, Claimed, Item, Pair
+from layerscope.report.claims import Citation
+from layerscope.report.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar
+
+TELLING_DIGITS = 3
+"""A number with as many digits is hardly met by chance."""
+DIGITS_ALONE = 5
+"""A number with as many digits tells where it is from without a name."""
+CUT_LINES = 2
+"""A range of lines that ends as much too early is a range cut short, and no wrong one."""
+CUT_BLOCK_LINES = 10
+"""The same where the range holds the beginning of the value's block."""
+_NAME = re.compile(r"(?<![\w.@])[A-Za-z][A-Za-z0-9]*_\w*[A-Za-z0-9](?![\w@]|\.\d)")
+_MOST_NAMES = 4
+_SHORTEST_NAME = 4
+_SHORTEST_TEXT = 4
+_TOP = 20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one claimed value fares."""
+
+    judgement: Judgement
+    reason: str
+    correct: str | None = None
+    found_at: Citation | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a value was met."""
+
+    citation: Citation
+    name: str
+    value: Scalar
+    likeness: Likeness
+
+    @property
+    def text(self) -> str:
+        shown = (
+            "null" if self.value is None else str(self.value).lower() if isinstance(self.value, bool) else self.value
+        )
+        return f"{self.name} is {shown} at {self.citation}"
+
+
+def judge(pair: Pair, cited: Cited, reader: Reader, text: str = "") -> Verdict:
+    """Judge a value that a statement of some text claims and gives lines for.
+
+    It is wrong only where the name is one that the cited file has, the cited lines show no such value under any name,
+    and the value stands elsewhere under the name, or the name has other values only.
+    """
+    shown = _shown(pair, cited)
+    if shown is not None:
+        return Verdict(Judgement.SUPPORTED, f"{shown.text}.", found_at=shown.citation)
+    if not cited.is_complete or pair.is_derived or not _is_telling_name(pair):
+        return Verdict(Judgement.UNDECIDED, "the cited lines do not show it, and it may follow from others.")
+    if _shows_nearly(pair, cited):
+        return Verdict(Judgement.UNDECIDED, "the cited lines show a value that is nearly this.")
+    elsewhere = list(_elsewhere(pair, cited, reader))
+    if elsewhere:
+        place = min(elsewhere, key=lambda one: _distance(one, cited, text))
+        said = "; ".join(one.reference.text for one in cited.parts)
+        return Verdict(
+            Judgement.ELSEWHERE,
+            f"{place.text}; {said} does not show it.",
+            correct=str(place.citation),
+            found_at=place.citation,
+        )
+    return _otherwise(pair, cited, reader)
+
+
+def is_cut_off(verdict: Verdict, cited: Cited, *, others_shown: bool) -> bool:
+    """Whether a range of cited lines only ends too early: it opens the value's block, or all but reaches the value.
+
+    Args:
+        verdict: that the value stands elsewhere.
+        cited: what the statement cites.
+        others_shown: whether the cited lines show other values of the statement.
+    """
+    place = verdict.found_at
+    for one in cited.jsons:
+        if place is None or place.pointer is None or one.file.name != place.file:
+            continue
+        entry = one.file.by_pointer[place.pointer]
+        for first, last in one.reference.lines:
+            near = first - CUT_LINES <= place.line <= last + CUT_LINES
+            opens = entry.parent is not None and len(entry.parent.path) >= 1 and first <= entry.parent.line <= last
+            if first < last and ((near and others_shown) or (opens and place.line <= last + CUT_BLOCK_LINES)):
+                return True
+    return False
+
+
+def _distance(place: _Place, cited: Cited, text: str) -> tuple[bool, int]:
+    """How far a place is from what the statement means: blocks that it names come first, then near lines."""
+    own = place.citation
+    named = own.pointer is not None and any(part in text for part in own.pointer.split("/")[:-1] if "_" in part)
+    lines = [n for one in cited.parts if one.file.name == own.file for span in one.reference.lines for n in span]
+    return not named, min((abs(own.line - line) for line in lines), default=0)
+
+
+def judge_uncited(pair: Pair, stem: str, reader: Reader) -> Verdict | None:
+    """Judge a value that a statement gives no lines for; None where it has no name that the model's document has."""
+    file = reader.json_of(stem)
+    if file is None or pair.is_derived or not pair.is_named or not _is_telling_name(pair):
+        return None
+    own = [e for e in reader.by_key(file).get(last_name(pair.key).lower(), []) if _of_layer(pair, e, file)]
+    for entry in own:
+        if _entry_holds(pair.value, entry, file):
+            place = _json_place(file, entry, Likeness.SAME)
+            return Verdict(Judgement.SUPPORTED, f"{place.text}.", found_at=place.citation)
+    return None
+
+
+def mentions(text: str, cited: Cited, reader: Reader) -> Verdict | None:
+    """Judge a statement that names members of a document and gives no value: does what it cites hold one of them?
+
+    None where it names none that the cited document has.
+    """
+    names = list(dict.fromkeys(found.lower() for found in _NAME.findall(text)))
+    if len(cited.jsons) == 0 or cited.csvs or not cited.is_complete or not 0 < len(names) <= _MOST_NAMES:
+        return None
+    known: list[_Place] = []
+    for one in cited.jsons:
+        for entry in one.entries:
+            value = entry.value.lower() if isinstance(entry.value, str) else ""
+            named = next((name for name in names if name in entry.pointer.lower().split("/") or name in value), None)
+            if named is not None:
+                place = _json_place(one.file, entry, Likeness.SAME)
+                return Verdict(Judgement.SUPPORTED, f"{named} stands at {place.citation}.", found_at=place.citation)
+        for name in names:
+            known += [_json_place(one.file, entry, Likeness.SAME) for entry in reader.by_key(one.file).get(name, [])]
+    if not known or any(_kin_shown(name, cited) or _stands_beside(name, cited) for name in names):
+        return None
+    place = min(known, key=lambda one: _distance(one, cited, text))
+    said = "; ".join(one.reference.text for one in cited.jsons)
+    reason = f"{place.name} stands at {place.citation}; {said} does not show it."
+    return Verdict(Judgement.ELSEWHERE, reason, correct=str(place.citation), found_at=place.citation)
+
+
+def _kin_shown(name: str, cited: Cited) -> bool:
+    return any(
+        kinship(name, part) is not Likeness.NONE or likeness(name, part) is not Likeness.NONE
+        for one in cited.jsons
+        for entry in one.entries
+        for part in entry.path
+    )
+
+
+def _stands_beside(name: str, cited: Cited) -> bool:
+    """Whether the block of a cited member has a name as a value: a reason among those for what is cited."""
+    for one in cited.jsons:
+        blocks = {block.pointer: block for entry in one.entries if (block := entry.parent) is not None}
+        small = [block for block in blocks.values() if block.last_line - block.line <= SMALL_BLOCK]
+        if any(entry.value == name for block in small for entry in one.file.within(block.line, block.last_line)):
+            return True
+    return False
+
+
+def _is_telling_name(pair: Pair) -> bool:
+    name = last_name(pair.key)
+    return pair.key in (PROBABILITY, UNNAMED) or "_" in name or len(name) >= _SHORTEST_NAME
+
+
+def _is_telling(value: Claimed) -> bool:
+    """Whether a value is hardly met by chance under another name."""
+    if isinstance(value, Number):
+        return value.digits >= TELLING_DIGITS
+    if isinstance(value, tuple):
+        return len(value) >= 2
+    return isinstance(value, str) and len(value) >= _SHORTEST_TEXT and value.lower() != "none"
+
+
+def _shown(pair: Pair, cited: Cited) -> _Place | None:
+    """Where the cited lines show the value, best under its own name."""
+    places = [*_in_jsons(pair, cited), *_in_csvs(pair, cited)]
+    return max(places, key=lambda place: place.likeness, default=None)
+
+
+def _in_jsons(pair: Pair, cited: Cited) -> Iterator[_Place]:
+    for one in cited.jsons:
+        for entry in _holding(pair.value, one):
+            alike = _probability_likeness(entry) if pair.key == PROBABILITY else _entry_likeness(pair, entry)
+            if alike is Likeness.NONE and (pair.value is None or isinstance(pair.value, bool)):
+                alike = kinship(pair.key, entry.key)
+            if alike is not Likeness.NONE or _is_telling(pair.value):
+                yield _json_place(one.file, entry, alike)
+
+
+def _holding(value: Claimed, one: CitedJson) -> list[Entry]:
+    """Cited members that hold a value."""
+    if isinstance(value, Number):
+        return one.leaves.printed(value)
+    entries: Iterable[Entry] = one.entries
+    number = next((item for item in value if isinstance(item, Number)), None) if isinstance(value, tuple) else None
+    if number is not None:
+        # A list that holds the value lies around each of its numbers.
+        around = {block.pointer for leaf in one.leaves.printed(number) for block in _blocks_around(leaf)}
+        entries = (entry for entry in entries if entry.is_container and entry.pointer in around)
+    return [entry for entry in entries if _entry_holds(value, entry, one.file)]
+
+
+def _blocks_around(entry: Entry) -> Iterator[Entry]:
+    block = entry.parent
+    while block is not None:
+        yield block
+        block = block.parent
+
+
+def _in_csvs(pair: Pair, cited: Cited) -> Iterator[_Place]:
+    for one in cited.csvs:
+        for row in one.rows:
+            for column, cell in row.cells.items():
+                if not _cell_holds(pair.value, cell, row, column):
+                    continue
+                alike = _column_likeness(pair, column)
+                if alike is not Likeness.NONE or _is_telling(pair.value):
+                    yield _csv_place(one.file, row, column, alike)
+            if _is_milestone(pair, row):
+                yield _csv_place(one.file, row, "layer", Likeness.PART)
+
+
+def _is_milestone(pair: Pair, row: CsvRow) -> bool:
+    """A row of a milestone's layer shows the milestone, though it does not name it."""
+    value = pair.value
+    return isinstance(value, Number) and value.is_whole and row.number_in("layer") == value.value and "_" in pair.key
+
+
+def _column_likeness(pair: Pair, column: str) -> Likeness:
+    if pair.key == UNNAMED:
+        return Likeness.NONE
+    if pair.key == PROBABILITY:
+        return Likeness.PART if column.startswith(("p_", "prob", "answer_mass")) else Likeness.NONE
+    return likeness(pair.key, column)
+
+
+def _entry_likeness(pair: Pair, entry: Entry) -> Likeness:
+    return Likeness.NONE if pair.key == UNNAMED else entry_likeness(pair.key, entry)
+
+
+def _probability_likeness(entry: Entry) -> Likeness:
+    is_listed = "topk" in entry.path
+    return Likeness.PART if is_listed or entry.key.startswith(("p_", "answer_mass")) else Likeness.NONE
+
+
+def _entry_holds(value: Claimed, entry: Entry, file: JsonFile) -> bool:
+    if entry.is_container:
+        if value is not None and not isinstance(value, tuple):
+            return False
+        inside = [
+            child for child in file.within(entry.line, entry.last_line) if child.pointer.startswith(entry.pointer)
+        ]
+        leaves = [child.value for child in inside if not child.is_container]
+        if value is None:
+            return bool(leaves) and all(leaf is None for leaf in leaves)
+        direct = [child.value for child in file.children(entry)]
+        return _list_holds(value, direct) or (len(leaves) <= 4 * len(value) and _list_holds(value, leaves))
+    return not isinstance(value, tuple) and _holds(value, entry.value)
+
+
+def _list_holds(value: tuple[Item, ...], leaves: Sequence[Scalar]) -> bool:
+    """Whether each item claimed is in a list that is about as long."""
+    if len(leaves) < len(value):
+        return False
+    return all(any(_holds(item, leaf) for leaf in leaves) for item in value)
+
+
+def _holds(value: Number | bool | str | None, found: Scalar) -> bool:
+    if isinstance(value, Number):
+        return isinstance(found, int | float) and not isinstance(found, bool) and value.stands_for(found)
+    if isinstance(value, bool):
+        return found is value
+    if value is None:
+        return found is None or (isinstance(found, str) and found.lower() in ("none", "null", "n/a"))
+    if found is None:
+        return value.lower() == "null"
+    return isinstance(found, str) and _same_text(value, found)
+
+
+def _same_text(claimed: str, found: str) -> bool:
+    own, other = _bare(claimed), _bare(found)
+    if not own or not other:
+        return own == other
+    return own == other or (
+        len(own) >= _SHORTEST_TEXT and (own in other or (len(other) >= _SHORTEST_TEXT and other in own))
+    )
+
+
+def _bare(text: str) -> str:
+    return "".join(mark for mark in text.lower() if mark.isalnum() or mark in '+-_()"?.')
+
+
+def _cell_holds(value: Claimed, cell: str | None, row: CsvRow, column: str) -> bool:
+    if isinstance(value, tuple):
+        return False
+    if value is None or cell is None:
+        return value is None and cell is None
+    if isinstance(value, bool):
+        return cell.lower() == str(value).lower()
+    if isinstance(value, Number):
+        found = row.number_in(column)
+        return found is not None and value.stands_for(found)
+    return _same_text(value, cell)
+
+
+def _shows_nearly(pair: Pair, cited: Cited) -> bool:
+    """Whether a cited number is this one but for its sign, its last digits, or as a percentage."""
+    value = pair.value
+    if not isinstance(value, Number) or (value.is_whole and value.digits < TELLING_DIGITS):
+        return False
+    numbers = [entry.value for one in cited.jsons for entry in one.entries]
+    cells = [row.number_in(column) for one in cited.csvs for row in one.rows for column in row.cells]
+    for found in (*numbers, *cells):
+        if not isinstance(found, int | float) or isinstance(found, bool):
+            continue
+        if any(value.is_near(one) or value.stands_for(one) for one in (found, -found, 100 * found)):
+            return True
+    return False
+
+
+def _elsewhere(pair: Pair, cited: Cited, reader: Reader) -> Iterator[_Place]:
+    """Where else in the cited files the value stands under its name, the likeliest place first."""
+    for one in cited.jsons:
+        yield from _elsewhere_in_json(pair, one.file, reader)
+    for table in cited.csvs:
+        yield from _elsewhere_in_csv(pair, table)
+
+
+def _elsewhere_in_json(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place]:
+    if pair.key == PROBABILITY:
+        yield from _token_places(pair, file, reader)
+        return
+    if pair.key == UNNAMED:
+        yield from _only_places(pair, file, reader)
+        return
+    own = reader.by_key(file).get(last_name(pair.key).lower(), [])
+    own = own or [entry for entry in file.entries if entry_likeness(pair.key, entry) is Likeness.SAME]
+    held = [entry for entry in own if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
+    if "_" in last_name(pair.key) or len(own) == 1 or (_is_telling(pair.value) and not isinstance(pair.value, str)):
+        yield from (_json_place(file, entry, Likeness.SAME) for entry in held)
+    if not own and _is_telling(pair.value):
+        alike = [entry for entry in file.entries if entry_likeness(pair.key, entry) is Likeness.PART]
+        found = [entry for entry in alike if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
+        yield from (_json_place(file, entry, Likeness.PART) for entry in found)
+
+
+def _token_places(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place]:
+    """Lists of tokens in which the token has the probability."""
+    if not isinstance(pair.value, Number) or not _is_telling(pair.value) or pair.token is None:
+        return
+    for entry in reader.leaves(file).printed(pair.value):
+        if entry.key == "1" and entry.parent is not None:
+            token = file.by_pointer.get(f"{entry.parent.pointer}/0")
+            if token is not None and isinstance(token.value, str) and token.value.strip() == pair.token.strip():
+                yield _json_place(file, entry, Likeness.SAME)
+
+
+def _only_places(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place]:
+    """Where a number without a name stands, if its digits are too many for chance and the file has it once."""
+    if not isinstance(pair.value, Number) or pair.value.digits < DIGITS_ALONE:
+        return
+    held = reader.leaves(file).printed(pair.value)
+    if len({entry.value for entry in held}) == 1:
+        yield from (_json_place(file, entry, Likeness.PART) for entry in held)
+
+
+def _of_layer(pair: Pair, entry: Entry, file: JsonFile) -> bool:
+    """Whether a member is of the layer that the claim is about, where both are about one."""
+    beside = None if entry.parent is None else file.by_pointer.get(f"{entry.parent.pointer}/layer")
+    if beside is None or not isinstance(pair.layer, int):
+        return True
+    return beside.value == pair.layer
+
+
+def _elsewhere_in_csv(pair: Pair, table: CitedCsv) -> Iterator[_Place]:
+    """Rows of the main prompt at the layer that the claim is about, where no cited row is of that layer."""
+    columns = [c for c in table.file.header if _column_likeness(pair, c) is Likeness.SAME]
+    layer = _last_layer(table.file) if pair.layer == FINAL else pair.layer
+    if len(columns) != 1 or not isinstance(layer, int) or layer in table.layers or table.has_row_numbers:
+        return
+    if "pos" in table.file.header and "records" in table.file.name:
+        return
+    for row in table.file.rows:
+        if (
+            row.number_in("layer") == layer
+            and is_main(row)
+            and _cell_holds(pair.value, row.cells[columns[0]], row, columns[0])
+        ):
+            yield _csv_place(table.file, row, columns[0], Likeness.SAME)
+
+
+def _last_layer(file: CsvFile) -> int | None:
+    return max((n for row in file.rows if isinstance(n := row.number_in("layer"), int)), default=None)
+
+
+def _otherwise(pair: Pair, cited: Cited, reader: Reader) -> Verdict:
+    """The verdict on a value that stands nowhere under its name: wrong where the cited lines give the name another."""
+    unclear = Verdict(Judgement.UNDECIDED, "the cited lines do not show it, nor does the file under this name.")
+    if not isinstance(pair.value, Number | bool) or not pair.is_named:
+        return unclear
+    places = list(_named_in_cited(pair, cited))
+    if len({place.name for place in places}) != 1 or _stands_anywhere(pair, cited, reader):
+        return unclear
+    values = {place.value for place in places}
+    if len(values) != 1 or not _same_kind(pair.value, next(iter(values))):
+        return unclear
+    place = places[0]
+    if isinstance(pair.value, Number) and isinstance(place.value, int | float) and pair.value.is_about(place.value):
+        return unclear
+    return Verdict(Judgement.CONTRADICTED, f"{place.text}.", correct=str(place.value), found_at=place.citation)
+
+
+def _named_in_cited(pair: Pair, cited: Cited) -> Iterator[_Place]:
+    for one in cited.jsons:
+        for entry in one.entries:
+            if (
+                not entry.is_container
+                and likeness(pair.key, entry.key) is Likeness.SAME
+                and _of_layer(pair, entry, one.file)
+            ):
+                yield _json_place(one.file, entry, Likeness.SAME)
+    for table in cited.csvs:
+        layer = _last_layer(table.file) if pair.layer == FINAL else pair.layer
+        for row in table.rows:
+            for column in table.file.header:
+                if likeness(pair.key, column) is Likeness.SAME and row.number_in("layer") == layer:
+                    cell = row.cells[column]
+                    value: Scalar = {"True": True, "False": False}.get(cell or "", row.number_in(column))
+                    yield _Place(
+                        _csv_place(table.file, row, column, Likeness.SAME).citation, column, value, Likeness.SAME
+                    )
+
+
+def _stands_anywhere(pair: Pair, cited: Cited, reader: Reader) -> bool:
+    """Whether any file of the model gives the value to a name like this one."""
+    stems = {one.file.name.removeprefix("output-").removesuffix(".json") for one in cited.jsons}
+    stems |= {one.file.name.removeprefix("output-").split("-pure-next-token")[0] for one in cited.csvs}
+    jsons = [one.file for one in cited.jsons] + [f for s in stems if (f := reader.json_of(s)) is not None]
+    for file in jsons:
+        if any(entry_likeness(pair.key, e) is not Likeness.NONE and _near(pair.value, e.value) for e in file.entries):
+            return True
+    tables = [one.file for one in cited.csvs] + [t for s in stems if (t := reader.table_of(s)) is not None]
+    return any(
+        _cell_holds(pair.value, row.cells[column], row, column)
+        for table in tables
+        for column in table.header
+        if likeness(pair.key, column) is not Likeness.NONE
+        for row in table.rows
+    )
+
+
+def _near(value: Claimed, found: Scalar) -> bool:
+    if not isinstance(value, Number):
+        return _holds(value, found) if not isinstance(value, tuple) else False
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return False
+    return any(value.stands_for(one) or value.is_near(one) for one in (found, -found, 100 * found))
+
+
+def _same_kind(value: Number | bool, found: Scalar) -> bool:
+    """Whether both could be the same measurement: a layer is no share of one, and null is no number."""
+    if isinstance(value, bool) or isinstance(found, bool):
+        return isinstance(value, bool) and isinstance(found, bool)
+    if not isinstance(found, int | float):
+        return False
+    return value.is_whole or not isinstance(found, int)
+
+
+def _json_place(file: JsonFile, entry: Entry, alike: Likeness) -> _Place:
+    citation = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
+    return _Place(citation, entry.pointer.removeprefix("/"), _value_of(entry, file), alike)
+
+
+def _value_of(entry: Entry, file: JsonFile) -> Scalar:
+    if not entry.is_container:
+        return entry.value
+    items = [child.value for child in file.children(entry)][:_TOP]
+    return "[" + ", ".join("null" if item is None else str(item) for item in items) + "]"
+
+
+def _csv_place(file: CsvFile, row: CsvRow, column: str, alike: Likeness) -> _Place:
+    citation = Citation(file.name, row.line, row.last_line, row=row.number, column=column)
+    return _Place(citation, column, row.cells.get(column), alike)

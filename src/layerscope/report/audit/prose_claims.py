@@ -1,0 +1,451 @@
+"""Plain sentences with a quantity in words: `the KL at layer 29 is 12.23 bits`, `rank 1 comes first at layer 31`."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from layerscope.report.audit.cited import CitedCsv
+from layerscope.report.audit.findings import Finding, Judgement
+from layerscope.report.audit.keys import name_parts
+from layerscope.report.audit.numbers import Number, number
+from layerscope.report.audit.plain_text import plain as typed
+from layerscope.report.audit.plain_text import token_meant
+from layerscope.report.audit.subject import Said
+from layerscope.report.audit.tables import same_token
+from layerscope.report.audit.wording import HEDGE, NEGATION, NUMBER, QUANTITIES, REACH, plain
+from layerscope.report.claims import Citation, Claim, Unit, value_text
+
+_LAYER = r"(?<!\w)(?:layers?\s*=?\s*|L\s?=?\s?)(?P<layer>\d{1,3})\b(?!\.\d|\s?[-/]\s?\d|%)"
+_ANY_LAYER = re.compile(_LAYER + r"|\b(?P<last>(?:last|final) layer)\b", re.IGNORECASE)
+_COLUMNS = {
+    **QUANTITIES,
+    "kl_to_final_bits": r"KL(?: divergence)?(?:[_ -]to[_ -]final(?:_bits)?)?|kl_to_final(?:_bits)?|divergence",
+    "p_answer": r"p_answer|answer prob(?:ability|\.)?|p\(answer\)|probability of the answer",
+    "answer_logit_gap": r"lead|logit gap",
+    "resid_norm_ratio": r"resid_norm_ratio",
+}
+"""What plain sentences call the columns of our rows."""
+_COLUMN = "|".join(_COLUMNS.values())
+_NUMBER = rf"(?<![\w.-])(?P<number>{NUMBER})(?![\w%]|\.\d|\s?[-/]\s?\d)"
+_LINK = (
+    r"(?:\s+(?:to|from|of|with|the|final|last|model's|model|own|output|head|distribution|answer|token|its|is|was|stands|"
+    r"at|equals|about|only|in|bits|value|under|tuned|prism|raw|norm|next_norm|logit|lens|there|here|layers?\s+\d{1,3}|"
+    r"L\d{1,3}),?)*"
+)
+_CELLS = (
+    re.compile(rf"(?<![\w\u0394-])(?P<what>{_COLUMN}){_LINK}\s*[=:~]?\s*\(?{_NUMBER}", re.IGNORECASE),
+    re.compile(rf"{_NUMBER}\s*bits\s+of\s+(?P<what>{_COLUMN})\b", re.IGNORECASE),
+    re.compile(rf"\b(?P<what>lead)(?:s|ing)?\s+(?:\w+\s+){{0,3}}?by\s+{_NUMBER}\s*logits?", re.IGNORECASE),
+)
+_NO_CELL = re.compile(
+    r"\u0394|\bdelta\b|\b(?:drops?|falls?|rises?|chang\w*|gains?|less|more|than|vs|versus|differ\w*|mean|average|first|"
+    r"reach\w*|comes?|becomes?|earliest|until|between|threshold\w*|within|averag\w*|or better|or less|at least|at most|"
+    r"fact|facts|for good|holds?|held|stays?|stable|stably|onwards?|from\s+(?:layer|L)|ablat\w*|wording)\b",
+    re.IGNORECASE,
+)
+"""What makes a number next to a column's name another than the value of a row."""
+_OF_MODEL = re.compile(r"\b(?:final|last|model(?:'s)?|head(?:'s)?|overall|prompt|own)\s+$", re.IGNORECASE)
+_TOP_TOKEN = re.compile(
+    r"\btop-?1(?: token)?\b(?:\s+(?:at|in|is|was|there|of)|\s+layers?\s+\d{1,3},?|\s+L\d{1,3})*\s*[=:]?\s*"
+    r"(?P<token>\"(?:[^\"\\]|\\.)*\")",
+    re.IGNORECASE,
+)
+
+_DEPTH = re.compile(rf"{_LAYER},?\s*\(?(?:a |at )?depth fraction(?: of)?\s+{_NUMBER}", re.IGNORECASE)
+_OTHER_COSINE = re.compile(r"\b(?:answer|prompt|token|before|after|centered)\b", re.IGNORECASE)
+_MARKS = re.compile(r"[\"\\*`\ufffd]")
+"""What plain text takes out of tokens, or takes for the end of one."""
+
+_WHERE = (
+    r"(?:\s+(?:is|lies|comes?|first|occurs?|appears?|reached|only|already|then|happens|arrives|for the first time|"
+    rf"under (?:the )?\w+ lens))*\s*(?:\(L_\w+\)\s*)?(?:at|in|is|=|:)\s*(?:at\s+)?(?:the\s+)?{_LAYER}"
+)
+_BOUND = r"(?P<bound>\d+(?:\.\d+)?)"
+_BETTER = r"(?:\s+or\s+(?:better|less|lower|below))?"
+_SEMANTIC = (
+    "L_semantic",
+    "L_semantic_strong",
+    "L_semantic_strong_run2",
+    "L_semantic_run2",
+    "L_semantic_confirmed",
+    "L_semantic_margin_ok",
+    "L_semantic_top2_ok",
+)
+
+
+@dataclass(frozen=True)
+class _Wording:
+    """Words for a milestone; where they hold a bound, it is put into the name."""
+
+    form: str
+    names: tuple[str, ...]
+    """Of several any may be meant."""
+    as_bound: str = "{}"
+    """How the name has the bound."""
+
+
+_WORDINGS = (
+    _Wording(
+        rf"first\s+(?:has|have|reach\w*|gets?(?: to)?|attains?|hits|comes? to|takes|arrives at)\s+"
+        rf"rank\s?{_BOUND}{_BETTER}",
+        ("first_rank_le_{}",),
+    ),
+    _Wording(rf"reach(?:es|ed)\s+rank\s?{_BOUND}{_BETTER}(?:\s+first)?", ("first_rank_le_{}",)),
+    _Wording(rf"\brank\s?{_BOUND}{_BETTER}\s+(?:(?:comes?|is reached|appears|is)\s+)?first", ("first_rank_le_{}",)),
+    _Wording(rf"\bfirst\s+rank\s?{_BOUND}", ("first_rank_le_{}",)),
+    _Wording(
+        rf"(?:KL|divergence){_LINK}\s+first\s+(?:falls|drops|gets|comes|goes|is)\s+(?:to\s+)?(?:or\s+)?"
+        rf"(?:below|under|at most|at or below)?\s*{_BOUND}\s*(?:bits?)?{_BETTER}",
+        ("first_kl_below_{}",),
+        "{:.1f}",
+    ),
+    _Wording(
+        rf"\bcosine{_LINK}\s+first\s+(?:reaches|exceeds|crosses|is at least|rises to|gets to)\s+{_BOUND}",
+        ("cos_ge_{}",),
+        "{:.1f}",
+    ),
+    _Wording(
+        rf"\b(?:p_top1|top-?1 probability){_LINK}\s+first\s+(?:exceeds|passes|rises above|is above|crosses)\s+{_BOUND}",
+        ("first_p_top1_gt_{}",),
+        "{:.2f}",
+    ),
+    _Wording(
+        rf"\blead{_LINK}\s+first\s+(?:reaches|exceeds|is at least|crosses)\s+{_BOUND}(?:\s*logits?)?",
+        ("gap_ge_{}",),
+        "{:.1f}",
+    ),
+    _Wording(r"\bbecomes?\s+readable(?:\s+first)?", _SEMANTIC),
+    _Wording(r"\bsemantic layer", _SEMANTIC),
+    _Wording(r"\bconfirmed(?:\s+semantic(?:s|\s+layer))?", ("L_semantic_confirmed",)),
+    _Wording(r"\bsurface[- ]to[- ]meaning(?:\s+(?:crossover|transition|layer))?", ("L_surface_to_meaning",)),
+    _Wording(r"\bgeometric(?:al)?\s+(?:crossover|transition|layer)", ("L_geom",)),
+    _Wording(r"\btop-?k\s+decay(?:\s+layer)?", ("L_topk_decay",)),
+)
+_MILESTONES = tuple(
+    (wording, re.compile(form, re.IGNORECASE))
+    for wording in _WORDINGS
+    for form in (wording.form + _WHERE, rf"\bat\s+{_LAYER},?\s+(?:(?:the|it|its|answer|token)\s+){{0,3}}{wording.form}")
+)
+_NOT_FIRST = re.compile(
+    r"\b(?:again|back|lost|returns?|for good|stable|stably|until|onwards?|earlier|later|facts?|"
+    r"(?<!depth )frac\w*|percent|\u0394|delta|median|shift\w*|vs|versus|held|holds)\b|%",
+    re.IGNORECASE,
+)
+_IS_LAYER = re.compile(r"(?:first_|L_|le_|ge_|gap_ge_|earliest_|layer|k\d|\d)", re.IGNORECASE)
+_NO_COPY = re.compile(r"\bno\s+(?P<kind>strict\s+|soft\s+)?(?:copy(?:ing)?\s+layer|layer\s+copies)\b", re.IGNORECASE)
+
+
+def milestones(said: Said) -> Iterator[Finding]:
+    """`rank 1 comes first at layer 31`, `confirmed at layer 33`, `the KL first falls below 1.0 bits at layer 36`."""
+    if not said.alone or _ANY_LAYER.search(said.text) is None:
+        return
+    taken: list[tuple[int, int]] = []
+    for wording, form in _MILESTONES:
+        for found in form.finditer(said.text):
+            start, end = found.span()
+            around = said.clause(start, end).text
+            if any(start < other_end and other_start < end for other_start, other_end in taken):
+                continue
+            if said.is_elsewhere(start, end) or _NOT_FIRST.search(around) or _is_unsure(around):
+                continue
+            taken.append((start, end))
+            bound = float(found["bound"]) if "bound" in found.re.groupindex else None
+            # Ranks have whole bounds in their names, other bounds as many decimals as the files give them.
+            shown = (
+                "" if bound is None else (f"{bound:g}" if wording.as_bound == "{}" else wording.as_bound.format(bound))
+            )
+            yield from _milestone(said, found, tuple(name.format(shown) for name in wording.names))
+
+
+def _is_unsure(text: str) -> bool:
+    return HEDGE.search(text) is not None or NEGATION.search(text) is not None
+
+
+def _milestone(said: Said, found: re.Match[str], names: Sequence[str]) -> Iterator[Finding]:
+    layer, (meant, sure) = int(found["layer"]), _lenses(said, found)
+    known = _layers(said, names, meant)
+    if not known:
+        return
+    right = next((claim for claim in known if claim.value == layer), None)
+    if right is not None:
+        shown = _rows_of_layer(said, layer) or _layer_stated(said, layer, right.name)
+        yield _right(said, found.group(), f"{right.name} is layer {layer}", shown, right.citations[0])
+        return
+    others = () if sure else _layers(said, names, said.available)
+    told = [said.evidence.otherwise(name, lens) for name in names for lens in meant]
+    if any(claim is not None and claim.value == layer for claim in (*others, *told)) or _layer_stated(said, layer):
+        return
+    truth = known[0]
+    correct = "no layer" if truth.value is None else f"layer {truth.value}"
+    reason = f"{truth.name} of lens {truth.lens} is {correct} ({truth.citations[0]})."
+    yield said.finding(found.group(), Judgement.CONTRADICTED, reason, correct=correct, found_at=truth.citations[0])
+
+
+def _layers(said: Said, names: Sequence[str], lenses: Sequence[str]) -> list[Claim]:
+    found = (said.evidence.milestone(name, lens=lens) for name in names for lens in lenses)
+    return [claim for claim in found if claim is not None]
+
+
+def _lenses(said: Said, found: re.Match[str]) -> tuple[tuple[str, ...], bool]:
+    """The lenses that may be meant, and whether that is sure: a cited table is of one."""
+    cited = {reference.file for reference in said.references}
+    of_tables = [lens for lens in said.available if said.table_name(lens) in cited]
+    meant = said.lenses(*found.span())
+    if len(of_tables) == 1 and (of_tables[0] in meant or len(meant) != 1):
+        return tuple(of_tables), True
+    return meant, len(meant) == 1
+
+
+def cells(said: Said) -> Iterator[Finding]:
+    """`at layer 29 the KL to the final output is 12.23 bits`, `the answer leads by 3.08 logits at layer 31`."""
+    if not said.alone or _ANY_LAYER.search(said.text) is None:
+        return
+    for form in _CELLS:
+        for found in form.finditer(said.text):
+            around = said.clause(*found.span())
+            column = next(
+                (name for name, words in _COLUMNS.items() if re.fullmatch(words, found["what"], re.IGNORECASE)), None
+            )
+            after = said.text[found.end() : found.end() + 12]
+            before = said.text[max(0, found.start() - 12) : found.start()]
+            if (
+                column is None
+                or said.is_elsewhere(*found.span())
+                or _OF_MODEL.search(before)
+                or after.startswith(" or ")
+            ):
+                continue
+            if column == "cos_to_final" and _OTHER_COSINE.search(around.text):
+                continue
+            layer = _layer_of(said, found, around.text)
+            printed = number(found["number"])
+            if layer is None or printed is None:
+                continue
+            if not _NO_CELL.search(around.text) and not _is_unsure(around.text):
+                yield from _cell(said, found, _Value(column, layer, printed))
+
+
+def _layer_of(said: Said, found: re.Match[str], around: str) -> int | None:
+    """The layer that a value is of: right behind it, else the only one of the clause."""
+    behind = re.match(rf"\s*(?:bits?|logits?)?\)?\s*(?:at|in)\s+{_LAYER}", said.text[found.end() :], re.IGNORECASE)
+    if behind is not None:
+        return int(behind["layer"])
+    inside = [int(one["layer"]) for one in _ANY_LAYER.finditer(found.group()) if one["layer"]]
+    if len(inside) == 1:
+        return inside[0]
+    depth, start = said.evidence.record.model.n_layers, said.clause(*found.span()).start
+    mentions = list(_ANY_LAYER.finditer(around))
+    layers = {int(one["layer"]) if one["layer"] else depth for one in mentions}
+    if len(layers) != 1:
+        return None
+    first = mentions[0]
+    apart = said.text[min(start + first.end(), found.end()) : max(start + first.start(), found.start())]
+    leads_in = re.fullmatch(r"[\W_]*(?:at|in)\s+(?:the\s+)?", around[: first.start()], re.IGNORECASE) is not None
+    return layers.pop() if leads_in or not re.search(r"[,()]", apart) else None
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value that a sentence gives a column at a layer."""
+
+    column: str
+    layer: int
+    printed: Number
+
+    def is_of(self, said: Said, lens: str) -> bool:
+        """Whether the lens' row has it."""
+        value = self.value(said, lens)
+        return value is not None and self.printed.stands_for(value)
+
+    def value(self, said: Said, lens: str) -> int | float | None:
+        curve = said.curve(lens)
+        found = None if curve is None else curve.value(self.column, self.layer)
+        return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
+def _cell(said: Said, found: re.Match[str], claimed: _Value) -> Iterator[Finding]:
+    meant, sure = _lenses(said, found)
+    named, meant = meant, tuple(lens for lens in meant if claimed.value(said, lens) is not None)
+    if not meant:
+        yield from _of_another_layer(said, found, claimed, named)
+        return
+    right = [lens for lens in meant if claimed.is_of(said, lens)]
+    shown = _rows_show(said, claimed) or _stated(said, claimed.printed)
+    shown = shown or (claimed.column == "answer_rank" and _layer_stated(said, claimed.layer))
+    where = f"{claimed.column} at layer {claimed.layer}"
+    if right:
+        at = said.place(claimed.layer, right[0])
+        shows = shown or _rows_of_layer(said, claimed.layer, right[0])
+        yield _right(said, found.group(), f"{where} is so in {said.table_name(right[0])}", shows, at)
+        return
+    truth = claimed.value(said, meant[0])
+    off = [abs(v - claimed.printed.value) for lens in meant if (v := claimed.value(said, lens)) is not None]
+    if (
+        shown
+        or _row_holds(said, claimed)
+        or truth is None
+        or min(off) <= claimed.printed.step * (not claimed.printed.is_whole) * 1.001
+    ):
+        return
+    if not sure and any(claimed.is_of(said, lens) for lens in said.available):
+        return
+    unit = Unit.RANK if isinstance(truth, int) else Unit.NUMBER
+    correct = value_text(truth, unit)
+    yield said.finding(
+        found.group(),
+        Judgement.CONTRADICTED,
+        f"{where} is {correct} in {said.table_name(meant[0])}.",
+        correct=correct,
+        found_at=said.place(claimed.layer, meant[0]),
+    )
+
+
+def _of_another_layer(said: Said, found: re.Match[str], claimed: _Value, lenses: Sequence[str]) -> Iterator[Finding]:
+    """The layer has no such value, and the one row that is cited has it at another layer."""
+    rows = [(table, row) for table in _tables(said) for row in table.rows]
+    if len(rows) != 1 or _stated(said, claimed.printed) or rows[0][0].has_row_numbers:
+        return
+    ((table, row),) = rows
+    layer, value = row.number_in("layer"), row.number_in(claimed.column)
+    of_lens = any(said.table_name(lens) == table.file.name for lens in lenses)
+    if of_lens and layer != claimed.layer and value is not None and claimed.printed.stands_for(value):
+        at = Citation(table.file.name, row.line, row.last_line, row=row.number)
+        why = f"{claimed.column} is {value} at layer {layer} ({at}), and has no value at layer {claimed.layer}."
+        yield said.finding(found.group(), Judgement.CONTRADICTED, why, correct=f"layer {layer}", found_at=at)
+
+
+def tokens(said: Said) -> Iterator[Finding]:
+    """`the top-1 token at layer 5 is " (?)"`."""
+    if not said.alone:
+        return
+    for found in _TOP_TOKEN.finditer(said.text):
+        around = said.clause(*found.span())
+        layer = _layer_of(said, found, around.text.replace(found["token"], ""))
+        if layer is None or said.is_elsewhere(*found.span()) or _is_unsure(around.text.replace(found["token"], "")):
+            continue
+        meant, sure = _lenses(said, found)
+        tops = {lens: row["top1"] for lens in meant if (row := said.row(layer, lens)) is not None}
+        token = found["token"]
+        tail = said.text[found.start("token") : found.end() + REACH]
+        right = [lens for lens, top in tops.items() if top is not None and _is_token(token, top, tail)]
+        if right:
+            shown = _rows_of_layer(said, layer, right[0]) or not said.references
+            at = said.place(layer, right[0])
+            yield _right(said, found.group(), f"so it is in {said.table_name(right[0])}", shown, at)
+        elif sure and tops and all(top is not None and not _MARKS.search(typed(top)) for top in tops.values()):
+            top = str(next(iter(tops.values())))
+            why = f"top-1 at layer {layer} of {said.table_name(meant[0])} is {top!r}."
+            at = said.place(layer, meant[0])
+            yield said.finding(found.group(), Judgement.CONTRADICTED, why, correct=repr(top), found_at=at)
+
+
+def _is_token(text: str, token: str, tail: str) -> bool:
+    """Whether a text in quotes shows a token, or begins one that has quotes of its own."""
+    return same_token(text, token) or same_token(token_meant(text[1:-1]), token) or f'"{plain(typed(token))}"' in tail
+
+
+def depths(said: Said) -> Iterator[Finding]:
+    """`layer 31 (depth fraction 0.861)`: the layer as a share of the depth."""
+    n_layers = said.evidence.record.model.n_layers
+    for found in _DEPTH.finditer(said.text) if said.alone else ():
+        layer, printed = int(found["layer"]), number(found["number"])
+        if printed is None or printed.is_whole or n_layers == 0 or layer > n_layers:
+            continue
+        share = layer / n_layers
+        if printed.stands_for(share):
+            why = f"{layer} of {n_layers} layers is {share:.3f}."
+            yield said.finding(found.group(), Judgement.SUPPORTED, why)
+        elif abs(share - printed.value) > printed.step:
+            why = f"{layer} of {n_layers} layers is {share:.3f}."
+            yield said.finding(found.group(), Judgement.CONTRADICTED, why, correct=f"{share:.3f}")
+
+
+def copies(said: Said) -> Iterator[Finding]:
+    """`no copy layer`: the prompt's own tokens lead at no layer, strictly, softly, or either way."""
+    for found in _NO_COPY.finditer(said.text):
+        kind = (found["kind"] or "").strip().lower()
+        names = ["L_copy"] if kind != "soft" else []
+        names += [f"L_copy_soft_k{k}" for k in (1, 2, 3)] if kind != "strict" else []
+        meant, _ = _lenses(said, found)
+        if not said.alone or said.is_elsewhere(*found.span()) or meant != (said.evidence.headline,):
+            continue
+        known = _layers(said, names, meant)
+        copied = [claim for claim in known if claim.value is not None]
+        if copied:
+            first = copied[0]
+            reason = f"{first.name} is layer {first.value} ({first.citations[0]})."
+            yield said.finding(
+                found.group(),
+                Judgement.CONTRADICTED,
+                reason,
+                correct=f"layer {first.value}",
+                found_at=first.citations[0],
+            )
+        elif known:
+            why = f"{' and '.join(claim.name for claim in known)}: at no layer."
+            yield said.finding(found.group(), Judgement.SUPPORTED, why, found_at=known[0].citations[0])
+
+
+def _right(said: Said, claim: str, reason: str, shown: bool, at: Citation | None) -> Finding:
+    """It holds; whether the cited lines show it, or those of another statement of the line."""
+    if shown or not said.references:
+        return said.finding(claim, Judgement.SUPPORTED, f"{reason}.", found_at=at)
+    cited = said.cited
+    if cited is None or not cited.is_complete or at is None or said.is_cited_beside(at):
+        return said.finding(claim, Judgement.UNDECIDED, f"{reason}; whether the cited lines show it cannot be told.")
+    said_of = "; ".join(reference.text for reference in said.references)
+    return said.finding(
+        claim, Judgement.ELSEWHERE, f"{reason} ({at}), but {said_of} does not show it.", correct=str(at), found_at=at
+    )
+
+
+def _tables(said: Said) -> tuple[CitedCsv, ...]:
+    return () if said.cited is None else said.cited.csvs
+
+
+def _rows_of_layer(said: Said, layer: int, lens: str | None = None) -> bool:
+    """Whether a cited row is of a layer, and of a lens where one is given."""
+    return any(
+        layer in table.layers and (lens is None or table.file.name == said.table_name(lens)) for table in _tables(said)
+    )
+
+
+def _rows_show(said: Said, claimed: _Value) -> bool:
+    """Whether a cited row of the layer, of whatever prompt or position, holds a value under the column."""
+    return any(
+        row.number_in("layer") == claimed.layer
+        and (value := row.number_in(claimed.column)) is not None
+        and claimed.printed.stands_for(value)
+        for table in _tables(said)
+        for row in table.rows
+    )
+
+
+def _row_holds(said: Said, claimed: _Value) -> bool:
+    """Whether a cited row of the layer has a number of several digits in any column: the words may mean that one."""
+    return not claimed.printed.is_whole and any(
+        row.number_in("layer") == claimed.layer
+        and any((v := row.number_in(column)) is not None and claimed.printed.stands_for(v) for column in row.cells)
+        for table in _tables(said)
+        for row in table.rows
+    )
+
+
+def _stated(said: Said, printed: Number) -> bool:
+    """Whether a cited line of a document holds a number."""
+    return said.cited is not None and any(one.leaves.printed(printed) for one in said.cited.jsons)
+
+
+def _layer_stated(said: Said, layer: int, name: str = "") -> bool:
+    """Whether a cited line of a document gives a layer to anything, other than a milestone of another bound."""
+    printed = number(str(layer))
+    if said.cited is None or printed is None:
+        return False
+    stated = [entry.key for one in said.cited.jsons for entry in one.leaves.printed(printed)]
+    return any(
+        _IS_LAYER.match(key) and (not _bounds(key) or _bounds(key) == (_bounds(name) or _bounds(key))) for key in stated
+    )
+
+
+def _bounds(name: str) -> list[str]:
+    return [part for part in name_parts(name) if part[0].isdigit()]

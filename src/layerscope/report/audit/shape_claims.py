@@ -1,0 +1,364 @@
+"""Sentences on the shape of a curve: it rises, falls, peaks, stays on one side, or points one way early."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import log10
+
+from layerscope.report.audit.findings import Finding, Judgement
+from layerscope.report.audit.subject import Said
+from layerscope.report.audit.wording import (
+    HEDGE,
+    LAYER,
+    NEGATION,
+    QUANTITY,
+    column_of,
+    number,
+    sentence,
+    spans,
+)
+from layerscope.report.claims import Unit, value_text
+from layerscope.report.shapes import (
+    Direction,
+    Points,
+    between,
+    failures,
+    first_at_least,
+    is_monotone,
+    peak,
+    trough,
+)
+
+REVERSAL = 0.25
+"""Share of a curve's range that it goes the wrong way, from which "falls with depth" is wrong."""
+EARLY_REVERSAL, EARLY = 0.15, 0.25
+"""The same where its extreme lies deeper than this share of the depth: it first goes the wrong way for long."""
+NOISE = 0.02
+"""Share of the range within which a step counts as none."""
+FEWEST = 8
+"""Layers that a curve must have to be called rising or falling."""
+SETTLED = 2
+"""Layers at the bottom that do not count as a reversal: the embedding is read with a norm that is not its own."""
+ALIGNED, EARLY_DEPTH = 0.2, 0.75
+"""Cosine from which a direction counts as found, and the share of the depth after which that is not early."""
+
+_FALL = r"decreas\w*|falls?|falling|drops?|declin\w*|shrinks?|improv\w*"
+_RISE = r"increas\w*|rises?|rising|grows?|growing|climbs?|strengthens?"
+_MANNER = (
+    r"with (?:increasing )?(?:depth|layers?)|monotonic\w*|steadily|smoothly|throughout(?: the stack)?|layer by layer|"
+    r"(?:across|over) (?:the )?(?:depth|layers|stack)|at every layer|consistently"
+)
+_MOVES = re.compile(
+    rf"(?<![\w\u0394-])(?P<what>{QUANTITY})(?P<gap>(?: (?:to|from) (?:the )?final(?: head)?)?)\s+"
+    rf"(?:\w+ly\s+)?(?P<verb>(?P<fall>{_FALL})|{_RISE})\b(?P<manner>[^.;,()]{{0,30}}?(?:{_MANNER}))?",
+    re.IGNORECASE,
+)
+_STEADY = re.compile(
+    rf"\b(?P<manner>monotonic|steady|consistent)\s+(?:(?P<fall>decrease|decline|drop|fall)|rise|increase|growth)\s+"
+    rf"(?:in|of)\s+(?:the )?(?P<what>{QUANTITY})\b",
+    re.IGNORECASE,
+)
+_PARTIAL = re.compile(
+    r"\b(?:until|after|from|between|beyond|before|late|mid|early|once|near|around|only|again)\b", re.I
+)
+
+_PART = re.compile(
+    r"\b(?:until|after|from|between|beyond|before|past|starting|late|later|mid\w*|once|within|upper|last|near|through)\b|"
+    r"\b(?:early|final|top|deep\w*|shallow) (?:layers?|depths?|blocks?|part|half|third|quarter)\b",
+    re.IGNORECASE,
+)
+"""Words for a part of the stack."""
+
+
+def moves(said: Said) -> Iterator[Finding]:
+    """`KL decreases with depth`, `entropy falls monotonically`."""
+    for form in (_MOVES, _STEADY):
+        for found in form.finditer(said.text):
+            column = column_of(found["what"])
+            around = said.clause(*found.span())
+            if column is None or not said.alone or said.is_elsewhere(*found.span()):
+                continue
+            head = said.text[around.start : found.start()]
+            if NEGATION.search(head) or not found["manner"] or HEDGE.search(around.text):
+                continue
+            tail = said.text[found.end() : min(around.end, found.end() + 40)]
+            if _PARTIAL.search(found.group()) or spans(around.text) or _PART.search(head) or _PART.search(tail):
+                continue
+            yield from _move(said, found, column)
+
+
+def _move(said: Said, found: re.Match[str], column: str) -> Iterator[Finding]:
+    direction: Direction = "falls" if found["fall"] else "rises"
+    if column == "answer_rank" and found["fall"] is None:
+        return  # a rank that "rises" may get better or worse
+    words = found.group().lower()
+    if "improv" in words and column != "answer_rank":
+        return
+    if column == "answer_rank" and not re.search("monoton|every layer|consistent|steadil|smooth", words):
+        return  # that a rank improves with depth is said of its ends
+    strictly = "monoton" in words or "every layer" in words
+    lenses, claim = said.lenses(*found.span()), found.group()
+    if not lenses or any(len(said.points(column, lens)) < FEWEST for lens in lenses):
+        return
+    verdicts = [_against(said, column, lens, direction, strictly) for lens in lenses]
+    wrong = [one for one in verdicts if one is not None]
+    if len(wrong) == len(verdicts):
+        yield wrong[0].finding(said, claim)
+    elif any(_holds(said, column, lens, direction) for lens in lenses):
+        yield said.finding(claim, Judgement.SUPPORTED, f"{column} does so in {said.table_name()}.")
+    else:
+        yield said.finding(claim, Judgement.UNDECIDED, f"{column} does so in part: not at every step.")
+
+
+@dataclass(frozen=True)
+class _Against:
+    """How a curve goes against what is said of it."""
+
+    column: str
+    lens: str
+    low: tuple[int, int | float]
+    high: tuple[int, int | float]
+    """From where to where it goes the wrong way."""
+    extreme: tuple[int, int | float]
+
+    def finding(self, said: Said, claim: str) -> Finding:
+        where = f"{_point(self.column, self.low)} to {_point(self.column, self.high)}"
+        return said.finding(
+            claim,
+            Judgement.CONTRADICTED,
+            f"{self.column} of lens {self.lens} goes the other way from {where} in {said.table_name(self.lens)}; "
+            f"its extreme is {_point(self.column, self.extreme)}.",
+            correct=f"{self.column} goes from {where}; its extreme is {_point(self.column, self.extreme)}",
+            found_at=said.place(self.high[0], self.lens),
+        )
+
+
+def _point(column: str, point: tuple[int, int | float]) -> str:
+    unit = Unit.RANK if isinstance(point[1], int) else Unit.NUMBER
+    return f"{value_text(point[1], unit)} at layer {point[0]}"
+
+
+def _against(said: Said, column: str, lens: str, direction: Direction, strictly: bool) -> _Against | None:
+    """How a curve contradicts a movement; None where it does not."""
+    settled = [point for point in said.points(column, lens) if point[0] >= SETTLED]
+    measured = [(layer, log10(max(value, 1))) for layer, value in settled] if column == "answer_rank" else settled
+    span = max(value for _, value in measured) - min(value for _, value in measured)
+    low, high, size = _reversal(measured, direction)
+    top = peak(measured) if direction == "falls" else trough(measured)
+    if span == 0 or top is None:
+        return None
+    is_deep = EARLY * settled[-1][0] <= top[0] < settled[-1][0]
+    is_large = size >= REVERSAL * span or (is_deep and _way_to(measured, top, direction) >= EARLY_REVERSAL * span)
+    breaks = failures(measured, direction, strict=False, slack=NOISE * float(span)) if strictly else []
+    if not is_large and not breaks:
+        return None
+    by_layer = dict(settled)
+    return _Against(column, lens, (low, by_layer[low]), (high, by_layer[high]), (top[0], by_layer[top[0]]))
+
+
+def _reversal(curve: Points, direction: Direction) -> tuple[int, int, float]:
+    """The largest way against a direction, from one layer to a later one."""
+    sign = 1 if direction == "falls" else -1
+    best, start = (curve[0][0], curve[0][0], 0.0), curve[0]
+    for point in curve:
+        if sign * point[1] < sign * start[1]:
+            start = point
+        if sign * (point[1] - start[1]) > best[2]:
+            best = (start[0], point[0], float(sign * (point[1] - start[1])))
+    return best
+
+
+def _way_to(curve: Points, top: tuple[int, int | float], direction: Direction) -> float:
+    """How far a curve goes the wrong way up to its extreme."""
+    before = [value for layer, value in curve if layer <= top[0]]
+    return float(top[1] - min(before) if direction == "falls" else max(before) - top[1])
+
+
+def _holds(said: Said, column: str, lens: str, direction: Direction) -> bool:
+    curve = said.points(column, lens)
+    span = max((value for _, value in curve), default=0) - min((value for _, value in curve), default=0)
+    return is_monotone(curve, direction, strict=False, slack=NOISE * float(span)) is True
+
+
+_PEAK = re.compile(
+    rf"(?<![\w\u0394-])(?P<what>{QUANTITY})\b[^.;()]{{0,40}}?\b"
+    r"(?:(?P<low>bottoms? out|(?:is |reaches )?(?:its |a |the )?"
+    rf"(?:minimum|lowest|smallest))|peaks?|peaking|(?:is |reaches )?(?:its |a |the )?(?:maximum|largest|highest))\s+"
+    rf"(?:(?:value|point)\s+)?(?P<join>at|in|near|around|by)\s+"
+    rf"(?:the )?(?:{LAYER}|(?P<last>final (?:layer|head)|last layer))",
+    re.IGNORECASE,
+)
+_PEAK_OF = re.compile(
+    rf"\b(?:(?P<low>minimum|lowest|smallest)|maximum|largest|highest|peak)\s+(?P<what>{QUANTITY})\b[^.;()0-9]{{0,25}}?\s"
+    rf"(?P<join>at|in|near|around)\s+(?:the )?(?:{LAYER}|(?P<last>final (?:layer|head)|last layer))",
+    re.IGNORECASE,
+)
+
+
+def peaks(said: Said) -> Iterator[Finding]:
+    """`peaks at layer 29`, `largest KL at L29`, `the maximum after L_semantic appears at the final layer`."""
+    for form in (_PEAK, _PEAK_OF):
+        for found in form.finditer(said.text):
+            column, around = column_of(found["what"]), said.clause(*found.span())
+            if column is None or not said.alone or said.is_elsewhere(*found.span()) or HEDGE.search(around.text):
+                continue
+            if NEGATION.search(around.text) or spans(around.text) or "delta" in around.text.lower():
+                continue
+            yield from _peak(said, found, column, around.text)
+
+
+def _peak(said: Said, found: re.Match[str], column: str, around: str) -> Iterator[Finding]:
+    layer_text = next((group for group in found.groups()[::-1] if group and group.isdigit()), None)
+    semantic = said.evidence.verdict.milestones.of().get("L_semantic")
+    start = semantic.layer if semantic is not None and re.search(r"after L_sem|post-sem", around, re.I) else None
+    if start is None and re.search(r"\b(?:after|before|until|beyond|between|early|mid|late|pre|local)\b", around, re.I):
+        return
+    pick: Callable[[Points], tuple[int, int | float] | None] = trough if found["low"] else peak
+    slack = 2 if found["join"] in ("near", "around") else 0
+    right, wrong = False, list[tuple[str, tuple[int, int | float]]]()
+    for lens in said.lenses(*found.span()):
+        curve = said.points(column, lens)
+        if not curve:
+            return
+        layer = int(layer_text) if layer_text else curve[-1][0]
+        part = between(curve, start or 0, curve[-1][0])
+        top = pick(part)
+        if top is None or layer not in dict(curve):
+            return
+        span = abs(max(v for _, v in part) - min(v for _, v in part))
+        right = right or abs(top[0] - layer) <= slack or abs(top[1] - dict(curve)[layer]) <= NOISE * span
+        wrong.append((lens, top))
+    if right:
+        yield said.finding(found.group(), Judgement.SUPPORTED, f"so it is in {said.table_name()}.")
+    elif wrong:
+        lens, top = wrong[0]
+        yield said.finding(
+            found.group(),
+            Judgement.CONTRADICTED,
+            f"the extreme of {column} in {said.table_name(lens)} is {_point(column, top)}.",
+            correct=f"{_point(column, top)}",
+            found_at=said.place(top[0], lens),
+        )
+
+
+_STAYS = re.compile(
+    rf"(?<![\w\u0394-])(?P<what>{QUANTITY})\b[^.;()]{{0,12}}?\s(?:stays?|remains?|keeps?)\s+(?:well |always |all )?"
+    r"(?P<op>>=|<=|>|<|above|below|over|under)\s*(?P<bound>10\^\d|[\d.,]*\d)(?![\d^])\s*(?:bits?)?",
+    re.IGNORECASE,
+)
+
+
+_SINGLE = re.compile(
+    rf"{LAYER}|\b(?:sampled|early|mid|later?|until|through|most|after\w*|before|from|once|"
+    r"beyond|thereafter|then|post|pre|onwards?|final|last|end|collapse|semantic\w*)\b",
+    re.IGNORECASE,
+)
+
+
+def stays(said: Said) -> Iterator[Finding]:
+    """`answer_rank stays > 10^4`: over the layers it names, else those it cites, else all."""
+    for found in _STAYS.finditer(said.text):
+        column, around = column_of(found["what"]), said.clause(*found.span())
+        if column is None or not said.alone or said.is_elsewhere(*found.span()) or HEDGE.search(around.text):
+            continue
+        outcomes = [_stay(said, found, column, lens) for lens in said.lenses(*found.span())]
+        if outcomes and all(one is not None for one in outcomes):
+            wrong = [one for one in outcomes if one is not None and one.judgement is Judgement.CONTRADICTED]
+            settled = [one for one in outcomes if one is not None and one.judgement is Judgement.SUPPORTED]
+            if len(wrong) == len(outcomes):
+                yield wrong[0]
+            elif settled:
+                yield settled[0]
+
+
+def _stay(said: Said, found: re.Match[str], column: str, lens: str) -> Finding | None:
+    """Whether no value is on the other side; None where that cannot be told."""
+    curve = dict(said.points(column, lens))
+    bound, above = number(found["bound"]), found["op"] in (">", ">=", "above", "over")
+    around = sentence(said.text, *found.span())
+    named = _named_layers(said.text[found.end() : found.end() + 40], max(curve, default=0))
+    if not named and (len(spans(around.text)) > 1 or _SINGLE.search(around.text)):
+        return None
+    named = named or [layer for first, last in spans(around.text) for layer in range(first, last + 1)]
+    layers = [layer for layer in named or said.cited_layers(lens) or list(curve) if layer in curve]
+    if not layers:
+        return None
+    broken = [layer for layer in layers if (curve[layer] < bound if above else curve[layer] > bound)]
+    claim = found.group()
+    if not broken:
+        return said.finding(
+            claim, Judgement.SUPPORTED, f"so it does at {len(layers)} layers of {said.table_name(lens)}."
+        )
+    pointed = bool(named) or len(layers) < len(curve)
+    if not pointed and len(broken) < REVERSAL * len(layers):
+        return said.finding(claim, Judgement.UNDECIDED, f"it does not at {len(broken)} of {len(layers)} layers.")
+    worst = min(broken, key=lambda layer: curve[layer]) if above else max(broken, key=lambda layer: curve[layer])
+    return said.finding(
+        claim,
+        Judgement.CONTRADICTED,
+        f"{column} is {_point(column, (worst, curve[worst]))} in {said.table_name(lens)}, within the layers meant.",
+        correct=_point(column, (worst, curve[worst])),
+        found_at=said.place(worst, lens),
+    )
+
+
+def _named_layers(text: str, last: int) -> list[int]:
+    """Layers right behind a claim: `at L36`, `until L20`, `from layer 5 on`, `in layers 3-9`."""
+    for first, end in spans(text[:25]):
+        return list(range(first, end + 1))
+    found = re.match(rf"[\s(]*(at|until|through|up to|from|after|beyond)\s+{LAYER}", text, re.IGNORECASE)
+    if found is None:
+        return []
+    word, layer = found.group(1).lower(), int(found.group(2))
+    if word == "at":
+        return [layer]
+    if word == "until":
+        return list(range(layer))
+    if word in ("through", "up to"):
+        return list(range(layer + 1))
+    return list(range(layer + (word != "from"), last + 1))
+
+
+_EARLY = re.compile(
+    r"\bearly[- ](?:and stable )?(?:cosine[- ]|directional[- ]|geometric[- ])?(?:lock-in|alignment|direction)\b|"
+    r"\balign(?:s|ed|ing|ment)? (?:to (?:the )?final )?early\b|\bdirection(?:al)? (?:is |aligns? |locks? in |forms? )"
+    r"(?:found )?early\b",
+    re.IGNORECASE,
+)
+
+
+def early_alignment(said: Said) -> Iterator[Finding]:
+    """`early directional lock-in`: wrong where the cosine then points the other way for most of the stack."""
+    if not said.alone or not re.search(r"\bcos|direction", said.text, re.IGNORECASE):
+        return
+    for found in _EARLY.finditer(said.text):
+        around = said.clause(*found.span())
+        head = said.text[around.start : found.start()]
+        if NEGATION.search(head) or HEDGE.search(head[-30:]):
+            continue
+        outcomes = [_alignment(said, found.group(), lens) for lens in said.lenses(*found.span())]
+        if outcomes and all(outcomes):
+            yield from (one for one in outcomes[:1] if one is not None)
+
+
+def _alignment(said: Said, claim: str, lens: str) -> Finding | None:
+    curve = said.points("cos_to_final", lens)
+    start = first_at_least(curve, ALIGNED)
+    if start is None or len(curve) < 4:
+        return None
+    last = curve[-1][0]
+    after = between(curve, start + 1, last - 1)
+    against = [point for point in after if point[1] < 0]
+    if start > EARLY_DEPTH * last:
+        why = f"cos_to_final of lens {lens} first reaches {ALIGNED} at layer {start} of {last}"
+    elif len(against) > len(after) / 2:
+        low = min(against, key=lambda point: point[1])
+        why = (
+            f"cos_to_final of lens {lens} is below 0 at {len(against)} of the {len(after)} layers after layer {start}, "
+            f"down to {_point('cos_to_final', low)}"
+        )
+    else:
+        return None
+    worst = trough(after)
+    at = said.place(start if worst is None or start > EARLY_DEPTH * last else worst[0], lens)
+    return said.finding(claim, Judgement.CONTRADICTED, f"{why} ({said.table_name(lens)}).", correct=why, found_at=at)

@@ -1,0 +1,189 @@
+"""A number said of a member of the document in the words of the member's name: `the lens artifact score is 0.554`."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from layerscope.report.audit.cited import Cited
+from layerscope.report.audit.findings import Finding, Judgement
+from layerscope.report.audit.keys import name_parts
+from layerscope.report.audit.numbers import Number, number
+from layerscope.report.audit.subject import Said
+from layerscope.report.audit.wording import HEDGE, NEGATION, NUMBER
+from layerscope.report.claims import Citation, Unit, value_text
+from layerscope.report.sources import Entry, JsonFile
+
+_MUTE = frozenset(
+    ["l", "n", "num", "at", "of", "to", "in", "is", "for", "the", "bits", "ge", "le", "gt", "ok", "id", "est"]
+)
+"""Parts of names that sentences leave out, or say in other words."""
+_MEANT = {
+    "frac": ("fraction", "share"),
+    "pct": ("share", "percent", "fraction"),
+    "kl": ("kl", "divergence"),
+    "cos": ("cosine",),
+    "sem": ("semantic", "readable"),
+    "semantic": ("semantic", "readable", "depth"),
+    "temp": ("temperature",),
+    "thresh": ("threshold",),
+    "max": ("max", "largest", "highest"),
+    "min": ("min", "smallest", "lowest"),
+    "first": ("first", "earliest"),
+    "pos": ("positive", "position", "above"),
+    "vocab": ("vocabulary",),
+    "abs": ("absolute",),
+    "delta": ("delta", "difference", "change"),
+    "nf": ("filler",),
+    "orig": ("original",),
+    "d": ("width", "size", "dimension", "residual", "vocabulary"),
+    "model": ("model", "stream"),
+    "vs": ("vs", "against", "versus"),
+    "p": ("probability",),
+    "conf": ("confirmed",),
+}
+"""How sentences say the parts of names that are cut short."""
+_FOUND = re.compile(
+    rf"(?<![\w.@-])(?P<layer>(?:layers?\s*=?\s*|L\s?=?\s?))?(?P<number>{NUMBER})(?![\w%]|\.\d|\s?[-/]\s?\d)", re.I
+)
+_QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"")
+_UNLIKE = re.compile(r"\u0394|\b(?:less|more|than|except|between|or better|plus|minus)\b", re.IGNORECASE)
+_LAYER_NAME = re.compile(r"first_|L_(?!.*frac)|le_|ge_|gap_ge_|earliest_")
+LEAST_TELLING = 2
+"""Parts that a name must have to be looked for beyond the cited lines, unless the file has it once."""
+_DIGITS = 3
+"""Digits that a number must have for the same, where it is no layer."""
+
+
+def stated(said: Said) -> Iterator[Finding]:
+    """Judge a sentence with one number, by the member that the cited line holds and the sentence names."""
+    cited, text = said.cited, _QUOTED.sub(" ", said.text)
+    if cited is None or not cited.jsons or not cited.is_complete or not said.alone:
+        return
+    if HEDGE.search(text) or NEGATION.search(text) or _UNLIKE.search(text):
+        return
+    sentence = _Sentence(text)
+    named = {entry.pointer: (file, entry) for file, entry in _cited_numbers(cited) if sentence.names(entry)}
+    if len(named) > 1:
+        return
+    if named:
+        ((file, entry),) = named.values()
+        yield from _held_against(said, sentence, file, entry)
+    else:
+        yield from _elsewhere(said, sentence, cited)
+
+
+def _held_against(said: Said, sentence: "_Sentence", file: JsonFile, entry: Entry) -> Iterator[Finding]:
+    printed, value = sentence.number_for(entry), entry.value
+    if printed is None or isinstance(value, bool) or not isinstance(value, int | float) or said.cited is None:
+        return
+    at = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
+    place = f"{entry.pointer.removeprefix('/')} is {value} at {at}"
+    if printed.stands_for(value):
+        yield said.finding(said.text, Judgement.SUPPORTED, f"{place}.", found_at=at)
+        return
+    if _is_shown(printed, said.cited) or (printed.is_whole and not isinstance(value, int)):
+        return
+    if abs(printed.value - value) <= printed.step * (not printed.is_whole) * 1.001 or printed.stands_for(100 * value):
+        return
+    others = _places(said, sentence, file, printed)
+    if others:
+        yield from _moved(said, file, others)
+        return
+    unit = Unit.COUNT if isinstance(value, int) else Unit.NUMBER
+    yield said.finding(said.text, Judgement.CONTRADICTED, f"{place}.", correct=value_text(value, unit), found_at=at)
+
+
+def _elsewhere(said: Said, sentence: "_Sentence", cited: Cited) -> Iterator[Finding]:
+    """The cited lines hold no member that the sentence names; another line of the file does, with this number."""
+    if any(first < last for one in cited.parts for first, last in one.reference.lines):
+        return  # a range may only be cut short
+    for one in cited.jsons:
+        for printed in (sentence.layer, sentence.amount):
+            if printed is None or _is_shown(printed, cited):
+                continue
+            if printed is sentence.layer and said.is_elsewhere(0, len(said.text)) and "control" not in said.text:
+                continue
+            others = _places(said, sentence, one.file, printed)
+            if others:
+                yield from _moved(said, one.file, others)
+                return
+
+
+def _moved(said: Said, file: JsonFile, places: Sequence[Entry]) -> Iterator[Finding]:
+    lines = [line for reference in said.references for span in reference.lines for line in span]
+    entry = min(places, key=lambda one: min((abs(one.line - line) for line in lines), default=0))
+    at = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
+    if said.is_cited_beside(at):
+        return
+    shown = "; ".join(reference.text for reference in said.references)
+    reason = f"{entry.pointer.removeprefix('/')} is {entry.value} at {at}; {shown} does not show it."
+    yield said.finding(said.text, Judgement.ELSEWHERE, reason, correct=str(at), found_at=at)
+
+
+def _places(said: Said, sentence: "_Sentence", file: JsonFile, printed: Number) -> list[Entry]:
+    """Members that the sentence names surely, and that have a number."""
+    if said.reader is None:
+        return []
+    held = [entry for entry in said.reader.leaves(file).printed(printed) if sentence.names(entry)]
+    keys = said.reader.by_key(file)
+    telling = [e for e in held if len(_telling(e)) >= LEAST_TELLING or len(keys.get(e.key.lower(), ())) == 1]
+    return [entry for entry in telling if _is_layer(entry) == (printed is sentence.layer)]
+
+
+def _cited_numbers(cited: Cited) -> Iterator[tuple[JsonFile, Entry]]:
+    """Members that stand on the cited lines themselves, and no others of their blocks."""
+    for one in cited.jsons:
+        for first, last in one.reference.lines:
+            for entry in one.file.within(first, last) if first == last else ():
+                if isinstance(entry.value, int | float) and not isinstance(entry.value, bool):
+                    yield one.file, entry
+
+
+def _is_shown(printed: Number, cited: Cited) -> bool:
+    """Whether anything that is cited holds a number."""
+    in_rows = any(
+        (value := row.number_in(column)) is not None and printed.stands_for(value)
+        for one in cited.csvs
+        for row in one.rows
+        for column in row.cells
+    )
+    return in_rows or any(one.leaves.printed(printed) for one in cited.jsons)
+
+
+def _telling(entry: Entry) -> list[str]:
+    return [part for part in name_parts(entry.key) if part not in _MUTE]
+
+
+def _is_layer(entry: Entry) -> bool:
+    return isinstance(entry.value, int) and _LAYER_NAME.match(entry.key) is not None
+
+
+class _Sentence:
+    """The words and numbers of a sentence."""
+
+    def __init__(self, text: str) -> None:
+        self._words = re.findall(r"[a-z]+", text.lower())
+        self._found = list(_FOUND.finditer(text))
+        self.layer = self._only(layers=True, but=())
+        self.amount = self._only(layers=False, but=())
+
+    def _only(self, *, layers: bool, but: Sequence[str]) -> Number | None:
+        """The one number of the sentence that is a layer, or is none; None where there are several."""
+        texts = {one["number"] for one in self._found if (one["layer"] is not None) == layers} - set(but)
+        found = number(texts.pop()) if len(texts) == 1 else None
+        return found if found is None or layers or found.digits >= _DIGITS or but else None
+
+    def names(self, entry: Entry) -> bool:
+        """Whether it says every telling part of a member's name."""
+        parts = _telling(entry)
+        return any(part[0].isalpha() for part in parts) and all(map(self._says, parts))
+
+    def _says(self, part: str) -> bool:
+        if part[0].isdigit():
+            return any(one["number"] == part for one in self._found)
+        forms = _MEANT.get(part, (part,))
+        return any(word == form or (len(form) > 2 and word.startswith(form)) for word in self._words for form in forms)
+
+    def number_for(self, entry: Entry) -> Number | None:
+        """The number that is said of a member: a layer of one that is a layer, else another than those in its name."""
+        but = [part for part in name_parts(entry.key) if part[0].isdigit()]
+        return self.layer if _is_layer(entry) else self._only(layers=False, but=but or ("",))

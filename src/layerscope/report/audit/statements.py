@@ -1,0 +1,112 @@
+"""What a report concludes from curves, judged by computing it anew from the rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from layerscope.report.archive import Archive
+from layerscope.report.audit import (
+    crossing_claims,
+    delta_claims,
+    flag_claims,
+    prose_claims,
+    shape_claims,
+    stated_claims,
+    sum_claims,
+    token_claims,
+)
+from layerscope.report.audit.cited import Reader
+from layerscope.report.audit.findings import Finding
+from layerscope.report.audit.reading import Statement
+from layerscope.report.audit.subject import Said, is_about, subjects
+from layerscope.report.audit.wording import plain
+
+_Judge: TypeAlias = Callable[[Said], Iterator[Finding]]
+
+
+def prose(said: Said) -> Iterator[Finding]:
+    """Plain sentences: by what their words mean, and where they do not tell by the name of what is cited."""
+    judges = (
+        prose_claims.milestones,
+        prose_claims.cells,
+        prose_claims.tokens,
+        prose_claims.copies,
+        prose_claims.depths,
+    )
+    found = [finding for judge in judges for finding in judge(said)]
+    yield from found or stated_claims.stated(said)
+
+
+JUDGES: tuple[_Judge, ...] = (
+    shape_claims.moves,
+    shape_claims.peaks,
+    shape_claims.stays,
+    shape_claims.early_alignment,
+    crossing_claims.crossings,
+    crossing_claims.never,
+    token_claims.leads,
+    token_claims.lasts,
+    token_claims.includes,
+    token_claims.dominates,
+    flag_claims.copying,
+    flag_claims.spikes,
+    flag_claims.health,
+    flag_claims.calibration,
+    sum_claims.depths,
+    sum_claims.drops,
+    sum_claims.differences,
+    delta_claims.gains,
+    delta_claims.shifts,
+    delta_claims.earliness,
+    delta_claims.levels,
+    prose,
+)
+"""Each knows one kind of sentence, and keeps silent where it does not meet it or the sentence hedges."""
+
+
+BESIDE = 25
+"""Statements before and after one on the same line that may say how its numbers are meant."""
+
+
+def judge_statements(statements: Sequence[Statement], archive: Archive, reader: Reader | None = None) -> list[Finding]:
+    """Judge every conclusion of a report that can be computed anew, in the order of the report.
+
+    SUPPORTED means that the rows say so; whether the cited lines show it is told of crossings, tokens and plain
+    sentences, for which ELSEWHERE is given where the cited lines plainly are others. A sentence that hedges, that may
+    mean several models, or whose curve goes both ways is not judged, or is UNDECIDED.
+
+    Args:
+        statements: of one report; rows of tables are left to `judge_tables`.
+        archive: the runs it is about.
+        reader: looks up what is cited; one is made where none is given.
+
+    Raises:
+        RunError: a model's files are there but cannot be read as a run.
+    """
+    reader = reader or Reader(archive.sources)
+    texts = [plain(statement.text) for statement in statements]
+    report = "\n".join(texts)
+    several = len({stem for statement in statements for stem in statement.stems}) > 1
+    found: list[Finding] = []
+    for at, statement in enumerate(statements) if is_about(statements, archive) else ():
+        if statement.cells is not None:
+            continue
+        first, last = max(0, at - BESIDE), at + BESIDE + 1
+        near = [i for i in range(first, min(last, len(statements))) if statements[i].line == statement.line]
+        beside = "\n".join(texts[i] for i in near)
+        for one in subjects(statement, archive, beside, report, several=several):
+            said = one if not statement.references else _with_cited(one, [statements[i] for i in near], reader)
+            for judge in JUDGES:
+                found += judge(said)
+    return list(dict.fromkeys(found))
+
+
+def _with_cited(said: Said, on_line: Sequence[Statement], reader: Reader) -> Said:
+    """What is said with what it cites, and what the other statements of its line do."""
+    others = [one for one in on_line if one is not said.statement and one.references]
+    return replace(
+        said,
+        cited=reader.read(said.references, said.statement.stems),
+        nearby=tuple(reader.read(one.references, one.stems) for one in others),
+        reader=reader,
+    )

@@ -1,0 +1,122 @@
+"""An audit of any report against any runs: one that layerscope wrote is written again first."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from layerscope.errors import RunError
+from layerscope.report.archive import Archive
+from layerscope.report.audit.audit import AuditResult, audit
+from layerscope.report.audit.findings import Finding, Judgement
+from layerscope.report.audit.own import compare_own, is_own
+from layerscope.report.evaluation import evaluation
+from layerscope.report.evidence import Evidence
+from layerscope.report.markdown import markdown, plain
+from layerscope.report.synthesis import synthesis
+
+LARGEST_REPORT = 64 << 20
+"""Bytes of a report that is read."""
+_BEST_FIRST = (
+    Judgement.SUPPORTED,
+    Judgement.ELSEWHERE,
+    Judgement.CONTRADICTED,
+    Judgement.UNDECIDED,
+    Judgement.UNRESOLVABLE,
+)
+"""Of judgements of one claim by several runs' files: that of the files which know most of it."""
+
+
+def read_report_file(path: Path) -> bytes:
+    """A report's bytes.
+
+    Raises:
+        RunError: there is no such file, it is too large, or it cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_REPORT:
+            raise RunError(f"{path}: {size} bytes, and a report has at most {LARGEST_REPORT}; give a Markdown file.")
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); give a report in Markdown.") from error
+
+
+def audit_report(report: bytes, archives: Sequence[Archive]) -> AuditResult:
+    """Judge every claim of a report that can be checked.
+
+    Args:
+        report: Markdown; bytes that are no UTF-8 are read as far as they can be.
+        archives: the runs that it is about.
+
+    Raises:
+        RunError: no run is given, or one cannot be read.
+    """
+    if not archives:
+        raise RunError("An audit needs the run that the report is about; give it with --run.")
+    text = report.decode("utf-8", errors="replace")
+    again = written_again(text, archives) if is_own(text) else None
+    if again is None:
+        return _combined([audit(text, archive) for archive in archives])
+    own = compare_own(text, again)
+    if all(line in own.settled for line in range(1, text.count("\n") + 2)):
+        return AuditResult(own.findings)
+    others = _combined([audit(text, archive) for archive in archives])
+    left = [finding for finding in others.findings if finding.line not in own.settled]
+    return AuditResult(tuple(sorted((*own.findings, *left), key=lambda finding: finding.line)))
+
+
+def written_again(text: str, archives: Sequence[Archive]) -> str | None:
+    """The report that a text claims to be, from the runs; None where no run here is that of the report.
+
+    Its kind and its model are told by the heading, or where that was changed by what it has most lines of.
+    """
+    evidences = [evidence for archive in archives for evidence in archive.readable()[0]]
+    lines = set(text.split("\n"))
+    named = [one for one in evidences if f"# {plain(f'Evaluation of {one.record.model.id}')}" in lines]
+    if len(named) == 1:
+        return _evaluated(named[0])
+    if len(evidences) > 1 and not named:
+        whole = markdown(synthesis(evidences, beside(archives)))
+        if _share(lines, whole) > 0.5:
+            return whole
+    candidates = [_evaluated(one) for one in named or evidences]
+    best = max(candidates, key=lambda again: _share(lines, again))
+    return best if _share(lines, best) > 0.5 else None
+
+
+def beside(archives: Sequence[Archive]) -> dict[str, Sequence[Finding]]:
+    """What is wrong in the reports that lie beside runs, by the report's name."""
+    found: dict[str, Sequence[Finding]] = {}
+    for archive in archives:
+        folder = archive.path if archive.path.is_dir() else archive.path.parent
+        for path in sorted(folder.glob("evaluation-*.md")):
+            text = read_report_file(path)
+            if not path.name.startswith("evaluation-cross-models"):
+                name = path.name if len(archives) == 1 else f"{folder.name}/{path.name}"
+                found[name] = audit_report(text, [archive]).wrong
+    return found
+
+
+def _evaluated(evidence: Evidence) -> str:
+    return markdown(evaluation(evidence))
+
+
+def _share(lines: set[str], again: str) -> float:
+    due = set(again.split("\n")) - {""}
+    return len(due & lines) / len(due)
+
+
+def _combined(results: Sequence[AuditResult]) -> AuditResult:
+    """Of each claim the judgement by the files that know most of it."""
+    if len(results) == 1:
+        return results[0]
+    best: dict[tuple[int, str, str | None], Finding] = {}
+    for result in results:
+        for finding in result.findings:
+            key = (finding.line, finding.claim, finding.citation)
+            if key not in best or _rank(finding) < _rank(best[key]):
+                best[key] = finding
+    return AuditResult(tuple(sorted(best.values(), key=lambda finding: finding.line)))
+
+
+def _rank(finding: Finding) -> int:
+    return _BEST_FIRST.index(finding.judgement)

@@ -1,0 +1,130 @@
+"""Words of reports: which quantity, lens, layers and numbers a stretch of text names, and how firmly it speaks."""
+
+import re
+from dataclasses import dataclass
+
+_PLAIN = str.maketrans(
+    {
+        "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2007": " ", "\u2010": "-", "\u2011": "-", "\u2012": "-",
+        "\u2013": "-", "\u2014": "-", "\u2212": "-", "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"',
+        "\u2265": ">=", "\u2264": "<=", "\u2248": "~", "\u2192": "->", "\u2206": "\u0394", "`": "", "*": "",
+    }
+)  # fmt: skip
+
+NUMBER = r"[+-]?(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:e[+-]?\d+)?"
+LAYER = r"(?:layers?\s*=?\s*|blocks?\s*|L\s?=?\s?)(\d+)(?!\d|\.\d|[/%])"
+"""A layer named as one; its number is the group."""
+
+REACH = 1000
+"""Characters on either side of a place beyond which nothing belongs to its sentence."""
+
+QUANTITIES = {
+    "kl_to_final_bits": r"KL(?:[_ -]to[_ -]final(?:_bits)?)?|kl_to_final(?:_bits)?",
+    "entropy_bits": r"entropy",
+    "answer_rank": r"(?:answer[_ ]|gold[_ ])?rank",
+    "cos_to_final": r"cos(?:ine)?(?:[_ -]to[_ -](?:the[_ -])?final)?(?:[_ -](?:similarity|alignment))?",
+    "p_top1": r"p_top1|top-?1 prob(?:ability|\.)?",
+    "p_answer": r"p_answer|answer prob(?:ability|\.)?|p\(answer\)",
+    "rest_mass": r"rest[_ -]?mass",
+    "echo_mass_prompt": r"echo[_ -]mass",
+    "answer_mass": r"answer[_ -]mass",
+}
+"""What texts call the columns of our rows."""
+QUANTITY = "|".join(QUANTITIES.values())
+
+ELSEWHERE = re.compile(
+    r"raw[- ]?vs|vs[-_. ]?raw|norm_vs_raw|teacher|_temp|\bT\s?=|temperature|control|kl_norm|entropy gap|entropy drift|"
+    r"positions|skip[- _]?layers|median",
+    re.IGNORECASE,
+)
+"""What marks a clause as not being about the rows of the first prompt under one lens."""
+OTHER_PROMPT = re.compile(
+    r"no[-_ ]?filler|ablat\w*|\bremov\w*|test prompts?|\bctl\b|control prompt|negative control|micro[- ]suite|"
+    r"\bfacts?\b|"
+    r"important[- ]word|\bpos\s?=",
+    re.IGNORECASE,
+)
+"""What marks a whole statement, or the section it stands in, as being about other prompts or positions too."""
+HEDGE = re.compile(
+    r"\b(?:tend\w*|broad\w*|general\w*|rough\w*|most|mostly|largely|overall|typical\w*|qualitative\w*|often|usual\w*|"
+    r"some|somewhat|partly|partially|may|might|could|appear\w*|seem\w*|if|expected|should|would|unless|can)\b",
+    re.IGNORECASE,
+)
+NEGATION = re.compile(
+    r"\b(?:no|not|never|none|without|neither|nor|lacks?|rarely|non|cannot|absent|null|rather than|fails?|n't)\b|"
+    r"n't\b|\u2717",
+    re.IGNORECASE,
+)
+
+
+def plain(text: str) -> str:
+    """A text with one form of each dash, space, quote and sign of comparison, and without marks of emphasis."""
+    return text.translate(_PLAIN).replace("=>", "->")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a statement's plain text."""
+
+    text: str
+    start: int
+    end: int
+
+
+def clause(text: str, start: int, end: int) -> Stretch:
+    """The clause around a place: from one semicolon, full stop or dash between spaces to the next."""
+    return _between(_BREAK, text, start, end)
+
+
+def sentence(text: str, start: int, end: int) -> Stretch:
+    """The sentence around a place."""
+    return _between(_STOP, text, start, end)
+
+
+def _between(mark: re.Pattern[str], text: str, start: int, end: int) -> Stretch:
+    """From the last mark before a place to the first after it, each within reach."""
+    first, last = max(0, start - REACH), min(len(text), end + REACH)
+    before = max((found.end() for found in mark.finditer(text, first, start)), default=first)
+    after = mark.search(text, end, last)
+    stop = after.start() if after else last
+    return Stretch(text[before:stop], before, stop)
+
+
+_STOP = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.?!](?=\s|$)")
+_BREAK = re.compile(r";|(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.?!](?=\s|$)|\s-\s|\bwhile\b|\bwhereas\b|\bbut\b")
+
+
+def column_of(words: str) -> str | None:
+    """The column that words mean; None for other words."""
+    return next((name for name, form in QUANTITIES.items() if re.fullmatch(form, words.strip(), re.IGNORECASE)), None)
+
+
+def number(text: str) -> float:
+    """A number as printed: `1,234`, `10^4`, `4.39e-06`."""
+    power = re.fullmatch(r"10\^?(\d)", text.strip()) if "^" in text else None
+    return 10.0 ** int(power.group(1)) if power else float(text.replace(",", ""))
+
+
+def printed_step(text: str) -> float:
+    """The place value of the last digit that is printed: 0.001 of `17.214`, 1e-8 of `4.39e-06`."""
+    mantissa, _, exponent = text.lower().partition("e")
+    decimals = len(mantissa.partition(".")[2])
+    return float(10.0 ** (int(exponent or 0) - decimals))
+
+
+def agrees(value: int | float, text: str) -> bool:
+    """Whether a value prints as a text does: rounded or cut off at the last digit that is there."""
+    step = printed_step(text)
+    return abs(value - number(text)) <= step * (1.0 if "." in text or "e" in text.lower() else 0.5) * (1 + 1e-9)
+
+
+def listed(text: str) -> list[str]:
+    """The parts of `{10, 5, 1}`, `[a, b]`, `10/5/1`; of anything else the text itself."""
+    inner = text.strip().strip("{}[]()").strip()
+    return [part.strip() for part in re.split(r"[,/]", inner)] if inner else []
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """Ranges of layers that a text names: `L0-3`, `layers 20-28`, `L 20 to L 28`."""
+    found = re.finditer(r"\b(?:layers?|L)\s?(\d+)\s*(?:-|to|through|\.\.)\s*(?:layers?\s*|L\s?)?(\d+)\b", text)
+    return [(int(m.group(1)), int(m.group(2))) for m in found if int(m.group(1)) <= int(m.group(2))]

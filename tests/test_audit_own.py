@@ -1,0 +1,161 @@
+"""Tests of the audit of layerscope's own reports: they pass it, and what is changed in them is caught."""
+
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from layerscope.report.archive import Archive
+from layerscope.report.audit.findings import Judgement
+from layerscope.report.audit.output import annotated, needs_mending
+from layerscope.report.audit.own import compare_own
+from layerscope.report.audit.whole import audit_report
+from layerscope.report.evaluation import evaluation
+from layerscope.report.files import signed
+from layerscope.report.markdown import markdown
+from layerscope.report.synthesis import synthesis
+
+N_MUTATIONS = 500
+FULLY_AUDITED = 12
+"""Of the mutations that go through the whole audit, which writes the report again each time."""
+
+
+@pytest.fixture(scope="module")
+def archive(shared: Path) -> Archive:
+    return Archive(shared / "reference" / "run-20251004-1804")
+
+
+@pytest.fixture(scope="module")
+def reports(archive: Archive) -> dict[str, str]:
+    """The ten models' reports and the synthesis, by name."""
+    texts = {evidence.stem: markdown(evaluation(evidence)) for evidence in archive}
+    return {**texts, "cross-models": markdown(synthesis(list(archive)))}
+
+
+@pytest.mark.parametrize("folder", ["run-20251004-1804", "run-20250928-1722"])
+def test_reports_of_all_ten_models_pass_their_own_audit(shared: Path, folder: str) -> None:
+    archive = Archive(shared / "reference" / folder)
+    for evidence in archive:
+        result = audit_report(signed(markdown(evaluation(evidence)), "1").encode(), [archive])
+        assert needs_mending(result) == []
+        assert result.counts[Judgement.SUPPORTED] > 60
+    whole = audit_report(signed(markdown(synthesis(list(archive))), "1").encode(), [archive])
+    assert needs_mending(whole) == []
+    assert whole.counts[Judgement.SUPPORTED] > 60
+
+
+def test_they_pass_the_audit_of_any_report_too(archive: Archive, reports: dict[str, str]) -> None:
+    """Unsigned, so that nothing is written again: every number and line is looked up as in anybody's report.
+
+    gemma-2-27b has tokens that show only as escapes.
+    """
+    for name in ("Qwen3-8B", "gemma-2-27b", "cross-models"):
+        result = audit_report(reports[name].encode(), [archive])
+        assert [(f.line, f.claim, f.reason) for f in needs_mending(result)] == []
+
+
+def digit(text: str, rng: random.Random, names: list[str]) -> str | None:
+    """Another digit in a number that is no line number."""
+    return _replaced(text, rng, r"(?<![\w:`@-])\d[\d.]*(?![\w:])", lambda found: _other_digit(found, rng))
+
+
+def sign(text: str, rng: random.Random, names: list[str]) -> str | None:
+    """The other sign of a number with decimals."""
+    return _replaced(
+        text, rng, r"(?<=[ (])-?\d+\.\d+(?=[ ,;)|])", lambda found: found[1:] if found[0] == "-" else f"-{found}"
+    )
+
+
+def layer(text: str, rng: random.Random, names: list[str]) -> str | None:
+    """Another layer."""
+    return _replaced(text, rng, r"(?<=layer )\d+", lambda found: str(int(found) + rng.choice([-3, -2, -1, 1, 2, 3])))
+
+
+def model_name(text: str, rng: random.Random, names: list[str]) -> str | None:
+    """Another model's name."""
+    here = [name for name in names if name in text]
+    if not here:
+        return None
+    name = rng.choice(here)
+    other = rng.choice([one for one in names if one != name])
+    return _replaced(text, rng, re.escape(name), lambda _: other)
+
+
+def line_number(text: str, rng: random.Random, names: list[str]) -> str | None:
+    """Another line of the cited file."""
+    return _replaced(
+        text,
+        rng,
+        r"(?<=(?:json|.csv):)\d+",
+        lambda found: str(max(1, int(found) + rng.choice([-40, -2, -1, 1, 2, 40]))),
+    )
+
+
+MUTATIONS: list[Callable[[str, random.Random, list[str]], str | None]] = [digit, sign, layer, model_name, line_number]
+
+
+def _replaced(text: str, rng: random.Random, pattern: str, change: Callable[[str], str]) -> str | None:
+    places = list(re.finditer(pattern, text))
+    if not places:
+        return None
+    place = rng.choice(places)
+    return text[: place.start()] + change(place[0]) + text[place.end() :]
+
+
+def _other_digit(number: str, rng: random.Random) -> str:
+    place = rng.choice([i for i, character in enumerate(number) if character.isdigit()])
+    return number[:place] + rng.choice([d for d in "0123456789" if d != number[place]]) + number[place + 1 :]
+
+
+def test_of_500_mutations_99_percent_are_caught(archive: Archive, reports: dict[str, str]) -> None:
+    rng, missed, made = random.Random(20251004), list[str](), 0
+    while made < N_MUTATIONS:
+        name = rng.choice(list(reports))
+        mutate = MUTATIONS[made % len(MUTATIONS)]
+        changed = mutate(reports[name], rng, list(archive.stems))
+        if changed is None or changed == reports[name]:
+            continue
+        made += 1
+        found = compare_own(signed(changed, "1"), reports[name]).findings
+        (line,) = [
+            i for i, (a, b) in enumerate(zip(reports[name].split("\n"), changed.split("\n"), strict=True), 2) if a != b
+        ]
+        if not any(f.line == line and f.judgement is Judgement.CONTRADICTED for f in found):
+            missed.append(f"{mutate.__name__} in {name}")
+        if made % (N_MUTATIONS // FULLY_AUDITED) == 0:
+            whole = needs_mending(audit_report(signed(changed, "1").encode(), [archive]))
+            assert [finding.line for finding in whole] == [line]
+    assert len(missed) <= 0.01 * N_MUTATIONS, missed
+
+
+def test_lines_that_somebody_added_are_audited_as_anybodys(archive: Archive, reports: dict[str, str]) -> None:
+    note = "The answer first has rank 1 at layer 17 [`output-Qwen3-8B.json:7081`]."
+    text = reports["Qwen3-8B"].replace("## Limitations", f"{note}\n\n## Limitations")
+    (finding,) = needs_mending(audit_report(signed(text, "1").encode(), [archive]))
+    assert text.split("\n")[finding.line - 2] == note
+    assert finding.judgement is Judgement.CONTRADICTED
+
+
+def test_lines_that_somebody_took_out_are_no_claims(archive: Archive, reports: dict[str, str]) -> None:
+    lines = reports["Yi-34B"].split("\n")
+    text = "\n".join(lines[:30] + lines[50:])
+    assert needs_mending(audit_report(signed(text, "1").encode(), [archive])) == []
+
+
+def test_remarks_stand_after_the_table_that_they_are_about(archive: Archive, reports: dict[str, str]) -> None:
+    changed = signed(reports["Qwen3-8B"].replace("| 12.7846 |", "| 13.7846 |", 1), "1")
+    result = audit_report(changed.encode(), [archive])
+    lines = annotated(changed, result).split("\n")
+    (remark,) = [i for i, line in enumerate(lines) if line.startswith("> **contradicted**")]
+    assert lines[remark - 1] == ""
+    assert lines[remark - 2].startswith("| **31**") or lines[remark - 2].startswith("| 36 |")
+    kept = [line for line in lines if not line.startswith("> **")]
+    assert [line for line in kept if line] == [line for line in changed.split("\n") if line]
+
+
+def test_a_body_of_other_words_is_compared_in_little_time(reports: dict[str, str]) -> None:
+    """Each line is looked for near its place alone, so that five megabytes are no quadratic matter."""
+    text = signed("\n".join(f"Other words, number {i}, about nothing in particular." for i in range(3000)), "1")
+    assert compare_own(text, reports["Yi-34B"]).findings == ()

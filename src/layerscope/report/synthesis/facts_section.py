@@ -1,0 +1,111 @@
+"""Statistics over facts: how far a run's one headline fact tells of the others."""
+
+from collections.abc import Sequence
+
+from layerscope.record.facts import Fact
+from layerscope.record.statistics import Summary
+from layerscope.report.claims import Claim, Unit, Value
+from layerscope.report.document import Name, Section, Sentence, Table, row
+from layerscope.report.synthesis.compared import Compared
+from layerscope.report.synthesis.words import names, paragraph, said, shown, with_values
+
+_SEMANTIC = "L_semantic"
+
+
+def facts_section(runs: Sequence[Compared]) -> Section:
+    """The layer of rank 1 over facts."""
+    several = [run for run in runs if run.diagnostics.statistics.n > 1]
+    single = [run for run in runs if run not in several]
+    title = "Statistics over facts"
+    if not several:
+        sentences = (
+            said("Every run asks one fact alone, so there is no spread over facts and no interval."),
+            said("A layer that rests on one fact may lie anywhere in the range that other facts would have."),
+        )
+        return Section(title, (paragraph(*sentences),))
+    rows = [
+        row(
+            Name(run.name),
+            shown(_about(run, "n")),
+            shown(_about(run, "n_missing")),
+            shown(run.milestone(_SEMANTIC)),
+            shown(_about(run, "median")),
+            shown(_median_depth(run)),
+            shown(_about(run, "p25")),
+            shown(_about(run, "p75")),
+            shown(_interval(run)),
+        )
+        for run in several
+    ]
+    header = ("model", "facts", "missing", "first fact", "median", "depth", "p25", "p75", "95 % of the median")
+    return Section(title, (Table(header, tuple(rows)), paragraph(*_sentences(several, single))))
+
+
+def summary_of(run: Compared) -> Summary | None:
+    """The layer of rank 1 over facts."""
+    return run.diagnostics.statistics.by_milestone.get(_SEMANTIC)
+
+
+def _sentences(several: Sequence[Compared], single: Sequence[Compared]) -> list[Sentence | None]:
+    lowest = [run for run in several if _extreme(run) == "shallowest"]
+    deepest = [run for run in several if _extreme(run) == "deepest"]
+    too_few = [run for run in several if (found := summary_of(run)) is not None and found.interval_95 is None]
+    return [
+        said(
+            "The layers of rank 1 under the headline lens, each fact asked once; medians are over facts that have one."
+        ),
+        said("The first fact is the shallowest of all in ", with_values(lowest, _first), ".") if lowest else None,
+        said("It is the deepest of all in ", with_values(deepest, _first), ".") if deepest else None,
+        said("Too few facts have a layer for an interval in ", names(too_few), ".") if too_few else None,
+        said("One fact alone was asked of ", names(single), ".") if single else None,
+    ]
+
+
+def _first(run: Compared) -> Claim | None:
+    return run.milestone(_SEMANTIC)
+
+
+def _extreme(run: Compared) -> str | None:
+    """Where the primary fact lies among all; None for between, and where all are equal."""
+    own = run.layer(_SEMANTIC)
+    layers = [fact.L_semantic for fact in _facts(run) if fact.L_semantic is not None]
+    if own is None or len(set(layers)) < 2:
+        return None
+    return "shallowest" if own == min(layers) else "deepest" if own == max(layers) else None
+
+
+def _facts(run: Compared) -> Sequence[Fact]:
+    return run.diagnostics.micro_suite.facts
+
+
+def _basis(run: Compared) -> list[Claim]:
+    """The layer of every fact."""
+    found = (run.own(run.evidence.milestone(_SEMANTIC, asked=fact.asked)) for fact in _facts(run))
+    return [claim for claim in found if claim is not None]
+
+
+def _about(run: Compared, name: str) -> Claim | None:
+    found = summary_of(run)
+    value: Value = None if found is None else getattr(found, name)
+    basis = _basis(run)
+    unit = Unit.COUNT if name in ("n", "n_missing") else Unit.LAYER
+    if value is None or not basis:
+        return None
+    return run.derived(f"{_SEMANTIC}_{name}", value, unit, basis, f"{name} over facts")
+
+
+def _median_depth(run: Compared) -> Claim | None:
+    found, size = _about(run, "median"), run.size()
+    if found is None or size is None or not isinstance(found.value, int | float):
+        return None
+    value = round(found.value / run.n_layers, 3)
+    return run.derived(f"{_SEMANTIC}_median_frac", value, Unit.SHARE, [found, size], "layer / n_layers")
+
+
+def _interval(run: Compared) -> Claim | None:
+    found = summary_of(run)
+    if found is None or found.interval_95 is None:
+        return None
+    low, high = found.interval_95
+    text = f"{low:g} to {high:g}"
+    return run.derived(f"{_SEMANTIC}_interval_95", text, Unit.TEXT, _basis(run), "bootstrap over facts")

@@ -1,0 +1,132 @@
+"""Families: in what their members are alike and in what they differ, as far as it can be computed."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+
+from layerscope.record.milestones import STABLE
+from layerscope.report.document import Bullets, Name, Part, Section, Sentence, Text
+from layerscope.report.synthesis.compared import Compared
+from layerscope.report.synthesis.limits import Limit, layers_compare, warns
+from layerscope.report.synthesis.trust_sections import tier_of
+from layerscope.report.synthesis.words import listed, names, paragraph, said, shown
+
+_SEMANTIC = "L_semantic"
+_UNKNOWN = "not known"
+_TRAITS: Mapping[str, Callable[[Compared], str | None]] = {
+    "copy reflex": lambda run: _yes(run.diagnostics.copies_early),
+    "rank 1 at the last layer alone": lambda run: _yes(_at_last(run)),
+    "rank 1 lost again": lambda run: _yes(_lost(run)),
+    "early or late rank 1": lambda run: run.earliness,
+    "gates": lambda run: None if run.gates_open else run.strength,
+    "last layer far from the head": lambda run: _yes(warns(run)),
+    "artefact tier": tier_of,
+}
+"""What a family's members may share."""
+
+
+def family_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
+    """One paragraph for each family with two models or more."""
+    families: dict[str, list[Compared]] = {}
+    for run in runs:
+        families.setdefault(run.family, []).append(run)
+    several = {name: members for name, members in families.items() if len({run.model for run in members}) > 1}
+    alone = [run for run in runs if run.family not in several]
+    intro = said("Families are told by the models' names: what stands before the size.")
+    rest = said("Alone in their family: ", names(alone), ".") if alone else None
+    bullets = [Bullets(tuple(_of_family(name, members, found))) for name, members in several.items()]
+    return Section("Families", (paragraph(intro, rest), *bullets, *_repeats(runs)))
+
+
+def _of_family(name: str, members: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence]:
+    depths = _depths(members)
+    if not layers_compare(members, found):
+        yield said(Name(name), " (", names(members), "): their layers do not compare, see above.")
+        return
+    yield said(Name(name), ": depth of rank 1, shallow models first: ", depths, _trend(members), ".")
+    alike = [
+        (trait, values[0]) for trait, values in _values(members) if len(set(values)) == 1 and values[0] is not None
+    ]
+    differ = [(trait, values) for trait, values in _values(members) if len(set(values) - {None}) > 1]
+    if alike:
+        yield said(
+            Name(name),
+            " is alike in ",
+            listed([[Text(f"{trait} ("), Name(value), Text(")")] for trait, value in alike]),
+            ".",
+        )
+    if differ:
+        yield said(Name(name), " differs in ", listed([_difference(members, *one) for one in differ]), ".")
+
+
+def _values(members: Sequence[Compared]) -> Iterator[tuple[str, list[str | None]]]:
+    for trait, value in _TRAITS.items():
+        yield trait, [value(run) for run in members]
+
+
+def _difference(members: Sequence[Compared], trait: str, values: Sequence[str | None]) -> list[Part]:
+    """`artefact tier (medium in A, low in B)`."""
+    groups: dict[str, list[Compared]] = {}
+    for run, value in zip(members, values, strict=True):
+        groups.setdefault(value or _UNKNOWN, []).append(run)
+    parts: list[Part] = [Text(f"{trait} (")]
+    for place, (value, of) in enumerate(groups.items()):
+        parts += [Text("; ")] if place else []
+        parts += [Name(value), Text(" in "), *names(of)]
+    return [*parts, Text(")")]
+
+
+def _depths(members: Sequence[Compared]) -> list[Part]:
+    return listed([[Name(run.name), Text(" "), shown(run.depth(_SEMANTIC))] for run in members])
+
+
+def _trend(members: Sequence[Compared]) -> str:
+    """Whether rank 1 moves one way with the number of layers; empty where it does not, or sizes are equal."""
+    fractions = [run.fraction(_SEMANTIC) for run in members]
+    known = [fraction for fraction in fractions if fraction is not None]
+    sizes = [run.n_layers for run in members]
+    if len(known) < len(members) or len(set(sizes)) < len(sizes):
+        return ""
+    steps = [later - earlier for earlier, later in pairwise(known)]
+    if all(step == 0 for step in steps):
+        return "; it does not move with the number of layers"
+    if all(step > 0 for step in steps):
+        return "; it moves deeper with the number of layers"
+    return "; it moves shallower with the number of layers" if all(step < 0 for step in steps) else ""
+
+
+def _repeats(runs: Sequence[Compared]) -> Iterator[Bullets]:
+    """Runs of one model side by side."""
+    by_model: dict[str, list[Compared]] = {}
+    for run in runs:
+        by_model.setdefault(run.model, []).append(run)
+    items = []
+    for model, members in by_model.items():
+        if len(members) > 1:
+            same = len({run.layer(_SEMANTIC) for run in members}) == 1
+            verb = "agree on" if same else "differ in"
+            values = listed([[shown(run.milestone(_SEMANTIC)), Text(" in "), Name(run.run)] for run in members])
+            items.append(
+                said(
+                    f"{'Both' if len(members) == 2 else 'All'} runs of ",
+                    Name(model),
+                    f" {verb} the layer of rank 1: ",
+                    values,
+                    ".",
+                )
+            )
+    if items:
+        yield Bullets(tuple(items))
+
+
+def _at_last(run: Compared) -> bool | None:
+    layer = run.layer(_SEMANTIC)
+    return None if layer is None else layer == run.n_layers
+
+
+def _lost(run: Compared) -> bool | None:
+    layer = run.layer(_SEMANTIC)
+    return None if layer is None else run.layer(_SEMANTIC + STABLE) != layer
+
+
+def _yes(known: bool | None) -> str | None:
+    return None if known is None else "yes" if known else "no"

@@ -1,0 +1,112 @@
+"""Fitted lenses across models: whether each is nearer to the model, and earlier, than the headline lens."""
+
+from collections.abc import Sequence
+
+from layerscope.record.percentiles import QUARTERS, depth_layer
+from layerscope.record.sidecar_audit import SidecarAudit
+from layerscope.report.claims import Claim, Unit
+from layerscope.report.document import Name, Paragraph, Section, Sentence, Table, row
+from layerscope.report.synthesis.compared import Compared
+from layerscope.report.synthesis.words import listed, names, paragraph, remarks, said, shown, word
+
+_PLACES = {
+    "prism": ("diagnostics", "prism_summary", "metrics"),
+    "tuned": ("tuned_lens", "summary", "metrics"),
+}
+"""Where the JSON has what a fitted lens gains."""
+_QUARTERS = tuple(f"p{q * 100:.0f}" for q in QUARTERS)
+_VERDICTS = ("helpful", "neutral", "mixed", "regressive")
+
+
+def fitted_section(runs: Sequence[Compared]) -> Section:
+    """Prism and tuned lens, each in a table."""
+    signs = said(
+        "Signs: a change of divergence is the headline lens less the fitted one, so positive is nearer to the model; a "
+        "change of a layer is the fitted lens less the headline one, so negative is earlier. Changes in bits belong to "
+        "one model each.",
+    )
+    return Section(
+        "Prism and tuned lenses", (paragraph(signs),), tuple(_lens_section(runs, lens) for lens in ("prism", "tuned"))
+    )
+
+
+def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
+    title = f"{lens.capitalize()} lens"
+    having = [run for run in runs if lens in run.diagnostics.sidecars]
+    without = [run for run in runs if run not in having]
+    missing = said("Not read for ", names(without), ".") if without else None
+    if not having:
+        return Section(title, (paragraph(said("No run was read through this lens.")),))
+    rows = [
+        row(
+            Name(run.name),
+            shown(run.milestone("L_semantic", lens=lens)),
+            *(shown(_layers(run, lens, rank)) for rank in (10, 5, 1)),
+            *(shown(gain(run, lens, quarter)) for quarter in _QUARTERS),
+            word(_audit(run, lens).verdict),
+        )
+        for run in having
+    ]
+    header = ("model", "rank 1, fitted", "Δ rank <= 10", "Δ rank <= 5", "Δ rank 1", "ΔKL at 25 %", "ΔKL at 50 %",
+              "ΔKL at 75 %", "verdict")  # fmt: skip
+    return Section(title, (Table(header, tuple(rows)), *_sentences(having, lens, missing)))
+
+
+def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) -> tuple[Paragraph, ...]:
+    nearer = [run for run in having if all(bits > 0 for bits in _gains(run, lens)) and _gains(run, lens)]
+    farther = [run for run in having if all(bits < 0 for bits in _gains(run, lens)) and _gains(run, lens)]
+    audits = {run: _audit(run, lens).rank_milestones[1] for run in having}
+    never = [run for run, pair in audits.items() if pair.baseline is not None and pair.sidecar is None]
+    later = [run for run, pair in audits.items() if pair.delta is not None and pair.delta > 0]
+    earlier = [run for run, pair in audits.items() if pair.delta is not None and pair.delta < 0]
+    verdicts = [(word_, [run for run in having if _audit(run, lens).verdict == word_]) for word_ in _VERDICTS]
+    groups = listed([[Name(word_), *said(" for ", names(found)).parts] for word_, found in verdicts if found])
+    return remarks(
+        said("Nearer to the model at all three depths: ", names(nearer), ".") if nearer else None,
+        said("Farther at all three: ", names(farther), ".") if farther else None,
+        said("Through it rank 1 comes earlier in ", names(earlier), ".") if earlier else None,
+        said("Through it rank 1 comes later in ", names(later), ".") if later else None,
+        said("Through it rank 1 is never reached in ", names(never), ".") if never else None,
+        said("By the whole: ", groups, ".") if groups else None,
+        missing,
+    )
+
+
+def _audit(run: Compared, lens: str) -> SidecarAudit:
+    return run.diagnostics.sidecars[lens]
+
+
+def _gains(run: Compared, lens: str) -> list[float]:
+    """Changes at the three depths; none where one is not known."""
+    found = [_audit(run, lens).kl_bits_at_percentiles[quarter].delta for quarter in _QUARTERS]
+    known = [bits for bits in found if bits is not None]
+    return known if len(known) == len(found) else []
+
+
+def _layers(run: Compared, lens: str, rank: int) -> Claim | None:
+    """Fitted less headline, in layers."""
+    delta = _audit(run, lens).rank_milestones[rank].delta
+    ends = [run.milestone(f"first_rank_le_{rank}"), run.milestone(f"first_rank_le_{rank}", lens=lens)]
+    return run.agreed(
+        f"delta_first_rank_le_{rank}",
+        delta,
+        Unit.COUNT,
+        (*_PLACES[lens], "rank_milestones", "delta", f"le_{rank}"),
+        basis=[one for one in ends if one is not None],
+        how="difference of layers",
+    )
+
+
+def gain(run: Compared, lens: str, quarter: str) -> Claim | None:
+    """Headline less fitted at a depth, in bits."""
+    delta = _audit(run, lens).kl_bits_at_percentiles[quarter].delta
+    layer = depth_layer(QUARTERS[_QUARTERS.index(quarter)], run.n_layers)
+    cells = [run.cell("kl_to_final_bits", layer, Unit.BITS, lens=one) for one in (None, lens)]
+    return run.agreed(
+        f"delta_kl_{lens}_{quarter}",
+        delta,
+        Unit.BITS,
+        (*_PLACES[lens], "kl_bits_at_percentiles", "delta", quarter),
+        basis=[cell for cell in cells if cell is not None],
+        how="difference",
+    )

@@ -1,0 +1,173 @@
+"""What may not be compared between the runs, and why."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from layerscope.record.curve import Pass
+from layerscope.record.diagnostics import protocol_in_force
+from layerscope.record.parts import PromptRecord
+from layerscope.report.synthesis.compared import Compared
+
+Scope: TypeAlias = Literal["layers", "probabilities", "divergences", "facts"]
+NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One obstacle between runs, or within one of them."""
+
+    name: str
+    """`mixed_protocols`."""
+    scope: Scope
+    """What it bears on."""
+    by_run: Mapping[str, str]
+    """What holds of each run concerned, in words, by the run's name."""
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The runs concerned by what holds of them."""
+        found: dict[str, list[str]] = {}
+        for run, said in self.by_run.items():
+            found.setdefault(said, []).append(run)
+        return found
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether it lies between runs."""
+        return self.name.startswith("mixed_")
+
+
+def limits(runs: Sequence[Compared]) -> tuple[Limit, ...]:
+    """All that stand in the way, mixtures first."""
+    return (*_mixtures(runs), *_of_single_runs(runs))
+
+
+def reasons_of(run: Compared, found: Sequence[Limit]) -> list[str]:
+    """What stands in the way of one run's values: `mixed_protocols: standard under logit`."""
+    return [f"{limit.name}: {limit.by_run[run.name]}" for limit in found if run.name in limit.by_run]
+
+
+def layers_compare(runs: Sequence[Compared], found: Sequence[Limit]) -> bool:
+    """Whether nothing that is known stands between these runs' layers."""
+    mixed = [limit for limit in found if limit.scope == "layers" and limit.is_mixture]
+    return all(len({limit.by_run[run.name] for run in runs} - {NOT_RECORDED}) <= 1 for limit in mixed)
+
+
+def primary_prompt(run: Compared) -> PromptRecord | None:
+    """The primary prompt as the model saw it; None where it is not recorded."""
+    primary = run.evidence.primary
+    return next(
+        (
+            prompt
+            for prompt in run.evidence.record.suite.prompts
+            if Pass(prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == primary
+        ),
+        None,
+    )
+
+
+def gold_resolved(run: Compared) -> bool | None:
+    """Whether the answer of the primary prompt could be told in the model's tokens; None where nothing is recorded."""
+    prompt = primary_prompt(run)
+    return None if prompt is None or not prompt.answers else prompt.answers[0].ok
+
+
+def warns(run: Compared) -> bool | None:
+    """Whether the last layer under the headline lens is far from the model's own output; None where not measured."""
+    found = run.diagnostics.last_layer
+    return None if found is None else found.warn_high_last_layer_kl
+
+
+def _mixtures(runs: Sequence[Compared]) -> Iterator[Limit]:
+    kinds: tuple[tuple[str, Scope, Callable[[Compared], str]], ...] = (
+        ("mixed_protocols", "layers", _protocol),
+        ("mixed_thresholds", "layers", _thresholds_apart(runs)),
+        ("mixed_norm_strategies", "layers", lambda run: run.strategy or NOT_RECORDED),
+        ("mixed_stacks", "layers", lambda run: run.evidence.record.measured.stack or NOT_RECORDED),
+        ("mixed_questions", "layers", _question),
+        ("mixed_facts", "facts", _facts),
+    )
+    for name, scope, said in kinds:
+        by_run = {run.name: said(run) for run in runs}
+        if len(set(by_run.values()) - {NOT_RECORDED}) > 1:
+            yield Limit(name, scope, by_run)
+
+
+def _of_single_runs(runs: Sequence[Compared]) -> Iterator[Limit]:
+    kinds: tuple[tuple[str, Scope, Callable[[Compared], str | None]], ...] = (
+        ("identity_failed", "layers", _identity),
+        ("unresolved_gold", "layers", _gold),
+        ("decoding_point_sensitive", "layers", _decoding_point),
+        ("suppressed_probabilities", "probabilities", _suppressed),
+        (
+            "high_last_layer_kl",
+            "divergences",
+            lambda run: "lens and head differ at the last layer" if warns(run) else None,
+        ),
+        (
+            "norm_not_recorded",
+            "layers",
+            lambda run: None if run.strategy else "the files do not say which norm was applied",
+        ),
+        ("no_raw_lens", "layers", _no_raw_lens),
+    )
+    for name, scope, said in kinds:
+        by_run = {run.name: words for run in runs if (words := said(run)) is not None}
+        if by_run:
+            yield Limit(name, scope, by_run)
+
+
+def _protocol(run: Compared) -> str:
+    protocol = run.evidence.record.protocol
+    return f"{protocol.name} version {protocol.version} under {protocol.headline_lens}"
+
+
+def _thresholds_apart(runs: Sequence[Compared]) -> Callable[[Compared], str]:
+    """What a run says of the thresholds that are not the same in all of them."""
+    flat = [protocol_in_force(run.evidence.record).thresholds.as_dict() for run in runs]
+    apart = [
+        name for name in dict.fromkeys(key for one in flat for key in one) if len({one.get(name) for one in flat}) > 1
+    ]
+    by_name = dict(zip((run.name for run in runs), flat, strict=True))
+    return lambda run: ", ".join(f"{name} {by_name[run.name].get(name, 'none')}" for name in apart)
+
+
+def _question(run: Compared) -> str:
+    asked = primary_prompt(run)
+    if asked is None:
+        return NOT_RECORDED
+    answer = asked.answers[0].string if asked.answers else NOT_RECORDED
+    return f"{asked.text or NOT_RECORDED} -> {answer}"
+
+
+def _facts(run: Compared) -> str:
+    found = run.diagnostics.micro_suite.facts
+    return ", ".join(fact.fact_key or f"fact {fact.fact_index}" for fact in found) if len(found) > 1 else "one fact"
+
+
+def _identity(run: Compared) -> str | None:
+    found = run.evidence.record.identity
+    return None if found is None or found.ok else "the last layer, decoded, is not the model's own output"
+
+
+def _gold(run: Compared) -> str | None:
+    rate = run.evidence.record.suite.gold_alignment_rate
+    if gold_resolved(run) is False:
+        return "the primary answer could not be told in the model's tokens"
+    return None if rate is None or rate >= 1 else "some answers could not be told in the model's tokens"
+
+
+def _decoding_point(run: Compared) -> str | None:
+    named = any(reason.name == "decoding_point_sensitive" for reason in run.evidence.verdict.guidance.reasons)
+    return "the semantic layer hangs on which norm decodes it" if named else None
+
+
+def _suppressed(run: Compared) -> str | None:
+    found = run.evidence.verdict.guidance
+    return ", ".join(reason.name for reason in found.reasons) if found.suppress_abs_probs else None
+
+
+def _no_raw_lens(run: Compared) -> str | None:
+    full = run.diagnostics.raw_full
+    return "no raw lens over all layers, so no tier" if full is None or full.whole.n_layers == 0 else None

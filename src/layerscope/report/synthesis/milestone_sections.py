@@ -1,0 +1,387 @@
+"""Where in depth things happen: copying, ranks, gates, surface and geometry, early and late."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from layerscope.record.confirmation import NO_OTHER_LENS
+from layerscope.record.curve import Curve
+from layerscope.record.diagnostics import protocol_in_force
+from layerscope.record.milestones import STABLE
+from layerscope.report.claims import Claim, Unit
+from layerscope.report.document import Bullets, Name, Section, Sentence, Table, row
+from layerscope.report.shapes import listed_layers
+from layerscope.report.synthesis.compared import EARLY_BELOW, Compared, by_family
+from layerscope.report.synthesis.limits import Limit, layers_compare, warns
+from layerscope.report.synthesis.words import names, paragraph, remarks, said, shown, with_values, word
+
+SEMANTIC, STRONG, STRONG_RUN2 = "L_semantic", "L_semantic_strong", "L_semantic_strong_run2"
+_EARLY_LAYERS = range(4)
+_GATES = (SEMANTIC, "L_semantic_run2", "L_semantic_margin_ok", "L_semantic_top2_ok", STRONG, STRONG_RUN2)
+
+
+def glance_section(runs: Sequence[Compared]) -> Section:
+    """The main outcomes, one row a model."""
+    rows = [
+        row(
+            Name(run.name),
+            shown(run.milestone(SEMANTIC)),
+            shown(run.depth(SEMANTIC)),
+            word(run.preferred),
+            shown(run.milestone(run.preferred) if run.preferred else None),
+            shown(run.depth(run.preferred) if run.preferred else None),
+            word(run.strength),
+            word(bool(run.weaknesses) if run.preferred else None),
+            word(run.diagnostics.copies_early),
+        )
+        for run in runs
+    ]
+    header = ("model", "rank 1", "depth", "headline milestone", "layer", "depth", "gates", "weak points", "copy reflex")
+    note = said(
+        "The headline milestone is the first that exists of ",
+        Name("L_semantic_strong_run2"),
+        ", ",
+        Name("L_semantic_strong"),
+        ", ",
+        Name("L_semantic_confirmed"),
+        " and ",
+        Name("L_semantic"),
+        "; by its gates it is strong, confirmed by another lens, or weak, which is rank 1 alone. Weak points are what "
+        "speaks against it for other reasons too, as in the evaluation of each model. Depth is the layer over the "
+        "number of blocks.",
+    )
+    points = dict.fromkeys(point for run in runs for point in run.weaknesses)
+    items = [said(f"Weak point, {one}: ", names([run for run in runs if one in run.weaknesses]), ".") for one in points]
+    listed = (Bullets(tuple(items)),) if items else ()
+    return Section("At a glance", (Table(header, tuple(rows)), paragraph(note), *listed))
+
+
+# Copying
+
+
+def copy_section(runs: Sequence[Compared]) -> Section:
+    """Whether shallow layers echo the prompt."""
+    rows = [
+        row(
+            Name(run.name),
+            shown(_reflex(run)),
+            shown(run.milestone("L_copy")),
+            shown(_held(run, "copy_collapse")),
+            shown(run.milestone("L_copy_soft_k1")),
+            shown(run.milestone("L_copy_H")),
+        )
+        for run in runs
+    ]
+    header = (
+        "model",
+        "reflex in layers 0 to 3",
+        "strict copy",
+        "strict copy holds at",
+        "soft copy",
+        "entropy collapse",
+    )
+    reflex = [run for run in runs if run.diagnostics.copies_early]
+    none = [run for run in runs if run.diagnostics.copies_early is False]
+    other = [run for run in runs if run.diagnostics.copies_early is None]
+    sentences = (
+        said("An early echo of the prompt shows in ", with_values(reflex, _early_layers), ".") if reflex else None,
+        said("Layers 0 to 3 hold no echo in ", names(none), ".") if none else None,
+        said("No copy flags were recorded for ", names(other), ".") if other else None,
+        said("Entropy collapse is low entropy on any token; it is no evidence of copying."),
+    )
+    return Section("Copy reflex in layers 0 to 3", (Table(header, tuple(rows)), paragraph(*sentences)))
+
+
+def _reflex(run: Compared) -> Claim | None:
+    found, basis = run.diagnostics.copies_early, _copy_cells(run)
+    how = "copy_collapse or copy_soft_k1 at a layer from 0 to 3"
+    return run.derived("copy_reflex", found, Unit.TRUTH, basis, how) if basis and found is not None else None
+
+
+def _copy_cells(run: Compared) -> list[Claim]:
+    soft = f"copy_soft_k1@{protocol_in_force(run.evidence.record).thresholds.copy_soft:g}"
+    cells = [run.cell(column, layer, Unit.TRUTH) for column in ("copy_collapse", soft) for layer in _EARLY_LAYERS]
+    return [cell for cell in cells if cell is not None]
+
+
+def _early_layers(run: Compared) -> Claim | None:
+    """Which of layers 0 to 3 echo, strictly or softly."""
+    firing = [cell for cell in _copy_cells(run) if cell.value]
+    layers = sorted({cell.layer for cell in firing if cell.layer is not None})
+    value = f"layer{'' if len(layers) == 1 else 's'} {listed_layers(layers)}"
+    return run.derived("copy_layers", value, Unit.TEXT, firing, "layers that echo the prompt") if firing else None
+
+
+def _held(run: Compared, column: str) -> Claim | None:
+    """All layers at which a flag holds."""
+    curve: Curve | None = run.evidence.curve()
+    layers = [] if curve is None else curve.layers(lambda found: found[column])
+    cells = [cell for layer in layers if (cell := run.cell(column, layer, Unit.TRUTH)) is not None]
+    return run.derived(f"{column} holds", listed_layers(layers), Unit.TEXT, cells, "layers") if cells else None
+
+
+# Ranks
+
+
+def rank_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
+    """Rank milestones, in the order of the depth at which the answer first leads."""
+    ordered = sorted(runs, key=lambda run: (run.fraction(SEMANTIC) is None, run.fraction(SEMANTIC) or 0.0))
+    rows = [
+        row(
+            Name(run.name),
+            shown(run.size()),
+            *(shown(run.milestone(f"first_rank_le_{rank}")) for rank in (10, 5, 1)),
+            shown(run.milestone(SEMANTIC + STABLE)),
+            shown(run.depth("first_rank_le_10")),
+            shown(run.depth("first_rank_le_5")),
+            shown(run.depth(SEMANTIC)),
+        )
+        for run in ordered
+    ]
+    header = (
+        "model", "layers", "rank <= 10", "rank <= 5", "rank 1", "rank 1 for good", "depth, rank <= 10",
+        "depth, rank <= 5", "depth, rank 1",
+    )  # fmt: skip
+    return Section("Rank milestones", (Table(header, tuple(rows)), *remarks(*_rank_sentences(ordered, found))))
+
+
+def _rank_sentences(ordered: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence | None]:
+    there = [run for run in ordered if run.layer(SEMANTIC) is not None]
+    if len(there) > 1 and layers_compare(there, found):
+        first, last = there[0].fraction(SEMANTIC), there[-1].fraction(SEMANTIC)
+        if first != last:
+            earliest = [run for run in there if run.fraction(SEMANTIC) == first]
+            yield said(
+                "The answer first leads shallowest in ", with_values(earliest, lambda run: run.depth(SEMANTIC)), "."
+            )
+    at_last = [run for run in there if run.layer(SEMANTIC) == run.n_layers]
+    if at_last:
+        yield said("The answer leads at the last layer alone in ", with_values(at_last, _rank_1), ".")
+    lost = [run for run in there if run.layer(SEMANTIC + STABLE) != run.layer(SEMANTIC)]
+    if lost:
+        yield said("The lead is lost again after its first layer in ", with_values(lost, _rank_1), ".")
+    never = [run for run in ordered if run.layer(SEMANTIC) is None]
+    if never:
+        yield said("The answer leads at no layer, or its rank is not known, in ", names(never), ".")
+
+
+def _rank_1(run: Compared) -> Claim | None:
+    return run.milestone(SEMANTIC)
+
+
+# Gates and confirmation
+
+
+def gate_section(runs: Sequence[Compared]) -> Section:
+    """Strong and confirmed layers."""
+    rows = [row(Name(run.name), *(shown(run.milestone(name)) for name in _GATES), shown(_gap(run))) for run in runs]
+    header = (
+        "model",
+        "rank 1",
+        "twice in a row",
+        "margin",
+        "lead",
+        "strong",
+        "strong twice in a row",
+        "lead at rank 1",
+    )
+    note = said(
+        "Margin: rank 1 and a probability above uniform by the threshold; lead: rank 1 and a lead over the second "
+        "logit of at least the threshold; strong: both. The last column is the lead in logits at the first rank 1.",
+    )
+    strong = [run for run in runs if run.strength == "strong"]
+    open_ = [run for run in runs if run.gates_open]
+    weak = [run for run in runs if run.strength == "weak" and not run.gates_open]
+    later = [run for run in strong if run.layer(STRONG) != run.layer(SEMANTIC)]
+    unsure = [run for run in strong if warns(run) and run.layer(STRONG) == run.n_layers]
+    sentences = (
+        said("A strong layer exists in ", with_values(strong, lambda run: run.depth(STRONG)), ".") if strong else None,
+        said(
+            "It is the last layer, where lens and head differ, so that margin and lead are the lens' own, in ",
+            with_values(unsure, lambda run: run.milestone(STRONG)),
+            ".",
+        )
+        if unsure
+        else None,
+        said("It lies deeper than the first rank 1 in ", with_values(later, lambda run: run.milestone(STRONG)), ".")
+        if later
+        else None,
+        said("Neither strong nor confirmed is the rank 1 of ", with_values(weak, _rank_1), ".") if weak else None,
+        said(
+            "The lead was not recorded where it counts, so that nothing can be said of strength, in ", names(open_), "."
+        )
+        if open_
+        else None,
+    )
+    gates = Section("Gates", (Table(header, tuple(rows)), paragraph(note, *sentences), *_otherwise(runs)))
+    return Section("Strong and confirmed layers", (), (gates, _confirmation(runs)))
+
+
+def _gap(run: Compared) -> Claim | None:
+    return run.cell("answer_logit_gap", run.layer(SEMANTIC), Unit.LOGIT)
+
+
+def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
+    """Where files say another layer than their rows."""
+    items = []
+    for name in (*_GATES, "L_semantic_confirmed", "gap_ge_0.5", "gap_ge_1.0"):
+        pairs = {run: run.own(run.evidence.otherwise(name)) for run in runs if run.milestone(name) is not None}
+        empty = [run for run, stated in pairs.items() if stated is not None and stated.value is None]
+        if empty:
+            layers = with_values(empty, _layer_against(name))
+            items.append(said("Files leave ", Name(name), " empty where their rows give a layer: ", layers, "."))
+        for run, stated in pairs.items():
+            if stated is not None and stated.value is not None:
+                rows = shown(run.milestone(name))
+                items.append(
+                    said(
+                        "The file of ", Name(run.name), " has ", Name(name), " at ", stated, ", its rows at ", rows, "."
+                    )
+                )
+    if items:
+        yield Bullets(tuple(items))
+
+
+def _layer_against(name: str) -> Callable[[Compared], Claim | None]:
+    """The layer by the rows, with the place in the file that lacks it."""
+
+    def value(run: Compared) -> Claim | None:
+        ours, stated = run.milestone(name), run.own(run.evidence.otherwise(name))
+        if ours is None or stated is None:
+            return ours
+        return run.derived(name, ours.value, ours.unit, [ours, stated], "found in the rows")
+
+    return value
+
+
+def _confirmation(runs: Sequence[Compared]) -> Section:
+    rows = [
+        row(
+            Name(run.name),
+            shown(run.milestone(SEMANTIC)),
+            shown(run.milestone("L_semantic_confirmed")),
+            *_by(run),
+            shown(_onset(run, "raw")),
+            shown(_onset(run, "tuned")),
+        )
+        for run in runs
+    ]
+    header = ("model", "rank 1", "confirmed", "by", "says something new", "rank 1, raw", "rank 1, tuned")
+    new = [run for run in runs if run.diagnostics.confirmation and run.diagnostics.confirmation.nontrivial]
+    trivial = [run for run in runs if run.diagnostics.confirmation and run.diagnostics.confirmation.nontrivial is False]
+    unread = [
+        run for run in runs if run.diagnostics.confirmation and run.diagnostics.confirmation.reason == NO_OTHER_LENS
+    ]
+    without = [run for run in runs if run not in new and run not in trivial and run not in unread]
+    sentences = (
+        said("Another lens confirms the first rank 1 in ", with_values(new, _rank_1), ".") if new else None,
+        said(
+            "The confirmation rests on a row at which the other lens is the headline lens itself, so that it counts as "
+            "none, in ",
+            with_values(trivial, _rank_1),
+            ".",
+        )
+        if trivial
+        else None,
+        said("No other lens has the answer near it in ", names(without), ".") if without else None,
+        said("No other lens was read that could confirm a layer of ", names(unread), ".") if unread else None,
+    )
+    return Section("Confirmation by another lens", (Table(header, tuple(rows)), *remarks(*sentences)))
+
+
+def _onset(run: Compared, lens: str) -> Claim | None:
+    """The first layer with the answer on top under another lens."""
+    found = run.diagnostics.confirmation
+    layer = None if found is None else found.onset_raw if lens == "raw" else found.onset_tuned
+    path = ("diagnostics", "confirmed_semantics", f"L_semantic_{lens}")
+    stated = run.agreed(f"L_semantic_{lens}", layer, Unit.LAYER, path)
+    return (
+        stated
+        or run.milestone(SEMANTIC, lens=lens)
+        or run.agreed(
+            f"L_semantic_{lens}", layer, Unit.LAYER, basis=run.raw_rows() if lens == "raw" else (), how="first rank 1"
+        )
+    )
+
+
+def _by(run: Compared) -> tuple[Claim | Name, ...]:
+    found = run.diagnostics.confirmation
+    source = None if found is None else found.source
+    claim = run.agreed(
+        "confirmed_source", source, Unit.TEXT, ("diagnostics", "confirmed_semantics", "confirmed_source")
+    )
+    new = None if found is None else found.nontrivial
+    return claim or Name(source or "n.a."), Name("n.a." if new is None else "yes" if new else "no")
+
+
+# Surface and geometry
+
+
+def surface_section(runs: Sequence[Compared]) -> Section:
+    """Where the answer outweighs the prompt's words, where the row turns to it, and where the echo is gone."""
+    columns = ("L_surface_to_meaning", "L_geom", "L_topk_decay", "cos_ge_0.2", "cos_ge_0.4", "cos_ge_0.6")
+    rows = [
+        row(
+            Name(run.name),
+            shown(run.milestone("L_surface_to_meaning")),
+            shown(run.depth("L_surface_to_meaning")),
+            shown(run.milestone("L_geom")),
+            shown(run.depth("L_geom")),
+            *(shown(run.milestone(name)) for name in columns[2:]),
+        )
+        for run in runs
+    ]
+    header = ("model", "surface", "depth", "geometry", "depth", "echo gone", "cos 0.2", "cos 0.4", "cos 0.6")
+    note = said(
+        "Surface: the answer's probability exceeds that of the prompt's tokens by the threshold. Geometry: the row "
+        "points at the answer more than at any token of the prompt. Echo gone: prompt tokens hold little among the "
+        "most likely; where shallow rows are near uniform this holds from the embedding on and says nothing.",
+    )
+    pairs = [
+        (run, surface, geometry)
+        for run in runs
+        if (surface := run.layer("L_surface_to_meaning")) is not None and (geometry := run.layer("L_geom")) is not None
+    ]
+    before = [run for run, surface, geometry in pairs if geometry < surface]
+    after = [run for run, surface, geometry in pairs if geometry > surface]
+    never = [run for run in runs if run.evidence.curve() and run.layer("L_geom") is None]
+    sentences = (
+        said("The row turns to the answer before the answer outweighs the prompt in ", with_values(before, _turn), ".")
+        if before
+        else None,
+        said("It turns to it after that in ", with_values(after, _turn), ".") if after else None,
+        said("It never does, or that is not known, in ", names(never), ".") if never else None,
+    )
+    return Section("Surface and geometry", (Table(header, tuple(rows)), paragraph(note, *sentences)))
+
+
+def _turn(run: Compared) -> Claim | None:
+    return run.milestone("L_geom")
+
+
+# Early and late
+
+
+def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
+    """Groups by a fixed bound."""
+    bound = Name(f"{EARLY_BELOW:.2f}")
+    note = said("Early: the layer lies below ", bound, " of the depth; late: at ", bound, " or deeper.")
+    groups: list[Sentence] = []
+    for title, name in (("rank 1", SEMANTIC), ("the strong layer", STRONG)):
+        for word_, holds in (("Early", True), ("Late", False)):
+            members = [r for r in runs if (f := r.fraction(name)) is not None and (f < EARLY_BELOW) is holds]
+            members.sort(key=lambda run: run.fraction(name) or 0.0)
+            if members:
+                groups.append(said(f"{word_} by {title}: ", with_values(members, _depth_of(name)), "."))
+    moved = [
+        run
+        for run in by_family(runs)
+        if (weak := run.fraction(SEMANTIC)) is not None
+        and (strong := run.fraction(STRONG)) is not None
+        and (weak < EARLY_BELOW) != (strong < EARLY_BELOW)
+    ]
+    change = said("The group changes with the milestone in ", names(moved), ".") if moved else None
+    mixed = None if layers_compare(runs, found) else said("Groups mix runs whose layers do not compare, see above.")
+    return Section("Early and late", (paragraph(note, change, mixed), *([Bullets(tuple(groups))] if groups else [])))
+
+
+def _depth_of(name: str) -> Callable[[Compared], Claim | None]:
+    return lambda run: run.depth(name)

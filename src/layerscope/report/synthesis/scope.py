@@ -1,0 +1,135 @@
+"""What was compared, and what of it may not be."""
+
+from collections.abc import Iterator, Sequence
+
+from layerscope.report.claims import Claim, Unit
+from layerscope.report.document import Bullets, Name, Part, Section, Sentence, Table, Text, Token, row
+from layerscope.report.synthesis.compared import Compared
+from layerscope.report.synthesis.limits import NOT_RECORDED, Limit, gold_resolved
+from layerscope.report.synthesis.words import listed, paragraph, said, shown, word
+
+_MOST_NAMED = 3
+"""Up to so many runs the largest group of a mixture is named run by run."""
+_MIXTURES = {
+    "mixed_protocols": "The runs follow different protocols",
+    "mixed_thresholds": "Thresholds differ",
+    "mixed_norm_strategies": "The headline lens applies different norms",
+    "mixed_stacks": "Blocks are norm-first in some models and norm-last in others",
+    "mixed_questions": "The primary prompts differ",
+    "mixed_facts": "The suites hold different facts",
+}
+_FOLLOWS = {
+    "mixed_protocols": "layers compare within one protocol and not between them.",
+    "mixed_thresholds": "milestones that rest on them are not the same milestones.",
+    "mixed_norm_strategies": "a layer read through one norm is not a layer read through another.",
+    "mixed_stacks": "the residual stream is not the same quantity in both.",
+    "mixed_questions": "their layers are those of different questions.",
+    "mixed_facts": "medians over facts are medians of different questions.",
+}
+_ALONE = {
+    "identity_failed": "Nothing of these runs may be quoted, since the last layer is not the model's own output",
+    "unresolved_gold": "Ranks are missing in part, since answers could not be told in the model's tokens",
+    "decoding_point_sensitive": "The semantic layer hangs on which norm decodes it",
+    "suppressed_probabilities": "No probability or entropy of a layer may be quoted",
+    "high_last_layer_kl": "Lens and head differ at the last layer, so milestones of divergence do not compare",
+    "norm_not_recorded": "The files do not say which norm the lens applied",
+    "no_raw_lens": "No raw lens was read over all layers, so there is no artefact tier and less to confirm a layer by",
+}
+
+
+def scope_section(runs: Sequence[Compared], found: Sequence[Limit], twice: Sequence[str]) -> Section:
+    """The runs, and the limits of comparing them."""
+    always = said(
+        "Between models this text compares layers as shares of the depth, ranks, and whether gates hold. ",
+        "Probabilities, entropies, divergences and cosines are shown where they help to read a run, and compared with "
+        "nothing outside it.",
+    )
+    once = (
+        said("Given more than once and counted once: ", listed([Name(stem) for stem in twice]), ".") if twice else None
+    )
+    return Section(
+        "What was compared",
+        (_runs(runs), paragraph(always, once)),
+        (
+            Section("What may not be compared", (Bullets(tuple(_sentences(runs, found))),)),
+            Section("What may be quoted of each run", (_quotable(runs),)),
+        ),
+    )
+
+
+def _runs(runs: Sequence[Compared]) -> Table:
+    rows = [
+        row(
+            Name(run.name),
+            Name(run.run),
+            Name(run.evidence.record.protocol.name),
+            Name(run.evidence.headline),
+            run.norm_strategy() or NOT_RECORDED,
+            shown(run.size()),
+            shown(width(run)),
+            Name(run.family),
+        )
+        for run in runs
+    ]
+    header = ("model", "run", "protocol", "headline lens", "norm", "layers", "d_model", "family")
+    return Table(header, tuple(rows))
+
+
+def width(run: Compared) -> Claim | None:
+    """Width of the residual stream."""
+    return run.agreed("d_model", run.evidence.record.model.d_model, Unit.COUNT, ("model_stats", "d_model"))
+
+
+def _sentences(runs: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence]:
+    if not any(limit.is_mixture for limit in found):
+        same = "All runs share protocol, norm, question and facts." if len(runs) > 1 else "There is one run alone."
+        yield said(same)
+    for limit in found:
+        if limit.is_mixture:
+            yield said(_MIXTURES[limit.name], ": ", _groups(limit), "; ", _FOLLOWS[limit.name])
+        else:
+            every = len(limit.by_run) == len(runs) > 1
+            members = [Text("every run")] if every else listed([Name(run) for run in limit.by_run])
+            yield said(_ALONE[limit.name], ": ", members, ".")
+    models = [run.model for run in runs]
+    again = dict.fromkeys(model for model in models if models.count(model) > 1)
+    if again:
+        yield said("Runs of one model are no independent cases: ", listed([Name(model) for model in again]), ".")
+
+
+def _groups(limit: Limit) -> list[Part]:
+    """`next_ln1 in A and B; ln_final in C`."""
+    parts: list[Part] = []
+    groups = limit.groups
+    most = max(groups.values(), key=len)
+    for said_of, members in sorted(groups.items(), key=lambda group: group[1] is most):
+        parts += [Text("; ")] if parts else []
+        shows_prompt = limit.name == "mixed_questions"
+        parts += [Token(said_of) if shows_prompt else Name(said_of), Text(" in ")]
+        rest = members is most and len(members) > _MOST_NAMED
+        parts += [Text("the others")] if rest else listed([Name(member) for member in members])
+    return parts
+
+
+def _quotable(runs: Sequence[Compared]) -> Table:
+    rows = []
+    for run in runs:
+        guidance = run.evidence.verdict.guidance
+        hides = run.agreed(
+            "suppress_abs_probs",
+            guidance.suppress_abs_probs,
+            Unit.TRUTH,
+            ("measurement_guidance", "suppress_abs_probs"),
+        )
+        reasons = listed([Name(reason.name) for reason in guidance.reasons]) or [Text("none")]
+        rows.append(
+            row(
+                Name(run.name),
+                word(not guidance.prefer_ranks),
+                hides or word(guidance.suppress_abs_probs),
+                word(gold_resolved(run)),
+                reasons,
+            )
+        )
+    header = ("model", "quote without caution", "suppress probabilities", "answer resolved", "reasons")
+    return Table(header, tuple(rows))

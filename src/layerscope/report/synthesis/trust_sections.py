@@ -1,0 +1,249 @@
+"""How far the lens may be trusted: the head at the last layer, artefact tiers, entropy at half depth."""
+
+from collections.abc import Sequence
+
+from layerscope.record.percentiles import depth_layer
+from layerscope.report.claims import Citation, Claim, Unit
+from layerscope.report.document import MARK, Name, Section, Sentence, Table, row
+from layerscope.report.synthesis.compared import Compared
+from layerscope.report.synthesis.limits import warns
+from layerscope.report.synthesis.words import names, paragraph, said, shown, with_values, word
+
+_LAST = ("diagnostics", "last_layer_consistency")
+_FULL = ("diagnostics", "raw_lens_full")
+
+
+def head_section(runs: Sequence[Compared]) -> Section:
+    """Whether the last layer under the lens is the model's own output, and what explains a difference."""
+    rows = [
+        row(
+            Name(run.name),
+            shown(last(run, "kl_to_final_bits", Unit.BITS)),
+            shown(_warns(run)),
+            shown(last(run, "temp_est", Unit.NUMBER)),
+            shown(last(run, "kl_after_temp_bits", Unit.BITS)),
+            shown(last(run, "softcap", Unit.NUMBER)),
+            shown(last(run, "kl_after_softcap_bits", Unit.BITS)),
+            shown(run.milestone("first_kl_below_1.0")),
+            shown(run.milestone("first_kl_below_0.5")),
+        )
+        for run in runs
+    ]
+    header = (
+        "model", "last-layer KL", "too far", "temperature", "KL after it", "softcap", "KL after it", "KL <= 1.0 from",
+        "KL <= 0.5 from",
+    )  # fmt: skip
+    return Section("Head calibration", (Table(header, tuple(rows)), paragraph(*_head_sentences(runs))))
+
+
+def last(run: Compared, name: str, unit: Unit) -> Claim | None:
+    """A measurement at the last layer."""
+    found = run.diagnostics.last_layer
+    value = None if found is None else getattr(found.measured, name)
+    inner = {
+        "softcap": ("cfg_transform", "softcap"),
+        "kl_after_softcap_bits": ("kl_after_transform_bits", "softcap"),
+    }.get(name, (name,))
+    return run.agreed(name, value, unit, (*_LAST, *inner))
+
+
+def _warns(run: Compared) -> Claim | None:
+    kl = last(run, "kl_to_final_bits", Unit.BITS)
+    basis = [] if kl is None else [kl]
+    path = (*_LAST, "warn_high_last_layer_kl")
+    return run.agreed("warn_high_last_layer_kl", warns(run), Unit.TRUTH, path, basis=basis, how="above the threshold")
+
+
+def _head_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
+    far = [run for run in runs if warns(run)]
+    near = [run for run in runs if warns(run) is False]
+    capped = [run for run in far if _softcap_explains(run)]
+    open_ = [run for run in far if _softcap_explains(run) is None]
+    other = [run for run in far if _softcap_explains(run) is False]
+    return [
+        said("Divergences are in bits and belong to one model each."),
+        said("The last layer is the model's own output within the threshold in ", names(near), ".") if near else None,
+        said(
+            "It is not in ",
+            with_values(far, lambda run: last(run, "kl_to_final_bits", Unit.BITS)),
+            "; their milestones of divergence are left out of any comparison, and final probabilities are to be taken "
+            "from the head.",
+        )
+        if far
+        else None,
+        said(
+            "The model's own softcap on its logits, which lens rows do not pass, explains it in ",
+            with_values(capped, lambda run: last(run, "kl_after_softcap_bits", Unit.BITS)),
+            ".",
+        )
+        if capped
+        else None,
+        said("The softcap does not explain it in ", names(other), ".") if other else None,
+        said("The files record no softcap that could explain it for ", names(open_), ".") if open_ else None,
+    ]
+
+
+def _softcap_explains(run: Compared) -> bool | None:
+    """Whether the softcap brings the last layer within the threshold; None where that was not measured."""
+    found = run.diagnostics.last_layer
+    if found is None or found.measured.kl_after_softcap_bits is None:
+        return None
+    return found.measured.kl_after_softcap_bits < found.threshold_bits
+
+
+# Artefacts
+
+
+def artefact_section(runs: Sequence[Compared]) -> Section:
+    """How much of a reading is the norm's making: two instruments, each by its name."""
+    rows = [
+        row(
+            Name(run.name),
+            shown(_sampled(run, "lens_artifact_risk", Unit.TEXT)),
+            shown(_score(run)),
+            shown(_tier(run)),
+            shown(_prefinal(run)),
+            shown(_full(run, "pct_layers_kl_ge_1_0", "pct_layers_kl_ge_1.0", Unit.SHARE)),
+            shown(_full(run, "n_norm_only_semantics_layers", "n_norm_only_semantics_layers", Unit.COUNT)),
+            shown(_full(run, "earliest_norm_only_semantic", "earliest_norm_only_semantic", Unit.LAYER)),
+        )
+        for run in runs
+    ]
+    header = (
+        "model", "sampled risk", "score", "tier", "tier without last layer", "share of layers apart",
+        "norm-only layers", "first of them",
+    )  # fmt: skip
+    return Section("Artefact tiers", (Table(header, tuple(rows)), paragraph(*_artefact_sentences(runs))))
+
+
+def _artefact_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
+    by_tier = {tier: [run for run in runs if tier_of(run) == tier] for tier in ("low", "medium", "high")}
+    apart = [run for run in runs if None not in (tier_of(run), risk_of(run)) and tier_of(run) != risk_of(run)]
+    only_last = [run for run in runs if tier_of(run) == "high" and prefinal_tier_of(run) in ("low", "medium")]
+    return [
+        said(
+            "Sampled risk looks at a few layers, score and tier at all of them; layers apart are at least one bit from "
+            "the raw lens, and norm-only layers give the answer under the headline lens alone.",
+        ),
+        *(
+            said(f"Tier {tier}: ", with_values(found, _score), ".") if found else None
+            for tier, found in by_tier.items()
+        ),
+        said("The two instruments disagree on ", names(apart), ".") if apart else None,
+        said(
+            "The tier falls once the last layer, where a raw lens is no meaningful decode, is left out in ",
+            with_values(only_last, _prefinal),
+            ".",
+        )
+        if only_last
+        else None,
+    ]
+
+
+def tier_of(run: Compared) -> str | None:
+    """The tier over all layers."""
+    found = run.diagnostics.raw_full
+    return None if found is None else found.whole.score.tier
+
+
+def prefinal_tier_of(run: Compared) -> str | None:
+    """The tier over all layers but the last."""
+    found = run.diagnostics.raw_full
+    return None if found is None else found.prefinal.score.tier
+
+
+def risk_of(run: Compared) -> str | None:
+    """The risk by a few sampled layers."""
+    found = run.diagnostics.raw_sample
+    return None if found is None else found.lens_artifact_risk
+
+
+def _sampled(run: Compared, name: str, unit: Unit) -> Claim | None:
+    return run.agreed(name, risk_of(run), unit, ("raw_lens_check", "summary", name), basis=_both(run))
+
+
+def _both(run: Compared) -> tuple[Citation, ...]:
+    """The rows of both lenses."""
+    raw = run.raw_rows()
+    return (*run.rows(), *raw) if raw else ()
+
+
+def _score(run: Compared) -> Claim | None:
+    found = run.diagnostics.raw_full
+    value = None if found is None else found.whole.score.v1
+    path = (*_FULL, "score", "lens_artifact_score")
+    return run.agreed("lens_artifact_score", value, Unit.NUMBER, path, basis=_both(run))
+
+
+def _tier(run: Compared) -> Claim | None:
+    return run.agreed("tier", tier_of(run), Unit.TEXT, (*_FULL, "score", "tier"), basis=_both(run))
+
+
+def _prefinal(run: Compared) -> Claim | None:
+    return run.agreed("tier_prefinal", prefinal_tier_of(run), Unit.TEXT, basis=_both(run), how="last layer left out")
+
+
+def _full(run: Compared, ours: str, theirs: str, unit: Unit) -> Claim | None:
+    found = run.diagnostics.raw_full
+    value = None if found is None else getattr(found.whole, ours)
+    return run.agreed(theirs, value, unit, (*_FULL, theirs), basis=_both(run))
+
+
+# Entropy
+
+
+def drift_section(runs: Sequence[Compared]) -> Section:
+    """Whether the lens is less certain than the model's own output at half depth."""
+    rows = [
+        row(
+            Name(run.name),
+            shown(_middle(run)),
+            shown(drift(run)),
+            *(shown(_gap(run, name)) for name in ("p25", "p50", "p75")),
+            word(run.quotable),
+        )
+        for run in runs
+    ]
+    mark = "" if all(run.quotable for run in runs) else MARK
+    header = ("model", "middle layer", *(name + mark for name in ("drift there", "p25", "p50", "p75")), "may be quoted")
+    signs = [(run, _sign(found)) for run in runs if run.quotable and (found := drift(run)) is not None]
+    less, more = ([run for run, sign in signs if sign * way > 0] for way in (1, -1))
+    kept = [run for run in runs if not run.quotable]
+    sentences = (
+        said(
+            "Drift is the entropy of the lens less that of the model's own output, in bits; the quartiles are over all "
+            "layers. Sizes belong to one model each and compare with no other; the sign is all that is told here.",
+        ),
+        said(f"Columns with{MARK} are not to be quoted, and no sign is concluded from them, for ", names(kept), ".")
+        if kept
+        else None,
+        said("At half depth the lens is less certain than the model's output in ", names(less), ".") if less else None,
+        said("At half depth it is more certain in ", names(more), ".") if more else None,
+    )
+    return Section("Entropy drift at half depth", (Table(header, tuple(rows)), paragraph(*sentences)))
+
+
+def _middle(run: Compared) -> Claim | None:
+    size = run.size()
+    middle = depth_layer(0.5, run.n_layers)
+    return None if size is None else run.derived("middle", middle, Unit.LAYER, [size], "half of the layers")
+
+
+def drift(run: Compared) -> Claim | None:
+    """Entropy of the lens less that of the output at half depth, in bits."""
+    middle = depth_layer(0.5, run.n_layers)
+    own, teacher = (run.cell(name, middle, Unit.BITS) for name in ("entropy_bits", "teacher_entropy_bits"))
+    if own is None or teacher is None or not isinstance(own.value, float) or not isinstance(teacher.value, float):
+        return None
+    return run.derived("entropy_gap_bits", own.value - teacher.value, Unit.BITS, [own, teacher], "difference")
+
+
+def _gap(run: Compared, quarter: str) -> Claim | None:
+    found = run.diagnostics.entropy_gap
+    value = None if found is None else found.percentiles[quarter]
+    path = ("diagnostics", "entropy_gap_bits_percentiles", quarter)
+    return run.agreed(f"entropy_gap_{quarter}", value, Unit.BITS, path, basis=run.rows(), how="percentile over layers")
+
+
+def _sign(claim: Claim) -> float:
+    return float(claim.value) if isinstance(claim.value, int | float) else 0.0

@@ -1,0 +1,85 @@
+"""The synthesis as a whole."""
+
+from collections.abc import Mapping, Sequence
+
+from layerscope.report.audit.findings import Finding
+from layerscope.report.document import Bullets, Name, Report, Section
+from layerscope.report.evidence import Evidence
+from layerscope.report.synthesis.compared import Compared, by_family, compared, repeated
+from layerscope.report.synthesis.facts_section import facts_section
+from layerscope.report.synthesis.family_section import family_section
+from layerscope.report.synthesis.fitted_sections import fitted_section
+from layerscope.report.synthesis.limits import limits
+from layerscope.report.synthesis.milestone_sections import (
+    copy_section,
+    earliness_section,
+    gate_section,
+    glance_section,
+    rank_section,
+    surface_section,
+)
+from layerscope.report.synthesis.misreadings import misreadings_section
+from layerscope.report.synthesis.scope import scope_section
+from layerscope.report.synthesis.trust_sections import artefact_section, drift_section, head_section
+from layerscope.report.synthesis.words import listed, paragraph, said
+
+
+def synthesis(evidences: Sequence[Evidence], findings: Mapping[str, Sequence[Finding]] | None = None) -> Report:
+    """What several runs say together, every number with its place.
+
+    Models are compared by layers as shares of the depth, by ranks, and by whether gates hold; a run that is given twice
+    counts once, and runs of one model have the run in their names and citations.
+
+    Args:
+        evidences: the runs, of any number of folders.
+        findings: what an audit found in reports that lie beside them, by the report's name.
+
+    Raises:
+        RunError: no run at all.
+    """
+    runs = by_family(compared(evidences))
+    found = limits(runs)
+    sections = (
+        glance_section(runs),
+        scope_section(runs, found, repeated(evidences)),
+        copy_section(runs),
+        rank_section(runs, found),
+        earliness_section(runs, found),
+        gate_section(runs),
+        head_section(runs),
+        artefact_section(runs),
+        surface_section(runs),
+        drift_section(runs),
+        fitted_section(runs),
+        family_section(runs, found),
+        facts_section(runs),
+        misreadings_section(findings or {}),
+        _limitations(runs),
+    )
+    folders = listed([Name(name) for name in dict.fromkeys(run.run for run in runs)])
+    opening = paragraph(
+        said("What the runs in ", folders, " say together."),
+        said("Values are found in the rows of the files; each is followed by the lines that hold it."),
+        said(
+            "Layers count the blocks that have written: the embedding comes before the first, the last is the model's "
+            "output."
+        ),
+    )
+    return Report("Synthesis across models", opening, sections)
+
+
+def _limitations(runs: Sequence[Compared]) -> Section:
+    items = [
+        said("A lens reads what the unembedding can read; that a token is readable at a layer is no proof that the "
+             "model uses it there."),
+        said("All of this is correlation: nothing was changed inside a model to see what follows."),
+        said("Only the residual stream was read, neither attention nor single neurons."),
+    ]  # fmt: skip
+    if all(run.diagnostics.statistics.n < 2 for run in runs):
+        items.append(said("Everything rests on one fact in one wording, read at its last position."))
+    if any(run.evidence.record.source == "published" and run.diagnostics.sidecars for run in runs):
+        items.append(
+            said("Fitted lenses of files that were read and not measured here are as those files have them; how well "
+                 "they were fitted is not checked.")
+        )  # fmt: skip
+    return Section("Limitations", (Bullets(tuple(items)),))

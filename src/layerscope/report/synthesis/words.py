@@ -1,0 +1,58 @@
+"""Parts of sentences and cells that every section uses."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from layerscope.report.claims import ABSENT, Claim
+from layerscope.report.document import Name, Paragraph, Part, Sentence, Text, sentence
+from layerscope.report.synthesis.compared import Compared
+
+
+def shown(claim: Claim | None) -> Part:
+    """A claim, or that there is none."""
+    return Text(ABSENT) if claim is None else claim
+
+
+def word(value: str | bool | None) -> Part:
+    """A word that is no number: a tier, a milestone's name, yes or no."""
+    if value is None:
+        return Text(ABSENT)
+    return Text("yes" if value else "no") if isinstance(value, bool) else Name(value)
+
+
+def listed(items: Sequence[Sequence[Part] | Part]) -> list[Part]:
+    """Items with commas between, and an `and` before the last."""
+    parts: list[Part] = []
+    for place, item in enumerate(items):
+        if place:
+            parts.append(Text(" and " if place == len(items) - 1 else ", "))
+        parts += [item] if isinstance(item, Part) else item
+    return parts
+
+
+def names(runs: Iterable[Compared]) -> list[Part]:
+    """The runs' names."""
+    return listed([Name(run.name) for run in runs])
+
+
+def with_values(runs: Sequence[Compared], value: Callable[[Compared], Claim | None]) -> list[Part]:
+    """The runs' names, each with a value in brackets."""
+    return listed([[Name(run.name), Text(" ("), shown(value(run)), Text(")")] for run in runs])
+
+
+def said(*parts: Part | str | Sequence[Part]) -> Sentence:
+    """A sentence of words, claims and lists of them."""
+    flat: list[Part | str] = []
+    for part in parts:
+        flat += [part] if isinstance(part, Part | str) else part
+    return sentence(*flat)
+
+
+def remarks(*sentences: Sentence | None) -> tuple[Paragraph, ...]:
+    """A paragraph of the sentences that there are; nothing where there is none."""
+    found = paragraph(*sentences)
+    return (found,) if found.sentences else ()
+
+
+def paragraph(*sentences: Sentence | None) -> Paragraph:
+    """A paragraph of the sentences that there are."""
+    return Paragraph(tuple(one for one in sentences if one is not None))

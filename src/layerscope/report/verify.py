@@ -1,0 +1,214 @@
+"""Verification of a run: what its rows amount to is found again and held against everything that its files state."""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerscope.errors import RunError
+from layerscope.record.published.csv_tables import csv_tables
+from layerscope.record.published.dialect import serialise
+from layerscope.record.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect
+from layerscope.record.published.tree import tree
+from layerscope.record.verdict_json import verdict_text
+from layerscope.report.claims import Citation
+from layerscope.report.evaluation import evaluation
+from layerscope.report.evidence import Evidence
+from layerscope.report.files import body_of
+from layerscope.report.markdown import markdown
+from layerscope.report.sources import Entry, JsonFile, Scalar, pointer
+
+RELATIVE, ABSOLUTE = 1e-9, 1e-12
+"""Differences between numbers that were added up in another order."""
+
+_COPIED = ("/provenance", "/model_stats", "/record", "/diagnostics/tuned_lens/path", "/tuned_lens/path")
+"""Members that are told and cannot be found in rows."""
+_COPIED_KEYS = {"artifact_path", "tuned_lens_regression"}
+
+REASONS, NEAR_UNIFORM = "/measurement_guidance/reasons", "rank_only_near_uniform"
+_KNOWN: tuple[tuple[str, str], ...] = (
+    (
+        r"gap_ge_|_top2_ok_|/gap_at_|L_semantic_strong",
+        "published files leave what rests on the lead over the second logit empty, though their rows hold that lead",
+    ),
+    (r"/copy_thresholds/stability$", "published files looked up a threshold under a name that it does not have"),
+    (
+        r"/raw_lens_window/",
+        "published windows reach four layers to each side, where a high sampled risk asks for eight",
+    ),
+)
+"""Differences that are known of published files, by the pointer's pattern."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that a file states and the rows do not bear out."""
+
+    what: str
+    """A member's pointer, or what of a file."""
+    stated: str
+    derived: str
+    where: Citation | None
+    known: str | None = None
+    """Why published files have it wrong, where that is known."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One run, verified."""
+
+    model: str
+    checked: Mapping[str, int]
+    """How many values or lines of each file were held against the rows."""
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+    """What could not be checked, and why."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing differs but what is known of published files."""
+        return all(difference.known is not None for difference in self.differences)
+
+
+def verify(evidence: Evidence, folder: Path) -> Verified:
+    """Find milestones, diagnostics, guidance and report again, and say what differs from the files.
+
+    Args:
+        evidence: the run and its published files.
+        folder: the run's own folder, or that of its published files.
+    """
+    checked: dict[str, int] = {}
+    differences, notes = list[Difference](), list[str]()
+    for name, count, found in _checks(evidence, folder, notes):
+        checked[name] = count
+        differences += found
+    return Verified(evidence.stem, checked, tuple(differences), tuple(notes))
+
+
+def _checks(evidence: Evidence, folder: Path, notes: list[str]) -> Iterator[tuple[str, int, list[Difference]]]:
+    own = (folder / "run.json").exists()
+    dialect = _dialect(evidence.json)
+    yield evidence.json.name, *_document(evidence, dialect)
+    if own:
+        yield from _tables(evidence, dialect, notes)
+        if (folder / "verdict.json").exists():
+            text = verdict_text(evidence.verdict, evidence.record)
+            yield "verdict.json", *_text("verdict.json", _read(folder / "verdict.json"), text)
+        else:
+            notes.append("verdict.json is not there")
+    else:
+        notes.append("the tables are the source of the rows here and cannot be checked against them")
+        notes += [f"{problem.file}: {problem.message}" for problem in evidence.run.problems]
+    report = folder / f"evaluation-{evidence.stem}.md"
+    if not report.exists():
+        notes.append(f"no {report.name} beside the run")
+        return
+    stated = _read(report)
+    body = body_of(stated)
+    if body is None:
+        notes.append(f"{report.name} was written by others; `layerscope audit` checks it")
+        return
+    yield report.name, *_text(report.name, body, markdown(evaluation(evidence)), first_line=2)
+
+
+def _dialect(document: JsonFile) -> Dialect:
+    said = document.at(DIALECT_KEY)
+    return EXTENDED if said is not None and said.value == EXTENDED.value else GENERATION_M
+
+
+def _document(evidence: Evidence, dialect: Dialect) -> tuple[int, list[Difference]]:
+    """Every member of the JSON that follows from rows."""
+    derived = json.loads(json.dumps(tree(evidence.run, dialect), allow_nan=False))
+    count, found = 0, list[Difference]()
+    for at, value in _flat(derived, ""):
+        entry = evidence.json.by_pointer.get(at)
+        if entry is None or at.startswith(_COPIED) or entry.key in _COPIED_KEYS:
+            continue
+        stated = _plain(evidence.json, entry)
+        if isinstance(stated, dict) or (isinstance(stated, list) != isinstance(value, list)):
+            continue  # another generation's shape
+        count += 1
+        if not _same(stated, value):
+            where = Citation(evidence.json.name, entry.line, entry.last_line, pointer=at)
+            found.append(Difference(at, _short(stated), _short(value), where, _known(at, stated, value, dialect)))
+    return count, found
+
+
+def _flat(value: object, at: str) -> Iterator[tuple[str, object]]:
+    """Members that are values or lists of plain values, each with its pointer."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, at + pointer(key))
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        for i, inner in enumerate(value):
+            yield from _flat(inner, f"{at}/{i}")
+    else:
+        yield at, value
+
+
+def _plain(document: JsonFile, entry: Entry) -> Scalar | list[Scalar] | dict[str, object]:
+    if not entry.is_container:
+        return entry.value
+    items = document.children(entry)
+    if any(item.is_container or not item.key.isdigit() for item in items):
+        return {item.key: item.value for item in items}
+    return [item.value for item in items]
+
+
+def _same(stated: object, derived: object) -> bool:
+    if isinstance(stated, list) and isinstance(derived, list):
+        return len(stated) == len(derived) and all(map(_same, stated, derived))
+    numbers = [value for value in (stated, derived) if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) == 2:
+        return math.isclose(numbers[0], numbers[1], rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    return stated == derived and type(stated) is type(derived)
+
+
+def _known(at: str, stated: object, derived: object, dialect: Dialect) -> str | None:
+    if dialect is EXTENDED:
+        return None
+    if at == REASONS and isinstance(derived, list) and [name for name in derived if name != NEAR_UNIFORM] == stated:
+        return "files of older generations did not ask whether the answer is clearly above uniform"
+    return next((why for pattern, why in _KNOWN if re.search(pattern, at)), None)
+
+
+def _tables(evidence: Evidence, dialect: Dialect, notes: list[str]) -> Iterator[tuple[str, int, list[Difference]]]:
+    """The published tables of a run of our own, written again from its rows."""
+    for table in csv_tables(evidence.run, dialect):
+        if not evidence.sources.has(table.name):
+            notes.append(f"{table.name} is not there")
+            continue
+        again = serialise(table.columns, table.rows, dialect).decode()
+        stated = "\n".join(evidence.sources.lines(table.name))
+        yield table.name, *_text(table.name, stated, again)
+
+
+def _text(name: str, stated: str, derived: str, first_line: int = 1) -> tuple[int, list[Difference]]:
+    """Lines that differ."""
+    old, new = stated.split("\n"), derived.split("\n")
+    if old == new:
+        return len(new), []
+    found: list[Difference] = []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind == "equal":
+            continue
+        where = Citation(name, a + first_line, max(a, b - 1) + first_line)
+        said = " / ".join(old[a:b]) or "nothing"
+        found.append(Difference("text", _short(said), _short(" / ".join(new[c:d]) or "nothing"), where))
+    return len(new), found
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else "null" if value is None else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split())
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}).") from error

@@ -1,0 +1,102 @@
+"""Tests of verification: what a run's files state is found again in its rows, and whatever was changed is named."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import layerscope
+from layerscope.report.archive import Archive
+from layerscope.report.evaluation import evaluation
+from layerscope.report.files import write_report
+from layerscope.report.markdown import markdown
+from layerscope.report.verify import Verified, verify
+
+
+@pytest.fixture
+def run(five_lens_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run's folder, with its report beside it."""
+    folder = tmp_path / "run"
+    shutil.copytree(five_lens_run, folder)
+    evidence = next(iter(Archive(folder)))
+    write_report(folder / f"evaluation-{evidence.stem}.md", markdown(evaluation(evidence)), layerscope.__name__)
+    return folder
+
+
+def verified(folder: Path) -> Verified:
+    return verify(next(iter(Archive(folder))), folder)
+
+
+def test_a_run_of_our_own_holds_in_every_file(run: Path) -> None:
+    found = verified(run)
+    assert found.differences == ()
+    assert found.holds
+    files = {path.name for path in (run / "published").iterdir()} - {"manifest.json"}
+    assert set(found.checked) == files | {"verdict.json", "evaluation-reference.md"}
+    assert all(count > 10 for count in found.checked.values())
+
+
+def test_a_changed_value_of_the_json_is_named_with_its_line(run: Path) -> None:
+    path = run / "published" / "output-reference.json"
+    text = path.read_text()
+    stated = json.loads(text)["diagnostics"]["first_rank_le_1"]
+    line = next(i for i, one in enumerate(text.split("\n"), 1) if one.startswith('    "first_rank_le_1"'))
+    path.write_text(text.replace(f'    "first_rank_le_1": {stated}', f'    "first_rank_le_1": {stated + 3}', 1))
+    (difference,) = [d for d in verified(run).differences if d.what == "/diagnostics/first_rank_le_1"]
+    assert (difference.stated, difference.derived) == (str(stated + 3), str(stated))
+    assert difference.where is not None
+    assert difference.where.line == line
+
+
+def test_a_changed_cell_of_a_table_is_named_with_its_line(run: Path) -> None:
+    path = run / "published" / "output-reference-pure-next-token-tuned.csv"
+    lines = path.read_text().split("\n")
+    lines[6] = lines[6].replace("True", "False", 1)
+    path.write_text("\n".join(lines))
+    places = [str(difference.where) for difference in verified(run).differences]
+    assert "output-reference-pure-next-token-tuned.csv:7" in places
+    assert all("tuned" in place or "evaluation" in place for place in places)  # the report cites that table
+
+
+def test_a_changed_number_of_the_report_is_named(run: Path) -> None:
+    path = run / "evaluation-reference.md"
+    text = path.read_text()
+    place = text.index("layer", text.index("Fingerprint"))
+    number = re.search(r"\d+", text[place:])
+    assert number is not None
+    path.write_text(text[: place + number.start()] + "9" + text[place + number.start() :])
+    (difference,) = verified(run).differences
+    assert difference.where is not None
+    assert difference.where.line == text[:place].count("\n") + 1
+
+
+def test_a_changed_verdict_is_named(run: Path) -> None:
+    path = run / "verdict.json"
+    path.write_text(path.read_text().replace("true", "false", 1))
+    (difference,) = verified(run).differences
+    assert difference.where is not None
+    assert difference.where.file == "verdict.json"
+
+
+def test_published_runs_differ_by_what_is_known_of_them_alone(shared: Path) -> None:
+    folder = shared / "reference" / "run-20251004-1804"
+    for evidence in Archive(folder):
+        found = verify(evidence, folder)
+        assert found.holds, [d for d in found.differences if d.known is None]
+        assert found.checked[evidence.json.name] > 1000
+        # The gaps that the files leave empty: every model but those whose answer never leads by half a logit.
+        empty = [d for d in found.differences if d.what == "/diagnostics/answer_margin_thresholds/gap_ge_0.5"]
+        assert len(empty) == (0 if evidence.stem == "Qwen2.5-72B" else 1)
+        assert all(d.stated == "null" for d in empty)
+    windows = [d for e in Archive(folder) for d in verify(e, folder).differences if d.what.endswith("/radius")]
+    assert {(d.stated, d.derived) for d in windows} == {("4", "8")}
+    assert len(windows) == 8
+
+
+def test_somebody_elses_report_is_left_to_the_audit(run: Path) -> None:
+    (run / "evaluation-reference.md").write_text("# My own words\n")
+    found = verified(run)
+    assert found.differences == ()
+    assert any("audit" in note for note in found.notes)

@@ -1,0 +1,76 @@
+"""Which milestones of several runs may stand side by side, and what speaks against the others."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from layerscope.record.curve import Pass
+from layerscope.record.facts import fact_passes
+from layerscope.record.run import Run
+from layerscope.report.tables import probabilities_stand, ranks_stand
+
+SEMANTIC = ("L_semantic", "first_rank_le")
+"""How names of milestones begin that are about the answer."""
+
+
+def obstacles(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """For each run what makes its layers unlike those of most others, by what it is about: `protocol`.
+
+    Where runs are split evenly, the first given sets the measure.
+    """
+    kinds: dict[str, Callable[[Run], str]] = {
+        "protocol": _protocol,
+        "thresholds": _thresholds,
+        "facts": _facts,
+        "stack": lambda run: run.record.measured.stack or "not recorded",
+    }
+    found: list[dict[str, str]] = [{} for _ in runs]
+    for name, said in kinds.items():
+        values = [said(run) for run in runs]
+        usual = Counter(values).most_common(1)[0][0]
+        for own, value in zip(found, values, strict=True):
+            if value != usual:
+                own[name] = _differs(name, value, usual)
+    return found
+
+
+def reason_against(run: Run, milestone: str, mixtures: dict[str, str]) -> str | None:
+    """Why a milestone of a run does not compare; None where nothing is known against it."""
+    return "; ".join([*mixtures.values(), *_own_reasons(run, milestone)]) or None
+
+
+def _own_reasons(run: Run, milestone: str) -> list[str]:
+    found, semantic = run.verdict.diagnostics, milestone.startswith(SEMANTIC)
+    cautions = {reason.name for reason in run.verdict.guidance.reasons}
+    last = found.last_layer
+    rests_on_ranks = milestone in ("L_semantic", "L_semantic_run2") or milestone.startswith("first_rank_le")
+    said = []
+    if not (ranks_stand(run.record) if rests_on_ranks else probabilities_stand(run.record)):
+        said.append("the last layer, decoded, is not the model's own output")
+    if semantic and run.record.suite.gold_alignment_rate not in (None, 1.0):
+        said.append("some answers could not be told in the model's tokens")
+    if semantic and "decoding_point_sensitive" in cautions:
+        said.append("the layer hangs on which norm decodes it")
+    if milestone.startswith("first_kl_below") and last is not None and last.warn_high_last_layer_kl:
+        said.append("lens and head differ at the last layer")
+    return said
+
+
+def _differs(name: str, value: str, usual: str) -> str:
+    if name in ("thresholds", "facts"):
+        return {"thresholds": "other thresholds", "facts": "asked other facts"}[name] + " than most runs here"
+    return f"{name} {value}, but {usual} in most runs here"
+
+
+def _protocol(run: Run) -> str:
+    protocol = run.record.protocol
+    return f"{protocol.name} {protocol.version} under {protocol.headline_lens}"
+
+
+def _thresholds(run: Run) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in sorted(run.record.protocol.thresholds.items()))
+
+
+def _facts(run: Run) -> str:
+    asked = set(fact_passes(run.verdict.curves.passes))
+    prompts = [p for p in run.record.suite.prompts if Pass(p.fact_index, p.prompt_id, p.prompt_variant) in asked]
+    return "; ".join(sorted(f"{p.text} -> {p.answers[0].string.strip() if p.answers else None}" for p in prompts))

@@ -1,0 +1,228 @@
+"""The lens grid as a picture: layers by positions, the most likely token in each cell, a value as its colour."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log2, log10
+from types import MappingProxyType
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from layerscope.errors import RunError
+from layerscope.record.curve import Pass
+from layerscope.record.run import Run
+from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, layered, titled, y_at
+from layerscope.report.charts.palette import VIRIDIS, ink, shade
+from layerscope.report.charts.theme import QUIET
+from layerscope.report.charts.words import amount, model_name, prompt_name, sentences, visible
+from layerscope.report.tables import probabilities_stand
+
+CELL_WIDTH, CELL_HEIGHT = 60, 20
+"""In pixels."""
+LONGEST = 12
+"""Letters of a token in a cell; the tooltip has all."""
+NO_GROUND = "#8a8f98"
+"""Of a cell without a value."""
+
+
+@dataclass(frozen=True)
+class _Shade:
+    """What a cell's colour stands for."""
+
+    column: str
+    legend: str
+    bright_is_low: bool
+    """Whether the bright end of the scale is the small one: bright is always certain, or near the answer."""
+    log: bool = False
+
+
+_SHADES: Mapping[str, _Shade] = MappingProxyType(
+    {
+        "entropy": _Shade("entropy_bits", "entropy (bits)", True),
+        "probability": _Shade("p_top1", "probability of the token", False),
+        "rank": _Shade("answer_rank", "rank of the answer (log)", True, log=True),
+        "kl": _Shade("kl_to_final_bits", "KL to final (bits)", True),
+    }
+)
+
+
+def grid(
+    run: Run,
+    lens: str | None = None,
+    colour: str = "entropy",
+    *,
+    asked: Pass | None = None,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+) -> ChartSpec:
+    """One prompt under one lens, the last layer on top; tokens are bold where the answer has rank 1.
+
+    Args:
+        run: what to draw.
+        lens: the headline lens where not given.
+        colour: what it stands for: `entropy`, `probability`, `rank` or `kl`.
+        asked: which prompt; the primary one where not given.
+        layers: which; all where not given.
+        positions: which; all that were decoded where not given.
+
+    Raises:
+        RunError: no such lens, prompt or colour, or nothing was read there, or no cell has a value for the colour.
+    """
+    if colour not in _SHADES:
+        raise RunError(f"Cells have no colour '{colour}'; choose from {', '.join(_SHADES)}.")
+    chosen, prompt, kind = (
+        lens or run.record.protocol.headline_lens,
+        asked or run.verdict.curves.primary,
+        _SHADES[colour],
+    )
+    if prompt is None:
+        raise RunError("This run has no rows of any fact, so there is no grid.")
+    cells = _cells(run, chosen, prompt, layers, positions)
+    if cells.is_empty():
+        raise RunError(f"This run has no rows of {prompt_name(run, prompt)} under lens '{chosen}' there.")
+    if cells[kind.column].null_count() == len(cells):
+        raise RunError(f"This run has no `{kind.column}` in these cells; choose another colour.")
+    ends = _ends(run, kind, cells)
+    title_text = f"Lens grid: {chosen}"
+    caution = probabilities_stand(run.record) or colour == "rank"
+    notes = [f"{model_name(run)} · {prompt_name(run, prompt)}", "Bold: the answer has rank 1 there"]
+    notes += [] if caution else ["The last layer, decoded, is not the model's own output."]
+    said = _description(run, chosen, prompt, kind, cells)
+    chart = _chart(cells, kind, ends).properties(
+        width=alt.Step(CELL_WIDTH), height=alt.Step(CELL_HEIGHT), title=titled(title_text, notes), description=said
+    )
+    return ChartSpec(f"grid-{chosen}-{colour}", title_text, said, chart, cells.drop("answer_led"))
+
+
+def _cells(
+    run: Run, lens: str, prompt: Pass, layers: Sequence[int] | None, positions: Sequence[int] | None
+) -> pl.DataFrame:
+    own = run.rows.filter(
+        pl.col("fact_index").eq_missing(pl.lit(prompt.fact_index, dtype=pl.Int32)),
+        prompt_id=prompt.prompt_id,
+        prompt_variant=prompt.prompt_variant,
+        lens=lens,
+    )
+    own = own if layers is None else own.filter(pl.col("layer").is_in(list(layers)))
+    own = own if positions is None else own.filter(pl.col("position").is_in(list(positions)))
+    columns = ["layer", "position", "token", "top1", "p_top1", "entropy_bits", "kl_to_final_bits", "answer_rank"]
+    led = (pl.col("answer_rank") == 1).fill_null(False).alias("answer_led")
+    return own.select("lens", *columns, led).sort("position", "layer")
+
+
+def _ends(run: Run, kind: _Shade, cells: pl.DataFrame) -> tuple[float, float]:
+    """What the two ends of the scale stand for; those of entropies, ranks and probabilities are the vocabulary's."""
+    d_vocab = run.record.model.d_vocab
+    if kind.column == "kl_to_final_bits":
+        highest = cells[kind.column].max()
+        return 0.0, max(float(str(highest)), 1e-6)
+    return {"entropy_bits": (0.0, log2(d_vocab)), "p_top1": (0.0, 1.0), "answer_rank": (1.0, float(d_vocab))}[
+        kind.column
+    ]
+
+
+def _ground(kind: _Shade, value: int | float | None, ends: tuple[float, float]) -> str:
+    """The colour of a cell, as the scale of the chart makes it."""
+    if value is None:
+        return NO_GROUND
+    low, high = ends
+    share = log10(value / low) / log10(high / low) if kind.log else (value - low) / (high - low)
+    return shade(1 - share if kind.bright_is_low else share)
+
+
+def _chart(cells: pl.DataFrame, kind: _Shade, ends: tuple[float, float]) -> alt.LayerChart:
+    rows = [_datum(row, kind, ends) for row in cells.iter_rows(named=True)]
+    heads: list[Datum] = [
+        {"position": position, "token": _short(token)}
+        for position, token in cells.select("position", "token").unique(maintain_order=True).iter_rows()
+    ]
+    x = alt.X("position:O", title="position", axis=alt.Axis(labelAngle=0, domain=False, ticks=False))
+    y = alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(domain=False, ticks=False))
+    scheme = list(reversed(VIRIDIS)) if kind.bright_is_low else list(VIRIDIS)
+    steps = [_at(place / (len(scheme) - 1), ends, kind.log) for place in range(len(scheme))]
+    scale = alt.Scale(type="log" if kind.log else "linear", domain=steps, range=scheme, interpolate="rgb")
+    legend = alt.Legend(title=kind.legend, orient="bottom", gradientLength=200, format="~s" if kind.log else ".3~g",
+                        tickCount=4)  # fmt: skip
+    tips = [
+        alt.Tooltip("layer:O"), alt.Tooltip("position:O"), alt.Tooltip("top:N", title="top token"),
+        alt.Tooltip("value:Q", title=kind.legend, format=".4~g"),
+    ]  # fmt: skip
+    ground = alt.Chart(data_of(rows)).mark_rect(stroke=None, aria=False)
+    leading, others = ([row for row in rows if row["led"] is led] for led in (True, False))
+    limit = CELL_WIDTH - 6
+    plain = alt.Chart(data_of(others)).mark_text(fontSize=10, limit=limit, aria=False)
+    bold = alt.Chart(data_of(leading)).mark_text(fontSize=10, limit=limit, aria=False, fontWeight="bold")
+    layers = [
+        ground.encode(x, y, color=alt.Color("value:Q", scale=scale, legend=legend), tooltip=tips),
+        plain.encode(x, y, alt.Text("text:N"), color=alt.Color("ink:N", scale=None), tooltip=tips),
+        bold.encode(x, y, alt.Text("text:N"), color=alt.Color("ink:N", scale=None), tooltip=tips),
+        alt.Chart(data_of(heads)).mark_text(style=QUIET, baseline="bottom", limit=CELL_WIDTH - 4, aria=False)
+        .encode(x, y_at(-5), alt.Text("token:N")),
+    ]  # fmt: skip
+    chart: alt.LayerChart = layered(layers).resolve_scale(color="independent")  # ink is no value on the scale
+    return chart
+
+
+def _datum(row: Mapping[str, Any], kind: _Shade, ends: tuple[float, float]) -> Datum:
+    value = row[kind.column]
+    return {
+        "layer": row["layer"],
+        "position": row["position"],
+        "value": value,
+        "top": "n.a." if row["top1"] is None else visible(row["top1"]),
+        "text": _short(row["top1"]),
+        "ink": ink(_ground(kind, value, ends)),
+        "led": row["answer_led"],
+    }
+
+
+def _short(token: str | None) -> str:
+    shown = "" if token is None else visible(token.removeprefix(" ") or token)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+
+
+def _at(share: float, ends: tuple[float, float], log: bool) -> float:
+    low, high = ends
+    return float(low * (high / low) ** share) if log else low + (high - low) * share
+
+
+def _description(run: Run, lens: str, prompt: Pass, kind: _Shade, cells: pl.DataFrame) -> str:
+    known = cells.drop_nulls(kind.column)
+    positions, layers = cells["position"].unique().sort(), cells["layer"].unique().sort()
+    low, high = (_number(edge) for edge in (known[kind.column].min(), known[kind.column].max()))
+    return sentences(
+        [
+            f"Most likely token of each cell under {lens}, {run.record.model.id}, prompt {prompt_name(run, prompt)}:",
+            f"{len(positions)} positions, {len(layers)} layers from {layers[0]} to {layers[-1]}.",
+            f"Colour is {kind.legend}, {amount(low)} to {amount(high)}{_only(known, kind.column)}.",
+            f"{len(cells) - len(known)} cells have no value." if len(known) < len(cells) else None,
+            _led(cells),
+        ]
+    )
+
+
+def _led(cells: pl.DataFrame) -> str:
+    """Where the answer has rank 1."""
+    led = cells.filter("answer_led").sort("layer", "position")
+    if led.is_empty():
+        return "The answer has rank 1 in no cell."
+    layer, position = led.select("layer", "position").row(0)
+    many = f"{len(led)} cells, first at" if len(led) > 1 else "one cell,"
+    return f"The answer has rank 1 in {many} layer {layer}, position {position}."
+
+
+def _only(known: pl.DataFrame, column: str) -> str:
+    """Where the smallest and the largest value stand, each only if it is in one cell."""
+    said = ""
+    for word, edge in (("lowest", known[column].min()), ("highest", known[column].max())):
+        cells = known.filter(known[column] == edge)
+        if len(cells) == 1:
+            layer, position = cells.select("layer", "position").row(0)
+            said += f"; {word} at layer {layer}, position {position}"
+    return said
+
+
+def _number(value: object) -> int | float:
+    assert isinstance(value, int | float)
+    return value

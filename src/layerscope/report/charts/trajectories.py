@@ -1,0 +1,229 @@
+"""What each lens reads by layer: one line for each, milestones as rules, the model's own value for reference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+from layerscope.errors import RunError
+from layerscope.record.curve import Curve, Pass
+from layerscope.record.run import Run
+from layerscope.report.charts.chart_spec import ChartSpec, finished, titled
+from layerscope.report.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
+from layerscope.report.charts.metrics import Metric, Quantity, metric_of
+from layerscope.report.charts.palette import lens_look, series_look
+from layerscope.report.charts.rules import (
+    Named,
+    found_milestones,
+    milestone_sentence,
+    named_milestones,
+    place,
+    rule_layers,
+    rules_of,
+)
+from layerscope.report.charts.words import course, listed, measured, model_name, prompt_name, sentences
+from layerscope.report.tables import probabilities_stand
+
+HEIGHT = 300
+NO_VALUE = "no value at any layer"
+CAUTION = "The last layer, decoded, is not the model's own output: do not quote these probabilities."
+
+
+@dataclass(frozen=True)
+class _Series:
+    """One quantity under one lens."""
+
+    lens: str
+    quantity: Quantity
+    values: tuple[tuple[int, int | float | None], ...]
+
+    @property
+    def present(self) -> bool:
+        return any(value is not None for _, value in self.values)
+
+
+def trajectories(
+    run: Run,
+    metric: str,
+    *,
+    lenses: Sequence[str] | None = None,
+    asked: Pass | None = None,
+    over: Literal["layer", "depth"] = "layer",
+) -> ChartSpec:
+    """One prompt at its last position, layer by layer.
+
+    Args:
+        run: what to draw.
+        metric: a name of `METRICS`.
+        lenses: which; where not given all that were read; of several quantities the headline lens alone.
+        asked: which prompt; the primary one where not given.
+        over: layers, or the share of the depth.
+
+    Raises:
+        RunError: no such metric, lens or prompt, or none of the lenses has a value.
+    """
+    kind, prompt = metric_of(metric), _prompt_of(run, asked)
+    chosen = _lenses_of(run, lenses, kind)
+    series = [_series(run.verdict.curves.get(prompt, lens), lens, q) for lens in chosen for q in kind.quantities]
+    drawn, absent = [one for one in series if one.present], [one for one in series if not one.present]
+    if not drawn:
+        raise RunError(
+            f"This run has no {kind.axis} of {prompt_name(run, prompt)} under {listed(chosen)}; choose another chart."
+        )
+    headline = run.record.protocol.headline_lens
+    lines = _lines(drawn, headline)
+    named = found_milestones(named_milestones(run, kind.name), run.verdict.milestones.of(headline, prompt))
+    reference = _reference(run, kind, prompt)
+    axes = Axes(run.record.model.n_layers, kind.axis, kind.log, kind.domain, kind.from_zero, over == "depth")
+    placed = place(rules_of(named), axes.n_layers)
+    layers = [*([] if reference is None else [reference_layer(reference)]), *rule_layers(placed, axes.scale)]
+    layers += [*line_layers(lines, axes), hover_layer(lines, axes)]
+    caution = CAUTION if kind.probability and not probabilities_stand(run.record) else None
+    said = _description(run, kind, prompt, lines, named, reference, absent, caution)
+    title = titled(kind.title, _subtitle(run, kind, prompt, drawn, reference, caution))
+    return ChartSpec(
+        name=f"trajectories-{kind.name}",
+        title=kind.title,
+        description=said,
+        chart=finished(layers, title, said, HEIGHT),
+        table=_table(run, prompt, series, named, reference),
+    )
+
+
+def curve_values(curve: Curve | None, column: str) -> tuple[tuple[int, int | float | None], ...]:
+    """A column by layer from the shallowest layer that the curve has to the deepest of the model; gaps are None."""
+    if curve is None or not curve.rows:
+        return ()
+    by_layer = {row["layer"]: row[column] for row in curve.rows}
+    return tuple((layer, by_layer.get(layer)) for layer in range(min(by_layer), curve.n_layers + 1))
+
+
+def _prompt_of(run: Run, asked: Pass | None) -> Pass:
+    found = asked or run.verdict.curves.primary
+    if found is None or found not in run.verdict.curves.passes:
+        raise RunError(f"This run has no rows of {found or 'any fact'}; choose one of its prompts.")
+    return found
+
+
+def _lenses_of(run: Run, lenses: Sequence[str] | None, kind: Metric) -> list[str]:
+    """The headline lens first."""
+    protocol = run.record.protocol
+    if lenses is None:
+        own = [protocol.headline_lens] if len(kind.quantities) > 1 else list(protocol.lenses)
+    else:
+        own = list(dict.fromkeys(lenses))
+    unknown = [lens for lens in own if lens not in protocol.lenses]
+    if unknown or not own:
+        raise RunError(
+            f"This run has no lens {listed(unknown or ['at all'])}; choose from {', '.join(protocol.lenses)}."
+        )
+    return sorted(own, key=lambda lens: lens != protocol.headline_lens)
+
+
+def _series(curve: Curve | None, lens: str, quantity: Quantity) -> _Series:
+    return _Series(lens, quantity, curve_values(curve, quantity.column))
+
+
+def _lines(drawn: Sequence[_Series], headline: str) -> list[Line]:
+    """Colour tells lenses apart, or quantities under one lens alone; with several of both, dashes tell these."""
+    lenses, quantities = dict.fromkeys(one.lens for one in drawn), dict.fromkeys(one.quantity.label for one in drawn)
+    if len(lenses) == 1 and len(quantities) > 1:
+        return [Line(one.quantity.label, series_look(at), one.values, at == 0) for at, one in enumerate(drawn)]
+    at = {lens: place for place, lens in enumerate(lenses)}
+    grouped = len(quantities) > 1
+    return [
+        Line(
+            one.lens,
+            lens_look(one.lens, at[one.lens]),
+            one.values,
+            one.lens == headline,
+            one.quantity.label if grouped else None,
+        )
+        for one in drawn
+    ]
+
+
+def _reference(run: Run, kind: Metric, prompt: Pass) -> int | float | None:
+    """The model's own value, or the one that agreement with it has; None where there is none or it was not recorded."""
+    if kind.name in ("kl_to_final_bits", "cos_to_final"):
+        return 0.0 if kind.name == "kl_to_final_bits" else 1.0
+    if kind.name == "entropy_bits":
+        own = [c for c in run.verdict.curves if c.asked == prompt]
+        return next((value for curve in own for value in curve.values("teacher_entropy_bits")), None)
+    final = run.record.measured.final_prediction
+    if final is None or prompt != run.verdict.curves.primary:
+        return None
+    return {"p_answer": final.p_answer, "answer_rank": final.answer_rank}.get(kind.name)
+
+
+def _reference_words(kind: Metric, reference: int | float) -> str:
+    if kind.name in ("kl_to_final_bits", "cos_to_final"):
+        return f"dashed line at {measured(reference, kind.unit)}: no difference from the model's own output"
+    return f"dashed line at {measured(reference, kind.unit)}: the model's own output"
+
+
+def _subtitle(
+    run: Run, kind: Metric, prompt: Pass, drawn: Sequence[_Series], reference: int | float | None, caution: str | None
+) -> list[str]:
+    headline, lenses = run.record.protocol.headline_lens, list(dict.fromkeys(one.lens for one in drawn))
+    lines = [f"{model_name(run)} · {prompt_name(run, prompt)}"]
+    if len(lenses) == 1:
+        lines[0] += f" · lens {lenses[0]}"
+    elif headline in lenses:
+        lines.append(f"Thick line: headline lens {headline}")
+    if reference is not None:
+        words = _reference_words(kind, reference)
+        lines.append(words[0].upper() + words[1:])
+    return [*lines, *([] if caution is None else [caution])]
+
+
+def _description(
+    run: Run, kind: Metric, prompt: Pass, lines: Sequence[Line], named: Sequence[Named],
+    reference: int | float | None, absent: Sequence[_Series], caution: str | None,
+) -> str:  # fmt: skip
+    model = run.record.model
+    left_out = [f"{one.lens}{'' if len(kind.quantities) == 1 else f', {one.quantity.label}'}" for one in absent]
+    return sentences(
+        [
+            kind.means,
+            f"{model.id}, prompt {prompt_name(run, prompt)}, last position, layers 0 to {model.n_layers}.",
+            *(course(line.name, line.known, kind.unit) for line in lines),
+            milestone_sentence(named, run.record.protocol.headline_lens),
+            None if reference is None else f"A {_reference_words(kind, reference)}.",
+            f"Left out: {listed(left_out)}, {NO_VALUE}." if left_out else None,
+            caution,
+        ]
+    )
+
+
+def _table(
+    run: Run, prompt: Pass, series: Sequence[_Series], named: Sequence[Named], reference: int | float | None
+) -> pl.DataFrame:
+    n_layers, headline = run.record.model.n_layers, run.record.protocol.headline_lens
+    at: dict[int | float, list[str]] = {}
+    for one in named:
+        if one.layer is not None:
+            at.setdefault(one.layer, []).append(one.milestone)
+    rows = [
+        {
+            "model": run.record.model.id,
+            "prompt": prompt_name(run, prompt),
+            "lens": one.lens,
+            "quantity": one.quantity.column,
+            "layer": layer,
+            "depth": layer / n_layers,
+            "value": None if value is None else float(value),
+            "reference": None if reference is None else float(reference),
+            "milestones": ", ".join(at.get(layer, [])) if one.lens == headline else "",
+        }
+        for one in series
+        for layer, value in one.values
+    ]
+    return pl.DataFrame(rows, schema=_TABLE)
+
+
+_TABLE = {
+    "model": pl.String, "prompt": pl.String, "lens": pl.String, "quantity": pl.String, "layer": pl.Int32,
+    "depth": pl.Float64, "value": pl.Float64, "reference": pl.Float64, "milestones": pl.String,
+}  # fmt: skip

@@ -1,0 +1,74 @@
+"""Sentences about what a chart shows, made from its data."""
+
+from collections.abc import Iterable, Sequence
+
+from layerscope.record.curve import Pass
+from layerscope.record.run import Run
+from layerscope.report.shapes import Points, peak, points, trough
+from layerscope.report.tables import printable
+
+
+def amount(value: int | float) -> str:
+    """Three significant digits, whole numbers in full."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def measured(value: int | float, unit: str) -> str:
+    """A number with its unit, in the singular for one."""
+    return amount(value) + (unit.removesuffix("s") if value == 1 else unit)
+
+
+def signed(value: int | float) -> str:
+    """A difference with its sign; none has none."""
+    return f"{value:+g}" if value else "0"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def course(name: str, curve: Points, unit: str = "", steps: str = "layer") -> str:
+    """Where a curve starts and ends, and its extremes where these are no ends."""
+    known = points(curve)
+    (first, at_first), (last, at_last) = known[0], known[-1]
+    if len(known) == 1:
+        return f"{name}: {measured(at_first, unit)} at {steps} {first}."
+    said = f"{name}: {measured(at_first, unit)} at {steps} {first}, {measured(at_last, unit)} at {steps} {last}"
+    ends = {first, last}
+    extremes = [
+        f"{word} {measured(found[1], unit)} at {steps} {found[0]}"
+        for word, found in (("lowest", trough(known)), ("highest", peak(known)))
+        if found is not None and found[0] not in ends and amount(found[1]) not in (amount(at_first), amount(at_last))
+    ]
+    return f"{said}; {', '.join(extremes)}." if extremes else f"{said}."
+
+
+def prompt_name(run: Run, asked: Pass) -> str:
+    """What a prompt asks: `Germany→Berlin`, or its answer alone; its wording too where there are several."""
+    recorded = [p for p in run.record.suite.prompts if Pass(p.fact_index, p.prompt_id, p.prompt_variant) == asked]
+    curve = next((curve for curve in run.verdict.curves if curve.asked == asked), None)
+    key = None if curve is None else next(iter(curve.values("fact_key")), None)
+    answer = next((one.string.strip() for prompt in recorded for one in prompt.answers), None)
+    name = printable(str(key or answer or asked.prompt_id))
+    variants = {own.prompt_variant for own in run.verdict.curves.passes}
+    said = name if asked.is_fact else f"control {name}"
+    return f"{said} ({asked.prompt_variant})" if len(variants) > 1 else said
+
+
+def visible(token: str) -> str:
+    """A token with its white space shown and whatever cannot be printed written out."""
+    known = {" ": "␣", "\n": "↵", "\t": "⇥"}
+    return "".join(known.get(c) or (c if c.isprintable() else repr(c)[1:-1]) for c in token)
+
+
+def model_name(run: Run) -> str:
+    """The model without its owner."""
+    return run.record.model.id.rsplit("/", 1)[-1]
+
+
+def sentences(parts: Iterable[str | None]) -> str:
+    """What there is to say, one after the other."""
+    return " ".join(part for part in parts if part)

@@ -1,15 +1,27 @@
 # Everything a developer runs. Each target sets up what it needs in .venv, from the versions in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+BROWSER := chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test bench check clean
+.PHONY: demo test browser bench check clean
 
 demo: .venv/user
 	$(BIN)/layerscope probe
 
-test: .venv/dev check
+test: .venv/dev check browser
 	$(BIN)/python -m pytest --numprocesses 2 --quiet
+
+# For the tests of the page; where it cannot be had they say so. The fonts are for tokens in other scripts than Latin.
+browser:
+	@command -v chromium >/dev/null || { \
+	  if ! command -v apt-get >/dev/null; then echo "no chromium and no apt-get: the tests of the page need a browser"; exit 0; fi; \
+	  if [ "$$(id -u)" = 0 ]; then as_root=; \
+	  elif sudo -n true 2>/dev/null; then as_root="sudo -n"; \
+	  else echo "chromium is missing: install it with 'sudo apt-get install chromium'"; exit 0; fi; \
+	  $$as_root apt-get update -q >/dev/null || true; \
+	  $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q $(BROWSER) >/dev/null || \
+	  echo "apt-get could not install chromium: the tests of the page need a browser"; }
 
 check: .venv/dev
 	$(BIN)/ruff format --check --quiet .
@@ -32,4 +44,4 @@ bench: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache test-output

@@ -4,6 +4,7 @@
 
     run = layerscope.probe("Qwen/Qwen3-8B", suite="capitals")
     run.rows                      # a polars frame: one row for each prompt, lens, layer and position
+    run.show()                    # a page, in a notebook; run.plot("answer_rank") is one chart of it
     run.save("runs/qwen3-8b")
     layerscope.Run.read("runs/qwen3-8b")
 
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
     from layerscope.errors import LayerscopeError
     from layerscope.model.causal_lm import CausalLM
     from layerscope.probing import probe
-    from layerscope.record.run import Run
     from layerscope.residuals import Residuals, read_residuals
     from layerscope.suite import Prompt, Suite, builtin_suites, load_suite
+    from layerscope.viewing import Run
 
 _HOMES = {
     "CausalLM": "layerscope.model.causal_lm",
     "LayerscopeError": "layerscope.errors",
     "Prompt": "layerscope.suite",
     "Residuals": "layerscope.residuals",
-    "Run": "layerscope.record.run",
+    "Run": "layerscope.viewing",
     "Suite": "layerscope.suite",
     "builtin_suites": "layerscope.suite",
     "load_suite": "layerscope.suite",

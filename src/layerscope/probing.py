@@ -25,10 +25,10 @@ from layerscope.readout.measure import measure
 from layerscope.record.measured import MeasuredRecord
 from layerscope.record.parts import TimingsRecord
 from layerscope.record.protocol import Protocol, protocol_of
-from layerscope.record.run import Run
 from layerscope.residuals import Residuals, read_residuals
 from layerscope.suite import Suite, load_suite
 from layerscope.tabulate import tabulate
+from layerscope.viewing import Run
 
 SECOND_FORWARD = ("auto", "always", "off")
 

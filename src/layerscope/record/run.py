@@ -5,6 +5,7 @@ import json
 import re
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 from pydantic import ValidationError
@@ -17,6 +18,8 @@ from layerscope.record.published.writer import write_published
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
 from layerscope.record.verdict_json import verdict_text
+
+R = TypeVar("R", bound="Run")
 
 
 class Run(Measurements):
@@ -47,7 +50,7 @@ class Run(Measurements):
                 write_published(self, folder / "published", published)
 
     @classmethod
-    def read(cls, path: str | Path, model: str | None = None) -> "Run":
+    def read(cls: type[R], path: str | Path, model: str | None = None) -> R:
         """Read a run's folder, whatever else lies in it, or files in the published format.
 
         Args:

@@ -53,7 +53,7 @@ def verdict_of(found: Verdict, record: RunRecord) -> Iterator[RenderableType]:
     Where the identity check failed, nothing that rests on a probability is said; where it casts doubt on ranks too, no
     layer is named at all.
     """
-    teller = _Teller(found, record)
+    teller = Teller(found, record)
     yield teller.title()
     yield Text(teller.headline(), style="bold")
     if teller.ranked and teller.own:
@@ -78,7 +78,7 @@ def _lines(label: str, texts: Sequence[str]) -> list[Said]:
     return [Said("" if place else label, text) for place, text in enumerate(texts)]
 
 
-class _Teller:
+class Teller:
     """What there is to say of one run."""
 
     def __init__(self, found: Verdict, record: RunRecord) -> None:
@@ -145,7 +145,7 @@ class _Teller:
         if semantic.name == STRONG:
             at_last = semantic.layer == self.n_layers
             return "strong, at the last layer alone" if at_last else "strong, but not at two layers in a row"
-        weak = "never strong" if self._cell(self.diagnostics.headline, STRONG) == NEVER else "how strongly is not known"
+        weak = "never strong" if self.cell(self.diagnostics.headline, STRONG) == NEVER else "how strongly is not known"
         if semantic.name == CONFIRMED:
             confirmation = self.diagnostics.confirmation
             trivial = confirmation is not None and confirmation.nontrivial is False
@@ -235,11 +235,11 @@ class _Teller:
             table.add_column(header, justify="right", no_wrap=True)
         for lens in self.record.protocol.lenses:
             head = lens == self.diagnostics.headline
-            cells = [self._cell(lens, name) for name in columns.values()]
+            cells = [self.cell(lens, name) for name in columns.values()]
             table.add_row(Text(printable(lens)), *cells, style="bold" if head else None)
         return table
 
-    def _cell(self, lens: str, name: str) -> str:
+    def cell(self, lens: str, name: str) -> str:
         """A layer; `never` only where every layer was read and none was left open."""
         own = self.milestones.of(lens)
         if name not in own:

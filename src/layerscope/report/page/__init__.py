@@ -1,0 +1,1 @@
+"""The page: runs as one self-contained HTML file that is looked at without a network."""

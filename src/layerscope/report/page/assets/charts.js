@@ -1,0 +1,73 @@
+// Charts: drawn when they come into view, in the page's own colours, by the runtime that the page carries.
+
+const drawn = new Map();
+
+async function draw(figure) {
+  const plot = figure.querySelector(".plot");
+  const spec = JSON.parse(await inflateText(figure.dataset.spec));
+  drawn.get(figure)?.finalize();
+  const config = JSON.parse(byId(isDark() ? "config-dark" : "config-light").textContent);
+  config.background = css(surface());
+  // The plot as a whole has a role and words of its own, which Vega would replace on what it draws in.
+  const inner = make("div", { "aria-hidden": "true" });
+  plot.replaceChildren(inner);
+  const result = await window.vegaEmbed(inner, spec, {
+    config,
+    mode: "vega-lite",
+    ast: true,
+    actions: false,
+    renderer: "svg",
+    defaultStyle: false,
+    tooltip: { disableDefaultStyle: true },
+  });
+  drawn.set(figure, result);
+  figure.classList.add("drawn");
+}
+
+const watcher = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting || drawn.has(entry.target)) continue;
+      drawn.set(entry.target, null);
+      queue = queue.then(() => draw(entry.target)).catch((error) => failed(entry.target, error));
+    }
+  },
+  { rootMargin: "400px" },
+);
+let queue = new Promise((ready) => {
+  if (document.readyState === "complete") ready();
+  else addEventListener("load", ready, { once: true });
+});
+
+function failed(figure, error) {
+  figure.querySelector(".plot").textContent = `This chart could not be drawn: ${error.message}`;
+  console.error(error);
+}
+
+async function saveChart(figure, kind) {
+  const name = `${figure.dataset.name}.${kind}`;
+  if (kind === "csv") {
+    download(name, await inflateText(figure.dataset.table), "text/csv;charset=utf-8");
+    return;
+  }
+  if (!drawn.get(figure)) await draw(figure);
+  const { view } = drawn.get(figure);
+  if (kind === "svg") download(name, await view.toSVG(), "image/svg+xml");
+  else {
+    const canvas = await view.toCanvas(2);
+    download(name, await new Promise((done) => canvas.toBlob(done, "image/png")));
+  }
+}
+
+function bindCharts() {
+  for (const figure of all("figure.chart")) {
+    watcher.observe(figure);
+    for (const button of all("button[data-save]", figure)) {
+      button.addEventListener("click", () => saveChart(figure, button.dataset.save));
+    }
+  }
+}
+
+function redrawCharts() {
+  for (const [figure, result] of drawn) if (result) queue = queue.then(() => draw(figure)).catch((error) => failed(figure, error));
+}

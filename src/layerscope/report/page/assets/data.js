@@ -1,0 +1,107 @@
+// The page's data. Numbers of a prompt under a lens are packed, and unpacked when they are first shown.
+
+const PAGE = JSON.parse(byId("page-data").textContent);
+const STEPS_PER_BIT = 1024;
+const FLOOR = 65534;
+const ABSENT = 65535;
+const unpacked = new Map();
+
+async function inflate(id) {
+  const binary = atob(JSON.parse(byId(id).textContent));
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).arrayBuffer();
+}
+
+const inflateText = async (id) => new TextDecoder().decode(await inflate(id));
+
+function readBlock(buffer, layers, columns, k) {
+  const n = layers * columns;
+  let offset = 0;
+  const take = (Kind, length) => {
+    const part = new Kind(buffer, offset, length);
+    offset += part.byteLength;
+    return part;
+  };
+  const floats = () => take(Float32Array, n);
+  return {
+    columns,
+    k,
+    entropy: floats(),
+    kl: floats(),
+    pTop1: floats(),
+    pAnswer: floats(),
+    rank: take(Uint32Array, n),
+    tokens: take(Uint32Array, n * k),
+    codes: take(Uint16Array, n * k),
+    state: take(Uint8Array, n),
+  };
+}
+
+function blockOf(run, data) {
+  if (!unpacked.has(data.id)) {
+    unpacked.set(
+      data.id,
+      inflate(data.id).then((buffer) => readBlock(buffer, run.n_layers + 1, data.positions.length, data.top_k)),
+    );
+  }
+  return unpacked.get(data.id);
+}
+
+const tokenText = (token) => PAGE.vocabulary.texts[token - 1];
+const tokenId = (token) => PAGE.vocabulary.ids[token - 1];
+
+// A column of a grid: one position of one prompt under one lens, all layers.
+class Column {
+  constructor(run, prompt, lens, block, place, position) {
+    Object.assign(this, { run, prompt, lens, block, place, position });
+  }
+  at(layer) {
+    return layer * this.block.columns + this.place;
+  }
+  state(layer) {
+    return this.block.state[this.at(layer)];
+  }
+  top(layer) {
+    return this.block.k ? this.block.tokens[this.at(layer) * this.block.k] : 0;
+  }
+  value(name, layer) {
+    const found = this.block[name][this.at(layer)];
+    if (name === "rank") return found === 0 ? NaN : found;
+    return found;
+  }
+  // The most likely tokens: number in the vocabulary, probability (NaN where absent), whether it is below what is kept.
+  list(layer) {
+    const { k, tokens, codes } = this.block;
+    const start = this.at(layer) * k;
+    const found = [];
+    for (let i = start; i < start + k; i++) {
+      if (!tokens[i]) break;
+      const code = codes[i];
+      const first = i === start ? this.value("pTop1", layer) : NaN;
+      const p = Number.isNaN(first) ? (code === ABSENT ? NaN : 2 ** (-code / STEPS_PER_BIT)) : first;
+      found.push({ token: tokens[i], p, below: code === FLOOR });
+    }
+    return found;
+  }
+  rankOf(wanted, layer) {
+    const { k, tokens } = this.block;
+    const start = this.at(layer) * k;
+    for (let i = 0; i < k; i++) if (wanted.has(tokens[start + i])) return i + 1;
+    return 0;
+  }
+}
+
+// The columns of a source: one prompt at all its positions, or every prompt of a wording at its last.
+async function columnsOf(source) {
+  const { run, lens } = source;
+  const prompts = source.prompt === null ? run.prompts.filter((p) => p.variant === source.variant) : [source.prompt];
+  const held = prompts.filter((prompt) => prompt.blocks[lens]);
+  const blocks = await Promise.all(held.map((prompt) => blockOf(run, prompt.blocks[lens])));
+  return held.flatMap((prompt, i) => {
+    const places = prompt.blocks[lens].positions.map((position, place) => [position, place]);
+    const shown = source.prompt === null ? places.filter(([position]) => position === prompt.last) : places;
+    return shown.map(([position, place]) => new Column(run, prompt, lens, blocks[i], place, position));
+  });
+}

@@ -1,0 +1,195 @@
+"""The charts of a page: which there are, in which section, and the words and files that go with each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from layerscope.errors import RunError
+from layerscope.record.run import Run
+from layerscope.report.page.packing import packed, safe_json
+
+if TYPE_CHECKING:
+    from layerscope.report.charts import ChartSpec
+
+TRAJECTORIES = ("entropy_bits", "kl_to_final_bits", "answer_rank", "p_answer", "masses", "cosines")
+FACTS = ("answer_rank", "entropy_bits", "kl_to_final_bits", "p_answer")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One chart as the page holds it."""
+
+    id: str
+    """Of its two packed scripts, `<id>-spec` and `<id>-table`."""
+    name: str
+    """Of its files."""
+    title: str
+    description: str
+    wide: bool
+    spec: str
+    """Packed Vega-Lite."""
+    table: str
+    """Packed CSV."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The charts of one run, or of all."""
+
+    run: int | None
+    """Place of the run; None where the charts are about all."""
+    charts: tuple[Figure, ...]
+    notes: tuple[str, ...]
+    """Charts that cannot be drawn, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table of models."""
+
+    text: str
+    sort: str = ""
+    """What it is sorted by; empty where it has no value."""
+    reason: str | None = None
+    """Why it is not to be compared with others, or has no value."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table that can be sorted."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    hints: tuple[str, ...]
+    """How its cells are to be read."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of charts."""
+
+    id: str
+    title: str
+    lead: str
+    groups: tuple[Group, ...]
+    table: Sheet | None = None
+
+
+def chart_sections(runs: Sequence[Run], labels: Sequence[str]) -> list[Section]:
+    """Trajectories and lens trust of every run; where there are several runs, all of them side by side."""
+    from altair.utils.schemapi import debug_mode
+
+    from layerscope.report.charts import LENS_TRUST, facts, lens_trust, trajectories
+
+    def of_facts(run: Run, metric: str) -> "ChartSpec | None":
+        return facts(run, metric) if len(run.diagnostics.micro_suite.facts) > 1 else None
+
+    by_layer = [(trajectories, name) for name in TRAJECTORIES] + [(of_facts, name) for name in FACTS]
+    trust = [(lens_trust, name) for name in LENS_TRUST]
+    named = list(enumerate(zip(runs, labels, strict=True)))
+    # Their own tests hold that the charts are valid; to check them here, part by part, would take seconds.
+    with debug_mode(False):
+        sections = [
+            Section(
+                "trajectories",
+                "Trajectories",
+                "The first fact at its last position, one line for each lens; then all facts under the headline lens.",
+                tuple(_group(at, run, label, by_layer) for at, (run, label) in named),
+            ),
+            Section(
+                "trust",
+                "Lens trust",
+                "How far a reading is the model's, and how far the making of the lens.",
+                tuple(_group(at, run, label, trust) for at, (run, label) in named),
+            ),
+        ]
+        return sections + ([_across(runs)] if len(runs) > 1 else [])
+
+
+def _group(
+    place: int, run: Run, label: str, wanted: Sequence[tuple[Callable[[Run, str], "ChartSpec | None"], str]]
+) -> Group:
+    charts, notes = [], []
+    for make, metric in wanted:
+        try:
+            found = make(run, metric)
+        except RunError as error:  # what a run does not hold is said in the chart's place
+            notes.append(str(error))
+            continue
+        if found is not None:
+            charts.append(_figure(found, f"chart-{place}-{found.name}", f"{found.name}-{label}"))
+    return Group(place, tuple(charts), tuple(dict.fromkeys(notes)))
+
+
+def _figure(found: "ChartSpec", place: str, name: str, wide: bool = False) -> Figure:
+    spec = safe_json(found.chart.to_dict(validate=False)).encode()
+    return Figure(
+        place, name, found.title, found.description, wide, packed(spec), packed(found.table.write_csv().encode())
+    )
+
+
+def _across(runs: Sequence[Run]) -> Section:
+    from layerscope.report.charts import across_models
+
+    notes: tuple[str, ...] = ()
+    charts: tuple[Figure, ...] = ()
+    table = None
+    try:
+        found = across_models(runs)
+    except RunError as error:
+        notes = (str(error),)
+    else:
+        charts = (_figure(found, "chart-all-models", found.name, wide=True),)
+        table = _sheet(found)
+    return Section(
+        "models",
+        "Across models",
+        "The same milestones in every run, as shares of the depth. What does not compare is marked, with the reason.",
+        (Group(None, charts, notes),),
+        table,
+    )
+
+
+def _sheet(found: "ChartSpec") -> Sheet:
+    """A row for each run, a column for each milestone, in the chart's order."""
+    from layerscope.report.charts.models import NAMES
+
+    runs: list[dict[str, Mapping[str, Any]]] = []
+    named = None
+    for row in found.table.iter_rows(named=True):
+        # Runs that were read from one folder bear one id, and two runs may be of one model.
+        same = (row["model"], row["run"], row["lens"])
+        if same != named or row["milestone"] in runs[-1]:
+            runs.append({})
+        named = same
+        runs[-1][row["milestone"]] = row
+    rows = tuple((*_named(list(own.values())), *(_cell(own.get(milestone)) for milestone in NAMES)) for own in runs)
+    signs = {
+        "*": "* does not compare with the others; the reason is in the cell.",
+        "[": "Brackets: the middle half of the facts.",
+        "–": "–: no such layer; the reason is in the cell.",
+    }
+    return Sheet(
+        "Milestones by model, as shares of the depth",
+        ("model", "layers", "lens", "facts", *NAMES.values()),
+        rows,
+        tuple(hint for sign, hint in signs.items() if any(sign in cell.text for row in rows for cell in row[4:])),
+    )
+
+
+def _named(rows: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
+    first = rows[0]
+    n_layers, n_facts = str(first["n_layers"]), str(max(row["n_facts"] or 0 for row in rows))
+    return Cell(first["model"]), Cell(n_layers, n_layers), Cell(first["lens"], first["lens"]), Cell(n_facts, n_facts)
+
+
+def _cell(row: Mapping[str, Any] | None) -> Cell:
+    if row is None or row["depth"] is None:
+        return Cell("–", "", None if row is None else row["absent"])
+    n = row["n_layers"]
+    spread = (
+        "" if row["p25_layer"] == row["p75_layer"] else f" [{row['p25_layer'] / n:.2f}, {row['p75_layer'] / n:.2f}]"
+    )
+    star = "" if row["comparable"] else " *"
+    return Cell(f"{row['depth']:.2f}{spread}{star}", f"{row['depth']:.4f}", row["reason"])

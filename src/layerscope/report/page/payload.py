@@ -1,0 +1,210 @@
+"""What a page knows: runs, prompts and lenses as plain data, and the numbers of each prompt and lens packed apart."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from layerscope.record.curve import Pass
+from layerscope.record.parts import PromptRecord
+from layerscope.record.published.layout import RECORDS, csv_name, stem_of
+from layerscope.record.run import Run
+from layerscope.report.page.blocks import PASS, Block, Key, Vocabulary, blocks, listed
+from layerscope.report.page.packing import packed
+from layerscope.report.tables import probabilities_stand, ranks_stand
+from layerscope.report.verdict import STRONG, rank_1
+
+
+@dataclass(frozen=True)
+class BlockData:
+    """Where a prompt's numbers under one lens stand, and their shape."""
+
+    id: str
+    """Of the script element that holds them."""
+    positions: tuple[int, ...]
+    top_k: int
+
+
+@dataclass(frozen=True)
+class PromptData:
+    """One prompt of a run."""
+
+    fact_index: int | None
+    prompt_id: str
+    variant: str
+    fact: str
+    """What it asks for, in words."""
+    text: str | None
+    tokens: Mapping[int, str]
+    """Input tokens by position, as far as they are known."""
+    last: int | None
+    """The position whose prediction is the first token after the prompt."""
+    answers: tuple[str, ...]
+    answer_tokens: tuple[int, ...]
+    """Places in the page's vocabulary, counted from 1, of tokens that begin an accepted answer."""
+    milestones: Mapping[str, Mapping[str, int]]
+    """By lens: layers of `rank_1` and `strong`, where there are such."""
+    blocks: Mapping[str, BlockData]
+    """By lens; a lens that did not read the prompt is absent."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run of a page."""
+
+    label: str
+    """Tells it from the page's other runs."""
+    model: str
+    n_layers: int
+    d_vocab: int
+    headline: str
+    lenses: tuple[str, ...]
+    ranks: bool
+    """Whether ranks may be shown."""
+    probabilities: bool
+    """Whether probabilities, entropies and divergences may be shown."""
+    suppressed: bool
+    """Whether the guidance forbids quoting them; they are shown with that said beside them."""
+    kl_bits: float
+    """Where the colour scale of divergences ends."""
+    missing: str | None
+    """Why other positions than the last cannot be shown; None where they can."""
+    prompts: tuple[PromptData, ...]
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Everything of the lens grid."""
+
+    vocabulary: Vocabulary
+    runs: tuple[RunData, ...]
+    scripts: Mapping[str, str]
+    """Packed blocks by the id of their script element."""
+
+
+def payload(runs: Sequence[Run]) -> Payload:
+    """The data of a page about some runs, in their order."""
+    listings = [listed(run.rows, probabilities=probabilities_stand(run.record)) for run in runs]
+    vocabulary = Vocabulary.of(listings) if listings else Vocabulary((), (), pl.DataFrame())
+    scripts: dict[str, str] = {}
+    found = []
+    for place, (run, listing, label) in enumerate(zip(runs, listings, labels(runs), strict=True)):
+        made = blocks(
+            run.rows,
+            vocabulary.numbered(listing),
+            run.record.model.n_layers,
+            probabilities=probabilities_stand(run.record),
+            ranks=ranks_stand(run.record),
+        )
+        ids = {key: f"block-{place}-{number}" for number, key in enumerate(made)}
+        scripts |= {ids[key]: packed(block.content) for key, block in made.items()}
+        found.append(_run(run, label, made, ids, vocabulary))
+    return Payload(vocabulary, tuple(found), scripts)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A short name for each run: the model's, with more where several runs are of one model."""
+    names = [run.record.model.id.rsplit("/", 1)[-1] for run in runs]
+    long = [f"{name} · {run.record.suite.name}" for name, run in zip(names, runs, strict=True)]
+    longest = [f"{name} · {run.record.created_utc or run.record.run_id}" for name, run in zip(long, runs, strict=True)]
+    for choice in (names, long, longest):
+        if len(set(choice)) == len(choice):
+            return choice
+    return [f"{name} · {place}" for place, name in enumerate(longest, start=1)]
+
+
+def _run(run: Run, label: str, made: Mapping[Key, Block], ids: Mapping[Key, str], vocabulary: Vocabulary) -> RunData:
+    record = run.record
+    passes = dict.fromkeys(key[:3] for key in made)
+    kl = run.rows.filter("is_next")["kl_to_final_bits"].drop_nulls()
+    return RunData(
+        label=label,
+        model=record.model.id,
+        n_layers=record.model.n_layers,
+        d_vocab=record.model.d_vocab,
+        headline=record.protocol.headline_lens,
+        lenses=record.protocol.lenses,
+        ranks=ranks_stand(record),
+        probabilities=probabilities_stand(record),
+        suppressed=run.guidance.suppress_abs_probs,
+        kl_bits=_nice(float(kl.quantile(0.98) or 1.0)) if len(kl) else 1.0,
+        missing=missing_positions(run),
+        prompts=tuple(_prompt(run, asked, made, ids, vocabulary) for asked in passes),
+    )
+
+
+def _nice(bits: float) -> float:
+    """The next of 1, 2, 5, 10, 15, 20, 25 and so on."""
+    return next((step for step in (1.0, 2.0, 5.0) if bits <= step), 5.0 * math.ceil(bits / 5))
+
+
+def missing_positions(run: Run) -> str | None:
+    """Why a run that was read from published files has the last position alone; None where it has others."""
+    record = run.record
+    if record.source != "published" or not run.rows.filter(~pl.col("is_next")).is_empty():
+        return None
+    name = csv_name(stem_of(record.model.id), RECORDS, None)
+    return f"The file {name} is missing, which would hold the other positions; the last position alone can be shown."
+
+
+def _prompt(
+    run: Run,
+    asked: tuple[int | None, str, str],
+    made: Mapping[Key, Block],
+    ids: Mapping[Key, str],
+    vocabulary: Vocabulary,
+) -> PromptData:
+    fact_index, prompt_id, variant = asked
+    record = next((p for p in run.record.suite.prompts if (p.fact_index, p.prompt_id, p.prompt_variant) == asked), None)
+    rows = run.rows.filter(pl.col(name).eq_missing(value) for name, value in zip(PASS, asked, strict=True))
+    answers = () if record is None else tuple(answer.string for answer in record.answers)
+    last = rows.filter("is_next")["position"].max()
+    return PromptData(
+        fact_index=fact_index,
+        prompt_id=prompt_id,
+        variant=variant,
+        fact=_fact(record, rows, prompt_id, answers),
+        text=None if record is None else record.text,
+        tokens=_tokens(record, rows),
+        last=None if last is None else int(str(last)),
+        answers=answers,
+        answer_tokens=_answer_tokens(record, rows, vocabulary),
+        milestones={lens: found for lens in run.record.protocol.lenses if (found := _layers(run, lens, Pass(*asked)))},
+        blocks={
+            lens: BlockData(ids[key], made[key].positions, made[key].top_k)
+            for lens in run.record.protocol.lenses
+            if (key := (fact_index, prompt_id, variant, lens)) in made
+        },
+    )
+
+
+def _fact(record: PromptRecord | None, rows: pl.DataFrame, prompt_id: str, answers: Sequence[str]) -> str:
+    key = next((key for key in rows["fact_key"] if key is not None), None) or (record.fact_key if record else None)
+    kind = "fact" if prompt_id == "pos" else "control"
+    return key or " ".join([kind, *answers[:1]])
+
+
+def _tokens(record: PromptRecord | None, rows: pl.DataFrame) -> dict[int, str]:
+    if record is not None and record.tokens is not None:
+        return dict(enumerate(record.tokens))
+    known = rows.select("position", "token").drop_nulls().unique("position").sort("position")
+    return dict(known.iter_rows())
+
+
+def _answer_tokens(record: PromptRecord | None, rows: pl.DataFrame, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """By id where ids are known, else by the text of the answer's first piece."""
+    answers = () if record is None else record.answers
+    ids = {answer.first_id for answer in answers} | set(rows["answer_id"].unique())
+    texts = {answer.pieces[0].replace("Ġ", " ").replace("▁", " ") for answer in answers if answer.pieces}
+    texts |= {space + answer.string for answer in answers if not answer.pieces for space in ("", " ")}
+    found = enumerate(zip(vocabulary.ids, vocabulary.texts, strict=True), start=1)
+    return tuple(at for at, (id_, text) in found if (id_ in ids if id_ >= 0 else text in texts))
+
+
+def _layers(run: Run, lens: str, asked: Pass) -> dict[str, int]:
+    own = run.milestones.of(lens, asked)
+    if not own or not ranks_stand(run.record):
+        return {}
+    found = {"rank_1": rank_1(own).layer, "strong": own[STRONG].layer if probabilities_stand(run.record) else None}
+    return {name: layer for name, layer in found.items() if layer is not None}

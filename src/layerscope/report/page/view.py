@@ -1,0 +1,246 @@
+"""Runs as one page: a single HTML file that opens by a double click and asks nothing of a network."""
+
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from layerscope.errors import RunError
+from layerscope.record.run import Run
+from layerscope.report.page.figures import Section, chart_sections
+from layerscope.report.page.packing import safe_json
+from layerscope.report.page.payload import Payload, labels, payload
+from layerscope.report.page.words import Origin, VerdictWords, origin, verdict_words
+
+MARKER = "<!-- layerscope view: written by layerscope, which may write it again -->"
+"""Near the head of every page; a file without it is someone else's."""
+_HEAD_BYTES = 1024
+"""How far into a file the marker is looked for."""
+SCRIPTS = ("dom", "data", "tokens", "colour", "card", "grid", "picture", "lens_grid", "charts", "shell")
+"""In the order in which they stand in the one script that they make up."""
+
+
+@dataclass(frozen=True)
+class _RunWords:
+    """What a page says of one run."""
+
+    label: str
+    created: str
+    verdict: VerdictWords
+    origin: Origin
+
+
+def page_html(runs: Sequence[Run]) -> str:
+    """One page about some runs, the first of them shown first.
+
+    Args:
+        runs: of any origin; a page about several also puts them side by side.
+
+    Raises:
+        RunError: there is no run.
+    """
+    if not runs:
+        raise RunError("A page shows at least one run, and none was given.")
+    names = labels(runs)
+    with ThreadPoolExecutor(1) as beside:
+        runtime = beside.submit(_vega)
+        found, sections = payload(runs), chart_sections(runs, names)
+    script, vega, style = _script(), runtime.result(), _asset("page.css")
+    return _environment().get_template("page.html.j2").render(
+        marker=Markup(MARKER),
+        policy=_policy(script, vega, style=style),
+        title=f"{names[0]} · layerscope" if len(runs) == 1 else f"{len(runs)} runs · layerscope",
+        style=Markup(style),
+        script=Markup(script),
+        vega=Markup(vega),
+        version=_version(),
+        sections=[
+            ("verdict", "Verdict"),
+            ("grid", "Lens grid"),
+            *((section.id, section.title) for section in sections),
+            ("provenance", "Provenance"),
+        ],
+        runs=[_words(run, name) for run, name in zip(runs, names, strict=True)],
+        chart_sections=sections,
+        data={key: Markup(content) for key, content in _scripts(found, sections).items()},
+    )  # fmt: skip
+
+
+def write_view(runs: Sequence[Run], path: str | Path) -> Path:
+    """Write the page, whole or not at all; a page that layerscope wrote before is replaced.
+
+    Args:
+        runs: as of `page_html`.
+        path: the file; folders above it are made.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: there is no run, something else is at the path, or the place cannot be written to.
+    """
+    target = Path(path)
+    _check_ours(target)
+    html = page_html(runs).encode("utf-8")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(html)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(0o666 & ~_umask())  # a temporary file is closed to others, and a page need not be
+        partial.replace(target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _check_ours(target: Path) -> None:
+    """Refuse to write over what is not a page of ours."""
+    if not os.path.lexists(target):
+        return
+    try:
+        ours = target.is_file() and MARKER.encode() in _head(target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    if not ours:
+        raise RunError(f"{target} is already there and was not written as a view by layerscope; give another name.")
+
+
+def _head(target: Path) -> bytes:
+    with target.open("rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _unwritable(target: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{target} could not be written ({error.strerror or error}); choose a folder that you may write to."
+    )
+
+
+def _words(run: Run, label: str) -> _RunWords:
+    created = run.record.created_utc or ""
+    return _RunWords(label, created.replace("T", " ").replace("Z", " UTC"), verdict_words(run), origin(run))
+
+
+def _scripts(found: Payload, sections: Sequence[Section]) -> dict[str, str]:
+    """Every data block by its id."""
+    from layerscope.report.charts import config
+
+    page = {
+        "vocabulary": {"texts": found.vocabulary.texts, "ids": found.vocabulary.ids},
+        "runs": [asdict(run) for run in found.runs],
+    }
+    scripts = {
+        "page-data": safe_json(page),
+        "config-light": safe_json(config(dark=False)),
+        "config-dark": safe_json(config(dark=True)),
+    }
+    packs: Mapping[str, str] = dict(found.scripts) | {
+        f"{one.id}-{kind}": content
+        for section in sections
+        for group in section.groups
+        for one in group.charts
+        for kind, content in (("spec", one.spec), ("table", one.table))
+    }
+    return scripts | {key: safe_json(content) for key, content in packs.items()}
+
+
+def _policy(*scripts: str, style: str) -> str:
+    """Nothing may be loaded, and no script or style may run but those of this very text."""
+    ran = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
+    return (
+        f"default-src 'none'; script-src {ran}; style-src 'sha256-{_hash(style)}'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("layerscope.report.page", "assets"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["share"] = _share
+    return environment
+
+
+def _share(layer: int, n_layers: int) -> str:
+    """A depth as a share of a line's length."""
+    return f"{100 * layer / n_layers:.2f}%"
+
+
+@cache
+def _asset(name: str) -> str:
+    """A file of the page; line ends as HTML parsers make them, for the policy holds a hash of it."""
+    text = (files("layerscope.report.page") / "assets" / name).read_text(encoding="utf-8")
+    return text.replace("\r\n", "\n")
+
+
+@cache
+def _script() -> str:
+    return "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
+
+
+@cache
+def _vega() -> str:
+    """The runtime of the charts as one script.
+
+    Raises:
+        RunError: it could end the element that holds it.
+    """
+    bundle = _bundle("window.vegaEmbed = vegaEmbed;")
+    bundle = bundle.replace("\r\n", "\n").replace("\r", "\n")
+    if "</script" in bundle.lower() or "<!--" in bundle:
+        raise RunError("The charts' runtime cannot stand in a page as it is; install another version of vl-convert.")
+    return bundle
+
+
+def _bundle(snippet: str) -> str:
+    """Vega-Embed and all it needs with a line of our own at the end.
+
+    It takes two seconds in which vl-convert lets nothing else run, so it has a process of its own.
+    """
+    code = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle(sys.argv[1]).encode())"
+    if sys.executable:  # not where Python is part of another program
+        done = subprocess.run([sys.executable, "-P", "-c", code, snippet], capture_output=True)
+        if done.returncode == 0 and done.stdout:
+            return done.stdout.decode()
+    import vl_convert
+
+    return str(vl_convert.javascript_bundle(snippet))
+
+
+def _version() -> str:
+    try:
+        return version("layerscope")
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,248 @@
+"""What a page says of a run in words: the verdict with its reasons, and everything needed to repeat the run."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from layerscope.record.diagnostics import protocol_in_force
+from layerscope.record.parts import PromptRecord
+from layerscope.record.run import Run
+from layerscope.record.run_record import RunRecord
+from layerscope.report.tables import identity_line, probabilities_stand
+from layerscope.report.verdict import ONSET, STRONG, STRONG_RUN2, Said, Teller, lens_columns, quoting
+from layerscope.suite import builtin_suites
+
+BUNDLED_ID = "layerscope/reference"
+"""How records name the model that comes with the package; it is probed where none is named."""
+_WEIGHTS = {"block": "blocks", "advise": "advises", "quoting": "", "prefer": "", "unknown": "unknown"}
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Where one lens gets there, for a line from the embedding to the last layer."""
+
+    lens: str
+    headline: bool
+    rank_1: int | None
+    strong: int | None
+    cells: tuple[str, ...]
+    """In the order of `VerdictWords.columns`."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One thing that is said about a run."""
+
+    label: str
+    text: str
+    weight: str = ""
+    """`blocks` or `advises` of a reason against quoting; empty otherwise."""
+
+
+@dataclass(frozen=True)
+class VerdictWords:
+    """A run's verdict in plain words."""
+
+    headline: str
+    model: str
+    suite: str
+    prompt: PromptRecord | None
+    layer: int | None
+    """The layer of the headline; None where none can be named."""
+    n_layers: int
+    lens: str
+    identity: str
+    identity_state: str
+    """`ok`, `failed` or `none`."""
+    quotable: str
+    """What may be quoted, in one sentence."""
+    suppressed: bool
+    ranked: bool
+    """Whether ranks and layers may be quoted."""
+    reasons: tuple[Sentence, ...]
+    said: tuple[Sentence, ...]
+    columns: tuple[str, ...]
+    depths: tuple[Depth, ...]
+
+
+def verdict_words(run: Run) -> VerdictWords:
+    """The verdict on a run.
+
+    Where the identity check failed, nothing that rests on a probability is said; where it casts doubt on ranks too, no
+    layer is named at all.
+    """
+    record = run.record
+    teller = Teller(run.verdict, record)
+    told = teller.ranked and bool(teller.own)
+    semantic = teller.semantic() if told else None
+    first, *reasons = quoting(run.guidance, run.diagnostics.headline, ranked=teller.ranked)
+    identity = record.identity
+    return VerdictWords(
+        headline=teller.headline(),
+        model=record.model.id,
+        suite=record.suite.name,
+        prompt=teller.prompt,
+        layer=None if semantic is None else semantic.layer,
+        n_layers=record.model.n_layers,
+        lens=run.diagnostics.headline,
+        identity=identity_line(run).plain.removeprefix("identity check · "),
+        identity_state="none" if identity is None else "ok" if identity.ok else "failed",
+        quotable=_sentence(first.text),
+        suppressed=run.guidance.suppress_abs_probs,
+        ranked=teller.ranked,
+        reasons=tuple(_reasons(reasons)),
+        said=tuple(_told([*teller.strength(), *teller.circumstances()])) if told else (),
+        columns=tuple(header.replace("<=", "≤").replace(" x ", " ×") for header in _columns(run)),
+        depths=tuple(_depths(run, teller)) if told else (),
+    )
+
+
+def _sentence(text: str) -> str:
+    """With a capital first and without a colon at its end."""
+    text = text.rstrip(":")
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _reasons(said: Sequence[Said]) -> Iterator[Sentence]:
+    for one in said:
+        yield Sentence(one.label, one.text, _WEIGHTS.get(one.label, ""))
+
+
+def _told(said: Sequence[Said]) -> Iterator[Sentence]:
+    """Lines of one label drawn together."""
+    label, texts = "", list[str]()
+    for one in said:
+        if one.label and texts:
+            yield Sentence(label, "; ".join(texts))
+            texts = []
+        label = one.label or label
+        texts.append(one.text)
+    if texts:
+        yield Sentence(label, "; ".join(texts))
+
+
+def _columns(run: Run) -> Mapping[str, str]:
+    thresholds = protocol_in_force(run.record).thresholds
+    columns = lens_columns(thresholds)
+    if probabilities_stand(run.record):
+        return columns
+    return {header: name for header, name in columns.items() if name.startswith(ONSET) and STRONG not in name}
+
+
+def _depths(run: Run, teller: Teller) -> Iterator[Depth]:
+    columns = _columns(run)
+    trusted = probabilities_stand(run.record)
+    for lens in run.record.protocol.lenses:
+        cells = tuple(teller.cell(lens, name) for name in columns.values())
+        at = {name: int(cell) if cell.isdigit() else None for name, cell in zip(columns.values(), cells, strict=True)}
+        strong = at.get(STRONG_RUN2) if at.get(STRONG_RUN2) is not None else at.get(STRONG)
+        yield Depth(lens, lens == run.diagnostics.headline, at.get(ONSET), strong if trusted else None, cells)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of a run's provenance."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """With what a run was made, and how to make it again."""
+
+    command: str
+    exact: bool
+    """Whether the command repeats this very run; else it asks the same of the same model."""
+    note: str
+    """What to know before the command is run; empty where there is nothing."""
+    groups: Mapping[str, tuple[Fact, ...]]
+
+
+def origin(run: Run) -> Origin:
+    """Everything needed to repeat a run."""
+    record = run.record
+    local = record.model.commit is None and record.source == "layerscope" and record.model.id != BUNDLED_ID
+    notes = []
+    if record.source == "published":
+        notes.append(
+            "The run was read from published files, which do not hold the command that made it; this one asks the same "
+            "model under the same definitions."
+        )
+    if local:
+        notes.append(f"The model was read from a folder named {record.model.id}; give the path of that folder.")
+    if record.source == "layerscope" and record.suite.name not in builtin_suites():
+        notes.append("The suite is none of the built-in ones; give the path of its file.")
+    return Origin(command(record), record.source == "layerscope", " ".join(notes), _groups(run))
+
+
+def command(record: RunRecord) -> str:
+    """The shell command that asks again what a record says was asked."""
+    words = ["layerscope", "probe"]
+    if record.model.id != BUNDLED_ID:
+        words.append(record.model.id)
+    published = record.source == "published"
+    revision = record.model.commit or record.model.revision
+    made = record.provenance
+    options: dict[str, str | None] = {
+        "suite": "berlin" if published else record.suite.name,
+        "protocol": record.protocol.name if record.protocol.name != "standard" else None,
+        "lens": None if published else ",".join(record.protocol.lenses),
+        "positions": record.positions,
+        "top-k": None if record.top_k is None else str(record.top_k),
+        "revision": revision,
+        "device": None if made is None or published else made.device,
+        "dtype": None if made is None or published else made.dtype_compute,
+        "seed": None if made is None else str(made.seed),
+    }
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", value]
+    if record.model.trust_remote_code:
+        words.append("--trust-remote-code")
+    return shlex.join(words)
+
+
+def _groups(run: Run) -> Mapping[str, tuple[Fact, ...]]:
+    record, made = run.record, run.record.provenance
+    model, protocol = record.model, record.protocol
+    groups: dict[str, dict[str, object]] = {
+        "Run": {
+            "id": record.run_id, "begun": record.created_utc, "layerscope": record.layerscope_version,
+            "source": record.source, "schema": record.schema_version, "positions": record.positions,
+            "top k": record.top_k, "rows": f"{run.rows.height:,}",
+            "seconds": None if record.timings is None else f"{record.timings.total_s:.1f}",
+        },
+        "Model": {
+            "id": model.id, "commit": model.commit, "revision": model.revision, "family": model.family,
+            "layers": model.n_layers, "width": model.d_model, "vocabulary": f"{model.d_vocab:,}",
+            "parameters": None if model.n_parameters is None else f"{model.n_parameters:,}",
+            "stored as": model.stored_dtype, "first token": None if model.bos is None else model.bos.note,
+            "fingerprint": model.fingerprint, "tokenizer": model.tokenizer_sha256,
+        },
+        "Asked": {
+            "suite": record.suite.name, "about": record.suite.description, "suite sha256": record.suite.sha256,
+            "prompts": len(record.suite.prompts), "protocol": f"{protocol.name} {protocol.version}",
+            "lenses": ", ".join(protocol.lenses), "headline lens": protocol.headline_lens,
+        },
+        "Machine": {} if made is None else {
+            "device": made.device_name or made.device, "computed in": made.dtype_compute, "seed": made.seed,
+            "deterministic": "yes" if made.deterministic_algorithms else "no", "threads": made.threads,
+            "Python": made.python, "PyTorch": made.torch, "Transformers": made.transformers, "Polars": made.polars,
+            "NumPy": made.numpy, "CUDA": made.cuda_version, "platform": made.platform,
+        },
+        "Fitted lenses": {
+            one.kind: f"{one.status}{f': {one.reason}' if one.reason else ''}"
+            f"{f' · weights {one.weights_sha256}' if one.weights_sha256 else ''}"
+            for one in record.measured.sidecars
+        },
+        "Missing or damaged": {
+            f"{problem.file}{'' if problem.row is None else f', row {problem.row}'}": problem.message
+            for problem in record.problems[:20]
+        },
+    }  # fmt: skip
+    return {
+        name: tuple(Fact(key, str(value)) for key, value in found.items() if value is not None)
+        for name, found in groups.items()
+        if any(value is not None for value in found.values())
+    }

@@ -1,0 +1,92 @@
+"""A run that can be looked at: as a page in a notebook, or as a chart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from layerscope.errors import RunError
+from layerscope.record.run import Run as RecordedRun
+
+if TYPE_CHECKING:
+    import altair as alt
+
+HEIGHT = 820
+"""Of the frame in a notebook, in pixels."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A page as the last value of a notebook's cell: Jupyter, Colab and marimo display it."""
+
+    html: str
+    """The whole page."""
+    height: int
+    """In pixels."""
+
+    def _repr_html_(self) -> str:
+        """A frame that may run the page's own scripts and save files, and has no part in the notebook itself."""
+        return (
+            f'<iframe title="layerscope" srcdoc="{escape(self.html)}" sandbox="allow-scripts allow-downloads" '
+            f'allow="clipboard-write" width="100%" height="{self.height}" loading="lazy" frameborder="0"></iframe>'
+        )
+
+    def _mime_(self) -> tuple[str, str]:
+        """The same for marimo."""
+        return "text/html", self._repr_html_()
+
+    def __repr__(self) -> str:
+        return f"<a page of {len(self.html):,} characters; a notebook shows it, `layerscope view` writes it>"
+
+
+class Run(RecordedRun):
+    """What a run found, and how; shown as a page or as charts."""
+
+    def show(self, *others: RecordedRun, height: int = HEIGHT) -> Shown:
+        """The page about this run, for a notebook: make it the last line of a cell.
+
+        Args:
+            others: more runs, to be put side by side with this one.
+            height: of the frame, in pixels.
+        """
+        from layerscope.report.page.view import page_html
+
+        return Shown(page_html([self, *others]), height)
+
+    def plot(self, kind: str = "entropy_bits", *others: RecordedRun, **options: Any) -> "alt.LayerChart":
+        """One chart of this run, to be shown, changed or saved.
+
+        Args:
+            kind: `grid`; a metric by layer, such as `entropy_bits`, `kl_to_final_bits`, `answer_rank`, `masses` or
+                `cosines`; the same over facts, as `facts:answer_rank`; a measure of lens trust, such as
+                `js_divergence_bits` or `decoding_point`; or `models`, which puts `others` beside this run.
+            others: more runs, for `models`.
+            options: of the function in `layerscope.report.charts` that draws it: `lens`, `lenses`, `asked`, `colour`.
+
+        Raises:
+            RunError: there is no such chart, or this run lacks what it needs.
+        """
+        from layerscope.report import charts
+
+        name, _, metric = kind.partition(":")
+        if name == "models":
+            return charts.across_models([self, *others], **options).chart
+        if others:
+            raise RunError(f"The chart '{kind}' is of one run; put several side by side with 'models'.")
+        if name == "facts":
+            return charts.facts(self, metric or "answer_rank", **options).chart
+        if kind == "grid":
+            return charts.grid(self, **options).chart
+        if kind in charts.METRICS:
+            return charts.trajectories(self, kind, **options).chart
+        if kind in charts.LENS_TRUST:
+            return charts.lens_trust(self, kind, **options).chart
+        raise RunError(f"There is no chart '{kind}'; choose from {', '.join(plots())}.")
+
+
+def plots() -> Sequence[str]:
+    """Every kind of chart that `Run.plot` draws."""
+    from layerscope.report import charts
+
+    single = [name for name, metric in charts.METRICS.items() if len(metric.quantities) == 1]
+    return ["grid", *charts.METRICS, *(f"facts:{name}" for name in single), *charts.LENS_TRUST, "models"]

@@ -1,0 +1,421 @@
+"""The page: its numbers are the run's, its text cannot become markup, it loads nothing, and writing it is safe."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import altair as alt
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerscope.errors import RunError
+from layerscope.probing import probe
+from layerscope.record import COLUMNS, Run, RunRecord
+from layerscope.report.page.packing import packed, safe_json
+from layerscope.report.page.payload import labels, payload
+from layerscope.report.page.view import MARKER, page_html, write_view
+from layerscope.report.page.words import command, origin, verdict_words
+from layerscope.viewing import Run as ViewedRun
+from layerscope.viewing import plots
+from made_run import HOSTILE, made
+
+
+class Parsed(HTMLParser):
+    """What a browser would take for elements, and the text inside scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.raw: list[tuple[dict[str, str | None], str]] = []
+        """Attributes and text of every script and style."""
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.raw.append((dict(attrs) | {"tag": tag}, ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem:
+            attributes, text = self.raw[-1]
+            self.raw[-1] = (attributes, text + data)
+        else:
+            self.text += data
+
+    def data(self, id: str) -> object:
+        """What a block of data holds."""
+        return next(json.loads(text) for attributes, text in self.raw if attributes.get("id") == id)
+
+    def unpacked(self, id: str) -> bytes:
+        return zlib.decompress(base64.b64decode(str(self.data(id))))
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """The bundled model, every position of the first prompt, lists of five."""
+    return probe(suite="berlin", top_k=5)
+
+
+@pytest.fixture(scope="module")
+def page(run: Run) -> str:
+    return page_html([run])
+
+
+def changed(run: Run, **record: object) -> Run:
+    """The run with parts of its record changed."""
+    return Run(run.rows, RunRecord.model_validate(run.record.model_dump() | record))
+
+
+def unblocked(content: bytes, layers: int, positions: int, k: int) -> dict[str, np.ndarray]:
+    """A block as the page's own script takes it apart."""
+    n, offset, found = layers * positions, 0, {}
+    for name, kind, length in (
+        ("entropy_bits", "<f4", n), ("kl_to_final_bits", "<f4", n), ("p_top1", "<f4", n), ("p_answer", "<f4", n),
+        ("answer_rank", "<u4", n), ("tokens", "<u4", n * k), ("codes", "<u2", n * k), ("state", "u1", n),
+    ):  # fmt: skip
+        found[name] = np.frombuffer(content, kind, length, offset)
+        offset += found[name].nbytes
+    assert offset == len(content)
+    return found
+
+
+# What is packed
+
+
+@given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner, max_size=3), max_leaves=5))
+def test_json_for_a_page_says_the_same_and_holds_nothing_that_ends_a_script(value: object):
+    text = safe_json(value)
+    assert json.loads(text) == value
+    assert not re.search("[<>&\u2028\u2029\u202a-\u202e\u2066-\u2069]", text)
+
+
+def test_a_number_that_json_has_not_is_refused():
+    with pytest.raises(ValueError, match="JSON"):
+        safe_json([float("nan")])
+
+
+def test_what_is_packed_is_the_content_deflated():
+    assert zlib.decompress(base64.b64decode(packed(b"abc" * 100))) == b"abc" * 100
+
+
+def test_every_number_of_a_block_is_that_of_its_row(run: Run, page: str):
+    parsed = Parsed(page)
+    data = parsed.data("page-data")
+    own, vocabulary = data["runs"][0], data["vocabulary"]
+    n_rows = 0
+    for prompt in own["prompts"]:
+        for lens, block in prompt["blocks"].items():
+            positions, k = block["positions"], block["top_k"]
+            layers = own["n_layers"] + 1
+            found = unblocked(parsed.unpacked(block["id"]), layers, len(positions), k)
+            rows = run.rows.filter(
+                pl.col("fact_index").eq_missing(prompt["fact_index"]),
+                prompt_id=prompt["prompt_id"],
+                prompt_variant=prompt["variant"],
+                lens=lens,
+            )
+            for row in rows.iter_rows(named=True):
+                cell = row["layer"] * len(positions) + positions.index(row["position"])
+                for name in ("entropy_bits", "kl_to_final_bits", "p_top1", "p_answer"):
+                    assert found[name][cell] == np.float32(row[name])
+                assert found["answer_rank"][cell] == row["answer_rank"]
+                tokens = found["tokens"][cell * k : (cell + 1) * k]
+                assert [vocabulary["ids"][token - 1] for token in tokens] == row["top_ids"]
+                assert [vocabulary["texts"][token - 1] for token in tokens] == row["top_tokens"]
+                p = 2.0 ** -(found["codes"][cell * k : (cell + 1) * k] / 1024)
+                np.testing.assert_allclose(p, np.maximum(row["top_probs"], 2.0 ** -(65534 / 1024)), rtol=4e-4)
+                n_rows += 1
+            assert (found["state"] == 1).sum() == rows.height
+    assert n_rows == run.rows.height
+
+
+def test_a_layer_that_a_lens_lacks_is_an_absent_cell(run: Run, page: str):
+    parsed = Parsed(page)
+    own = parsed.data("page-data")["runs"][0]
+    block = own["prompts"][0]["blocks"]["tuned"]
+    found = unblocked(parsed.unpacked(block["id"]), own["n_layers"] + 1, len(block["positions"]), block["top_k"])
+    at_0 = found["state"][: len(block["positions"])]
+    assert not at_0.any()
+    assert np.isnan(found["entropy_bits"][: len(block["positions"])]).all()
+    assert run.rows.filter(pl.col("lens") == "tuned", pl.col("layer") == 0).is_empty()
+
+
+def test_a_row_that_is_not_finite_is_told_from_an_absent_one(run: Run):
+    bad = pl.col("layer") == 3
+    metrics = [column.name for column in COLUMNS][11:]
+    rows = run.rows.with_columns(
+        finite=~bad, **{name: pl.when(~bad).then(pl.col(name)) for name in metrics}
+    ).select(run.rows.columns)  # fmt: skip
+    found = payload([Run(rows, run.record)])
+    block = found.runs[0].prompts[0].blocks["logit"]
+    n = len(block.positions)
+    content = zlib.decompress(base64.b64decode(found.scripts[block.id]))
+    state = unblocked(content, run.record.model.n_layers + 1, n, block.top_k)["state"].reshape(-1, n)
+    assert (state[3] == 3).all() and (np.delete(state, 3, axis=0) == 1).all()
+
+
+def test_the_answers_token_is_known_by_its_id_and_not_by_its_text(run: Run):
+    found = payload([run])
+    (at,) = found.runs[0].prompts[0].answer_tokens
+    assert found.vocabulary.ids[at - 1] == run.record.suite.prompts[0].answers[0].first_id
+
+
+def test_where_the_identity_check_failed_no_probability_is_in_the_page(run: Run):
+    identity = run.record.identity.model_dump() | {"ok": False, "kl_bits": 3.0, "note": "It is not."}
+    failed = changed(run, identity=identity)
+    found = payload([failed])
+    block = found.runs[0].prompts[0].blocks["logit"]
+    content = zlib.decompress(base64.b64decode(found.scripts[block.id]))
+    numbers = unblocked(content, run.record.model.n_layers + 1, len(block.positions), block.top_k)
+    assert all(np.isnan(numbers[name]).all() for name in ("entropy_bits", "kl_to_final_bits", "p_top1", "p_answer"))
+    assert (numbers["codes"] == 65535).all()
+    assert not numbers["answer_rank"].any()  # nothing explains the failure, so ranks do not stand either
+    assert numbers["tokens"].all()
+    assert not found.runs[0].probabilities and not found.runs[0].ranks
+
+
+def test_runs_of_one_model_have_names_of_their_own(run: Run):
+    assert len(set(labels([run, run, changed(run, created_utc="2020-01-01T00:00:00Z")]))) == 3
+
+
+# What a browser makes of it
+
+
+def test_nothing_may_run_or_load_but_what_the_policy_names_by_hash(page: str):
+    parsed = Parsed(page)
+    policy = next(a["content"] for tag, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy")
+    rules = {rule.split()[0]: rule.split()[1:] for rule in policy.split(";")}
+    assert rules["default-src"] == ["'none'"]
+    assert "unsafe" not in policy and "http" not in policy and "*" not in policy
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        run_by_browser = [t for a, t in parsed.raw if a["tag"] == tag and a.get("type") != "application/json"]
+        hashes = {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run_by_browser}
+        assert {f"'sha256-{digest}'" for digest in hashes} == set(rules[rule])
+
+
+def test_no_element_points_out_of_the_file(page: str):
+    for tag, attributes in Parsed(page).elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form", "img")
+        for name in ("src", "href", "srcset", "action", "data", "style", "onclick", "onload"):
+            value = attributes.get(name)
+            assert value is None or (name == "href" and value.startswith("#")), (tag, name, value)
+
+
+def test_hostile_tokens_add_no_element_and_come_out_as_they_are(run: Run):
+    plain, hostile = (
+        Parsed(page_html([made(run, 3, 4, ("logit",), 5, texts)])) for texts in (["a"] * len(HOSTILE), HOSTILE)
+    )
+    count = [[tag for tag, _ in parsed.elements] for parsed in (plain, hostile)]
+    assert count[0] == count[1]
+    found = hostile.data("page-data")
+    assert set(found["vocabulary"]["texts"]) <= set(HOSTILE)
+    assert set(found["runs"][0]["prompts"][0]["tokens"].values()) <= set(HOSTILE)
+
+
+def test_hostile_names_and_prompts_stand_in_the_page_as_text(run: Run):
+    record = run.record.model_dump()
+    text = "".join(one for one in HOSTILE if one.isprintable())
+    prompts = tuple(
+        prompt | {"text": text, "fact_key": text and prompt["fact_key"]} for prompt in record["suite"]["prompts"]
+    )
+    suite = record["suite"] | {"prompts": prompts, "name": "<i>", "description": text}
+    hostile = Parsed(page_html([changed(run, suite=suite)]))
+    assert not any(tag in ("i", "b") and not attributes for tag, attributes in hostile.elements if tag == "i")
+    assert text in hostile.text
+
+
+def test_ids_of_elements_are_unique_and_labels_point_to_one(page: str):
+    ids = [attributes["id"] for _, attributes in Parsed(page).elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    for tag, attributes in Parsed(page).elements:
+        for name in ("for", "aria-labelledby", "data-copy", "data-spec", "data-table"):
+            assert name not in attributes or attributes[name] in ids, (tag, attributes)
+
+
+def test_every_chart_has_words_and_its_data(page: str):
+    parsed = Parsed(page)
+    figures = [attributes for tag, attributes in parsed.elements if tag == "figure"]
+    assert len(figures) >= 8
+    for figure in figures:
+        spec = json.loads(parsed.unpacked(figure["data-spec"]))
+        assert spec["$schema"].startswith("https://vega.github.io/schema/vega-lite")
+        assert len(parsed.unpacked(figure["data-table"]).decode().splitlines()) > 2
+    plots = [attributes for tag, attributes in parsed.elements if attributes.get("class") == "plot"]
+    assert len(plots) == len(figures)
+    assert all(attributes["role"] == "img" and len(attributes["aria-label"]) > 40 for attributes in plots)
+
+
+def test_sizes_stay_within_bounds(run: Run, page: str):
+    assert len(page.encode()) < 6e6
+    texts = [f"token{i:06d}" for i in range(100_000)]
+    big = page_html([made(run, 80, 16, ("logit", "next_norm", "raw", "tuned", "prism"), 20, texts)])
+    assert len(big.encode()) < 15e6
+
+
+# Words
+
+
+def test_the_verdict_is_the_one_of_the_terminal(run: Run):
+    words = verdict_words(run)
+    assert words.layer == run.diagnostics.semantic.layer
+    assert f"layer {words.layer} of {words.n_layers}" in words.headline
+    assert [one.text for one in words.reasons if one.weight] == [reason.text for reason in run.guidance.reasons]
+    onset = run.milestones.of("raw")["L_semantic"].layer
+    assert next(depth.rank_1 for depth in words.depths if depth.lens == "raw") == onset
+
+
+def test_the_command_of_a_run_asks_the_same_again(run: Run):
+    from typer.main import get_command
+
+    from layerscope.cli import app
+
+    words = shlex.split(command(run.record))
+    assert words[:2] == ["layerscope", "probe"]
+    asked = get_command(app).commands["probe"].make_context("probe", words[2:]).params
+    assert asked["model"] is None  # the bundled one
+    assert (asked["suite"], asked["top_k"], asked["seed"]) == ("berlin", 5, run.record.provenance.seed)
+    assert asked["lens"].split(",") == list(run.record.protocol.lenses)
+
+
+def test_a_command_cannot_be_broken_out_of(run: Run):
+    suite = run.record.suite.model_dump() | {"name": "a b; rm -rf $HOME"}
+    assert "a b; rm -rf $HOME" in shlex.split(command(changed(run, suite=suite).record))
+
+
+def test_a_model_from_a_folder_needs_its_path(run: Run):
+    model = run.record.model.model_dump() | {"id": "mine"}
+    assert "path of that folder" in origin(changed(run, model=model)).note
+
+
+# Published files
+
+
+@pytest.mark.parametrize("model", ["Qwen3-8B", "gemma-2-9b"])
+def test_a_published_model_with_records_has_all_positions(shared: Path, model: str):
+    found = Run.read(shared / "reference" / "run-20251004-1804", model)
+    own = payload([found]).runs[0]
+    assert own.missing is None
+    prompt = own.prompts[0]
+    assert len(prompt.blocks["next_norm"].positions) == len(found.record.suite.prompts[0].tokens)
+
+
+def test_a_published_model_without_records_names_the_missing_file(shared: Path):
+    found = Run.read(shared / "reference" / "run-20251004-1804", "Qwen3-14B")
+    assert "output-Qwen3-14B-records.csv" in payload([found]).runs[0].missing
+
+
+def test_several_published_models_stand_in_one_page(shared: Path):
+    folder = shared / "reference" / "run-20251004-1804"
+    runs = [Run.read(folder, model) for model in ("Qwen3-8B", "Mistral-7B-v0.1")]
+    parsed = Parsed(page_html(runs))
+    assert [one["label"] for one in parsed.data("page-data")["runs"]] == ["Qwen3-8B", "Mistral-7B-v0.1"]
+    assert "Across models" in parsed.text
+    rows = parsed.text[parsed.text.index("Milestones by model") :]
+    assert "Qwen/Qwen3-8B" in rows and "mistralai/Mistral-7B-v0.1" in rows
+
+
+# Writing
+
+
+def test_a_page_is_written_whole_and_again_over_itself(run: Run, tmp_path: Path):
+    path = tmp_path / "new" / "view.html"
+    assert write_view([run], path) == path
+    first = path.read_text(encoding="utf-8")
+    assert write_view([run], str(path)).read_text(encoding="utf-8") == first
+    assert MARKER in first
+    assert [one.name for one in path.parent.iterdir()] == ["view.html"]
+
+
+@pytest.mark.parametrize("other", [b"", b"<!doctype html><p>mine", b"\xff\xfe"])
+def test_what_layerscope_did_not_write_is_left_alone(run: Run, tmp_path: Path, other: bytes):
+    path = tmp_path / "view.html"
+    path.write_bytes(other)
+    with pytest.raises(RunError, match="another name"):
+        write_view([run], path)
+    assert path.read_bytes() == other
+
+
+def test_a_folder_or_a_dangling_link_in_the_place_is_refused(run: Run, tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("folder", "link"):
+        with pytest.raises(RunError, match="another name"):
+            write_view([run], tmp_path / name)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_said(run: Run, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="could not be written"):
+        write_view([run], tmp_path / "file" / "view.html")
+
+
+def test_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(RunError, match="at least one"):
+        write_view([], tmp_path / "view.html")
+    assert not list(tmp_path.iterdir())
+
+
+# Notebooks
+
+
+@pytest.fixture(scope="module")
+def viewed(run: Run) -> ViewedRun:
+    return ViewedRun(run.rows, run.record)
+
+
+def test_a_notebook_gets_the_page_in_a_closed_frame(viewed: ViewedRun, page: str):
+    shown = viewed.show(height=500)
+    (frame,) = Parsed(shown._repr_html_()).elements
+    tag, attributes = frame
+    assert tag == "iframe" and attributes["srcdoc"] == page and attributes["height"] == "500"
+    assert attributes["sandbox"] == "allow-scripts allow-downloads"
+    assert shown._mime_() == ("text/html", shown._repr_html_())
+    assert len(repr(shown)) < 200
+
+
+@pytest.mark.parametrize("kind", ["grid", "entropy_bits", "cosines", "js_divergence_bits", "models"])
+def test_a_plot_is_an_altair_chart(viewed: ViewedRun, kind: str):
+    assert isinstance(viewed.plot(kind), alt.LayerChart | alt.Chart)
+
+
+def test_a_plot_hands_on_its_options(viewed: ViewedRun):
+    assert "raw" in json.dumps(viewed.plot("entropy_bits", lenses=["raw"]).to_dict())
+
+
+def test_an_unknown_plot_lists_those_there_are(viewed: ViewedRun):
+    with pytest.raises(RunError, match="entropy_bits"):
+        viewed.plot("violin")
+    with pytest.raises(RunError, match="of one run"):
+        viewed.plot("grid", viewed)
+    assert {"grid", "models", "facts:answer_rank"} <= set(plots())
+
+
+def test_a_viewed_run_is_read_and_compared_like_any_other(viewed: ViewedRun, run: Run, tmp_path: Path):
+    run.save(tmp_path / "run")
+    assert ViewedRun.read(tmp_path / "run") == viewed == run
+    assert isinstance(ViewedRun.read(tmp_path / "run"), ViewedRun)
+
+
+def test_pages_and_charts_are_loaded_when_they_are_asked_for():
+    code = (
+        "import sys, layerscope.viewing, layerscope.report.page.view\n"
+        "print([name for name in ('torch', 'transformers', 'altair', 'vl_convert') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": "src"}, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"

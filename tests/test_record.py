@@ -490,7 +490,7 @@ def test_a_table_that_lacks_a_column_or_has_another_type_is_refused(saved):
 
 def test_a_folder_is_never_overwritten(saved):
     before = (saved / "run.json").read_bytes()
-    with pytest.raises(RunError, match="already there, and a run is never overwritten"):
+    with pytest.raises(RunError, match="already there, and nothing is written over"):
         _run(layer=[3, 4, 5]).save(saved)
     assert (saved / "run.json").read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["run"]

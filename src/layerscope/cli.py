@@ -18,13 +18,16 @@ from layerscope.cli_progress import (
     warn,
     watching,
 )
+from layerscope.cli_reports import add_report_commands, newest
 from layerscope.errors import RunError
 from layerscope.record.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
 from layerscope.record.published.writer import write_published
-from layerscope.record.run import Run, default_folder_name
+from layerscope.record.run import default_folder_name
 from layerscope.record.store import new_folder
+from layerscope.report.page.view import write_view
 from layerscope.report.tables import milestone_table, problem_lines, run_tables
 from layerscope.report.verdict import run_verdict
+from layerscope.viewing import Run
 
 app = typer.Typer(
     name="layerscope",
@@ -136,6 +139,10 @@ def probe(
             print_parts(_tables_and_verdict(run))  # all that is left of it
             raise
         print_parts(_tables_and_verdict(run))
+        try:
+            print_line(f"page · {write_view([run], folder / 'view.html')}")
+        except RunError as error:  # the run itself is safe
+            warn(str(error))
         print_line(f"run folder · {folder}")
 
 
@@ -191,6 +198,9 @@ def export(
         print_line(f"published files · {folder} · {len(files)} files")
 
 
+add_report_commands(app)
+
+
 @app.command(epilog="Examples:\n\nlayerscope models\n\nlayerscope models --help\n\nlayerscope models > families.txt")
 def models() -> None:
     """List the families that are known, and by what test each is verified."""
@@ -212,17 +222,8 @@ def models() -> None:
     )
 
 
-def _newest(parent: Path) -> Path:
-    """The run that was written last."""
-    # A folder whose name is hidden is one that a killed process left unfinished.
-    runs = [record.parent for record in parent.glob("*/run.json") if not record.parent.name.startswith(".")]
-    if not runs:
-        raise RunError(f"There is no run in '{parent}'; give a run's folder, or make one with `layerscope probe`.")
-    return max(runs, key=lambda run: (run / "run.json").stat().st_mtime_ns)
-
-
 def _chosen(run: Path | None) -> Path:
-    return _newest(Path("runs")) if run is None else run
+    return newest(Path("runs")) if run is None else run
 
 
 def _dialect(name: str) -> Dialect:

@@ -66,7 +66,7 @@ def _sync_one(path: Path, mode: int) -> None:
 
 
 def _taken(path: Path) -> RunError:
-    return RunError(f"{path} is already there, and a run is never overwritten; give another name, or delete it first.")
+    return RunError(f"{path} is already there, and nothing is written over; give another name, or delete it first.")
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:

@@ -1,0 +1,276 @@
+"""The commands on what people look at: view, report, compare, brief, audit, verify."""
+
+import os
+import sys
+import webbrowser
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from layerscope.cli_progress import mistakes_in_one_sentence, print_line, print_parts, warn
+from layerscope.errors import RunError
+from layerscope.record.published.writer import write_published
+from layerscope.record.run import Run
+from layerscope.record.store import new_folder
+from layerscope.report.archive import Archive
+from layerscope.report.audit.output import annotated, audit_json, audit_lines, needs_mending
+from layerscope.report.audit.whole import audit_report, beside, read_report_file
+from layerscope.report.brief import brief as brief_of
+from layerscope.report.comparison import comparison_files, comparison_table
+from layerscope.report.evaluation import evaluation
+from layerscope.report.evidence import Evidence
+from layerscope.report.files import signed, write_new, write_report
+from layerscope.report.markdown import markdown
+from layerscope.report.page.view import write_view
+from layerscope.report.sources import Sources
+from layerscope.report.synthesis import synthesis
+from layerscope.report.verify import Verified
+from layerscope.report.verify import verify as verify_run
+
+CROSS_MODELS = "evaluation-cross-models.md"
+FORMS = ("table", "json", "markdown")
+
+Recorded = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A run's folder, or a folder or output-<M>.json of published files; the newest in runs/ if left out."
+    ),
+]
+WhichModel = Annotated[
+    str | None, typer.Option("--model", help="Only this model of a folder of published files; all if left out.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder to write into; the run's own if left out.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that somebody wrote or changed.")]
+
+
+def newest(parent: Path) -> Path:
+    """The run in a folder of runs that was written last.
+
+    Raises:
+        RunError: there is none.
+    """
+    # A folder whose name is hidden is one that a killed process left unfinished.
+    runs = [record.parent for record in parent.glob("*/run.json") if not record.parent.name.startswith(".")]
+    if not runs:
+        raise RunError(f"There is no run in '{parent}'; give a run's folder, or make one with `layerscope probe`.")
+    return max(runs, key=lambda run: (run / "run.json").stat().st_mtime_ns)
+
+
+def add_report_commands(app: typer.Typer) -> None:
+    """Give an app these commands."""
+    app.command(
+        epilog="Examples (after `layerscope probe`):\n\nlayerscope view\n\nlayerscope view --no-open\n\n"
+        "layerscope view runs/* --out side-by-side.html"
+    )(view)
+    app.command(
+        epilog="Examples (after `layerscope probe`):\n\nlayerscope report\n\nlayerscope report --out reports\n\n"
+        "layerscope report --out reports --force"
+    )(report)
+    app.command(
+        epilog="Examples (after `layerscope probe`):\n\nlayerscope compare runs/*\n\n"
+        "layerscope compare runs/* --out comparisons/capitals\n\nlayerscope compare runs/* --out comparisons/again"
+    )(compare)
+    app.command(
+        epilog="Examples (after `layerscope probe`):\n\nlayerscope brief\n\nlayerscope brief --out briefs\n\n"
+        "layerscope brief --out briefs --force"
+    )(brief)
+    app.command(
+        epilog="Examples (after `layerscope report --out reports`):\n\nlayerscope audit reports/evaluation-reference.md"
+        "\n\nlayerscope audit reports/evaluation-reference.md --all\n\n"
+        "layerscope audit reports/evaluation-reference.md --form json"
+    )(audit)
+    app.command(
+        epilog="Examples (after `layerscope probe`):\n\nlayerscope verify\n\nlayerscope verify runs/*\n\n"
+        "layerscope verify --help"
+    )(verify)
+
+
+def view(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Runs' folders, or folders or output-<M>.json of published files; the newest if left out."),
+    ] = None,
+    model: WhichModel = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file; view.html in the run's folder, or here for several runs.")
+    ] = None,
+    opened: Annotated[bool, typer.Option("--open/--no-open", help="Open it, where there is a browser.")] = True,
+) -> None:
+    """Write one page to look at: a single file that needs no network; several runs stand side by side."""
+    with mistakes_in_one_sentence():
+        sources = runs or [newest(Path("runs"))]
+        found = [run for source in sources for run in _runs(source, model)]
+        beside_it = _folder(sources[0]) if len(sources) == 1 else Path()
+        path = write_view(found, out or beside_it / "view.html")
+        print_line(f"page · {path}")
+        if opened and _has_browser():
+            webbrowser.open(path.absolute().as_uri())
+
+
+def _runs(source: Path, model: str | None) -> list[Run]:
+    """A run of our own, or those of a folder of published files."""
+    if model is not None or not source.is_dir() or (source / "run.json").exists():
+        return [Run.read(source, model=model)]
+    stems = Sources(source).stems
+    return [Run.read(source, model=stem) for stem in stems] if stems else [Run.read(source)]
+
+
+def _has_browser() -> bool:
+    """Whether a window can be opened here: not over a connection without a display, nor in a pipe."""
+    if not sys.stdout.isatty():
+        return False
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def report(run: Recorded = None, model: WhichModel = None, out: Out = None, force: Force = False) -> None:
+    """Write the evaluation of a run: every number with the file and line that shows it."""
+    with mistakes_in_one_sentence():
+        source = run or newest(Path("runs"))
+        for evidence in _evidences(source, model):
+            path = (out or _folder(source)) / f"evaluation-{evidence.stem}.md"
+            write_report(path, markdown(evaluation(evidence)), version("layerscope"), force=force)
+            print_line(f"report · {path}")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Runs' folders, or folders of published files.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("comparison"),
+) -> None:
+    """Compare runs: a report across models, and a table of them as CSV and Parquet."""
+    with mistakes_in_one_sentence():
+        archives = [_archive(path) for path in runs]
+        evidences = [evidence for archive in archives for evidence in _readable(archive)]
+        with new_folder(out) as folder:
+            text = markdown(synthesis(evidences, beside(archives)))
+            (folder / CROSS_MODELS).write_text(signed(text, version("layerscope")), encoding="utf-8")
+            for name, content in comparison_files(comparison_table(evidences)).items():
+                (folder / name).write_bytes(content)
+        for path in sorted(out.iterdir()):
+            print_line(f"comparison · {path}")
+
+
+def brief(run: Recorded = None, model: WhichModel = None, out: Out = None, force: Force = False) -> None:
+    """Write what is needed to write about a run: facts with sources, rules, structure; as Markdown and JSON."""
+    with mistakes_in_one_sentence():
+        source = run or newest(Path("runs"))
+        for evidence in _evidences(source, model):
+            made = brief_of(evidence)
+            folder = out or _folder(source)
+            path, data = folder / f"brief-{evidence.stem}.md", folder / f"brief-{evidence.stem}.json"
+            write_report(path, made.text, version("layerscope"), force=force)
+            write_new(data, made.data.encode(), force=force)
+            print_line(f"brief · {path}")
+            print_line(f"brief · {data}")
+
+
+def audit(
+    report: Annotated[Path, typer.Argument(help="A report in Markdown, whoever wrote it.")],
+    run: Annotated[
+        list[Path] | None,
+        typer.Option("--run", help="The run it is about (may be given again); the newest in runs/ if left out."),
+    ] = None,
+    form: Annotated[str, typer.Option(help=f"{', '.join(FORMS)} (the report with remarks in it).")] = "table",
+    everything: Annotated[bool, typer.Option("--all", help="List what is supported or undecided too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write to; standard output if left out.")] = None,
+    force: Force = False,
+) -> None:
+    """Check every source and number of a report against a run; exit code 1 when something is wrong."""
+    with mistakes_in_one_sentence():
+        if form not in FORMS:
+            raise RunError(f"There is no form '{form}'; choose from {', '.join(FORMS)}.")
+        if form == "table" and out is not None:
+            raise RunError("A table goes to the terminal; to write a file choose --form json or markdown.")
+        text = read_report_file(report)
+        result = audit_report(text, [_archive(path) for path in run or [newest(Path("runs"))]])
+        if form == "table":
+            print_parts(audit_lines(report.name, result, everything=everything))
+        else:
+            made = audit_json(report.name, result) if form == "json" else annotated(_decoded(text), result)
+            _put(made, out, report, force)
+    raise typer.Exit(1 if needs_mending(result) else 0)
+
+
+def verify(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Runs' folders or folders of published files; the newest if left out.")
+    ] = None,
+    model: WhichModel = None,
+) -> None:
+    """Find milestones, guidance and reports of a run again from its rows; exit code 1 when a file says otherwise."""
+    with mistakes_in_one_sentence():
+        holds = True
+        for source in runs or [newest(Path("runs"))]:
+            for evidence in _evidences(source, model):
+                found = verify_run(evidence, _folder(source))
+                print_parts(_verified(found))
+                holds &= found.holds
+    raise typer.Exit(0 if holds else 1)
+
+
+def _verified(found: Verified) -> Iterator[RenderableType]:
+    table = Table(box=None, header_style="bold", pad_edge=False, show_edge=False)
+    for name in ("stated", "found again", "what, and where"):
+        table.add_column(name, overflow="fold")
+    for difference in found.differences:
+        place = Text(difference.what)
+        place.append("" if difference.where is None else f"\n{difference.where}", style="dim")
+        place.append("" if difference.known is None else f"\nknown: {difference.known}", style="dim")
+        style = "red" if difference.known is None else "yellow"
+        table.add_row(Text(difference.stated, style=style), Text(difference.derived), place)
+    if found.differences:
+        yield table
+    for note in found.notes:
+        yield Text(f"not checked · {note}", style="dim")
+    values = sum(found.checked.values())
+    unknown = sum(difference.known is None for difference in found.differences)
+    known = len(found.differences) - unknown
+    said = "all hold"
+    if found.differences:
+        said = f"{unknown + known} differ" + (f", {known} of them as known of published files" if known else "")
+    yield Text(f"verify · {found.model} · {values} values and lines of {len(found.checked)} files: {said}")
+
+
+def _folder(source: Path) -> Path:
+    """Where what belongs to a run is written."""
+    return source if source.is_dir() else source.parent
+
+
+def _archive(source: Path) -> Archive:
+    """The published files of a run; one of our own that has none yet is given them."""
+    if (source / "run.json").exists() and not (source / "published").exists():
+        with new_folder(source / "published") as partial:
+            write_published(Run.read(source), partial)
+        print_line(f"published files · {source / 'published'}")
+    return Archive(source)
+
+
+def _evidences(source: Path, model: str | None) -> Sequence[Evidence]:
+    archive = _archive(source)
+    return _readable(archive) if model is None else [archive.evidence(model.rsplit("/", 1)[-1])]
+
+
+def _readable(archive: Archive) -> Sequence[Evidence]:
+    found, reasons = archive.readable()
+    for reason in reasons:
+        warn(f"left out: {reason}")
+    return found
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", errors="replace")
+
+
+def _put(text: str, out: Path | None, report: Path, force: bool) -> None:
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    if out.exists() and out.samefile(report):
+        raise RunError(f"{out} is the report itself; give another name for what the audit writes.")
+    write_new(out, text.encode(), force=force)
+    print_line(f"audit · {out}")

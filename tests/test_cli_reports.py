@@ -1,0 +1,163 @@
+"""The commands on what people look at, as a user meets them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from layerscope.cli import app
+from layerscope.report.files import is_untouched
+
+COMMANDS = ("view", "report", "compare", "brief", "audit", "verify")
+
+
+@pytest.fixture
+def work(five_lens_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with one run under `runs` that has no published files yet."""
+    shutil.copytree(five_lens_run, tmp_path / "runs" / "one", ignore=shutil.ignore_patterns("published"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+def layerscope(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_three_commands_that_work_as_they_stand(command: str, work: Path) -> None:
+    if command == "audit":
+        assert layerscope("report", "--out", "reports").exit_code == 0
+    text = layerscope(command, "--help").stdout
+    lines = [line.strip() for line in text[text.index("Examples") :].splitlines()]
+    examples = [line for line in lines if line.startswith("layerscope ")]
+    assert len(examples) == 3
+    binary = str(Path(sys.executable).with_name("layerscope"))
+    for example in examples:
+        done = subprocess.run(
+            example.replace("layerscope", binary, 1),
+            shell=True,
+            cwd=work,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (example, done.stderr)
+
+
+def test_a_report_is_written_beside_the_run_and_passes_its_audit(work: Path) -> None:
+    done = layerscope("report")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == [
+        "published files · runs/one/published",
+        "report · runs/one/evaluation-reference.md",
+    ]
+    text = (work / "runs/one/evaluation-reference.md").read_text()
+    assert is_untouched(text)
+    audited = layerscope("audit", "runs/one/evaluation-reference.md")
+    assert audited.exit_code == 0, audited.output
+    assert "0 contradicted" not in audited.stdout
+    assert "supported" in audited.stdout.splitlines()[-1]
+
+
+def test_an_audit_of_a_changed_report_exits_with_1_and_names_line_and_right_value(work: Path) -> None:
+    layerscope("report", "--out", "reports")
+    path = work / "reports/evaluation-reference.md"
+    text = path.read_text()
+    place = text.index("readable at layer ") + len("readable at layer ")
+    path.write_text(text[:place] + "9" + text[place + 1 :])
+    line = text[:place].count("\n") + 1
+    done = layerscope("audit", "reports/evaluation-reference.md")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[0].split()[:2] == [str(line), "contradicted"]
+    assert all(len(row) <= 80 for row in done.stdout.splitlines())
+    found = json.loads(layerscope("audit", "reports/evaluation-reference.md", "--form", "json").stdout)
+    (wrong,) = [finding for finding in found["findings"] if finding["judgement"] == "contradicted"]
+    assert wrong["line"] == line
+    assert f"readable at layer {text[place]}" in wrong["correct"]
+    remarks = layerscope("audit", "reports/evaluation-reference.md", "--form", "markdown", "--out", "remarks.md")
+    assert remarks.exit_code == 1
+    assert f"> **contradicted**, line {line}" in (work / "remarks.md").read_text()
+
+
+def test_a_report_that_somebody_changed_is_kept(work: Path) -> None:
+    layerscope("report")
+    path = work / "runs/one/evaluation-reference.md"
+    path.write_text(path.read_text() + "\nMy remark.\n")
+    done = layerscope("report")
+    assert done.exit_code == 2
+    assert "--force" in done.stderr
+    assert path.read_text().endswith("\nMy remark.\n")
+    assert layerscope("report", "--force").exit_code == 0
+    assert is_untouched(path.read_text())
+
+
+def test_a_comparison_is_a_new_folder_with_report_and_table(work: Path) -> None:
+    shutil.copytree(work / "runs/one", work / "runs/two")
+    done = layerscope("compare", "runs/one", "runs/two", "--out", "both")
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in (work / "both").iterdir()) == [
+        "comparison.csv",
+        "comparison.parquet",
+        "evaluation-cross-models.md",
+    ]
+    assert pl.read_parquet(work / "both/comparison.parquet").height in (1, 2)
+    again = layerscope("compare", "runs/one", "--out", "both")
+    assert again.exit_code == 2
+    assert "both is already there" in again.stderr
+
+
+def test_verify_exits_with_1_when_a_file_says_otherwise(work: Path) -> None:
+    layerscope("report")
+    assert layerscope("verify").exit_code == 0
+    path = work / "runs/one/published/output-reference.json"
+    path.write_text(path.read_text().replace('"first_rank_le_10": 4', '"first_rank_le_10": 7', 1))
+    done = layerscope("verify")
+    assert done.exit_code == 1
+    assert "/diagnostics/first_rank_le_10" in done.stdout.replace("\n", "").replace(" ", "")
+
+
+def test_a_brief_is_two_files(work: Path) -> None:
+    assert layerscope("brief", "--out", "briefs").exit_code == 0
+    assert json.loads((work / "briefs/brief-reference.json").read_text())["facts"]
+    assert is_untouched((work / "briefs/brief-reference.md").read_text())
+
+
+def test_a_page_is_one_file_beside_the_run(work: Path) -> None:
+    done = layerscope("view", "--no-open")
+    assert done.stdout == "page · runs/one/view.html\n"
+    assert (work / "runs/one/view.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["report", "nowhere"], "nowhere"),
+        (["report", "--model", "gpt-9"], "gpt-9"),
+        (["audit", "nothing.md"], "nothing.md"),
+        (["audit", "note.md", "--form", "pdf"], "no form 'pdf'"),
+        (["audit", "note.md", "--run", "nowhere"], "nowhere"),
+        (["audit", "note.md", "--form", "json", "--out", "note.md"], "is the report itself"),
+        (["compare", "nowhere"], "nowhere"),
+        (["view", "nowhere"], "nowhere"),
+        (["view", "--out", "note.md", "--no-open"], "note.md is already there"),
+        (["brief", "nowhere"], "nowhere"),
+        (["verify", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_loses_nothing(work: Path, words: list[str], says: str) -> None:
+    (work / "note.md").write_text("# Mine\n")
+    done = layerscope(*words)
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith("error: ")
+    assert says in done.stderr
+    assert "Traceback" not in done.output
+    assert (work / "note.md").read_text() == "# Mine\n"

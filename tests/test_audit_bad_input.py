@@ -11,6 +11,7 @@ from layerscope.report.audit.cited import Reader
 from layerscope.report.audit.findings import Judgement
 from layerscope.report.audit.reading import read_report
 from layerscope.report.audit.values import pairs_of
+from published_archives import archive_of
 
 SECONDS = 60
 """For 5 MB, on a loaded machine and with types checked in every call; it takes a few on an idle one."""
@@ -20,7 +21,7 @@ LARGE = 5_000_000
 @pytest.fixture(scope="module")
 def archive(request: pytest.FixtureRequest) -> Archive:
     shared: Path = request.getfixturevalue("shared")
-    return Archive(shared / "reference" / "tiny-qwen3" / "published")
+    return archive_of(shared / "reference" / "tiny-qwen3" / "published")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_lines_beyond_the_end_are_unresolvable(archive: Archive) -> None:
 
 def test_a_value_of_one_of_several_models_is_looked_up_in_the_cited_one(shared: Path) -> None:
     """Each model has its own layer; a sentence on both must not have the one's value held against the other's file."""
-    many = Archive(shared / "reference" / "run-20250928-1722")
+    many = archive_of(shared / "reference" / "run-20250928-1722")
     layers = {}
     for stem in ("Qwen3-8B", "Qwen3-14B"):
         entry = many.sources.json(f"output-{stem}.json").at("diagnostics", "L_semantic")
@@ -88,7 +89,7 @@ def test_a_value_of_one_of_several_models_is_looked_up_in_the_cited_one(shared: 
 
 
 def test_one_list_of_lines_for_many_files_is_never_called_wrong(shared: Path) -> None:
-    many = Archive(shared / "reference" / "run-20250928-1722")
+    many = archive_of(shared / "reference" / "run-20250928-1722")
     assert audit("L_semantic=77, first_rank_le_1=12 (output-*.json:902–904; 906; 940)", many).wrong == ()
 
 

@@ -14,6 +14,7 @@ from layerscope.report.audit.audit import audit
 from layerscope.report.audit.findings import Judgement
 from layerscope.report.audit.output import needs_mending
 from layerscope.report.brief import brief
+from published_archives import archive_of
 
 N_MUTATIONS = 300
 LEAST_CAUGHT = 0.9
@@ -174,7 +175,7 @@ MUTATIONS = (number, line)
 
 @pytest.fixture(scope="module")
 def archive(shared: Path) -> Archive:
-    return Archive(shared / "reference" / "run-20251004-1804")
+    return archive_of(shared / "reference" / "run-20251004-1804")
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.archive import Archive
 from layerscope.report.audit.audit import AuditResult, audit
 from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.plain_text import plain
+from published_archives import archive_of
 
 RUNS = {
     "evaluation-Qwen2.5-72B.20250921.md": "run-20250921-1713",
@@ -41,7 +41,7 @@ class Labelled:
 
 @lru_cache
 def audited(shared: Path, report: str) -> AuditResult:
-    archive = Archive(shared / "reference" / RUNS[report])
+    archive = archive_of(shared / "reference" / RUNS[report])
     return audit((shared / "reports" / report).read_bytes(), archive)
 
 

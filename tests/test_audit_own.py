@@ -16,6 +16,7 @@ from layerscope.report.evaluation import evaluation
 from layerscope.report.files import signed
 from layerscope.report.markdown import markdown
 from layerscope.report.synthesis import synthesis
+from published_archives import archive_of
 
 N_MUTATIONS = 500
 FULLY_AUDITED = 12
@@ -24,7 +25,7 @@ FULLY_AUDITED = 12
 
 @pytest.fixture(scope="module")
 def archive(shared: Path) -> Archive:
-    return Archive(shared / "reference" / "run-20251004-1804")
+    return archive_of(shared / "reference" / "run-20251004-1804")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def reports(archive: Archive) -> dict[str, str]:
 
 @pytest.mark.parametrize("folder", ["run-20251004-1804", "run-20250928-1722"])
 def test_reports_of_all_ten_models_pass_their_own_audit(shared: Path, folder: str) -> None:
-    archive = Archive(shared / "reference" / folder)
+    archive = archive_of(shared / "reference" / folder)
     for evidence in archive:
         result = audit_report(signed(markdown(evaluation(evidence)), "1").encode(), [archive])
         assert needs_mending(result) == []

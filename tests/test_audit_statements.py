@@ -9,6 +9,7 @@ from layerscope.report.archive import Archive
 from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.reading import Reference, Statement, read_report
 from layerscope.report.audit.statements import judge_statements
+from published_archives import archive_of
 
 SEVEN = (
     "Meta-Llama-3-70B",
@@ -23,11 +24,6 @@ TUNED = tuple(stem for stem in SEVEN if stem not in ("Meta-Llama-3-70B", "Qwen2.
 SUPPORTED, CONTRADICTED, ELSEWHERE = Judgement.SUPPORTED, Judgement.CONTRADICTED, Judgement.ELSEWHERE
 
 Judge = Callable[..., list[Finding]]
-
-
-@cache
-def archive_of(folder: Path) -> Archive:
-    return Archive(folder)
 
 
 @pytest.fixture

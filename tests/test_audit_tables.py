@@ -8,6 +8,7 @@ from layerscope.report.archive import Archive
 from layerscope.report.audit.findings import Judgement
 from layerscope.report.audit.reading import Statement, read_report
 from layerscope.report.audit.tables import judge_tables
+from published_archives import archive_of
 
 SUPPORTED, CONTRADICTED = Judgement.SUPPORTED, Judgement.CONTRADICTED
 HEADER = ("Layer", "Entropy (bits)", "Top-1 token", "p_top1", "KL (bits)", "Rank")
@@ -16,7 +17,7 @@ STEM = "Qwen3-8B"
 
 @pytest.fixture(scope="module")
 def archive(shared: Path) -> Archive:
-    return Archive(shared / "reference" / "run-20251004-1804")
+    return archive_of(shared / "reference" / "run-20251004-1804")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def table(cells: list[tuple[str, ...]], header: tuple[str, ...] = HEADER) -> lis
     ],
 )
 def test_published_tables_are_supported_row_by_row(shared: Path, report: str, run: str, n_rows: int) -> None:
-    archive = Archive(shared / "reference" / run)
+    archive = archive_of(shared / "reference" / run)
     text = (shared / "reports" / report).read_text(encoding="utf-8")
     found = judge_tables(read_report(text, archive.stems), archive)
     assert Counter(one.judgement for one in found) == {SUPPORTED: n_rows}

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.archive import Archive
 from layerscope.report.audit.cited import Reader
 from layerscope.report.audit.findings import Judgement
 from layerscope.report.audit.keys import Likeness, likeness
@@ -14,6 +13,7 @@ from layerscope.report.audit.plain_text import plain
 from layerscope.report.audit.reading import read_report
 from layerscope.report.audit.values import pairs_of
 from layerscope.report.sources import Sources
+from published_archives import archive_of
 
 DOCUMENT = """{
   "prompt": {
@@ -270,7 +270,7 @@ def test_a_token_s_probability_is_found_with_the_token(reader: Reader) -> None:
 
 
 def test_the_published_documents_give_the_block_of_a_cited_line(shared: Path) -> None:
-    archive = Archive(shared / "reference" / "run-20251004-1804")
+    archive = archive_of(shared / "reference" / "run-20251004-1804")
     reader = Reader(archive.sources)
     name = f"output-{archive.stems[0]}.json"
     entry = archive.sources.json(name).at("diagnostics", "last_layer_consistency")

@@ -9,6 +9,7 @@ import layerscope
 from layerscope.record.published.layout import EXTENDED
 from layerscope.report.archive import Archive
 from layerscope.report.brief import MOST_FACTS, brief
+from published_archives import archive_of
 
 BYTES_OF_A_TOKEN = 2.5
 """Of text that is half digits, by the leanest count of today's tokenizers; prose has four."""
@@ -59,7 +60,7 @@ def test_a_brief_of_ten_thousand_rows_fits_a_context_of_32_000_tokens(tmp_path: 
 
 
 def test_briefs_of_eighty_layers_fit_too(shared: Path) -> None:
-    archive = Archive(shared / "reference" / "run-20251004-1804")
+    archive = archive_of(shared / "reference" / "run-20251004-1804")
     for stem in ("Meta-Llama-3-70B", "Qwen2.5-72B", "gemma-2-9b"):
         found = brief(archive.evidence(stem))
         for text in (found.text, found.data):

@@ -12,16 +12,16 @@ import pytest
 import layerscope
 from layerscope.errors import RunError
 from layerscope.record.published.layout import EXTENDED
-from layerscope.report.archive import Archive
 from layerscope.report.comparison import comparison_files, comparison_table
 from layerscope.report.evidence import Evidence
+from published_archives import archive_of
 
 OCTOBER, SEPTEMBER, TINY = "run-20251004-1804", "run-20250928-1722", "tiny-qwen3/published"
 
 
 @pytest.fixture(scope="module")
 def october_runs(shared: Path) -> list[Evidence]:
-    return list(Archive(shared / "reference" / OCTOBER))
+    return list(archive_of(shared / "reference" / OCTOBER))
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_a_line_through_lengths_that_are_not_recorded_is_absent(october: pl.Data
 
 
 def test_files_without_raw_lens_have_no_tier_and_say_so(shared: Path) -> None:
-    archive = Archive(shared / "reference" / SEPTEMBER)
+    archive = archive_of(shared / "reference" / SEPTEMBER)
     frame = comparison_table([archive.evidence(stem) for stem in ("Qwen3-8B", "Mistral-7B-v0.1")])
     assert frame["artefact_tier"].is_null().all()
     assert all(any(said.startswith("no_raw_lens") for said in row) for row in frame["not_comparable"].to_list())

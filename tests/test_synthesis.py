@@ -10,7 +10,6 @@ import pytest
 
 from layerscope.errors import RunError
 from layerscope.record.run import Run
-from layerscope.report.archive import Archive
 from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.claims import Citation, Claim
 from layerscope.report.document import Name, Paragraph, Report, Section, Sentence, Table, Text
@@ -20,13 +19,14 @@ from layerscope.report.evidence import Evidence
 from layerscope.report.markdown import markdown
 from layerscope.report.synthesis import synthesis
 from layerscope.report.synthesis.compared import family_of
+from published_archives import archive_of
 
 OCTOBER, SEPTEMBER, TINY = "run-20251004-1804", "run-20250928-1722", "tiny-qwen3/published"
 
 
 @pytest.fixture(scope="module")
 def october_runs(shared: Path) -> dict[str, Evidence]:
-    return {one.stem: one for one in Archive(shared / "reference" / OCTOBER)}
+    return {one.stem: one for one in archive_of(shared / "reference" / OCTOBER)}
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_a_run_that_is_given_twice_counts_once(shared: Path, october_runs: dict[
 
 
 def test_older_files_without_raw_lens_make_a_whole_report(shared: Path) -> None:
-    archive = Archive(shared / "reference" / SEPTEMBER)
+    archive = archive_of(shared / "reference" / SEPTEMBER)
     report = synthesis([archive.evidence(stem) for stem in ("gemma-2-9b", "Qwen2.5-72B", "Yi-34B")])
     text = markdown(report)
     assert "so there is no artefact tier" in text

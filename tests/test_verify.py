@@ -13,6 +13,7 @@ from layerscope.report.evaluation import evaluation
 from layerscope.report.files import write_report
 from layerscope.report.markdown import markdown
 from layerscope.report.verify import Verified, verify
+from published_archives import archive_of
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_a_changed_verdict_is_named(run: Path) -> None:
 
 def test_published_runs_differ_by_what_is_known_of_them_alone(shared: Path) -> None:
     folder = shared / "reference" / "run-20251004-1804"
-    for evidence in Archive(folder):
+    for evidence in archive_of(folder):
         found = verify(evidence, folder)
         assert found.holds, [d for d in found.differences if d.known is None]
         assert found.checked[evidence.json.name] > 1000
@@ -90,7 +91,7 @@ def test_published_runs_differ_by_what_is_known_of_them_alone(shared: Path) -> N
         empty = [d for d in found.differences if d.what == "/diagnostics/answer_margin_thresholds/gap_ge_0.5"]
         assert len(empty) == (0 if evidence.stem == "Qwen2.5-72B" else 1)
         assert all(d.stated == "null" for d in empty)
-    windows = [d for e in Archive(folder) for d in verify(e, folder).differences if d.what.endswith("/radius")]
+    windows = [d for e in archive_of(folder) for d in verify(e, folder).differences if d.what.endswith("/radius")]
     assert {(d.stated, d.derived) for d in windows} == {("4", "8")}
     assert len(windows) == 8
 

@@ -472,7 +472,7 @@ def test_conclusions_known_to_be_wrong_are_found(shared: Path, audited: Callable
 
 EXPECTED_LINES = {
     "evaluation-Qwen2.5-72B.20250921.md": {106, 108, 113, 120, 124, 130, 145, 153},
-    "evaluation-Qwen3-14B.20251004.md": {17, 133, 183},
+    "evaluation-Qwen3-14B.20251004.md": {17, 18, 133, 183},
     "evaluation-Qwen3-8B.20251004.md": {95},
     "evaluation-cross-models.20250928.md": set(),
     "evaluation-Qwen3-8B.early.md": set(),

@@ -59,7 +59,7 @@ class Opened:
         """
         options = {"viewport": DESKTOP, "color_scheme": "light", "reduced_motion": "reduce"} | options
         context = browser.new_context(accept_downloads=True, **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(120_000)
         opened = cls(context.new_page(), context, path, [])
         context.route("**/*", opened._routed)
         opened.page.on(

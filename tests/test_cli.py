@@ -94,7 +94,7 @@ def test_show_prints_the_same_tables_again(probed):
     folder = min((cwd / "runs").iterdir())
     again = layerscope("show", str(folder), cwd=cwd)
     assert again.returncode == 0
-    assert again.stdout == "\n".join(done.stdout.splitlines()[:-1]) + "\n"
+    assert again.stdout == "\n".join(done.stdout.splitlines()[:-2]) + "\n"  # but for where page and run are
 
 
 def test_the_verdict_is_what_remains_on_the_screen(probed):
@@ -104,8 +104,8 @@ def test_the_verdict_is_what_remains_on_the_screen(probed):
     assert "identity check · passed" in "\n".join(lines[:start])
     assert lines[start + 1].startswith("The answer 'Berlin' becomes readable at layer 4 of 12")
     quoting = next(i for i, line in enumerate(lines) if line.startswith("quoting "))
-    assert start < quoting and lines[-1].startswith("run folder · ")
-    assert re.match(r"(block|advise|unknown|prefer|quoting| {11})", lines[-2])
+    assert start < quoting and lines[-1].startswith("run folder · ") and lines[-2].startswith("page · ")
+    assert re.match(r"(block|advise|unknown|prefer|quoting| {11})", lines[-3])
 
 
 def test_one_prompt_is_shown_without_the_verdict_on_all(probed):

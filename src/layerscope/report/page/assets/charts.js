@@ -29,7 +29,7 @@ const watcher = new IntersectionObserver(
     for (const entry of entries) {
       if (!entry.isIntersecting || drawn.has(entry.target)) continue;
       drawn.set(entry.target, null);
-      queue = queue.then(() => draw(entry.target)).catch((error) => failed(entry.target, error));
+      inTurn(entry.target, () => drawn.get(entry.target) ?? draw(entry.target));
     }
   },
   { rootMargin: "400px" },
@@ -38,6 +38,11 @@ let queue = new Promise((ready) => {
   if (document.readyState === "complete") ready();
   else addEventListener("load", ready, { once: true });
 });
+
+// One thing at a time: a chart that is drawn anew while it is being saved would take the drawing away from the saver.
+function inTurn(figure, work) {
+  queue = queue.then(work).catch((error) => failed(figure, error));
+}
 
 function failed(figure, error) {
   figure.querySelector(".plot").textContent = `This chart could not be drawn: ${error.message}`;
@@ -63,11 +68,11 @@ function bindCharts() {
   for (const figure of all("figure.chart")) {
     watcher.observe(figure);
     for (const button of all("button[data-save]", figure)) {
-      button.addEventListener("click", () => saveChart(figure, button.dataset.save));
+      button.addEventListener("click", () => inTurn(figure, () => saveChart(figure, button.dataset.save)));
     }
   }
 }
 
 function redrawCharts() {
-  for (const [figure, result] of drawn) if (result) queue = queue.then(() => draw(figure)).catch((error) => failed(figure, error));
+  for (const [figure, result] of drawn) if (result) inTurn(figure, () => draw(figure));
 }

@@ -399,6 +399,7 @@ def test_a_mistake_in_reading_or_writing_leaves_one_sentence_and_no_folder(words
         "run.json",
         "rows.parquet",
         "verdict.json",
+        "view.html",
     }
 
 

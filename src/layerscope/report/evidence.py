@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from layerscope.errors import RunError
@@ -377,11 +377,18 @@ def _shows(row: CsvRow, column: str | None, value: Value) -> bool:
 
 def _published_column(column: str, table: CsvFile) -> str | None:
     """What a table calls one of our columns; None where it has it not."""
+    return next((name for name in _names().get(column, ()) if name in table.header), None)
+
+
+@cache
+def _names() -> dict[str, list[str]]:
+    """What next-token tables may call our columns, by our names."""
+    found: dict[str, list[str]] = {}
     for dialect in (GENERATION_M, EXTENDED):
         for known in columns_of(NEXT_TOKEN, dialect):
-            if known.ours == column and known.part in (None, 0) and known.name in table.header:
-                return known.name
-    return None
+            if known.ours is not None and known.part in (None, 0):
+                found.setdefault(known.ours, []).append(known.name)
+    return found
 
 
 def _cited(table: CsvFile, row: CsvRow, column: str | None) -> Citation:

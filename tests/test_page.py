@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from layerscope.errors import RunError
 from layerscope.probing import probe
 from layerscope.record import COLUMNS, Run, RunRecord
+from layerscope.report.charts.palette import LIGHT_GROUND
 from layerscope.report.page.packing import packed, safe_json
 from layerscope.report.page.payload import labels, payload
 from layerscope.report.page.view import MARKER, page_html, write_view
@@ -389,6 +390,17 @@ def test_a_notebook_gets_the_page_in_a_closed_frame(viewed: ViewedRun, page: str
 @pytest.mark.parametrize("kind", ["grid", "entropy_bits", "cosines", "js_divergence_bits", "models"])
 def test_a_plot_is_an_altair_chart(viewed: ViewedRun, kind: str):
     assert isinstance(viewed.plot(kind), alt.LayerChart | alt.Chart)
+
+
+def test_a_saved_plot_has_room_for_its_axes_beside_the_plot(viewed: ViewedRun, tmp_path: Path):
+    viewed.plot("entropy_bits").save(tmp_path / "entropy.svg")
+    (picture,) = re.findall(r'<svg[^>]* width="(\d+)"', (tmp_path / "entropy.svg").read_text())
+    assert 640 < int(picture) < 900
+
+
+def test_a_plot_looks_as_it_does_on_the_page(viewed: ViewedRun):
+    for kind in ("grid", "entropy_bits"):
+        assert viewed.plot(kind).to_dict()["config"]["background"] == LIGHT_GROUND
 
 
 def test_a_plot_hands_on_its_options(viewed: ViewedRun):

@@ -11,6 +11,8 @@ from layerscope.record.run import Run as RecordedRun
 if TYPE_CHECKING:
     import altair as alt
 
+    from layerscope.report.charts import ChartSpec
+
 HEIGHT = 820
 """Of the frame in a notebook, in pixels."""
 
@@ -54,7 +56,7 @@ class Run(RecordedRun):
         return Shown(page_html([self, *others]), height)
 
     def plot(self, kind: str = "entropy_bits", *others: RecordedRun, **options: Any) -> "alt.LayerChart":
-        """One chart of this run, to be shown, changed or saved.
+        """One chart of this run, to be shown, changed or saved; with a width of its own and the page's type.
 
         Args:
             kind: `grid`; a metric by layer, such as `entropy_bits`, `kl_to_final_bits`, `answer_rank`, `masses` or
@@ -66,21 +68,25 @@ class Run(RecordedRun):
         Raises:
             RunError: there is no such chart, or this run lacks what it needs.
         """
+        spec = self._chart(kind, others, options)
+        return spec.figure(width=None) if kind == "grid" else spec.figure()  # a grid is as wide as its cells
+
+    def _chart(self, kind: str, others: Sequence[RecordedRun], options: dict[str, Any]) -> "ChartSpec":
         from layerscope.report import charts
 
         name, _, metric = kind.partition(":")
         if name == "models":
-            return charts.across_models([self, *others], **options).chart
+            return charts.across_models([self, *others], **options)
         if others:
             raise RunError(f"The chart '{kind}' is of one run; put several side by side with 'models'.")
         if name == "facts":
-            return charts.facts(self, metric or "answer_rank", **options).chart
+            return charts.facts(self, metric or "answer_rank", **options)
         if kind == "grid":
-            return charts.grid(self, **options).chart
+            return charts.grid(self, **options)
         if kind in charts.METRICS:
-            return charts.trajectories(self, kind, **options).chart
+            return charts.trajectories(self, kind, **options)
         if kind in charts.LENS_TRUST:
-            return charts.lens_trust(self, kind, **options).chart
+            return charts.lens_trust(self, kind, **options)
         raise RunError(f"There is no chart '{kind}'; choose from {', '.join(plots())}.")
 
 

@@ -13,6 +13,8 @@ SIGNIFICANT_DIGITS = 6
 """Of numbers in a chart; the table keeps all of them."""
 SUBTITLE_WIDTH = 52
 """Letters of a subtitle's line, so that it fits a phone of 320 pixels."""
+WIDTH = 640
+"""Of the plot of a chart that stands by itself, in pixels."""
 Datum: TypeAlias = Mapping[str, str | int | float | bool | None]
 
 
@@ -41,13 +43,22 @@ class ChartSpec:
         spec: dict[str, Any] = chart.to_dict()
         return spec if dark is None else spec | {"config": config(dark)}
 
-    def svg(self, *, width: int | None = 640, dark: bool = False) -> str:
+    def figure(self, *, width: int | None = WIDTH, dark: bool = False) -> alt.LayerChart:
+        """The chart by itself, with the page's type and colours and a width of its own: for a notebook or a file.
+
+        To lay it over another chart, start from `chart`: Altair joins none that bring a configuration.
+        """
+        chart = self.chart if width is None else self.chart.properties(width=width)
+        figure: alt.LayerChart = chart.configure(**config(dark))
+        return figure
+
+    def svg(self, *, width: int | None = WIDTH, dark: bool = False) -> str:
         """The chart as an SVG picture, drawn without a browser; a grid has its own width where None is given."""
         import vl_convert
 
         return str(vl_convert.vegalite_to_svg(self.vega_lite(width=width, dark=dark)))
 
-    def png(self, *, width: int | None = 640, dark: bool = False, scale: float = 2.0) -> bytes:
+    def png(self, *, width: int | None = WIDTH, dark: bool = False, scale: float = 2.0) -> bytes:
         """The chart as a PNG picture, drawn without a browser."""
         import vl_convert
 

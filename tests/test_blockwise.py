@@ -37,6 +37,21 @@ def test_every_layer_of_every_batch_is_what_transformers_computes_for_that_text_
             assert (own - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@EVERY
+def test_a_pass_goes_on_at_the_layer_reached_as_if_it_had_never_stopped(name: str, tiny):
+    model = CausalLM.open(tiny(name), device="cpu")
+    width = min(9, model.n_context or 9)
+    ids = torch.randint(D_VOCAB, (3, 2, width), generator=torch.Generator().manual_seed(5))
+    whole = layers_of(model, ids)
+    for reached in {0, 1, model.n_layers - 1, model.n_layers}:
+        residuals, seen = whole[reached].clone(), {}
+        model.forward_blockwise(
+            ids, residuals, lambda layer, seen=seen, now=residuals: seen.update({layer: now.clone()}), reached=reached
+        )
+        assert list(seen) == list(range(reached + 1, model.n_layers + 1))
+        assert all(torch.equal(stream, whole[layer]) for layer, stream in seen.items())
+
+
 def test_one_batch_is_enough(tiny):
     ids = torch.randint(D_VOCAB, (1, 2, 5), generator=torch.Generator().manual_seed(1))
     found = layers_of(CausalLM.open(tiny("llama-rope3"), device="cpu"), ids)

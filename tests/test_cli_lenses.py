@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from layerscope import CausalLM
 from layerscope.cli import app
+from layerscope.fitting.checkpoint import Checkpoint
 from layerscope.fitting.workspace import Workspace
 from layerscope.lens_tables import lens_lines, lens_list, lens_table, ranges
 from layerscope.lenses.provenance import LensRecord
@@ -142,7 +143,7 @@ def test_ctrl_c_on_a_terminal_ends_a_fit_in_one_line_after_bars_and_finished_lay
     os.close(terminal)
     assert (process.returncode, printed) == (130, b"")
     assert b"tokens" in shown and b"blocks" in shown and b"/24" in shown
-    assert "finished layers are kept, and the same command goes on after them" in shown.decode().splitlines()[-1]
+    assert "the same command goes on after the layers that were kept" in shown.decode().splitlines()[-1]
     assert b"Traceback" not in shown
 
 
@@ -167,7 +168,7 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_weights_of_an_uninterrupte
     monkeypatch.setattr(Workspace, "keep", interrupted_once)
     first = layerscope(FIT, tmp_path)
     assert (first.exit_code, first.stdout) == (130, "")
-    assert first.stderr.splitlines()[-1].startswith("interrupted: finished layers are kept")
+    assert first.stderr.splitlines()[-1].startswith("interrupted: the same command goes on")
     assert not (tmp_path / "lenses" / "reference-tuned").exists()
     assert layerscope(FIT, tmp_path).exit_code == 0
     assert kept == list(range(N_LAYERS))  # no layer is fitted twice
@@ -176,16 +177,29 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_weights_of_an_uninterrupte
     assert [path.name for path in (tmp_path / "lenses").iterdir()] == ["reference-tuned"]
 
 
-def test_an_interrupted_prism_fit_says_that_it_starts_anew(work, tmp_path, monkeypatch):
+def test_an_interrupted_prism_fit_goes_on_and_says_behind_which_layer(work, tmp_path, monkeypatch, caplog):
     shutil.copy(work.folder / "my.txt", tmp_path)
+    assert layerscope(f"{PRISM} --name whole", tmp_path).exit_code == 0
+    interrupts, offer = [6], Checkpoint.offer
 
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+    def interrupted_once(self, gathered):
+        offer(self, gathered)
+        if len(gathered) - 1 in interrupts:
+            interrupts.remove(6)
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr("layerscope.fitting.prism.fit_prism", interrupted)
-    done = layerscope(PRISM, tmp_path)
-    assert (done.exit_code, done.stdout) == (130, "")
-    assert "starts anew" in done.stderr.splitlines()[-1]
+    monkeypatch.setattr("layerscope.fitting.checkpoint.SHARE", 0)
+    monkeypatch.setattr(Checkpoint, "offer", interrupted_once)
+    first = layerscope(PRISM, tmp_path)
+    assert (first.exit_code, first.stdout) == (130, "")
+    assert first.stderr.splitlines()[-1].startswith("interrupted: the same command goes on")
+    assert not (tmp_path / "lenses" / "reference-prism").exists()
+    with caplog.at_level(logging.INFO, "layerscope"):
+        assert layerscope(PRISM, tmp_path).exit_code == 0
+    assert any("goes on behind layer 6" in entry.getMessage() for entry in caplog.records)
+    found, whole = (read_record(tmp_path / "lenses" / name) for name in ("reference-prism", "whole"))
+    assert found.weights_sha256 == whole.weights_sha256
+    assert sorted(path.name for path in (tmp_path / "lenses").iterdir()) == ["reference-prism", "whole"]
 
 
 # Refusals

@@ -1,5 +1,9 @@
 """Whole prism fits: held-out figures as an independent computation finds them, and the fit's own path to the decode."""
 
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +12,17 @@ from transformers import AutoModelForCausalLM
 
 from fit_texts import corpus_for, write_text
 from layerscope.errors import LensError, PlacementError
+from layerscope.fitting import checkpoint
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.fitting.prism_map import Standardiser, fit_procrustes_to_final
 from layerscope.lenses.logit_lens import RawLens
 from layerscope.lenses.prism_lens import PrismLens
+from layerscope.lenses.provenance import LensRecord
 from layerscope.lenses.sidecar import prism_lens, read_sidecar
 from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.observer import SilentFit
+
+FEW = PrismSettings(k=10, vectors=2000)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +88,88 @@ def test_two_fits_of_one_text_are_equal(bundled: CausalLM, text: Path, tmp_path:
     corpus, settings = corpus_for(bundled, text), PrismSettings(k=10, vectors=2000)
     hashes = {fit_prism(bundled, corpus, tmp_path / name, settings).record.weights_sha256 for name in ("one", "two")}
     assert len(hashes) == 1
+
+
+class Killed(SilentFit):
+    """Stands for a power cut once a layer is reached."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.reached: list[int] = []
+
+    def blocks(self, done: int, total: int) -> None:
+        self.reached.append(done)
+        if done == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bundled: CausalLM, text: Path, tmp_path_factory: pytest.TempPathFactory) -> LensRecord:
+    return fit_prism(bundled, corpus_for(bundled, text), tmp_path_factory.mktemp("whole") / "lens", FEW).record
+
+
+@pytest.mark.parametrize("at", [0, 5, 12])
+@pytest.mark.parametrize("method", ["procrustes_to_final", "by_rank"])
+def test_an_interrupted_fit_goes_on_behind_the_layer_reached_to_the_same_lens(
+    at: int, method: str, bundled: CausalLM, text: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "SHARE", 0)  # every layer is kept, however little time it took
+    corpus, settings = corpus_for(bundled, text), replace(FEW, method=method)
+    with pytest.raises(KeyboardInterrupt):
+        fit_prism(bundled, corpus, tmp_path / "lens", settings, observer=Killed(at))
+    assert not (tmp_path / "lens").exists()
+    again = Killed(-1)
+    found = fit_prism(bundled, corpus, tmp_path / "lens", settings, observer=again).record
+    assert again.reached == list(range(at + 1, 13))
+    expected = fit_prism(bundled, corpus, tmp_path / "whole", settings).record
+    assert found.weights_sha256 == expected.weights_sha256
+    assert found.prism == expected.prism
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lens", "whole"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, {tests!r})
+from fit_texts import corpus_for
+from layerscope.fitting import checkpoint
+from layerscope.fitting.prism import PrismSettings, fit_prism
+from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.observer import SilentFit
+
+class Killer(SilentFit):
+    def blocks(self, done, total):
+        if done == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoint.SHARE = 0
+torch.set_num_threads({threads})
+model = CausalLM.open(BUNDLED, device="cpu")
+fit_prism(model, corpus_for(model, Path({text!r})), Path({out!r}), PrismSettings(k=10, vectors=2000), observer=Killer())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+def test_a_process_that_is_killed_leaves_what_another_goes_on_with(
+    undisturbed: LensRecord, bundled: CausalLM, text: Path, tmp_path: Path
+):
+    words = {"tests": str(Path(__file__).parent), "threads": torch.get_num_threads(), "text": str(text)}
+    script = KILLED.format(**words, out=str(tmp_path / "lens"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    again = Killed(-1)
+    found = fit_prism(bundled, corpus_for(bundled, text), tmp_path / "lens", FEW, observer=again).record
+    assert again.reached == list(range(8, 13))
+    assert found.weights_sha256 == undisturbed.weights_sha256
+
+
+def test_a_fit_that_cannot_end_well_leaves_nothing(bundled: CausalLM, text: Path, tmp_path: Path):
+    with pytest.raises(LensError, match="distinct"):
+        fit_prism(bundled, corpus_for(bundled, text), tmp_path / "lens", PrismSettings(vectors=8))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_too_few_vectors_reduce_k_and_say_so(bundled: CausalLM, text: Path, tmp_path: Path):

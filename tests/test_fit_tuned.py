@@ -169,7 +169,10 @@ def test_blocks_run_once_where_memory_holds_every_layer(
     monkeypatch.setattr(
         CausalLM,
         "forward_blockwise",
-        lambda self, *args, n_blocks=None: (runs.append(n_blocks), real(self, *args, n_blocks=n_blocks))[1],
+        lambda self, *args, n_blocks=None, **others: (
+            runs.append(n_blocks),
+            real(self, *args, n_blocks=n_blocks, **others),
+        )[1],
     )
     fit_tuned(bundled, corpus_for(bundled, text), tmp_path / "lens", FEW)
     assert runs == [None, 11][:passes]

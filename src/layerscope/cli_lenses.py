@@ -35,8 +35,7 @@ FEWEST_POSITIONS = 3
 """Of a sequence: one that is left out, one to fit to, and the token that follows it."""
 PLACEMENTS = ("raw", "normed")
 METHODS = ("procrustes_to_final", "by_rank")
-KEPT = "interrupted: finished layers are kept, and the same command goes on after them"
-NOT_KEPT = "interrupted: nothing was kept, and the same command starts anew"
+INTERRUPTED = "interrupted: the same command goes on after the layers that were kept"
 
 fit_app = typer.Typer(
     help="Fit a lens to a model on text of your own.",
@@ -114,7 +113,7 @@ def tuned(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Fit a tuned lens: for each layer the affine map after which it comes nearest to the model's own output."""
-    with mistakes_in_one_sentence(), _interruption_said(KEPT):
+    with mistakes_in_one_sentence(), _interruption_said():
         opening = _Opening(device, dtype, memory, revision, bos, trust_remote_code)
         wanted = _Wanted("tuned", model, text or (), field, tokens, seq_len, out, name, seed, opening)
         rank_wanted = _rank(rank)
@@ -168,7 +167,7 @@ def prism(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Fit a prism lens: one standardisation and one rotation for all layers, a control for what a fit can do."""
-    with mistakes_in_one_sentence(), _interruption_said(NOT_KEPT):
+    with mistakes_in_one_sentence(), _interruption_said():
         opening = _Opening(device, dtype, memory, revision, bos, trust_remote_code)
         wanted = _Wanted("prism", model, text or (), field, tokens, seq_len, out, name, seed, opening)
         chosen = _one_of("method", method, METHODS)
@@ -486,10 +485,10 @@ def _check_against(
 
 
 @contextmanager
-def _interruption_said(sentence: str) -> Iterator[None]:
+def _interruption_said() -> Iterator[None]:
     """An interrupted fit says in a line what becomes of its work."""
     try:
         yield
     except KeyboardInterrupt:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(sentence, style="yellow", markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(INTERRUPTED, style="yellow", markup=False)
         raise typer.Exit(130) from None

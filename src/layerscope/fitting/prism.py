@@ -1,7 +1,7 @@
 """Fit a prism lens: vectors of a few layers' stream, one standardisation, one rotation, measured on held-out text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerscope.errors import LensError, PlacementError
+from layerscope.errors import LensError, NumericError, PlacementError
 from layerscope.fitted_to import fitted_model
+from layerscope.fitting.checkpoint import Checkpoint, Gathered
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head
 from layerscope.fitting.objective import LN2
@@ -19,12 +20,15 @@ from layerscope.fitting.session import (
     block_bytes,
     device_memory,
     drawn,
+    fit_key,
     host_memory,
+    leftovers_said,
     settings_record,
     shortage_explained,
     targets_at,
 )
 from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
+from layerscope.fitting.workspace import Workspace
 from layerscope.lenses.lens import Lens
 from layerscope.lenses.logit_lens import LogitLens
 from layerscope.lenses.prism_lens import PrismLens
@@ -72,6 +76,9 @@ def fit_prism(
 ) -> Sidecar:
     """Fit a prism lens and write it as a sidecar.
 
+    While the text goes through the blocks, it is kept beside `out` how far it has come; called again with the same
+    model, text and settings after it was interrupted, the fit goes on from there and ends with the same weights.
+
     Args:
         model: the model; all text goes through it once, block by block.
         corpus: text in three parts; `fit` gives vectors, `held_out` measures.
@@ -94,8 +101,7 @@ class _PrismFitter:
     def __init__(
         self, model: CausalLM, corpus: Corpus, out: Path, settings: PrismSettings, observer: FitObserver
     ) -> None:
-        if out.exists():
-            raise LensError(f"'{out}' is already there; give another --out or --name, or take it away first.")
+        self.workspace = Workspace(out, fit_key("prism", model, corpus, settings.seed, asdict(settings)))
         self.model, self.corpus, self.out, self.settings, self.observer = model, corpus, out, settings, observer
         self.k = min(DEFAULT_K, model.d_model) if settings.k is None else settings.k
         if not 1 <= self.k <= model.d_model:
@@ -108,37 +114,48 @@ class _PrismFitter:
         self.lens: Lens = LogitLens(model.final_norm)
 
     def run(self) -> Sidecar:
-        """The pass, the map, and what it is worth."""
-        model = self.model
-        with (
-            shortage_explained(model),
-            reproducible(self.settings.seed, model.placement.device),
-            torch.inference_mode(),
-        ):
-            generator = torch.Generator().manual_seed(self.settings.seed)
-            text = self._enough_text(generator)
-            self._check_room(text)
-            stream = Stream(model, text, None)
-            fit_at = drawn(stream.positions("fit", FIRST_POSITION), self._per_layer(), generator)
-            held_at = drawn(stream.positions("held_out", FIRST_POSITION), MOST_HELD_OUT, generator)
-            self.observer.plan(self._plan(len(fit_at)))
-            vectors, held = self._pass(stream, fit_at, held_at)
-            finals = stream.rows(fit_at)
-            standardiser = Standardiser()
-            for chunk in torch.split(vectors, CHUNK):
-                standardiser.update(chunk)
-            found = self._map(vectors, finals, standardiser, generator)
-            bits = self._measured(held, found, stream, held_at)
-        record = self._record(found, len(vectors), bits, len(held_at))
-        return write_sidecar(self.out, record, prism_tensors(found.mean, found.variance, found.rotation))
+        """The pass, the map, what it is worth, and the sidecar."""
+        device = self.model.placement.device
+        with self.workspace.held():
+            with shortage_explained(self.model), reproducible(self.settings.seed, device), torch.inference_mode():
+                found, record = self._found()
+            tensors = prism_tensors(found.mean, found.variance, found.rotation)
+            sidecar = write_sidecar(self.out, record, tensors)
+            self.workspace.discard()
+        return sidecar
+
+    def _found(self) -> tuple[PrismMap, LensRecord]:
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        text = self._enough_text(generator)
+        self._check_room(text)
+        stream = Stream(self.model, text, None)
+        fit_at = drawn(stream.positions("fit", FIRST_POSITION), self._per_layer(), generator)
+        held_at = drawn(stream.positions("held_out", FIRST_POSITION), MOST_HELD_OUT, generator)
+        n_gathered = len(held_at) * (self.model.n_layers + 1) + len(fit_at) * len(self.rows)
+        checkpoint = Checkpoint(self.workspace, stream.residuals, self.model.n_layers, n_gathered)
+        gathered = checkpoint.restore()
+        self.observer.plan(self._plan(len(fit_at), len(gathered)) + checkpoint.shortage)
+        self._pass(stream, fit_at, held_at, checkpoint, gathered)
+        # Taken away, not copied: together they are larger than the text.
+        vectors = torch.cat([found.pop("vectors") for found in gathered if "vectors" in found])
+        held = torch.stack([found.pop("held") for found in gathered])
+        try:
+            found = self._map(vectors, stream.rows(fit_at), generator)
+        except (LensError, NumericError):
+            self.workspace.discard()  # the same command would come to the same
+            raise
+        bits = self._measured(held, found, stream, held_at)
+        return found, self._record(found, len(vectors), bits, len(held_at))
 
     def _per_layer(self) -> int:
         return max(1, self.wanted // len(self.rows))
 
-    def _plan(self, per_layer: int) -> str:
+    def _plan(self, per_layer: int, n_passed: int) -> str:
         return (
             f"prism lens of {self.model.id} · {self.settings.method}, k {self.k} · {per_layer * len(self.rows):,} "
             f"vectors from layers {', '.join(map(str, self.rows))} · sequences of {self.corpus.fit.shape[1]}"
+            + (f" · goes on behind layer {n_passed - 1}" if n_passed else "")
+            + leftovers_said(self.workspace)
         )
 
     def _enough_text(self, generator: torch.Generator) -> Corpus:
@@ -179,20 +196,24 @@ class _PrismFitter:
                 )
 
     def _pass(
-        self, stream: Stream, fit_at: Int[Tensor, " fit"], held_at: Int[Tensor, " held"]
-    ) -> tuple[Float[Tensor, "vectors d_model"], Float[Tensor, "layer held d_model"]]:
-        """The stream's vectors at a few layers, and the residuals of held-out positions at every layer."""
-        vectors: list[Tensor] = []
-        held: list[Tensor] = []
+        self,
+        stream: Stream,
+        fit_at: Int[Tensor, " fit"],
+        held_at: Int[Tensor, " held"],
+        checkpoint: Checkpoint,
+        gathered: list[Gathered],
+    ) -> None:
+        """Add to `gathered` the residuals of held-out positions at every layer, and the vectors of a few layers."""
 
         def after(layer: int) -> None:
-            held.append(stream.rows(held_at).clone())
+            found: Gathered = {"held": stream.rows(held_at).clone()}
             if layer in self.rows:
-                vectors.append(self._stream_rows(stream.rows(fit_at), layer).cpu())
+                found["vectors"] = self._stream_rows(stream.rows(fit_at), layer).cpu()
+            gathered.append(found)
+            checkpoint.offer(gathered)
             self.observer.blocks(layer, self.model.n_layers)
 
-        stream.visit(after)
-        return torch.cat(vectors), torch.stack(held)
+        stream.visit(after, reached=len(gathered) - 1 if gathered else None)
 
     def _stream_rows(self, residuals: Float[Tensor, "n d_model"], layer: int) -> Float[Tensor, "n d_model"]:
         """One code path for fit and decode: whatever the prism lens will standardise."""
@@ -203,10 +224,12 @@ class _PrismFitter:
         self,
         vectors: Float[Tensor, "vectors d_model"],
         finals: Float[Tensor, "fit d_model"],
-        standardiser: Standardiser,
         generator: torch.Generator,
     ) -> PrismMap:
         device = self.model.placement.device
+        standardiser = Standardiser()
+        for chunk in torch.split(vectors, CHUNK):
+            standardiser.update(chunk)
         if self.settings.method == "by_rank":
             some = drawn(torch.arange(len(vectors)), self.reservoir, generator)
             return fit_by_rank(vectors[some], standardiser, self.model.unembedding, k=self.k, device=device)

@@ -1,6 +1,6 @@
-"""What every fit shares: settings for the record, and the model's own output at some positions."""
+"""What every fit shares: what its result depends on, and the model's own output at some positions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 
@@ -9,8 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.errors import PlacementError
+from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head, Targets
-from layerscope.lenses.provenance import Settings
+from layerscope.fitting.workspace import Workspace
+from layerscope.lenses.provenance import Kind, Settings
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import free_memory
 
@@ -58,6 +60,25 @@ def settings_record(model: CausalLM, seed: int) -> Settings:
         torch=torch.__version__,
         layerscope=version("layerscope"),
     )
+
+
+def fit_key(kind: Kind, model: CausalLM, corpus: Corpus, seed: int, wishes: Mapping[str, object]) -> dict[str, object]:
+    """Whatever decides the weights of a lens, by name: one and the same for a fit that goes on."""
+    return {
+        "kind": kind,
+        "model": model.fingerprint,
+        "blocks": model.blocks_fingerprint,
+        "commit": model.source.commit,
+        "n_parameters": model.architecture.n_parameters,
+        "corpus": corpus.record.sha256,
+        **wishes,
+        **settings_record(model, seed).model_dump(),
+    }
+
+
+def leftovers_said(workspace: Workspace) -> str:
+    """Lines that end a plan where folders of other fits of the same lens lie about."""
+    return "".join(f"\nan unfinished fit with other settings lies in {path}" for path in workspace.leftovers)
 
 
 def final_rows(model: CausalLM, finals: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:

@@ -71,21 +71,29 @@ class Stream:
             return torch.empty(shape)
         return mapped(self._folder / f"{name}.f32", shape)
 
-    def visit(self, after: Callable[[int], None], n_blocks: int | None = None, *, keep: bool = False) -> None:
+    def visit(
+        self,
+        after: Callable[[int], None],
+        n_blocks: int | None = None,
+        *,
+        keep: bool = False,
+        reached: int | None = None,
+    ) -> None:
         """Run the model, calling `after` with every layer that the residuals have reached.
 
         Args:
             after: called with the layer.
             n_blocks: how many blocks to run; all of them where not given.
             keep: hold every layer but the last in memory until `visit_again`.
+            reached: the layer that the residuals hold already, where they do; those behind it follow.
         """
 
-        def reached(layer: int) -> None:
+        def arrived(layer: int) -> None:
             if keep and layer < self.model.n_layers:
                 self._kept.append(self.residuals.clone())
             after(layer)
 
-        self.model.forward_blockwise(self.token_ids, self.residuals, reached, n_blocks=n_blocks)
+        self.model.forward_blockwise(self.token_ids, self.residuals, arrived, n_blocks=n_blocks, reached=reached)
 
     def visit_again(self, after: Callable[[int], None]) -> None:
         """Every layer but the last once more: as it was kept, which gives its room back, or by running the model."""

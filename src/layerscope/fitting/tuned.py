@@ -25,7 +25,9 @@ from layerscope.fitting.session import (
     device_memory,
     drawn,
     final_rows,
+    fit_key,
     host_memory,
+    leftovers_said,
     settings_record,
     shortage_explained,
     targets_at,
@@ -143,19 +145,7 @@ class _TunedFitter:
         self.rank = rank_of(settings.rank, model.d_model, model.n_layers)
         self.objective = Objective(Head(model.unembedding), model.final_norm, settings.placement)
         _check(settings, corpus)
-        self.workspace = Workspace(out, self._key())
-
-    def _key(self) -> dict[str, object]:
-        """Whatever decides the weights."""
-        return {
-            "model": self.model.fingerprint,
-            "blocks": self.model.blocks_fingerprint,
-            "commit": self.model.source.commit,
-            "n_parameters": self.model.architecture.n_parameters,
-            "corpus": self.corpus.record.sha256,
-            **asdict(self.settings),
-            **settings_record(self.model, self.settings.seed).model_dump(),
-        }
+        self.workspace = Workspace(out, fit_key("tuned", model, corpus, settings.seed, asdict(settings)))
 
     def run(self) -> Sidecar:
         """Both passes, then the sidecar."""
@@ -239,7 +229,7 @@ class _TunedFitter:
             f"tuned lens of {self.model.id} · {rank} · placement {self.settings.placement} · "
             f"{counted['fit'].n_tokens:,} tokens to fit, {counted['select'].n_tokens:,} to choose by, "
             f"{counted['held_out'].n_tokens:,} held out · sequences of {stream.seq_len} · residuals {where}"
-            + "".join(f"\nan unfinished fit with other settings lies in {path}" for path in self.workspace.leftovers)
+            + leftovers_said(self.workspace)
         )
 
     def _samples(self, stream: Stream, finals: Tensor) -> Samples:

@@ -1,4 +1,4 @@
-"""What a fit leaves behind after every layer, so that a killed one goes on where it was."""
+"""The hidden folder of an unfinished fit: what it belongs to, and its finished layers, after which it goes on."""
 
 import contextlib
 import errno
@@ -23,6 +23,10 @@ if sys.platform != "win32":
     import fcntl
 
 
+REACHED = "reached-{}.f32"
+"""Name of the residual stream at a layer, where a pass over the blocks is kept."""
+_HOLD_WORK = "layer-*.json", REACHED.format("*")
+"""Files for which a folder is worth keeping."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
@@ -82,7 +86,7 @@ class Workspace:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Have the folder to oneself; where no layer was finished, nothing is left of it afterwards.
+        """Have the folder to oneself; where nothing was finished, nothing is left of it afterwards.
 
         Raises:
             LensError: another process fits the same lens just now, or the folder cannot be made.
@@ -92,7 +96,7 @@ class Workspace:
             try:
                 yield
             finally:
-                if not any(self.folder.glob("layer-*.json")):
+                if not any(any(self.folder.glob(name)) for name in _HOLD_WORK):
                     shutil.rmtree(self.folder, ignore_errors=True)
                     with contextlib.suppress(OSError):  # what others have put something into stays
                         for path in absent[1:]:
@@ -117,10 +121,7 @@ class Workspace:
             partial.write_text(finished.model_dump_json(), "utf-8")
             partial.replace(record)
         except (OSError, SafetensorError) as error:
-            raise LensError(
-                f"Layer {layer} could not be kept in '{self.folder}' ({error}); make room on that disk, and the same "
-                "command goes on from there."
-            ) from error
+            raise not_kept(self.folder, layer, error) from error
 
     def finished(self, layer: int) -> tuple[Translator, FinishedLayer] | None:
         """A layer that an earlier fit finished; None where none did.
@@ -135,14 +136,25 @@ class Workspace:
             found = FinishedLayer.model_validate_json(record.read_text("utf-8"))
             parts = load_file(weights)
         except (OSError, ValueError, SafetensorError) as error:
-            raise LensError(
-                f"The unfinished fit in '{self.folder}' is damaged at layer {layer}; delete that folder to start anew."
-            ) from error
+            raise damaged(self.folder, layer) from error
         return Translator(temperature=found.temperature, **parts), found
 
     def discard(self) -> None:
         """Delete it all, once the sidecar is written."""
         shutil.rmtree(self.folder)
+
+
+def damaged(folder: Path, layer: int) -> LensError:
+    """For files of an unfinished fit that cannot be read."""
+    return LensError(f"The unfinished fit in '{folder}' is damaged at layer {layer}; delete that folder to start anew.")
+
+
+def not_kept(folder: Path, layer: int, error: Exception) -> LensError:
+    """For files of an unfinished fit that cannot be written."""
+    return LensError(
+        f"Layer {layer} could not be kept in '{folder}' ({error}); make room on that disk, and the same command goes "
+        "on from there."
+    )
 
 
 @contextmanager

@@ -61,6 +61,7 @@ def run_blockwise(
     drop: Callable[[int], None],
     after: Callable[[int], None],
     n_blocks: int | None = None,
+    reached: int | None = None,
 ) -> None:
     """Run every block on all batches before the next block, in place.
 
@@ -76,17 +77,20 @@ def run_blockwise(
         drop: called after block i, to take them back.
         after: called with the layer that `residuals` now holds, 0 to the number of blocks.
         n_blocks: how many blocks to run; all of them where not given.
+        reached: the layer that `residuals` hold already, where they do. Blocks before it run on the first batch alone,
+            for what the model hands the later ones, and `after` is not called for them.
 
     Raises:
         ModelError: the model hands its blocks something that depends on the text.
     """
     device = token_ids.device
-    first = _embed(module, blocks[0], token_ids, residuals)
-    after(0)
-    last = (len(blocks) if n_blocks is None else n_blocks) - 1
-    if last < 0:
+    if reached is None:
+        _embed(module, blocks[0], token_ids, residuals)
+        after(0)
+    start, last = reached or 0, (len(blocks) if n_blocks is None else n_blocks) - 1
+    if last < start:
         return
-    calls: dict[int, BlockCall] = {0: first}
+    calls: dict[int, BlockCall] = {}
 
     def enter(i: int) -> Callable[..., None]:
         def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -97,9 +101,12 @@ def run_blockwise(
 
     def leave(i: int) -> Callable[..., None]:
         def behind(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            call = calls.pop(i)
+            if i < start:
+                drop(i)
+                return
             own = output[0] if isinstance(output, tuple) else output
             residuals[0] = own
-            call = calls.pop(i)
             for batch in range(1, len(token_ids)):
                 residuals[batch] = call(block, residuals[batch].to(device, own.dtype))
             drop(i)
@@ -118,8 +125,8 @@ def run_blockwise(
 
 def _embed(
     module: nn.Module, block: nn.Module, token_ids: Int[Tensor, "batch sequence position"], residuals: Tensor
-) -> BlockCall:
-    """Layer 0 of every batch, and the first block's call."""
+) -> None:
+    """Layer 0 of every batch, into `residuals`."""
     seen: list[tuple[Tensor, BlockCall]] = []
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -142,7 +149,6 @@ def _embed(
                 )
     if first is None:
         raise ModelError("There is no text to run; give at least one batch.")
-    return first
 
 
 def _forward(module: nn.Module, ids: Int[Tensor, "sequence position"]) -> None:

@@ -300,6 +300,7 @@ class CausalLM:
         after: Callable[[int], None],
         *,
         n_blocks: int | None = None,
+        reached: int | None = None,
     ) -> None:
         """Run much text through the model, one block after the other, reading every weight once.
 
@@ -308,6 +309,7 @@ class CausalLM:
             residuals: float32, filled in place; on the CPU as a rule, where it may be a mapped file.
             after: called with each layer, 0 to n_layers, while `residuals` holds the stream there.
             n_blocks: how many blocks to run; all of them where not given.
+            reached: the layer that `residuals` hold already; `after` is then called with those behind it.
 
         Raises:
             ModelError: the model's blocks cannot be run one after the other, or do not read so many positions.
@@ -334,6 +336,7 @@ class CausalLM:
                 drop=lambda i: self._loaders[i].drop(),
                 after=after,
                 n_blocks=n_blocks,
+                reached=reached,
             )
         finally:
             self._prefetcher.wait()

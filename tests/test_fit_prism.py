@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fit_texts import corpus_for, write_text
-from layerscope.errors import LensError, PlacementError
+from layerscope.errors import LensError, NumericError, PlacementError
 from layerscope.fitting import checkpoint
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.fitting.prism_map import Standardiser, fit_procrustes_to_final
@@ -164,6 +164,22 @@ def test_a_process_that_is_killed_leaves_what_another_goes_on_with(
     found = fit_prism(bundled, corpus_for(bundled, text), tmp_path / "lens", FEW, observer=again).record
     assert again.reached == list(range(8, 13))
     assert found.weights_sha256 == undisturbed.weights_sha256
+
+
+def test_a_residual_that_is_not_finite_is_named(bundled: CausalLM, text: Path, tmp_path: Path, monkeypatch):
+    real = CausalLM.forward_blockwise
+
+    def broken(self, token_ids, residuals, after, **options):
+        def spoiled(layer: int) -> None:
+            if layer == 3:
+                residuals[..., 7] = torch.inf
+            after(layer)
+
+        real(self, token_ids, residuals, spoiled, **options)
+
+    monkeypatch.setattr(CausalLM, "forward_blockwise", broken)
+    with pytest.raises(NumericError, match="residuals of the held_out part at layer 3 should be finite"):
+        fit_prism(bundled, corpus_for(bundled, text), tmp_path / "lens", FEW)
 
 
 def test_a_fit_that_cannot_end_well_leaves_nothing(bundled: CausalLM, text: Path, tmp_path: Path):

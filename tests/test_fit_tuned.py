@@ -1,5 +1,6 @@
 """Whole fits on real models: figures as an independent computation finds them, interruptions without a trace."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fit_texts import corpus_for, write_text
-from layerscope.errors import LensError, ModelError, PlacementError
+from layerscope.errors import LensError, ModelError, NumericError, PlacementError
 from layerscope.fitted_to import fitted_model
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.tuned import TunedSettings, fit_tuned, rank_of
@@ -94,6 +95,42 @@ def test_a_lens_that_moved_says_so_and_comes_nearer_to_the_model(fitted: Path):
         assert fit.map_norm > 0
         assert fit.tuned_bits < fit.logit_bits
         assert fit.tuned_bits <= fit.bias_bits
+
+
+def test_a_bias_alone_is_as_good_as_another_optimiser_makes_it_however_short_the_fit(
+    fitted: Path, bundled: CausalLM, text: Path
+):
+    """It is what a map has to beat: a bias that had no time to move would make every map look good."""
+    layer, corpus = 6, corpus_for(bundled, text)
+    own = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
+    weight = own.lm_head.weight.detach()
+
+    def inputs_and_targets(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.inference_mode():
+            said = own(ids, output_hidden_states=True)
+        states, logits = said.hidden_states[layer][:, 1:-1], said.logits[:, 1:-1]
+        return states.flatten(0, 1).clone(), logits.flatten(0, 1).log_softmax(-1).clone()
+
+    def bits(bias: torch.Tensor, log_temperature: torch.Tensor, x: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+        log_q = (own.model.norm(x + bias) @ weight.T / log_temperature.exp()).log_softmax(-1)
+        return (log_p.exp() * (log_p - log_q)).sum(-1).mean() / torch.log(torch.tensor(2.0))
+
+    x, log_p = inputs_and_targets(corpus.fit)
+    bias, log_temperature = torch.zeros(96, requires_grad=True), torch.zeros((), requires_grad=True)
+    optimiser = torch.optim.LBFGS([bias, log_temperature], max_iter=30, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = bits(bias, log_temperature, x, log_p)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    with torch.no_grad():
+        best = float(bits(bias, log_temperature, *inputs_and_targets(corpus.held_out)))
+    record = read_sidecar(fitted).record.tuned
+    assert record is not None and record.steps == FEW.steps
+    assert record.layers[layer].bias_bits <= 1.05 * best
 
 
 def test_a_killed_fit_goes_on_to_the_same_weights(fitted: Path, bundled: CausalLM, text: Path, tmp_path: Path):
@@ -207,6 +244,39 @@ def test_every_form_fits(rank: int | str, placement: str, bundled: CausalLM, tex
     linear = {0: set(), 5: {"down", "up"}, "full": {"full"}}[rank]
     assert names == {"bias", "mean", "temperatures"} | linear
     assert fit.layers[0].tuned_bits < fit.layers[0].logit_bits
+
+
+@pytest.mark.parametrize("part", ["fit", "select", "held_out"])
+def test_a_residual_that_is_not_finite_is_named_in_whatever_part_of_the_text(
+    part: str, bundled: CausalLM, text: Path, tmp_path: Path, monkeypatch
+):
+    corpus = corpus_for(bundled, text)
+    before = {"fit": 0, "select": corpus.fit.numel(), "held_out": corpus.fit.numel() + corpus.select.numel()}[part]
+    real = CausalLM.forward_blockwise
+
+    def broken(self, token_ids, residuals, after, **options):
+        def spoiled(layer: int) -> None:
+            if layer == 3:
+                residuals.view(-1, self.d_model)[before + 4, 7] = torch.nan
+            after(layer)
+
+        real(self, token_ids, residuals, spoiled, **options)
+
+    monkeypatch.setattr(CausalLM, "forward_blockwise", broken)
+    with pytest.raises(NumericError, match=f"residuals of the {part} part (at layer 3 )?should be finite, but"):
+        fit_tuned(bundled, corpus, tmp_path / "lens", FEW)
+    assert not (tmp_path / "lens").exists()
+
+
+def test_a_changed_config_does_not_take_up_an_unfinished_fit(bundled: CausalLM, text: Path, tmp_path: Path):
+    corpus = corpus_for(bundled, text)
+    copy = shutil.copytree(BUNDLED, tmp_path / "model")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 128}))
+    for model in (bundled, CausalLM.open(copy, device="cpu")):
+        with pytest.raises(KeyboardInterrupt):
+            fit_tuned(model, corpus, tmp_path / "lenses" / "lens", FEW, observer=Killed(0))
+    assert len(list((tmp_path / "lenses").iterdir())) == 2
 
 
 def test_skipped_blocks_are_counted_from_the_end(fitted: Path, bundled: CausalLM, text: Path):

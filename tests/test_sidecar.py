@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from layerscope.errors import LensError
@@ -191,6 +192,15 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch):
     with pytest.raises(LensError, match=r"could not be written .*No space left.* make room on that disk"):
         _write_tuned(tmp_path / "lens")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_while_the_weights_are_written_is_called_so(tmp_path: Path, monkeypatch):
+    def full(tensors, path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("layerscope.lenses.sidecar.save_file", full)
+    with pytest.raises(LensError, match=r"could not be written .*No space left.* make room on that disk"):
+        _write_tuned(tmp_path / "lens")
 
 
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path):

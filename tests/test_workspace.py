@@ -142,8 +142,13 @@ def test_two_processes_do_not_share_a_folder_and_a_killed_one_gives_it_back(tmp_
         with pytest.raises(LensError, match=r"Another process is fitting this lens just now.*give another --name"):
             workspace.held().__enter__()
         assert workspace.finished(0) is not None
-        with Workspace(tmp_path / "lens", {"seed": 1}).held():
-            pass  # other settings, another folder
+        with (
+            pytest.raises(LensError, match="Another process is fitting this lens just now"),
+            Workspace(tmp_path / "lens", {"seed": 1}).held(),
+        ):
+            pass  # other settings have another folder, but only one of the two can have the name
+        with Workspace(tmp_path / "other", {"seed": 1}).held():
+            pass
         other.send_signal(signal.SIGKILL)
         other.wait()
         with workspace.held():
@@ -151,6 +156,14 @@ def test_two_processes_do_not_share_a_folder_and_a_killed_one_gives_it_back(tmp_
     with workspace.held(), pytest.raises(LensError, match="Another process"), workspace.held():
         pass
     assert workspace.finished(0) is not None
+
+
+def test_a_name_that_was_taken_while_a_fit_read_its_text_is_refused_before_any_work(tmp_path: Path):
+    workspace = Workspace(tmp_path / "lens", {})
+    (tmp_path / "lens").mkdir()
+    with pytest.raises(LensError, match="already there"), workspace.held():
+        raise AssertionError("not reached")
+    assert [path.name for path in tmp_path.iterdir()] == ["lens"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such lock")

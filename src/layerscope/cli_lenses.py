@@ -412,7 +412,7 @@ def _own_name(name: str | None) -> str | None:
     Raises:
         LensError: it is empty, hidden, or a path.
     """
-    if name is not None and (name != Path(name).name or name.startswith(".")):
+    if name is not None and (not name or name != Path(name).name or name.startswith(".")):
         raise LensError(f"'{name}' is no name of a folder; give one word without slashes, and the place with --out.")
     return name
 

@@ -14,8 +14,9 @@ from layerscope.fitting.refine import Budget, refine
 from layerscope.lenses.provenance import LayerFit
 from layerscope.lenses.tuned_lens import Translator
 
-BIAS_SHARE = 4
-"""A bias and a temperature take one step where the whole translator takes this many."""
+BIAS_SHARE, FEWEST_BIAS_STEPS = 4, 48
+"""A bias and a temperature take one step where the whole translator takes four, but no fewer than these, however short
+the fit: they are what a map has to beat."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def fit_layer(layer: int, problem: Problem, *, rank: int, budget: Budget, seed: 
     mean = problem.regression.mean_x.float()
     identity = Translator(torch.zeros_like(mean), 1.0)
     logit_bits = problem.bits(identity, select)
-    few = budget if rank == 0 else replace(budget, steps=-(-budget.steps // BIAS_SHARE))
+    few = budget if rank == 0 else replace(budget, steps=max(FEWEST_BIAS_STEPS, -(-budget.steps // BIAS_SHARE)))
     biased = refine(problem, identity, logit_bits, rank=0, budget=few, generator=generator)
     ridge, closed = closed_form(problem)
     starts = [Candidate("identity", identity, logit_bits), Candidate("bias", biased.translator, biased.bits)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from layerscope.fitted_to import fitted_model
 from layerscope.fitting.checkpoint import Checkpoint, Gathered
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head
+from layerscope.fitting.finite import refuse_non_finite
 from layerscope.fitting.objective import LN2
 from layerscope.fitting.prism_map import Method, PrismMap, Standardiser, fit_by_rank, fit_procrustes_to_final
 from layerscope.fitting.session import (
@@ -104,6 +106,8 @@ class _PrismFitter:
         self.workspace = Workspace(out, fit_key("prism", model, corpus, settings.seed, asdict(settings)))
         self.model, self.corpus, self.out, self.settings, self.observer = model, corpus, out, settings, observer
         self.k = min(DEFAULT_K, model.d_model) if settings.k is None else settings.k
+        if settings.method not in get_args(Method):
+            raise LensError(f"There is no method '{settings.method}'; choose from {', '.join(get_args(Method))}.")
         if not 1 <= self.k <= model.d_model:
             raise LensError(f"k should be between 1 and d_model = {model.d_model}, but it is {self.k}.")
         n, size = model.n_layers, model.architecture.n_parameters
@@ -181,7 +185,7 @@ class _PrismFitter:
         d, n, seq_len = self.model.d_model, self.model.n_layers + 1, self.corpus.fit.shape[1]
         stream = stream_bytes(text.fit.numel() + text.held_out.numel(), d)
         vectors = 4 * d * self._per_layer() * (2 * len(self.rows) + 1)
-        host = stream + vectors + 4 * d * MOST_HELD_OUT * n
+        host = stream + vectors + 2 * 4 * d * MOST_HELD_OUT * n  # twice: layers are joined
         device = max(8 * MATRICES * d * d, block_bytes(self.model, max(BATCH_TOKENS, seq_len), seq_len)) + (128 << 20)
         apart = self.model.placement.device.type != "cpu"
         for needed, there in (
@@ -207,6 +211,7 @@ class _PrismFitter:
 
         def after(layer: int) -> None:
             found: Gathered = {"held": stream.rows(held_at).clone()}
+            refuse_non_finite(found["held"], f"residuals of the held_out part at layer {layer}")
             if layer in self.rows:
                 found["vectors"] = self._stream_rows(stream.rows(fit_at), layer).cpu()
             gathered.append(found)

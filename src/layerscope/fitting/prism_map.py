@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.errors import LensError, NumericError
+from layerscope.fitting.finite import refuse_non_finite
 from layerscope.unembedding import Unembedding
 
 EPS = 1e-8
@@ -64,7 +65,7 @@ class Standardiser:
                 f"Vectors of one stream should have one width, but {vectors.shape[1]} features came after "
                 f"{len(self._mean)}; begin a new Standardiser for another model."
             )
-        _refuse_non_finite(vectors, "vectors to standardise")
+        refuse_non_finite(vectors, "vectors to standardise")
         for part in _parts(len(vectors), vectors.shape[1]):
             self._merge(vectors[part].to(self._mean.device, torch.float64))
 
@@ -161,7 +162,7 @@ def fit_by_rank(
             f"Vectors should have the unembedding's {_width(unembedding)} features, but have {d_model}; "
             "fit with vectors of the same model."
         )
-    _refuse_non_finite(vectors, "vectors of the sample")
+    refuse_non_finite(vectors, "vectors of the sample")
     device = vectors.device if device is None else device
     kept = _first_occurrences(vectors)
     _refuse_few(len(kept), len(vectors))
@@ -228,8 +229,8 @@ def fit_procrustes_to_final(
             f"Each vector should have its final vector, but there are {tuple(vectors.shape)} and "
             f"{tuple(finals.shape)}; take both at the same positions."
         )
-    _refuse_non_finite(vectors, "vectors of the sample")
-    _refuse_non_finite(finals, "final vectors")
+    refuse_non_finite(vectors, "vectors of the sample")
+    refuse_non_finite(finals, "final vectors")
     device = vectors.device if device is None else device
     distinct = len(_first_occurrences(vectors))
     _refuse_few(distinct, len(vectors))
@@ -499,12 +500,3 @@ def _refuse_few(distinct: int, n: int) -> None:
 def _refuse_rankless(rank: int, expectation: str) -> None:
     if not rank:
         raise LensError(f"{expectation}, but their numerical rank is 0; fit with other text or another model.")
-
-
-def _refuse_non_finite(vectors: Float[Tensor, "n d_model"], name: str) -> None:
-    bad = sum(int((~vectors[part].isfinite().all(1)).sum()) for part in _parts(*vectors.shape))
-    if bad:
-        raise NumericError(
-            f"All {name} should be finite, but {bad} of {len(vectors)} are not; leave out the text they come from, or "
-            "compute the model in a wider dtype."
-        )

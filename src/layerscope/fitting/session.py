@@ -1,5 +1,6 @@
 """What every fit shares: what its result depends on, and the model's own output at some positions."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -69,6 +70,8 @@ def fit_key(kind: Kind, model: CausalLM, corpus: Corpus, seed: int, wishes: Mapp
         "model": model.fingerprint,
         "blocks": model.blocks_fingerprint,
         "commit": model.source.commit,
+        "config": hashlib.sha256((model.source.folder / "config.json").read_bytes()).hexdigest(),
+        "transformers": version("transformers"),
         "n_parameters": model.architecture.n_parameters,
         "corpus": corpus.record.sha256,
         **wishes,

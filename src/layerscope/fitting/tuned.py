@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from layerscope.errors import LensError, PlacementError
 from layerscope.fitted_to import fitted_model
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head
+from layerscope.fitting.finite import refuse_non_finite
 from layerscope.fitting.layer import fit_layer
 from layerscope.fitting.moments import Moments, Regression
 from layerscope.fitting.objective import Objective, Problem, Sample, Samples
@@ -66,7 +67,7 @@ FEWEST_STEPS, MOST_STEPS = 50, 300
 SKIPPED_BLOCKS = (2, 4, 8)
 LARGEST_LOSS = 700.0
 """In nats; the exponential of more is no float."""
-MATRICES = 10
+MATRICES = 16
 """Float64 matrices of d_model x d_model that fitting one layer holds at once, roughly."""
 
 Fitted: TypeAlias = tuple[Translator, LayerFit, SkipLayers | None]
@@ -141,10 +142,10 @@ class _TunedFitter:
         self, model: CausalLM, corpus: Corpus, out: Path, settings: TunedSettings, observer: FitObserver
     ) -> None:
         self.model, self.corpus, self.out, self.settings, self.observer = model, corpus, out, settings, observer
+        _check(settings, corpus)
         self.device = model.placement.device
         self.rank = rank_of(settings.rank, model.d_model, model.n_layers)
         self.objective = Objective(Head(model.unembedding), model.final_norm, settings.placement)
-        _check(settings, corpus)
         self.workspace = Workspace(out, fit_key("tuned", model, corpus, settings.seed, asdict(settings)))
 
     def run(self) -> Sidecar:
@@ -195,7 +196,8 @@ class _TunedFitter:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder)
+            # Some network filesystems keep a mapped file's name until it is let go; the folder goes with the whole fit.
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _in_memory(self, n_layers: int) -> bool:
         """Whether memory has room for so many layers' residuals beside the fit of one layer."""
@@ -209,8 +211,9 @@ class _TunedFitter:
         d, seq_len = self.model.d_model, self.corpus.fit.shape[1]
         targets = self._target_bytes() * (self._n_refined() + MOST_SELECT + MOST_HELD_OUT)
         rows = 24 * d * max(DECODED_TOGETHER, self.settings.batch)
+        lens = 4 * self.model.n_layers * d * min(d, 2 * self.rank)
         fitting = 8 * MATRICES * d * d + 2 * targets + rows + (128 << 20)  # twice: parts are joined
-        return max(fitting, targets + block_bytes(self.model, max(BATCH_TOKENS, seq_len), seq_len))
+        return lens + max(fitting, targets + block_bytes(self.model, max(BATCH_TOKENS, seq_len), seq_len))
 
     def _target_bytes(self) -> int:
         """Of one position: a row of the head's width, and another where there is a softcap."""
@@ -238,6 +241,7 @@ class _TunedFitter:
 
         def sample(part: SplitName, most: int) -> Sample:
             index = drawn(stream.positions(part, self.settings.first_position), most, generator)
+            refuse_non_finite(finals[index], f"final residuals of the {part} part")
             targets = targets_at(self.model, self.objective.head, finals, index)
             return Sample(index, targets, stream.following(index).to(self.device))
 
@@ -265,6 +269,10 @@ class _TunedFitter:
 
     def _fit(self, layer: int, stream: Stream, finals: Tensor, samples: Samples) -> Fitted:
         wish = self.settings
+        for part in ("fit", "select", "held_out"):
+            refuse_non_finite(
+                stream.rows(getattr(samples, part).index), f"residuals of the {part} part at layer {layer}"
+            )
         translator, fit = fit_layer(
             layer,
             Problem(self.objective, stream.rows, samples, self._regression(stream, finals)),
@@ -295,7 +303,9 @@ class _TunedFitter:
         lens = model = 0.0
         for chunk in torch.split(index, DECODED_TOGETHER):
             gold = stream.following(chunk).to(self.device)
-            x = self.objective.inputs(stream.rows(chunk))
+            residuals = stream.rows(chunk)
+            refuse_non_finite(residuals, f"residuals of the held_out part at layer {layer}")
+            x = self.objective.inputs(residuals)
             row = self.objective.row(translator(x), translator.temperature)
             lens -= float(self.objective.head.log_probs(row, gold).double().sum())
             final = final_rows(self.model, finals[chunk])
@@ -355,8 +365,10 @@ def _check(settings: TunedSettings, corpus: Corpus) -> None:
     """Refuse what would leave nothing to fit.
 
     Raises:
-        LensError: too few positions, or a number that cannot be.
+        LensError: too few positions, or a word or number that cannot be.
     """
+    if settings.placement not in get_args(Placement):
+        raise LensError(f"There is no placement '{settings.placement}'; choose from {', '.join(get_args(Placement))}.")
     seq_len = corpus.fit.shape[1]
     if not 0 <= settings.first_position < seq_len - 1:
         raise LensError(

@@ -53,11 +53,14 @@ class Workspace:
         Raises:
             LensError: the sidecar is there already.
         """
-        if target.exists():
-            raise LensError(f"'{target}' is already there; give another --out or --name, or take it away first.")
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self._target, self._settings = target, settings
+        self._refuse_taken()
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self.folder = target.with_name(f".{target.name}.fit-{key[:16]}")
+
+    def _refuse_taken(self) -> None:
+        if self._target.exists():
+            raise LensError(f"'{self._target}' is already there; give another --out or --name, or take it away first.")
 
     @property
     def leftovers(self) -> tuple[Path, ...]:
@@ -76,8 +79,9 @@ class Workspace:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            said = json.dumps(self._settings, indent=2, sort_keys=True) + "\n"
-            (self.folder / "settings.json").write_text(said, "utf-8")
+            if not (self.folder / "settings.json").exists():
+                said = json.dumps(self._settings, indent=2, sort_keys=True) + "\n"
+                (self.folder / "settings.json").write_text(said, "utf-8")
         except OSError as error:
             raise LensError(
                 f"The folder '{self.folder}' cannot be made ({error.strerror}); give another --out."
@@ -89,11 +93,17 @@ class Workspace:
         """Have the folder to oneself; where nothing was finished, nothing is left of it afterwards.
 
         Raises:
-            LensError: another process fits the same lens just now, or the folder cannot be made.
+            LensError: another process fits a lens of this name just now, or has done so by now; the folder cannot be
+                made.
         """
         absent = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         with _alone(self.room() / "lock"):
             try:
+                for other in self.leftovers:
+                    if (other / "lock").exists():
+                        with _alone(other / "lock"):
+                            pass  # of a fit with other settings that ended, or was killed
+                self._refuse_taken()  # it may have been written while this one waited for its text
                 yield
             finally:
                 if not any(any(self.folder.glob(name)) for name in _HOLD_WORK):
@@ -140,8 +150,8 @@ class Workspace:
         return Translator(temperature=found.temperature, **parts), found
 
     def discard(self) -> None:
-        """Delete it all, once the sidecar is written."""
-        shutil.rmtree(self.folder)
+        """Delete it all, once nothing of it is needed; what a filesystem will not let go of yet stays."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def damaged(folder: Path, layer: int) -> LensError:

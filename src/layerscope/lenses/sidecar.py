@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -333,11 +334,18 @@ def _new_folder(path: Path) -> Iterator[Path]:
             raise taken
         partial.rename(path)
     except (OSError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno in _NO_ROOM
-        remedy = "make room on that disk, or choose another" if full else "choose a folder that you may write to"
+        remedy = "make room on that disk" if _errno(error) in _NO_ROOM else "choose a folder that you may write to"
         raise LensError(f"{path} could not be written ({error}), and nothing was left of it; {remedy}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _errno(error: OSError | SafetensorError) -> int | None:
+    """The system's number; safetensors says it in words alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else None
 
 
 def _sync(path: Path) -> None:

@@ -75,17 +75,23 @@ def listed(rows: pl.DataFrame, *, probabilities: bool) -> pl.DataFrame:
     )
     whole = whole.select("row", *lists, n=pl.max_horizontal(pl.col(name).list.len() for name in lists).fill_null(0))
     long = whole.select("row", place=pl.int_ranges(0, pl.col("n"))).explode("place").drop_nulls()
-    long = long.join(whole, on="row", how="left", maintain_order="left")
+    # Entry by entry, for a row's whole lists beside each of its entries would take the square of their length.
+    for name in lists:
+        long = long.join(_entries(whole, name), on=["row", "place"], how="left", maintain_order="left")
     # A list that is shorter than its siblings, or absent, has no entry there.
     return long.select(
         "row",
         "place",
-        id=pl.col("top_ids").list.get(pl.col("place"), null_on_oob=True).fill_null(-1),
-        text=pl.col("top_tokens").list.get(pl.col("place"), null_on_oob=True).fill_null(""),
-        p=pl.col("top_probs").list.get(pl.col("place"), null_on_oob=True)
-        if probabilities
-        else pl.lit(None, dtype=pl.Float64),
+        id=pl.col("top_ids").fill_null(-1),
+        text=pl.col("top_tokens").fill_null(""),
+        p=pl.col("top_probs") if probabilities else pl.lit(None, dtype=pl.Float64),
     )
+
+
+def _entries(whole: pl.DataFrame, name: str) -> pl.DataFrame:
+    """One list's entries, each with its `row` and its `place` there."""
+    filled = whole.filter(pl.col(name).list.len() > 0)
+    return filled.select("row", name, place=pl.int_ranges(0, pl.col(name).list.len())).explode(name, "place")
 
 
 def blocks(

@@ -35,6 +35,8 @@ FEWEST_POSITIONS = 3
 """Of a sequence: one that is left out, one to fit to, and the token that follows it."""
 PLACEMENTS = ("raw", "normed")
 METHODS = ("procrustes_to_final", "by_rank")
+LONGEST_NAME = 200
+"""Bytes of a lens' own name, so that the hidden folders beside it still have one that a filesystem takes."""
 INTERRUPTED = "interrupted: the same command goes on after the layers that were kept"
 
 fit_app = typer.Typer(
@@ -410,10 +412,13 @@ def _own_name(name: str | None) -> str | None:
     """A name that is one folder directly below another, where lenses are looked for.
 
     Raises:
-        LensError: it is empty, hidden, or a path.
+        LensError: it is empty, hidden, a path, too long, or has characters that cannot be seen.
     """
-    if name is not None and (not name or name != Path(name).name or name.startswith(".")):
-        raise LensError(f"'{name}' is no name of a folder; give one word without slashes, and the place with --out.")
+    if name is None:
+        return None
+    one_folder = name and name == Path(name).name and not name.startswith(".")
+    if not one_folder or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise LensError(f"{name!r} is no name of a folder; give one word without slashes, and the place with --out.")
     return name
 
 

@@ -176,7 +176,11 @@ def _alone(path: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    with path.open("w") as file:
+    try:
+        opened = path.open("w")
+    except OSError as error:
+        raise LensError(f"'{path}' cannot be written to ({error.strerror}); give another --out or --name.") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -1,9 +1,9 @@
 """Refuse vectors that are not finite before anything is made from them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.errors import NumericError
@@ -22,15 +22,26 @@ def refuse_non_finite(vectors: Float[Tensor, "n d_model"], what: str) -> None:
     Raises:
         NumericError: one is not.
     """
+    _refuse(lambda: torch.split(vectors, BLOCK_ROWS), len(vectors), what)
+
+
+def refuse_non_finite_at(
+    index: Int[Tensor, " n"], rows: Callable[[Tensor], Float[Tensor, "fewer d_model"]], what: str
+) -> None:
+    """The same of vectors at some positions, which `rows` gives a few at a time.
+
+    Raises:
+        NumericError: one is not.
+    """
+    _refuse(lambda: map(rows, torch.split(index, BLOCK_ROWS)), len(index), what)
+
+
+def _refuse(blocks: Callable[[], Iterable[Tensor]], n: int, what: str) -> None:
     # A sum keeps every infinity and NaN, and costs one pass; only where it is not finite are vectors counted.
-    if all(bool(torch.isfinite(block.sum(dtype=torch.float64))) for block in _blocks(vectors)):
+    if all(bool(torch.isfinite(block.sum(dtype=torch.float64))) for block in blocks()):
         return
-    bad = sum(int((~block.isfinite().all(1)).sum()) for block in _blocks(vectors))
+    bad = sum(int((~block.isfinite().all(1)).sum()) for block in blocks())
     raise NumericError(
-        f"All {what} should be finite, but {bad} of {len(vectors)} are not; leave out the text they come from, or "
-        "compute the model in a wider dtype."
+        f"All {what} should be finite, but {bad} of {n} are not; leave out the text they come from, or compute the "
+        "model in a wider dtype."
     )
-
-
-def _blocks(vectors: Float[Tensor, "n d_model"]) -> Iterator[Float[Tensor, "fewer d_model"]]:
-    return iter(torch.split(vectors, BLOCK_ROWS)) if len(vectors) else iter(())

@@ -16,7 +16,7 @@ from layerscope.errors import LensError, PlacementError
 from layerscope.fitted_to import fitted_model
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head
-from layerscope.fitting.finite import refuse_non_finite
+from layerscope.fitting.finite import refuse_non_finite, refuse_non_finite_at
 from layerscope.fitting.layer import fit_layer
 from layerscope.fitting.moments import Moments, Regression
 from layerscope.fitting.objective import Objective, Problem, Sample, Samples
@@ -241,7 +241,7 @@ class _TunedFitter:
 
         def sample(part: SplitName, most: int) -> Sample:
             index = drawn(stream.positions(part, self.settings.first_position), most, generator)
-            refuse_non_finite(finals[index], f"final residuals of the {part} part")
+            refuse_non_finite_at(index, lambda some: finals[some], f"final residuals of the {part} part")
             targets = targets_at(self.model, self.objective.head, finals, index)
             return Sample(index, targets, stream.following(index).to(self.device))
 
@@ -270,9 +270,8 @@ class _TunedFitter:
     def _fit(self, layer: int, stream: Stream, finals: Tensor, samples: Samples) -> Fitted:
         wish = self.settings
         for part in ("fit", "select", "held_out"):
-            refuse_non_finite(
-                stream.rows(getattr(samples, part).index), f"residuals of the {part} part at layer {layer}"
-            )
+            index = getattr(samples, part).index
+            refuse_non_finite_at(index, stream.rows, f"residuals of the {part} part at layer {layer}")
         translator, fit = fit_layer(
             layer,
             Problem(self.objective, stream.rows, samples, self._regression(stream, finals)),

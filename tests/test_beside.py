@@ -15,7 +15,7 @@ from layerscope.encode import encode
 from layerscope.errors import LensError
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.residuals import read_residuals
-from layerscope.side_texts import calibration_passage, published_test_prompts
+from layerscope.suite.auxiliary_texts import calibration_passage, published_test_prompts
 from layerscope.unembedding import HeadTransform
 
 STANDARD, PUBLISHED = PROTOCOLS["standard"], PROTOCOLS["published"]

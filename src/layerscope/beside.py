@@ -27,7 +27,7 @@ from layerscope.readout.temperature import (
 from layerscope.record import measured
 from layerscope.record.protocol import Protocol
 from layerscope.residuals import Residuals, read_residuals
-from layerscope.side_texts import calibration_passage, published_test_prompts
+from layerscope.suite.auxiliary_texts import calibration_passage, published_test_prompts
 from layerscope.unembedding import LOGITS_TILE_BYTES, HeadTransform
 
 CALIBRATION_ROWS = 8

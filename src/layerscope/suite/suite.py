@@ -17,8 +17,8 @@ from typing import Annotated, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from layerscope.errors import SuiteError
-from layerscope.suite_counterfact import is_counterfact, read_counterfact
-from layerscope.suite_entry import Control, Place, Question, Word, check_templates, read_control, read_fact, validated
+from layerscope.suite.counterfact import is_counterfact, read_counterfact
+from layerscope.suite.entries import Control, Place, Question, Word, check_templates, read_control, read_fact, validated
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
 
 
 def _builtin_files() -> dict[str, Traversable]:
-    shipped = resources.files("layerscope").joinpath("suites").iterdir()
+    shipped = resources.files("layerscope.suite").joinpath("builtin").iterdir()
     return {file.name.removesuffix(".toml"): file for file in shipped if file.name.endswith(".toml")}
 
 

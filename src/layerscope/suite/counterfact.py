@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from layerscope.suite_entry import DEFAULT_VARIANT, Place, Question, Word, checked_text, validated
+from layerscope.suite.entries import DEFAULT_VARIANT, Place, Question, Word, checked_text, validated
 
 
 def _target_text(target: object) -> object:

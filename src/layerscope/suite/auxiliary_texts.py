@@ -14,4 +14,4 @@ def calibration_passage() -> str:
 
 
 def _text(name: str) -> str:
-    return resources.files("layerscope").joinpath("suites", name).read_text(encoding="utf-8")
+    return resources.files("layerscope.suite").joinpath("builtin", name).read_text(encoding="utf-8")

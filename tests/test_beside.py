@@ -13,8 +13,8 @@ from layerscope import CausalLM, Run, load_suite, probe
 from layerscope.beside import CALIBRATION_ROWS, FAILED_IDENTITY, texts_beside
 from layerscope.encode import encode
 from layerscope.errors import LensError
+from layerscope.model.residuals import read_residuals
 from layerscope.record.protocol import PROTOCOLS
-from layerscope.residuals import read_residuals
 from layerscope.suite.auxiliary_texts import calibration_passage, published_test_prompts
 from layerscope.unembedding import HeadTransform
 

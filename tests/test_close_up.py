@@ -19,8 +19,8 @@ from layerscope.errors import LensError
 from layerscope.lenses import bind_lenses
 from layerscope.model.architecture import read_norm
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.residuals import read_residuals
 from layerscope.readout.close_up import CloseUp, View, close_up
-from layerscope.residuals import read_residuals
 from layerscope.suite import load_suite
 from layerscope.unembedding import HeadTransform, Unembedding
 

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from fit_texts import corpus_for, write_text
 from layerscope.errors import LensError, ModelError, NumericError, PlacementError
-from layerscope.fitted_to import fitted_model
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.tuned import TunedSettings, fit_tuned, rank_of
 from layerscope.lenses.sidecar import matching, read_sidecar, tuned_lens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.model.signature import fitted_model
 from layerscope.observer import SilentFit
 
 FEW = TunedSettings(steps=12, batch=256)

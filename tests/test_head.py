@@ -12,9 +12,9 @@ from torch import Tensor
 
 from layerscope.errors import NumericError
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.residuals import read_residuals
 from layerscope.readout.head import HeadPrediction, head_prediction, head_predictions, transform_checks
 from layerscope.readout.temperature import head_log_probs
-from layerscope.residuals import read_residuals
 from layerscope.unembedding import HeadTransform, Unembedding
 
 SEEDS = st.integers(0, 2**32 - 1)

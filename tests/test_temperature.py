@@ -14,6 +14,7 @@ from torch import Tensor
 from layerscope.errors import NumericError
 from layerscope.lenses import bind_lenses
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.residuals import read_residuals
 from layerscope.readout.temperature import (
     TAU_GRID,
     NormTemperatures,
@@ -22,7 +23,6 @@ from layerscope.readout.temperature import (
     kl_bits,
     last_layer_temperature,
 )
-from layerscope.residuals import read_residuals
 from layerscope.suite import load_suite
 from layerscope.unembedding import HeadTransform, Unembedding
 

@@ -9,7 +9,7 @@ import torch
 from layerscope.errors import LensError
 from layerscope.lenses import LogitLens, RawLens, Translator, TunedLens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
-from layerscope.residuals import Residuals, read_residuals
+from layerscope.model.residuals import Residuals, read_residuals
 from layerscope.unembedding import Norm
 
 D = 6

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerscope.errors import LayerscopeError
     from layerscope.model.causal_lm import CausalLM
+    from layerscope.model.residuals import Residuals, read_residuals
     from layerscope.probing import probe
-    from layerscope.residuals import Residuals, read_residuals
     from layerscope.suite import Prompt, Suite, builtin_suites, load_suite
     from layerscope.viewing import Run
 
@@ -26,13 +26,13 @@ _HOMES = {
     "CausalLM": "layerscope.model.causal_lm",
     "LayerscopeError": "layerscope.errors",
     "Prompt": "layerscope.suite",
-    "Residuals": "layerscope.residuals",
+    "Residuals": "layerscope.model.residuals",
     "Run": "layerscope.viewing",
     "Suite": "layerscope.suite",
     "builtin_suites": "layerscope.suite",
     "load_suite": "layerscope.suite",
     "probe": "layerscope.probing",
-    "read_residuals": "layerscope.residuals",
+    "read_residuals": "layerscope.model.residuals",
 }
 
 __all__ = [

@@ -13,6 +13,7 @@ from layerscope.errors import ModelError, NumericError
 from layerscope.lenses import Lens, bind_lenses
 from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.residuals import Residuals, read_residuals
 from layerscope.readout.close_up import CloseUp, Reading, View, close_up
 from layerscope.readout.decode import Question, Readout, decode
 from layerscope.readout.head import HeadPrediction, head_predictions, transform_checks
@@ -26,7 +27,6 @@ from layerscope.readout.temperature import (
 )
 from layerscope.record import measured
 from layerscope.record.protocol import Protocol
-from layerscope.residuals import Residuals, read_residuals
 from layerscope.suite.auxiliary_texts import calibration_passage, published_test_prompts
 from layerscope.unembedding import LOGITS_TILE_BYTES, HeadTransform
 

@@ -246,9 +246,9 @@ def import_(
         if not path.exists():
             raise LensError(f"{path}: no such file or folder; give a lens' file or the folder that holds it.")
         parent, own = _parent(out), _own_name(name)
-        from layerscope.fitted_to import fitted_model
         from layerscope.lenses.importing import import_lens
         from layerscope.lenses.sidecar import write_sidecar
+        from layerscope.model.signature import fitted_model
 
         opened = _open(model, _Opening("cpu", "auto", None, revision, "auto", trust_remote_code))
         record, tensors = import_lens(
@@ -476,8 +476,8 @@ def _check_against(
     Raises:
         LensError: none does.
     """
-    from layerscope.fitted_to import fitted_model
     from layerscope.lenses.sidecar import mismatch
+    from layerscope.model.signature import fitted_model
 
     fitting = fitted_model(_open(model, _Opening("cpu", "auto", None, revision, "auto", trust_remote_code)))
     reasons = [mismatch(one.record.model, fitting) for one in found]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerscope.errors import LensError
-from layerscope.fitted_to import fitted_model
 from layerscope.lenses import Lens, bind_lenses
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.provenance import Kind, LensRecord
 from layerscope.lenses.sidecar import Sidecar, look_for, matching
 from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.model.signature import fitted_model
 from layerscope.record import measured
 
 BUNDLED_LENSES = BUNDLED / "lenses"

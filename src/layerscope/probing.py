@@ -19,13 +19,13 @@ from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
+from layerscope.model.residuals import Residuals, read_residuals
 from layerscope.observer import Observer, Silent
 from layerscope.plan import IDENTITY_PROMPTS, Part, plan_line, plan_memory, planned_bytes
 from layerscope.readout.measure import measure
 from layerscope.record.measured import MeasuredRecord
 from layerscope.record.parts import TimingsRecord
 from layerscope.record.protocol import Protocol, protocol_of
-from layerscope.residuals import Residuals, read_residuals
 from layerscope.suite import Suite, load_suite
 from layerscope.tabulate import tabulate
 from layerscope.viewing import Run

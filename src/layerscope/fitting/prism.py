@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.errors import LensError, NumericError, PlacementError
-from layerscope.fitted_to import fitted_model
 from layerscope.fitting.checkpoint import Checkpoint, Gathered
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head
@@ -39,6 +38,7 @@ from layerscope.lenses.sidecar import Sidecar, prism_tensors, write_sidecar
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
+from layerscope.model.signature import fitted_model
 from layerscope.observer import FitObserver, SilentFit
 
 LARGE, VERY_LARGE = 14 * 10**9, 34 * 10**9

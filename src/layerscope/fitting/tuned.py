@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from layerscope.errors import LensError, PlacementError
-from layerscope.fitted_to import fitted_model
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head
 from layerscope.fitting.finite import refuse_non_finite, refuse_non_finite_at
@@ -50,6 +49,7 @@ from layerscope.lenses.tuned_lens import Translator
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
+from layerscope.model.signature import fitted_model
 from layerscope.observer import FitObserver, SilentFit
 
 FULL_MAPS_BYTES = 1 << 30

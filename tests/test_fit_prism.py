@@ -15,10 +15,10 @@ from layerscope.errors import LensError, NumericError, PlacementError
 from layerscope.fitting import checkpoint
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.fitting.prism_map import Standardiser, fit_procrustes_to_final
+from layerscope.lenses.lens_folder import prism_lens, read_sidecar
 from layerscope.lenses.logit_lens import RawLens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.provenance import LensRecord
-from layerscope.lenses.sidecar import prism_lens, read_sidecar
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.observer import SilentFit
 

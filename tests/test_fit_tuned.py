@@ -14,7 +14,7 @@ from fit_texts import corpus_for, write_text
 from layerscope.errors import LensError, ModelError, NumericError, PlacementError
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.tuned import TunedSettings, fit_tuned, rank_of
-from layerscope.lenses.sidecar import matching, read_sidecar, tuned_lens
+from layerscope.lenses.lens_folder import matching, read_sidecar, tuned_lens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.signature import fitted_model
 from layerscope.observer import SilentFit

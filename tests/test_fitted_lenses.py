@@ -14,7 +14,7 @@ from layerscope.errors import LensError
 from layerscope.fitted_lenses import choose_lenses
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.fitting.tuned import TunedSettings, fit_tuned
-from layerscope.lenses.sidecar import read_sidecar, tuned_lens
+from layerscope.lenses.lens_folder import read_sidecar, tuned_lens
 from layerscope.model.causal_lm import BUNDLED
 
 

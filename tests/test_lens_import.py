@@ -15,8 +15,8 @@ from torch import nn
 from layerscope.errors import LensError
 from layerscope.lenses import LogitLens, TunedLens, read_sidecar, write_sidecar
 from layerscope.lenses.importing import import_jacobian_lens, import_lens, import_tuned_lens, unembedding_hash
+from layerscope.lenses.lens_folder import tuned_lens
 from layerscope.lenses.provenance import FittedModel
-from layerscope.lenses.sidecar import tuned_lens
 from layerscope.unembedding import Norm
 
 D, N = 6, 4

@@ -23,6 +23,14 @@ from layerscope.lenses import (
     read_sidecar,
     write_sidecar,
 )
+from layerscope.lenses.lens_folder import (
+    mismatch,
+    prism_lens,
+    prism_tensors,
+    tuned_lens,
+    tuned_tensors,
+    tuned_translators,
+)
 from layerscope.lenses.provenance import (
     FORMAT,
     SCHEMA_VERSION,
@@ -31,7 +39,6 @@ from layerscope.lenses.provenance import (
     PrismFit,
     TunedFit,
 )
-from layerscope.lenses.sidecar import mismatch, prism_lens, prism_tensors, tuned_lens, tuned_tensors, tuned_translators
 from layerscope.unembedding import Norm
 
 D, N = 6, 3
@@ -198,7 +205,7 @@ def test_a_disk_that_is_full_while_the_weights_are_written_is_called_so(tmp_path
     def full(tensors, path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("layerscope.lenses.sidecar.save_file", full)
+    monkeypatch.setattr("layerscope.lenses.lens_folder.save_file", full)
     with pytest.raises(LensError, match=r"could not be written .*No space left.* make room on that disk"):
         _write_tuned(tmp_path / "lens")
 

@@ -23,8 +23,8 @@ from layerscope.errors import CorpusError, LensError
 
 if TYPE_CHECKING:  # types alone: help and mistakes need not wait for the tensor library
     import layerscope.fitting.corpus
+    import layerscope.lenses.lens_folder
     import layerscope.lenses.provenance
-    import layerscope.lenses.sidecar
     import layerscope.model.causal_lm
 
 LENSES = Path("lenses")
@@ -207,7 +207,7 @@ def show(
     """Show what a fitted lens is, is worth and belongs to, and check that its weights are whole; or list several."""
     with mistakes_in_one_sentence():
         from layerscope.lens_tables import lens_list
-        from layerscope.lenses.sidecar import RECORD_NAME
+        from layerscope.lenses.lens_folder import RECORD_NAME
 
         found = _found(path)
         single = (path / RECORD_NAME).exists()
@@ -247,7 +247,7 @@ def import_(
             raise LensError(f"{path}: no such file or folder; give a lens' file or the folder that holds it.")
         parent, own = _parent(out), _own_name(name)
         from layerscope.lenses.importing import import_lens
-        from layerscope.lenses.sidecar import write_sidecar
+        from layerscope.lenses.lens_folder import write_sidecar
         from layerscope.model.signature import fitted_model
 
         opened = _open(model, _Opening("cpu", "auto", None, revision, "auto", trust_remote_code))
@@ -423,7 +423,7 @@ def _own_name(name: str | None) -> str | None:
 
 
 def _parent(out: Path) -> Path:
-    from layerscope.lenses.sidecar import RECORD_NAME
+    from layerscope.lenses.lens_folder import RECORD_NAME
 
     if (out / RECORD_NAME).exists():
         raise LensError(f"'{out}' is a lens' own folder; give the folder that holds lenses, such as '{out.parent}'.")
@@ -436,13 +436,13 @@ def _free(folder: Path) -> Path:
     return folder
 
 
-def _found(path: Path) -> "list[layerscope.lenses.sidecar.FoundSidecar]":
+def _found(path: Path) -> "list[layerscope.lenses.lens_folder.FoundSidecar]":
     """The lens that a folder is, or those directly below it, by name.
 
     Raises:
         LensError: no such folder, no lens in it, or a record that cannot be read.
     """
-    from layerscope.lenses.sidecar import RECORD_NAME, FoundSidecar, find_sidecars, read_record
+    from layerscope.lenses.lens_folder import RECORD_NAME, FoundSidecar, find_sidecars, read_record
 
     if (path / RECORD_NAME).exists():
         return [FoundSidecar(read_record(path), path)]
@@ -466,7 +466,7 @@ def _print_lens(record: "layerscope.lenses.provenance.LensRecord") -> None:
 
 
 def _check_against(
-    found: "Sequence[layerscope.lenses.sidecar.FoundSidecar]",
+    found: "Sequence[layerscope.lenses.lens_folder.FoundSidecar]",
     model: str,
     revision: str | None,
     trust_remote_code: bool,
@@ -476,7 +476,7 @@ def _check_against(
     Raises:
         LensError: none does.
     """
-    from layerscope.lenses.sidecar import mismatch
+    from layerscope.lenses.lens_folder import mismatch
     from layerscope.model.signature import fitted_model
 
     fitting = fitted_model(_open(model, _Opening("cpu", "auto", None, revision, "auto", trust_remote_code)))

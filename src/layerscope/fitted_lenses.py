@@ -7,9 +7,9 @@ from pathlib import Path
 
 from layerscope.errors import LensError
 from layerscope.lenses import Lens, bind_lenses
+from layerscope.lenses.lens_folder import Sidecar, look_for, matching
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.provenance import Kind, LensRecord
-from layerscope.lenses.sidecar import Sidecar, look_for, matching
 from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.signature import fitted_model

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from layerscope.lenses.lens_folder import FoundSidecar
 from layerscope.lenses.provenance import (
     CorpusRecord,
     ImportedFrom,
@@ -18,7 +19,6 @@ from layerscope.lenses.provenance import (
     SkipLayers,
     TunedFit,
 )
-from layerscope.lenses.sidecar import FoundSidecar
 from layerscope.report.tables import ABSENT, number, printable
 from layerscope.report.verdict import LABEL_WIDTH, TEXT_WIDTH, Said
 

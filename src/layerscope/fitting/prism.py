@@ -31,10 +31,10 @@ from layerscope.fitting.session import (
 from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
 from layerscope.fitting.workspace import Workspace
 from layerscope.lenses.lens import Lens
+from layerscope.lenses.lens_folder import Sidecar, prism_tensors, write_sidecar
 from layerscope.lenses.logit_lens import LogitLens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.provenance import FORMAT, SCHEMA_VERSION, LensRecord, PrismFit
-from layerscope.lenses.sidecar import Sidecar, prism_tensors, write_sidecar
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible

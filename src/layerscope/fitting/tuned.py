@@ -34,6 +34,7 @@ from layerscope.fitting.session import (
 )
 from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
 from layerscope.fitting.workspace import Workspace
+from layerscope.lenses.lens_folder import Sidecar, tuned_tensors, write_sidecar
 from layerscope.lenses.provenance import (
     FORMAT,
     SCHEMA_VERSION,
@@ -44,7 +45,6 @@ from layerscope.lenses.provenance import (
     SplitName,
     TunedFit,
 )
-from layerscope.lenses.sidecar import Sidecar, tuned_tensors, write_sidecar
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes

@@ -5,10 +5,10 @@ from types import MappingProxyType
 
 from layerscope.errors import LensError
 from layerscope.lenses.lens import FITTED_NAMES, LENS_NAMES, Lens
+from layerscope.lenses.lens_folder import Sidecar, prism_lens, tuned_lens
+from layerscope.lenses.lens_folder_check import prism_fit
 from layerscope.lenses.logit_lens import LogitLens, NextNormLens, RawLens
 from layerscope.lenses.prism_lens import PrismLens
-from layerscope.lenses.sidecar import Sidecar, prism_lens, tuned_lens
-from layerscope.lenses.sidecar_check import prism_fit
 from layerscope.unembedding import Norm
 
 _NONE: Mapping[str, Sidecar] = MappingProxyType({})

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from layerscope.errors import LensError
-from layerscope.lenses.sidecar import RECORD_NAME
+from layerscope.lenses.lens_folder import RECORD_NAME
 
 _PARAMETERS = ("params.safetensors", "params.pt", "lens.pt")
 """Names of weights in a folder, the first that is there."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from layerscope.errors import LensError
 from layerscope.lenses.foreign_files import ForeignWeights, found_keys, neither, read_weights
+from layerscope.lenses.lens_folder import tuned_tensors
 from layerscope.lenses.provenance import (
     FORMAT,
     SCHEMA_VERSION,
@@ -22,7 +23,6 @@ from layerscope.lenses.provenance import (
     LensRecord,
     TunedFit,
 )
-from layerscope.lenses.sidecar import tuned_tensors
 from layerscope.lenses.tuned_lens import Translator
 
 _Plain = str | int | float | bool | None

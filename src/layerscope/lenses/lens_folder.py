@@ -21,9 +21,9 @@ from torch import Tensor
 
 from layerscope.errors import LensError
 from layerscope.lenses.lens import Lens
+from layerscope.lenses.lens_folder_check import check_tensors, prism_fit, tuned_fit
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.provenance import FORMAT, SCHEMA_VERSION, FittedModel, Kind, LensRecord
-from layerscope.lenses.sidecar_check import check_tensors, prism_fit, tuned_fit
 from layerscope.lenses.tuned_lens import Translator, TunedLens, translator_shapes
 from layerscope.unembedding import Norm
 

@@ -20,7 +20,7 @@ from layerscope.lenses import bind_lenses
 from layerscope.model.architecture import read_norm
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.residuals import read_residuals
-from layerscope.readout.close_up import CloseUp, View, close_up
+from layerscope.readout.position_readout import CloseUp, View, close_up
 from layerscope.suite import load_suite
 from layerscope.unembedding import HeadTransform, Unembedding
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.readout.asked import Asked, Echoes
 from layerscope.readout.copying import Echo, copy_flags
+from layerscope.readout.prompt_query import Asked, Echoes
 from layerscope.record.protocol import Thresholds
 
 PROMPT = (10, 11, 12, 10, 13)

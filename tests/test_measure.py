@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from layerscope.lenses import Lens, bind_lenses, lens_names
-from layerscope.readout.asked import Asked
 from layerscope.readout.measure import measure
+from layerscope.readout.prompt_query import Asked
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
 

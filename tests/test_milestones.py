@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerscope.lenses import bind_lenses
-from layerscope.readout.asked import Asked
 from layerscope.readout.measure import measure
+from layerscope.readout.prompt_query import Asked
 from layerscope.record.curve import Curve, Curves, Pass
 from layerscope.record.milestones import (
     NEVER,

@@ -14,9 +14,9 @@ from layerscope.lenses import Lens, bind_lenses
 from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.residuals import Residuals, read_residuals
-from layerscope.readout.close_up import CloseUp, Reading, View, close_up
 from layerscope.readout.decode import Question, Readout, decode
 from layerscope.readout.head import HeadPrediction, head_predictions, transform_checks
+from layerscope.readout.position_readout import CloseUp, Reading, View, close_up
 from layerscope.readout.temperature import (
     BYTES_PER_FITTED_LOGIT,
     BYTES_PER_LOGIT,

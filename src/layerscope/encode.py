@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from layerscope.errors import SuiteError, TokenizerError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.tokens import Alignment
-from layerscope.readout.asked import Asked
+from layerscope.readout.prompt_query import Asked
 from layerscope.suite import Prompt, Suite
 
 POSITIONS = ("auto", "last", "all")

@@ -9,11 +9,11 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from layerscope.readout.asked import Echoes, Shape
 from layerscope.readout.contrast import Contrast
 from layerscope.readout.copying import Echo, copy_flags
 from layerscope.readout.decode import TOP_SET, Readout
 from layerscope.readout.geometry import jaccard
+from layerscope.readout.prompt_query import Echoes, Shape
 from layerscope.record.protocol import Protocol
 
 RATIO_EPSILON = 1e-9

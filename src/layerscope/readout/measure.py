@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerscope.lenses import Lens
-from layerscope.readout.asked import Asked, Echoes, Shape
 from layerscope.readout.columns import AtNext, Columns
 from layerscope.readout.contrast import Contrast, Normaliser, contrast
 from layerscope.readout.decode import TOP_SET, Question, Readout, decode
 from layerscope.readout.geometry import geometry, norm_ratio, row_residual_cosine
+from layerscope.readout.prompt_query import Asked, Echoes, Shape
 from layerscope.record.protocol import Protocol
 from layerscope.unembedding import HeadTransform, Unembedding
 

@@ -38,9 +38,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from layerscope.fitting.corpus import PARTS, Corpus
 from layerscope.fitting.tuned import MOST_HELD_OUT, TunedSettings, fit_tuned
+from layerscope.lens_record import CorpusRecord, SplitRecord
 from layerscope.lenses.lens_folder import tuned_lens
 from layerscope.lenses.logit_lens import LogitLens
-from layerscope.lenses.provenance import CorpusRecord, SplitRecord
 from layerscope.model.causal_lm import CausalLM
 from layerscope.unembedding import Unembedding
 

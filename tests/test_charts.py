@@ -16,7 +16,6 @@ import pytest
 
 from layerscope.errors import RunError
 from layerscope.record.curve import Pass
-from layerscope.record.run import Run
 from layerscope.report.charts import METRICS, across_models, config, facts, grid, lens_trust, trajectories
 from layerscope.report.charts.comparable import obstacles, reason_against
 from layerscope.report.charts.metrics import metric_of
@@ -24,6 +23,7 @@ from layerscope.report.charts.palette import DARK_GROUND, LENSES, LIGHT_GROUND, 
 from layerscope.report.charts.rules import Rule, place
 from layerscope.report.charts.trust import LENS_TRUST
 from layerscope.report.charts.words import course, listed, measured, visible
+from layerscope.run_folder import Run
 
 PUBLISHED = ("Qwen3-8B", "gemma-2-9b", "Mistral-7B-v0.1", "Meta-Llama-3-70B", "Yi-34B", "Qwen2.5-72B")
 LETTER = 0.62

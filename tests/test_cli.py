@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from layerscope.cli import app
 from layerscope.record.published.layout import EXTENDED
 from layerscope.record.published.writer import write_published
-from layerscope.record.run import Run
+from layerscope.run_folder import Run
 
 COMMAND = (sys.executable, "-m", "layerscope")
 

@@ -15,7 +15,6 @@ import pytest
 import layerscope
 from layerscope.record.parts import IdentityRecord
 from layerscope.record.published.layout import Dialect
-from layerscope.record.run import Run
 from layerscope.report.claims import Claim, Unit
 from layerscope.report.document import Bullets, Checklist, Paragraph, Part, Report, Section, Strong, Table, Text
 from layerscope.report.evaluation import evaluation
@@ -25,6 +24,7 @@ from layerscope.report.evaluation.quotes import Quotes
 from layerscope.report.evidence import Evidence
 from layerscope.report.markdown import markdown
 from layerscope.report.sources import Sources
+from layerscope.run_folder import Run
 
 STEMS = {
     "Mistral-7B-v0.1": "Mistral-7B-v0.1", "Mistral-7B": "Mistral-7B-v0.1",

@@ -15,12 +15,12 @@ from layerscope.errors import LensError, NumericError, PlacementError
 from layerscope.fitting import checkpoint
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.fitting.prism_map import Standardiser, fit_procrustes_to_final
+from layerscope.lens_record import LensRecord
 from layerscope.lenses.lens_folder import prism_lens, read_sidecar
 from layerscope.lenses.logit_lens import RawLens
 from layerscope.lenses.prism_lens import PrismLens
-from layerscope.lenses.provenance import LensRecord
 from layerscope.model.causal_lm import BUNDLED, CausalLM
-from layerscope.observer import SilentFit
+from layerscope.progress import SilentFit
 
 FEW = PrismSettings(k=10, vectors=2000)
 
@@ -138,7 +138,7 @@ from fit_texts import corpus_for
 from layerscope.fitting import checkpoint
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.model.causal_lm import BUNDLED, CausalLM
-from layerscope.observer import SilentFit
+from layerscope.progress import SilentFit
 
 class Killer(SilentFit):
     def blocks(self, done, total):

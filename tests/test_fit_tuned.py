@@ -17,7 +17,7 @@ from layerscope.fitting.tuned import TunedSettings, fit_tuned, rank_of
 from layerscope.lenses.lens_folder import matching, read_sidecar, tuned_lens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.signature import fitted_model
-from layerscope.observer import SilentFit
+from layerscope.progress import SilentFit
 
 FEW = TunedSettings(steps=12, batch=256)
 

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from layerscope.errors import LensError
+from layerscope.lens_record import FittedModel
 from layerscope.lenses import LogitLens, TunedLens, read_sidecar, write_sidecar
 from layerscope.lenses.importing import import_jacobian_lens, import_lens, import_tuned_lens, unembedding_hash
 from layerscope.lenses.lens_folder import tuned_lens
-from layerscope.lenses.provenance import FittedModel
 from layerscope.unembedding import Norm
 
 D, N = 6, 4

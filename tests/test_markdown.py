@@ -10,7 +10,6 @@ from markdown_it.token import Token as Mark
 
 import layerscope
 from layerscope.record.published.layout import Dialect
-from layerscope.record.run import Run
 from layerscope.report.claims import Citation, Claim, Unit, merged, value_text
 from layerscope.report.document import (
     Basis,
@@ -33,6 +32,7 @@ from layerscope.report.document import (
 from layerscope.report.evaluation import evaluation
 from layerscope.report.evidence import Evidence
 from layerscope.report.markdown import code, markdown, plain, token_text
+from layerscope.run_folder import Run
 
 HOSTILE = [
     "|", "||", "\\|", "\\\\|", "a|b|c", "`", "``", "`|`", "` |", "<script>alert(1)</script>", "<b>", "</td>", "<!--",

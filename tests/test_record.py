@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-import layerscope.record.run as run_module
 import layerscope.record.run_record as run_record
+import layerscope.run_folder as run_module
 from fitted_lenses import prism_sidecar, tuned_sidecar, variants
 from layerscope.errors import RunError
 from layerscope.record import COLUMNS, Run, RunRecord, default_folder_name, describe_columns, new_folder, rows_frame

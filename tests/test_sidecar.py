@@ -11,6 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from layerscope.errors import LensError
+from layerscope.lens_record import (
+    FORMAT,
+    SCHEMA_VERSION,
+    FittedModel,
+    LensRecord,
+    PrismFit,
+    TunedFit,
+)
 from layerscope.lenses import (
     PrismLens,
     RawLens,
@@ -30,14 +38,6 @@ from layerscope.lenses.lens_folder import (
     tuned_lens,
     tuned_tensors,
     tuned_translators,
-)
-from layerscope.lenses.provenance import (
-    FORMAT,
-    SCHEMA_VERSION,
-    FittedModel,
-    LensRecord,
-    PrismFit,
-    TunedFit,
 )
 from layerscope.unembedding import Norm
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from layerscope.errors import RunError
-from layerscope.record.run import Run
 from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.claims import Citation, Claim
 from layerscope.report.document import Name, Paragraph, Report, Section, Sentence, Table, Text
@@ -19,6 +18,7 @@ from layerscope.report.evidence import Evidence
 from layerscope.report.markdown import markdown
 from layerscope.report.synthesis import synthesis
 from layerscope.report.synthesis.compared import family_of
+from layerscope.run_folder import Run
 from published_archives import archive_of
 
 OCTOBER, SEPTEMBER, TINY = "run-20251004-1804", "run-20250928-1722", "tiny-qwen3/published"

@@ -18,10 +18,10 @@ from layerscope.errors import RunError
 from layerscope.record.guidance import Guidance, Reason
 from layerscope.record.measured import LastLayerRecord, MeasuredRecord
 from layerscope.record.parts import HeadTransformRecord, ProblemRecord
-from layerscope.record.run import Run
 from layerscope.record.statistics import summarize
 from layerscope.report.tables import milestone_table, problem_lines
 from layerscope.report.verdict import explained, layers, quoting, run_verdict, spread, verdict_of
+from layerscope.run_folder import Run
 
 PRIMARY = (pl.col("fact_index") == 0) & (pl.col("prompt_variant") == "orig") & pl.col("is_next")
 

@@ -13,7 +13,7 @@ import torch
 from layerscope.errors import LensError, PlacementError
 from layerscope.fitting import stream
 from layerscope.fitting.workspace import Workspace
-from layerscope.lenses.provenance import LayerFit
+from layerscope.lens_record import LayerFit
 from layerscope.lenses.tuned_lens import Translator
 
 TRANSLATOR = Translator(torch.arange(3.0), 0.75, down=torch.ones(3, 1), up=torch.full((1, 3), 2.0))

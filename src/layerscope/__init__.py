@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from layerscope.model.causal_lm import CausalLM
     from layerscope.model.residuals import Residuals, read_residuals
     from layerscope.probing import probe
+    from layerscope.run import Run
     from layerscope.suite import Prompt, Suite, builtin_suites, load_suite
-    from layerscope.viewing import Run
 
 _HOMES = {
     "CausalLM": "layerscope.model.causal_lm",
     "LayerscopeError": "layerscope.errors",
     "Prompt": "layerscope.suite",
     "Residuals": "layerscope.model.residuals",
-    "Run": "layerscope.viewing",
+    "Run": "layerscope.run",
     "Suite": "layerscope.suite",
     "builtin_suites": "layerscope.suite",
     "load_suite": "layerscope.suite",

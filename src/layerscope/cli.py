@@ -22,12 +22,12 @@ from layerscope.cli_reports import add_report_commands, newest
 from layerscope.errors import RunError
 from layerscope.record.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
 from layerscope.record.published.writer import write_published
-from layerscope.record.run import default_folder_name
 from layerscope.record.store import new_folder
 from layerscope.report.page.view import write_view
 from layerscope.report.tables import milestone_table, problem_lines, run_tables
 from layerscope.report.verdict import run_verdict
-from layerscope.viewing import Run
+from layerscope.run import Run
+from layerscope.run_folder import default_folder_name
 
 app = typer.Typer(
     name="layerscope",

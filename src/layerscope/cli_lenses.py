@@ -23,8 +23,8 @@ from layerscope.errors import CorpusError, LensError
 
 if TYPE_CHECKING:  # types alone: help and mistakes need not wait for the tensor library
     import layerscope.fitting.corpus
+    import layerscope.lens_record
     import layerscope.lenses.lens_folder
-    import layerscope.lenses.provenance
     import layerscope.model.causal_lm
 
 LENSES = Path("lenses")
@@ -458,7 +458,7 @@ def _found(path: Path) -> "list[layerscope.lenses.lens_folder.FoundSidecar]":
 # --- What is said
 
 
-def _print_lens(record: "layerscope.lenses.provenance.LensRecord") -> None:
+def _print_lens(record: "layerscope.lens_record.LensRecord") -> None:
     from layerscope.lens_tables import lens_lines, lens_table
 
     print_parts(lens_table(record))

@@ -16,7 +16,6 @@ from rich.text import Text
 from layerscope.cli_progress import mistakes_in_one_sentence, print_line, print_parts, warn
 from layerscope.errors import RunError
 from layerscope.record.published.writer import write_published
-from layerscope.record.run import Run
 from layerscope.record.store import new_folder
 from layerscope.report.archive import Archive
 from layerscope.report.audit.output import annotated, audit_json, audit_lines, needs_mending
@@ -32,6 +31,7 @@ from layerscope.report.sources import Sources
 from layerscope.report.synthesis import synthesis
 from layerscope.report.verify import Verified
 from layerscope.report.verify import verify as verify_run
+from layerscope.run_folder import Run
 
 CROSS_MODELS = "evaluation-cross-models.md"
 FORMS = ("table", "json", "markdown")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerscope.errors import LensError
+from layerscope.lens_record import Kind, LensRecord
 from layerscope.lenses import Lens, bind_lenses
 from layerscope.lenses.lens_folder import Sidecar, look_for, matching
 from layerscope.lenses.prism_lens import PrismLens
-from layerscope.lenses.provenance import Kind, LensRecord
 from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.signature import fitted_model

@@ -8,8 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from layerscope.lenses.lens_folder import FoundSidecar
-from layerscope.lenses.provenance import (
+from layerscope.lens_record import (
     CorpusRecord,
     ImportedFrom,
     LayerFit,
@@ -19,6 +18,7 @@ from layerscope.lenses.provenance import (
     SkipLayers,
     TunedFit,
 )
+from layerscope.lenses.lens_folder import FoundSidecar
 from layerscope.report.tables import ABSENT, number, printable
 from layerscope.report.verdict import LABEL_WIDTH, TEXT_WIDTH, Said
 

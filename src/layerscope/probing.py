@@ -20,15 +20,15 @@ from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Ident
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
 from layerscope.model.residuals import Residuals, read_residuals
-from layerscope.observer import Observer, Silent
 from layerscope.plan import IDENTITY_PROMPTS, Part, plan_line, plan_memory, planned_bytes
+from layerscope.progress import Observer, Silent
 from layerscope.readout.measure import measure
 from layerscope.record.measured import MeasuredRecord
 from layerscope.record.parts import TimingsRecord
 from layerscope.record.protocol import Protocol, protocol_of
+from layerscope.run import Run
 from layerscope.suite import Suite, load_suite
 from layerscope.tabulate import tabulate
-from layerscope.viewing import Run
 
 SECOND_FORWARD = ("auto", "always", "off")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from layerscope.errors import CorpusError, TokenizerError
 from layerscope.fitting.texts import Source, find_sources
-from layerscope.lenses.provenance import CorpusRecord, SplitName, SplitRecord, TextSource
+from layerscope.lens_record import CorpusRecord, SplitName, SplitRecord, TextSource
 from layerscope.model.tokens import Tokens
 
 PARTS: tuple[SplitName, ...] = ("fit", "select", "held_out")

@@ -11,7 +11,7 @@ from layerscope.fitting.coordinates import Basis, Parameters
 from layerscope.fitting.moments import RIDGES
 from layerscope.fitting.objective import Problem
 from layerscope.fitting.refine import Budget, refine
-from layerscope.lenses.provenance import LayerFit
+from layerscope.lens_record import LayerFit
 from layerscope.lenses.tuned_lens import Translator
 
 BIAS_SHARE, FEWEST_BIAS_STEPS = 4, 48

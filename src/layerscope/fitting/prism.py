@@ -30,16 +30,16 @@ from layerscope.fitting.session import (
 )
 from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
 from layerscope.fitting.workspace import Workspace
+from layerscope.lens_record import FORMAT, SCHEMA_VERSION, LensRecord, PrismFit
 from layerscope.lenses.lens import Lens
 from layerscope.lenses.lens_folder import Sidecar, prism_tensors, write_sidecar
 from layerscope.lenses.logit_lens import LogitLens
 from layerscope.lenses.prism_lens import PrismLens
-from layerscope.lenses.provenance import FORMAT, SCHEMA_VERSION, LensRecord, PrismFit
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
 from layerscope.model.signature import fitted_model
-from layerscope.observer import FitObserver, SilentFit
+from layerscope.progress import FitObserver, SilentFit
 
 LARGE, VERY_LARGE = 14 * 10**9, 34 * 10**9
 """Parameters above which more vectors are taken."""

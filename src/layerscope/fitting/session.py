@@ -13,7 +13,7 @@ from layerscope.errors import PlacementError
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head, Targets
 from layerscope.fitting.workspace import Workspace
-from layerscope.lenses.provenance import Kind, Settings
+from layerscope.lens_record import Kind, Settings
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import free_memory
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerscope.errors import PlacementError
 from layerscope.fitting.corpus import PARTS, Corpus
-from layerscope.lenses.provenance import SplitName
+from layerscope.lens_record import SplitName
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes
 

@@ -34,8 +34,7 @@ from layerscope.fitting.session import (
 )
 from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
 from layerscope.fitting.workspace import Workspace
-from layerscope.lenses.lens_folder import Sidecar, tuned_tensors, write_sidecar
-from layerscope.lenses.provenance import (
+from layerscope.lens_record import (
     FORMAT,
     SCHEMA_VERSION,
     LayerFit,
@@ -45,12 +44,13 @@ from layerscope.lenses.provenance import (
     SplitName,
     TunedFit,
 )
+from layerscope.lenses.lens_folder import Sidecar, tuned_tensors, write_sidecar
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
 from layerscope.model.signature import fitted_model
-from layerscope.observer import FitObserver, SilentFit
+from layerscope.progress import FitObserver, SilentFit
 
 FULL_MAPS_BYTES = 1 << 30
 """A lens keeps whole matrices while all of them together are no larger."""

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from layerscope.errors import LensError
-from layerscope.lenses.provenance import LayerFit, SkipLayers
+from layerscope.lens_record import LayerFit, SkipLayers
 from layerscope.lenses.tuned_lens import Translator
 
 if sys.platform != "win32":

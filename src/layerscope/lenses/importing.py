@@ -13,9 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.lenses.foreign_files import ForeignWeights, found_keys, neither, read_weights
-from layerscope.lenses.lens_folder import tuned_tensors
-from layerscope.lenses.provenance import (
+from layerscope.lens_record import (
     FORMAT,
     SCHEMA_VERSION,
     FittedModel,
@@ -23,6 +21,8 @@ from layerscope.lenses.provenance import (
     LensRecord,
     TunedFit,
 )
+from layerscope.lenses.foreign_files import ForeignWeights, found_keys, neither, read_weights
+from layerscope.lenses.lens_folder import tuned_tensors
 from layerscope.lenses.tuned_lens import Translator
 
 _Plain = str | int | float | bool | None

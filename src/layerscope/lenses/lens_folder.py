@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from layerscope.errors import LensError
+from layerscope.lens_record import FORMAT, SCHEMA_VERSION, FittedModel, Kind, LensRecord
 from layerscope.lenses.lens import Lens
 from layerscope.lenses.lens_folder_check import check_tensors, prism_fit, tuned_fit
 from layerscope.lenses.prism_lens import PrismLens
-from layerscope.lenses.provenance import FORMAT, SCHEMA_VERSION, FittedModel, Kind, LensRecord
 from layerscope.lenses.tuned_lens import Translator, TunedLens, translator_shapes
 from layerscope.unembedding import Norm
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.lenses.provenance import FittedModel, LensRecord, PrismFit, TunedFit
+from layerscope.lens_record import FittedModel, LensRecord, PrismFit, TunedFit
 from layerscope.lenses.tuned_lens import translator_shapes
 
 ORTHOGONAL = 1e-3

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerscope.errors import LensError
+from layerscope.lens_record import Placement
 from layerscope.lenses.logit_lens import LogitLens
-from layerscope.lenses.provenance import Placement
 from layerscope.unembedding import Norm
 
 Variant: TypeAlias = Literal["full", "rotation_only", "bias_only"]

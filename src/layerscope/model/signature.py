@@ -1,6 +1,6 @@
 """What ties a fitted lens to a model: sizes, and a fingerprint of final norm and head."""
 
-from layerscope.lenses.provenance import FittedModel
+from layerscope.lens_record import FittedModel
 from layerscope.model.causal_lm import CausalLM
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from layerscope.errors import RunError
 from layerscope.record.published.layout import json_name
-from layerscope.record.run import Run
 from layerscope.report.evidence import Evidence
 from layerscope.report.sources import Sources
+from layerscope.run_folder import Run
 
 
 class Archive:

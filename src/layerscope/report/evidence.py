@@ -20,10 +20,10 @@ from layerscope.record.published.layout import (
     json_name,
     stem_of,
 )
-from layerscope.record.run import Run
 from layerscope.record.run_record import RunRecord
 from layerscope.report.claims import Citation, Claim, Unit, Value
 from layerscope.report.sources import CsvFile, CsvRow, Entry, JsonFile, Sources
+from layerscope.run_folder import Run
 
 SAME, EXACT = 1e-6, 1e-9
 """Relative differences up to which two numbers are one that was found twice, or one that was written twice."""

@@ -12,8 +12,8 @@ from layerscope.errors import RunError
 from layerscope.record.curve import Pass
 from layerscope.record.milestones import NOT_TO_THE_END, STABLE, Milestone, Milestones
 from layerscope.record.parts import PromptRecord
-from layerscope.record.run import Run
 from layerscope.record.run_record import RunRecord
+from layerscope.run_folder import Run
 
 ABSENT = "-"
 PROBLEMS_SHOWN = 10

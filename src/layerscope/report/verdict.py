@@ -19,11 +19,11 @@ from layerscope.record.milestones import NEVER as HOLDS_NOWHERE
 from layerscope.record.milestones import NO_TWO, NOT_MEASURED, NOT_TO_THE_END, STABLE, Milestone, Milestones
 from layerscope.record.parts import HeadTransformRecord
 from layerscope.record.protocol import Thresholds
-from layerscope.record.run import Run
 from layerscope.record.run_record import RunRecord
 from layerscope.record.sidecar_audit import AttributedGain
 from layerscope.record.statistics import FEWEST, Summary, entropy_fraction
 from layerscope.report.tables import ABSENT, number, printable, probabilities_stand, ranks_stand
+from layerscope.run_folder import Run
 
 WIDTH = 80
 LABEL_WIDTH = 10

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from layerscope.record.curve import Pass
 from layerscope.record.facts import fact_passes
-from layerscope.record.run import Run
 from layerscope.report.tables import probabilities_stand, ranks_stand
+from layerscope.run_folder import Run
 
 SEMANTIC = ("L_semantic", "first_rank_le")
 """How names of milestones begin that are about the answer."""

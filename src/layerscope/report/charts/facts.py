@@ -10,7 +10,6 @@ from layerscope.record.curve import Pass
 from layerscope.record.facts import fact_passes
 from layerscope.record.milestones import Milestones
 from layerscope.record.percentiles import QUARTERS, median, percentile
-from layerscope.record.run import Run
 from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.report.charts.lines import Axes, Line, hover_layer, place_of, reference_layer
 from layerscope.report.charts.metrics import Metric, metric_of
@@ -27,6 +26,7 @@ from layerscope.report.charts.theme import BAND
 from layerscope.report.charts.trajectories import CAUTION, HEIGHT, curve_values
 from layerscope.report.charts.words import amount, course, measured, model_name, prompt_name, sentences
 from layerscope.report.tables import probabilities_stand
+from layerscope.run_folder import Run
 
 MOST_LINES = 60
 """Facts drawn one by one; of more, so many at even steps. Median and band are always over all."""

@@ -9,11 +9,11 @@ import altair as alt
 
 from layerscope.record.diagnostics import protocol_in_force
 from layerscope.record.milestones import Milestones
-from layerscope.record.run import Run
 from layerscope.report.charts.chart_spec import data_of, y_at
 from layerscope.report.charts.theme import MILESTONE
 from layerscope.report.charts.words import listed
 from layerscope.report.tables import probabilities_stand, ranks_stand
+from layerscope.run_folder import Run
 
 LONGEST = 20
 """Letters of a label's line, the layer aside."""

@@ -8,7 +8,6 @@ import polars as pl
 
 from layerscope.errors import RunError
 from layerscope.record.curve import Curve, Pass
-from layerscope.record.run import Run
 from layerscope.report.charts.chart_spec import ChartSpec, finished, titled
 from layerscope.report.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.report.charts.metrics import Metric, Quantity, metric_of
@@ -24,6 +23,7 @@ from layerscope.report.charts.rules import (
 )
 from layerscope.report.charts.words import course, listed, measured, model_name, prompt_name, sentences
 from layerscope.report.tables import probabilities_stand
+from layerscope.run_folder import Run
 
 HEIGHT = 300
 NO_VALUE = "no value at any layer"

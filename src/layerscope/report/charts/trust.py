@@ -14,12 +14,12 @@ from layerscope.record.facts import fact_passes
 from layerscope.record.measured import HeldOutRecord, SidecarRecord
 from layerscope.record.percentiles import median
 from layerscope.record.raw_audit import HIGH_KL_BITS, NEAR_JACCARD, NEAR_JS_BITS, NEAR_L1, Comparison
-from layerscope.record.run import Run
 from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.report.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.report.charts.palette import LENSES, SERIES, lens_look, series_look
 from layerscope.report.charts.trajectories import HEIGHT, NO_VALUE, curve_values
 from layerscope.report.charts.words import course, listed, measured, model_name, prompt_name, sentences, signed
+from layerscope.run_folder import Run
 
 MOST_FACTS = 40
 """Facts with a line of their own in the chart of onsets; of more, so many at even steps."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from layerscope.record.curve import Pass
-from layerscope.record.run import Run
 from layerscope.report.shapes import Points, peak, points, trough
 from layerscope.report.tables import printable
+from layerscope.run_folder import Run
 
 
 def amount(value: int | float) -> str:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerscope.errors import RunError
-from layerscope.record.run import Run
 from layerscope.report.page.packing import packed, safe_json
+from layerscope.run_folder import Run
 
 if TYPE_CHECKING:
     from layerscope.report.charts import ChartSpec

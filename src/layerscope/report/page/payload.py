@@ -9,11 +9,11 @@ import polars as pl
 from layerscope.record.curve import Pass
 from layerscope.record.parts import PromptRecord
 from layerscope.record.published.layout import RECORDS, csv_name, stem_of
-from layerscope.record.run import Run
 from layerscope.report.page.blocks import PASS, Block, Key, Vocabulary, blocks, listed
 from layerscope.report.page.packing import packed
 from layerscope.report.tables import probabilities_stand, ranks_stand
 from layerscope.report.verdict import STRONG, rank_1
+from layerscope.run_folder import Run
 
 
 @dataclass(frozen=True)

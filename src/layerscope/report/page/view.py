@@ -18,11 +18,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from layerscope.errors import RunError
-from layerscope.record.run import Run
 from layerscope.report.page.figures import Section, chart_sections
 from layerscope.report.page.packing import safe_json
 from layerscope.report.page.payload import Payload, labels, payload
 from layerscope.report.page.words import Origin, VerdictWords, origin, verdict_words
+from layerscope.run_folder import Run
 
 MARKER = "<!-- layerscope view: written by layerscope, which may write it again -->"
 """Near the head of every page; a file without it is someone else's."""

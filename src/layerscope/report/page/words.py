@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from layerscope.record.diagnostics import protocol_in_force
 from layerscope.record.parts import PromptRecord
-from layerscope.record.run import Run
 from layerscope.record.run_record import RunRecord
 from layerscope.report.tables import identity_line, probabilities_stand
 from layerscope.report.verdict import ONSET, STRONG, STRONG_RUN2, Said, Teller, lens_columns, quoting
+from layerscope.run_folder import Run
 from layerscope.suite import builtin_suites
 
 BUNDLED_ID = "layerscope/reference"

@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from layerscope.errors import RunError
-from layerscope.record.run import Run as RecordedRun
+from layerscope.run_folder import Run as RecordedRun
 
 if TYPE_CHECKING:
     import altair as alt

@@ -11,17 +11,17 @@ from typing import Any
 
 import polars as pl
 
-from layerscope.record.curve import Curve, Pass
-from layerscope.record.diagnostics import Verdict, judge
-from layerscope.record.facts import ControlSummary, control_summary, published_micro_suite
-from layerscope.record.guidance import published_guidance
-from layerscope.record.milestones import Milestones, difference
-from layerscope.record.percentiles import depth_fraction, depth_layer
+from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.diagnostics import Verdict, judge
+from layerscope.analysis.facts import ControlSummary, control_summary, published_micro_suite
+from layerscope.analysis.fitted_lens_audit import SidecarAudit
+from layerscope.analysis.guidance import published_guidance
+from layerscope.analysis.milestones import Milestones, difference
+from layerscope.analysis.percentiles import depth_fraction, depth_layer
+from layerscope.analysis.raw_comparison import window_check
 from layerscope.record.protocol import Thresholds
 from layerscope.record.published.reader import read_published
-from layerscope.record.raw_audit import window_check
 from layerscope.record.run_record import RunRecord
-from layerscope.record.sidecar_audit import SidecarAudit
 
 SEPTEMBER_21, SEPTEMBER_28, OCTOBER_4 = "run-20250921-1713", "run-20250928-1722", "run-20251004-1804"
 TINY = "tiny-qwen3/published"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.record.consistency import DecodingTarget
+from layerscope.analysis.consistency import DecodingTarget
 from published_comparison import (
     OCTOBER_4,
     SEPTEMBER_21,

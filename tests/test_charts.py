@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from layerscope.analysis.curve import Pass
 from layerscope.errors import RunError
-from layerscope.record.curve import Pass
 from layerscope.report.charts import METRICS, across_models, config, facts, grid, lens_trust, trajectories
 from layerscope.report.charts.comparable import obstacles, reason_against
 from layerscope.report.charts.metrics import metric_of

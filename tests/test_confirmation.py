@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.record.confirmation import NO_HIT, NO_ONSET, NO_OTHER_LENS, Hit, confirm
-from layerscope.record.curve import Curve, Pass
+from layerscope.analysis.confirmation import NO_HIT, NO_ONSET, NO_OTHER_LENS, Hit, confirm
+from layerscope.analysis.curve import Curve, Pass
 from layerscope.record.rows import COLUMNS
 
 BLANK = {column.name: None for column in COLUMNS}

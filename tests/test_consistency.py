@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.record.consistency import (
+from layerscope.analysis.consistency import (
     LensAgreement,
     OnsetGap,
     decoding_point,
@@ -13,7 +13,8 @@ from layerscope.record.consistency import (
     lens_consistency,
     repeatability,
 )
-from layerscope.record.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.milestones import Milestone, find_milestones, semantic_layer
 from layerscope.record.measured import (
     CloseUpRecord,
     OverlapRecord,
@@ -22,7 +23,6 @@ from layerscope.record.measured import (
     SecondForwardRecord,
     ViewRecord,
 )
-from layerscope.record.milestones import Milestone, find_milestones, semantic_layer
 from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
 

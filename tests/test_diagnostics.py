@@ -9,11 +9,11 @@ import pytest
 
 from fitted_lenses import with_fitted_lenses
 from layerscope import Run, probe
-from layerscope.record.curve import Pass
-from layerscope.record.diagnostics import judge, protocol_in_force
-from layerscope.record.milestones import Milestone
+from layerscope.analysis.curve import Pass
+from layerscope.analysis.diagnostics import judge, protocol_in_force
+from layerscope.analysis.milestones import Milestone
+from layerscope.analysis.verdict_json import verdict_text
 from layerscope.record.protocol import PROTOCOLS, Thresholds
-from layerscope.record.verdict_json import verdict_text
 
 
 @pytest.fixture(scope="module")

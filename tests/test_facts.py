@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerscope.record.curve import Curve, Curves, Pass
-from layerscope.record.facts import (
+from layerscope.analysis.curve import Curve, Curves, Pass
+from layerscope.analysis.facts import (
     ablation,
     control_summary,
     fact_passes,
@@ -19,7 +19,7 @@ from layerscope.record.facts import (
     published_micro_suite,
     statistics_over_facts,
 )
-from layerscope.record.milestones import find_milestones
+from layerscope.analysis.milestones import find_milestones
 from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
 

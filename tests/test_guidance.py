@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.record.guidance import (
+from layerscope.analysis.guidance import (
     NOTES,
     PUBLISHED_NOTES,
     PUBLISHED_NOTES_APPEND,

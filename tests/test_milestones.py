@@ -10,11 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerscope.lenses import bind_lenses
-from layerscope.readout.measure import measure
-from layerscope.readout.prompt_query import Asked
-from layerscope.record.curve import Curve, Curves, Pass
-from layerscope.record.milestones import (
+from layerscope.analysis.curve import Curve, Curves, Pass
+from layerscope.analysis.milestones import (
     NEVER,
     NO_TWO,
     NOT_MEASURED,
@@ -29,6 +26,9 @@ from layerscope.record.milestones import (
     rest_mass_peak,
     semantic_layer,
 )
+from layerscope.lenses import bind_lenses
+from layerscope.readout.measure import measure
+from layerscope.readout.prompt_query import Asked
 from layerscope.record.protocol import PROTOCOLS, Thresholds
 from layerscope.record.rows import COLUMNS
 from layerscope.unembedding import HeadTransform, Norm, Unembedding

@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.record.curve import Curve, Pass
-from layerscope.record.milestones import Milestone, find_milestones
-from layerscope.record.protocol import Thresholds
-from layerscope.record.raw_audit import (
+from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.milestones import Milestone, find_milestones
+from layerscope.analysis.raw_comparison import (
     ArtefactScores,
     artefact_scores,
     copy_thresholds,
@@ -18,6 +17,7 @@ from layerscope.record.raw_audit import (
     window_centres,
     window_check,
 )
+from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
 
 BLANK = {column.name: None for column in COLUMNS}

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from layerscope.report import shapes
-from layerscope.report.shapes import Step
+from layerscope.analysis import curve_shapes as shapes
+from layerscope.analysis.curve_shapes import Step
 
 FALLING = [(0, 9.0), (1, 5.0), (2, 5.0), (3, 1.0)]
 HUMP = [(0, 1.0), (1, 4.0), (3, 4.0), (4, 2.0)]

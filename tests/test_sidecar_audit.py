@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.record.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.fitted_lens_audit import BitsPair, LayerPair, attribution, judge, sidecar_audit
 from layerscope.record.measured import TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.rows import COLUMNS
-from layerscope.record.sidecar_audit import BitsPair, LayerPair, attribution, judge, sidecar_audit
 
 BLANK = {column.name: None for column in COLUMNS}
 

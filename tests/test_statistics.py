@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerscope.record.statistics import FEWEST, RESAMPLES, Z_95, Summary, entropy_fraction, summarize
+from layerscope.analysis.statistics import FEWEST, RESAMPLES, Z_95, Summary, entropy_fraction, summarize
 
 LAYERS = st.lists(st.none() | st.integers(0, 80), max_size=40)
 FEW = settings(max_examples=40, deadline=None)

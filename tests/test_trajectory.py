@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.record.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.trajectory import norm_trajectory
 from layerscope.record.rows import COLUMNS
-from layerscope.record.trajectory import norm_trajectory
 
 BLANK = {column.name: None for column in COLUMNS}
 

@@ -6,10 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from layerscope.record import COLUMNS, Run
-from layerscope.record.curve import Curve, Pass
-from layerscope.record.measured import LastLayerRecord, TunedVariantRecord, TunedVariantsRecord
-from layerscope.record.tuned_audit import (
+from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.tuned_audit import (
     HeadMismatch,
     PositionRow,
     Reading,
@@ -22,6 +20,8 @@ from layerscope.record.tuned_audit import (
     tuned_audit,
     variant_rows,
 )
+from layerscope.record import COLUMNS, Run
+from layerscope.record.measured import LastLayerRecord, TunedVariantRecord, TunedVariantsRecord
 
 BLANK = {column.name: None for column in COLUMNS}
 PRIMARY = Pass(0, "pos", "orig")

@@ -14,11 +14,11 @@ from rich.console import Console
 
 import layerscope
 from fitted_lenses import with_fitted_lenses
+from layerscope.analysis.guidance import Guidance, Reason
+from layerscope.analysis.statistics import summarize
 from layerscope.errors import RunError
-from layerscope.record.guidance import Guidance, Reason
 from layerscope.record.measured import LastLayerRecord, MeasuredRecord
 from layerscope.record.parts import HeadTransformRecord, ProblemRecord
-from layerscope.record.statistics import summarize
 from layerscope.report.tables import milestone_table, problem_lines
 from layerscope.report.verdict import explained, layers, quoting, run_verdict, spread, verdict_of
 from layerscope.run_folder import Run

@@ -10,14 +10,14 @@ from typing import TypeVar
 import polars as pl
 from pydantic import ValidationError
 
+from layerscope.analysis.analysed_run import Measurements
+from layerscope.analysis.verdict_json import verdict_text
 from layerscope.errors import RunError
-from layerscope.record.measurements import Measurements
 from layerscope.record.published.layout import Dialect
 from layerscope.record.published.reader import holds_published, read_published
 from layerscope.record.published.writer import write_published
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
-from layerscope.record.verdict_json import verdict_text
 
 R = TypeVar("R", bound="Run")
 

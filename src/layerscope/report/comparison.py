@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
-from layerscope.record.diagnostics import LastLayer
-from layerscope.record.raw_audit import Comparison
-from layerscope.record.statistics import Summary
+from layerscope.analysis.diagnostics import LastLayer
+from layerscope.analysis.raw_comparison import Comparison
+from layerscope.analysis.statistics import Summary
 from layerscope.report.evidence import Evidence
 from layerscope.report.synthesis.compared import Compared, compared
 from layerscope.report.synthesis.limits import gold_resolved, limits, reasons_of

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 
+from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.diagnostics import Verdict
+from layerscope.analysis.milestones import Milestone
 from layerscope.errors import RunError
-from layerscope.record.curve import Curve, Pass
-from layerscope.record.diagnostics import Verdict
-from layerscope.record.milestones import Milestone
 from layerscope.record.published.layout import (
     EXTENDED,
     GENERATION_M,

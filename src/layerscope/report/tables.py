@@ -8,9 +8,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from layerscope.analysis.curve import Pass
+from layerscope.analysis.milestones import NOT_TO_THE_END, STABLE, Milestone, Milestones
 from layerscope.errors import RunError
-from layerscope.record.curve import Pass
-from layerscope.record.milestones import NOT_TO_THE_END, STABLE, Milestone, Milestones
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.run_folder import Run

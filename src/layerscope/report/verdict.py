@@ -7,21 +7,21 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from layerscope.record.acceptance import Acceptance, Direction
-from layerscope.record.confirmation import Confirmation
-from layerscope.record.consistency import OnsetGap
-from layerscope.record.curve import Row
-from layerscope.record.diagnostics import CONFIRMED, Diagnostics, Verdict, protocol_in_force
-from layerscope.record.facts import NO_FILLER, Ablation, ControlSummary
-from layerscope.record.guidance import Guidance
+from layerscope.analysis.acceptance import Acceptance, Direction
+from layerscope.analysis.confirmation import Confirmation
+from layerscope.analysis.consistency import OnsetGap
+from layerscope.analysis.curve import Row
+from layerscope.analysis.diagnostics import CONFIRMED, Diagnostics, Verdict, protocol_in_force
+from layerscope.analysis.facts import NO_FILLER, Ablation, ControlSummary
+from layerscope.analysis.fitted_lens_audit import AttributedGain
+from layerscope.analysis.guidance import Guidance
+from layerscope.analysis.milestones import NEVER as HOLDS_NOWHERE
+from layerscope.analysis.milestones import NO_TWO, NOT_MEASURED, NOT_TO_THE_END, STABLE, Milestone, Milestones
+from layerscope.analysis.statistics import FEWEST, Summary, entropy_fraction
 from layerscope.record.measured import HeldOutRecord, LastLayerRecord, SidecarRecord
-from layerscope.record.milestones import NEVER as HOLDS_NOWHERE
-from layerscope.record.milestones import NO_TWO, NOT_MEASURED, NOT_TO_THE_END, STABLE, Milestone, Milestones
 from layerscope.record.parts import HeadTransformRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
-from layerscope.record.sidecar_audit import AttributedGain
-from layerscope.record.statistics import FEWEST, Summary, entropy_fraction
 from layerscope.report.tables import ABSENT, number, printable, probabilities_stand, ranks_stand
 from layerscope.run_folder import Run
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from layerscope.analysis.verdict_json import verdict_text
 from layerscope.errors import RunError
 from layerscope.record.published.csv_tables import csv_tables
 from layerscope.record.published.dialect import serialise
 from layerscope.record.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect
 from layerscope.record.published.tree import tree
-from layerscope.record.verdict_json import verdict_text
 from layerscope.report.claims import Citation
 from layerscope.report.evaluation import evaluation
 from layerscope.report.evidence import Evidence

@@ -1,8 +1,8 @@
 """What speaks against taking a run's semantic layer for more than a rank: one judgement for all reports."""
 
-from layerscope.record.confirmation import NO_OTHER_LENS, Confirmation
-from layerscope.record.milestones import NEVER_SEEN, NOT_MEASURED
-from layerscope.report import shapes
+from layerscope.analysis import curve_shapes as shapes
+from layerscope.analysis.confirmation import NO_OTHER_LENS, Confirmation
+from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED
 from layerscope.report.evidence import Evidence
 from layerscope.report.tables import ranks_stand
 

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerscope.record import raw_audit, tuned_audit
-from layerscope.record.curve import Curve, Pass, Row
-from layerscope.record.measurements import Measurements
-from layerscope.record.milestones import Milestone
-from layerscope.record.percentiles import median
+from layerscope.analysis import raw_comparison as raw_audit
+from layerscope.analysis import tuned_audit
+from layerscope.analysis.analysed_run import Measurements
+from layerscope.analysis.curve import Curve, Pass, Row
+from layerscope.analysis.milestones import Milestone
+from layerscope.analysis.percentiles import median
+from layerscope.analysis.tuned_audit import Reading
 from layerscope.record.published.layout import (
     ARTIFACT_AUDIT,
     MILESTONES,
@@ -30,7 +32,6 @@ from layerscope.record.published.layout import (
 from layerscope.record.published.tree_lenses import has_raw_tables, has_variants, is_read
 from layerscope.record.published.tree_source import ONSET, Source, label_of
 from layerscope.record.published.tree_summary import row_in_pass, softest_copy
-from layerscope.record.tuned_audit import Reading
 
 NEXT_LISTED, VERBOSE_LISTED = 5, 20
 """Tokens that a published row lists: at most positions, and at those that matter."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
+from layerscope.analysis.analysed_run import Measurements
 from layerscope.errors import RunError
-from layerscope.record.measurements import Measurements
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.published.dialect import Fault
 from layerscope.record.published.document import Block

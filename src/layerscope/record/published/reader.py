@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
+from layerscope.analysis.analysed_run import Measurements
 from layerscope.errors import RunError
 from layerscope.record.measured import MeasuredRecord
-from layerscope.record.measurements import Measurements
 from layerscope.record.parts import ModelRecord, ProblemRecord, ProtocolRecord, SuiteRecord
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.record.published import agreement, fitted, metadata

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from layerscope.record.measurements import Measurements
+from layerscope.analysis.analysed_run import Measurements
 from layerscope.record.published import tree_prompts
 from layerscope.record.published.layout import DIALECT_KEY, FLAG_COLUMNS, N_ROWS_KEY, RECORD_KEY, Dialect
 from layerscope.record.published.tree_diagnostics import diagnostics

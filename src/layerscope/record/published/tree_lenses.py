@@ -1,9 +1,10 @@
 """Blocks about fitted lenses: whether there are any, where their curves cross, and whether they are worth their fit."""
 
-from layerscope.record import raw_audit
-from layerscope.record.curve import Curve
+from layerscope.analysis import raw_comparison as raw_audit
+from layerscope.analysis.curve import Curve
+from layerscope.analysis.fitted_lens_audit import SidecarAudit
+from layerscope.analysis.milestones import Milestones
 from layerscope.record.measured import SidecarRecord
-from layerscope.record.milestones import Milestones
 from layerscope.record.published import tree_tuned
 from layerscope.record.published.tree_milestones import (
     copy_thresholds,
@@ -13,7 +14,6 @@ from layerscope.record.published.tree_milestones import (
     surface_and_geometry,
 )
 from layerscope.record.published.tree_source import Source, Tree, pointer
-from layerscope.record.sidecar_audit import SidecarAudit
 
 PRISM, TUNED = "prism", "tuned"
 

@@ -1,7 +1,7 @@
 """Blocks of milestones: where a curve copies, has the answer on top and nears the model's output, and how clearly."""
 
-from layerscope.record.curve import Curve
-from layerscope.record.milestones import (
+from layerscope.analysis.curve import Curve
+from layerscope.analysis.milestones import (
     Gates,
     Milestone,
     Milestones,
@@ -9,10 +9,10 @@ from layerscope.record.milestones import (
     entropy_drop_bits,
     rest_mass_peak,
 )
-from layerscope.record.percentiles import QUARTERS, depth_fraction, percentile
+from layerscope.analysis.percentiles import QUARTERS, depth_fraction, percentile
+from layerscope.analysis.raw_comparison import CopyThresholds
 from layerscope.record.protocol import Thresholds
 from layerscope.record.published.tree_source import ONSET, Source, Tree, label_of, layer_of, less
-from layerscope.record.raw_audit import CopyThresholds
 
 COPY_WINDOW_K = 1
 """Consecutive layers that the strict copy rule looks at."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
-from layerscope.record.curve import Curve, Pass
-from layerscope.record.diagnostics import Diagnostics, protocol_in_force
-from layerscope.record.measurements import Measurements
-from layerscope.record.milestones import Milestones
+from layerscope.analysis.analysed_run import Measurements
+from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
+from layerscope.analysis.milestones import Milestones
 from layerscope.record.parts import PromptRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from layerscope.record.consistency import TOLERANCE_LAYERS, DecodingTarget, LensAgreement, ScaledTarget
-from layerscope.record.percentiles import QUARTERS, depth_layer
+from layerscope.analysis.consistency import TOLERANCE_LAYERS, DecodingTarget, LensAgreement, ScaledTarget
+from layerscope.analysis.percentiles import QUARTERS, depth_layer
 from layerscope.record.published.tree_source import Source, Tree
 
 STRATEGIES = ("post_ln2", "next_ln1")

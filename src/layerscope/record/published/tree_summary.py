@@ -1,8 +1,8 @@
 """Blocks that gather others: facts beside each other, guidance, and the pack that evaluations start from."""
 
-from layerscope.record.facts import Fact, published_micro_suite
-from layerscope.record.guidance import published_guidance
-from layerscope.record.percentiles import depth_fraction
+from layerscope.analysis.facts import Fact, published_micro_suite
+from layerscope.analysis.guidance import published_guidance
+from layerscope.analysis.percentiles import depth_fraction
 from layerscope.record.published.layout import (
     NEXT_TOKEN,
     POSITIONS_TUNED_AUDIT,

@@ -3,12 +3,12 @@
 from dataclasses import asdict
 from datetime import datetime
 
-from layerscope.record.acceptance import REGRESSION_BLOCKS
+from layerscope.analysis.acceptance import REGRESSION_BLOCKS
+from layerscope.analysis.fitted_lens_audit import AttributedGain, Attribution
+from layerscope.analysis.percentiles import percentile
+from layerscope.analysis.tuned_audit import CALIBRATION_ONLY, HeadMismatch, PositionsAudit, RotationVsTemperature
 from layerscope.record.measured import ByLayer, SidecarRecord, TunedFitRecord
-from layerscope.record.percentiles import percentile
 from layerscope.record.published.tree_source import Source, Tree, label_of
-from layerscope.record.sidecar_audit import AttributedGain, Attribution
-from layerscope.record.tuned_audit import CALIBRATION_ONLY, HeadMismatch, PositionsAudit, RotationVsTemperature
 
 STAMP = "%Y%m%dT%H%MZ"
 """How published files write the time of a fit."""

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from layerscope.analysis.analysed_run import Measurements
 from layerscope.errors import RunError
-from layerscope.record.measurements import Measurements
 from layerscope.record.published.csv_tables import csv_tables
 from layerscope.record.published.dialect import serialise
 from layerscope.record.published.layout import (

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from layerscope.record.sidecar_audit import SidecarAudit
+from layerscope.analysis.fitted_lens_audit import SidecarAudit
 from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.subject import Said
 from layerscope.report.audit.wording import HEDGE, NEGATION, NUMBER, agrees, clause

@@ -5,6 +5,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import log10
 
+from layerscope.analysis.curve_shapes import (
+    Direction,
+    Points,
+    between,
+    failures,
+    first_at_least,
+    is_monotone,
+    peak,
+    trough,
+)
 from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.subject import Said
 from layerscope.report.audit.wording import (
@@ -18,16 +28,6 @@ from layerscope.report.audit.wording import (
     spans,
 )
 from layerscope.report.claims import Unit, value_text
-from layerscope.report.shapes import (
-    Direction,
-    Points,
-    between,
-    failures,
-    first_at_least,
-    is_monotone,
-    peak,
-    trough,
-)
 
 REVERSAL = 0.25
 """Share of a curve's range that it goes the wrong way, from which "falls with depth" is wrong."""

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from layerscope.record.curve import Curve, Row
+from layerscope.analysis.curve import Curve, Row
+from layerscope.analysis.curve_shapes import Points, points
 from layerscope.report.archive import Archive
 from layerscope.report.audit.cited import Cited, Reader, holds_in
 from layerscope.report.audit.findings import Finding, Judgement
@@ -13,7 +14,6 @@ from layerscope.report.audit.reading import Reference, Statement
 from layerscope.report.audit.wording import ELSEWHERE, OTHER_PROMPT, Stretch, clause, plain
 from layerscope.report.claims import Citation
 from layerscope.report.evidence import Evidence
-from layerscope.report.shapes import Points, points
 
 _LENS_WORDS = {
     "prism": r"\bprism\b",

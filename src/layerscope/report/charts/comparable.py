@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from layerscope.record.curve import Pass
-from layerscope.record.facts import fact_passes
+from layerscope.analysis.curve import Pass
+from layerscope.analysis.facts import fact_passes
 from layerscope.report.tables import probabilities_stand, ranks_stand
 from layerscope.run_folder import Run
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
+from layerscope.analysis.curve import Pass
+from layerscope.analysis.facts import fact_passes
+from layerscope.analysis.milestones import Milestones
+from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.errors import RunError
-from layerscope.record.curve import Pass
-from layerscope.record.facts import fact_passes
-from layerscope.record.milestones import Milestones
-from layerscope.record.percentiles import QUARTERS, median, percentile
 from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.report.charts.lines import Axes, Line, hover_layer, place_of, reference_layer
 from layerscope.report.charts.metrics import Metric, metric_of

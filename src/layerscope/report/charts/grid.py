@@ -9,8 +9,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from layerscope.analysis.curve import Pass
 from layerscope.errors import RunError
-from layerscope.record.curve import Pass
 from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, layered, titled, y_at
 from layerscope.report.charts.palette import VIRIDIS, ink, shade
 from layerscope.report.charts.theme import QUIET

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import altair as alt
 import polars as pl
 
+from layerscope.analysis.statistics import Summary
 from layerscope.errors import RunError
-from layerscope.record.statistics import Summary
 from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.report.charts.comparable import obstacles, reason_against
 from layerscope.report.charts.lines import DEPTH_TICKS

@@ -7,8 +7,8 @@ from typing import Literal
 
 import altair as alt
 
-from layerscope.record.diagnostics import protocol_in_force
-from layerscope.record.milestones import Milestones
+from layerscope.analysis.diagnostics import protocol_in_force
+from layerscope.analysis.milestones import Milestones
 from layerscope.report.charts.chart_spec import data_of, y_at
 from layerscope.report.charts.theme import MILESTONE
 from layerscope.report.charts.words import listed

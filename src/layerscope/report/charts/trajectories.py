@@ -6,8 +6,8 @@ from typing import Literal
 
 import polars as pl
 
+from layerscope.analysis.curve import Curve, Pass
 from layerscope.errors import RunError
-from layerscope.record.curve import Curve, Pass
 from layerscope.report.charts.chart_spec import ChartSpec, finished, titled
 from layerscope.report.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.report.charts.metrics import Metric, Quantity, metric_of

@@ -8,12 +8,12 @@ from types import MappingProxyType
 import altair as alt
 import polars as pl
 
+from layerscope.analysis.curve import Pass
+from layerscope.analysis.facts import fact_passes
+from layerscope.analysis.percentiles import median
+from layerscope.analysis.raw_comparison import HIGH_KL_BITS, NEAR_JACCARD, NEAR_JS_BITS, NEAR_L1, Comparison
 from layerscope.errors import RunError
-from layerscope.record.curve import Pass
-from layerscope.record.facts import fact_passes
 from layerscope.record.measured import HeldOutRecord, SidecarRecord
-from layerscope.record.percentiles import median
-from layerscope.record.raw_audit import HIGH_KL_BITS, NEAR_JACCARD, NEAR_JS_BITS, NEAR_L1, Comparison
 from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.report.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.report.charts.palette import LENSES, SERIES, lens_look, series_look

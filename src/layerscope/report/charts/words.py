@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from layerscope.record.curve import Pass
-from layerscope.report.shapes import Points, peak, points, trough
+from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve_shapes import Points, peak, points, trough
 from layerscope.report.tables import printable
 from layerscope.run_folder import Run
 

@@ -3,8 +3,8 @@
 import unicodedata
 from collections.abc import Sequence
 
-from layerscope.record.confirmation import NO_OTHER_LENS
-from layerscope.record.curve import Row
+from layerscope.analysis.confirmation import NO_OTHER_LENS
+from layerscope.analysis.curve import Row
 from layerscope.report.claims import Claim, Unit
 from layerscope.report.document import Basis, Check, Checklist, Name, Part, Section, Sentence, Text, sentence
 from layerscope.report.evaluation.findings import unmeasured_copies

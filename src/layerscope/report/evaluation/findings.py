@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from layerscope.record.confirmation import NO_OTHER_LENS
-from layerscope.record.diagnostics import CONFIRMED
-from layerscope.record.milestones import NEVER_SEEN, STABLE, rest_mass_peak
-from layerscope.report import shapes
+from layerscope.analysis import curve_shapes as shapes
+from layerscope.analysis.confirmation import NO_OTHER_LENS
+from layerscope.analysis.curve_shapes import listed_layers
+from layerscope.analysis.diagnostics import CONFIRMED
+from layerscope.analysis.milestones import NEVER_SEEN, STABLE, rest_mass_peak
 from layerscope.report.claims import Claim, Unit
 from layerscope.report.document import (
     Basis,
@@ -24,7 +25,6 @@ from layerscope.report.document import (
 )
 from layerscope.report.evaluation.overview import ONSET, STRONG, STRONG_RUN2, semantic
 from layerscope.report.evaluation.quotes import Quotes, at_layer, layer_cell, names, not_measured, table
-from layerscope.report.shapes import listed_layers
 
 _D = "diagnostics"
 

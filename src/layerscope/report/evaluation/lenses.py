@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from layerscope.record.percentiles import depth_layer
-from layerscope.record.raw_audit import Comparison
-from layerscope.record.sidecar_audit import AttributedGain, SidecarAudit
+from layerscope.analysis.curve_shapes import listed_layers
+from layerscope.analysis.fitted_lens_audit import AttributedGain, SidecarAudit
+from layerscope.analysis.percentiles import depth_layer
+from layerscope.analysis.raw_comparison import Comparison
 from layerscope.report.claims import Citation, Claim, Unit
 from layerscope.report.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
 from layerscope.report.evaluation.quotes import Path, Quotes, layer_cell, table
-from layerscope.report.shapes import listed_layers
 
 _D = "diagnostics"
 _FULL = (_D, "raw_lens_full")

@@ -1,6 +1,6 @@
 """Limitations: what guidance forbids, and the known faults of files that were found in this one."""
 
-from layerscope.record.milestones import STABLE
+from layerscope.analysis.milestones import STABLE
 from layerscope.report.claims import Citation, Unit
 from layerscope.report.document import Basis, Block, Bullets, Name, Section, Sentence, row, sentence
 from layerscope.report.evaluation.overview import ONSET, STRONG

@@ -1,6 +1,6 @@
 """Whether the measurement itself is sound: norms, head, machine, alignment, detectors, repetition, guidance."""
 
-from layerscope.record.consistency import DecodingTarget
+from layerscope.analysis.consistency import DecodingTarget
 from layerscope.record.measured import LastLayerRecord
 from layerscope.report.claims import Claim, Unit
 from layerscope.report.document import (

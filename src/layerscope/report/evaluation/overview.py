@@ -1,8 +1,8 @@
 """What was measured, through which norm, and what came of it: the first section, and the fingerprint at the end."""
 
-from layerscope.record.diagnostics import CONFIRMED
-from layerscope.record.milestones import NEVER_SEEN, STABLE
-from layerscope.report import shapes
+from layerscope.analysis import curve_shapes as shapes
+from layerscope.analysis.diagnostics import CONFIRMED
+from layerscope.analysis.milestones import NEVER_SEEN, STABLE
 from layerscope.report.claims import Claim, Unit
 from layerscope.report.document import Basis, Name, Paragraph, Part, Section, Sentence, Text, sentence
 from layerscope.report.evaluation.quotes import Quotes, at_layer, names, not_measured

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerscope.report import shapes
+from layerscope.analysis import curve_shapes as shapes
 from layerscope.report.claims import Citation, Claim, Unit
 from layerscope.report.document import Basis, Block, Bullets, Name, Paragraph, Part, Section, Sentence, row, sentence
 from layerscope.report.evaluation.findings import rest_mass

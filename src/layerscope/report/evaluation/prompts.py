@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from layerscope.record.curve import Pass
-from layerscope.record.diagnostics import CONFIRMED
-from layerscope.record.facts import Fact, fact_passes
-from layerscope.record.statistics import Summary
+from layerscope.analysis.curve import Pass
+from layerscope.analysis.diagnostics import CONFIRMED
+from layerscope.analysis.facts import Fact, fact_passes
+from layerscope.analysis.statistics import Summary
 from layerscope.report.claims import Citation, Claim, Unit
 from layerscope.report.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
 from layerscope.report.evaluation.overview import ONSET, STRONG

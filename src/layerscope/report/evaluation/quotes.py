@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TypeAlias
 
-from layerscope.record.confirmation import NO_OTHER_LENS
-from layerscope.record.curve import Curve, Pass
-from layerscope.record.diagnostics import Diagnostics, protocol_in_force
-from layerscope.record.guidance import Guidance
-from layerscope.record.milestones import NEVER_SEEN, NOT_MEASURED, STABLE, Milestone
+from layerscope.analysis.confirmation import NO_OTHER_LENS
+from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve_shapes import Point, points
+from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
+from layerscope.analysis.guidance import Guidance
+from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, STABLE, Milestone
 from layerscope.record.parts import PromptRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.published.layout import RAWLENS, RECORDS, csv_name
@@ -16,7 +17,6 @@ from layerscope.record.run_record import RunRecord
 from layerscope.report.claims import Citation, Claim, Unit, Value
 from layerscope.report.document import MARK, Basis, Name, Part, Row, Sentence, Table, Text, Token
 from layerscope.report.evidence import Evidence, agree
-from layerscope.report.shapes import Point, points
 from layerscope.report.sources import CsvFile, Entry
 from layerscope.report.tables import probabilities_stand, ranks_stand
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from layerscope.record.curve import Pass
+from layerscope.analysis.curve import Pass
 from layerscope.record.parts import PromptRecord
 from layerscope.record.published.layout import RECORDS, csv_name, stem_of
 from layerscope.report.page.blocks import PASS, Block, Key, Vocabulary, blocks, listed

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerscope.record.diagnostics import protocol_in_force
+from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.report.tables import identity_line, probabilities_stand

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from layerscope.analysis.diagnostics import Diagnostics
+from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED
+from layerscope.analysis.percentiles import depth_fraction
 from layerscope.errors import RunError
-from layerscope.record.diagnostics import Diagnostics
-from layerscope.record.milestones import NEVER_SEEN, NOT_MEASURED
-from layerscope.record.percentiles import depth_fraction
 from layerscope.report.claims import Citation, Claim, Unit, Value
 from layerscope.report.evidence import Evidence, agree
 from layerscope.report.tables import probabilities_stand

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from layerscope.record.facts import Fact
-from layerscope.record.statistics import Summary
+from layerscope.analysis.facts import Fact
+from layerscope.analysis.statistics import Summary
 from layerscope.report.claims import Claim, Unit, Value
 from layerscope.report.document import Name, Section, Sentence, Table, row
 from layerscope.report.synthesis.compared import Compared

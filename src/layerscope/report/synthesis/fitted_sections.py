@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from layerscope.record.percentiles import QUARTERS, depth_layer
-from layerscope.record.sidecar_audit import SidecarAudit
+from layerscope.analysis.fitted_lens_audit import SidecarAudit
+from layerscope.analysis.percentiles import QUARTERS, depth_layer
 from layerscope.report.claims import Claim, Unit
 from layerscope.report.document import Name, Paragraph, Section, Sentence, Table, row
 from layerscope.report.synthesis.compared import Compared

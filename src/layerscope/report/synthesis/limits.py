@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from layerscope.record.curve import Pass
-from layerscope.record.diagnostics import protocol_in_force
+from layerscope.analysis.curve import Pass
+from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.record.parts import PromptRecord
 from layerscope.report.synthesis.compared import Compared
 

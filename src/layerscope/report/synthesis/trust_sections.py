@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from layerscope.record.percentiles import depth_layer
+from layerscope.analysis.percentiles import depth_layer
 from layerscope.report.claims import Citation, Claim, Unit
 from layerscope.report.document import MARK, Name, Section, Sentence, Table, row
 from layerscope.report.synthesis.compared import Compared

@@ -7,10 +7,10 @@ from typing import TypeVar
 
 import polars as pl
 
-from layerscope.record.curve import Curve, Pass, Row
-from layerscope.record.facts import position_grid
+from layerscope.analysis.curve import Curve, Pass, Row
+from layerscope.analysis.facts import position_grid
+from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.record.measured import LastLayerRecord, TunedVariantRecord, TunedVariantsRecord
-from layerscope.record.percentiles import QUARTERS, median, percentile
 
 CALIBRATION_ONLY = "tuned_for_calibration_only"
 """The hint for a tuned lens that is little more than a temperature."""

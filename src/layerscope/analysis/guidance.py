@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from layerscope.record.consistency import SCALES_TO_PASS
-from layerscope.record.tuned_audit import CALIBRATION_ONLY
+from layerscope.analysis.consistency import SCALES_TO_PASS
+from layerscope.analysis.tuned_audit import CALIBRATION_ONLY
 
 Severity: TypeAlias = Literal["block", "advise"]
 """`block`: probabilities and entropies of lens rows must not be quoted; `advise`: quote with the sentence beside."""

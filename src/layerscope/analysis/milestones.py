@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from layerscope.record.curve import Curve, Pass, Predicate, Row
+from layerscope.analysis.curve import Curve, Pass, Predicate, Row
 from layerscope.record.protocol import Thresholds
 
 NEVER = "holds at no layer"

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from layerscope.record.curve import Curve
+from layerscope.analysis.curve import Curve
+from layerscope.analysis.percentiles import QUARTERS, depth_layer
 from layerscope.record.measured import TunedVariantsRecord
-from layerscope.record.percentiles import QUARTERS, depth_layer
 
 RANKS = (10, 5, 1)
 NEAR_KL_BITS = 1.0

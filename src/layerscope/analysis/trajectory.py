@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from layerscope.record.curve import Curve
-from layerscope.record.percentiles import median
+from layerscope.analysis.curve import Curve
+from layerscope.analysis.percentiles import median
 
 SPIKE_RATIO = 3.0
 """Ratio of lengths after and before the norm, or of such a ratio to its neighbours', above which a layer is a spike."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 
-from layerscope.record.curve import Curve, Curves, Pass, Row
-from layerscope.record.milestones import STABLE, Milestones
-from layerscope.record.percentiles import median
+from layerscope.analysis.curve import Curve, Curves, Pass, Row
+from layerscope.analysis.milestones import STABLE, Milestones
+from layerscope.analysis.percentiles import median
+from layerscope.analysis.statistics import SEED, Summary, entropy_fraction, summarize
 from layerscope.record.protocol import Thresholds
-from layerscope.record.statistics import SEED, Summary, entropy_fraction, summarize
 
 GRID = (0.20, 0.40, 0.60, 0.80, 0.92, 0.96, 0.98, 1.00)
 """Fractions of a prompt's last index at which the position window looks."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from layerscope.record.curve import Curve, Row
+from layerscope.analysis.curve import Curve, Row
 
 WINDOW_LAYERS = 2
 """How far from the onset, up or down, a lens may corroborate it."""

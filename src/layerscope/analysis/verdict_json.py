@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 
-from layerscope.record.curve import Pass
-from layerscope.record.diagnostics import Verdict
-from layerscope.record.milestones import Milestones
+from layerscope.analysis.curve import Pass
+from layerscope.analysis.diagnostics import Verdict
+from layerscope.analysis.milestones import Milestones
 from layerscope.record.run_record import RunRecord
 
 

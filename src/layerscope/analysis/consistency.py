@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
-from layerscope.record.curve import Curve
+from layerscope.analysis.curve import Curve
+from layerscope.analysis.milestones import Gates, Milestone, Milestones, semantic_layer
+from layerscope.analysis.percentiles import median, percentile
 from layerscope.record.measured import CloseUpRecord, OverlapRecord, SecondForwardRecord, ViewRecord
-from layerscope.record.milestones import Gates, Milestone, Milestones, semantic_layer
-from layerscope.record.percentiles import median, percentile
 from layerscope.record.protocol import Thresholds
 
 POST_LN2, NEXT_NORM = "post_ln2", "next_norm"

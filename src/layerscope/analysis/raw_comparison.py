@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from layerscope.record.curve import Curve, Row
-from layerscope.record.milestones import Milestones
-from layerscope.record.percentiles import QUARTERS, depth_fraction, median, percentile
+from layerscope.analysis.curve import Curve, Row
+from layerscope.analysis.milestones import Milestones
+from layerscope.analysis.percentiles import QUARTERS, depth_fraction, median, percentile
 from layerscope.record.protocol import Thresholds
 
 HIGH_KL_BITS, MEDIUM_KL_BITS = 1.0, 0.5

@@ -5,17 +5,19 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from layerscope.record import acceptance, consistency, facts, guidance, raw_audit, sidecar_audit, tuned_audit
-from layerscope.record.acceptance import Acceptance, SkippingCost
-from layerscope.record.confirmation import Confirmation, confirm
-from layerscope.record.curve import Curve, Curves, Pass
+from layerscope.analysis import acceptance, consistency, facts, guidance, tuned_audit
+from layerscope.analysis import fitted_lens_audit as sidecar_audit
+from layerscope.analysis import raw_comparison as raw_audit
+from layerscope.analysis.acceptance import Acceptance, SkippingCost
+from layerscope.analysis.confirmation import Confirmation, confirm
+from layerscope.analysis.curve import Curve, Curves, Pass
+from layerscope.analysis.milestones import Gates, Milestone, Milestones, copies_early, find_milestones, semantic_layer
+from layerscope.analysis.percentiles import QUARTERS, percentile
+from layerscope.analysis.trajectory import NormTrajectory, norm_trajectory
+from layerscope.analysis.tuned_audit import HeadMismatch, TunedAudit
 from layerscope.record.measured import LastLayerRecord, SidecarRecord
-from layerscope.record.milestones import Gates, Milestone, Milestones, copies_early, find_milestones, semantic_layer
-from layerscope.record.percentiles import QUARTERS, percentile
 from layerscope.record.protocol import Protocol, Thresholds, protocol_of
 from layerscope.record.run_record import RunRecord
-from layerscope.record.trajectory import NormTrajectory, norm_trajectory
-from layerscope.record.tuned_audit import HeadMismatch, TunedAudit
 
 CONFIRMED, CONFIRMED_ANY = "L_semantic_confirmed", "L_semantic_confirmed_any"
 SIDECARS = ("tuned", "prism")

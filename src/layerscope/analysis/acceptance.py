@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from layerscope.record.curve import Curve, Curves
-from layerscope.record.facts import fact_passes
+from layerscope.analysis.curve import Curve, Curves
+from layerscope.analysis.facts import fact_passes
+from layerscope.analysis.fitted_lens_audit import LayerPair, SidecarAudit, sidecar_audit
+from layerscope.analysis.percentiles import QUARTERS, depth_layer, median
+from layerscope.analysis.tuned_audit import HeadMismatch
 from layerscope.record.measured import HeldOutRecord, SidecarRecord, SkipLayersRecord
-from layerscope.record.percentiles import QUARTERS, depth_layer, median
-from layerscope.record.sidecar_audit import LayerPair, SidecarAudit, sidecar_audit
-from layerscope.record.tuned_audit import HeadMismatch
 
 GAIN_BITS = {"p25": 0.2, "p50": 0.3, "p75": 0.3}
 """Least median gain over the headline lens at a quarter, a half and three quarters of the depth.

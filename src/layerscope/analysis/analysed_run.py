@@ -5,8 +5,8 @@ from functools import cached_property
 
 import polars as pl
 
-from layerscope.record.diagnostics import AllMilestones, Diagnostics, Verdict, judge
-from layerscope.record.guidance import Guidance
+from layerscope.analysis.diagnostics import AllMilestones, Diagnostics, Verdict, judge
+from layerscope.analysis.guidance import Guidance
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.rows import check_rows
 from layerscope.record.run_record import RunRecord

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from layerscope.record.percentiles import median, percentile
+from layerscope.analysis.percentiles import median, percentile
 
 SEED = 316
 RESAMPLES = 10_000

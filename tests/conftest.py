@@ -41,7 +41,7 @@ def shared() -> Path:
 def five_lens_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder of the bundled model under all five lenses, published files inside; not to be written to."""
     import layerscope
-    from layerscope.record.published.layout import EXTENDED
+    from layerscope.published.layout import EXTENDED
 
     folder = tmp_path_factory.mktemp("five") / "run"
     layerscope.probe(suite="capitals").save(folder, published=EXTENDED)

@@ -19,8 +19,8 @@ from layerscope.analysis.guidance import published_guidance
 from layerscope.analysis.milestones import Milestones, difference
 from layerscope.analysis.percentiles import depth_fraction, depth_layer
 from layerscope.analysis.raw_comparison import window_check
+from layerscope.published.read.reader import read_published
 from layerscope.record.protocol import Thresholds
-from layerscope.record.published.reader import read_published
 from layerscope.record.run_record import RunRecord
 
 SEPTEMBER_21, SEPTEMBER_28, OCTOBER_4 = "run-20250921-1713", "run-20250928-1722", "run-20251004-1804"

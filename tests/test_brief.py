@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import layerscope
-from layerscope.record.published.layout import EXTENDED
+from layerscope.published.layout import EXTENDED
 from layerscope.report.archive import Archive
 from layerscope.report.brief import MOST_FACTS, brief
 from published_archives import archive_of

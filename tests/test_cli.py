@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from layerscope.cli import app
-from layerscope.record.published.layout import EXTENDED
-from layerscope.record.published.writer import write_published
+from layerscope.published.layout import EXTENDED
+from layerscope.published.write.writer import write_published
 from layerscope.run_folder import Run
 
 COMMAND = (sys.executable, "-m", "layerscope")

@@ -11,7 +11,7 @@ import pytest
 
 import layerscope
 from layerscope.errors import RunError
-from layerscope.record.published.layout import EXTENDED
+from layerscope.published.layout import EXTENDED
 from layerscope.report.comparison import comparison_files, comparison_table
 from layerscope.report.evidence import Evidence
 from published_archives import archive_of

@@ -13,8 +13,8 @@ import polars as pl
 import pytest
 
 import layerscope
+from layerscope.published.layout import Dialect
 from layerscope.record.parts import IdentityRecord
-from layerscope.record.published.layout import Dialect
 from layerscope.report.claims import Claim, Unit
 from layerscope.report.document import Bullets, Checklist, Paragraph, Part, Report, Section, Strong, Table, Text
 from layerscope.report.evaluation import evaluation

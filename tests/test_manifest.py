@@ -7,7 +7,7 @@ import pytest
 
 from layerscope import Run, probe
 from layerscope.errors import RunError
-from layerscope.record.published.layout import EXTENDED
+from layerscope.published.layout import EXTENDED
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token as Mark
 
 import layerscope
-from layerscope.record.published.layout import Dialect
+from layerscope.published.layout import Dialect
 from layerscope.report.claims import Citation, Claim, Unit, merged, value_text
 from layerscope.report.document import (
     Basis,

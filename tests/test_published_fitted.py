@@ -12,12 +12,12 @@ import pytest
 
 import layerscope
 from fitted_lenses import prism_sidecar, tuned_sidecar, with_fitted_lenses
+from layerscope.published.dialect import parse
+from layerscope.published.layout import EXTENDED, GENERATION_M, Dialect
+from layerscope.published.read.reader import read_published
+from layerscope.published.write.writer import write_published
 from layerscope.record import Run
 from layerscope.record.measured import SidecarRecord
-from layerscope.record.published.dialect import parse
-from layerscope.record.published.layout import EXTENDED, GENERATION_M, Dialect
-from layerscope.record.published.reader import read_published
-from layerscope.record.published.writer import write_published
 
 VARIANTS, POSITIONS = "pure-next-token-tuned-variants", "positions-tuned-audit"
 NUMBERS = [

@@ -10,9 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from layerscope.errors import RunError
-from layerscope.record import COLUMNS
-from layerscope.record.published.dialect import Sheet, parse, serialise
-from layerscope.record.published.layout import (
+from layerscope.published.dialect import Sheet, parse, serialise
+from layerscope.published.layout import (
     EXTENDED,
     FLAG_COLUMNS,
     GENERATION_M,
@@ -28,6 +27,7 @@ from layerscope.record.published.layout import (
     stem_of,
     value_of,
 )
+from layerscope.record import COLUMNS
 
 AWKWARD = ["", '"', '""', "\\", "\\n", "\n", "\r", "\r\n", "\t", "\x00", "\x0b", "\x85", "\u2028", "\ufeff", ",", " ",
            "\\u2028", "a\\", '\\"', "→", "𝄞", "\ufffd", "None", "True", "1e-5"]  # fmt: skip

@@ -16,9 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layerscope.errors import RunError
-from layerscope.record import COLUMNS, SCHEMA_VERSION, Run, RunRecord, rows_frame
-from layerscope.record.published.dialect import serialise
-from layerscope.record.published.layout import (
+from layerscope.published.dialect import serialise
+from layerscope.published.layout import (
     ARTIFACT_AUDIT,
     EXTENDED,
     GENERATION_M,
@@ -34,7 +33,8 @@ from layerscope.record.published.layout import (
     csv_name,
     value_of,
 )
-from layerscope.record.published.reader import read_published
+from layerscope.published.read.reader import read_published
+from layerscope.record import COLUMNS, SCHEMA_VERSION, Run, RunRecord, rows_frame
 
 # A small folder of generation M, written here
 

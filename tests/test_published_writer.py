@@ -13,12 +13,12 @@ import pytest
 
 import layerscope
 from layerscope.errors import RunError
+from layerscope.published.dialect import parse
+from layerscope.published.layout import EXTENDED, GENERATION_M, NEXT, Dialect
+from layerscope.published.manifest import MANIFEST
+from layerscope.published.read.reader import read_published
+from layerscope.published.write.writer import write_published
 from layerscope.record import COLUMNS, Run
-from layerscope.record.published.dialect import parse
-from layerscope.record.published.layout import EXTENDED, GENERATION_M, NEXT, Dialect
-from layerscope.record.published.manifest import MANIFEST
-from layerscope.record.published.reader import read_published
-from layerscope.record.published.writer import write_published
 
 AWKWARD = [
     "",

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 import layerscope
-from layerscope.record.published.layout import GENERATION_M
-from layerscope.record.published.writer import write_published
+from layerscope.published.layout import GENERATION_M
+from layerscope.published.write.writer import write_published
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 LOGIT_ABSOLUTE = 1e-5

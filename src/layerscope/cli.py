@@ -20,8 +20,8 @@ from layerscope.cli_progress import (
 )
 from layerscope.cli_reports import add_report_commands, newest
 from layerscope.errors import RunError
-from layerscope.record.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
-from layerscope.record.published.writer import write_published
+from layerscope.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
+from layerscope.published.write.writer import write_published
 from layerscope.record.store import new_folder
 from layerscope.report.page.view import write_view
 from layerscope.report.tables import milestone_table, problem_lines, run_tables

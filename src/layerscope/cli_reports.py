@@ -15,7 +15,7 @@ from rich.text import Text
 
 from layerscope.cli_progress import mistakes_in_one_sentence, print_line, print_parts, warn
 from layerscope.errors import RunError
-from layerscope.record.published.writer import write_published
+from layerscope.published.write.writer import write_published
 from layerscope.record.store import new_folder
 from layerscope.report.archive import Archive
 from layerscope.report.audit.output import annotated, audit_json, audit_lines, needs_mending

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from layerscope.analysis.analysed_run import Measurements
 from layerscope.analysis.verdict_json import verdict_text
 from layerscope.errors import RunError
-from layerscope.record.published.layout import Dialect
-from layerscope.record.published.reader import holds_published, read_published
-from layerscope.record.published.writer import write_published
+from layerscope.published.layout import Dialect
+from layerscope.published.read.reader import holds_published, read_published
+from layerscope.published.write.writer import write_published
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from layerscope.errors import RunError
-from layerscope.record.published.layout import json_name
+from layerscope.published.layout import json_name
 from layerscope.report.evidence import Evidence
 from layerscope.report.sources import Sources
 from layerscope.run_folder import Run

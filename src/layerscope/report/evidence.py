@@ -9,7 +9,7 @@ from layerscope.analysis.curve import Curve, Pass
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.analysis.milestones import Milestone
 from layerscope.errors import RunError
-from layerscope.record.published.layout import (
+from layerscope.published.layout import (
     EXTENDED,
     GENERATION_M,
     NEXT_TOKEN,

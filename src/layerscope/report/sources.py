@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from layerscope.errors import RunError
-from layerscope.record.published.dialect import parse
-from layerscope.record.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect, is_file_of
+from layerscope.published.dialect import parse
+from layerscope.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect, is_file_of
 
 Scalar: TypeAlias = str | int | float | bool | None
 

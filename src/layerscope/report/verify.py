@@ -10,10 +10,10 @@ from pathlib import Path
 
 from layerscope.analysis.verdict_json import verdict_text
 from layerscope.errors import RunError
-from layerscope.record.published.csv_tables import csv_tables
-from layerscope.record.published.dialect import serialise
-from layerscope.record.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect
-from layerscope.record.published.tree import tree
+from layerscope.published.dialect import serialise
+from layerscope.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect
+from layerscope.published.write.csv_tables import csv_tables
+from layerscope.published.write.json_document import tree
 from layerscope.report.claims import Citation
 from layerscope.report.evaluation import evaluation
 from layerscope.report.evidence import Evidence

@@ -10,9 +10,9 @@ from layerscope.analysis.curve_shapes import Point, points
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.guidance import Guidance
 from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, STABLE, Milestone
+from layerscope.published.layout import RAWLENS, RECORDS, csv_name
 from layerscope.record.parts import PromptRecord
 from layerscope.record.protocol import Thresholds
-from layerscope.record.published.layout import RAWLENS, RECORDS, csv_name
 from layerscope.record.run_record import RunRecord
 from layerscope.report.claims import Citation, Claim, Unit, Value
 from layerscope.report.document import MARK, Basis, Name, Part, Row, Sentence, Table, Text, Token

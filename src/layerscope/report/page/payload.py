@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from layerscope.analysis.curve import Pass
+from layerscope.published.layout import RECORDS, csv_name, stem_of
 from layerscope.record.parts import PromptRecord
-from layerscope.record.published.layout import RECORDS, csv_name, stem_of
 from layerscope.report.page.blocks import PASS, Block, Key, Vocabulary, blocks, listed
 from layerscope.report.page.packing import packed
 from layerscope.report.tables import probabilities_stand, ranks_stand

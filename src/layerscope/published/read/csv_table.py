@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
+from layerscope.published.dialect import Fault, Sheet, parse
+from layerscope.published.layout import GENERATION_M, Dialect, TableColumn, Value
 from layerscope.record.parts import ProblemRecord
-from layerscope.record.published.dialect import Fault, Sheet, parse
-from layerscope.record.published.layout import GENERATION_M, Dialect, TableColumn, Value
 
 ROW = "data row"
 """In a frame: which data row of the file it was, counted from 0."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from layerscope.published.dialect import Fault
+from layerscope.published.layout import Dialect, is_file_of
+from layerscope.published.read.csv_table import note
 from layerscope.record.parts import ProblemRecord
-from layerscope.record.published.dialect import Fault
-from layerscope.record.published.layout import Dialect, is_file_of
-from layerscope.record.published.tables import note
 from layerscope.record.run_record import RunRecord
 
 MANIFEST = "manifest.json"

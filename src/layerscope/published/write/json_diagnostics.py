@@ -1,16 +1,14 @@
 """The block `diagnostics`, in the order of published files."""
 
-from layerscope.record.published import (
-    tree_lenses,
-    tree_milestones,
-    tree_prompts,
-    tree_provenance,
-    tree_raw,
-    tree_tuned,
-)
-from layerscope.record.published import tree_stability as stability
-from layerscope.record.published.tree_source import Source, Tree, pointer
-from layerscope.record.published.tree_summary import micro_suite
+from layerscope.published.write import json_fitted_lenses as tree_lenses
+from layerscope.published.write import json_milestones as tree_milestones
+from layerscope.published.write import json_prompts as tree_prompts
+from layerscope.published.write import json_provenance as tree_provenance
+from layerscope.published.write import json_raw as tree_raw
+from layerscope.published.write import json_stability as stability
+from layerscope.published.write import json_tuned_audit as tree_tuned
+from layerscope.published.write.json_source import Source, Tree, pointer
+from layerscope.published.write.json_summary import micro_suite
 
 
 def diagnostics(source: Source) -> Tree:

@@ -9,15 +9,8 @@ from pathlib import Path
 
 from layerscope.analysis.analysed_run import Measurements
 from layerscope.errors import RunError
-from layerscope.record.measured import MeasuredRecord
-from layerscope.record.parts import ModelRecord, ProblemRecord, ProtocolRecord, SuiteRecord
-from layerscope.record.protocol import PROTOCOLS
-from layerscope.record.published import agreement, fitted, metadata
-from layerscope.record.published.dialect import Fault
-from layerscope.record.published.document import Block, generation_of, read_document
-from layerscope.record.published.extended import read_extended
-from layerscope.record.published.fitted import AuditTable, read_audit
-from layerscope.record.published.layout import (
+from layerscope.published.dialect import Fault
+from layerscope.published.layout import (
     ARTIFACT_AUDIT,
     DIALECT_KEY,
     EXTENDED,
@@ -41,9 +34,18 @@ from layerscope.record.published.layout import (
     json_name,
     stem_of,
 )
-from layerscope.record.published.manifest import check_manifest
-from layerscope.record.published.merge import Merged, Tables, frame_of_rows, last_positions, merge
-from layerscope.record.published.tables import Pass, TableRows, check_table, note, read_table
+from layerscope.published.manifest import check_manifest
+from layerscope.published.read import cross_checks as agreement
+from layerscope.published.read import fitted_lenses as fitted
+from layerscope.published.read import metadata
+from layerscope.published.read.csv_table import Pass, TableRows, check_table, note, read_table
+from layerscope.published.read.document import Block, generation_of, read_document
+from layerscope.published.read.extended import read_extended
+from layerscope.published.read.fitted_lenses import AuditTable, read_audit
+from layerscope.published.read.merge import Merged, Tables, frame_of_rows, last_positions, merge
+from layerscope.record.measured import MeasuredRecord
+from layerscope.record.parts import ModelRecord, ProblemRecord, ProtocolRecord, SuiteRecord
+from layerscope.record.protocol import PROTOCOLS
 from layerscope.record.run_record import SCHEMA_VERSION, RunRecord
 
 

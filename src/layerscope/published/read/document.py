@@ -9,10 +9,10 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from layerscope.errors import RunError
+from layerscope.published.dialect import Fault
+from layerscope.published.layout import GENERATIONS
+from layerscope.published.read.csv_table import note
 from layerscope.record.parts import Part, ProblemRecord
-from layerscope.record.published.dialect import Fault
-from layerscope.record.published.layout import GENERATIONS
-from layerscope.record.published.tables import note
 
 P = TypeVar("P", bound=Part)
 

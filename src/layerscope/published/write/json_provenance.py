@@ -2,8 +2,8 @@
 
 import re
 
-from layerscope.record.published.layout import RECORD_KEY
-from layerscope.record.published.tree_source import Source, Tree, label_of, pointer
+from layerscope.published.layout import RECORD_KEY
+from layerscope.published.write.json_source import Source, Tree, label_of, pointer
 
 N_CTX = 2048
 """Prompt length up to which the published tool opened most models, whatever they can read; not one of ours."""

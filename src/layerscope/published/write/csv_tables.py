@@ -10,7 +10,7 @@ from layerscope.analysis.curve import Curve, Pass, Row
 from layerscope.analysis.milestones import Milestone
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.tuned_audit import Reading
-from layerscope.record.published.layout import (
+from layerscope.published.layout import (
     ARTIFACT_AUDIT,
     MILESTONES,
     NEXT,
@@ -29,9 +29,9 @@ from layerscope.record.published.layout import (
     csv_name,
     value_of,
 )
-from layerscope.record.published.tree_lenses import has_raw_tables, has_variants, is_read
-from layerscope.record.published.tree_source import ONSET, Source, label_of
-from layerscope.record.published.tree_summary import row_in_pass, softest_copy
+from layerscope.published.write.json_fitted_lenses import has_raw_tables, has_variants, is_read
+from layerscope.published.write.json_source import ONSET, Source, label_of
+from layerscope.published.write.json_summary import row_in_pass, softest_copy
 
 NEXT_LISTED, VERBOSE_LISTED = 5, 20
 """Tokens that a published row lists: at most positions, and at those that matter."""

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from layerscope.record.published.layout import EXTENDED, GENERATION_M, Dialect, Value
+from layerscope.published.layout import EXTENDED, GENERATION_M, Dialect, Value
 
 Cells = tuple[str | None, ...]
 

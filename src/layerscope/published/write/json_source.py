@@ -9,9 +9,9 @@ from layerscope.analysis.analysed_run import Measurements
 from layerscope.analysis.curve import Curve, Pass
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.milestones import Milestones
+from layerscope.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of
 from layerscope.record.parts import PromptRecord
 from layerscope.record.protocol import Thresholds
-from layerscope.record.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of
 from layerscope.record.run_record import RunRecord
 
 Tree: TypeAlias = dict[str, object]

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from layerscope.analysis.raw_comparison import SCORE_RULE, ArtefactScores, Comparison, FullCheck, RawSample
-from layerscope.record.published.layout import NEXT_TOKEN, csv_name
-from layerscope.record.published.tree_lenses import has_raw_tables
-from layerscope.record.published.tree_source import Source, Tree
+from layerscope.published.layout import NEXT_TOKEN, csv_name
+from layerscope.published.write.json_fitted_lenses import has_raw_tables
+from layerscope.published.write.json_source import Source, Tree
 
 _CROSS, _CONSECUTIVE = "topk_jaccard_raw_norm@50", "topk_jaccard_consecutive@50"
 

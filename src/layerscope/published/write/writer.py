@@ -7,9 +7,8 @@ from pathlib import Path
 
 from layerscope.analysis.analysed_run import Measurements
 from layerscope.errors import RunError
-from layerscope.record.published.csv_tables import csv_tables
-from layerscope.record.published.dialect import serialise
-from layerscope.record.published.layout import (
+from layerscope.published.dialect import serialise
+from layerscope.published.layout import (
     EXTENDED,
     GENERATION_M,
     HEADLINE,
@@ -18,8 +17,9 @@ from layerscope.record.published.layout import (
     json_name,
     stem_of,
 )
-from layerscope.record.published.manifest import PublishedFile, manifest
-from layerscope.record.published.tree import tree
+from layerscope.published.manifest import PublishedFile, manifest
+from layerscope.published.write.csv_tables import csv_tables
+from layerscope.published.write.json_document import tree
 from layerscope.record.run_record import RunRecord
 
 _LONGEST_STEM = 150

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from layerscope.analysis.consistency import TOLERANCE_LAYERS, DecodingTarget, LensAgreement, ScaledTarget
 from layerscope.analysis.percentiles import QUARTERS, depth_layer
-from layerscope.record.published.tree_source import Source, Tree
+from layerscope.published.write.json_source import Source, Tree
 
 STRATEGIES = ("post_ln2", "next_ln1")
 """The two norms of the decoding-point test: of the block that wrote last, and of the block that reads next."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from layerscope.published.write.json_source import Source, Tree, pass_of
 from layerscope.record.measured import PredictionRecord
 from layerscope.record.parts import AlignmentRecord, PromptRecord
-from layerscope.record.published.tree_source import Source, Tree, pass_of
 
 
 def primary_prompt(source: Source) -> Tree:

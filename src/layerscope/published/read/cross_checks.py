@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 
+from layerscope.published.dialect import Fault
+from layerscope.published.layout import HEADLINE, Value
+from layerscope.published.read.csv_table import PRIMARY, Pass, TableRow, TableRows, in_words, note
+from layerscope.published.read.document import Block
+from layerscope.published.read.merge import Tables
 from layerscope.record.parts import ProblemRecord
-from layerscope.record.published.dialect import Fault
-from layerscope.record.published.document import Block
-from layerscope.record.published.layout import HEADLINE, Value
-from layerscope.record.published.merge import Tables
-from layerscope.record.published.tables import PRIMARY, Pass, TableRow, TableRows, in_words, note
 
 _BETWEEN_TABLES = 1e-6
 """Relative difference that tables may have: they were written from the same numbers."""

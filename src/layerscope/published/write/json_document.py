@@ -3,15 +3,15 @@
 from dataclasses import asdict
 
 from layerscope.analysis.analysed_run import Measurements
-from layerscope.record.published import tree_prompts
-from layerscope.record.published.layout import DIALECT_KEY, FLAG_COLUMNS, N_ROWS_KEY, RECORD_KEY, Dialect
-from layerscope.record.published.tree_diagnostics import diagnostics
-from layerscope.record.published.tree_lenses import tuned_lens
-from layerscope.record.published.tree_milestones import all_milestones
-from layerscope.record.published.tree_provenance import environment, model_stats
-from layerscope.record.published.tree_raw import raw_lens_check
-from layerscope.record.published.tree_source import Source, Tree, pointer
-from layerscope.record.published.tree_summary import evaluation_pack, measurement_guidance
+from layerscope.published.layout import DIALECT_KEY, FLAG_COLUMNS, N_ROWS_KEY, RECORD_KEY, Dialect
+from layerscope.published.write import json_prompts as tree_prompts
+from layerscope.published.write.json_diagnostics import diagnostics
+from layerscope.published.write.json_fitted_lenses import tuned_lens
+from layerscope.published.write.json_milestones import all_milestones
+from layerscope.published.write.json_provenance import environment, model_stats
+from layerscope.published.write.json_raw import raw_lens_check
+from layerscope.published.write.json_source import Source, Tree, pointer
+from layerscope.published.write.json_summary import evaluation_pack, measurement_guidance
 
 _SUMMARY = {"semantic_margin": (), "semantic_gate": (), "micro_suite": ("aggregates",), "position_window": ()}
 """Blocks of `diagnostics` that published files repeat under `summary`, or what of them."""

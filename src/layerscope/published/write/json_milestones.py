@@ -11,8 +11,8 @@ from layerscope.analysis.milestones import (
 )
 from layerscope.analysis.percentiles import QUARTERS, depth_fraction, percentile
 from layerscope.analysis.raw_comparison import CopyThresholds
+from layerscope.published.write.json_source import ONSET, Source, Tree, label_of, layer_of, less
 from layerscope.record.protocol import Thresholds
-from layerscope.record.published.tree_source import ONSET, Source, Tree, label_of, layer_of, less
 
 COPY_WINDOW_K = 1
 """Consecutive layers that the strict copy rule looks at."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from layerscope.published.dialect import Fault
+from layerscope.published.layout import HEADLINE, TableColumn, Value
+from layerscope.published.read.csv_table import PRIMARY, Pass, TableRow, TableRows, note
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.protocol import PROTOCOLS
-from layerscope.record.published.dialect import Fault
-from layerscope.record.published.layout import HEADLINE, TableColumn, Value
-from layerscope.record.published.tables import PRIMARY, Pass, TableRow, TableRows, note
 from layerscope.record.rows import COLUMNS, rows_frame
 
 LENSES = (HEADLINE, "raw", "prism", "tuned")

@@ -3,16 +3,16 @@
 from layerscope.analysis.facts import Fact, published_micro_suite
 from layerscope.analysis.guidance import published_guidance
 from layerscope.analysis.percentiles import depth_fraction
-from layerscope.record.published.layout import (
+from layerscope.published.layout import (
     NEXT_TOKEN,
     POSITIONS_TUNED_AUDIT,
     RAWLENS,
     TUNED_VARIANTS,
     csv_name,
 )
-from layerscope.record.published.tree_lenses import TUNED, has_raw_tables, has_variants, is_read
-from layerscope.record.published.tree_source import ONSET, Source, Tree, label_of
-from layerscope.record.published.tree_tuned import audit_summary
+from layerscope.published.write.json_fitted_lenses import TUNED, has_raw_tables, has_variants, is_read
+from layerscope.published.write.json_source import ONSET, Source, Tree, label_of
+from layerscope.published.write.json_tuned_audit import audit_summary
 
 FRACTION_DIGITS = 4
 """Of the pack, where `depth_fractions` has three."""

@@ -10,10 +10,8 @@ from pydantic import ValidationError
 
 from layerscope.analysis.analysed_run import Measurements
 from layerscope.errors import RunError
-from layerscope.record.parts import ProblemRecord
-from layerscope.record.published.dialect import Fault
-from layerscope.record.published.document import Block
-from layerscope.record.published.layout import (
+from layerscope.published.dialect import Fault
+from layerscope.published.layout import (
     EXTENDED,
     N_ROWS_KEY,
     PAIRS,
@@ -25,7 +23,9 @@ from layerscope.record.published.layout import (
     columns_of,
     csv_name,
 )
-from layerscope.record.published.tables import ROW, check_table, frame_of, header_faults, note, sheet_of
+from layerscope.published.read.csv_table import ROW, check_table, frame_of, header_faults, note, sheet_of
+from layerscope.published.read.document import Block
+from layerscope.record.parts import ProblemRecord
 from layerscope.record.rows import COLUMNS, rows_frame
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 

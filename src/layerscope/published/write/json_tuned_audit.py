@@ -7,8 +7,8 @@ from layerscope.analysis.acceptance import REGRESSION_BLOCKS
 from layerscope.analysis.fitted_lens_audit import AttributedGain, Attribution
 from layerscope.analysis.percentiles import percentile
 from layerscope.analysis.tuned_audit import CALIBRATION_ONLY, HeadMismatch, PositionsAudit, RotationVsTemperature
+from layerscope.published.write.json_source import Source, Tree, label_of
 from layerscope.record.measured import ByLayer, SidecarRecord, TunedFitRecord
-from layerscope.record.published.tree_source import Source, Tree, label_of
 
 STAMP = "%Y%m%dT%H%MZ"
 """How published files write the time of a fit."""

@@ -4,16 +4,16 @@ from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis.curve import Curve
 from layerscope.analysis.fitted_lens_audit import SidecarAudit
 from layerscope.analysis.milestones import Milestones
-from layerscope.record.measured import SidecarRecord
-from layerscope.record.published import tree_tuned
-from layerscope.record.published.tree_milestones import (
+from layerscope.published.write import json_tuned_audit as tree_tuned
+from layerscope.published.write.json_milestones import (
     copy_thresholds,
     cosines,
     entropy_gap,
     first_crossings,
     surface_and_geometry,
 )
-from layerscope.record.published.tree_source import Source, Tree, pointer
+from layerscope.published.write.json_source import Source, Tree, pointer
+from layerscope.record.measured import SidecarRecord
 
 PRISM, TUNED = "prism", "tuned"
 

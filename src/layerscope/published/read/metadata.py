@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from layerscope.errors import RunError
+from layerscope.published.layout import HEADLINE, PUBLISHED_LENS_NAMES, stem_of
+from layerscope.published.read.csv_table import PRIMARY, Pass
+from layerscope.published.read.document import Block
+from layerscope.published.read.merge import FromJson, Merged
 from layerscope.record.measured import (
     CopyMaskRecord,
     LastLayerRecord,
@@ -26,10 +30,6 @@ from layerscope.record.parts import (
     ProvenanceRecord,
     SuiteRecord,
 )
-from layerscope.record.published.document import Block
-from layerscope.record.published.layout import HEADLINE, PUBLISHED_LENS_NAMES, stem_of
-from layerscope.record.published.merge import FromJson, Merged
-from layerscope.record.published.tables import PRIMARY, Pass
 
 CONTROL = Pass(None, "ctl", "orig")
 _TOO_MANY_LAYERS = 10_000

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
+from layerscope.published.dialect import Fault, Sheet
+from layerscope.published.layout import GENERATION_M, HEADLINE, TableColumn, Value
+from layerscope.published.read.csv_table import PRIMARY, Pass, frame_of, header_faults, note, sheet_of
+from layerscope.published.read.document import Block
+from layerscope.published.read.merge import Merged
 from layerscope.record.measured import PrismFitRecord, SidecarRecord, TunedFitRecord, TunedVariantsRecord
 from layerscope.record.parts import ProblemRecord
-from layerscope.record.published.dialect import Fault, Sheet
-from layerscope.record.published.document import Block
-from layerscope.record.published.layout import GENERATION_M, HEADLINE, TableColumn, Value
-from layerscope.record.published.merge import Merged
-from layerscope.record.published.tables import PRIMARY, Pass, frame_of, header_faults, note, sheet_of
 
 _STATUS = {"loaded": "loaded", "missing": "missing", "disabled": "off", "error": "refused"}
 """What a record calls a published status."""

@@ -1,0 +1,1 @@
+"""Files in the published format, read into rows and a record."""

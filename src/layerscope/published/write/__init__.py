@@ -1,0 +1,1 @@
+"""A run written as files in the published format."""

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from layerscope.report.archive import Archive
+from layerscope.report.cited.archive import Archive
 
 
 @cache

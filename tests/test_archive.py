@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from layerscope.errors import RunError
-from layerscope.report.archive import Archive
+from layerscope.report.cited.archive import Archive
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.archive import Archive
 from layerscope.report.audit.audit import audit
 from layerscope.report.audit.cited import Reader
-from layerscope.report.audit.findings import Judgement
 from layerscope.report.audit.reading import read_report
 from layerscope.report.audit.values import pairs_of
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.findings import Judgement
 from published_archives import archive_of
 
 SECONDS = 60

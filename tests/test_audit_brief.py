@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.archive import Archive
 from layerscope.report.audit.audit import audit
-from layerscope.report.audit.findings import Judgement
 from layerscope.report.audit.output import needs_mending
 from layerscope.report.brief import brief
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.findings import Judgement
 from published_archives import archive_of
 
 N_MUTATIONS = 300

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from layerscope.report.audit.audit import AuditResult, audit
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.plain_text import plain
+from layerscope.report.cited.findings import Finding, Judgement
 from published_archives import archive_of
 
 RUNS = {

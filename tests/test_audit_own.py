@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.archive import Archive
-from layerscope.report.audit.findings import Judgement
 from layerscope.report.audit.output import annotated, needs_mending
 from layerscope.report.audit.own import compare_own
 from layerscope.report.audit.whole import audit_report
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.findings import Judgement
+from layerscope.report.cited.markdown import markdown
+from layerscope.report.cited.report_files import signed
 from layerscope.report.evaluation import evaluation
-from layerscope.report.files import signed
-from layerscope.report.markdown import markdown
 from layerscope.report.synthesis import synthesis
 from published_archives import archive_of
 

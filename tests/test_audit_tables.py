@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.archive import Archive
-from layerscope.report.audit.findings import Judgement
 from layerscope.report.audit.reading import Statement, read_report
 from layerscope.report.audit.tables import judge_tables
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.findings import Judgement
 from published_archives import archive_of
 
 SUPPORTED, CONTRADICTED = Judgement.SUPPORTED, Judgement.CONTRADICTED

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from layerscope.report.audit.cited import Reader
-from layerscope.report.audit.findings import Judgement
 from layerscope.report.audit.keys import Likeness, likeness
 from layerscope.report.audit.matching import judge
 from layerscope.report.audit.numbers import Number, number
 from layerscope.report.audit.plain_text import plain
 from layerscope.report.audit.reading import read_report
 from layerscope.report.audit.values import pairs_of
-from layerscope.report.sources import Sources
+from layerscope.report.cited.findings import Judgement
+from layerscope.report.cited.sources import Sources
 from published_archives import archive_of
 
 DOCUMENT = """{

@@ -7,8 +7,8 @@ import pytest
 
 import layerscope
 from layerscope.published.layout import EXTENDED
-from layerscope.report.archive import Archive
 from layerscope.report.brief import MOST_FACTS, brief
+from layerscope.report.cited.archive import Archive
 from published_archives import archive_of
 
 BYTES_OF_A_TOKEN = 2.5

@@ -636,7 +636,7 @@ def test_metrics_name_columns_of_the_rows(run):
 
 def test_reports_are_read_without_loading_a_drawing_library():
     code = (
-        "import sys, layerscope.report, layerscope.report.evidence\n"
+        "import sys, layerscope.report, layerscope.report.cited.evidence\n"
         "assert not {'altair', 'vl_convert'} & set(sys.modules)\n"
         "import layerscope.report.charts\n"
         "assert 'altair' in sys.modules and not {'torch', 'vl_convert'} & set(sys.modules)"

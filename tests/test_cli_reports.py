@@ -13,7 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from layerscope.cli import app
-from layerscope.report.files import is_untouched
+from layerscope.report.cited.report_files import is_untouched
 
 COMMANDS = ("view", "report", "compare", "brief", "audit", "verify")
 

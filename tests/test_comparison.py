@@ -12,8 +12,8 @@ import pytest
 import layerscope
 from layerscope.errors import RunError
 from layerscope.published.layout import EXTENDED
-from layerscope.report.comparison import comparison_files, comparison_table
-from layerscope.report.evidence import Evidence
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.synthesis.comparison_table import comparison_files, comparison_table
 from published_archives import archive_of
 
 OCTOBER, SEPTEMBER, TINY = "run-20251004-1804", "run-20250928-1722", "tiny-qwen3/published"

@@ -15,15 +15,15 @@ import pytest
 import layerscope
 from layerscope.published.layout import Dialect
 from layerscope.record.parts import IdentityRecord
-from layerscope.report.claims import Claim, Unit
-from layerscope.report.document import Bullets, Checklist, Paragraph, Part, Report, Section, Strong, Table, Text
+from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.document import Bullets, Checklist, Paragraph, Part, Report, Section, Strong, Table, Text
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.markdown import markdown
+from layerscope.report.cited.sources import Sources
 from layerscope.report.evaluation import evaluation
 from layerscope.report.evaluation.lenses import fitted
 from layerscope.report.evaluation.overview import fingerprint
 from layerscope.report.evaluation.quotes import Quotes
-from layerscope.report.evidence import Evidence
-from layerscope.report.markdown import markdown
-from layerscope.report.sources import Sources
 from layerscope.run_folder import Run
 
 STEMS = {

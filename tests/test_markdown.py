@@ -10,8 +10,8 @@ from markdown_it.token import Token as Mark
 
 import layerscope
 from layerscope.published.layout import Dialect
-from layerscope.report.claims import Citation, Claim, Unit, merged, value_text
-from layerscope.report.document import (
+from layerscope.report.cited.claims import Citation, Claim, Unit, merged, value_text
+from layerscope.report.cited.document import (
     Basis,
     Bullets,
     Check,
@@ -29,9 +29,9 @@ from layerscope.report.document import (
     row,
     sentence,
 )
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.markdown import code, markdown, plain, token_text
 from layerscope.report.evaluation import evaluation
-from layerscope.report.evidence import Evidence
-from layerscope.report.markdown import code, markdown, plain, token_text
 from layerscope.run_folder import Run
 
 HOSTILE = [

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from layerscope.errors import RunError
-from layerscope.report.files import body_of, is_untouched, signed, write_new, write_report
+from layerscope.report.cited.report_files import body_of, is_untouched, signed, write_new, write_report
 
 
 def test_a_report_is_known_again_and_its_body_is_what_was_written(tmp_path: Path) -> None:

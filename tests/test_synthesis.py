@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from layerscope.errors import RunError
-from layerscope.report.audit.findings import Finding, Judgement
-from layerscope.report.claims import Citation, Claim
-from layerscope.report.document import Name, Paragraph, Report, Section, Sentence, Table, Text
+from layerscope.report.cited.claims import Citation, Claim
+from layerscope.report.cited.document import Name, Paragraph, Report, Section, Sentence, Table, Text
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.markdown import markdown
 from layerscope.report.evaluation.overview import overview
 from layerscope.report.evaluation.quotes import Quotes
-from layerscope.report.evidence import Evidence
-from layerscope.report.markdown import markdown
 from layerscope.report.synthesis import synthesis
 from layerscope.report.synthesis.compared import family_of
 from layerscope.run_folder import Run

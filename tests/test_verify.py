@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import layerscope
-from layerscope.report.archive import Archive
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.markdown import markdown
+from layerscope.report.cited.report_files import write_report
 from layerscope.report.evaluation import evaluation
-from layerscope.report.files import write_report
-from layerscope.report.markdown import markdown
 from layerscope.report.verify import Verified, verify
 from published_archives import archive_of
 

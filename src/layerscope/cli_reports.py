@@ -17,18 +17,18 @@ from layerscope.cli_progress import mistakes_in_one_sentence, print_line, print_
 from layerscope.errors import RunError
 from layerscope.published.write.writer import write_published
 from layerscope.record.store import new_folder
-from layerscope.report.archive import Archive
 from layerscope.report.audit.output import annotated, audit_json, audit_lines, needs_mending
 from layerscope.report.audit.whole import audit_report, beside, read_report_file
 from layerscope.report.brief import brief as brief_of
-from layerscope.report.comparison import comparison_files, comparison_table
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.markdown import markdown
+from layerscope.report.cited.report_files import signed, write_new, write_report
+from layerscope.report.cited.sources import Sources
 from layerscope.report.evaluation import evaluation
-from layerscope.report.evidence import Evidence
-from layerscope.report.files import signed, write_new, write_report
-from layerscope.report.markdown import markdown
 from layerscope.report.page.view import write_view
-from layerscope.report.sources import Sources
 from layerscope.report.synthesis import synthesis
+from layerscope.report.synthesis.comparison_table import comparison_files, comparison_table
 from layerscope.report.verify import Verified
 from layerscope.report.verify import verify as verify_run
 from layerscope.run_folder import Run

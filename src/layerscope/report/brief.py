@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from layerscope.report.claims import Claim, Unit
-from layerscope.report.document import (
+from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.document import (
     Bullets,
     Checklist,
     Name,
@@ -20,9 +20,9 @@ from layerscope.report.document import (
     Token,
     claims_of,
 )
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.markdown import code, markdown, plain, token_text
 from layerscope.report.evaluation import evaluation
-from layerscope.report.evidence import Evidence
-from layerscope.report.markdown import code, markdown, plain, token_text
 
 MOST_ROWS = 24
 """Rows of one table that a brief keeps: those about milestones, and of the rest an even choice."""

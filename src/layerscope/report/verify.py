@@ -14,12 +14,12 @@ from layerscope.published.dialect import serialise
 from layerscope.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect
 from layerscope.published.write.csv_tables import csv_tables
 from layerscope.published.write.json_document import tree
-from layerscope.report.claims import Citation
+from layerscope.report.cited.claims import Citation
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.markdown import markdown
+from layerscope.report.cited.report_files import body_of
+from layerscope.report.cited.sources import Entry, JsonFile, Scalar, pointer
 from layerscope.report.evaluation import evaluation
-from layerscope.report.evidence import Evidence
-from layerscope.report.files import body_of
-from layerscope.report.markdown import markdown
-from layerscope.report.sources import Entry, JsonFile, Scalar, pointer
 
 RELATIVE, ABSOLUTE = 1e-9, 1e-12
 """Differences between numbers that were added up in another order."""

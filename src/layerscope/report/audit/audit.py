@@ -5,10 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from layerscope.report.archive import Archive
 from layerscope.report.audit.cited import Cited, Reader, holds_in
 from layerscope.report.audit.early_tokens import early_tokens
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.layer_flags import flags_of
 from layerscope.report.audit.matching import Verdict, is_cut_off, judge, judge_uncited, mentions
 from layerscope.report.audit.reading import Statement, read_report
@@ -16,6 +14,8 @@ from layerscope.report.audit.statements import judge_statements
 from layerscope.report.audit.tables import judge_tables
 from layerscope.report.audit.values import Pair, pairs_of, pairs_of_row
 from layerscope.report.audit.wording import plain as typed
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.findings import Finding, Judgement
 
 NOTHING = "it states no value that could be looked up in the cited lines."
 

@@ -11,8 +11,8 @@ from typing import TypeGuard
 from layerscope.errors import RunError
 from layerscope.report.audit.numbers import Number
 from layerscope.report.audit.statement import Reference
-from layerscope.report.claims import Citation
-from layerscope.report.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar, Sources
+from layerscope.report.cited.claims import Citation
+from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar, Sources
 
 SMALL_BLOCK = 60
 """Lines of a block that a line inside it may stand for."""

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from layerscope.analysis.curve_shapes import first_where
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.subject import Said
 from layerscope.report.audit.wording import QUANTITY, column_of, listed, number
+from layerscope.report.cited.findings import Finding, Judgement
 
 _BOUND = r"\{[\d.,\s/]+\}|10\^\d|\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)*"
 _WHERE = r"\{[^{}]{1,30}\}|\d+(?:/\d+)+|\d+"

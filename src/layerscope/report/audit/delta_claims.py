@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from layerscope.analysis.fitted_lens_audit import SidecarAudit
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.subject import Said
 from layerscope.report.audit.wording import HEDGE, NEGATION, NUMBER, agrees, clause
-from layerscope.report.claims import Citation
+from layerscope.report.cited.claims import Citation
+from layerscope.report.cited.findings import Finding, Judgement
 
 QUARTERS = ("p25", "p50", "p75")
 TELLING_BITS = 0.05

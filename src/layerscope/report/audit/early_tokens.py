@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 
 from layerscope.report.audit.cited import Cited, Reader
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.statement import Statement
-from layerscope.report.claims import Citation
-from layerscope.report.sources import CsvFile, CsvRow
+from layerscope.report.cited.claims import Citation
+from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.sources import CsvFile, CsvRow
 
 _EARLY = re.compile(
     r"\bearly(?:[- ]layers?)?(?:'s)? (?:top-?(?:k|\d+)|layers?)\b|\btop-?(?:k|\d+) (?:in|of) early", re.IGNORECASE

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.subject import Said
 from layerscope.report.audit.wording import HEDGE, NEGATION, spans
+from layerscope.report.cited.findings import Finding, Judgement
 
 _COPY = re.compile(
     r"\b(?:early )?copy[-_ ]?(?:reflex|collapse|flags?|echo)\b|\bstrict/soft hits\b|\bcopy hits\b", re.IGNORECASE

@@ -4,7 +4,7 @@ import re
 from enum import IntEnum
 from functools import lru_cache
 
-from layerscope.report.sources import Entry
+from layerscope.report.cited.sources import Entry
 
 _PARTS = re.compile(r"Δ|[a-z]+|\d+(?:\.\d+)?|%")
 _ALIASES = {

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from layerscope.report.audit.cited import Cited, CitedCsv
 from layerscope.report.audit.early_tokens import is_main
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.statement import Statement
-from layerscope.report.claims import Citation
-from layerscope.report.sources import CsvRow
+from layerscope.report.cited.claims import Citation
+from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.sources import CsvRow
 
 _SET_AT = re.compile(
     r"\b(?P<said>fires?|sets?|retains?|keeps?|holds?|shows?|has|triggers?|is set|is true|=\s?true)\b"

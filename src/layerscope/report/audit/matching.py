@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from layerscope.report.audit.cited import SMALL_BLOCK, Cited, CitedCsv, CitedJson, Reader
 from layerscope.report.audit.early_tokens import is_main
-from layerscope.report.audit.findings import Judgement
 from layerscope.report.audit.keys import Likeness, entry_likeness, kinship, last_name, likeness
 from layerscope.report.audit.numbers import Number
 from layerscope.report.audit.values import FINAL, PROBABILITY, UNNAMED, Claimed, Item, Pair
-from layerscope.report.claims import Citation
-from layerscope.report.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar
+from layerscope.report.cited.claims import Citation
+from layerscope.report.cited.findings import Judgement
+from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar
 
 TELLING_DIGITS = 3
 """A number with as many digits is hardly met by chance."""

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope.report.audit.audit import AuditResult
-from layerscope.report.audit.findings import Finding, Judgement
-from layerscope.report.markdown import plain
+from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.markdown import plain
 
 CLAIM_SHOWN = 160
 _STYLE = {

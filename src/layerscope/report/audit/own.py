@@ -4,8 +4,8 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from layerscope.report.audit.findings import Finding, Judgement
-from layerscope.report.files import body_of
+from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.report_files import body_of
 
 ALIKE = 0.6
 """Two lines at least this similar are one line that was changed; below, one was taken out and another put in."""

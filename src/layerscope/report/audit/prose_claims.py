@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from layerscope.report.audit.cited import CitedCsv
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.keys import name_parts
 from layerscope.report.audit.numbers import Number, number
 from layerscope.report.audit.plain_text import plain as typed
@@ -13,7 +12,8 @@ from layerscope.report.audit.plain_text import token_meant
 from layerscope.report.audit.subject import Said
 from layerscope.report.audit.tables import same_token
 from layerscope.report.audit.wording import HEDGE, NEGATION, NUMBER, QUANTITIES, REACH, plain
-from layerscope.report.claims import Citation, Claim, Unit, value_text
+from layerscope.report.cited.claims import Citation, Claim, Unit, value_text
+from layerscope.report.cited.findings import Finding, Judgement
 
 _LAYER = r"(?<!\w)(?:layers?\s*=?\s*|L\s?=?\s?)(?P<layer>\d{1,3})\b(?!\.\d|\s?[-/]\s?\d|%)"
 _ANY_LAYER = re.compile(_LAYER + r"|\b(?P<last>(?:last|final) layer)\b", re.IGNORECASE)

@@ -15,7 +15,6 @@ from layerscope.analysis.curve_shapes import (
     peak,
     trough,
 )
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.subject import Said
 from layerscope.report.audit.wording import (
     HEDGE,
@@ -27,7 +26,8 @@ from layerscope.report.audit.wording import (
     sentence,
     spans,
 )
-from layerscope.report.claims import Unit, value_text
+from layerscope.report.cited.claims import Unit, value_text
+from layerscope.report.cited.findings import Finding, Judgement
 
 REVERSAL = 0.25
 """Share of a curve's range that it goes the wrong way, from which "falls with depth" is wrong."""

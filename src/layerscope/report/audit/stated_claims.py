@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator, Sequence
 
 from layerscope.report.audit.cited import Cited
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.keys import name_parts
 from layerscope.report.audit.numbers import Number, number
 from layerscope.report.audit.subject import Said
 from layerscope.report.audit.wording import HEDGE, NEGATION, NUMBER
-from layerscope.report.claims import Citation, Unit, value_text
-from layerscope.report.sources import Entry, JsonFile
+from layerscope.report.cited.claims import Citation, Unit, value_text
+from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.sources import Entry, JsonFile
 
 _MUTE = frozenset(
     ["l", "n", "num", "at", "of", "to", "in", "is", "for", "the", "bits", "ge", "le", "gt", "ok", "id", "est"]

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from layerscope.report.archive import Archive
 from layerscope.report.audit import (
     crossing_claims,
     delta_claims,
@@ -16,10 +15,11 @@ from layerscope.report.audit import (
     token_claims,
 )
 from layerscope.report.audit.cited import Reader
-from layerscope.report.audit.findings import Finding
 from layerscope.report.audit.reading import Statement
 from layerscope.report.audit.subject import Said, is_about, subjects
 from layerscope.report.audit.wording import plain
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.findings import Finding
 
 _Judge: TypeAlias = Callable[[Said], Iterator[Finding]]
 

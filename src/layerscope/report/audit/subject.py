@@ -7,13 +7,13 @@ from functools import cached_property, lru_cache
 
 from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.curve_shapes import Points, points
-from layerscope.report.archive import Archive
 from layerscope.report.audit.cited import Cited, Reader, holds_in
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.reading import Reference, Statement
 from layerscope.report.audit.wording import ELSEWHERE, OTHER_PROMPT, Stretch, clause, plain
-from layerscope.report.claims import Citation
-from layerscope.report.evidence import Evidence
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.claims import Citation
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.findings import Finding, Judgement
 
 _LENS_WORDS = {
     "prism": r"\bprism\b",

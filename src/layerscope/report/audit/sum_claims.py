@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.subject import Said
 from layerscope.report.audit.wording import agrees, number, printed_step
+from layerscope.report.cited.findings import Finding, Judgement
 
 _SHARE = re.compile(r"(?<![\d./])(\d+)\s*/\s*(\d+)\s*(?:=|~|->|is)+\s*~?(\d+(?:\.\d+)?)\s*%")
 _DROP = re.compile(

@@ -5,12 +5,12 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerscope.report.archive import Archive
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.plain_text import token_meant
 from layerscope.report.audit.reading import Statement
 from layerscope.report.audit.subject import Said, is_about, subjects
 from layerscope.report.audit.wording import agrees, plain
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.findings import Finding, Judgement
 
 _COLUMNS = {
     "layer": r"l|layers?|layer index|depth \(layer\)|block",

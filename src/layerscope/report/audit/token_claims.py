@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from layerscope.errors import RunError
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.subject import Said
 from layerscope.report.audit.wording import HEDGE, LAYER, NEGATION, sentence, spans
-from layerscope.report.claims import Citation
+from layerscope.report.cited.claims import Citation
+from layerscope.report.cited.findings import Finding, Judgement
 
 _FILLERS = (
     "a an the this that these those it its is are was were be been being am of to in on at by for from with as and or "

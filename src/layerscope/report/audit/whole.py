@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from layerscope.errors import RunError
-from layerscope.report.archive import Archive
 from layerscope.report.audit.audit import AuditResult, audit
-from layerscope.report.audit.findings import Finding, Judgement
 from layerscope.report.audit.own import compare_own, is_own
+from layerscope.report.cited.archive import Archive
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.markdown import markdown, plain
 from layerscope.report.evaluation import evaluation
-from layerscope.report.evidence import Evidence
-from layerscope.report.markdown import markdown, plain
 from layerscope.report.synthesis import synthesis
 
 LARGEST_REPORT = 64 << 20

@@ -1,6 +1,7 @@
 """The evaluation of one run: how it was measured, what was found, and how far that may be trusted."""
 
-from layerscope.report.document import Name, Paragraph, Report, Section, sentence
+from layerscope.report.cited.document import Name, Paragraph, Report, Section, sentence
+from layerscope.report.cited.evidence import Evidence
 from layerscope.report.evaluation.checklist import checklist
 from layerscope.report.evaluation.findings import layer_by_layer, milestones
 from layerscope.report.evaluation.lenses import fitted, raw_lens
@@ -10,7 +11,6 @@ from layerscope.report.evaluation.overview import fingerprint, overview
 from layerscope.report.evaluation.patterns import patterns
 from layerscope.report.evaluation.prompts import ablation, control, facts, temperatures
 from layerscope.report.evaluation.quotes import Quotes
-from layerscope.report.evidence import Evidence
 
 __all__ = ["evaluation"]
 

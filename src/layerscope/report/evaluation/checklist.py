@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve import Row
-from layerscope.report.claims import Claim, Unit
-from layerscope.report.document import Basis, Check, Checklist, Name, Part, Section, Sentence, Text, sentence
+from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.document import Basis, Check, Checklist, Name, Part, Section, Sentence, Text, sentence
 from layerscope.report.evaluation.findings import unmeasured_copies
 from layerscope.report.evaluation.quotes import Path, Quotes
 

@@ -7,8 +7,8 @@ from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.diagnostics import CONFIRMED
 from layerscope.analysis.milestones import NEVER_SEEN, STABLE, rest_mass_peak
-from layerscope.report.claims import Claim, Unit
-from layerscope.report.document import (
+from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.document import (
     Basis,
     Block,
     Name,

@@ -6,8 +6,8 @@ from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.fitted_lens_audit import AttributedGain, SidecarAudit
 from layerscope.analysis.percentiles import depth_layer
 from layerscope.analysis.raw_comparison import Comparison
-from layerscope.report.claims import Citation, Claim, Unit
-from layerscope.report.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
+from layerscope.report.cited.claims import Citation, Claim, Unit
+from layerscope.report.cited.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
 from layerscope.report.evaluation.quotes import Path, Quotes, layer_cell, table
 
 _D = "diagnostics"

@@ -1,8 +1,8 @@
 """Limitations: what guidance forbids, and the known faults of files that were found in this one."""
 
 from layerscope.analysis.milestones import STABLE
-from layerscope.report.claims import Citation, Unit
-from layerscope.report.document import Basis, Block, Bullets, Name, Section, Sentence, row, sentence
+from layerscope.report.cited.claims import Citation, Unit
+from layerscope.report.cited.document import Basis, Block, Bullets, Name, Section, Sentence, row, sentence
 from layerscope.report.evaluation.overview import ONSET, STRONG
 from layerscope.report.evaluation.quotes import Quotes, layer_cell, names, table
 

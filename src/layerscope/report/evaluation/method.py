@@ -2,8 +2,8 @@
 
 from layerscope.analysis.consistency import DecodingTarget
 from layerscope.record.measured import LastLayerRecord
-from layerscope.report.claims import Claim, Unit
-from layerscope.report.document import (
+from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.document import (
     Basis,
     Block,
     Bullets,

@@ -3,8 +3,8 @@
 from layerscope.analysis import curve_shapes as shapes
 from layerscope.analysis.diagnostics import CONFIRMED
 from layerscope.analysis.milestones import NEVER_SEEN, STABLE
-from layerscope.report.claims import Claim, Unit
-from layerscope.report.document import Basis, Name, Paragraph, Part, Section, Sentence, Text, sentence
+from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.document import Basis, Name, Paragraph, Part, Section, Sentence, Text, sentence
 from layerscope.report.evaluation.quotes import Quotes, at_layer, names, not_measured
 from layerscope.report.weaknesses import weaknesses
 

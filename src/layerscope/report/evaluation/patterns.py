@@ -5,14 +5,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerscope.analysis import curve_shapes as shapes
-from layerscope.report.claims import Citation, Claim, Unit
-from layerscope.report.document import Basis, Block, Bullets, Name, Paragraph, Part, Section, Sentence, row, sentence
+from layerscope.report.cited.claims import Citation, Claim, Unit
+from layerscope.report.cited.document import (
+    Basis,
+    Block,
+    Bullets,
+    Name,
+    Paragraph,
+    Part,
+    Section,
+    Sentence,
+    row,
+    sentence,
+)
+from layerscope.report.cited.sources import CsvFile, CsvRow
 from layerscope.report.evaluation.findings import rest_mass
 from layerscope.report.evaluation.lenses import lens_check
 from layerscope.report.evaluation.overview import ONSET
 from layerscope.report.evaluation.prompts import head_on_test_prompt, temperature_claims
 from layerscope.report.evaluation.quotes import Quotes, at_layer, not_measured, table, token
-from layerscope.report.sources import CsvFile, CsvRow
 
 SHORTEST = 4
 """Letters that a word of the prompt must have to be followed."""

@@ -6,11 +6,11 @@ from layerscope.analysis.curve import Pass
 from layerscope.analysis.diagnostics import CONFIRMED
 from layerscope.analysis.facts import Fact, fact_passes
 from layerscope.analysis.statistics import Summary
-from layerscope.report.claims import Citation, Claim, Unit
-from layerscope.report.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
+from layerscope.report.cited.claims import Citation, Claim, Unit
+from layerscope.report.cited.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
+from layerscope.report.cited.evidence import agree
 from layerscope.report.evaluation.overview import ONSET, STRONG
 from layerscope.report.evaluation.quotes import Path, Quotes, table
-from layerscope.report.evidence import agree
 
 _D = "diagnostics"
 

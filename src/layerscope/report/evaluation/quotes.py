@@ -14,10 +14,10 @@ from layerscope.published.layout import RAWLENS, RECORDS, csv_name
 from layerscope.record.parts import PromptRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
-from layerscope.report.claims import Citation, Claim, Unit, Value
-from layerscope.report.document import MARK, Basis, Name, Part, Row, Sentence, Table, Text, Token
-from layerscope.report.evidence import Evidence, agree
-from layerscope.report.sources import CsvFile, Entry
+from layerscope.report.cited.claims import Citation, Claim, Unit, Value
+from layerscope.report.cited.document import MARK, Basis, Name, Part, Row, Sentence, Table, Text, Token
+from layerscope.report.cited.evidence import Evidence, agree
+from layerscope.report.cited.sources import CsvFile, Entry
 from layerscope.report.tables import probabilities_stand, ranks_stand
 
 Path: TypeAlias = tuple[str | int, ...]

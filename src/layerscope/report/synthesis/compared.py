@@ -11,8 +11,8 @@ from layerscope.analysis.diagnostics import Diagnostics
 from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED
 from layerscope.analysis.percentiles import depth_fraction
 from layerscope.errors import RunError
-from layerscope.report.claims import Citation, Claim, Unit, Value
-from layerscope.report.evidence import Evidence, agree
+from layerscope.report.cited.claims import Citation, Claim, Unit, Value
+from layerscope.report.cited.evidence import Evidence, agree
 from layerscope.report.tables import probabilities_stand
 from layerscope.report.weaknesses import weaknesses
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from layerscope.analysis.facts import Fact
 from layerscope.analysis.statistics import Summary
-from layerscope.report.claims import Claim, Unit, Value
-from layerscope.report.document import Name, Section, Sentence, Table, row
+from layerscope.report.cited.claims import Claim, Unit, Value
+from layerscope.report.cited.document import Name, Section, Sentence, Table, row
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.words import names, paragraph, said, shown, with_values
 

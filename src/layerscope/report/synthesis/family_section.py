@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from layerscope.analysis.milestones import STABLE
-from layerscope.report.document import Bullets, Name, Part, Section, Sentence, Text
+from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Text
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
 from layerscope.report.synthesis.trust_sections import tier_of

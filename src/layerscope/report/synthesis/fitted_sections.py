@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from layerscope.analysis.fitted_lens_audit import SidecarAudit
 from layerscope.analysis.percentiles import QUARTERS, depth_layer
-from layerscope.report.claims import Claim, Unit
-from layerscope.report.document import Name, Paragraph, Section, Sentence, Table, row
+from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Table, row
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.words import listed, names, paragraph, remarks, said, shown, word
 

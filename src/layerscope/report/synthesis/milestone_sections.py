@@ -7,8 +7,8 @@ from layerscope.analysis.curve import Curve
 from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.analysis.milestones import STABLE
-from layerscope.report.claims import Claim, Unit
-from layerscope.report.document import Bullets, Name, Section, Sentence, Table, row
+from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, row
 from layerscope.report.synthesis.compared import EARLY_BELOW, Compared, by_family
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
 from layerscope.report.synthesis.words import names, paragraph, remarks, said, shown, with_values, word

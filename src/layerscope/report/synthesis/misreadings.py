@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from layerscope.report.audit.findings import Finding
-from layerscope.report.claims import ABSENT, Citation, Claim, Unit
-from layerscope.report.document import Name, Part, Section, Table, Text, Token, row
+from layerscope.report.cited.claims import ABSENT, Citation, Claim, Unit
+from layerscope.report.cited.document import Name, Part, Section, Table, Text, Token, row
+from layerscope.report.cited.findings import Finding
 from layerscope.report.synthesis.words import listed, paragraph, said
 
 TITLE = "Misreadings in existing reports"

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from layerscope.report.claims import Claim, Unit
-from layerscope.report.document import Bullets, Name, Part, Section, Sentence, Table, Text, Token, row
+from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Table, Text, Token, row
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import NOT_RECORDED, Limit, gold_resolved
 from layerscope.report.synthesis.words import listed, paragraph, said, shown, word

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from layerscope.analysis.percentiles import depth_layer
-from layerscope.report.claims import Citation, Claim, Unit
-from layerscope.report.document import MARK, Name, Section, Sentence, Table, row
+from layerscope.report.cited.claims import Citation, Claim, Unit
+from layerscope.report.cited.document import MARK, Name, Section, Sentence, Table, row
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import warns
 from layerscope.report.synthesis.words import names, paragraph, said, shown, with_values, word

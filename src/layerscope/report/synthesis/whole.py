@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from layerscope.report.audit.findings import Finding
-from layerscope.report.document import Bullets, Name, Report, Section
-from layerscope.report.evidence import Evidence
+from layerscope.report.cited.document import Bullets, Name, Report, Section
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.findings import Finding
 from layerscope.report.synthesis.compared import Compared, by_family, compared, repeated
 from layerscope.report.synthesis.facts_section import facts_section
 from layerscope.report.synthesis.family_section import family_section

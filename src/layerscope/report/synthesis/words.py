@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from layerscope.report.claims import ABSENT, Claim
-from layerscope.report.document import Name, Paragraph, Part, Sentence, Text, sentence
+from layerscope.report.cited.claims import ABSENT, Claim
+from layerscope.report.cited.document import Name, Paragraph, Part, Sentence, Text, sentence
 from layerscope.report.synthesis.compared import Compared
 
 

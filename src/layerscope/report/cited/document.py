@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from layerscope.report.claims import Claim
+from layerscope.report.cited.claims import Claim
 
 MARK = " †"
 """Behind the header of a column whose figures are not to be quoted."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from layerscope.errors import RunError
 from layerscope.published.layout import json_name
-from layerscope.report.evidence import Evidence
-from layerscope.report.sources import Sources
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.sources import Sources
 from layerscope.run_folder import Run
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from layerscope.report.claims import Citation
+from layerscope.report.cited.claims import Citation
 
 
 class Judgement(StrEnum):

@@ -21,8 +21,8 @@ from layerscope.published.layout import (
     stem_of,
 )
 from layerscope.record.run_record import RunRecord
-from layerscope.report.claims import Citation, Claim, Unit, Value
-from layerscope.report.sources import CsvFile, CsvRow, Entry, JsonFile, Sources
+from layerscope.report.cited.claims import Citation, Claim, Unit, Value
+from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Sources
 from layerscope.run_folder import Run
 
 SAME, EXACT = 1e-6, 1e-9

@@ -4,8 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from layerscope.report.claims import Citation, Claim, Unit, merged, merged_lines
-from layerscope.report.document import (
+from layerscope.report.cited.claims import Citation, Claim, Unit, merged, merged_lines
+from layerscope.report.cited.document import (
     Basis,
     Block,
     Bullets,

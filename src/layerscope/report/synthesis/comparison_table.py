@@ -10,7 +10,7 @@ import polars as pl
 from layerscope.analysis.diagnostics import LastLayer
 from layerscope.analysis.raw_comparison import Comparison
 from layerscope.analysis.statistics import Summary
-from layerscope.report.evidence import Evidence
+from layerscope.report.cited.evidence import Evidence
 from layerscope.report.synthesis.compared import Compared, compared
 from layerscope.report.synthesis.limits import gold_resolved, limits, reasons_of
 from layerscope.report.synthesis.trust_sections import drift

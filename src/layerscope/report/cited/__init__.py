@@ -1,0 +1,1 @@
+"""What every report rests on: files as evidence, claims with citations, documents of claims."""

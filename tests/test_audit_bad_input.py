@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.audit.audit import audit
-from layerscope.report.audit.cited import Reader
-from layerscope.report.audit.reading import read_report
-from layerscope.report.audit.values import pairs_of
+from layerscope.audit.audit import audit
+from layerscope.audit.lookup.cited_lines import Reader
+from layerscope.audit.parse.read_report import read_report
+from layerscope.audit.parse.values import pairs_of
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Judgement
 from published_archives import archive_of

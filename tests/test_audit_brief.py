@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.audit.audit import audit
-from layerscope.report.audit.output import needs_mending
+from layerscope.audit.audit import audit
+from layerscope.audit.output import needs_mending
 from layerscope.report.brief import brief
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Judgement

@@ -2,9 +2,9 @@
 
 import pytest
 
-from layerscope.report.audit.citations import END, fence_reference, find_groups
-from layerscope.report.audit.plain_text import plain, unescaped
-from layerscope.report.audit.reading import read_report
+from layerscope.audit.parse.citations import END, fence_reference, find_groups
+from layerscope.audit.parse.plain_text import plain, unescaped
+from layerscope.audit.parse.read_report import read_report
 
 JSON, CSV = "output-M.json", "output-M-pure-next-token.csv"
 

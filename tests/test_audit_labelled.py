@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.audit.audit import AuditResult, audit
-from layerscope.report.audit.plain_text import plain
+from layerscope.audit.audit import AuditResult, audit
+from layerscope.audit.parse.plain_text import plain
 from layerscope.report.cited.findings import Finding, Judgement
 from published_archives import archive_of
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.audit.output import annotated, needs_mending
-from layerscope.report.audit.own import compare_own
-from layerscope.report.audit.whole import audit_report
+from layerscope.audit.audit_report import audit_report
+from layerscope.audit.output import annotated, needs_mending
+from layerscope.audit.regeneration import compare_own
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.markdown import markdown

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.audit.reading import Statement, read_report
-from layerscope.report.audit.tables import judge_tables
+from layerscope.audit.judges.table_rows import judge_tables
+from layerscope.audit.parse.read_report import Statement, read_report
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Judgement
 from published_archives import archive_of

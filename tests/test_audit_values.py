@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from layerscope.report.audit.cited import Reader
-from layerscope.report.audit.keys import Likeness, likeness
-from layerscope.report.audit.matching import judge
-from layerscope.report.audit.numbers import Number, number
-from layerscope.report.audit.plain_text import plain
-from layerscope.report.audit.reading import read_report
-from layerscope.report.audit.values import pairs_of
+from layerscope.audit.lookup.cited_lines import Reader
+from layerscope.audit.lookup.key_matching import Likeness, likeness
+from layerscope.audit.lookup.value_lookup import judge
+from layerscope.audit.parse.numbers import Number, number
+from layerscope.audit.parse.plain_text import plain
+from layerscope.audit.parse.read_report import read_report
+from layerscope.audit.parse.values import pairs_of
 from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.sources import Sources
 from published_archives import archive_of

@@ -13,12 +13,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from layerscope.audit.audit_report import audit_report, beside, read_report_file
+from layerscope.audit.output import annotated, audit_json, audit_lines, needs_mending
 from layerscope.cli_progress import mistakes_in_one_sentence, print_line, print_parts, warn
 from layerscope.errors import RunError
 from layerscope.published.write.writer import write_published
 from layerscope.record.store import new_folder
-from layerscope.report.audit.output import annotated, audit_json, audit_lines, needs_mending
-from layerscope.report.audit.whole import audit_report, beside, read_report_file
 from layerscope.report.brief import brief as brief_of
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.evidence import Evidence

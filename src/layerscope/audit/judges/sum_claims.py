@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from layerscope.report.audit.subject import Said
-from layerscope.report.audit.wording import agrees, number, printed_step
+from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.parse.vocabulary import agrees, number, printed_step
 from layerscope.report.cited.findings import Finding, Judgement
 
 _SHARE = re.compile(r"(?<![\d./])(\d+)\s*/\s*(\d+)\s*(?:=|~|->|is)+\s*~?(\d+(?:\.\d+)?)\s*%")

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from layerscope.report.audit.citations import Group, fence_reference, find_groups
-from layerscope.report.audit.naming import Models
-from layerscope.report.audit.plain_text import plain, unescaped
-from layerscope.report.audit.statement import Reference, Statement
+from layerscope.audit.parse.citations import Group, fence_reference, find_groups
+from layerscope.audit.parse.naming import Models
+from layerscope.audit.parse.plain_text import plain, unescaped
+from layerscope.audit.parse.statement import Reference, Statement
 
 __all__ = ["Reference", "Statement", "read_report"]
 

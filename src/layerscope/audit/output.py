@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from layerscope.report.audit.audit import AuditResult
+from layerscope.audit.audit import AuditResult
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.cited.markdown import plain
 

@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from layerscope.report.audit.cited import CitedCsv
-from layerscope.report.audit.keys import name_parts
-from layerscope.report.audit.numbers import Number, number
-from layerscope.report.audit.plain_text import plain as typed
-from layerscope.report.audit.plain_text import token_meant
-from layerscope.report.audit.subject import Said
-from layerscope.report.audit.tables import same_token
-from layerscope.report.audit.wording import HEDGE, NEGATION, NUMBER, QUANTITIES, REACH, plain
+from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.judges.table_rows import same_token
+from layerscope.audit.lookup.cited_lines import CitedCsv
+from layerscope.audit.lookup.key_matching import name_parts
+from layerscope.audit.parse.numbers import Number, number
+from layerscope.audit.parse.plain_text import plain as typed
+from layerscope.audit.parse.plain_text import token_meant
+from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, NUMBER, QUANTITIES, REACH, plain
 from layerscope.report.cited.claims import Citation, Claim, Unit, value_text
 from layerscope.report.cited.findings import Finding, Judgement
 

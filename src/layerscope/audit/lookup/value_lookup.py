@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from layerscope.report.audit.cited import SMALL_BLOCK, Cited, CitedCsv, CitedJson, Reader
-from layerscope.report.audit.early_tokens import is_main
-from layerscope.report.audit.keys import Likeness, entry_likeness, kinship, last_name, likeness
-from layerscope.report.audit.numbers import Number
-from layerscope.report.audit.values import FINAL, PROBABILITY, UNNAMED, Claimed, Item, Pair
+from layerscope.audit.lookup.cited_lines import SMALL_BLOCK, Cited, CitedCsv, CitedJson, Reader
+from layerscope.audit.lookup.early_tokens import is_main
+from layerscope.audit.lookup.key_matching import Likeness, entry_likeness, kinship, last_name, likeness
+from layerscope.audit.parse.numbers import Number
+from layerscope.audit.parse.values import FINAL, PROBABILITY, UNNAMED, Claimed, Item, Pair
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from layerscope.analysis.curve_shapes import first_where
-from layerscope.report.audit.subject import Said
-from layerscope.report.audit.wording import QUANTITY, column_of, listed, number
+from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.parse.vocabulary import QUANTITY, column_of, listed, number
 from layerscope.report.cited.findings import Finding, Judgement
 
 _BOUND = r"\{[\d.,\s/]+\}|10\^\d|\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)*"

@@ -7,9 +7,9 @@ from functools import cached_property, lru_cache
 
 from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.curve_shapes import Points, points
-from layerscope.report.audit.cited import Cited, Reader, holds_in
-from layerscope.report.audit.reading import Reference, Statement
-from layerscope.report.audit.wording import ELSEWHERE, OTHER_PROMPT, Stretch, clause, plain
+from layerscope.audit.lookup.cited_lines import Cited, Reader, holds_in
+from layerscope.audit.parse.read_report import Reference, Statement
+from layerscope.audit.parse.vocabulary import ELSEWHERE, OTHER_PROMPT, Stretch, clause, plain
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.evidence import Evidence

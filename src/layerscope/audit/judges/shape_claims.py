@@ -15,8 +15,8 @@ from layerscope.analysis.curve_shapes import (
     peak,
     trough,
 )
-from layerscope.report.audit.subject import Said
-from layerscope.report.audit.wording import (
+from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.parse.vocabulary import (
     HEDGE,
     LAYER,
     NEGATION,

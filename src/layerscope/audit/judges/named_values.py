@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from layerscope.report.audit.cited import Cited
-from layerscope.report.audit.keys import name_parts
-from layerscope.report.audit.numbers import Number, number
-from layerscope.report.audit.subject import Said
-from layerscope.report.audit.wording import HEDGE, NEGATION, NUMBER
+from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.lookup.cited_lines import Cited
+from layerscope.audit.lookup.key_matching import name_parts
+from layerscope.audit.parse.numbers import Number, number
+from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, NUMBER
 from layerscope.report.cited.claims import Citation, Unit, value_text
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.cited.sources import Entry, JsonFile

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from layerscope.report.audit.cited import Cited, CitedCsv
-from layerscope.report.audit.early_tokens import is_main
-from layerscope.report.audit.statement import Statement
+from layerscope.audit.lookup.cited_lines import Cited, CitedCsv
+from layerscope.audit.lookup.early_tokens import is_main
+from layerscope.audit.parse.statement import Statement
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.cited.sources import CsvRow

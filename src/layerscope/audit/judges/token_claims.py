@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.parse.vocabulary import HEDGE, LAYER, NEGATION, sentence, spans
 from layerscope.errors import RunError
-from layerscope.report.audit.subject import Said
-from layerscope.report.audit.wording import HEDGE, LAYER, NEGATION, sentence, spans
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Finding, Judgement
 

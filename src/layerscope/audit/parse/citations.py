@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from layerscope.report.audit.statement import Reference
+from layerscope.audit.parse.statement import Reference
 
 END = 10**9
 """The last line of `841-end`, whatever it is."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from layerscope.analysis.fitted_lens_audit import SidecarAudit
-from layerscope.report.audit.subject import Said
-from layerscope.report.audit.wording import HEDGE, NEGATION, NUMBER, agrees, clause
+from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, NUMBER, agrees, clause
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Finding, Judgement
 

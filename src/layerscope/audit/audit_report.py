@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from layerscope.audit.audit import AuditResult, audit
+from layerscope.audit.regeneration import compare_own, is_own
 from layerscope.errors import RunError
-from layerscope.report.audit.audit import AuditResult, audit
-from layerscope.report.audit.own import compare_own, is_own
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.findings import Finding, Judgement

@@ -4,20 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from layerscope.report.audit import (
-    crossing_claims,
-    delta_claims,
-    flag_claims,
-    prose_claims,
-    shape_claims,
-    stated_claims,
-    sum_claims,
-    token_claims,
-)
-from layerscope.report.audit.cited import Reader
-from layerscope.report.audit.reading import Statement
-from layerscope.report.audit.subject import Said, is_about, subjects
-from layerscope.report.audit.wording import plain
+from layerscope.audit.judges import crossing_claims, delta_claims, flag_claims, shape_claims, sum_claims, token_claims
+from layerscope.audit.judges import named_values as stated_claims
+from layerscope.audit.judges import sentences as prose_claims
+from layerscope.audit.judges.claim_context import Said, is_about, subjects
+from layerscope.audit.lookup.cited_lines import Reader
+from layerscope.audit.parse.read_report import Statement
+from layerscope.audit.parse.vocabulary import plain
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Finding
 

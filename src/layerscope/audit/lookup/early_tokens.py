@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from layerscope.report.audit.cited import Cited, Reader
-from layerscope.report.audit.statement import Statement
+from layerscope.audit.lookup.cited_lines import Cited, Reader
+from layerscope.audit.parse.statement import Statement
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.cited.sources import CsvFile, CsvRow

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeGuard
 
+from layerscope.audit.parse.numbers import Number
+from layerscope.audit.parse.statement import Reference
 from layerscope.errors import RunError
-from layerscope.report.audit.numbers import Number
-from layerscope.report.audit.statement import Reference
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar, Sources
 

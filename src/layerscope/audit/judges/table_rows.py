@@ -5,10 +5,10 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerscope.report.audit.plain_text import token_meant
-from layerscope.report.audit.reading import Statement
-from layerscope.report.audit.subject import Said, is_about, subjects
-from layerscope.report.audit.wording import agrees, plain
+from layerscope.audit.judges.claim_context import Said, is_about, subjects
+from layerscope.audit.parse.plain_text import token_meant
+from layerscope.audit.parse.read_report import Statement
+from layerscope.audit.parse.vocabulary import agrees, plain
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Finding, Judgement
 

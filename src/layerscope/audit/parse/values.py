@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeAlias
 
-from layerscope.report.audit.numbers import NUMBER, Number, number
-from layerscope.report.audit.statement import Statement
+from layerscope.audit.parse.numbers import NUMBER, Number, number
+from layerscope.audit.parse.statement import Statement
 
 Item: TypeAlias = Number | str
 Claimed: TypeAlias = Number | bool | str | tuple[Item, ...] | None

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from layerscope.report.audit.subject import Said
-from layerscope.report.audit.wording import HEDGE, NEGATION, spans
+from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, spans
 from layerscope.report.cited.findings import Finding, Judgement
 
 _COPY = re.compile(

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from layerscope.report.audit.cited import Cited, Reader, holds_in
-from layerscope.report.audit.early_tokens import early_tokens
-from layerscope.report.audit.layer_flags import flags_of
-from layerscope.report.audit.matching import Verdict, is_cut_off, judge, judge_uncited, mentions
-from layerscope.report.audit.reading import Statement, read_report
-from layerscope.report.audit.statements import judge_statements
-from layerscope.report.audit.tables import judge_tables
-from layerscope.report.audit.values import Pair, pairs_of, pairs_of_row
-from layerscope.report.audit.wording import plain as typed
+from layerscope.audit.judges.layer_flags import flags_of
+from layerscope.audit.judges.table_rows import judge_tables
+from layerscope.audit.lookup.cited_lines import Cited, Reader, holds_in
+from layerscope.audit.lookup.early_tokens import early_tokens
+from layerscope.audit.lookup.value_lookup import Verdict, is_cut_off, judge, judge_uncited, mentions
+from layerscope.audit.parse.read_report import Statement, read_report
+from layerscope.audit.parse.values import Pair, pairs_of, pairs_of_row
+from layerscope.audit.parse.vocabulary import plain as typed
+from layerscope.audit.statements import judge_statements
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Finding, Judgement
 

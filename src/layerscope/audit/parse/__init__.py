@@ -1,0 +1,1 @@
+"""A report taken apart: lines, citations, names, numbers, statements."""

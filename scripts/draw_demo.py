@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 import layerscope
-from layerscope.report.verdict import run_verdict
+from layerscope.terminal.verdict import run_verdict
 
 PICTURE = Path(__file__).parent.parent / "docs" / "demo.svg"
 

@@ -26,9 +26,9 @@ from layerscope.cli import app
 from layerscope.fitting.checkpoint import Checkpoint
 from layerscope.fitting.workspace import Workspace
 from layerscope.lens_record import LensRecord
-from layerscope.lens_tables import lens_lines, lens_list, lens_table, ranges
 from layerscope.lenses.lens_folder import FoundSidecar, read_record, read_sidecar
 from layerscope.model.causal_lm import BUNDLED
+from layerscope.terminal.lens_tables import lens_lines, lens_list, lens_table, ranges
 
 FIT = "fit tuned --text my.txt --seq-len 32 --batch 64 --steps 10"
 """The first example of `layerscope fit tuned --help`."""

@@ -21,7 +21,7 @@ def test_every_public_name_can_be_had_and_keeps_its_kind():
 
 def test_reading_a_run_loads_no_tensor_library():
     code = (
-        "import sys, layerscope, layerscope.report.tables, layerscope.record, layerscope.suite; layerscope.Run\n"
+        "import sys, layerscope, layerscope.terminal.run_tables, layerscope.record, layerscope.suite; layerscope.Run\n"
         "assert not {'torch', 'transformers', 'safetensors'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

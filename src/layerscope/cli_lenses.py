@@ -206,8 +206,8 @@ def show(
 ) -> None:
     """Show what a fitted lens is, is worth and belongs to, and check that its weights are whole; or list several."""
     with mistakes_in_one_sentence():
-        from layerscope.lens_tables import lens_list
         from layerscope.lenses.lens_folder import RECORD_NAME
+        from layerscope.terminal.lens_tables import lens_list
 
         found = _found(path)
         single = (path / RECORD_NAME).exists()
@@ -459,7 +459,7 @@ def _found(path: Path) -> "list[layerscope.lenses.lens_folder.FoundSidecar]":
 
 
 def _print_lens(record: "layerscope.lens_record.LensRecord") -> None:
-    from layerscope.lens_tables import lens_lines, lens_table
+    from layerscope.terminal.lens_tables import lens_lines, lens_table
 
     print_parts(lens_table(record))
     print_parts(["", lens_lines(record)])

@@ -4,7 +4,7 @@ from layerscope.analysis import curve_shapes as shapes
 from layerscope.analysis.confirmation import NO_OTHER_LENS, Confirmation
 from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED
 from layerscope.report.cited.evidence import Evidence
-from layerscope.report.tables import ranks_stand
+from layerscope.terminal.run_tables import ranks_stand
 
 _STRONG = ("L_semantic_strong", "L_semantic_strong_run2")
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from layerscope.analysis.curve import Pass
 from layerscope.analysis.facts import fact_passes
-from layerscope.report.tables import probabilities_stand, ranks_stand
 from layerscope.run_folder import Run
+from layerscope.terminal.run_tables import probabilities_stand, ranks_stand
 
 SEMANTIC = ("L_semantic", "first_rank_le")
 """How names of milestones begin that are about the answer."""

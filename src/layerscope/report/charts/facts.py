@@ -25,8 +25,8 @@ from layerscope.report.charts.rules import (
 from layerscope.report.charts.theme import BAND
 from layerscope.report.charts.trajectories import CAUTION, HEIGHT, curve_values
 from layerscope.report.charts.words import amount, course, measured, model_name, prompt_name, sentences
-from layerscope.report.tables import probabilities_stand
 from layerscope.run_folder import Run
+from layerscope.terminal.run_tables import probabilities_stand
 
 MOST_LINES = 60
 """Facts drawn one by one; of more, so many at even steps. Median and band are always over all."""

@@ -15,8 +15,8 @@ from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, layer
 from layerscope.report.charts.palette import VIRIDIS, ink, shade
 from layerscope.report.charts.theme import QUIET
 from layerscope.report.charts.words import amount, model_name, prompt_name, sentences, visible
-from layerscope.report.tables import probabilities_stand
 from layerscope.run_folder import Run
+from layerscope.terminal.run_tables import probabilities_stand
 
 CELL_WIDTH, CELL_HEIGHT = 60, 20
 """In pixels."""

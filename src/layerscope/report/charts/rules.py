@@ -12,8 +12,8 @@ from layerscope.analysis.milestones import Milestones
 from layerscope.report.charts.chart_spec import data_of, y_at
 from layerscope.report.charts.theme import MILESTONE
 from layerscope.report.charts.words import listed
-from layerscope.report.tables import probabilities_stand, ranks_stand
 from layerscope.run_folder import Run
+from layerscope.terminal.run_tables import probabilities_stand, ranks_stand
 
 LONGEST = 20
 """Letters of a label's line, the layer aside."""

@@ -22,8 +22,8 @@ from layerscope.report.charts.rules import (
     rules_of,
 )
 from layerscope.report.charts.words import course, listed, measured, model_name, prompt_name, sentences
-from layerscope.report.tables import probabilities_stand
 from layerscope.run_folder import Run
+from layerscope.terminal.run_tables import probabilities_stand
 
 HEIGHT = 300
 NO_VALUE = "no value at any layer"

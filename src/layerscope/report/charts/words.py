@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from layerscope.analysis.curve import Pass
 from layerscope.analysis.curve_shapes import Points, peak, points, trough
-from layerscope.report.tables import printable
 from layerscope.run_folder import Run
+from layerscope.terminal.run_tables import printable
 
 
 def amount(value: int | float) -> str:

@@ -18,7 +18,7 @@ from layerscope.report.cited.claims import Citation, Claim, Unit, Value
 from layerscope.report.cited.document import MARK, Basis, Name, Part, Row, Sentence, Table, Text, Token
 from layerscope.report.cited.evidence import Evidence, agree
 from layerscope.report.cited.sources import CsvFile, Entry
-from layerscope.report.tables import probabilities_stand, ranks_stand
+from layerscope.terminal.run_tables import probabilities_stand, ranks_stand
 
 Path: TypeAlias = tuple[str | int, ...]
 """Where the JSON may have something."""

@@ -11,9 +11,9 @@ from layerscope.published.layout import RECORDS, csv_name, stem_of
 from layerscope.record.parts import PromptRecord
 from layerscope.report.page.blocks import PASS, Block, Key, Vocabulary, blocks, listed
 from layerscope.report.page.packing import packed
-from layerscope.report.tables import probabilities_stand, ranks_stand
-from layerscope.report.verdict import STRONG, rank_1
 from layerscope.run_folder import Run
+from layerscope.terminal.run_tables import probabilities_stand, ranks_stand
+from layerscope.terminal.verdict import STRONG, rank_1
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
-from layerscope.report.tables import identity_line, probabilities_stand
-from layerscope.report.verdict import ONSET, STRONG, STRONG_RUN2, Said, Teller, lens_columns, quoting
 from layerscope.run_folder import Run
 from layerscope.suite import builtin_suites
+from layerscope.terminal.run_tables import identity_line, probabilities_stand
+from layerscope.terminal.verdict import ONSET, STRONG, STRONG_RUN2, Said, Teller, lens_columns, quoting
 
 BUNDLED_ID = "layerscope/reference"
 """How records name the model that comes with the package; it is probed where none is named."""

@@ -19,8 +19,8 @@ from layerscope.lens_record import (
     TunedFit,
 )
 from layerscope.lenses.lens_folder import FoundSidecar
-from layerscope.report.tables import ABSENT, number, printable
-from layerscope.report.verdict import LABEL_WIDTH, TEXT_WIDTH, Said
+from layerscope.terminal.run_tables import ABSENT, number, printable
+from layerscope.terminal.verdict import LABEL_WIDTH, TEXT_WIDTH, Said
 
 HASH_SHOWN = 8
 """Digits of a hash that tell one lens from another."""

@@ -22,8 +22,8 @@ from layerscope.record.measured import HeldOutRecord, LastLayerRecord, SidecarRe
 from layerscope.record.parts import HeadTransformRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
-from layerscope.report.tables import ABSENT, number, printable, probabilities_stand, ranks_stand
 from layerscope.run_folder import Run
+from layerscope.terminal.run_tables import ABSENT, number, printable, probabilities_stand, ranks_stand
 
 WIDTH = 80
 LABEL_WIDTH = 10

@@ -1,0 +1,1 @@
+"""Tables and verdict for a terminal."""

@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, Error, sync_playwright
 
 from browser_page import DESKTOP, PHONE, Opened, as_shown, launched
 from layerscope.record import Run
-from layerscope.report.page.view import write_view
 from layerscope.run import Shown
+from layerscope.view.page.view import write_view
 from made_run import HOSTILE, made
 
 PUBLISHED = "run-20251004-1804"

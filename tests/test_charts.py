@@ -16,14 +16,14 @@ import pytest
 
 from layerscope.analysis.curve import Pass
 from layerscope.errors import RunError
-from layerscope.report.charts import METRICS, across_models, config, facts, grid, lens_trust, trajectories
-from layerscope.report.charts.comparable import obstacles, reason_against
-from layerscope.report.charts.metrics import metric_of
-from layerscope.report.charts.palette import DARK_GROUND, LENSES, LIGHT_GROUND, SERIES, VIRIDIS, contrast, ink, shade
-from layerscope.report.charts.rules import Rule, place
-from layerscope.report.charts.trust import LENS_TRUST
-from layerscope.report.charts.words import course, listed, measured, visible
 from layerscope.run_folder import Run
+from layerscope.view.charts import METRICS, across_models, config, facts, grid, lens_trust, trajectories
+from layerscope.view.charts.comparable import obstacles, reason_against
+from layerscope.view.charts.metrics import metric_of
+from layerscope.view.charts.palette import DARK_GROUND, LENSES, LIGHT_GROUND, SERIES, VIRIDIS, contrast, ink, shade
+from layerscope.view.charts.rules import Rule, place
+from layerscope.view.charts.trust import LENS_TRUST
+from layerscope.view.charts.words import course, listed, measured, visible
 
 PUBLISHED = ("Qwen3-8B", "gemma-2-9b", "Mistral-7B-v0.1", "Meta-Llama-3-70B", "Yi-34B", "Qwen2.5-72B")
 LETTER = 0.62
@@ -638,7 +638,7 @@ def test_reports_are_read_without_loading_a_drawing_library():
     code = (
         "import sys, layerscope.report, layerscope.report.cited.evidence\n"
         "assert not {'altair', 'vl_convert'} & set(sys.modules)\n"
-        "import layerscope.report.charts\n"
+        "import layerscope.view.charts\n"
         "assert 'altair' in sys.modules and not {'torch', 'vl_convert'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from layerscope.errors import RunError
 from layerscope.probing import probe
 from layerscope.record import COLUMNS, Run, RunRecord
-from layerscope.report.charts.palette import LIGHT_GROUND
-from layerscope.report.page.packing import packed, safe_json
-from layerscope.report.page.payload import labels, payload
-from layerscope.report.page.view import MARKER, page_html, write_view
-from layerscope.report.page.words import command, origin, verdict_words
 from layerscope.run import Run as ViewedRun
 from layerscope.run import plots
+from layerscope.view.charts.palette import LIGHT_GROUND
+from layerscope.view.page.packing import packed, safe_json
+from layerscope.view.page.payload import labels, payload
+from layerscope.view.page.view import MARKER, page_html, write_view
+from layerscope.view.page.words import command, origin, verdict_words
 from made_run import HOSTILE, made
 
 
@@ -423,7 +423,7 @@ def test_a_viewed_run_is_read_and_compared_like_any_other(viewed: ViewedRun, run
 
 def test_pages_and_charts_are_loaded_when_they_are_asked_for():
     code = (
-        "import sys, layerscope.run, layerscope.report.page.view\n"
+        "import sys, layerscope.run, layerscope.view.page.view\n"
         "print([name for name in ('torch', 'transformers', 'altair', 'vl_convert') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -23,11 +23,11 @@ from layerscope.errors import RunError
 from layerscope.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
 from layerscope.published.write.writer import write_published
 from layerscope.record.store import new_folder
-from layerscope.report.page.view import write_view
 from layerscope.run import Run
 from layerscope.run_folder import default_folder_name
 from layerscope.terminal.run_tables import milestone_table, problem_lines, run_tables
 from layerscope.terminal.verdict import run_verdict
+from layerscope.view.page.view import write_view
 
 app = typer.Typer(
     name="layerscope",

@@ -26,12 +26,12 @@ from layerscope.report.cited.markdown import markdown
 from layerscope.report.cited.report_files import signed, write_new, write_report
 from layerscope.report.cited.sources import Sources
 from layerscope.report.evaluation import evaluation
-from layerscope.report.page.view import write_view
 from layerscope.report.synthesis import synthesis
 from layerscope.report.synthesis.comparison_table import comparison_files, comparison_table
 from layerscope.report.verify import Verified
 from layerscope.report.verify import verify as verify_run
 from layerscope.run_folder import Run
+from layerscope.view.page.view import write_view
 
 CROSS_MODELS = "evaluation-cross-models.md"
 FORMS = ("table", "json", "markdown")

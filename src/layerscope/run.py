@@ -11,7 +11,7 @@ from layerscope.run_folder import Run as RecordedRun
 if TYPE_CHECKING:
     import altair as alt
 
-    from layerscope.report.charts import ChartSpec
+    from layerscope.view.charts import ChartSpec
 
 HEIGHT = 820
 """Of the frame in a notebook, in pixels."""
@@ -51,7 +51,7 @@ class Run(RecordedRun):
             others: more runs, to be put side by side with this one.
             height: of the frame, in pixels.
         """
-        from layerscope.report.page.view import page_html
+        from layerscope.view.page.view import page_html
 
         return Shown(page_html([self, *others]), height)
 
@@ -63,7 +63,7 @@ class Run(RecordedRun):
                 `cosines`; the same over facts, as `facts:answer_rank`; a measure of lens trust, such as
                 `js_divergence_bits` or `decoding_point`; or `models`, which puts `others` beside this run.
             others: more runs, for `models`.
-            options: of the function in `layerscope.report.charts` that draws it: `lens`, `lenses`, `asked`, `colour`.
+            options: of the function in `layerscope.view.charts` that draws it: `lens`, `lenses`, `asked`, `colour`.
 
         Raises:
             RunError: there is no such chart, or this run lacks what it needs.
@@ -72,7 +72,7 @@ class Run(RecordedRun):
         return spec.figure(width=None) if kind == "grid" else spec.figure()  # a grid is as wide as its cells
 
     def _chart(self, kind: str, others: Sequence[RecordedRun], options: dict[str, Any]) -> "ChartSpec":
-        from layerscope.report import charts
+        from layerscope.view import charts
 
         name, _, metric = kind.partition(":")
         if name == "models":
@@ -92,7 +92,7 @@ class Run(RecordedRun):
 
 def plots() -> Sequence[str]:
     """Every kind of chart that `Run.plot` draws."""
-    from layerscope.report import charts
+    from layerscope.view import charts
 
     single = [name for name, metric in charts.METRICS.items() if len(metric.quantities) == 1]
     return ["grid", *charts.METRICS, *(f"facts:{name}" for name in single), *charts.LENS_TRUST, "models"]

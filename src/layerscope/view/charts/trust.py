@@ -14,12 +14,12 @@ from layerscope.analysis.percentiles import median
 from layerscope.analysis.raw_comparison import HIGH_KL_BITS, NEAR_JACCARD, NEAR_JS_BITS, NEAR_L1, Comparison
 from layerscope.errors import RunError
 from layerscope.record.measured import HeldOutRecord, SidecarRecord
-from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
-from layerscope.report.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
-from layerscope.report.charts.palette import LENSES, SERIES, lens_look, series_look
-from layerscope.report.charts.trajectories import HEIGHT, NO_VALUE, curve_values
-from layerscope.report.charts.words import course, listed, measured, model_name, prompt_name, sentences, signed
 from layerscope.run_folder import Run
+from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
+from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
+from layerscope.view.charts.palette import LENSES, SERIES, lens_look, series_look
+from layerscope.view.charts.trajectories import HEIGHT, NO_VALUE, curve_values
+from layerscope.view.charts.words import course, listed, measured, model_name, prompt_name, sentences, signed
 
 MOST_FACTS = 40
 """Facts with a line of their own in the chart of onsets; of more, so many at even steps."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerscope.errors import RunError
-from layerscope.report.page.packing import packed, safe_json
 from layerscope.run_folder import Run
+from layerscope.view.page.packing import packed, safe_json
 
 if TYPE_CHECKING:
-    from layerscope.report.charts import ChartSpec
+    from layerscope.view.charts import ChartSpec
 
 TRAJECTORIES = ("entropy_bits", "kl_to_final_bits", "answer_rank", "p_answer", "masses", "cosines")
 FACTS = ("answer_rank", "entropy_bits", "kl_to_final_bits", "p_answer")
@@ -80,7 +80,7 @@ def chart_sections(runs: Sequence[Run], labels: Sequence[str]) -> list[Section]:
     """Trajectories and lens trust of every run; where there are several runs, all of them side by side."""
     from altair.utils.schemapi import debug_mode
 
-    from layerscope.report.charts import LENS_TRUST, facts, lens_trust, trajectories
+    from layerscope.view.charts import LENS_TRUST, facts, lens_trust, trajectories
 
     def of_facts(run: Run, metric: str) -> "ChartSpec | None":
         return facts(run, metric) if len(run.diagnostics.micro_suite.facts) > 1 else None
@@ -130,7 +130,7 @@ def _figure(found: "ChartSpec", place: str, name: str, wide: bool = False) -> Fi
 
 
 def _across(runs: Sequence[Run]) -> Section:
-    from layerscope.report.charts import across_models
+    from layerscope.view.charts import across_models
 
     notes: tuple[str, ...] = ()
     charts: tuple[Figure, ...] = ()
@@ -153,7 +153,7 @@ def _across(runs: Sequence[Run]) -> Section:
 
 def _sheet(found: "ChartSpec") -> Sheet:
     """A row for each run, a column for each milestone, in the chart's order."""
-    from layerscope.report.charts.models import NAMES
+    from layerscope.view.charts.models import NAMES
 
     runs: list[dict[str, Mapping[str, Any]]] = []
     named = None

@@ -11,12 +11,12 @@ import polars as pl
 
 from layerscope.analysis.curve import Pass
 from layerscope.errors import RunError
-from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, layered, titled, y_at
-from layerscope.report.charts.palette import VIRIDIS, ink, shade
-from layerscope.report.charts.theme import QUIET
-from layerscope.report.charts.words import amount, model_name, prompt_name, sentences, visible
 from layerscope.run_folder import Run
 from layerscope.terminal.run_tables import probabilities_stand
+from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, layered, titled, y_at
+from layerscope.view.charts.palette import VIRIDIS, ink, shade
+from layerscope.view.charts.theme import QUIET
+from layerscope.view.charts.words import amount, model_name, prompt_name, sentences, visible
 
 CELL_WIDTH, CELL_HEIGHT = 60, 20
 """In pixels."""

@@ -9,11 +9,11 @@ import altair as alt
 
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.analysis.milestones import Milestones
-from layerscope.report.charts.chart_spec import data_of, y_at
-from layerscope.report.charts.theme import MILESTONE
-from layerscope.report.charts.words import listed
 from layerscope.run_folder import Run
 from layerscope.terminal.run_tables import probabilities_stand, ranks_stand
+from layerscope.view.charts.chart_spec import data_of, y_at
+from layerscope.view.charts.theme import MILESTONE
+from layerscope.view.charts.words import listed
 
 LONGEST = 20
 """Letters of a label's line, the layer aside."""

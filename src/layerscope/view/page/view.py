@@ -18,11 +18,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from layerscope.errors import RunError
-from layerscope.report.page.figures import Section, chart_sections
-from layerscope.report.page.packing import safe_json
-from layerscope.report.page.payload import Payload, labels, payload
-from layerscope.report.page.words import Origin, VerdictWords, origin, verdict_words
 from layerscope.run_folder import Run
+from layerscope.view.page.figures import Section, chart_sections
+from layerscope.view.page.packing import safe_json
+from layerscope.view.page.payload import Payload, labels, payload
+from layerscope.view.page.words import Origin, VerdictWords, origin, verdict_words
 
 MARKER = "<!-- layerscope view: written by layerscope, which may write it again -->"
 """Near the head of every page; a file without it is someone else's."""
@@ -150,7 +150,7 @@ def _words(run: Run, label: str) -> _RunWords:
 
 def _scripts(found: Payload, sections: Sequence[Section]) -> dict[str, str]:
     """Every data block by its id."""
-    from layerscope.report.charts import config
+    from layerscope.view.charts import config
 
     page = {
         "vocabulary": {"texts": found.vocabulary.texts, "ids": found.vocabulary.ids},
@@ -187,7 +187,7 @@ def _hash(text: str) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("layerscope.report.page", "assets"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("layerscope.view.page", "assets"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["share"] = _share
     return environment
@@ -201,7 +201,7 @@ def _share(layer: int, n_layers: int) -> str:
 @cache
 def _asset(name: str) -> str:
     """A file of the page; line ends as HTML parsers make them, for the policy holds a hash of it."""
-    text = (files("layerscope.report.page") / "assets" / name).read_text(encoding="utf-8")
+    text = (files("layerscope.view.page") / "assets" / name).read_text(encoding="utf-8")
     return text.replace("\r\n", "\n")
 
 

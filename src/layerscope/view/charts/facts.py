@@ -10,11 +10,13 @@ from layerscope.analysis.facts import fact_passes
 from layerscope.analysis.milestones import Milestones
 from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.errors import RunError
-from layerscope.report.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
-from layerscope.report.charts.lines import Axes, Line, hover_layer, place_of, reference_layer
-from layerscope.report.charts.metrics import Metric, metric_of
-from layerscope.report.charts.palette import Look, lens_look
-from layerscope.report.charts.rules import (
+from layerscope.run_folder import Run
+from layerscope.terminal.run_tables import probabilities_stand
+from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
+from layerscope.view.charts.lines import Axes, Line, hover_layer, place_of, reference_layer
+from layerscope.view.charts.metrics import Metric, metric_of
+from layerscope.view.charts.palette import Look, lens_look
+from layerscope.view.charts.rules import (
     Named,
     milestone_sentence,
     named_milestones,
@@ -22,11 +24,9 @@ from layerscope.report.charts.rules import (
     rule_layers,
     rules_of,
 )
-from layerscope.report.charts.theme import BAND
-from layerscope.report.charts.trajectories import CAUTION, HEIGHT, curve_values
-from layerscope.report.charts.words import amount, course, measured, model_name, prompt_name, sentences
-from layerscope.run_folder import Run
-from layerscope.terminal.run_tables import probabilities_stand
+from layerscope.view.charts.theme import BAND
+from layerscope.view.charts.trajectories import CAUTION, HEIGHT, curve_values
+from layerscope.view.charts.words import amount, course, measured, model_name, prompt_name, sentences
 
 MOST_LINES = 60
 """Facts drawn one by one; of more, so many at even steps. Median and band are always over all."""

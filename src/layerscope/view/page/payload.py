@@ -9,11 +9,11 @@ import polars as pl
 from layerscope.analysis.curve import Pass
 from layerscope.published.layout import RECORDS, csv_name, stem_of
 from layerscope.record.parts import PromptRecord
-from layerscope.report.page.blocks import PASS, Block, Key, Vocabulary, blocks, listed
-from layerscope.report.page.packing import packed
 from layerscope.run_folder import Run
 from layerscope.terminal.run_tables import probabilities_stand, ranks_stand
 from layerscope.terminal.verdict import STRONG, rank_1
+from layerscope.view.page.blocks import PASS, Block, Key, Vocabulary, blocks, listed
+from layerscope.view.page.packing import packed
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import altair as alt
 import polars as pl
 
-from layerscope.report.charts.theme import config
+from layerscope.view.charts.theme import config
 
 SIGNIFICANT_DIGITS = 6
 """Of numbers in a chart; the table keeps all of them."""

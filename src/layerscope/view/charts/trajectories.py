@@ -8,11 +8,13 @@ import polars as pl
 
 from layerscope.analysis.curve import Curve, Pass
 from layerscope.errors import RunError
-from layerscope.report.charts.chart_spec import ChartSpec, finished, titled
-from layerscope.report.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
-from layerscope.report.charts.metrics import Metric, Quantity, metric_of
-from layerscope.report.charts.palette import lens_look, series_look
-from layerscope.report.charts.rules import (
+from layerscope.run_folder import Run
+from layerscope.terminal.run_tables import probabilities_stand
+from layerscope.view.charts.chart_spec import ChartSpec, finished, titled
+from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
+from layerscope.view.charts.metrics import Metric, Quantity, metric_of
+from layerscope.view.charts.palette import lens_look, series_look
+from layerscope.view.charts.rules import (
     Named,
     found_milestones,
     milestone_sentence,
@@ -21,9 +23,7 @@ from layerscope.report.charts.rules import (
     rule_layers,
     rules_of,
 )
-from layerscope.report.charts.words import course, listed, measured, model_name, prompt_name, sentences
-from layerscope.run_folder import Run
-from layerscope.terminal.run_tables import probabilities_stand
+from layerscope.view.charts.words import course, listed, measured, model_name, prompt_name, sentences
 
 HEIGHT = 300
 NO_VALUE = "no value at any layer"

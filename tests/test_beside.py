@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from layerscope import CausalLM, Run, load_suite, probe
-from layerscope.beside import CALIBRATION_ROWS, FAILED_IDENTITY, texts_beside
-from layerscope.encode import encode
 from layerscope.errors import LensError
 from layerscope.model.residuals import read_residuals
+from layerscope.probing.encode import encode
+from layerscope.probing.primary_prompt import CALIBRATION_ROWS, FAILED_IDENTITY, texts_beside
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.suite.auxiliary_texts import calibration_passage, published_test_prompts
 from layerscope.unembedding import HeadTransform

@@ -11,11 +11,11 @@ import torch
 from fit_texts import corpus_for, write_text
 from layerscope import CausalLM, Run, probe
 from layerscope.errors import LensError
-from layerscope.fitted_lenses import choose_lenses
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.fitting.tuned import TunedSettings, fit_tuned
 from layerscope.lenses.lens_folder import read_sidecar, tuned_lens
 from layerscope.model.causal_lm import BUNDLED
+from layerscope.probing.lens_selection import choose_lenses
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_a_reason_keeps_names_that_only_contain_the_folder_s_path(
     def refuse(folder: Path, *_: object) -> None:
         raise LensError(f"{folder}: of some{folder}, not '{folder}/a'.")
 
-    monkeypatch.setattr("layerscope.fitted_lenses.matching", refuse)
+    monkeypatch.setattr("layerscope.probing.lens_selection.matching", refuse)
     place = lenses.resolve()
     assert reasons(model, lenses)["tuned"] == f"refused: {place.name}: of some{place}, not '{place.name}/a'."
 

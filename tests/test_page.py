@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerscope.errors import RunError
-from layerscope.probing import probe
+from layerscope.probing.probe import probe
 from layerscope.record import COLUMNS, Run, RunRecord
 from layerscope.run import Run as ViewedRun
 from layerscope.run import plots

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from layerscope.errors import LayerscopeError
     from layerscope.model.causal_lm import CausalLM
     from layerscope.model.residuals import Residuals, read_residuals
-    from layerscope.probing import probe
+    from layerscope.probing.probe import probe
     from layerscope.run import Run
     from layerscope.suite import Prompt, Suite, builtin_suites, load_suite
 
@@ -31,7 +31,7 @@ _HOMES = {
     "Suite": "layerscope.suite",
     "builtin_suites": "layerscope.suite",
     "load_suite": "layerscope.suite",
-    "probe": "layerscope.probing",
+    "probe": "layerscope.probing.probe",
     "read_residuals": "layerscope.model.residuals",
 }
 

@@ -110,7 +110,7 @@ def probe(
         parent = _usable(out)
         # Imported here, so that help and mistakes need not wait for the tensor library.
         from layerscope.model.causal_lm import BUNDLED
-        from layerscope.probing import probe as run_probe
+        from layerscope.probing.probe import probe as run_probe
 
         quieten_transformers()
         with watching() as observer:

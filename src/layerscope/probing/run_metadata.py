@@ -10,11 +10,11 @@ from typing import Literal
 import polars as pl
 import torch
 
-from layerscope.encode import Encoded
 from layerscope.lenses import Lens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.identity import Identity
 from layerscope.model.tokens import Alignment
+from layerscope.probing.encode import Encoded
 from layerscope.record import parts
 from layerscope.record.measured import MeasuredRecord
 from layerscope.record.protocol import Protocol

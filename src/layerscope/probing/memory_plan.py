@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from layerscope.encode import Encoded
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import MemoryPlan, check_fits, format_bytes
+from layerscope.probing.encode import Encoded
 from layerscope.readout.decode import TOP_SET
 from layerscope.suite import Suite
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from layerscope.encode import Encoded
 from layerscope.model.causal_lm import CausalLM
+from layerscope.probing.encode import Encoded
 from layerscope.record.rows import rows_frame
 
 TUNED = "tuned"

@@ -10,17 +10,18 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from layerscope.beside import Beside, BesideRows, FirstPart, planned_beside_bytes, texts_beside
-from layerscope.describe import Settings, describe_run
-from layerscope.encode import Encoded, encode
 from layerscope.errors import LensError, ModelError, PlacementError, SuiteError
-from layerscope.fitted_lenses import choose_lenses
 from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
 from layerscope.model.residuals import Residuals, read_residuals
-from layerscope.plan import IDENTITY_PROMPTS, Part, plan_line, plan_memory, planned_bytes
+from layerscope.probing.encode import Encoded, encode
+from layerscope.probing.lens_selection import choose_lenses
+from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Part, plan_line, plan_memory, planned_bytes
+from layerscope.probing.primary_prompt import Beside, BesideRows, FirstPart, planned_beside_bytes, texts_beside
+from layerscope.probing.row_table import tabulate
+from layerscope.probing.run_metadata import Settings, describe_run
 from layerscope.progress import Observer, Silent
 from layerscope.readout.measure import measure
 from layerscope.record.measured import MeasuredRecord
@@ -28,7 +29,6 @@ from layerscope.record.parts import TimingsRecord
 from layerscope.record.protocol import Protocol, protocol_of
 from layerscope.run import Run
 from layerscope.suite import Suite, load_suite
-from layerscope.tabulate import tabulate
 
 SECOND_FORWARD = ("auto", "always", "off")
 

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from layerscope.encode import Encoded
 from layerscope.errors import ModelError, NumericError
 from layerscope.lenses import Lens, bind_lenses
 from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.residuals import Residuals, read_residuals
+from layerscope.probing.encode import Encoded
 from layerscope.readout.decode import Question, Readout, decode
 from layerscope.readout.head import HeadPrediction, head_predictions, transform_checks
 from layerscope.readout.position_readout import CloseUp, Reading, View, close_up

@@ -1,0 +1,1 @@
+"""One model and one suite: prompts, forward passes, sweep, rows and record."""

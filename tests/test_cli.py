@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from layerscope.cli import app
+from layerscope.cli.main import app
 from layerscope.published.layout import EXTENDED
 from layerscope.published.write.writer import write_published
 from layerscope.run_folder import Run
@@ -141,7 +141,7 @@ def test_show_loads_no_tensor_library(probed):
     cwd, _ = probed
     folder = min((cwd / "runs").iterdir())
     code = (
-        "import sys; from layerscope.cli import app\n"
+        "import sys; from layerscope.cli.main import app\n"
         f"try: app(['show', {str(folder)!r}])\n"
         "except SystemExit as end: assert end.code == 0, end.code\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
@@ -155,7 +155,7 @@ def test_a_second_run_never_touches_the_first(probed, monkeypatch):
     folder = min((cwd / "runs").iterdir())
     before = (folder / "run.json").read_bytes()
     monkeypatch.chdir(cwd)
-    monkeypatch.setattr("layerscope.cli.default_folder_name", lambda record: folder.name)  # the same second
+    monkeypatch.setattr("layerscope.cli.main.default_folder_name", lambda record: folder.name)  # the same second
     done = CliRunner().invoke(app, ["probe", "--suite", "berlin", "--positions", "last"])
     assert done.exit_code == 0, done.output
     assert (folder / "run.json").read_bytes() == before

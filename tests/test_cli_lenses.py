@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from layerscope import CausalLM
-from layerscope.cli import app
+from layerscope.cli.main import app
 from layerscope.fitting.checkpoint import Checkpoint
 from layerscope.fitting.workspace import Workspace
 from layerscope.lens_record import LensRecord

@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from layerscope.cli import app
+from layerscope.cli.main import app
 from layerscope.report.cited.report_files import is_untouched
 
 COMMANDS = ("view", "report", "compare", "brief", "audit", "verify")

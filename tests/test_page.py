@@ -280,7 +280,7 @@ def test_the_verdict_is_the_one_of_the_terminal(run: Run):
 def test_the_command_of_a_run_asks_the_same_again(run: Run):
     from typer.main import get_command
 
-    from layerscope.cli import app
+    from layerscope.cli.main import app
 
     words = shlex.split(command(run.record))
     assert words[:2] == ["layerscope", "probe"]

@@ -8,8 +8,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from layerscope.cli_lenses import fit_app, lens_app
-from layerscope.cli_progress import (
+from layerscope.cli.console import (
     mistakes_in_one_sentence,
     print_line,
     print_parts,
@@ -18,7 +17,8 @@ from layerscope.cli_progress import (
     warn,
     watching,
 )
-from layerscope.cli_reports import add_report_commands, newest
+from layerscope.cli.lenses import fit_app, lens_app
+from layerscope.cli.reports import add_report_commands, newest
 from layerscope.errors import RunError
 from layerscope.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
 from layerscope.published.write.writer import write_published

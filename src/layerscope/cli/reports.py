@@ -15,7 +15,7 @@ from rich.text import Text
 
 from layerscope.audit.audit_report import audit_report, beside, read_report_file
 from layerscope.audit.output import annotated, audit_json, audit_lines, needs_mending
-from layerscope.cli_progress import mistakes_in_one_sentence, print_line, print_parts, warn
+from layerscope.cli.console import mistakes_in_one_sentence, print_line, print_parts, warn
 from layerscope.errors import RunError
 from layerscope.published.write.writer import write_published
 from layerscope.record.store import new_folder

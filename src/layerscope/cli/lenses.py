@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from layerscope.cli_progress import (
+from layerscope.cli.console import (
     Bars,
     LogLines,
     mistakes_in_one_sentence,

@@ -2,7 +2,6 @@
 
 import polars as pl
 
-from layerscope.record import Run
 from layerscope.record.measured import (
     HeldOutRecord,
     PrismFitRecord,
@@ -16,6 +15,7 @@ from layerscope.record.measured import (
     TunedVariantRecord,
     TunedVariantsRecord,
 )
+from layerscope.run import Run
 
 CORPUS = SidecarCorpusRecord(
     sources=(TextSourceRecord(name="wiki.txt", format="txt", n_documents=40, sha256="1" * 64),),

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerscope.record import COLUMNS, Run, RunRecord, rows_frame
+from layerscope.record import COLUMNS, RunRecord, rows_frame
+from layerscope.run import Run
 
 HOSTILE = (
     "</script><script>alert(1)</script>", "</style>", "<!--", "]]>", "javascript:alert(1)", "\"'`", "&amp;", "&lt;",

@@ -5,8 +5,9 @@ import pytest
 from layerscope.analysis.acceptance import acceptance, skip_layers
 from layerscope.analysis.curve import Curve, Curves, Pass
 from layerscope.analysis.tuned_audit import HeadMismatch
-from layerscope.record import COLUMNS, Run
+from layerscope.record import COLUMNS
 from layerscope.record.measured import HeldOutRecord, SidecarRecord, SkipLayersRecord, TunedFitRecord
+from layerscope.run import Run
 
 BLANK = {column.name: None for column in COLUMNS}
 N = 8

@@ -12,8 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Error, sync_playwright
 
 from browser_page import DESKTOP, PHONE, Opened, as_shown, launched
-from layerscope.record import Run
-from layerscope.run import Shown
+from layerscope.run import Run, Shown
 from layerscope.view.page.view import write_view
 from made_run import HOSTILE, made
 

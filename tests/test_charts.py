@@ -16,7 +16,7 @@ import pytest
 
 from layerscope.analysis.curve import Pass
 from layerscope.errors import RunError
-from layerscope.run_folder import Run
+from layerscope.run import Run
 from layerscope.view.charts import METRICS, across_models, config, facts, grid, lens_trust, trajectories
 from layerscope.view.charts.comparable import obstacles, reason_against
 from layerscope.view.charts.metrics import metric_of

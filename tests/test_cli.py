@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from layerscope.cli.main import app
 from layerscope.published.layout import EXTENDED
 from layerscope.published.write.writer import write_published
-from layerscope.run_folder import Run
+from layerscope.run import Run
 
 COMMAND = (sys.executable, "-m", "layerscope")
 

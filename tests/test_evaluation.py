@@ -24,7 +24,7 @@ from layerscope.report.evaluation import evaluation
 from layerscope.report.evaluation.lenses import fitted
 from layerscope.report.evaluation.overview import fingerprint
 from layerscope.report.evaluation.quotes import Quotes
-from layerscope.run_folder import Run
+from layerscope.run import Run
 
 STEMS = {
     "Mistral-7B-v0.1": "Mistral-7B-v0.1", "Mistral-7B": "Mistral-7B-v0.1",

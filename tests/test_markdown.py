@@ -32,7 +32,7 @@ from layerscope.report.cited.document import (
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import code, markdown, plain, token_text
 from layerscope.report.evaluation import evaluation
-from layerscope.run_folder import Run
+from layerscope.run import Run
 
 HOSTILE = [
     "|", "||", "\\|", "\\\\|", "a|b|c", "`", "``", "`|`", "` |", "<script>alert(1)</script>", "<b>", "</td>", "<!--",

@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 
 from layerscope.errors import RunError
 from layerscope.probing.probe import probe
-from layerscope.record import COLUMNS, Run, RunRecord
-from layerscope.run import Run as ViewedRun
-from layerscope.run import plots
+from layerscope.record import COLUMNS, RunRecord
+from layerscope.run import Run, plots
 from layerscope.view.charts.palette import LIGHT_GROUND
 from layerscope.view.page.packing import packed, safe_json
 from layerscope.view.page.payload import labels, payload
@@ -373,11 +372,11 @@ def test_no_run_is_refused(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def viewed(run: Run) -> ViewedRun:
-    return ViewedRun(run.rows, run.record)
+def viewed(run: Run) -> Run:
+    return Run(run.rows, run.record)
 
 
-def test_a_notebook_gets_the_page_in_a_closed_frame(viewed: ViewedRun, page: str):
+def test_a_notebook_gets_the_page_in_a_closed_frame(viewed: Run, page: str):
     shown = viewed.show(height=500)
     (frame,) = Parsed(shown._repr_html_()).elements
     tag, attributes = frame
@@ -388,26 +387,26 @@ def test_a_notebook_gets_the_page_in_a_closed_frame(viewed: ViewedRun, page: str
 
 
 @pytest.mark.parametrize("kind", ["grid", "entropy_bits", "cosines", "js_divergence_bits", "models"])
-def test_a_plot_is_an_altair_chart(viewed: ViewedRun, kind: str):
+def test_a_plot_is_an_altair_chart(viewed: Run, kind: str):
     assert isinstance(viewed.plot(kind), alt.LayerChart | alt.Chart)
 
 
-def test_a_saved_plot_has_room_for_its_axes_beside_the_plot(viewed: ViewedRun, tmp_path: Path):
+def test_a_saved_plot_has_room_for_its_axes_beside_the_plot(viewed: Run, tmp_path: Path):
     viewed.plot("entropy_bits").save(tmp_path / "entropy.svg")
     (picture,) = re.findall(r'<svg[^>]* width="(\d+)"', (tmp_path / "entropy.svg").read_text())
     assert 640 < int(picture) < 900
 
 
-def test_a_plot_looks_as_it_does_on_the_page(viewed: ViewedRun):
+def test_a_plot_looks_as_it_does_on_the_page(viewed: Run):
     for kind in ("grid", "entropy_bits"):
         assert viewed.plot(kind).to_dict()["config"]["background"] == LIGHT_GROUND
 
 
-def test_a_plot_hands_on_its_options(viewed: ViewedRun):
+def test_a_plot_hands_on_its_options(viewed: Run):
     assert "raw" in json.dumps(viewed.plot("entropy_bits", lenses=["raw"]).to_dict())
 
 
-def test_an_unknown_plot_lists_those_there_are(viewed: ViewedRun):
+def test_an_unknown_plot_lists_those_there_are(viewed: Run):
     with pytest.raises(RunError, match="entropy_bits"):
         viewed.plot("violin")
     with pytest.raises(RunError, match="of one run"):
@@ -415,10 +414,10 @@ def test_an_unknown_plot_lists_those_there_are(viewed: ViewedRun):
     assert {"grid", "models", "facts:answer_rank"} <= set(plots())
 
 
-def test_a_viewed_run_is_read_and_compared_like_any_other(viewed: ViewedRun, run: Run, tmp_path: Path):
+def test_a_viewed_run_is_read_and_compared_like_any_other(viewed: Run, run: Run, tmp_path: Path):
     run.save(tmp_path / "run")
-    assert ViewedRun.read(tmp_path / "run") == viewed == run
-    assert isinstance(ViewedRun.read(tmp_path / "run"), ViewedRun)
+    assert Run.read(tmp_path / "run") == viewed == run
+    assert isinstance(Run.read(tmp_path / "run"), Run)
 
 
 def test_pages_and_charts_are_loaded_when_they_are_asked_for():

@@ -16,8 +16,8 @@ from layerscope.published.dialect import parse
 from layerscope.published.layout import EXTENDED, GENERATION_M, Dialect
 from layerscope.published.read.reader import read_published
 from layerscope.published.write.writer import write_published
-from layerscope.record import Run
 from layerscope.record.measured import SidecarRecord
+from layerscope.run import Run
 
 VARIANTS, POSITIONS = "pure-next-token-tuned-variants", "positions-tuned-audit"
 NUMBERS = [

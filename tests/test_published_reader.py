@@ -34,7 +34,8 @@ from layerscope.published.layout import (
     value_of,
 )
 from layerscope.published.read.reader import read_published
-from layerscope.record import COLUMNS, SCHEMA_VERSION, Run, RunRecord, rows_frame
+from layerscope.record import COLUMNS, SCHEMA_VERSION, RunRecord, rows_frame
+from layerscope.run import Run
 
 # A small folder of generation M, written here
 

@@ -18,7 +18,8 @@ from layerscope.published.layout import EXTENDED, GENERATION_M, NEXT, Dialect
 from layerscope.published.manifest import MANIFEST
 from layerscope.published.read.reader import read_published
 from layerscope.published.write.writer import write_published
-from layerscope.record import COLUMNS, Run
+from layerscope.record import COLUMNS
+from layerscope.run import Run
 
 AWKWARD = [
     "",

@@ -21,15 +21,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 import layerscope.record.run_record as run_record
-import layerscope.run_folder as run_module
 from fitted_lenses import prism_sidecar, tuned_sidecar, variants
 from layerscope.errors import RunError
-from layerscope.record import COLUMNS, Run, RunRecord, default_folder_name, describe_columns, new_folder, rows_frame
+from layerscope.record import COLUMNS, RunRecord, describe_columns, new_folder, rows_frame
 from layerscope.record.measured import MeasuredRecord, SidecarRecord, TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.parts import AlignmentRecord
+from layerscope.run import Run
+from layerscope.run_folder import default_folder_name
 
-SOURCE = Path(run_module.__file__).parents[2]
-SCHEMA = Path(run_module.__file__).with_name("run.schema.json")
+SOURCE = Path(run_record.__file__).parents[2]
+SCHEMA = Path(run_record.__file__).with_name("run.schema.json")
 DOCS = Path(__file__).parent.parent / "docs" / "run-folder.md"
 KEYS = [column.name for column in COLUMNS][:11]
 NULL_KEYS = ("fact_key", "fact_index", "token_id", "token")
@@ -583,7 +584,7 @@ import sys
 from pathlib import Path
 import polars as pl
 from layerscope.errors import RunError
-from layerscope.record import Run
+from layerscope.run import Run
 run, target = Run.read(sys.argv[1]), Path(sys.argv[2])
 try:
     run.save(target)

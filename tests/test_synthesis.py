@@ -18,7 +18,7 @@ from layerscope.report.evaluation.overview import overview
 from layerscope.report.evaluation.quotes import Quotes
 from layerscope.report.synthesis import synthesis
 from layerscope.report.synthesis.compared import family_of
-from layerscope.run_folder import Run
+from layerscope.run import Run
 from published_archives import archive_of
 
 OCTOBER, SEPTEMBER, TINY = "run-20251004-1804", "run-20250928-1722", "tiny-qwen3/published"

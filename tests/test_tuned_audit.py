@@ -20,8 +20,9 @@ from layerscope.analysis.tuned_audit import (
     tuned_audit,
     variant_rows,
 )
-from layerscope.record import COLUMNS, Run
+from layerscope.record import COLUMNS
 from layerscope.record.measured import LastLayerRecord, TunedVariantRecord, TunedVariantsRecord
+from layerscope.run import Run
 
 BLANK = {column.name: None for column in COLUMNS}
 PRIMARY = Pass(0, "pos", "orig")

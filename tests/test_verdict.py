@@ -19,7 +19,7 @@ from layerscope.analysis.statistics import summarize
 from layerscope.errors import RunError
 from layerscope.record.measured import LastLayerRecord, MeasuredRecord
 from layerscope.record.parts import HeadTransformRecord, ProblemRecord
-from layerscope.run_folder import Run
+from layerscope.run import Run
 from layerscope.terminal.run_tables import milestone_table, problem_lines
 from layerscope.terminal.verdict import explained, layers, quoting, run_verdict, spread, verdict_of
 

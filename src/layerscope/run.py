@@ -1,12 +1,15 @@
-"""A run that can be looked at: as a page in a notebook, or as a chart."""
+"""A run as users hold it: saved and read, shown as a page in a notebook or as a chart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
-from layerscope.run_folder import Run as RecordedRun
+from layerscope.published.layout import Dialect
+from layerscope.run_folder import read_run, save_run
 
 if TYPE_CHECKING:
     import altair as alt
@@ -41,10 +44,20 @@ class Shown:
         return f"<a page of {len(self.html):,} characters; a notebook shows it, `layerscope view` writes it>"
 
 
-class Run(RecordedRun):
-    """What a run found, and how; shown as a page or as charts."""
+class Run(AnalysedRun):
+    """What a run found, and how: rows, record and verdict; saved, read, shown as a page or as charts."""
 
-    def show(self, *others: RecordedRun, height: int = HEIGHT) -> Shown:
+    def save(self, path: str | Path, published: Dialect | None = None) -> None:
+        """Write the run's folder, whole or not at all; as `layerscope.run_folder.save_run`, which names the errors."""
+        save_run(self, path, published)
+
+    @classmethod
+    def read(cls, path: str | Path, model: str | None = None) -> "Run":
+        """Read a run's folder or published files; as `layerscope.run_folder.read_run`, which names the errors."""
+        found = read_run(path, model)
+        return cls(found.rows, found.record)
+
+    def show(self, *others: AnalysedRun, height: int = HEIGHT) -> Shown:
         """The page about this run, for a notebook: make it the last line of a cell.
 
         Args:
@@ -55,7 +68,7 @@ class Run(RecordedRun):
 
         return Shown(page_html([self, *others]), height)
 
-    def plot(self, kind: str = "entropy_bits", *others: RecordedRun, **options: Any) -> "alt.LayerChart":
+    def plot(self, kind: str = "entropy_bits", *others: AnalysedRun, **options: Any) -> "alt.LayerChart":
         """One chart of this run, to be shown, changed or saved; with a width of its own and the page's type.
 
         Args:
@@ -71,7 +84,7 @@ class Run(RecordedRun):
         spec = self._chart(kind, others, options)
         return spec.figure(width=None) if kind == "grid" else spec.figure()  # a grid is as wide as its cells
 
-    def _chart(self, kind: str, others: Sequence[RecordedRun], options: dict[str, Any]) -> "ChartSpec":
+    def _chart(self, kind: str, others: Sequence[AnalysedRun], options: dict[str, Any]) -> "ChartSpec":
         from layerscope.view import charts
 
         name, _, metric = kind.partition(":")

@@ -1,16 +1,15 @@
-"""A run that is kept: saved as a folder and read back equal, its own or one in the published format."""
+"""The folder of a run: written whole, read back equal; or a run read from published files."""
 
 import io
 import json
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 import polars as pl
 from pydantic import ValidationError
 
-from layerscope.analysis.analysed_run import Measurements
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.verdict_json import verdict_text
 from layerscope.errors import RunError
 from layerscope.published.layout import Dialect
@@ -19,63 +18,58 @@ from layerscope.published.write.writer import write_published
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
 
-R = TypeVar("R", bound="Run")
+
+def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = None) -> None:
+    """Write a run's folder, whole or not at all.
+
+    Rows and record are the truth. `verdict.json` is made from them for other programs and never read back.
+
+    Args:
+        run: what to write.
+        path: the folder, which is made.
+        published: write the published format too, in this dialect, into the folder `published` inside.
+
+    Raises:
+        RunError: the folder is already there, the disk is full, or the place cannot be written to; or the dialect
+            is generation M and the run's protocol is not `published`.
+    """
+    with new_folder(Path(path)) as folder:
+        (folder / "run.json").write_bytes(run.record.model_dump_json(indent=2).encode() + b"\n")
+        # Through memory: written by Polars itself, a full disk would come as an error without a number.
+        parquet = io.BytesIO()
+        run.rows.write_parquet(parquet, compression="zstd")
+        (folder / "rows.parquet").write_bytes(parquet.getbuffer())
+        (folder / "verdict.json").write_text(verdict_text(run.verdict, run.record), encoding="utf-8")
+        if published is not None:
+            (folder / "published").mkdir()
+            write_published(run, folder / "published", published)
 
 
-class Run(Measurements):
-    """What a run found, and how."""
+def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
+    """Read a run's folder, whatever else lies in it, or files in the published format.
 
-    def save(self, path: str | Path, published: Dialect | None = None) -> None:
-        """Write the run's folder, whole or not at all.
+    Args:
+        path: a run's folder; or a folder of published files, or the `output-<M>.json` of one model in it.
+        model: which model, where a folder of published files holds several.
 
-        Rows and record are the truth. `verdict.json` is made from them for other programs and never read back.
-
-        Args:
-            path: the folder, which is made.
-            published: write the published format too, in this dialect, into the folder `published` inside.
-
-        Raises:
-            RunError: the folder is already there, the disk is full, or the place cannot be written to; or the dialect
-                is generation M and the run's protocol is not `published`.
-        """
-        with new_folder(Path(path)) as folder:
-            (folder / "run.json").write_bytes(self.record.model_dump_json(indent=2).encode() + b"\n")
-            # Through memory: written by Polars itself, a full disk would come as an error without a number.
-            parquet = io.BytesIO()
-            self.rows.write_parquet(parquet, compression="zstd")
-            (folder / "rows.parquet").write_bytes(parquet.getbuffer())
-            (folder / "verdict.json").write_text(verdict_text(self.verdict, self.record), encoding="utf-8")
-            if published is not None:
-                (folder / "published").mkdir()
-                write_published(self, folder / "published", published)
-
-    @classmethod
-    def read(cls: type[R], path: str | Path, model: str | None = None) -> R:
-        """Read a run's folder, whatever else lies in it, or files in the published format.
-
-        Args:
-            path: a run's folder; or a folder of published files, or the `output-<M>.json` of one model in it.
-            model: which model, where a folder of published files holds several.
-
-        Raises:
-            RunError: naming file and field: the folder or a file is missing or damaged, another version of the format
-                wrote it, or it does not hold what a run holds. Published files are read as far as they go, and what
-                they lack is in `problems`.
-        """
-        folder = Path(path)
-        if not (folder / "run.json").exists() and holds_published(folder):
-            found = read_published(folder, model)
-            return cls(found.rows, found.record)
-        if not folder.is_dir():
-            raise RunError(f"{folder}: no such folder; give a run's folder, which holds run.json and rows.parquet.")
-        if model is not None:
-            raise RunError(f"{folder}: a run's own folder holds one model; leave the model out.")
-        record = _read_record(folder / "run.json")
-        rows = _read_rows(folder / "rows.parquet")
-        try:
-            return cls(rows, record)
-        except RunError as error:
-            raise RunError(f"{folder / 'rows.parquet'}: {error}") from error
+    Raises:
+        RunError: naming file and field: the folder or a file is missing or damaged, another version of the format
+            wrote it, or it does not hold what a run holds. Published files are read as far as they go, and what
+            they lack is in `problems`.
+    """
+    folder = Path(path)
+    if not (folder / "run.json").exists() and holds_published(folder):
+        return read_published(folder, model)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder; give a run's folder, which holds run.json and rows.parquet.")
+    if model is not None:
+        raise RunError(f"{folder}: a run's own folder holds one model; leave the model out.")
+    record = _read_record(folder / "run.json")
+    rows = _read_rows(folder / "rows.parquet")
+    try:
+        return AnalysedRun(rows, record)
+    except RunError as error:
+        raise RunError(f"{folder / 'rows.parquet'}: {error}") from error
 
 
 def default_folder_name(record: RunRecord) -> str:

@@ -1,4 +1,4 @@
-"""A run as a value: rows and record, and the verdict that follows from them; how it is stored is `run`'s matter."""
+"""A run as a value: rows and record, and the verdict that follows from them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from layerscope.record.run_record import RunRecord
 
 
 @dataclass(frozen=True, eq=False)
-class Measurements:
+class AnalysedRun:
     """What a run found, and how."""
 
     rows: pl.DataFrame
@@ -31,7 +31,7 @@ class Measurements:
 
     def __eq__(self, other: object) -> bool:
         """Equal rows in the same order, absent values being equal to each other, and equal records."""
-        if not isinstance(other, Measurements):
+        if not isinstance(other, AnalysedRun):
             return NotImplemented
         return self.record == other.record and self.rows.equals(other.rows, null_equal=True)
 

@@ -13,6 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.audit.audit_report import audit_report, beside, read_report_file
 from layerscope.audit.output import annotated, audit_json, audit_lines, needs_mending
 from layerscope.cli.console import mistakes_in_one_sentence, print_line, print_parts, warn
@@ -30,7 +31,7 @@ from layerscope.report.synthesis import synthesis
 from layerscope.report.synthesis.comparison_table import comparison_files, comparison_table
 from layerscope.report.verify import Verified
 from layerscope.report.verify import verify as verify_run
-from layerscope.run_folder import Run
+from layerscope.run_folder import read_run
 from layerscope.view.page.view import write_view
 
 CROSS_MODELS = "evaluation-cross-models.md"
@@ -113,12 +114,12 @@ def view(
             webbrowser.open(path.absolute().as_uri())
 
 
-def _runs(source: Path, model: str | None) -> list[Run]:
+def _runs(source: Path, model: str | None) -> list[AnalysedRun]:
     """A run of our own, or those of a folder of published files."""
     if model is not None or not source.is_dir() or (source / "run.json").exists():
-        return [Run.read(source, model=model)]
+        return [read_run(source, model=model)]
     stems = Sources(source).stems
-    return [Run.read(source, model=stem) for stem in stems] if stems else [Run.read(source)]
+    return [read_run(source, model=stem) for stem in stems] if stems else [read_run(source)]
 
 
 def _has_browser() -> bool:
@@ -245,7 +246,7 @@ def _archive(source: Path) -> Archive:
     """The published files of a run; one of our own that has none yet is given them."""
     if (source / "run.json").exists() and not (source / "published").exists():
         with new_folder(source / "published") as partial:
-            write_published(Run.read(source), partial)
+            write_published(read_run(source), partial)
         print_line(f"published files · {source / 'published'}")
     return Archive(source)
 

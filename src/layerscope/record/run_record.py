@@ -64,6 +64,20 @@ class RunRecord(Part):
     timings: TimingsRecord | None = Field(None, description="How long the stages took.")
     problems: tuple[ProblemRecord, ...] = Field((), description="What was missing or damaged when files were read.")
 
+    @property
+    def probabilities_stand(self) -> bool:
+        """Whether nothing speaks against the decoded distributions being the model's own at the last layer."""
+        return self.identity is None or self.identity.ok
+
+    @property
+    def ranks_stand(self) -> bool:
+        """A missing scale or softcap changes no order, anything else may; with nothing finite, nothing was compared."""
+        identity = self.identity
+        if identity is None:
+            return True
+        explained = identity.fitted_scale is not None or identity.fitted_softcap is not None
+        return identity.ok or explained or identity.kl_bits is None
+
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "RunRecord":
         lenses, n_rows = self.protocol.lenses, self.model.n_layers + 1

@@ -4,7 +4,6 @@ from layerscope.analysis import curve_shapes as shapes
 from layerscope.analysis.confirmation import NO_OTHER_LENS, Confirmation
 from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED
 from layerscope.report.cited.evidence import Evidence
-from layerscope.terminal.run_tables import ranks_stand
 
 _STRONG = ("L_semantic_strong", "L_semantic_strong_run2")
 
@@ -14,7 +13,7 @@ def weaknesses(evidence: Evidence) -> tuple[str, ...]:
     found, own = evidence.verdict.diagnostics, evidence.verdict.milestones.of()
     if found.semantic is None or found.semantic.layer is None:
         return ()
-    if not ranks_stand(evidence.record):
+    if not evidence.record.ranks_stand:
         return ("the identity check failed",)
     said = []
     if found.margin_ok_at_semantic is False:

@@ -19,7 +19,7 @@ from layerscope.lens_record import (
     TunedFit,
 )
 from layerscope.lenses.lens_folder import FoundSidecar
-from layerscope.terminal.run_tables import ABSENT, number, printable
+from layerscope.report.text import ABSENT, number, printable
 from layerscope.terminal.verdict import LABEL_WIDTH, TEXT_WIDTH, Said
 
 HASH_SHOWN = 8

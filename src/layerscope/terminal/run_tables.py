@@ -8,19 +8,19 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Pass
 from layerscope.analysis.milestones import NOT_TO_THE_END, STABLE, Milestone, Milestones
 from layerscope.errors import RunError
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
-from layerscope.run_folder import Run
+from layerscope.report.text import ABSENT, number, printable
 
-ABSENT = "-"
 PROBLEMS_SHOWN = 10
 RANK_MILESTONES = ("L_semantic", "L_semantic_run2", "L_semantic_confirmed", "L_semantic_confirmed_any")
 
 
-def run_tables(run: Run, *, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:
+def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:
     """The identity check and a table for every prompt at its last position.
 
     Args:
@@ -36,19 +36,21 @@ def run_tables(run: Run, *, lens: str | None = None, prompt: int | None = None) 
     _check_prompt(record, prompt)
     next_rows = run.rows.filter("is_next")
     for place, asked in enumerate(record.suite.prompts, start=1):
-        if prompt in (None, place) and ranks_stand(record):
+        if prompt in (None, place) and record.ranks_stand:
             yield _title(asked, chosen, place)
             yield _prompt_table(run, _rows_of(next_rows, asked), chosen)
             yield Text(_onsets(_rows_of(next_rows, asked), asked, record.protocol.lenses), style="dim")
             yield ""
-    if prompt is None and ranks_stand(record):
+    if prompt is None and record.ranks_stand:
         yield _summary(next_rows.filter(pl.col("lens") == chosen, pl.col("prompt_id") == "pos"))
     yield identity_line(run)
     for name, reason in record.flags.items():
         yield Text(f"caution · {name}" + ("" if reason is True else f": {reason}"), style="yellow")
 
 
-def milestone_table(run: Run, *, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:
+def milestone_table(
+    run: AnalysedRun, *, lens: str | None = None, prompt: int | None = None
+) -> Iterator[RenderableType]:
     """Every milestone of one prompt, with what was read at its layer.
 
     Args:
@@ -71,15 +73,15 @@ def milestone_table(run: Run, *, lens: str | None = None, prompt: int | None = N
     places = [place for place, own in enumerate(passes, start=1) if own == asked]
     if places:
         yield _title(record.suite.prompts[places[0] - 1], chosen, places[0])
-    if ranks_stand(record):
+    if record.ranks_stand:
         yield _milestones(found, record)
     lost = [m for m in found.values() if m.reason == NOT_TO_THE_END]
-    if lost and ranks_stand(record):
+    if lost and record.ranks_stand:
         yield Text(f"lost: {NOT_TO_THE_END}", style="dim")
     yield identity_line(run)
 
 
-def problem_lines(run: Run) -> Iterator[Text]:
+def problem_lines(run: AnalysedRun) -> Iterator[Text]:
     """What was missing or damaged in the files the run was read from: the first of it, and how much more there is."""
     for problem in run.problems[:PROBLEMS_SHOWN]:
         where = problem.file if problem.row is None else f"{problem.file}, row {problem.row}"
@@ -88,7 +90,7 @@ def problem_lines(run: Run) -> Iterator[Text]:
         yield Text(f"and {len(run.problems) - PROBLEMS_SHOWN} more", style="yellow")
 
 
-def identity_line(run: Run) -> Text:
+def identity_line(run: AnalysedRun) -> Text:
     """Whether the last layer is the model itself, in one line."""
     identity = run.record.identity
     if identity is None:
@@ -106,24 +108,10 @@ def identity_line(run: Run) -> Text:
     else:
         left = (
             "Probabilities are withheld; ranks stand."
-            if ranks_stand(run.record)
+            if run.record.ranks_stand
             else "Neither probabilities nor ranks stand."
         )
     return Text(f"identity check · FAILED · KL {kl} · {identity.note} {left}", style="bold red")
-
-
-def probabilities_stand(record: RunRecord) -> bool:
-    """Whether nothing speaks against the decoded distributions being the model's own at the last layer."""
-    return record.identity is None or record.identity.ok
-
-
-def ranks_stand(record: RunRecord) -> bool:
-    """A missing scale or softcap changes no order, anything else may; with nothing finite, nothing was compared."""
-    identity = record.identity
-    if identity is None:
-        return True
-    explained = identity.fitted_scale is not None or identity.fitted_softcap is not None
-    return identity.ok or explained or identity.kl_bits is None
 
 
 def _lens_of(record: RunRecord, lens: str | None) -> str:
@@ -141,7 +129,7 @@ def _check_prompt(record: RunRecord, prompt: int | None) -> None:
 
 def _milestones(found: Milestones, record: RunRecord) -> Table:
     """A line for each milestone and its `_stable` twin; a reason stands where there are no numbers."""
-    trusted = probabilities_stand(record)
+    trusted = record.probabilities_stand
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("milestone", no_wrap=True)
     for header in ("first\nlayer", "of\ndepth", "stable\nlayer"):
@@ -203,13 +191,8 @@ def _name(prompt: PromptRecord) -> str:
     return prompt.fact_key or " ".join([kind, *(answer.string for answer in prompt.answers[:1])])
 
 
-def printable(text: str) -> str:
-    """Control characters written out, so that a suite cannot steer the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def _prompt_table(run: Run, rows: pl.DataFrame, lens: str) -> Table:
-    trusted = probabilities_stand(run.record)
+def _prompt_table(run: AnalysedRun, rows: pl.DataFrame, lens: str) -> Table:
+    trusted = run.record.probabilities_stand
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", justify="right")
     if trusted:
@@ -251,10 +234,3 @@ def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -
     onsets = {lens: _first_rank_1(rows.filter(pl.col("lens") == lens)) for lens in lenses}
     said = " · ".join(f"{lens} {'never' if layer is None else layer}" for lens, layer in onsets.items())
     return f"answer {gold.string!r}{caution} · first rank 1 by lens: {said}"
-
-
-def number(value: float | None) -> str:
-    """Three decimals, or two significant digits where these would be lost."""
-    if value is None:
-        return ABSENT
-    return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"

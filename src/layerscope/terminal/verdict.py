@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope.analysis.acceptance import Acceptance, Direction
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.confirmation import Confirmation
 from layerscope.analysis.consistency import OnsetGap
 from layerscope.analysis.curve import Row
@@ -22,8 +23,7 @@ from layerscope.record.measured import HeldOutRecord, LastLayerRecord, SidecarRe
 from layerscope.record.parts import HeadTransformRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
-from layerscope.run_folder import Run
-from layerscope.terminal.run_tables import ABSENT, number, printable, probabilities_stand, ranks_stand
+from layerscope.report.text import ABSENT, number, printable
 
 WIDTH = 80
 LABEL_WIDTH = 10
@@ -42,7 +42,7 @@ class Said:
     """Of the text; an addition, for nothing is said by colour alone."""
 
 
-def run_verdict(run: Run) -> Iterator[RenderableType]:
+def run_verdict(run: AnalysedRun) -> Iterator[RenderableType]:
     """The verdict on a run, for a console of 80 columns; wider ones are not filled."""
     return verdict_of(run.verdict, run.record)
 
@@ -89,7 +89,7 @@ class Teller:
         self.n_layers, self.d_vocab = record.model.n_layers, record.model.d_vocab
         self.own = found.milestones.of()
         self.curve = found.curves.get(found.diagnostics.primary, found.diagnostics.headline)
-        self.trusted, self.ranked = probabilities_stand(record), ranks_stand(record)
+        self.trusted, self.ranked = record.probabilities_stand, record.ranks_stand
         asked = found.diagnostics.primary
         self.prompt = next(
             (p for p in record.suite.prompts if asked and (p.fact_index, p.prompt_id, p.prompt_variant)

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
-from layerscope.analysis.analysed_run import Measurements
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
 from layerscope.published.dialect import Fault
 from layerscope.published.layout import (
@@ -34,7 +34,7 @@ _FILE = "file"
 """In a frame of several tables: which one a row is from."""
 
 
-def read_extended(folder: Path, stem: str, document: Block) -> Measurements:
+def read_extended(folder: Path, stem: str, document: Block) -> AnalysedRun:
     """The run exactly as it was written; or what is whole of it, with a problem for all that is not.
 
     Raises:
@@ -65,7 +65,7 @@ def read_extended(folder: Path, stem: str, document: Block) -> Measurements:
         note(problems, document.file, [Fault(None, said)])
     _check_others(folder, stem, record, problems)
     record = record.model_copy(update={"problems": (*record.problems, *dict.fromkeys(problems))})
-    return Measurements(rows_frame({c.name: [] if rows is None else rows[c.name] for c in COLUMNS}), record)
+    return AnalysedRun(rows_frame({c.name: [] if rows is None else rows[c.name] for c in COLUMNS}), record)
 
 
 def _record_of(document: Block) -> RunRecord:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
-from layerscope.analysis.analysed_run import Measurements
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
 from layerscope.published.dialect import Fault
 from layerscope.published.layout import (
@@ -49,7 +49,7 @@ from layerscope.record.protocol import PROTOCOLS
 from layerscope.record.run_record import SCHEMA_VERSION, RunRecord
 
 
-def read_published(path: str | Path, model: str | None = None) -> Measurements:
+def read_published(path: str | Path, model: str | None = None) -> AnalysedRun:
     """The run that a folder of published files holds.
 
     Args:
@@ -78,7 +78,7 @@ def read_published(path: str | Path, model: str | None = None) -> Measurements:
         run = _read_generation(source, document)
     found = list(run.record.problems)
     check_manifest(source.folder, source.stem, found)
-    run = Measurements(run.rows, run.record.model_copy(update={"problems": tuple(found)}))
+    run = AnalysedRun(run.rows, run.record.model_copy(update={"problems": tuple(found)}))
     if model is not None and "/" in model and "/" in run.record.model.id and model != run.record.model.id:
         raise RunError(f"{source.folder}: does not hold {model}; {document.file} is of {run.record.model.id}.")
     return run
@@ -149,7 +149,7 @@ def _stems(folder: Path) -> list[str]:
 # Its tables
 
 
-def _read_generation(source: _Source, document: Block) -> Measurements:
+def _read_generation(source: _Source, document: Block) -> AnalysedRun:
     """A run that was written by a published generation."""
     problems = document.problems
     tables, audits = _read_tables(source, document)
@@ -173,7 +173,7 @@ def _read_generation(source: _Source, document: Block) -> Measurements:
     suite = metadata.suite_record(document, merged, answers, fact_keys)
     record = _record(source, document, model, lenses, suite, measured)
     # Last, because making the record finds problems too; a member that was asked for twice has noted itself twice.
-    return Measurements(rows, record.model_copy(update={"problems": tuple(dict.fromkeys(problems))}))
+    return AnalysedRun(rows, record.model_copy(update={"problems": tuple(dict.fromkeys(problems))}))
 
 
 def _measured(document: Block, merged: Merged, audits: Mapping[str, AuditTable], n_layers: int) -> MeasuredRecord:

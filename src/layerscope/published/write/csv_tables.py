@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis import tuned_audit
-from layerscope.analysis.analysed_run import Measurements
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Curve, Pass, Row
 from layerscope.analysis.milestones import Milestone
 from layerscope.analysis.percentiles import median
@@ -53,7 +53,7 @@ class CsvTable:
     rows: tuple[tuple[Value, ...], ...]
 
 
-def csv_tables(run: Measurements, dialect: Dialect) -> Iterator[CsvTable]:
+def csv_tables(run: AnalysedRun, dialect: Dialect) -> Iterator[CsvTable]:
     """Every table that the run has, one after the other.
 
     In the extended dialect `norm` in a column's name is the headline lens, whichever it is; cells name it.

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from layerscope.analysis.analysed_run import Measurements
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.published.layout import DIALECT_KEY, FLAG_COLUMNS, N_ROWS_KEY, RECORD_KEY, Dialect
 from layerscope.published.write import json_prompts as tree_prompts
 from layerscope.published.write.json_diagnostics import diagnostics
@@ -17,7 +17,7 @@ _SUMMARY = {"semantic_margin": (), "semantic_gate": (), "micro_suite": ("aggrega
 """Blocks of `diagnostics` that published files repeat under `summary`, or what of them."""
 
 
-def tree(run: Measurements, dialect: Dialect) -> Tree:
+def tree(run: AnalysedRun, dialect: Dialect) -> Tree:
     """The members of `output-<M>.json`.
 
     Published files repeat several blocks. In the extended dialect each stands in one place, and elsewhere there is a

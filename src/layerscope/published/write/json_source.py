@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
-from layerscope.analysis.analysed_run import Measurements
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Curve, Pass
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.milestones import Milestones
@@ -45,7 +45,7 @@ def less(later: int | None, earlier: int | None) -> int | None:
 class Source:
     """One run for one dialect."""
 
-    run: Measurements
+    run: AnalysedRun
     dialect: Dialect
 
     @property

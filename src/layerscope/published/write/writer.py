@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from layerscope.analysis.analysed_run import Measurements
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
 from layerscope.published.dialect import serialise
 from layerscope.published.layout import (
@@ -32,7 +32,7 @@ _CSV = {
 """How each dialect writes a table, for people; exactly in the module `dialect`."""
 
 
-def write_published(run: Measurements, folder: Path, dialect: Dialect = EXTENDED) -> tuple[str, ...]:
+def write_published(run: AnalysedRun, folder: Path, dialect: Dialect = EXTENDED) -> tuple[str, ...]:
     """Write the files into a folder that is there.
 
     Args:
@@ -92,7 +92,7 @@ def _write_new(path: Path, content: bytes) -> None:
         ) from error
 
 
-def _files(run: Measurements, dialect: Dialect) -> Iterator[PublishedFile]:
+def _files(run: AnalysedRun, dialect: Dialect) -> Iterator[PublishedFile]:
     text = json.dumps(tree(run, dialect), indent=2, ensure_ascii=False, allow_nan=False)
     yield PublishedFile(json_name(stem_of(run.record.model.id)), text.encode())
     for table in csv_tables(run, dialect):

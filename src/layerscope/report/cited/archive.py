@@ -7,7 +7,7 @@ from layerscope.errors import RunError
 from layerscope.published.layout import json_name
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.sources import Sources
-from layerscope.run_folder import Run
+from layerscope.run_folder import read_run
 
 
 class Archive:
@@ -65,6 +65,6 @@ class Archive:
         if stem not in self.stems:
             raise RunError(f"{self.path}: no model {stem!r} here; there are {', '.join(self.stems)}.")
         if stem not in self._found:
-            run = Run.read(self.sources.folder / json_name(stem))
+            run = read_run(self.sources.folder / json_name(stem))
             self._found[stem] = Evidence(run, self.sources, stem)
         return self._found[stem]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Curve, Pass
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.analysis.milestones import Milestone
@@ -23,7 +24,7 @@ from layerscope.published.layout import (
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
 from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Sources
-from layerscope.run_folder import Run
+from layerscope.run_folder import read_run
 
 SAME, EXACT = 1e-6, 1e-9
 """Relative differences up to which two numbers are one that was found twice, or one that was written twice."""
@@ -40,7 +41,7 @@ _ONE_KEY = {
 class Evidence:
     """The run of one model, with the files that a report on it cites."""
 
-    def __init__(self, run: Run, sources: Sources, stem: str) -> None:
+    def __init__(self, run: AnalysedRun, sources: Sources, stem: str) -> None:
         """Take a run and its files; `Evidence.of` finds both."""
         self.run, self.sources, self.stem = run, sources, stem
 
@@ -56,7 +57,7 @@ class Evidence:
             RunError: it cannot be read as a run, or has no published files to cite.
         """
         folder = Path(path)
-        run = Run.read(folder, model=model)
+        run = read_run(folder, model=model)
         sources = Sources(folder if folder.is_dir() else folder.parent)
         stem = stem_of(run.record.model.id)
         if not sources.has(json_name(stem)):

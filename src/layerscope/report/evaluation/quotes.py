@@ -18,7 +18,6 @@ from layerscope.report.cited.claims import Citation, Claim, Unit, Value
 from layerscope.report.cited.document import MARK, Basis, Name, Part, Row, Sentence, Table, Text, Token
 from layerscope.report.cited.evidence import Evidence, agree
 from layerscope.report.cited.sources import CsvFile, Entry
-from layerscope.terminal.run_tables import probabilities_stand, ranks_stand
 
 Path: TypeAlias = tuple[str | int, ...]
 """Where the JSON may have something."""
@@ -40,7 +39,7 @@ class Quotes:
         self.n_layers, self.d_vocab = self.record.model.n_layers, self.record.model.d_vocab
         self.label = "norm" if self.headline == "next_norm" else self.headline
         """What keys of the JSON call the headline lens."""
-        self.stand, self.ranked = probabilities_stand(self.record), ranks_stand(self.record)
+        self.stand, self.ranked = self.record.probabilities_stand, self.record.ranks_stand
         self.quotable = self.stand and not self.guidance.suppress_abs_probs
         """Whether probabilities and entropies of lens rows may be drawn on in sentences."""
         self.otherwise_stated: dict[Path, tuple[Claim, Claim]] = {}

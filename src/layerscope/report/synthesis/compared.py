@@ -14,7 +14,6 @@ from layerscope.errors import RunError
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
 from layerscope.report.cited.evidence import Evidence, agree
 from layerscope.report.weaknesses import weaknesses
-from layerscope.terminal.run_tables import probabilities_stand
 
 EARLY_BELOW = 0.70
 """Depth fraction of rank 1 below which a model counts as early; a fixed bound, so that groups do not depend on which
@@ -99,7 +98,7 @@ class Compared:
     @property
     def quotable(self) -> bool:
         """Whether probabilities and entropies of lens rows may be drawn on."""
-        return probabilities_stand(self.evidence.record) and not self.evidence.verdict.guidance.suppress_abs_probs
+        return self.evidence.record.probabilities_stand and not self.evidence.verdict.guidance.suppress_abs_probs
 
     @property
     def gates_open(self) -> bool:

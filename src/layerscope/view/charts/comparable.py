@@ -3,21 +3,20 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Pass
 from layerscope.analysis.facts import fact_passes
-from layerscope.run_folder import Run
-from layerscope.terminal.run_tables import probabilities_stand, ranks_stand
 
 SEMANTIC = ("L_semantic", "first_rank_le")
 """How names of milestones begin that are about the answer."""
 
 
-def obstacles(runs: Sequence[Run]) -> list[dict[str, str]]:
+def obstacles(runs: Sequence[AnalysedRun]) -> list[dict[str, str]]:
     """For each run what makes its layers unlike those of most others, by what it is about: `protocol`.
 
     Where runs are split evenly, the first given sets the measure.
     """
-    kinds: dict[str, Callable[[Run], str]] = {
+    kinds: dict[str, Callable[[AnalysedRun], str]] = {
         "protocol": _protocol,
         "thresholds": _thresholds,
         "facts": _facts,
@@ -33,18 +32,18 @@ def obstacles(runs: Sequence[Run]) -> list[dict[str, str]]:
     return found
 
 
-def reason_against(run: Run, milestone: str, mixtures: dict[str, str]) -> str | None:
+def reason_against(run: AnalysedRun, milestone: str, mixtures: dict[str, str]) -> str | None:
     """Why a milestone of a run does not compare; None where nothing is known against it."""
     return "; ".join([*mixtures.values(), *_own_reasons(run, milestone)]) or None
 
 
-def _own_reasons(run: Run, milestone: str) -> list[str]:
+def _own_reasons(run: AnalysedRun, milestone: str) -> list[str]:
     found, semantic = run.verdict.diagnostics, milestone.startswith(SEMANTIC)
     cautions = {reason.name for reason in run.verdict.guidance.reasons}
     last = found.last_layer
     rests_on_ranks = milestone in ("L_semantic", "L_semantic_run2") or milestone.startswith("first_rank_le")
     said = []
-    if not (ranks_stand(run.record) if rests_on_ranks else probabilities_stand(run.record)):
+    if not (run.record.ranks_stand if rests_on_ranks else run.record.probabilities_stand):
         said.append("the last layer, decoded, is not the model's own output")
     if semantic and run.record.suite.gold_alignment_rate not in (None, 1.0):
         said.append("some answers could not be told in the model's tokens")
@@ -61,16 +60,16 @@ def _differs(name: str, value: str, usual: str) -> str:
     return f"{name} {value}, but {usual} in most runs here"
 
 
-def _protocol(run: Run) -> str:
+def _protocol(run: AnalysedRun) -> str:
     protocol = run.record.protocol
     return f"{protocol.name} {protocol.version} under {protocol.headline_lens}"
 
 
-def _thresholds(run: Run) -> str:
+def _thresholds(run: AnalysedRun) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in sorted(run.record.protocol.thresholds.items()))
 
 
-def _facts(run: Run) -> str:
+def _facts(run: AnalysedRun) -> str:
     asked = set(fact_passes(run.verdict.curves.passes))
     prompts = [p for p in run.record.suite.prompts if Pass(p.fact_index, p.prompt_id, p.prompt_variant) in asked]
     return "; ".join(sorted(f"{p.text} -> {p.answers[0].string.strip() if p.answers else None}" for p in prompts))

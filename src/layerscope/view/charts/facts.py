@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Pass
 from layerscope.analysis.facts import fact_passes
 from layerscope.analysis.milestones import Milestones
 from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.errors import RunError
-from layerscope.run_folder import Run
-from layerscope.terminal.run_tables import probabilities_stand
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, place_of, reference_layer
 from layerscope.view.charts.metrics import Metric, metric_of
@@ -32,7 +31,7 @@ MOST_LINES = 60
 """Facts drawn one by one; of more, so many at even steps. Median and band are always over all."""
 
 
-def facts(run: Run, metric: str, lens: str | None = None) -> ChartSpec:
+def facts(run: AnalysedRun, metric: str, lens: str | None = None) -> ChartSpec:
     """Each fact once, in the wording of the first, under one lens.
 
     Args:
@@ -74,7 +73,7 @@ def facts(run: Run, metric: str, lens: str | None = None) -> ChartSpec:
     )
 
 
-def _lens_of(run: Run, lens: str | None) -> str:
+def _lens_of(run: AnalysedRun, lens: str | None) -> str:
     chosen = lens or run.record.protocol.headline_lens
     if chosen not in run.record.protocol.lenses:
         raise RunError(f"This run has no lens '{chosen}'; choose from {', '.join(run.record.protocol.lenses)}.")
@@ -98,7 +97,7 @@ def _quarters(
     }
 
 
-def _median_milestones(run: Run, lens: str, metric: str, passes: Sequence[Pass]) -> list[Named]:
+def _median_milestones(run: AnalysedRun, lens: str, metric: str, passes: Sequence[Pass]) -> list[Named]:
     """The middle of each milestone over the facts that have it."""
     by_pass = run.verdict.milestones.by_pass(lens)
     own: list[Milestones] = [by_pass[asked] for asked in passes if asked in by_pass]
@@ -113,7 +112,7 @@ def _median_milestones(run: Run, lens: str, metric: str, passes: Sequence[Pass])
     return found
 
 
-def _reference(run: Run, kind: Metric, known: Sequence[Pass]) -> float | None:
+def _reference(run: AnalysedRun, kind: Metric, known: Sequence[Pass]) -> float | None:
     """The median of the model's own entropies; no difference for a divergence or a cosine."""
     if kind.name in ("kl_to_final_bits", "cos_to_final"):
         return 0.0 if kind.name == "kl_to_final_bits" else 1.0
@@ -123,17 +122,17 @@ def _reference(run: Run, kind: Metric, known: Sequence[Pass]) -> float | None:
     return median([values[0] for values in stated.values() if values])
 
 
-def _subtitle(run: Run, lens: str, kind: Metric, reference: float | None) -> list[str]:
+def _subtitle(run: AnalysedRun, lens: str, kind: Metric, reference: float | None) -> list[str]:
     lines = [f"{model_name(run)} · lens {lens}", "Thick line: median. Band: middle half of the facts."]
     if reference is not None:
         what = "median of the model's own output" if kind.name == "entropy_bits" else "no difference from it"
         lines.append(f"Dashed line at {measured(reference, kind.unit)}: {what}")
-    caution = kind.probability and not probabilities_stand(run.record)
+    caution = kind.probability and not run.record.probabilities_stand
     return [*lines, *([CAUTION] if caution else [])]
 
 
 def _description(
-    run: Run, kind: Metric, lens: str, quarters: dict[int, tuple[float, float, float]], named: Sequence[Named],
+    run: AnalysedRun, kind: Metric, lens: str, quarters: dict[int, tuple[float, float, float]], named: Sequence[Named],
     known: dict[Pass, tuple[tuple[int, int | float | None], ...]], reference: float | None,
 ) -> str:  # fmt: skip
     widest = max(quarters, key=lambda layer: quarters[layer][2] - quarters[layer][0])
@@ -149,13 +148,13 @@ def _description(
             None if reference is None else f"A dashed line at {measured(reference, kind.unit)}.",
             f"{absent} facts without a value are left out." if absent else None,
             f"{MOST_LINES} of {len(known)} facts are drawn as lines of their own." if len(known) > MOST_LINES else None,
-            CAUTION if kind.probability and not probabilities_stand(run.record) else None,
+            CAUTION if kind.probability and not run.record.probabilities_stand else None,
         ]
     )
 
 
 def _drawn(
-    run: Run, quarters: dict[int, tuple[float, float, float]],
+    run: AnalysedRun, quarters: dict[int, tuple[float, float, float]],
     known: dict[Pass, tuple[tuple[int, int | float | None], ...]], look: Look, axes: Axes,
 ) -> list[alt.Chart]:  # fmt: skip
     step = -(-len(known) // MOST_LINES)
@@ -183,7 +182,7 @@ def _drawn(
 
 
 def _table(
-    run: Run, lens: str, column: str, curves: dict[Pass, tuple[tuple[int, int | float | None], ...]],
+    run: AnalysedRun, lens: str, column: str, curves: dict[Pass, tuple[tuple[int, int | float | None], ...]],
     quarters: dict[int, tuple[float, float, float]],
 ) -> pl.DataFrame:  # fmt: skip
     n_layers = run.record.model.n_layers

@@ -9,10 +9,9 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Pass
 from layerscope.errors import RunError
-from layerscope.run_folder import Run
-from layerscope.terminal.run_tables import probabilities_stand
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, layered, titled, y_at
 from layerscope.view.charts.palette import VIRIDIS, ink, shade
 from layerscope.view.charts.theme import QUIET
@@ -48,7 +47,7 @@ _SHADES: Mapping[str, _Shade] = MappingProxyType(
 
 
 def grid(
-    run: Run,
+    run: AnalysedRun,
     lens: str | None = None,
     colour: str = "entropy",
     *,
@@ -85,7 +84,7 @@ def grid(
         raise RunError(f"This run has no `{kind.column}` in these cells; choose another colour.")
     ends = _ends(run, kind, cells)
     title_text = f"Lens grid: {chosen}"
-    caution = probabilities_stand(run.record) or colour == "rank"
+    caution = run.record.probabilities_stand or colour == "rank"
     notes = [f"{model_name(run)} · {prompt_name(run, prompt)}", "Bold: the answer has rank 1 there"]
     notes += [] if caution else ["The last layer, decoded, is not the model's own output."]
     said = _description(run, chosen, prompt, kind, cells)
@@ -96,7 +95,7 @@ def grid(
 
 
 def _cells(
-    run: Run, lens: str, prompt: Pass, layers: Sequence[int] | None, positions: Sequence[int] | None
+    run: AnalysedRun, lens: str, prompt: Pass, layers: Sequence[int] | None, positions: Sequence[int] | None
 ) -> pl.DataFrame:
     own = run.rows.filter(
         pl.col("fact_index").eq_missing(pl.lit(prompt.fact_index, dtype=pl.Int32)),
@@ -111,7 +110,7 @@ def _cells(
     return own.select("lens", *columns, led).sort("position", "layer")
 
 
-def _ends(run: Run, kind: _Shade, cells: pl.DataFrame) -> tuple[float, float]:
+def _ends(run: AnalysedRun, kind: _Shade, cells: pl.DataFrame) -> tuple[float, float]:
     """What the two ends of the scale stand for; those of entropies, ranks and probabilities are the vocabulary's."""
     d_vocab = run.record.model.d_vocab
     if kind.column == "kl_to_final_bits":
@@ -187,7 +186,7 @@ def _at(share: float, ends: tuple[float, float], log: bool) -> float:
     return float(low * (high / low) ** share) if log else low + (high - low) * share
 
 
-def _description(run: Run, lens: str, prompt: Pass, kind: _Shade, cells: pl.DataFrame) -> str:
+def _description(run: AnalysedRun, lens: str, prompt: Pass, kind: _Shade, cells: pl.DataFrame) -> str:
     known = cells.drop_nulls(kind.column)
     positions, layers = cells["position"].unique().sort(), cells["layer"].unique().sort()
     low, high = (_number(edge) for edge in (known[kind.column].min(), known[kind.column].max()))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import altair as alt
 import polars as pl
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.statistics import Summary
 from layerscope.errors import RunError
-from layerscope.run_folder import Run
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.comparable import obstacles, reason_against
 from layerscope.view.charts.lines import DEPTH_TICKS
@@ -27,7 +27,7 @@ NOT_LISTED = "the run does not have it"
 class Cell:
     """One milestone of one run."""
 
-    run: Run
+    run: AnalysedRun
     name: str
     """What the chart calls the run."""
     milestone: str
@@ -54,7 +54,7 @@ class Cell:
         return None if layer is None else layer / self.run.record.model.n_layers
 
 
-def across_models(runs: Sequence[Run]) -> ChartSpec:
+def across_models(runs: Sequence[AnalysedRun]) -> ChartSpec:
     """A strip of depth for each run, earliest answer first; open marks do not compare, for the reason in their tooltip.
 
     Args:
@@ -81,7 +81,7 @@ def across_models(runs: Sequence[Run]) -> ChartSpec:
     return ChartSpec("across-models", "Milestones across models", said, chart, _table(cells))
 
 
-def run_names(runs: Sequence[Run]) -> list[str]:
+def run_names(runs: Sequence[AnalysedRun]) -> list[str]:
     """The models' names; of a model that is there more than once with its lens and run."""
     plain = [model_name(run) for run in runs]
     told = [
@@ -91,14 +91,14 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return [name if told.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(told, start=1)]
 
 
-def _cells(runs: Sequence[Run]) -> list[list[Cell]]:
+def _cells(runs: Sequence[AnalysedRun]) -> list[list[Cell]]:
     return [
         [_cell(run, name, milestone, mixtures) for milestone in NAMES]
         for run, name, mixtures in zip(runs, run_names(runs), obstacles(runs), strict=True)
     ]
 
 
-def _cell(run: Run, name: str, milestone: str, mixtures: dict[str, str]) -> Cell:
+def _cell(run: AnalysedRun, name: str, milestone: str, mixtures: dict[str, str]) -> Cell:
     summary = run.verdict.diagnostics.statistics.by_milestone.get(milestone)
     own = run.verdict.milestones.of().get(milestone)
     absent = None

@@ -7,10 +7,9 @@ from typing import Literal
 
 import altair as alt
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.analysis.milestones import Milestones
-from layerscope.run_folder import Run
-from layerscope.terminal.run_tables import probabilities_stand, ranks_stand
 from layerscope.view.charts.chart_spec import data_of, y_at
 from layerscope.view.charts.theme import MILESTONE
 from layerscope.view.charts.words import listed
@@ -66,7 +65,7 @@ class Placed:
     """The side of the text that touches the rule."""
 
 
-def named_milestones(run: Run, metric: str) -> list[tuple[str, str]]:
+def named_milestones(run: AnalysedRun, metric: str) -> list[tuple[str, str]]:
     """Which milestones a chart names, and what it calls them; only such as the identity check leaves standing."""
     thresholds = protocol_in_force(run.record).thresholds
     rank_1, ranks = ("L_semantic", "rank 1"), [(f"first_rank_le_{k}", f"rank ≤ {k}") for k in (10, 5)]
@@ -74,9 +73,9 @@ def named_milestones(run: Run, metric: str) -> list[tuple[str, str]]:
     copy = [("L_copy", "copy"), ("L_copy_soft_k1", "soft copy")]
     kl = [(f"first_kl_below_{bits:.1f}", f"KL ≤ {bits:g}") for bits in thresholds.kl_to_final_bits[:1]]
     special = {"masses": ("L_surface_to_meaning", "answer > echo"), "cosines": ("L_geom", "answer > prompt")}
-    if not ranks_stand(run.record):
+    if not run.record.ranks_stand:
         return []
-    if not probabilities_stand(run.record):
+    if not run.record.probabilities_stand:
         return [*ranks, rank_1] if metric == "answer_rank" else [rank_1]
     if metric == "answer_rank":
         return [*ranks, rank_1, ("L_semantic_stable", "rank 1 kept"), *strong]

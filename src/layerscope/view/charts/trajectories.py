@@ -6,10 +6,9 @@ from typing import Literal
 
 import polars as pl
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Curve, Pass
 from layerscope.errors import RunError
-from layerscope.run_folder import Run
-from layerscope.terminal.run_tables import probabilities_stand
 from layerscope.view.charts.chart_spec import ChartSpec, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.metrics import Metric, Quantity, metric_of
@@ -44,7 +43,7 @@ class _Series:
 
 
 def trajectories(
-    run: Run,
+    run: AnalysedRun,
     metric: str,
     *,
     lenses: Sequence[str] | None = None,
@@ -79,7 +78,7 @@ def trajectories(
     placed = place(rules_of(named), axes.n_layers)
     layers = [*([] if reference is None else [reference_layer(reference)]), *rule_layers(placed, axes.scale)]
     layers += [*line_layers(lines, axes), hover_layer(lines, axes)]
-    caution = CAUTION if kind.probability and not probabilities_stand(run.record) else None
+    caution = CAUTION if kind.probability and not run.record.probabilities_stand else None
     said = _description(run, kind, prompt, lines, named, reference, absent, caution)
     title = titled(kind.title, _subtitle(run, kind, prompt, drawn, reference, caution))
     return ChartSpec(
@@ -99,14 +98,14 @@ def curve_values(curve: Curve | None, column: str) -> tuple[tuple[int, int | flo
     return tuple((layer, by_layer.get(layer)) for layer in range(min(by_layer), curve.n_layers + 1))
 
 
-def _prompt_of(run: Run, asked: Pass | None) -> Pass:
+def _prompt_of(run: AnalysedRun, asked: Pass | None) -> Pass:
     found = asked or run.verdict.curves.primary
     if found is None or found not in run.verdict.curves.passes:
         raise RunError(f"This run has no rows of {found or 'any fact'}; choose one of its prompts.")
     return found
 
 
-def _lenses_of(run: Run, lenses: Sequence[str] | None, kind: Metric) -> list[str]:
+def _lenses_of(run: AnalysedRun, lenses: Sequence[str] | None, kind: Metric) -> list[str]:
     """The headline lens first."""
     protocol = run.record.protocol
     if lenses is None:
@@ -144,7 +143,7 @@ def _lines(drawn: Sequence[_Series], headline: str) -> list[Line]:
     ]
 
 
-def _reference(run: Run, kind: Metric, prompt: Pass) -> int | float | None:
+def _reference(run: AnalysedRun, kind: Metric, prompt: Pass) -> int | float | None:
     """The model's own value, or the one that agreement with it has; None where there is none or it was not recorded."""
     if kind.name in ("kl_to_final_bits", "cos_to_final"):
         return 0.0 if kind.name == "kl_to_final_bits" else 1.0
@@ -164,7 +163,12 @@ def _reference_words(kind: Metric, reference: int | float) -> str:
 
 
 def _subtitle(
-    run: Run, kind: Metric, prompt: Pass, drawn: Sequence[_Series], reference: int | float | None, caution: str | None
+    run: AnalysedRun,
+    kind: Metric,
+    prompt: Pass,
+    drawn: Sequence[_Series],
+    reference: int | float | None,
+    caution: str | None,
 ) -> list[str]:
     headline, lenses = run.record.protocol.headline_lens, list(dict.fromkeys(one.lens for one in drawn))
     lines = [f"{model_name(run)} · {prompt_name(run, prompt)}"]
@@ -179,7 +183,7 @@ def _subtitle(
 
 
 def _description(
-    run: Run, kind: Metric, prompt: Pass, lines: Sequence[Line], named: Sequence[Named],
+    run: AnalysedRun, kind: Metric, prompt: Pass, lines: Sequence[Line], named: Sequence[Named],
     reference: int | float | None, absent: Sequence[_Series], caution: str | None,
 ) -> str:  # fmt: skip
     model = run.record.model
@@ -198,7 +202,7 @@ def _description(
 
 
 def _table(
-    run: Run, prompt: Pass, series: Sequence[_Series], named: Sequence[Named], reference: int | float | None
+    run: AnalysedRun, prompt: Pass, series: Sequence[_Series], named: Sequence[Named], reference: int | float | None
 ) -> pl.DataFrame:
     n_layers, headline = run.record.model.n_layers, run.record.protocol.headline_lens
     at: dict[int | float, list[str]] = {}

@@ -8,13 +8,13 @@ from types import MappingProxyType
 import altair as alt
 import polars as pl
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Pass
 from layerscope.analysis.facts import fact_passes
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.raw_comparison import HIGH_KL_BITS, NEAR_JACCARD, NEAR_JS_BITS, NEAR_L1, Comparison
 from layerscope.errors import RunError
 from layerscope.record.measured import HeldOutRecord, SidecarRecord
-from layerscope.run_folder import Run
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.palette import LENSES, SERIES, lens_look, series_look
@@ -71,7 +71,7 @@ LENS_TRUST = (*_AUDITS, ONSETS, HELD_OUT)
 """What `lens_trust` draws, by name."""
 
 
-def lens_trust(run: Run, metric: str) -> ChartSpec:
+def lens_trust(run: AnalysedRun, metric: str) -> ChartSpec:
     """One measure of whether a reading is the model's or the lens' own making.
 
     Args:
@@ -81,7 +81,7 @@ def lens_trust(run: Run, metric: str) -> ChartSpec:
     Raises:
         RunError: no such metric, or the run lacks what it needs.
     """
-    others: dict[str, Callable[[Run], ChartSpec]] = {ONSETS: _onsets, HELD_OUT: _held_out}
+    others: dict[str, Callable[[AnalysedRun], ChartSpec]] = {ONSETS: _onsets, HELD_OUT: _held_out}
     if metric in others:
         return others[metric](run)
     if metric not in _AUDITS:
@@ -89,7 +89,7 @@ def lens_trust(run: Run, metric: str) -> ChartSpec:
     return _audited(run, metric, _AUDITS[metric])
 
 
-def artefact_words(run: Run) -> str:
+def artefact_words(run: AnalysedRun) -> str:
     """Both artefact scores and what they amount to, or that there is none."""
     found = _judged(run)
     if found is None or found.score.v1 is None:
@@ -100,7 +100,7 @@ def artefact_words(run: Run) -> str:
     return f"Artefact score {found.score.v1:.2f} of 1, {found.score.tier}{second}{far}."
 
 
-def _judged(run: Run) -> Comparison | None:
+def _judged(run: AnalysedRun) -> Comparison | None:
     """The stretch that the tier is about: for published runs with the last layer, where else the lens is the model."""
     full = run.verdict.diagnostics.raw_full
     if full is None:
@@ -108,7 +108,7 @@ def _judged(run: Run) -> Comparison | None:
     return full.whole if run.record.protocol.name == "published" else full.prefinal
 
 
-def _audited(run: Run, name: str, audit: _Audit) -> ChartSpec:
+def _audited(run: AnalysedRun, name: str, audit: _Audit) -> ChartSpec:
     primary = run.verdict.curves.primary
     if primary is None:
         raise RunError("This run has no rows of any fact, so no lenses can be compared.")
@@ -151,7 +151,7 @@ def _audited(run: Run, name: str, audit: _Audit) -> ChartSpec:
     return ChartSpec(f"trust-{_file_safe(name)}", audit.title, said, finished(layers, title, said, HEIGHT), table)
 
 
-def _held_out(run: Run) -> ChartSpec:
+def _held_out(run: AnalysedRun) -> ChartSpec:
     """Mean KL(model || lens) on text that the fits did not see."""
     loaded = {one.kind: record for one in run.record.measured.sidecars if (record := _held_out_of(one)) is not None}
     if not loaded:
@@ -191,7 +191,7 @@ def _held_out_of(one: SidecarRecord) -> HeldOutRecord | None:
     return None if fit is None or one.status != "loaded" else fit.held_out
 
 
-def _onsets(run: Run) -> ChartSpec:
+def _onsets(run: AnalysedRun) -> ChartSpec:
     """The first layer with the answer on top under the final norm and under the next block's, fact by fact."""
     passes = fact_passes(run.verdict.curves.passes)
     lenses = [lens for lens in ("logit", "next_norm") if lens in run.record.protocol.lenses]
@@ -229,12 +229,12 @@ def _onsets(run: Run) -> ChartSpec:
     return ChartSpec("trust-decoding-point", title_text, said, chart, pl.DataFrame(rows, schema=schema, orient="row"))
 
 
-def _onset(run: Run, lens: str, asked: Pass) -> int | None:
+def _onset(run: AnalysedRun, lens: str, asked: Pass) -> int | None:
     found = run.verdict.milestones.of(lens, asked)
     return found["L_semantic"].layer if "L_semantic" in found else None
 
 
-def _onset_layers(run: Run, found: Sequence[tuple[Pass, int | None, int | None]]) -> list[alt.Chart]:
+def _onset_layers(run: AnalysedRun, found: Sequence[tuple[Pass, int | None, int | None]]) -> list[alt.Chart]:
     """A line between both onsets of a fact; where they are one, the open circle lies around the triangle."""
     axes = Axes(run.record.model.n_layers, "")
     names = [prompt_name(run, asked) for asked, _, _ in found]
@@ -266,7 +266,7 @@ def _onset_layers(run: Run, found: Sequence[tuple[Pass, int | None, int | None]]
 
 
 def _long(
-    run: Run, curves: Sequence[tuple[str, Sequence[tuple[int, int | float | None]]]], quantity: str
+    run: AnalysedRun, curves: Sequence[tuple[str, Sequence[tuple[int, int | float | None]]]], quantity: str
 ) -> pl.DataFrame:
     n_layers = run.record.model.n_layers
     rows = [

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Pass
 from layerscope.analysis.curve_shapes import Points, peak, points, trough
-from layerscope.run_folder import Run
-from layerscope.terminal.run_tables import printable
+from layerscope.report.text import printable
 
 
 def amount(value: int | float) -> str:
@@ -46,7 +46,7 @@ def course(name: str, curve: Points, unit: str = "", steps: str = "layer") -> st
     return f"{said}; {', '.join(extremes)}." if extremes else f"{said}."
 
 
-def prompt_name(run: Run, asked: Pass) -> str:
+def prompt_name(run: AnalysedRun, asked: Pass) -> str:
     """What a prompt asks: `Germany→Berlin`, or its answer alone; its wording too where there are several."""
     recorded = [p for p in run.record.suite.prompts if Pass(p.fact_index, p.prompt_id, p.prompt_variant) == asked]
     curve = next((curve for curve in run.verdict.curves if curve.asked == asked), None)
@@ -64,7 +64,7 @@ def visible(token: str) -> str:
     return "".join(known.get(c) or (c if c.isprintable() else repr(c)[1:-1]) for c in token)
 
 
-def model_name(run: Run) -> str:
+def model_name(run: AnalysedRun) -> str:
     """The model without its owner."""
     return run.record.model.id.rsplit("/", 1)[-1]
 

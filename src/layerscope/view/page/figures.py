@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
-from layerscope.run_folder import Run
 from layerscope.view.page.packing import packed, safe_json
 
 if TYPE_CHECKING:
@@ -76,13 +76,13 @@ class Section:
     table: Sheet | None = None
 
 
-def chart_sections(runs: Sequence[Run], labels: Sequence[str]) -> list[Section]:
+def chart_sections(runs: Sequence[AnalysedRun], labels: Sequence[str]) -> list[Section]:
     """Trajectories and lens trust of every run; where there are several runs, all of them side by side."""
     from altair.utils.schemapi import debug_mode
 
     from layerscope.view.charts import LENS_TRUST, facts, lens_trust, trajectories
 
-    def of_facts(run: Run, metric: str) -> "ChartSpec | None":
+    def of_facts(run: AnalysedRun, metric: str) -> "ChartSpec | None":
         return facts(run, metric) if len(run.diagnostics.micro_suite.facts) > 1 else None
 
     by_layer = [(trajectories, name) for name in TRAJECTORIES] + [(of_facts, name) for name in FACTS]
@@ -108,7 +108,10 @@ def chart_sections(runs: Sequence[Run], labels: Sequence[str]) -> list[Section]:
 
 
 def _group(
-    place: int, run: Run, label: str, wanted: Sequence[tuple[Callable[[Run, str], "ChartSpec | None"], str]]
+    place: int,
+    run: AnalysedRun,
+    label: str,
+    wanted: Sequence[tuple[Callable[[AnalysedRun, str], "ChartSpec | None"], str]],
 ) -> Group:
     charts, notes = [], []
     for make, metric in wanted:
@@ -129,7 +132,7 @@ def _figure(found: "ChartSpec", place: str, name: str, wide: bool = False) -> Fi
     )
 
 
-def _across(runs: Sequence[Run]) -> Section:
+def _across(runs: Sequence[AnalysedRun]) -> Section:
     from layerscope.view.charts import across_models
 
     notes: tuple[str, ...] = ()

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Pass
 from layerscope.published.layout import RECORDS, csv_name, stem_of
 from layerscope.record.parts import PromptRecord
-from layerscope.run_folder import Run
-from layerscope.terminal.run_tables import probabilities_stand, ranks_stand
 from layerscope.terminal.verdict import STRONG, rank_1
 from layerscope.view.page.blocks import PASS, Block, Key, Vocabulary, blocks, listed
 from layerscope.view.page.packing import packed
@@ -83,9 +82,9 @@ class Payload:
     """Packed blocks by the id of their script element."""
 
 
-def payload(runs: Sequence[Run]) -> Payload:
+def payload(runs: Sequence[AnalysedRun]) -> Payload:
     """The data of a page about some runs, in their order."""
-    listings = [listed(run.rows, probabilities=probabilities_stand(run.record)) for run in runs]
+    listings = [listed(run.rows, probabilities=run.record.probabilities_stand) for run in runs]
     vocabulary = Vocabulary.of(listings) if listings else Vocabulary((), (), pl.DataFrame())
     scripts: dict[str, str] = {}
     found = []
@@ -94,8 +93,8 @@ def payload(runs: Sequence[Run]) -> Payload:
             run.rows,
             vocabulary.numbered(listing),
             run.record.model.n_layers,
-            probabilities=probabilities_stand(run.record),
-            ranks=ranks_stand(run.record),
+            probabilities=run.record.probabilities_stand,
+            ranks=run.record.ranks_stand,
         )
         ids = {key: f"block-{place}-{number}" for number, key in enumerate(made)}
         scripts |= {ids[key]: packed(block.content) for key, block in made.items()}
@@ -103,7 +102,7 @@ def payload(runs: Sequence[Run]) -> Payload:
     return Payload(vocabulary, tuple(found), scripts)
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
+def labels(runs: Sequence[AnalysedRun]) -> list[str]:
     """A short name for each run: the model's, with more where several runs are of one model."""
     names = [run.record.model.id.rsplit("/", 1)[-1] for run in runs]
     long = [f"{name} · {run.record.suite.name}" for name, run in zip(names, runs, strict=True)]
@@ -114,7 +113,9 @@ def labels(runs: Sequence[Run]) -> list[str]:
     return [f"{name} · {place}" for place, name in enumerate(longest, start=1)]
 
 
-def _run(run: Run, label: str, made: Mapping[Key, Block], ids: Mapping[Key, str], vocabulary: Vocabulary) -> RunData:
+def _run(
+    run: AnalysedRun, label: str, made: Mapping[Key, Block], ids: Mapping[Key, str], vocabulary: Vocabulary
+) -> RunData:
     record = run.record
     passes = dict.fromkeys(key[:3] for key in made)
     kl = run.rows.filter("is_next")["kl_to_final_bits"].drop_nulls()
@@ -125,8 +126,8 @@ def _run(run: Run, label: str, made: Mapping[Key, Block], ids: Mapping[Key, str]
         d_vocab=record.model.d_vocab,
         headline=record.protocol.headline_lens,
         lenses=record.protocol.lenses,
-        ranks=ranks_stand(record),
-        probabilities=probabilities_stand(record),
+        ranks=record.ranks_stand,
+        probabilities=record.probabilities_stand,
         suppressed=run.guidance.suppress_abs_probs,
         kl_bits=_nice(float(kl.quantile(0.98) or 1.0)) if len(kl) else 1.0,
         missing=missing_positions(run),
@@ -139,7 +140,7 @@ def _nice(bits: float) -> float:
     return next((step for step in (1.0, 2.0, 5.0) if bits <= step), 5.0 * math.ceil(bits / 5))
 
 
-def missing_positions(run: Run) -> str | None:
+def missing_positions(run: AnalysedRun) -> str | None:
     """Why a run that was read from published files has the last position alone; None where it has others."""
     record = run.record
     if record.source != "published" or not run.rows.filter(~pl.col("is_next")).is_empty():
@@ -149,7 +150,7 @@ def missing_positions(run: Run) -> str | None:
 
 
 def _prompt(
-    run: Run,
+    run: AnalysedRun,
     asked: tuple[int | None, str, str],
     made: Mapping[Key, Block],
     ids: Mapping[Key, str],
@@ -202,9 +203,9 @@ def _answer_tokens(record: PromptRecord | None, rows: pl.DataFrame, vocabulary: 
     return tuple(at for at, (id_, text) in found if (id_ in ids if id_ >= 0 else text in texts))
 
 
-def _layers(run: Run, lens: str, asked: Pass) -> dict[str, int]:
+def _layers(run: AnalysedRun, lens: str, asked: Pass) -> dict[str, int]:
     own = run.milestones.of(lens, asked)
-    if not own or not ranks_stand(run.record):
+    if not own or not run.record.ranks_stand:
         return {}
-    found = {"rank_1": rank_1(own).layer, "strong": own[STRONG].layer if probabilities_stand(run.record) else None}
+    found = {"rank_1": rank_1(own).layer, "strong": own[STRONG].layer if run.record.probabilities_stand else None}
     return {name: layer for name, layer in found.items() if layer is not None}

@@ -17,8 +17,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
-from layerscope.run_folder import Run
 from layerscope.view.page.figures import Section, chart_sections
 from layerscope.view.page.packing import safe_json
 from layerscope.view.page.payload import Payload, labels, payload
@@ -42,7 +42,7 @@ class _RunWords:
     origin: Origin
 
 
-def page_html(runs: Sequence[Run]) -> str:
+def page_html(runs: Sequence[AnalysedRun]) -> str:
     """One page about some runs, the first of them shown first.
 
     Args:
@@ -78,7 +78,7 @@ def page_html(runs: Sequence[Run]) -> str:
     )  # fmt: skip
 
 
-def write_view(runs: Sequence[Run], path: str | Path) -> Path:
+def write_view(runs: Sequence[AnalysedRun], path: str | Path) -> Path:
     """Write the page, whole or not at all; a page that layerscope wrote before is replaced.
 
     Args:
@@ -143,7 +143,7 @@ def _unwritable(target: Path, error: OSError) -> RunError:
     )
 
 
-def _words(run: Run, label: str) -> _RunWords:
+def _words(run: AnalysedRun, label: str) -> _RunWords:
     created = run.record.created_utc or ""
     return _RunWords(label, created.replace("T", " ").replace("Z", " UTC"), verdict_words(run), origin(run))
 

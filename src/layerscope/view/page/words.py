@@ -4,12 +4,12 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
-from layerscope.run_folder import Run
 from layerscope.suite import builtin_suites
-from layerscope.terminal.run_tables import identity_line, probabilities_stand
+from layerscope.terminal.run_tables import identity_line
 from layerscope.terminal.verdict import ONSET, STRONG, STRONG_RUN2, Said, Teller, lens_columns, quoting
 
 BUNDLED_ID = "layerscope/reference"
@@ -65,7 +65,7 @@ class VerdictWords:
     depths: tuple[Depth, ...]
 
 
-def verdict_words(run: Run) -> VerdictWords:
+def verdict_words(run: AnalysedRun) -> VerdictWords:
     """The verdict on a run.
 
     Where the identity check failed, nothing that rests on a probability is said; where it casts doubt on ranks too, no
@@ -121,17 +121,17 @@ def _told(said: Sequence[Said]) -> Iterator[Sentence]:
         yield Sentence(label, "; ".join(texts))
 
 
-def _columns(run: Run) -> Mapping[str, str]:
+def _columns(run: AnalysedRun) -> Mapping[str, str]:
     thresholds = protocol_in_force(run.record).thresholds
     columns = lens_columns(thresholds)
-    if probabilities_stand(run.record):
+    if run.record.probabilities_stand:
         return columns
     return {header: name for header, name in columns.items() if name.startswith(ONSET) and STRONG not in name}
 
 
-def _depths(run: Run, teller: Teller) -> Iterator[Depth]:
+def _depths(run: AnalysedRun, teller: Teller) -> Iterator[Depth]:
     columns = _columns(run)
-    trusted = probabilities_stand(run.record)
+    trusted = run.record.probabilities_stand
     for lens in run.record.protocol.lenses:
         cells = tuple(teller.cell(lens, name) for name in columns.values())
         at = {name: int(cell) if cell.isdigit() else None for name, cell in zip(columns.values(), cells, strict=True)}
@@ -159,7 +159,7 @@ class Origin:
     groups: Mapping[str, tuple[Fact, ...]]
 
 
-def origin(run: Run) -> Origin:
+def origin(run: AnalysedRun) -> Origin:
     """Everything needed to repeat a run."""
     record = run.record
     local = record.model.commit is None and record.source == "layerscope" and record.model.id != BUNDLED_ID
@@ -203,7 +203,7 @@ def command(record: RunRecord) -> str:
     return shlex.join(words)
 
 
-def _groups(run: Run) -> Mapping[str, tuple[Fact, ...]]:
+def _groups(run: AnalysedRun) -> Mapping[str, tuple[Fact, ...]]:
     record, made = run.record, run.record.provenance
     model, protocol = record.model, record.protocol
     groups: dict[str, dict[str, object]] = {

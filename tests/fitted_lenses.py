@@ -3,11 +3,11 @@
 import polars as pl
 
 from layerscope.record.measured import (
+    FittedLensRecord,
     HeldOutRecord,
+    LensCorpusRecord,
+    LensSettingsRecord,
     PrismFitRecord,
-    SidecarCorpusRecord,
-    SidecarRecord,
-    SidecarSettingsRecord,
     SkipLayersRecord,
     SplitRecord,
     TextSourceRecord,
@@ -17,7 +17,7 @@ from layerscope.record.measured import (
 )
 from layerscope.run import Run
 
-CORPUS = SidecarCorpusRecord(
+CORPUS = LensCorpusRecord(
     sources=(TextSourceRecord(name="wiki.txt", format="txt", n_documents=40, sha256="1" * 64),),
     sha256="2" * 64,
     n_documents=40,
@@ -30,10 +30,10 @@ CORPUS = SidecarCorpusRecord(
         "held_out": SplitRecord(n_documents=4, n_tokens=4_100, n_sequences=32),
     },
 )
-SETTINGS = SidecarSettingsRecord(seed=316, device="cpu", dtype="float32", threads=1, torch="2.8.0", layerscope="0.2.0")
+SETTINGS = LensSettingsRecord(seed=316, device="cpu", dtype="float32", threads=1, torch="2.8.0", layerscope="0.2.0")
 
 
-def tuned_sidecar(n_layers: int, **changes: object) -> SidecarRecord:
+def tuned_lens_folder(n_layers: int, **changes: object) -> FittedLensRecord:
     """What a tuned lens of a model says of itself."""
     layers = range(n_layers)
     fit = TunedFitRecord(
@@ -59,7 +59,7 @@ def tuned_sidecar(n_layers: int, **changes: object) -> SidecarRecord:
             if m <= n_layers
         ),
     )
-    said = SidecarRecord(
+    said = FittedLensRecord(
         kind="tuned",
         status="loaded",
         path="tiny-tuned",
@@ -73,7 +73,7 @@ def tuned_sidecar(n_layers: int, **changes: object) -> SidecarRecord:
     return said.model_copy(update=changes)
 
 
-def prism_sidecar(n_layers: int, **changes: object) -> SidecarRecord:
+def prism_lens_folder(n_layers: int, **changes: object) -> FittedLensRecord:
     """What a prism lens of a model says of itself."""
     rows = (0, n_layers // 4, n_layers // 2, 3 * n_layers // 4)
     fit = PrismFitRecord(
@@ -92,7 +92,7 @@ def prism_sidecar(n_layers: int, **changes: object) -> SidecarRecord:
             n_positions=3_000, logit_bits=(9.0,) * n_layers + (0.0,), lens_bits=(8.0,) * n_layers + (1.0,)
         ),
     )
-    said = SidecarRecord(
+    said = FittedLensRecord(
         kind="prism", status="loaded", path="tiny-prism", weights_sha256="4" * 64, fitted_to="house/tiny",
         created_utc="2026-03-01T09:30:00Z", corpus=CORPUS, settings=SETTINGS, prism=fit,
     )  # fmt: skip
@@ -142,7 +142,7 @@ def with_fitted_lenses(run: Run) -> Run:
     protocol = record.protocol.model_copy(update={"lenses": (*record.protocol.lenses, "prism", "tuned")})
     sources = {**record.lens_sources, "prism": ("final_norm",) * (n + 1), "tuned": (None, *("final_norm",) * n)}
     measured = record.measured.model_copy(
-        update={"sidecars": (tuned_sidecar(n), prism_sidecar(n)), "tuned_variants": variants(n)}
+        update={"sidecars": (tuned_lens_folder(n), prism_lens_folder(n)), "tuned_variants": variants(n)}
     )
     fields = {"protocol": protocol, "lens_sources": sources, "measured": measured}
     return Run(rows, type(record).model_validate(record.model_copy(update=fields).model_dump()))

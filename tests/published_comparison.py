@@ -11,10 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.analysis.diagnostics import Verdict, judge
 from layerscope.analysis.facts import ControlSummary, control_summary, published_micro_suite
-from layerscope.analysis.fitted_lens_audit import SidecarAudit
+from layerscope.analysis.fitted_lens_audit import FittedLensAudit
 from layerscope.analysis.guidance import published_guidance
 from layerscope.analysis.milestones import Milestones, difference
 from layerscope.analysis.percentiles import depth_fraction, depth_layer
@@ -91,7 +91,7 @@ class PublishedRun:
         """Of the primary prompt under the headline lens."""
         return self.verdict.milestones.of()
 
-    def curve(self, lens: str, asked: Pass | None = None) -> Curve:
+    def curve(self, lens: str, asked: PromptKey | None = None) -> Curve:
         found = self.verdict.curves.get(asked or self.verdict.diagnostics.primary, lens)
         assert found is not None, (self.sweep, self.model, lens)
         return found
@@ -390,7 +390,7 @@ def _sidecars(run: PublishedRun) -> Found:
             yield from _sidecar(block, lens, run.verdict.diagnostics.sidecars[lens])
 
 
-def _sidecar(block: str, lens: str, found: SidecarAudit) -> Found:
+def _sidecar(block: str, lens: str, found: FittedLensAudit) -> Found:
     for rank, layers in found.rank_milestones.items():
         for side, layer in (("baseline", layers.baseline), (lens, layers.sidecar), ("delta", layers.delta)):
             yield f"{block}/rank_milestones/{side}/le_{rank}", layer

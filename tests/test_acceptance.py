@@ -3,10 +3,10 @@
 import pytest
 
 from layerscope.analysis.acceptance import acceptance, skip_layers
-from layerscope.analysis.curve import Curve, Curves, Pass
+from layerscope.analysis.curve import Curve, Curves, PromptKey
 from layerscope.analysis.tuned_audit import HeadMismatch
 from layerscope.record import COLUMNS
-from layerscope.record.measured import HeldOutRecord, SidecarRecord, SkipLayersRecord, TunedFitRecord
+from layerscope.record.measured import FittedLensRecord, HeldOutRecord, SkipLayersRecord, TunedFitRecord
 from layerscope.run import Run
 
 BLANK = {column.name: None for column in COLUMNS}
@@ -20,7 +20,7 @@ def fact(index, gains=(1.0, 1.0, 1.0), earlier=(4, 2), ranked=True, prompt_id="p
     def rank(layer, first_10, first_5):
         return None if not ranked else 5 if layer >= first_5 else 10 if layer >= first_10 else 50
 
-    asked = Pass(index, prompt_id, variant)
+    asked = PromptKey(index, prompt_id, variant)
     for lens, less in (("logit", (0, 0)), ("tuned", earlier)):
         rows = tuple(
             BLANK
@@ -153,7 +153,7 @@ def skipping(*perplexities):
             for m, lens in perplexities
         ),
     )
-    return SidecarRecord(kind="tuned", status="loaded", tuned=fit)
+    return FittedLensRecord(kind="tuned", status="loaded", tuned=fit)
 
 
 @pytest.mark.parametrize(("perplexity", "regression"), [(12.0, False), (12.5, True), (8.0, False)])
@@ -165,7 +165,7 @@ def test_two_skipped_blocks_may_cost_a_fifth_of_the_perplexity(perplexity, regre
 
 def test_where_two_blocks_were_not_skipped_no_regression_is_said():
     assert skip_layers(skipping((4, 90.0))).regression is None
-    for sidecar in (None, skipping(), SidecarRecord(kind="tuned", status="loaded")):
+    for sidecar in (None, skipping(), FittedLensRecord(kind="tuned", status="loaded")):
         found = skip_layers(sidecar)
         assert (found.skipped, found.regression) == ((), None)
         assert found.reason == "the tuned lens' own record has no perplexities"

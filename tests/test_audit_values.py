@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from layerscope.audit.lookup.cited_lines import Reader
-from layerscope.audit.lookup.key_matching import Likeness, likeness
+from layerscope.audit.lookup.key_matching import NameSimilarity, name_similarity
 from layerscope.audit.lookup.value_lookup import judge
 from layerscope.audit.parse.numbers import Number, number
 from layerscope.audit.parse.plain_text import plain
@@ -178,19 +178,19 @@ def test_a_difference_is_no_value_of_the_files() -> None:
 @pytest.mark.parametrize(
     ("claimed", "name", "expected"),
     [
-        ("first_rank_le_1", "first_rank_le_1", Likeness.SAME),
-        ("raw_lens_check.summary.lens_artifact_risk", "lens_artifact_risk", Likeness.SAME),
-        ("KL", "kl_to_final_bits", Likeness.SAME),
-        ("le_5", "first_rank_le_5", Likeness.PART),
-        ("answer_mass", "answer_mass_at_L_surface_norm", Likeness.PART),
-        ("ΔL_sem", "delta_L_sem", Likeness.SAME),
-        ("le_5", "first_rank_le_1", Likeness.NONE),
-        ("first_kl_below_1.0", "first_kl_below_0.5", Likeness.NONE),
-        ("k", "copy_window_k", Likeness.NONE),
+        ("first_rank_le_1", "first_rank_le_1", NameSimilarity.SAME),
+        ("raw_lens_check.summary.lens_artifact_risk", "lens_artifact_risk", NameSimilarity.SAME),
+        ("KL", "kl_to_final_bits", NameSimilarity.SAME),
+        ("le_5", "first_rank_le_5", NameSimilarity.PART),
+        ("answer_mass", "answer_mass_at_L_surface_norm", NameSimilarity.PART),
+        ("ΔL_sem", "delta_L_sem", NameSimilarity.SAME),
+        ("le_5", "first_rank_le_1", NameSimilarity.NONE),
+        ("first_kl_below_1.0", "first_kl_below_0.5", NameSimilarity.NONE),
+        ("k", "copy_window_k", NameSimilarity.NONE),
     ],
 )
-def test_names_may_be_abbreviated_but_not_confused(claimed: str, name: str, expected: Likeness) -> None:
-    assert likeness(claimed, name) is expected
+def test_names_may_be_abbreviated_but_not_confused(claimed: str, name: str, expected: NameSimilarity) -> None:
+    assert name_similarity(claimed, name) is expected
 
 
 def test_a_value_in_the_cited_lines_is_supported(reader: Reader) -> None:

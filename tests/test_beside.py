@@ -13,7 +13,7 @@ from layerscope import CausalLM, Run, load_suite, probe
 from layerscope.errors import LensError
 from layerscope.model.residuals import read_residuals
 from layerscope.probing.encode import encode
-from layerscope.probing.primary_prompt import CALIBRATION_ROWS, FAILED_IDENTITY, texts_beside
+from layerscope.probing.primary_prompt import CALIBRATION_ROWS, FAILED_IDENTITY, choose_auxiliary_inputs
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.suite.auxiliary_texts import calibration_passage, published_test_prompts
 from layerscope.unembedding import HeadTransform
@@ -33,7 +33,7 @@ def run(model: CausalLM) -> Run:
 
 def test_the_passage_is_no_longer_than_the_prompts_and_asks_none_of_their_facts(model: CausalLM):
     encoded = encode(load_suite("capitals-20"), model, "last")
-    (passage,) = texts_beside(model, encoded, STANDARD).passages
+    (passage,) = choose_auxiliary_inputs(model, encoded, STANDARD).passages
     assert len(passage.token_ids) <= max(len(e.token_ids) for e in encoded)
     assert passage.positions == tuple(range(len(passage.token_ids) - CALIBRATION_ROWS, len(passage.token_ids)))
     words = {answer for e in encoded for answer in e.prompt.answers}
@@ -42,7 +42,7 @@ def test_the_passage_is_no_longer_than_the_prompts_and_asks_none_of_their_facts(
 
 def test_the_published_calibration_is_the_primary_fact_in_both_wordings_and_the_control(model: CausalLM):
     encoded = encode(load_suite("capitals"), model, "last")
-    found = texts_beside(model, encoded, PUBLISHED)
+    found = choose_auxiliary_inputs(model, encoded, PUBLISHED)
     assert [p.token_ids for p in found.passages] == [encoded[i].token_ids for i in (0, 1, 10)]
     assert [text for text, _ in found.test_prompts] == list(published_test_prompts())
     assert len(published_test_prompts()) == 14 and published_test_prompts()[0] == "Berlin is the capital of"
@@ -62,7 +62,7 @@ def test_the_tempered_divergence_is_that_of_softmax_at_the_layers_temperature(mo
 
 def test_a_layers_temperature_cannot_be_bettered_on_the_passage(model: CausalLM, run: Run):
     encoded = encode(load_suite("capitals"), model, "last")
-    (passage,) = texts_beside(model, encoded, STANDARD).passages
+    (passage,) = choose_auxiliary_inputs(model, encoded, STANDARD).passages
     residuals, _ = read_residuals(model, [passage.token_ids])
     rows = residuals.values[0][:, list(passage.positions)]
     p_final = model.unembedding.logits(model.final_norm(rows[-1])).double().softmax(-1)

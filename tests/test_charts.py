@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.errors import RunError
 from layerscope.run import Run
 from layerscope.view.charts import METRICS, across_models, config, facts, grid, lens_trust, trajectories
@@ -201,7 +201,7 @@ def test_a_metric_that_no_lens_has_is_refused_in_one_sentence(run):
     [
         (lambda run: trajectories(run, "beauty"), "There is no chart of 'beauty'.*choose from entropy_bits"),
         (lambda run: trajectories(run, "entropy_bits", lenses=["zoom"]), "has no lens zoom; choose from logit"),
-        (lambda run: trajectories(run, "entropy_bits", asked=Pass(99, "pos", "orig")), "no rows of pos 99"),
+        (lambda run: trajectories(run, "entropy_bits", asked=PromptKey(99, "pos", "orig")), "no rows of pos 99"),
         (lambda run: facts(run, "masses"), "several quantities; choose one of p_answer, echo_mass_prompt"),
         (lambda run: facts(run, "entropy_bits", "zoom"), "no lens 'zoom'"),
         (lambda run: lens_trust(run, "faith"), "no chart 'faith' of lens trust"),

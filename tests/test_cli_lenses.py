@@ -26,7 +26,7 @@ from layerscope.cli.main import app
 from layerscope.fitting.checkpoint import Checkpoint
 from layerscope.fitting.workspace import Workspace
 from layerscope.lens_record import LensRecord
-from layerscope.lenses.lens_folder import FoundSidecar, read_record, read_sidecar
+from layerscope.lenses.lens_folder import LensFolder, read_fitted_lens, read_record
 from layerscope.model.causal_lm import BUNDLED
 from layerscope.terminal.lens_tables import lens_lines, lens_list, lens_table, ranges
 
@@ -88,7 +88,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
 def test_a_fit_leaves_a_lens_named_for_model_and_kind_and_says_where(work):
     for kind, printed in (("tuned", work.tuned), ("prism", work.prism)):
         assert printed.stdout.splitlines()[-1] == f"lens folder · lenses/reference-{kind}"
-        sidecar = read_sidecar(work.folder / "lenses" / f"reference-{kind}")
+        sidecar = read_fitted_lens(work.folder / "lenses" / f"reference-{kind}")
         assert (sidecar.record.kind, sidecar.record.model.id) == (kind, "layerscope/reference")
     assert {path.name for path in (work.folder / "lenses").iterdir()} == {"reference-tuned", "reference-prism"}
 
@@ -433,7 +433,7 @@ def test_runs_of_layers_are_written_as_ranges(layers, said):
 def test_what_a_record_says_cannot_steer_the_terminal(work):
     model = work.record.model.model_copy(update={"id": "a\x1b[31m[bold]b"})
     record = work.record.model_copy(update={"model": model, "notes": ("note\x07 [red]", "second")})
-    found = FoundSidecar(record, Path("x\x1b[0m[i]"))
+    found = LensFolder(record, Path("x\x1b[0m[i]"))
     shown = _shown([*lens_table(record), lens_lines(record), *lens_list([found])])
     assert "\x1b" not in shown and "\x07" not in shown
     assert r"a\x1b[31m[bold]b" in shown and r"note\x07 [red]" in shown and "[i]" in shown
@@ -470,7 +470,7 @@ def test_an_imported_lens_is_a_sidecar_with_its_maps_and_is_shown(tmp_path):
     assert "theirs (tuned-lens)" in " ".join(done.stdout.split())
     assert "nothing was measured on held-out text" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-    sidecar = read_sidecar(tmp_path / "lenses" / "reference-tuned-lens")
+    sidecar = read_fitted_lens(tmp_path / "lenses" / "reference-tuned-lens")
     assert torch.equal(sidecar.tensors["layers.004.full"], theirs["4.weight"].T)
     again = layerscope("lens import theirs --model layerscope/reference", tmp_path)
     assert again.exit_code == 2 and "is already there" in again.stderr

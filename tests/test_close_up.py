@@ -20,15 +20,15 @@ from layerscope.lenses import bind_lenses
 from layerscope.model.architecture import read_norm
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.residuals import read_residuals
-from layerscope.readout.position_readout import CloseUp, View, close_up
+from layerscope.readout.position_readout import DecodingView, PositionReadout, position_readout
 from layerscope.suite import load_suite
 from layerscope.unembedding import HeadTransform, Unembedding
 
 SEEDS = st.integers(0, 2**32 - 1)
 N_LAYERS, D_MODEL, D_VOCAB = 3, 6, 90
-PLAIN = View(lambda residual, layer: residual)
-ROLLED = View(lambda residual, layer: residual.roll(layer))
-LATE = View(lambda residual, layer: residual * 2 + residual.flip(-1), frozenset({1, 3}))
+PLAIN = DecodingView(lambda residual, layer: residual)
+ROLLED = DecodingView(lambda residual, layer: residual.roll(layer))
+LATE = DecodingView(lambda residual, layer: residual * 2 + residual.flip(-1), frozenset({1, 3}))
 EVERYWHERE = {"plain": PLAIN, "rolled": ROLLED}
 VIEWS = EVERYWHERE | {"late": LATE}
 
@@ -50,14 +50,14 @@ def _look(
     residual: Tensor,
     head: Unembedding,
     *,
-    views: Mapping[str, View] = VIEWS,
+    views: Mapping[str, DecodingView] = VIEWS,
     headline: str = "plain",
     answer_ids: tuple[int, ...] = (5,),
     pairs: tuple[tuple[str, str], ...] = (),
     scales: tuple[float, ...] = (),
     lens_transform: HeadTransform | None = None,
-) -> CloseUp:
-    return close_up(
+) -> PositionReadout:
+    return position_readout(
         residual,
         views,
         headline=headline,
@@ -86,7 +86,7 @@ class _Dense:
         return math.exp(scale * self.z[token_id]) / sum(math.exp(scale * other) for other in self.z)
 
 
-def _dense(residual: Tensor, view: View, head: Unembedding, layer: int) -> _Dense:
+def _dense(residual: Tensor, view: DecodingView, head: Unembedding, layer: int) -> _Dense:
     row = view.row(residual[layer], layer).double()
     if head.projection is not None:
         row = head.projection.double() @ row
@@ -183,7 +183,10 @@ def test_a_view_agrees_wholly_with_itself():
 def test_opposite_views_share_no_top_and_correlate_negatively():
     """With 90 ids and none equal, the tops are ids 1..50 and 41..90 of one order: ten are shared."""
     head = Unembedding(torch.linspace(-1, 1, D_VOCAB)[:, None], None)
-    views = {"up": View(lambda residual, layer: residual), "down": View(lambda residual, layer: -residual)}
+    views = {
+        "up": DecodingView(lambda residual, layer: residual),
+        "down": DecodingView(lambda residual, layer: -residual),
+    }
     seen = _look(torch.ones(1, 1), head, views=views, headline="up", pairs=(("up", "down"),)).pairs["up", "down"]
     assert seen.jaccard_10 == (0.0,)
     assert seen.jaccard_50 == (pytest.approx(10 / 90),)
@@ -192,7 +195,7 @@ def test_opposite_views_share_no_top_and_correlate_negatively():
 
 
 def test_a_view_without_preference_has_no_correlation():
-    views = {"plain": PLAIN, "flat": View(lambda residual, layer: residual * 0)}
+    views = {"plain": PLAIN, "flat": DecodingView(lambda residual, layer: residual * 0)}
     residual = _random(1, 2, D_MODEL)
     seen = _look(residual, _head(), views=views, pairs=(("plain", "flat"),))
     assert seen.views["flat"].top1_id == (0, 0)  # all equal, so the smallest id
@@ -386,7 +389,7 @@ def diagnostics(published: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def seen(tiny_qwen3: CausalLM) -> CloseUp:
+def seen(tiny_qwen3: CausalLM) -> PositionReadout:
     """The first prompt's last position: the norm lens, no norm, and the second norm of the block before."""
     model = tiny_qwen3
     prompt = load_suite("capitals").prompts[0]
@@ -397,9 +400,9 @@ def seen(tiny_qwen3: CausalLM) -> CloseUp:
         for i, block in enumerate(model._module.model.layers)
     ]
     views = {
-        "post_ln2": View(lambda residual, layer: second_norms[layer - 1](residual), frozenset(range(1, 9))),
-        "next_norm": View(lens),
-        "raw": View(raw),
+        "post_ln2": DecodingView(lambda residual, layer: second_norms[layer - 1](residual), frozenset(range(1, 9))),
+        "next_norm": DecodingView(lens),
+        "raw": DecodingView(raw),
     }
     return _look(
         residuals.select([[residuals.lengths[0] - 1]])[:, 0],

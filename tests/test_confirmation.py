@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerscope.analysis.confirmation import NO_HIT, NO_ONSET, NO_OTHER_LENS, Hit, confirm
-from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.record.rows import COLUMNS
 
 BLANK = {column.name: None for column in COLUMNS}
-ASKED = Pass(0, "pos", "orig")
+ASKED = PromptKey(0, "pos", "orig")
 NORMED = {"logit": ("ln_final",) * 9}
 
 

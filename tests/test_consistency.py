@@ -13,11 +13,11 @@ from layerscope.analysis.consistency import (
     lens_consistency,
     repeatability,
 )
-from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.analysis.milestones import Milestone, find_milestones, semantic_layer
 from layerscope.record.measured import (
-    CloseUpRecord,
     OverlapRecord,
+    PositionReadoutRecord,
     RepeatabilityRecord,
     ScaledRecord,
     SecondForwardRecord,
@@ -27,7 +27,7 @@ from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
 
 BLANK = {column.name: None for column in COLUMNS}
-ASKED = Pass(0, "pos", "orig")
+ASKED = PromptKey(0, "pos", "orig")
 T = Thresholds()
 N = 6
 NOTHING = (None,) * (N + 1)
@@ -52,7 +52,7 @@ def overlap(one, other, jaccard_10=NOTHING, jaccard_50=NOTHING, union=NOTHING, r
 
 
 def looked_at(views=(), overlaps=(), gap=NOTHING, scaled=(), second=None, headline="logit"):
-    return CloseUpRecord(
+    return PositionReadoutRecord(
         headline=headline,
         views=tuple(views),
         overlaps=tuple(overlaps),
@@ -359,7 +359,7 @@ def test_the_95th_percentile_never_exceeds_the_largest_deviation(deviations):
 IDS = tuple(range(100, 110))
 
 
-def pass_of(strong=(), weak=(), ids=IDS):
+def prompt_key_of(strong=(), weak=(), ids=IDS):
     """Ranks, probabilities and leads of a pass: strong answers, weak ones (rank 1 with no lead), else none."""
     ranks = tuple(1 if layer in (*strong, *weak) else 8 for layer in range(N + 1))
     p = tuple(0.5 if rank == 1 else 0.01 for rank in ranks)
@@ -386,7 +386,7 @@ def both_passes(first, second, confirmed=None, mode="always"):
 
 
 def test_a_pass_agrees_with_itself():
-    once = pass_of(strong=(3, 4, 5))
+    once = prompt_key_of(strong=(3, 4, 5))
     found = both_passes(once, once)
     assert (found.enabled, found.mode, found.primary, found.pass2_primary) == (
         True, "always", "L_semantic_strong_run2", "L_semantic_strong_run2"
@@ -399,12 +399,12 @@ def test_a_pass_agrees_with_itself():
     ("layers", "delta", "agree"), [((2, 3), -1, True), ((4, 5), 1, True), ((5, 6), 2, False), ((1, 2), -2, False)]
 )
 def test_one_layer_apart_is_within_tolerance(layers, delta, agree):
-    found = both_passes(pass_of(strong=(3, 4)), pass_of(strong=layers))
+    found = both_passes(prompt_key_of(strong=(3, 4)), prompt_key_of(strong=layers))
     assert (found.delta_layers, found.agree) == (delta, agree)
 
 
 def test_another_kind_of_milestone_at_the_same_layer_disagrees():
-    found = both_passes(pass_of(strong=(3, 4)), pass_of(strong=(3,)))
+    found = both_passes(prompt_key_of(strong=(3, 4)), prompt_key_of(strong=(3,)))
     assert (found.pass2_primary, found.delta_layers, found.agree) == ("L_semantic_strong", 0, False)
 
 
@@ -412,31 +412,31 @@ def test_other_top_ids_at_the_first_pass_layer_disagree():
     # Six of ten ids in common make 6 shared of 14 in either, seven make 7 of 13.
     for shared, agree in ((6, False), (7, True)):
         ids = (*IDS[:shared], *range(200, 210 - shared))
-        found = both_passes(pass_of(strong=(3, 4)), pass_of(strong=(3, 4), ids=ids))
+        found = both_passes(prompt_key_of(strong=(3, 4)), prompt_key_of(strong=(3, 4), ids=ids))
         assert found.topk_jaccard_at_primary_layer == shared / (20 - shared)
         assert found.agree is agree
 
 
 def test_a_second_pass_without_the_answer_disagrees():
-    found = both_passes(pass_of(strong=(3, 4)), pass_of())
+    found = both_passes(prompt_key_of(strong=(3, 4)), prompt_key_of())
     assert (found.pass2_primary, found.pass2_layer, found.delta_layers, found.agree) == (None, None, None, False)
 
 
 def test_the_onset_of_the_second_pass_answers_to_a_confirmed_one():
-    found = both_passes(pass_of(weak=(3, 4)), pass_of(weak=(4,)), confirmed=3)
+    found = both_passes(prompt_key_of(weak=(3, 4)), prompt_key_of(weak=(4,)), confirmed=3)
     assert (found.primary, found.pass2_primary, found.agree) == ("L_semantic_confirmed", "L_semantic_confirmed", True)
-    stronger = both_passes(pass_of(weak=(3, 4)), pass_of(strong=(3,)), confirmed=3)
+    stronger = both_passes(prompt_key_of(weak=(3, 4)), prompt_key_of(strong=(3,)), confirmed=3)
     assert (stronger.pass2_primary, stronger.agree) == ("L_semantic_strong", False)
 
 
 def test_without_a_first_milestone_nothing_can_agree():
-    found = both_passes(pass_of(), pass_of(strong=(3, 4)))
+    found = both_passes(prompt_key_of(), prompt_key_of(strong=(3, 4)))
     assert (found.primary, found.pass1_layer, found.pass2_layer, found.agree) == (None, None, 3, None)
 
 
 @pytest.mark.parametrize(("mode", "enabled"), [("skipped_deterministic", True), ("off", False)])
 def test_a_pass_that_was_not_made_has_no_outcome(mode, enabled):
-    found = both_passes(pass_of(strong=(3, 4)), {}, mode=mode)
+    found = both_passes(prompt_key_of(strong=(3, 4)), {}, mode=mode)
     assert (found.enabled, found.mode, found.primary, found.pass1_layer) == (
         enabled, mode, "L_semantic_strong_run2", 3
     )  # fmt: skip
@@ -444,17 +444,17 @@ def test_a_pass_that_was_not_made_has_no_outcome(mode, enabled):
 
 
 def test_without_a_record_of_a_second_pass_it_was_not_enabled():
-    curve = curve_of(pass_of(strong=(3, 4)))
+    curve = curve_of(prompt_key_of(strong=(3, 4)))
     found = forward_of_two(None, find_milestones(curve, T), curve, T)
     assert (found.enabled, found.mode, found.pass1_layer, found.agree) == (False, None, 3, None)
 
 
 def test_without_ids_agreement_is_open_and_disagreement_is_not():
-    first, second = pass_of(strong=(3, 4)), pass_of(strong=(3, 4)) | {"top_ids": ()}
+    first, second = prompt_key_of(strong=(3, 4)), prompt_key_of(strong=(3, 4)) | {"top_ids": ()}
     assert both_passes(first, second).agree is None
-    assert both_passes(first, pass_of(strong=(5, 6)) | {"top_ids": ()}).agree is False
+    assert both_passes(first, prompt_key_of(strong=(5, 6)) | {"top_ids": ()}).agree is False
 
 
 def test_fewer_listed_ids_are_compared_as_many_as_there_are():
-    found = both_passes(pass_of(strong=(3, 4), ids=IDS[:4]), pass_of(strong=(3, 4), ids=IDS))
+    found = both_passes(prompt_key_of(strong=(3, 4), ids=IDS[:4]), prompt_key_of(strong=(3, 4), ids=IDS))
     assert (found.topk_k, found.topk_jaccard_at_primary_layer) == (4, 1.0)

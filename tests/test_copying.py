@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerscope.readout.copying import Echo, copy_flags
-from layerscope.readout.prompt_query import Asked, Echoes
+from layerscope.readout.prompt_query import Echoes, PromptQuery
 from layerscope.record.protocol import Thresholds
 
 PROMPT = (10, 11, 12, 10, 13)
@@ -122,7 +122,7 @@ def test_positions_of_one_prompt_are_judged_apart():
 
 
 def test_the_bos_is_no_part_of_the_prompt():
-    asked = Asked((1, 10, 2, 11, 10), 1, (0, 1, 2, 3, 4), (), None, None, False)
+    asked = PromptQuery((1, 10, 2, 11, 10), 1, (0, 1, 2, 3, 4), (), None, None, False)
     assert asked.context_ids == (10, 2, 11, 10)
     echoes = Echoes.of(asked, {2})
     assert echoes.ids == (10, 11)
@@ -132,7 +132,7 @@ def test_the_bos_is_no_part_of_the_prompt():
 
 
 def test_a_prompt_of_trivial_tokens_has_nothing_to_echo():
-    echoes = Echoes.of(Asked((2, 3), 0, (0, 1), (), None, None, False), {2, 3})
+    echoes = Echoes.of(PromptQuery((2, 3), 0, (0, 1), (), None, None, False), {2, 3})
     assert echoes.ids == ()
     assert echoes.seen.shape == (2, 0)
 

@@ -9,7 +9,7 @@ import pytest
 
 from fitted_lenses import with_fitted_lenses
 from layerscope import Run, probe
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.diagnostics import judge, protocol_in_force
 from layerscope.analysis.milestones import Milestone
 from layerscope.analysis.verdict_json import verdict_text
@@ -45,7 +45,7 @@ def test_there_is_a_layer_or_a_reason(run: Run):
 
 
 def test_plain_names_mean_the_headline_lens_and_the_primary_prompt(run: Run):
-    assert run.milestones.of() == run.milestones.of("logit", Pass(0, "pos", "orig"))
+    assert run.milestones.of() == run.milestones.of("logit", PromptKey(0, "pos", "orig"))
     assert run.milestones.of("next_norm").keys() < run.milestones.of().keys()  # confirmation is sought for one lens
     assert run.milestones.of("tuned") == {}
     assert run.diagnostics.semantic == run.milestones.of()["L_semantic_strong_run2"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, Curves, Pass
+from layerscope.analysis.curve import Curve, Curves, PromptKey
 from layerscope.analysis.facts import (
     ablation,
     control_summary,
@@ -25,17 +25,19 @@ from layerscope.record.rows import COLUMNS
 
 T = Thresholds()
 D_VOCAB = 4096
-CONTROL = Pass(None, "ctl", "orig")
-PRIMARY = Pass(0, "pos", "orig")
+CONTROL = PromptKey(None, "ctl", "orig")
+PRIMARY = PromptKey(0, "pos", "orig")
 Rows = dict[int, dict[str, Any]]
 """What a curve has at some of its layers."""
 
 
-def _pass(index: int | None, variant: str = "orig") -> Pass:
-    return Pass(index, "pos", variant)
+def _pass(index: int | None, variant: str = "orig") -> PromptKey:
+    return PromptKey(index, "pos", variant)
 
 
-def _curve(asked: Pass, n_layers: int, given: Rows, lens: str = "logit", layers: Sequence[int] | None = None) -> Curve:
+def _curve(
+    asked: PromptKey, n_layers: int, given: Rows, lens: str = "logit", layers: Sequence[int] | None = None
+) -> Curve:
     """A curve of rows in which nothing holds, but for what is given."""
     nothing = {column.name: None for column in COLUMNS}
     plain = {"answer_rank": 9, "is_answer": False, "p_answer": 0.0, "copy_collapse": False, "copy_soft_k1@0.5": False}
@@ -334,7 +336,7 @@ def test_the_grid_ascends_to_the_last_position(last_index):
     assert places[-1] == last_index
 
 
-def _table(ranks: dict[tuple[int, int], int | None], asked: Pass = PRIMARY, lens: str = "logit") -> pl.DataFrame:
+def _table(ranks: dict[tuple[int, int], int | None], asked: PromptKey = PRIMARY, lens: str = "logit") -> pl.DataFrame:
     """Rows of one prompt under one lens: the answer's rank by position and layer."""
     rows = [
         {"fact_index": asked.fact_index, "prompt_id": asked.prompt_id, "prompt_variant": asked.prompt_variant}
@@ -374,7 +376,7 @@ def test_other_prompts_and_lenses_have_no_part_in_the_window():
 
 
 def test_a_window_of_an_unnumbered_fact_can_be_taken():
-    asked = Pass(None, "pos", "orig")
+    asked = PromptKey(None, "pos", "orig")
     found = position_window(_table(_ranks((1,) * 6, (1,) * 6), asked), asked, "logit", 5, None, 16)
     assert found.rank1_frac == 1
 

@@ -16,7 +16,7 @@ from layerscope.fitting import checkpoint
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.fitting.prism_map import Standardiser, fit_procrustes_to_final
 from layerscope.lens_record import LensRecord
-from layerscope.lenses.lens_folder import prism_lens, read_sidecar
+from layerscope.lenses.lens_folder import prism_lens, read_fitted_lens
 from layerscope.lenses.logit_lens import RawLens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
@@ -57,7 +57,7 @@ def test_held_out_figures_are_those_of_transformers_own_logits(method: str, bund
     corpus = corpus_for(bundled, text)
     settings = PrismSettings(method=method, k=20, vectors=8000)  # type: ignore[arg-type]
     sidecar = fit_prism(bundled, corpus, tmp_path / "lens", settings)
-    lens = prism_lens(read_sidecar(tmp_path / "lens"), bundled_logit_lens(bundled))
+    lens = prism_lens(read_fitted_lens(tmp_path / "lens"), bundled_logit_lens(bundled))
     own = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
     with torch.inference_mode():
         said = own(corpus.held_out, output_hidden_states=True)

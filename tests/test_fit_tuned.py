@@ -14,9 +14,9 @@ from fit_texts import corpus_for, write_text
 from layerscope.errors import LensError, ModelError, NumericError, PlacementError
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.tuned import TunedSettings, fit_tuned, rank_of
-from layerscope.lenses.lens_folder import matching, read_sidecar, tuned_lens
+from layerscope.lenses.lens_folder import find_lens_of, read_fitted_lens, tuned_lens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
-from layerscope.model.signature import fitted_model
+from layerscope.model.signature import model_signature
 from layerscope.progress import SilentFit
 
 FEW = TunedSettings(steps=12, batch=256)
@@ -75,7 +75,7 @@ def test_held_out_figures_are_those_of_transformers_own_logits(which: str, fitte
     folder = BUNDLED if which == "bundled" else tiny(which)
     model = CausalLM.open(folder, device="cpu")
     corpus = corpus_for(model, text)
-    sidecar = read_sidecar(fitted) if which == "bundled" else fit_tuned(model, corpus, tmp_path / "lens", FEW)
+    sidecar = read_fitted_lens(fitted) if which == "bundled" else fit_tuned(model, corpus, tmp_path / "lens", FEW)
     own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.inference_mode():
         said = own(corpus.held_out, output_hidden_states=True)
@@ -89,7 +89,7 @@ def test_held_out_figures_are_those_of_transformers_own_logits(which: str, fitte
 
 
 def test_a_lens_that_moved_says_so_and_comes_nearer_to_the_model(fitted: Path):
-    record = read_sidecar(fitted).record
+    record = read_fitted_lens(fitted).record
     assert record.tuned is not None
     for fit in record.tuned.layers[:6]:
         assert fit.map_norm > 0
@@ -128,7 +128,7 @@ def test_a_bias_alone_is_as_good_as_another_optimiser_makes_it_however_short_the
     optimiser.step(closure)
     with torch.no_grad():
         best = float(bits(bias, log_temperature, *inputs_and_targets(corpus.held_out)))
-    record = read_sidecar(fitted).record.tuned
+    record = read_fitted_lens(fitted).record.tuned
     assert record is not None and record.steps == FEW.steps
     assert record.layers[layer].bias_bits <= 1.05 * best
 
@@ -139,7 +139,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(fitted: Path, bundled: CausalL
         fit_tuned(bundled, corpus, folder, FEW, observer=Killed(4))
     assert not folder.exists()
     fit_tuned(bundled, corpus, folder, FEW)
-    assert read_sidecar(folder).record.weights_sha256 == read_sidecar(fitted).record.weights_sha256
+    assert read_fitted_lens(folder).record.weights_sha256 == read_fitted_lens(fitted).record.weights_sha256
     assert [path.name for path in tmp_path.iterdir()] == ["lens"]
 
 
@@ -189,7 +189,7 @@ def test_residuals_on_disk_give_the_same_weights(fitted: Path, text: Path, tmp_p
     monkeypatch.setattr(tuned, "stream_bytes", lambda n_tokens, d_model: 3 << 30)
     fit_tuned(model, corpus_for(model, text), tmp_path / "lens", FEW)
     assert seen[0] is not None
-    assert read_sidecar(tmp_path / "lens").record.weights_sha256 == read_sidecar(fitted).record.weights_sha256
+    assert read_fitted_lens(tmp_path / "lens").record.weights_sha256 == read_fitted_lens(fitted).record.weights_sha256
     assert [path.name for path in tmp_path.iterdir()] == ["lens"]
 
 
@@ -213,7 +213,7 @@ def test_blocks_run_once_where_memory_holds_every_layer(
     )
     fit_tuned(bundled, corpus_for(bundled, text), tmp_path / "lens", FEW)
     assert runs == [None, 11][:passes]
-    assert read_sidecar(tmp_path / "lens").record.weights_sha256 == read_sidecar(fitted).record.weights_sha256
+    assert read_fitted_lens(tmp_path / "lens").record.weights_sha256 == read_fitted_lens(fitted).record.weights_sha256
 
 
 def test_a_full_disk_is_said_and_leaves_no_buffer(text: Path, tmp_path: Path, monkeypatch):
@@ -280,7 +280,7 @@ def test_a_changed_config_does_not_take_up_an_unfinished_fit(bundled: CausalLM, 
 
 
 def test_skipped_blocks_are_counted_from_the_end(fitted: Path, bundled: CausalLM, text: Path):
-    fit = read_sidecar(fitted).record.tuned
+    fit = read_fitted_lens(fitted).record.tuned
     assert fit is not None
     assert [(skip.blocks, skip.layer) for skip in fit.skip_layers] == [(2, 10), (4, 8), (8, 4)]
     corpus = corpus_for(bundled, text)
@@ -290,7 +290,7 @@ def test_skipped_blocks_are_counted_from_the_end(fitted: Path, bundled: CausalLM
     gold = corpus.held_out[:, 2:]
     expected = said.logits[:, 1:-1].double().log_softmax(-1).gather(-1, gold[..., None]).mean().neg().exp()
     assert fit.skip_layers[0].perplexity_model == pytest.approx(float(expected), rel=1e-4)
-    lens = tuned_lens(read_sidecar(fitted), bundled.final_norm)
+    lens = tuned_lens(read_fitted_lens(fitted), bundled.final_norm)
     rows = lens(said.hidden_states[8], 8) @ bundled.unembedding.weight.float().T
     expected = rows[:, 1:-1].double().log_softmax(-1).gather(-1, gold[..., None]).mean().neg().exp()
     assert fit.skip_layers[1].perplexity_lens == pytest.approx(float(expected), rel=1e-4)
@@ -343,7 +343,7 @@ def test_a_model_of_one_block_is_fitted(text: Path, tmp_path: Path):
 def test_the_budget_of_memory_decides_no_weight(fitted: Path, text: Path, tmp_path: Path):
     model = CausalLM.open(BUNDLED, device="cpu", memory="400MiB")
     found = fit_tuned(model, corpus_for(model, text), tmp_path / "lens", FEW)
-    assert found.record.weights_sha256 == read_sidecar(fitted).record.weights_sha256
+    assert found.record.weights_sha256 == read_fitted_lens(fitted).record.weights_sha256
 
 
 def test_a_model_whose_blocks_were_changed_takes_up_no_fit_and_no_lens(fitted: Path, text: Path, tmp_path: Path):
@@ -356,12 +356,12 @@ def test_a_model_whose_blocks_were_changed_takes_up_no_fit_and_no_lens(fitted: P
     assert merged.fingerprint == original.fingerprint
     assert merged.blocks_fingerprint != original.blocks_fingerprint
     with pytest.raises(LensError, match="blocks"):
-        matching(fitted, "tuned", fitted_model(merged))
-    assert matching(fitted, "tuned", fitted_model(original)).folder == fitted
+        find_lens_of(fitted, "tuned", model_signature(merged))
+    assert find_lens_of(fitted, "tuned", model_signature(original)).folder == fitted
 
 
 def test_the_bias_variant_keeps_what_the_map_does_to_the_mean(fitted: Path, bundled: CausalLM, text: Path):
-    lens = tuned_lens(read_sidecar(fitted), bundled.final_norm)
+    lens = tuned_lens(read_fitted_lens(fitted), bundled.final_norm)
     assert lens.has_means
     own = lens.translators[3]
     assert own.full is not None and own.mean is not None

@@ -13,7 +13,7 @@ from layerscope import CausalLM, Run, probe
 from layerscope.errors import LensError
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.fitting.tuned import TunedSettings, fit_tuned
-from layerscope.lenses.lens_folder import read_sidecar, tuned_lens
+from layerscope.lenses.lens_folder import read_fitted_lens, tuned_lens
 from layerscope.model.causal_lm import BUNDLED
 from layerscope.probing.lens_selection import choose_lenses
 
@@ -56,7 +56,7 @@ def test_what_lies_there_is_read_behind_the_protocols_own_lenses(run: Run):
 def test_rows_are_what_the_saved_translators_give(run: Run, model: CausalLM, lenses: Path):
     prompt = run.record.suite.prompts[0]
     residuals = model.forward([prompt.token_ids]).residuals[0, :, -1]
-    lens = tuned_lens(read_sidecar(lenses / "a-tuned"), model.final_norm)
+    lens = tuned_lens(read_fitted_lens(lenses / "a-tuned"), model.final_norm)
     weight = model.unembedding.weight.double()
     log_p = (model.final_norm(residuals[-1]).double() @ weight.T).log_softmax(-1)  # type: ignore[misc]
     for row in at_next(run, "tuned").iter_rows(named=True):
@@ -78,7 +78,7 @@ def test_parts_of_the_tuned_lens_are_measured_apart(run: Run, model: CausalLM, l
     variants = run.record.measured.tuned_variants
     assert variants is not None and variants.bias_only is not None
     residuals = model.forward([run.record.suite.prompts[0].token_ids]).residuals[0, :, -1]
-    translators = tuned_lens(read_sidecar(lenses / "a-tuned"), None).translators
+    translators = tuned_lens(read_fitted_lens(lenses / "a-tuned"), None).translators
     norm, weight = model.final_norm, model.unembedding.weight.double()
     assert norm is not None
     log_p = (norm(residuals[-1]).double() @ weight.T).log_softmax(-1)
@@ -105,7 +105,7 @@ def test_parts_of_the_tuned_lens_are_measured_apart(run: Run, model: CausalLM, l
 
 def test_the_record_repeats_what_the_sidecars_say(run: Run, lenses: Path):
     tuned, prism = run.record.measured.sidecars
-    said = read_sidecar(lenses / "a-tuned").record
+    said = read_fitted_lens(lenses / "a-tuned").record
     assert tuned.tuned is not None and tuned.tuned.held_out is not None and said.tuned is not None
     assert tuned.weights_sha256 == said.weights_sha256
     assert tuned.tuned.held_out.lens_bits == (*(fit.tuned_bits for fit in said.tuned.layers), 0.0)
@@ -228,7 +228,7 @@ def test_a_reason_keeps_names_that_only_contain_the_folder_s_path(
     def refuse(folder: Path, *_: object) -> None:
         raise LensError(f"{folder}: of some{folder}, not '{folder}/a'.")
 
-    monkeypatch.setattr("layerscope.probing.lens_selection.matching", refuse)
+    monkeypatch.setattr("layerscope.probing.lens_selection.find_lens_of", refuse)
     place = lenses.resolve()
     assert reasons(model, lenses)["tuned"] == f"refused: {place.name}: of some{place}, not '{place.name}/a'."
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from layerscope.errors import LensError
 from layerscope.lens_record import FittedModel
-from layerscope.lenses import LogitLens, TunedLens, read_sidecar, write_sidecar
+from layerscope.lenses import LogitLens, TunedLens, read_fitted_lens, write_fitted_lens
 from layerscope.lenses.importing import import_jacobian_lens, import_lens, import_tuned_lens, unembedding_hash
 from layerscope.lenses.lens_folder import tuned_lens
 from layerscope.unembedding import Norm
@@ -75,8 +75,8 @@ def _save_jacobian(path: Path, **changes) -> Path:
 def _lens(path: Path, folder: Path, **arguments) -> TunedLens:
     """Import, write, read back, bind: the whole way."""
     record, tensors = import_lens(path, model=MODEL, allow_pickle=True, **arguments)
-    write_sidecar(folder, record, tensors)
-    return tuned_lens(read_sidecar(folder), NORM)
+    write_fitted_lens(folder, record, tensors)
+    return tuned_lens(read_fitted_lens(folder), NORM)
 
 
 # The tuned-lens library
@@ -208,7 +208,7 @@ def test_layers_without_a_matrix_are_decoded_as_by_the_logit_lens_and_named(tmp_
     for layer in (0, 2, N):
         assert torch.equal(lens(RESIDUAL, layer), LogitLens(NORM)(RESIDUAL, layer))
     assert not torch.allclose(lens(RESIDUAL, 1), NORM(RESIDUAL), atol=0.1)
-    assert any("no map for layers 0, 2, which" in note for note in read_sidecar(tmp_path / "ours").record.notes)
+    assert any("no map for layers 0, 2, which" in note for note in read_fitted_lens(tmp_path / "ours").record.notes)
 
 
 def test_the_record_of_a_jacobian_lens_says_what_its_file_says(tmp_path: Path):

@@ -11,7 +11,7 @@ import torch
 
 from layerscope.lenses import Lens, bind_lenses, lens_names
 from layerscope.readout.measure import measure
-from layerscope.readout.prompt_query import Asked
+from layerscope.readout.prompt_query import PromptQuery
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
 
@@ -19,12 +19,14 @@ D_MODEL, D_VOCAB, N_LAYERS = 6, 80, 3
 BOS, COMMA, DOT = 1, 2, 3
 BERLIN, BERLIN_TOO, PARIS, TWIN = 20, 21, 22, 5
 ASKED = (
-    Asked((BOS, 10, 11, COMMA, 10, 12), 1, (0, 1, 2, 3, 4, 5), (BERLIN, BERLIN_TOO), BERLIN, None, False),
-    Asked((BOS, 13, 14, 10), 1, (3,), (), None, None, False),  # the answer could not be aligned
-    Asked((BOS, 15, 16), 1, (2,), (PARIS,), PARIS, BERLIN, True),
-    Asked((BOS, 15, 17), 1, (2,), (PARIS,), PARIS, None, True),  # the fact it is held against could not be aligned
-    Asked((BOS, 15, 17), 1, (2,), (), None, BERLIN, True),  # its own answer could not be aligned
-    Asked((BOS, COMMA, DOT), 1, (2,), (BERLIN,), BERLIN, None, False),  # nothing but punctuation
+    PromptQuery((BOS, 10, 11, COMMA, 10, 12), 1, (0, 1, 2, 3, 4, 5), (BERLIN, BERLIN_TOO), BERLIN, None, False),
+    PromptQuery((BOS, 13, 14, 10), 1, (3,), (), None, None, False),  # the answer could not be aligned
+    PromptQuery((BOS, 15, 16), 1, (2,), (PARIS,), PARIS, BERLIN, True),
+    PromptQuery(
+        (BOS, 15, 17), 1, (2,), (PARIS,), PARIS, None, True
+    ),  # the fact it is held against could not be aligned
+    PromptQuery((BOS, 15, 17), 1, (2,), (), None, BERLIN, True),  # its own answer could not be aligned
+    PromptQuery((BOS, COMMA, DOT), 1, (2,), (BERLIN,), BERLIN, None, False),  # nothing but punctuation
 )
 N_ROWS = sum(len(asked.positions) for asked in ASKED)
 AT_NEXT_OF_THE_HEADLINE = [
@@ -64,7 +66,7 @@ def _measure(
     residuals: torch.Tensor | None = None,
     *,
     lenses: tuple[Lens, ...] = LENSES,
-    asked: tuple[Asked, ...] = ASKED,
+    asked: tuple[PromptQuery, ...] = ASKED,
     head: Unembedding | None = None,
     protocol: str = "standard",
     **options: Any,
@@ -333,7 +335,7 @@ def _sharp(tokens_by_layer: list[int]) -> pl.DataFrame:
     """The raw lens on a prompt 1 10 11 2 12 (BOS first, 2 is a comma) whose layers are sure of these tokens."""
     head = Unembedding(torch.eye(D_VOCAB), None)
     residuals = torch.stack([100.0 * torch.eye(D_VOCAB)[token].repeat(5, 1) for token in tokens_by_layer])
-    asked = (Asked((BOS, 10, 11, COMMA, 12), 1, (0, 1, 2, 3, 4), (), None, None, False),)
+    asked = (PromptQuery((BOS, 10, 11, COMMA, 12), 1, (0, 1, 2, 3, 4), (), None, None, False),)
     return _measure(residuals, lenses=LENSES[2:], asked=asked, head=head)
 
 
@@ -358,7 +360,7 @@ def test_copy_flags_follow_the_tokens_read_so_far_over_depth():
 def test_an_entropy_of_exactly_the_threshold_has_collapsed():
     # Two equal logits: exactly one bit.
     head = Unembedding(torch.ones(2, 4), None)
-    asked = (Asked((0, 1), 0, (1,), (0,), 0, None, False),)
+    asked = (PromptQuery((0, 1), 0, (1,), (0,), 0, None, False),)
     found = _measure(torch.ones(2, 1, 4), lenses=LENSES[2:], asked=asked, head=head)
     assert found["entropy_bits"].to_list() == [1.0, 1.0]
     assert found["entropy_collapse"].to_list() == [True, True]
@@ -368,7 +370,9 @@ def test_an_entropy_of_exactly_the_threshold_has_collapsed():
 def test_a_divergence_decided_by_its_floor_is_flagged():
     head = Unembedding(torch.eye(3), None)
     residuals = torch.tensor([[[0.0, 300.0, 0.0]], [[300.0, 0.0, 0.0]]])
-    found = _measure(residuals, lenses=LENSES[2:], asked=(Asked((0, 1), 0, (1,), (), None, None, False),), head=head)
+    found = _measure(
+        residuals, lenses=LENSES[2:], asked=(PromptQuery((0, 1), 0, (1,), (), None, None, False),), head=head
+    )
     assert found["kl_saturated"].to_list() == [True, False]
     assert found["kl_to_final_bits"].to_list() == pytest.approx([math.log2(1e30), 0.0], rel=1e-6)
 

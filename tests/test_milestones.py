@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, Curves, Pass
+from layerscope.analysis.curve import Curve, Curves, PromptKey
 from layerscope.analysis.milestones import (
     NEVER,
     NO_TWO,
@@ -28,14 +28,14 @@ from layerscope.analysis.milestones import (
 )
 from layerscope.lenses import bind_lenses
 from layerscope.readout.measure import measure
-from layerscope.readout.prompt_query import Asked
+from layerscope.readout.prompt_query import PromptQuery
 from layerscope.record.protocol import PROTOCOLS, Thresholds
 from layerscope.record.rows import COLUMNS
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
 
 T = Thresholds()
 D_VOCAB = 1000
-ASKED = Pass(0, "pos", "orig")
+ASKED = PromptKey(0, "pos", "orig")
 EMPTY = {column.name: None for column in COLUMNS}
 
 
@@ -169,7 +169,7 @@ def test_curves_are_grouped_by_prompt_and_lens_at_last_positions_alone():
     assert [(str(c.asked), c.lens, [r["row"] for r in c.rows]) for c in curves] == [
         ("pos 0 orig", "logit", [1, 0]), ("pos 0 orig", "raw", [3]), ("ctl orig", "logit", [4]),
     ]  # fmt: skip
-    assert curves.primary == Pass(0, "pos", "orig") and len(curves.passes) == 2
+    assert curves.primary == PromptKey(0, "pos", "orig") and len(curves.passes) == 2
 
 
 # Properties
@@ -264,7 +264,7 @@ def _measured(weight: torch.Tensor, prompt: tuple[int, ...], answer: int, transf
     columns = measure(
         residuals,
         bind_lenses(("logit", "raw"), final_norm=norm, next_norms=(norm,) * (N + 1)),
-        [Asked(prompt, 0, (len(prompt) - 1,), (answer,), answer, None, False)],
+        [PromptQuery(prompt, 0, (len(prompt) - 1,), (answer,), answer, None, False)],
         Unembedding(weight, norm, transform=transform),
         protocol=PROTOCOLS["standard"],
         trivial=lambda ids: set(),

@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 
 import layerscope
-from fitted_lenses import prism_sidecar, tuned_sidecar, with_fitted_lenses
+from fitted_lenses import prism_lens_folder, tuned_lens_folder, with_fitted_lenses
 from layerscope.published.dialect import parse
 from layerscope.published.layout import EXTENDED, GENERATION_M, Dialect
 from layerscope.published.read.reader import read_published
 from layerscope.published.write.writer import write_published
-from layerscope.record.measured import SidecarRecord
+from layerscope.record.measured import FittedLensRecord
 from layerscope.run import Run
 
 VARIANTS, POSITIONS = "pure-next-token-tuned-variants", "positions-tuned-audit"
@@ -70,7 +70,7 @@ def _table(folder: Path, suffix: str, dialect: Dialect) -> tuple[list[str], list
     return list(sheet.header), [dict(zip(sheet.header, row, strict=True)) for row in sheet.rows]
 
 
-def _changed(run: Run, *sidecars: SidecarRecord, without: str | None = None) -> Run:
+def _changed(run: Run, *sidecars: FittedLensRecord, without: str | None = None) -> Run:
     """The run with other sidecars, and without the rows of a lens."""
     record = run.record
     protocol = record.protocol.model_copy(update={"lenses": tuple(x for x in record.protocol.lenses if x != without)})
@@ -309,7 +309,7 @@ def test_what_a_lens_was_fitted_on_is_told_in_short(standard, extended_folder, m
 def test_a_lens_that_was_not_read_through_says_why(published, tmp_path, dialect, status, said, mode):
     n = published.record.model.n_layers
     why = {"status": status, "reason": f"it is {status}", "path": "here"}
-    without = _changed(published, tuned_sidecar(n, **why), prism_sidecar(n, **why), without="tuned")
+    without = _changed(published, tuned_lens_folder(n, **why), prism_lens_folder(n, **why), without="tuned")
     run = _changed(without, *without.record.measured.sidecars, without="prism")
     tree = _json(_written(run, tmp_path, dialect))
     tuned, prism = tree["diagnostics"]["tuned_lens"], tree["diagnostics"]["prism_summary"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.analysis.milestones import Milestone, find_milestones
 from layerscope.analysis.raw_comparison import (
     ArtefactScores,
@@ -21,7 +21,7 @@ from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
 
 BLANK = {column.name: None for column in COLUMNS}
-ASKED = Pass(0, "pos", "orig")
+ASKED = PromptKey(0, "pos", "orig")
 T = Thresholds()
 STRICT = ("copy_strict@0.7", "copy_strict@0.8", "copy_strict@0.9", "copy_strict@0.95")
 

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 import layerscope.record.run_record as run_record
-from fitted_lenses import prism_sidecar, tuned_sidecar, variants
+from fitted_lenses import prism_lens_folder, tuned_lens_folder, variants
 from layerscope.errors import RunError
 from layerscope.record import COLUMNS, RunRecord, describe_columns, new_folder, rows_frame
-from layerscope.record.measured import MeasuredRecord, SidecarRecord, TunedVariantRecord, TunedVariantsRecord
+from layerscope.record.measured import FittedLensRecord, MeasuredRecord, TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.parts import AlignmentRecord
 from layerscope.run import Run
 from layerscope.run_folder import default_folder_name
@@ -135,26 +135,26 @@ def test_parts_of_a_tuned_lens_have_a_value_for_each_layer_of_the_model():
 
 
 def test_a_sidecar_is_loaded_or_has_a_reason_and_names_no_folder():
-    assert SidecarRecord(kind="tuned", status="loaded", path="tiny-tuned").reason is None
+    assert FittedLensRecord(kind="tuned", status="loaded", path="tiny-tuned").reason is None
     for wrong in (
         {"status": "loaded", "reason": "why not"}, {"status": "missing"}, {"status": "loaded", "path": "/home/anna/x"},
         {"status": "loaded", "path": "a\\b"}, {"status": "loaded", "prism": {"k": 3}},
         {"status": "loaded", "created_utc": "2026-03-01T09:30:00+02:00"},
     ):  # fmt: skip
         with pytest.raises(ValidationError):
-            SidecarRecord.model_validate({"kind": "tuned", **wrong})
+            FittedLensRecord.model_validate({"kind": "tuned", **wrong})
 
 
 def test_each_kind_of_fitted_lens_is_recorded_once():
-    tuned = SidecarRecord(kind="tuned", status="loaded")
-    prism = SidecarRecord(kind="prism", status="off", reason="not asked for")
+    tuned = FittedLensRecord(kind="tuned", status="loaded")
+    prism = FittedLensRecord(kind="prism", status="off", reason="not asked for")
     assert MeasuredRecord(sidecars=(tuned, prism)).sidecars == (tuned, prism)
     with pytest.raises(ValidationError, match="each kind of fitted lens should be there once"):
         MeasuredRecord(sidecars=(tuned, tuned))
 
 
 def test_a_record_with_fitted_lenses_is_read_back_equal_and_fits_the_schema(tmp_path):
-    sidecars = (tuned_sidecar(2), prism_sidecar(2))
+    sidecars = (tuned_lens_folder(2), prism_lens_folder(2))
     measured = MeasuredRecord(sidecars=sidecars, tuned_variants=variants(2))
     run = Run(_run().rows, _record(measured=measured))
     run.save(tmp_path / "run")

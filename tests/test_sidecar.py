@@ -20,16 +20,16 @@ from layerscope.lens_record import (
     TunedFit,
 )
 from layerscope.lenses import (
+    FittedLens,
     PrismLens,
     RawLens,
-    Sidecar,
     Translator,
     TunedLens,
     bind_lenses,
-    find_sidecars,
-    matching,
-    read_sidecar,
-    write_sidecar,
+    find_lens_folders,
+    find_lens_of,
+    read_fitted_lens,
+    write_fitted_lens,
 )
 from layerscope.lenses.lens_folder import (
     mismatch,
@@ -100,8 +100,8 @@ def _translators(rank: int, seed: int = 0) -> tuple[Translator, ...]:
 TAUS = (0.7, 1.1, 1 / 3, 1.0)
 
 
-def _write_tuned(folder: Path, rank: int = 2, model: FittedModel | None = None, seed: int = 0) -> Sidecar:
-    return write_sidecar(folder, _tuned_record(rank, TAUS, model), tuned_tensors(_translators(rank, seed)))
+def _write_tuned(folder: Path, rank: int = 2, model: FittedModel | None = None, seed: int = 0) -> FittedLens:
+    return write_fitted_lens(folder, _tuned_record(rank, TAUS, model), tuned_tensors(_translators(rank, seed)))
 
 
 def _prism_record(**changes) -> LensRecord:
@@ -138,7 +138,7 @@ def _prism_parts() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("rank", [0, 2, D])
 def test_a_tuned_lens_comes_back_to_the_bit(rank: int, tmp_path: Path):
     written = _write_tuned(tmp_path / "lens", rank)
-    read = read_sidecar(tmp_path / "lens")
+    read = read_fitted_lens(tmp_path / "lens")
     assert read.record == written.record
     before = TunedLens(NORM, _translators(rank), "raw")
     after = tuned_lens(read, NORM)
@@ -150,8 +150,8 @@ def test_a_tuned_lens_comes_back_to_the_bit(rank: int, tmp_path: Path):
 
 def test_a_prism_comes_back_to_the_bit(tmp_path: Path):
     parts = _prism_parts()
-    written = write_sidecar(tmp_path / "lens", _prism_record(), parts)
-    read = read_sidecar(tmp_path / "lens")
+    written = write_fitted_lens(tmp_path / "lens", _prism_record(), parts)
+    read = read_fitted_lens(tmp_path / "lens")
     assert all(torch.equal(read.tensors[name], parts[name]) for name in ("mean", "variance", "rotation"))
     rows = prism_lens(read, RawLens())(RESIDUAL, 1)
     assert torch.equal(rows, prism_lens(written, RawLens())(RESIDUAL, 1))
@@ -174,8 +174,8 @@ def test_the_files_are_the_two_that_a_reader_expects(tmp_path: Path):
 def test_equal_tensors_give_equal_files_whatever_their_order_and_memory(tmp_path: Path):
     tensors = tuned_tensors(_translators(2))
     odd = {name: torch.stack([tensor, tensor], -1)[..., 1] for name, tensor in reversed(tensors.items())}
-    one = write_sidecar(tmp_path / "one", _tuned_record(2, TAUS), tensors)
-    other = write_sidecar(tmp_path / "other", _tuned_record(2, TAUS), odd)
+    one = write_fitted_lens(tmp_path / "one", _tuned_record(2, TAUS), tensors)
+    other = write_fitted_lens(tmp_path / "other", _tuned_record(2, TAUS), odd)
     bytes_of = [(tmp_path / name / "lens.safetensors").read_bytes() for name in ("one", "other")]
     assert bytes_of[0] == bytes_of[1]
     assert one.record.weights_sha256 == other.record.weights_sha256
@@ -219,13 +219,13 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path):
 def test_a_record_with_an_infinite_number_is_not_written(tmp_path: Path):
     record = _prism_record(held_out_bits=(math.inf,) * (N + 1))
     with pytest.raises(LensError, match=r"prism\.held_out_bits\.0: Input should be a valid number"):
-        write_sidecar(tmp_path / "lens", record, _prism_parts())
+        write_fitted_lens(tmp_path / "lens", record, _prism_parts())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lens_that_contradicts_its_record_is_not_written(tmp_path: Path):
     with pytest.raises(LensError, match=r"lacks the tensor `layers\.000\.full`"):
-        write_sidecar(tmp_path / "lens", _tuned_record(D, TAUS), tuned_tensors(_translators(2)))
+        write_fitted_lens(tmp_path / "lens", _tuned_record(D, TAUS), tuned_tensors(_translators(2)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,7 +285,7 @@ def test_a_record_that_is_wrong_is_refused(changes: dict, message: str, tmp_path
     _write_tuned(tmp_path / "lens")
     _edit(tmp_path / "lens", **changes)
     with pytest.raises(LensError, match=message):
-        read_sidecar(tmp_path / "lens")
+        read_fitted_lens(tmp_path / "lens")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_tensors_that_are_not_what_the_record_says_are_refused(name, tensor, mes
     _write_tuned(tmp_path / "lens")
     _replace(tmp_path / "lens", name, tensor)
     with pytest.raises(LensError, match=message):
-        read_sidecar(tmp_path / "lens")
+        read_fitted_lens(tmp_path / "lens")
 
 
 def test_one_flipped_bit_is_found_unless_verification_is_left_out(tmp_path: Path):
@@ -311,8 +311,8 @@ def test_one_flipped_bit_is_found_unless_verification_is_left_out(tmp_path: Path
     path = tmp_path / "lens" / "lens.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     with pytest.raises(LensError, match=r"lens\.safetensors: damaged"):
-        read_sidecar(tmp_path / "lens")
-    read_sidecar(tmp_path / "lens", verify=False)
+        read_fitted_lens(tmp_path / "lens")
+    read_fitted_lens(tmp_path / "lens", verify=False)
 
 
 def test_weights_that_were_cut_short_are_refused_without_verification_too(tmp_path: Path):
@@ -320,34 +320,34 @@ def test_weights_that_were_cut_short_are_refused_without_verification_too(tmp_pa
     path = tmp_path / "lens" / "lens.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(LensError, match="not a whole safetensors file"):
-        read_sidecar(tmp_path / "lens", verify=False)
+        read_fitted_lens(tmp_path / "lens", verify=False)
 
 
 def test_what_is_missing_is_named(tmp_path: Path):
     with pytest.raises(LensError, match=r"lens\.json: cannot be read .* a fitted lens is a folder with lens\.json and"):
-        read_sidecar(tmp_path / "nothing")
+        read_fitted_lens(tmp_path / "nothing")
     _write_tuned(tmp_path / "lens")
     (tmp_path / "lens" / "lens.safetensors").unlink()
     with pytest.raises(LensError, match=r"lens\.safetensors: the lens' weights are missing"):
-        read_sidecar(tmp_path / "lens")
+        read_fitted_lens(tmp_path / "lens")
     (tmp_path / "lens" / "lens.json").write_text('{"format": ')
     with pytest.raises(LensError, match=r"lens\.json: not JSON .* damaged"):
-        read_sidecar(tmp_path / "lens")
+        read_fitted_lens(tmp_path / "lens")
     (tmp_path / "lens" / "lens.json").write_text("[]")
     with pytest.raises(LensError, match="this is no fitted lens of ours"):
-        read_sidecar(tmp_path / "lens")
+        read_fitted_lens(tmp_path / "lens")
 
 
 def test_a_prism_whose_matrix_is_no_rotation_is_refused(tmp_path: Path):
-    write_sidecar(tmp_path / "lens", _prism_record(), _prism_parts())
+    write_fitted_lens(tmp_path / "lens", _prism_record(), _prism_parts())
     _edit(tmp_path / "lens", prism__orthogonality_error=0.01)
     with pytest.raises(LensError, match=r"no rotation \(\|\|Q\^T Q - I\|\| is 0\.01\)"):
-        read_sidecar(tmp_path / "lens")
+        read_fitted_lens(tmp_path / "lens")
 
 
 def test_a_lens_is_not_taken_for_one_of_another_kind(tmp_path: Path):
     tuned = _write_tuned(tmp_path / "tuned")
-    prism = write_sidecar(tmp_path / "prism", _prism_record(), _prism_parts())
+    prism = write_fitted_lens(tmp_path / "prism", _prism_record(), _prism_parts())
     with pytest.raises(LensError, match="A tuned lens was expected, but the record is of a prism lens"):
         tuned_translators(prism)
     with pytest.raises(LensError, match="A prism lens was expected, but the record is of a tuned lens"):
@@ -361,18 +361,18 @@ def test_lenses_are_found_in_a_folder_and_right_below_it(tmp_path: Path):
     _write_tuned(tmp_path / "lenses" / "b")
     _write_tuned(tmp_path / "lenses" / "a", rank=0)
     _write_tuned(tmp_path / "lenses" / "a" / "deeper")
-    write_sidecar(tmp_path / "lenses" / "p", _prism_record(), _prism_parts())
+    write_fitted_lens(tmp_path / "lenses" / "p", _prism_record(), _prism_parts())
     shutil.copytree(tmp_path / "lenses" / "a", tmp_path / "lenses" / ".a.partial-0")
     (tmp_path / "lenses" / "notes").mkdir()
-    assert [one.folder.name for one in find_sidecars(tmp_path / "lenses", "tuned")] == ["a", "b"]
-    assert [one.folder.name for one in find_sidecars(tmp_path / "lenses", "prism")] == ["p"]
-    assert [one.folder.name for one in find_sidecars(tmp_path / "lenses" / "a", "tuned")] == ["a", "deeper"]
+    assert [one.folder.name for one in find_lens_folders(tmp_path / "lenses", "tuned")] == ["a", "b"]
+    assert [one.folder.name for one in find_lens_folders(tmp_path / "lenses", "prism")] == ["p"]
+    assert [one.folder.name for one in find_lens_folders(tmp_path / "lenses" / "a", "tuned")] == ["a", "deeper"]
 
 
 def test_finding_reads_no_weights(tmp_path: Path):
     _write_tuned(tmp_path / "lens")
     (tmp_path / "lens" / "lens.safetensors").write_bytes(b"nothing of use")
-    (found,) = find_sidecars(tmp_path, "tuned")
+    (found,) = find_lens_folders(tmp_path, "tuned")
     assert found.record.model == _model()
     with pytest.raises(LensError, match="damaged"):
         found.read()
@@ -381,26 +381,26 @@ def test_finding_reads_no_weights(tmp_path: Path):
 def test_the_lens_of_a_model_is_the_one_with_its_fingerprint(tmp_path: Path):
     _write_tuned(tmp_path / "one", model=_model("1" * 64), seed=1)
     _write_tuned(tmp_path / "two", model=_model("2" * 64), seed=2)
-    found = matching(tmp_path, "tuned", _model("2" * 64, id="another/name", commit="abc"))
+    found = find_lens_of(tmp_path, "tuned", _model("2" * 64, id="another/name", commit="abc"))
     assert found.folder == tmp_path / "two"
     assert torch.equal(found.read().tensors["layers.000.bias"], _translators(2, seed=2)[0].bias)
 
 
 def test_where_there_is_no_lens_the_way_to_one_is_said(tmp_path: Path):
-    write_sidecar(tmp_path / "p", _prism_record(), _prism_parts())
+    write_fitted_lens(tmp_path / "p", _prism_record(), _prism_parts())
     with pytest.raises(
         LensError, match="there is no tuned lens in it or directly below it; `layerscope fit tuned MODEL"
     ):
-        matching(tmp_path, "tuned", _model())
+        find_lens_of(tmp_path, "tuned", _model())
     with pytest.raises(LensError, match="no such folder; give one that holds fitted lenses"):
-        matching(tmp_path / "nowhere", "tuned", _model())
+        find_lens_of(tmp_path / "nowhere", "tuned", _model())
 
 
 def test_lenses_of_other_models_are_named_with_their_shapes(tmp_path: Path):
     _write_tuned(tmp_path / "lens")
     model = _model("e" * 64, id="this/one", d_vocab=99)
     with pytest.raises(LensError) as refusal:
-        matching(tmp_path, "tuned", model)
+        find_lens_of(tmp_path, "tuned", model)
     assert "belongs to this/one (n_layers 3, d_model 6, d_vocab 99)" in str(refusal.value)
     assert "of some/model (n_layers 3, d_model 6, d_vocab 11)" in str(refusal.value)
 
@@ -410,13 +410,13 @@ def test_a_lens_of_other_weights_of_the_same_shapes_is_refused_as_such(tmp_path:
     with pytest.raises(
         LensError, match=r"same shapes but another head or final norm.*fine-tuned, quantised or another"
     ):
-        matching(tmp_path, "tuned", _model("e" * 64))
+        find_lens_of(tmp_path, "tuned", _model("e" * 64))
 
 
 def test_a_model_with_the_same_head_and_another_depth_is_another_model(tmp_path: Path):
     _write_tuned(tmp_path / "lens")
     with pytest.raises(LensError, match=r"belongs to some/model \(n_layers 2.*There are:.* of some/model \(n_layers 3"):
-        matching(tmp_path, "tuned", _model(n_layers=2))
+        find_lens_of(tmp_path, "tuned", _model(n_layers=2))
 
 
 def test_other_blocks_under_the_same_head_are_noticed_where_both_models_state_them(tmp_path: Path):
@@ -427,9 +427,9 @@ def test_other_blocks_under_the_same_head_are_noticed_where_both_models_state_th
     assert mismatch(fitted, _model(blocks_fingerprint="1" * 64)) == ""
     assert mismatch(fitted, _model()) == mismatch(_model(), fitted) == mismatch(_model(), _model()) == ""
     _write_tuned(tmp_path / "lens", model=fitted)
-    assert matching(tmp_path, "tuned", fitted).record.model.blocks_fingerprint == "1" * 64
+    assert find_lens_of(tmp_path, "tuned", fitted).record.model.blocks_fingerprint == "1" * 64
     with pytest.raises(LensError, match=r"There are: .*lens: of some/model, the same head .* \(fine-tuned or merged\)"):
-        matching(tmp_path, "tuned", other)
+        find_lens_of(tmp_path, "tuned", other)
 
 
 def _unreadable_neighbours(folder: Path) -> dict[str, str]:
@@ -452,16 +452,16 @@ def _unreadable_neighbours(folder: Path) -> dict[str, str]:
 def test_the_lens_of_a_model_is_found_beside_records_that_cannot_be_read(tmp_path: Path):
     _unreadable_neighbours(tmp_path)
     _write_tuned(tmp_path / "own")
-    assert matching(tmp_path, "tuned", _model()).folder == tmp_path / "own"
+    assert find_lens_of(tmp_path, "tuned", _model()).folder == tmp_path / "own"
     with pytest.raises(LensError, match=r"cut/lens\.json: not JSON"):
-        find_sidecars(tmp_path, "tuned")
+        find_lens_folders(tmp_path, "tuned")
 
 
 def test_where_no_lens_fits_records_that_cannot_be_read_are_named_with_the_others(tmp_path: Path):
     reasons = _unreadable_neighbours(tmp_path)
     _write_tuned(tmp_path / "other", model=_model("e" * 64, id="other/model"))
     with pytest.raises(LensError) as refusal:
-        matching(tmp_path, "tuned", _model())
+        find_lens_of(tmp_path, "tuned", _model())
     before, _, listed = str(refusal.value).partition(" There are: ")
     assert "belongs to some/model" in before
     assert f"{tmp_path / 'other'}: of other/model" in listed
@@ -474,28 +474,28 @@ def test_a_folder_with_one_record_that_cannot_be_read_is_not_called_empty(tmp_pa
     _write_tuned(tmp_path / "lens")
     _edit(tmp_path / "lens", schema_version="2.0")
     with pytest.raises(LensError, match=r"no tuned lens in it belongs to .*There are: .*`schema_version` is 2\.0"):
-        matching(tmp_path / "lens", "tuned", _model())
+        find_lens_of(tmp_path / "lens", "tuned", _model())
 
 
 def test_of_several_lenses_of_a_model_one_has_to_be_named(tmp_path: Path):
     _write_tuned(tmp_path / "one")
     _write_tuned(tmp_path / "two", rank=0)
     with pytest.raises(LensError, match=r"2 tuned lenses belong to some/model; name the folder of one: .*one, .*two\."):
-        matching(tmp_path, "tuned", _model())
-    assert matching(tmp_path / "two", "tuned", _model()).record.tuned.rank == 0
+        find_lens_of(tmp_path, "tuned", _model())
+    assert find_lens_of(tmp_path / "two", "tuned", _model()).record.tuned.rank == 0
 
 
 # Lenses by name
 
 
-def _bind(names: tuple[str, ...], n_layers: int = N, **sidecars: Sidecar):
+def _bind(names: tuple[str, ...], n_layers: int = N, **sidecars: FittedLens):
     return bind_lenses(names, final_norm=NORM, next_norms=(NORM,) * (n_layers + 1), sidecars=sidecars)
 
 
 def test_fitted_lenses_are_bound_from_their_sidecars(tmp_path: Path):
     tuned = _write_tuned(tmp_path / "tuned")
     parts = _prism_parts()
-    prism = write_sidecar(tmp_path / "prism", _prism_record(), parts)
+    prism = write_fitted_lens(tmp_path / "prism", _prism_record(), parts)
     lenses = _bind(("prism", "logit", "tuned"), tuned=tuned, prism=prism)
     assert [lens.name for lens in lenses] == ["prism", "logit", "tuned"]
     assert torch.equal(lenses[2](RESIDUAL, 1), TunedLens(NORM, _translators(2), "raw")(RESIDUAL, 1))
@@ -505,7 +505,7 @@ def test_fitted_lenses_are_bound_from_their_sidecars(tmp_path: Path):
 
 def test_a_tuned_lens_is_bound_with_the_placement_that_it_was_fitted_with(tmp_path: Path):
     record = _tuned_record(2, TAUS, placement="normed")
-    sidecar = write_sidecar(tmp_path / "lens", record, tuned_tensors(_translators(2)))
+    sidecar = write_fitted_lens(tmp_path / "lens", record, tuned_tensors(_translators(2)))
     (lens,) = _bind(("tuned",), tuned=sidecar)
     assert torch.equal(lens(RESIDUAL, 0), _translators(2)[0](NORM(RESIDUAL)) / 0.7)
 
@@ -522,6 +522,6 @@ def test_a_sidecar_of_another_kind_depth_or_stream_is_refused(tmp_path: Path):
         _bind(("prism",), prism=tuned)
     with pytest.raises(LensError, match="fitted to some/model with 3 layers, but this model has 5"):
         _bind(("tuned",), n_layers=5, tuned=tuned)
-    odd = write_sidecar(tmp_path / "prism", _prism_record(stream="tuned"), _prism_parts())
+    odd = write_fitted_lens(tmp_path / "prism", _prism_record(stream="tuned"), _prism_parts())
     with pytest.raises(LensError, match="stands on the rows of logit, next_norm, raw, but this one names 'tuned'"):
         _bind(("prism",), prism=odd)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, Pass
-from layerscope.analysis.fitted_lens_audit import BitsPair, LayerPair, attribution, judge, sidecar_audit
+from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.fitted_lens_audit import BitsPair, LayerPair, attribution, fitted_lens_audit, judge
 from layerscope.record.measured import TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.rows import COLUMNS
 
@@ -22,7 +22,7 @@ def curve(lens, ranks=None, kl=None, tempered=None, first_layer=0, n_layers=8):
         | {name: values[i] for name, values in columns.items() if values is not None}
         for i in range(size)
     )
-    return Curve(Pass(0, "pos", "orig"), lens, n_layers, 100, rows)
+    return Curve(PromptKey(0, "pos", "orig"), lens, n_layers, 100, rows)
 
 
 BASELINE = curve(
@@ -40,7 +40,7 @@ TUNED = curve(
 
 
 def test_layers_are_compared_as_fitted_less_baseline_and_bits_the_other_way_round():
-    found = sidecar_audit(BASELINE, TUNED)
+    found = fitted_lens_audit(BASELINE, TUNED)
     assert (found.lens, found.baseline_lens) == ("tuned", "logit")
     assert found.rank_milestones == {10: LayerPair(3, 2), 5: LayerPair(4, 4), 1: LayerPair(6, 5)}
     assert [pair.delta for pair in found.rank_milestones.values()] == [-1, 0, -1]
@@ -54,13 +54,13 @@ def test_layers_are_compared_as_fitted_less_baseline_and_bits_the_other_way_roun
 
 
 def test_a_lens_against_itself_is_neutral():
-    found = sidecar_audit(BASELINE, BASELINE)
+    found = fitted_lens_audit(BASELINE, BASELINE)
     assert found.verdict == "neutral"
     assert {pair.delta for pair in found.rank_milestones.values()} == {0}
 
 
 def test_a_delta_is_absent_when_either_side_is():
-    found = sidecar_audit(BASELINE, curve("prism", ranks=[50] * 9, kl=[None] * 9))
+    found = fitted_lens_audit(BASELINE, curve("prism", ranks=[50] * 9, kl=[None] * 9))
     assert found.rank_milestones[1] == LayerPair(6, None)
     assert (found.rank_milestones[1].delta, found.rank_milestones[1].worse) == (None, True)
     assert found.kl_bits_at_percentiles["p50"].delta is None
@@ -69,12 +69,12 @@ def test_a_delta_is_absent_when_either_side_is():
 
 def test_ranks_that_were_never_measured_leave_the_verdict_open_unless_there_was_none_to_lose():
     kl = [9.0] * 9
-    assert sidecar_audit(BASELINE, curve("prism", kl=kl)).verdict is None
-    assert sidecar_audit(curve("logit", kl=kl), curve("prism", kl=kl)).verdict == "neutral"
+    assert fitted_lens_audit(BASELINE, curve("prism", kl=kl)).verdict is None
+    assert fitted_lens_audit(curve("logit", kl=kl), curve("prism", kl=kl)).verdict == "neutral"
 
 
 def test_curves_without_rows_compare_to_nothing():
-    found = sidecar_audit(curve("logit"), curve("prism"))
+    found = fitted_lens_audit(curve("logit"), curve("prism"))
     assert set(found.rank_milestones.values()) == {LayerPair(None, None)}
     assert (found.first_kl_le_1_0, found.verdict) == (LayerPair(None, None), None)
 

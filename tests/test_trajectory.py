@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.analysis.trajectory import norm_trajectory
 from layerscope.record.rows import COLUMNS
 
@@ -22,7 +22,7 @@ def curve(lengths=None, ratios=None, cosines=None):
         BLANK | {"row": i, "layer": i} | {name: values[i] for name, values in columns.items() if values is not None}
         for i in range(size)
     )
-    return Curve(Pass(0, "pos", "orig"), "logit", max(size - 1, 1), 100, rows)
+    return Curve(PromptKey(0, "pos", "orig"), "logit", max(size - 1, 1), 100, rows)
 
 
 def test_a_stream_that_grows_by_a_factor_has_that_factors_logarithm_as_its_slope():

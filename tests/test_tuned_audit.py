@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.analysis.tuned_audit import (
     HeadMismatch,
     PositionRow,
@@ -25,7 +25,7 @@ from layerscope.record.measured import LastLayerRecord, TunedVariantRecord, Tune
 from layerscope.run import Run
 
 BLANK = {column.name: None for column in COLUMNS}
-PRIMARY = Pass(0, "pos", "orig")
+PRIMARY = PromptKey(0, "pos", "orig")
 
 
 def curve(lens, kl, ranks=None, entropy=None, first_layer=0, n_layers=4):

@@ -6,10 +6,10 @@ from typing import Literal, TypeAlias
 
 from layerscope.analysis.curve import Curve, Curves
 from layerscope.analysis.facts import fact_passes
-from layerscope.analysis.fitted_lens_audit import LayerPair, SidecarAudit, sidecar_audit
+from layerscope.analysis.fitted_lens_audit import FittedLensAudit, LayerPair, fitted_lens_audit
 from layerscope.analysis.percentiles import QUARTERS, depth_layer, median
 from layerscope.analysis.tuned_audit import HeadMismatch
-from layerscope.record.measured import HeldOutRecord, SidecarRecord, SkipLayersRecord
+from layerscope.record.measured import FittedLensRecord, HeldOutRecord, SkipLayersRecord
 
 GAIN_BITS = {"p25": 0.2, "p50": 0.3, "p75": 0.3}
 """Least median gain over the headline lens at a quarter, a half and three quarters of the depth.
@@ -95,7 +95,7 @@ class SkippingCost:
         return None if loss is None else loss > REGRESSION
 
 
-def skip_layers(sidecar: SidecarRecord | None) -> SkippingCost:
+def skip_layers(sidecar: FittedLensRecord | None) -> SkippingCost:
     """What the sidecar of a tuned lens says of it."""
     fit = None if sidecar is None else sidecar.tuned
     skipped = tuple(SkippedBlocks(one) for one in (() if fit is None else fit.skip_layers))
@@ -121,7 +121,7 @@ def acceptance(
         for asked in fact_passes(curves.passes)
         if (own := curves.get(asked, headline)) is not None and (tuned := curves.get(asked, "tuned")) is not None
     ]
-    medians, n = _median_gains([sidecar_audit(*pair) for pair in pairs])
+    medians, n = _median_gains([fitted_lens_audit(*pair) for pair in pairs])
     other = _held_out_gains(held_out, n_layers)
     n_other = None if held_out is None else held_out.n_positions
     return Acceptance(
@@ -136,7 +136,7 @@ def acceptance(
     )
 
 
-def _median_gains(audits: Sequence[SidecarAudit]) -> tuple[dict[str, float | None], int]:
+def _median_gains(audits: Sequence[FittedLensAudit]) -> tuple[dict[str, float | None], int]:
     """Over facts, at quarters of the depth, of KL(lens || model); and how many facts have any."""
     gains = {
         name: [gain for audit in audits if (gain := audit.kl_bits_at_percentiles[name].delta) is not None]
@@ -171,7 +171,7 @@ def _no_loss(gains: Mapping[str, float | None], on: Text, n: int | None) -> Crit
 def _earlier_ranks(pairs: Sequence[tuple[Curve, Curve]]) -> Criterion:
     """Over facts whose answer has ranks; where either lens never gets there, nothing is early."""
     ranked = [pair for pair in pairs if all(curve.values("answer_rank") for curve in pair)]
-    earlier = [_is_earlier(sidecar_audit(*pair).rank_milestones) for pair in ranked]
+    earlier = [_is_earlier(fitted_lens_audit(*pair).rank_milestones) for pair in ranked]
     share = sum(earlier) / len(earlier) if earlier else None
     passed = _at_least(share, EARLIER_SHARE)
     return Criterion("B", "suite", {"share": share}, {"share": EARLIER_SHARE}, None, len(earlier), passed)

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, TypeVar
 from layerscope.analysis.curve import Curve
 from layerscope.analysis.milestones import Gates, Milestone, Milestones, semantic_layer
 from layerscope.analysis.percentiles import median, percentile
-from layerscope.record.measured import CloseUpRecord, OverlapRecord, SecondForwardRecord, ViewRecord
+from layerscope.record.measured import OverlapRecord, PositionReadoutRecord, SecondForwardRecord, ViewRecord
 from layerscope.record.protocol import Thresholds
 
 POST_LN2, NEXT_NORM = "post_ln2", "next_norm"
@@ -220,7 +220,7 @@ class ForwardOfTwo:
 
 
 def decoding_point(
-    close_up: CloseUpRecord | None, milestones: Milestones, preferred: Milestone | None, stack: Stack | None
+    close_up: PositionReadoutRecord | None, milestones: Milestones, preferred: Milestone | None, stack: Stack | None
 ) -> DecodingPoint:
     """Decode the milestones' residuals through the norm of the last block that wrote, beside that of the next.
 
@@ -247,7 +247,7 @@ def decoding_point(
     return DecodingPoint(stack, bool(targets), why_not, targets, at, _consistent(targets, at), gap)
 
 
-def lens_consistency(close_up: CloseUpRecord | None, milestones: Milestones) -> LensConsistency | None:
+def lens_consistency(close_up: PositionReadoutRecord | None, milestones: Milestones) -> LensConsistency | None:
     """Compare the headline lens with `raw` and `tuned` at its milestones; None where nothing was looked at closely."""
     if close_up is None:
         return None
@@ -271,7 +271,7 @@ def lens_consistency(close_up: CloseUpRecord | None, milestones: Milestones) -> 
 
 
 def gate_stability(
-    close_up: CloseUpRecord | None, milestones: Milestones, d_vocab: int, thresholds: Thresholds
+    close_up: PositionReadoutRecord | None, milestones: Milestones, d_vocab: int, thresholds: Thresholds
 ) -> GateStability | None:
     """Scale the headline logits at its semantic milestones; None where nothing was looked at closely."""
     if close_up is None:
@@ -292,7 +292,7 @@ def gate_stability(
     return GateStability(scales, tuple(targets), least, None if least is None else least < SCALES_TO_PASS)
 
 
-def repeatability(close_up: CloseUpRecord | None) -> Repeatability:
+def repeatability(close_up: PositionReadoutRecord | None) -> Repeatability:
     """Sum up the second decode."""
     if close_up is None:
         return Repeatability("unavailable", "nothing was looked at closely", 0, None, None, None, None)
@@ -355,11 +355,11 @@ def _placed(milestones: Milestones, names: Sequence[str]) -> list[tuple[str, int
     return [(name, layer) for name, layer in found if layer is not None]
 
 
-def _view(close_up: CloseUpRecord, name: str) -> ViewRecord | None:
+def _view(close_up: PositionReadoutRecord, name: str) -> ViewRecord | None:
     return next((view for view in close_up.views if view.view == name), None)
 
 
-def _onset_gap(close_up: CloseUpRecord | None) -> OnsetGap | None:
+def _onset_gap(close_up: PositionReadoutRecord | None) -> OnsetGap | None:
     if close_up is None:
         return None
     logit, next_norm = _view(close_up, "logit"), _view(close_up, NEXT_NORM)
@@ -371,7 +371,7 @@ def _onset_gap(close_up: CloseUpRecord | None) -> OnsetGap | None:
     return OnsetGap(*onsets)
 
 
-def _why_not_tested(close_up: CloseUpRecord | None, stack: Stack | None) -> str | None:
+def _why_not_tested(close_up: PositionReadoutRecord | None, stack: Stack | None) -> str | None:
     if close_up is None:
         return "nothing was looked at closely"
     if stack is None:
@@ -382,7 +382,7 @@ def _why_not_tested(close_up: CloseUpRecord | None, stack: Stack | None) -> str 
     return f"the residual was not looked at through {' and '.join(missing)}" if missing else None
 
 
-def _decoding_target(close_up: CloseUpRecord, name: str, layer: int) -> DecodingTarget:
+def _decoding_target(close_up: PositionReadoutRecord, name: str, layer: int) -> DecodingTarget:
     a, b = _view(close_up, POST_LN2), _view(close_up, NEXT_NORM)
     if a is None or b is None or layer == 0:
         return DecodingTarget(name, layer, "missing_block" if layer == 0 else "not_measured")
@@ -444,7 +444,7 @@ def _medians(found: Sequence[LensAgreement]) -> LensAgreement:
 
 
 def _gates_at(
-    close_up: CloseUpRecord, layer: int, d_vocab: int, thresholds: Thresholds
+    close_up: PositionReadoutRecord, layer: int, d_vocab: int, thresholds: Thresholds
 ) -> tuple[list[bool | None], list[bool | None]]:
     """For every scale: whether the answer stands clear of uniform, and whether it leads clearly."""
     gap = _at(close_up.answer_gap, layer)

@@ -13,7 +13,7 @@ Predicate: TypeAlias = Callable[[Row], bool | None]
 
 
 @dataclass(frozen=True)
-class Pass:
+class PromptKey:
     """One prompt of a suite; the three parts together tell prompts apart."""
 
     fact_index: int | None
@@ -34,7 +34,7 @@ class Pass:
 class Curve:
     """What a lens reads at the last position of a prompt, layer by layer."""
 
-    asked: Pass
+    asked: PromptKey
     lens: str
     n_layers: int
     """Number of blocks of the model: the last layer's number."""
@@ -82,15 +82,15 @@ class Curve:
 class Curves:
     """All curves of a run, in the order of its rows."""
 
-    by_key: Mapping[tuple[Pass, str], Curve]
+    by_key: Mapping[tuple[PromptKey, str], Curve]
 
     @classmethod
     def of(cls, rows: pl.DataFrame, n_layers: int, d_vocab: int) -> "Curves":
         """Group the rows at last positions by prompt and lens."""
         at_next = rows.with_row_index("row").filter("is_next").sort("layer", maintain_order=True)
-        grouped: dict[tuple[Pass, str], list[Row]] = {}
+        grouped: dict[tuple[PromptKey, str], list[Row]] = {}
         for row in at_next.iter_rows(named=True):
-            asked = Pass(row["fact_index"], row["prompt_id"], row["prompt_variant"])
+            asked = PromptKey(row["fact_index"], row["prompt_id"], row["prompt_variant"])
             grouped.setdefault((asked, row["lens"]), []).append(row)
         order = sorted(grouped, key=lambda key: min(row["row"] for row in grouped[key]))
         return cls({key: Curve(*key, n_layers, d_vocab, tuple(grouped[key])) for key in order})
@@ -98,16 +98,16 @@ class Curves:
     def __iter__(self) -> Iterator[Curve]:
         return iter(self.by_key.values())
 
-    def get(self, asked: Pass | None, lens: str) -> Curve | None:
+    def get(self, asked: PromptKey | None, lens: str) -> Curve | None:
         """One prompt under one lens; None where it was not read."""
         return None if asked is None else self.by_key.get((asked, lens))
 
     @property
-    def passes(self) -> Sequence[Pass]:
+    def passes(self) -> Sequence[PromptKey]:
         """The prompts, in the order of the rows."""
         return list(dict.fromkeys(asked for asked, _ in self.by_key))
 
     @property
-    def primary(self) -> Pass | None:
+    def primary(self) -> PromptKey | None:
         """The prompt that diagnostics describe unless they say otherwise: the first fact in its first wording."""
         return next((asked for asked in self.passes if asked.is_fact), None)

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from layerscope.analysis import acceptance, consistency, facts, guidance, tuned_audit
-from layerscope.analysis import fitted_lens_audit as sidecar_audit
+from layerscope.analysis import fitted_lens_audit as fitted_lens_audit
 from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis.acceptance import Acceptance, SkippingCost
 from layerscope.analysis.confirmation import Confirmation, confirm
-from layerscope.analysis.curve import Curve, Curves, Pass
+from layerscope.analysis.curve import Curve, Curves, PromptKey
 from layerscope.analysis.milestones import Gates, Milestone, Milestones, copies_early, find_milestones, semantic_layer
 from layerscope.analysis.percentiles import QUARTERS, percentile
 from layerscope.analysis.trajectory import NormTrajectory, norm_trajectory
 from layerscope.analysis.tuned_audit import HeadMismatch, TunedAudit
-from layerscope.record.measured import LastLayerRecord, SidecarRecord
+from layerscope.record.measured import FittedLensRecord, LastLayerRecord
 from layerscope.record.protocol import Protocol, Thresholds, protocol_of
 from layerscope.record.run_record import RunRecord
 
@@ -28,15 +28,15 @@ class AllMilestones:
     """Every milestone of a run: of each prompt under each lens."""
 
     headline: str
-    primary: Pass | None
+    primary: PromptKey | None
     """The prompt that is meant where none is named."""
-    by_curve: Mapping[tuple[Pass, str], Milestones]
+    by_curve: Mapping[tuple[PromptKey, str], Milestones]
 
     def __iter__(self) -> Iterator[Milestone]:
         """All of them, prompt by prompt and lens by lens."""
         return (milestone for found in self.by_curve.values() for milestone in found.values())
 
-    def of(self, lens: str | None = None, asked: Pass | None = None) -> Milestones:
+    def of(self, lens: str | None = None, asked: PromptKey | None = None) -> Milestones:
         """The milestones of one prompt under one lens by name; none where it was not read.
 
         Args:
@@ -46,7 +46,7 @@ class AllMilestones:
         asked = asked or self.primary
         return {} if asked is None else self.by_curve.get((asked, lens or self.headline), {})
 
-    def by_pass(self, lens: str | None = None) -> dict[Pass, Milestones]:
+    def by_pass(self, lens: str | None = None) -> dict[PromptKey, Milestones]:
         """The milestones of every prompt under one lens, in the order of the rows."""
         return {asked: found for (asked, own), found in self.by_curve.items() if own == (lens or self.headline)}
 
@@ -105,7 +105,7 @@ class Diagnostics:
     """Everything but the milestones; about the primary prompt under the headline lens unless it says otherwise."""
 
     headline: str
-    primary: Pass | None
+    primary: PromptKey | None
     semantic: Milestone | None
     """The milestone to headline, strongest evidence first; None where the answer never leads."""
     margin_ok_at_semantic: bool | None
@@ -132,9 +132,9 @@ class Diagnostics:
     control: facts.ControlSummary
     micro_suite: facts.MicroSuite
     statistics: facts.FactStatistics
-    sidecars: Mapping[str, sidecar_audit.SidecarAudit]
+    sidecars: Mapping[str, fitted_lens_audit.FittedLensAudit]
     """Fitted lenses against the headline lens; without that one itself, where it is fitted."""
-    attribution: sidecar_audit.Attribution | None
+    attribution: fitted_lens_audit.Attribution | None
     """What of the tuned lens' gain a temperature would give.
 
     None without a tuned lens, as what follows; this, the audit and acceptance also where that is the headline lens.
@@ -188,7 +188,7 @@ class _Judge:
         """A lens that can be held against the headline lens: another one."""
         return None if lens == self.headline else self._curve(lens)
 
-    def _confirm(self, asked: Pass) -> Confirmation:
+    def _confirm(self, asked: PromptKey) -> Confirmation:
         headline = self.curves.by_key[asked, self.headline]
         others = [self.curves.get(asked, name) if name != self.headline else None for name in ("raw", "tuned")]
         return confirm(headline, others[0], others[1], self.record.lens_sources)
@@ -250,11 +250,13 @@ class _Judge:
             ),
             statistics=facts.statistics_over_facts(by_pass, self.d_vocab),
             sidecars={
-                lens: sidecar_audit.sidecar_audit(curve, own)
+                lens: fitted_lens_audit.fitted_lens_audit(curve, own)
                 for lens in SIDECARS
                 if curve is not None and (own := self._beside(lens)) is not None
             },
-            attribution=None if curve is None or tuned is None else sidecar_audit.attribution(curve, tuned, variants),
+            attribution=None
+            if curve is None or tuned is None
+            else fitted_lens_audit.attribution(curve, tuned, variants),
             tuned_audit=audit,
             acceptance=None if audit is None else self._acceptance(audit.head_mismatch),
             skip_layers=None if self._curve("tuned") is None else acceptance.skip_layers(self._sidecar("tuned")),
@@ -281,7 +283,7 @@ class _Judge:
             return None if self._curve("tuned") is not None or self.headline == "tuned" else False
         return audit.calibration_only
 
-    def _sidecar(self, kind: str) -> SidecarRecord | None:
+    def _sidecar(self, kind: str) -> FittedLensRecord | None:
         """What is recorded of a fitted lens that the run was read through."""
         found = self.record.measured.sidecars
         return next((one for one in found if one.kind == kind and one.status == "loaded"), None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from layerscope.analysis.curve import Curve, Curves, Pass, Row
+from layerscope.analysis.curve import Curve, Curves, PromptKey, Row
 from layerscope.analysis.milestones import STABLE, Milestones
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.statistics import SEED, Summary, entropy_fraction, summarize
@@ -24,7 +24,7 @@ NO_FILLER = "no_filler"
 class Fact:
     """The milestones of one fact under the headline lens."""
 
-    asked: Pass
+    asked: PromptKey
     fact_key: str | None
     fact_index: int | None
     L_copy_strict: int | None
@@ -143,9 +143,9 @@ class PositionWindow:
         return None if self.rank1_frac is None else self.rank1_frac < LOW_STABILITY
 
 
-def fact_passes(passes: Iterable[Pass]) -> tuple[Pass, ...]:
+def fact_passes(passes: Iterable[PromptKey]) -> tuple[PromptKey, ...]:
     """One prompt for each fact: in the wording of the first fact's first, or its own first where it lacks that one."""
-    facts: dict[int | None, list[Pass]] = {}
+    facts: dict[int | None, list[PromptKey]] = {}
     for asked in passes:
         if asked.is_fact:
             facts.setdefault(asked.fact_index, []).append(asked)
@@ -154,7 +154,7 @@ def fact_passes(passes: Iterable[Pass]) -> tuple[Pass, ...]:
 
 
 def micro_suite(
-    curves: Curves, headline: str, milestones: Mapping[Pass, Milestones], confirmed: Mapping[Pass, int | None]
+    curves: Curves, headline: str, milestones: Mapping[PromptKey, Milestones], confirmed: Mapping[PromptKey, int | None]
 ) -> MicroSuite:
     """The facts of a run one by one, and together.
 
@@ -225,7 +225,7 @@ def published_micro_suite(suite: MicroSuite) -> dict[str, Any]:
     return {"facts": facts, "aggregates": aggregates, "citations": {"fact_rows": rows}}
 
 
-def statistics_over_facts(milestones: Mapping[Pass, Milestones], d_vocab: int, seed: int = SEED) -> FactStatistics:
+def statistics_over_facts(milestones: Mapping[PromptKey, Milestones], d_vocab: int, seed: int = SEED) -> FactStatistics:
     """Every milestone over facts; a fact whose milestones lack a name counts as one without that layer.
 
     Args:
@@ -246,7 +246,7 @@ def statistics_over_facts(milestones: Mapping[Pass, Milestones], d_vocab: int, s
     )
 
 
-def ablation(milestones: Mapping[Pass, Milestones], n_layers: int) -> Ablation:
+def ablation(milestones: Mapping[PromptKey, Milestones], n_layers: int) -> Ablation:
     """The primary fact in its first wording and without the filler word, or in the next wording that it has.
 
     Args:
@@ -301,7 +301,7 @@ def control_summary(curve: Curve | None, thresholds: Thresholds) -> ControlSumma
 
 def position_window(
     rows: pl.DataFrame,
-    primary: Pass,
+    primary: PromptKey,
     headline: str,
     L_semantic: int | None,
     strong_run2: int | None,
@@ -344,7 +344,7 @@ def position_grid(last_index: int) -> dict[int, float]:
     return grid
 
 
-def _first_rows(curves: Curves, headline: str) -> dict[Pass, int]:
+def _first_rows(curves: Curves, headline: str) -> dict[PromptKey, int]:
     """Where each prompt begins in a table of the headline lens' rows at last positions."""
     starts, due = {}, 0
     for asked in curves.passes:
@@ -354,13 +354,13 @@ def _first_rows(curves: Curves, headline: str) -> dict[Pass, int]:
     return starts
 
 
-def _fact_keys(curves: Curves) -> dict[Pass, str]:
+def _fact_keys(curves: Curves) -> dict[PromptKey, str]:
     """What each prompt's fact is called, wherever a row says it."""
     return {curve.asked: row["fact_key"] for curve in curves for row in curve.rows if row["fact_key"] is not None}
 
 
 def _fact(
-    asked: Pass, key: str | None, curve: Curve | None, milestones: Milestones, confirmed: int | None, start: int
+    asked: PromptKey, key: str | None, curve: Curve | None, milestones: Milestones, confirmed: int | None, start: int
 ) -> Fact:
     semantic = _layer(milestones, "L_semantic")
     layers = [row["layer"] for row in curve.rows] if curve else []
@@ -394,7 +394,7 @@ def _layer(milestones: Milestones, name: str) -> int | None:
 
 
 def _layers_of_copy_and_meaning(
-    milestones: Mapping[Pass, Milestones], asked: Pass | None
+    milestones: Mapping[PromptKey, Milestones], asked: PromptKey | None
 ) -> tuple[int | None, int | None]:
     found = {} if asked is None else milestones[asked]
     return _layer(found, "L_copy"), _layer(found, "L_semantic")
@@ -417,7 +417,7 @@ def _control_reason(curve: Curve, first: int | None, strong: int | None) -> str 
     return "the answer is on top at no layer" if on_top is None else "its lead over the second logit was not recorded"
 
 
-def _ranks(rows: pl.DataFrame, primary: Pass, headline: str) -> Mapping[tuple[int, int | None], int | None]:
+def _ranks(rows: pl.DataFrame, primary: PromptKey, headline: str) -> Mapping[tuple[int, int | None], int | None]:
     """The answer's rank by position and layer."""
     own = rows.filter(
         pl.col("fact_index").eq_missing(pl.lit(primary.fact_index, dtype=pl.Int32)),

@@ -53,7 +53,7 @@ class BitsPair:
 
 
 @dataclass(frozen=True)
-class SidecarAudit:
+class FittedLensAudit:
     """One prompt under a fitted lens and under the baseline."""
 
     lens: str
@@ -98,7 +98,7 @@ class Attribution:
     """Whether the tuned lens is to be preferred; None where neither ground for it is known."""
 
 
-def sidecar_audit(baseline: Curve, sidecar: Curve) -> SidecarAudit:
+def fitted_lens_audit(baseline: Curve, sidecar: Curve) -> FittedLensAudit:
     """Compare two curves of one prompt."""
     ranks = {rank: _first(baseline, sidecar, "answer_rank", rank) for rank in RANKS}
     bits = {
@@ -106,7 +106,7 @@ def sidecar_audit(baseline: Curve, sidecar: Curve) -> SidecarAudit:
         for name, layer in _quarter_layers(baseline.n_layers).items()
     }
     ranked = bool(sidecar.values("answer_rank")) or not any(pair.baseline is not None for pair in ranks.values())
-    return SidecarAudit(
+    return FittedLensAudit(
         lens=sidecar.lens,
         baseline_lens=baseline.lens,
         rank_milestones=ranks,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from layerscope.analysis.curve import Curve, Pass, Predicate, Row
+from layerscope.analysis.curve import Curve, Predicate, PromptKey, Row
 from layerscope.record.protocol import Thresholds
 
 NEVER = "holds at no layer"
@@ -22,7 +22,7 @@ class Milestone:
 
     name: str
     lens: str
-    asked: Pass
+    asked: PromptKey
     layer: int | None
     reason: str | None
     """Why there is no layer; None where there is one."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import polars as pl
 
-from layerscope.analysis.curve import Curve, Pass, Row
+from layerscope.analysis.curve import Curve, PromptKey, Row
 from layerscope.analysis.facts import position_grid
 from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.record.measured import LastLayerRecord, TunedVariantRecord, TunedVariantsRecord
@@ -246,7 +246,7 @@ def _at(by_layer: Sequence[_N | None], layer: int) -> _N | None:
 
 
 def position_rows(
-    rows: pl.DataFrame, primary: Pass, headline: str, n_layers: int, last_index: int
+    rows: pl.DataFrame, primary: PromptKey, headline: str, n_layers: int, last_index: int
 ) -> tuple[PositionRow, ...]:
     """The primary prompt at the places of the position window, layers 1 to n_layers, by layer and then position.
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.analysis.milestones import Milestones
 from layerscope.record.run_record import RunRecord
@@ -44,7 +44,7 @@ def plain(value: object) -> object:
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Pass):
+    if isinstance(value, PromptKey):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
         derived = [name for name, member in vars(type(value)).items() if isinstance(member, property)]

@@ -7,17 +7,17 @@ from typing import TypeAlias
 from layerscope.audit.judges import crossing_claims, delta_claims, flag_claims, shape_claims, sum_claims, token_claims
 from layerscope.audit.judges import named_values as stated_claims
 from layerscope.audit.judges import sentences as prose_claims
-from layerscope.audit.judges.claim_context import Said, is_about, subjects
+from layerscope.audit.judges.claim_context import ModelStatement, is_about, subjects
 from layerscope.audit.lookup.cited_lines import Reader
 from layerscope.audit.parse.read_report import Statement
 from layerscope.audit.parse.vocabulary import plain
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Finding
 
-_Judge: TypeAlias = Callable[[Said], Iterator[Finding]]
+_Judge: TypeAlias = Callable[[ModelStatement], Iterator[Finding]]
 
 
-def prose(said: Said) -> Iterator[Finding]:
+def prose(said: ModelStatement) -> Iterator[Finding]:
     """Plain sentences: by what their words mean, and where they do not tell by the name of what is cited."""
     judges = (
         prose_claims.milestones,
@@ -94,7 +94,7 @@ def judge_statements(statements: Sequence[Statement], archive: Archive, reader: 
     return list(dict.fromkeys(found))
 
 
-def _with_cited(said: Said, on_line: Sequence[Statement], reader: Reader) -> Said:
+def _with_cited(said: ModelStatement, on_line: Sequence[Statement], reader: Reader) -> ModelStatement:
     """What is said with what it cites, and what the other statements of its line do."""
     others = [one for one in on_line if one is not said.statement and one.references]
     return replace(

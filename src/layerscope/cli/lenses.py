@@ -247,16 +247,16 @@ def import_(
             raise LensError(f"{path}: no such file or folder; give a lens' file or the folder that holds it.")
         parent, own = _parent(out), _own_name(name)
         from layerscope.lenses.importing import import_lens
-        from layerscope.lenses.lens_folder import write_sidecar
-        from layerscope.model.signature import fitted_model
+        from layerscope.lenses.lens_folder import write_fitted_lens
+        from layerscope.model.signature import model_signature
 
         opened = _open(model, _Opening("cpu", "auto", None, revision, "auto", trust_remote_code))
         record, tensors = import_lens(
-            path, model=fitted_model(opened), allow_pickle=allow_pickle, unembedding=opened.unembedding.weight
+            path, model=model_signature(opened), allow_pickle=allow_pickle, unembedding=opened.unembedding.weight
         )
         kind = record.kind if record.imported is None else record.imported.format
         folder = _free(parent / (own or f"{_last_part(opened.id)}-{kind}"))
-        sidecar = write_sidecar(folder, record, tensors)
+        sidecar = write_fitted_lens(folder, record, tensors)
         _print_lens(sidecar.record)
         print_line(f"lens folder · {sidecar.folder}")
 
@@ -436,17 +436,17 @@ def _free(folder: Path) -> Path:
     return folder
 
 
-def _found(path: Path) -> "list[layerscope.lenses.lens_folder.FoundSidecar]":
+def _found(path: Path) -> "list[layerscope.lenses.lens_folder.LensFolder]":
     """The lens that a folder is, or those directly below it, by name.
 
     Raises:
         LensError: no such folder, no lens in it, or a record that cannot be read.
     """
-    from layerscope.lenses.lens_folder import RECORD_NAME, FoundSidecar, find_sidecars, read_record
+    from layerscope.lenses.lens_folder import RECORD_NAME, LensFolder, find_lens_folders, read_record
 
     if (path / RECORD_NAME).exists():
-        return [FoundSidecar(read_record(path), path)]
-    found = sorted([*find_sidecars(path, "tuned"), *find_sidecars(path, "prism")], key=lambda one: one.folder)
+        return [LensFolder(read_record(path), path)]
+    found = sorted([*find_lens_folders(path, "tuned"), *find_lens_folders(path, "prism")], key=lambda one: one.folder)
     if not found:
         raise LensError(
             f"{path}: there is no fitted lens in it or directly below it, which would be a folder with {RECORD_NAME}; "
@@ -466,7 +466,7 @@ def _print_lens(record: "layerscope.lens_record.LensRecord") -> None:
 
 
 def _check_against(
-    found: "Sequence[layerscope.lenses.lens_folder.FoundSidecar]",
+    found: "Sequence[layerscope.lenses.lens_folder.LensFolder]",
     model: str,
     revision: str | None,
     trust_remote_code: bool,
@@ -477,9 +477,9 @@ def _check_against(
         LensError: none does.
     """
     from layerscope.lenses.lens_folder import mismatch
-    from layerscope.model.signature import fitted_model
+    from layerscope.model.signature import model_signature
 
-    fitting = fitted_model(_open(model, _Opening("cpu", "auto", None, revision, "auto", trust_remote_code)))
+    fitting = model_signature(_open(model, _Opening("cpu", "auto", None, revision, "auto", trust_remote_code)))
     reasons = [mismatch(one.record.model, fitting) for one in found]
     if all(reasons) and len(found) == 1:
         raise LensError(f"{found[0].folder} does not belong to {fitting.id}: it is a lens {reasons[0]}.")

@@ -32,13 +32,13 @@ from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
 from layerscope.fitting.workspace import Workspace
 from layerscope.lens_record import FORMAT, SCHEMA_VERSION, LensRecord, PrismFit
 from layerscope.lenses.lens import Lens
-from layerscope.lenses.lens_folder import Sidecar, prism_tensors, write_sidecar
+from layerscope.lenses.lens_folder import FittedLens, prism_tensors, write_fitted_lens
 from layerscope.lenses.logit_lens import LogitLens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
-from layerscope.model.signature import fitted_model
+from layerscope.model.signature import model_signature
 from layerscope.progress import FitObserver, SilentFit
 
 LARGE, VERY_LARGE = 14 * 10**9, 34 * 10**9
@@ -75,7 +75,7 @@ def fit_prism(
     settings: PrismSettings | None = None,
     *,
     observer: FitObserver | None = None,
-) -> Sidecar:
+) -> FittedLens:
     """Fit a prism lens and write it as a sidecar.
 
     While the text goes through the blocks, it is kept beside `out` how far it has come; called again with the same
@@ -117,14 +117,14 @@ class _PrismFitter:
         self.reservoir = RESERVOIR[tier]
         self.lens: Lens = LogitLens(model.final_norm)
 
-    def run(self) -> Sidecar:
+    def run(self) -> FittedLens:
         """The pass, the map, what it is worth, and the sidecar."""
         device = self.model.placement.device
         with self.workspace.held():
             with shortage_explained(self.model), reproducible(self.settings.seed, device), torch.inference_mode():
                 found, record = self._found()
             tensors = prism_tensors(found.mean, found.variance, found.rotation)
-            sidecar = write_sidecar(self.out, record, tensors)
+            sidecar = write_fitted_lens(self.out, record, tensors)
             self.workspace.discard()
         return sidecar
 
@@ -268,7 +268,7 @@ class _PrismFitter:
             kind="prism",
             created_utc=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             weights_sha256="",
-            model=fitted_model(self.model),
+            model=model_signature(self.model),
             settings=settings_record(self.model, self.settings.seed),
             corpus=self.corpus.record,
             tuned=None,

@@ -44,12 +44,12 @@ from layerscope.lens_record import (
     SplitName,
     TunedFit,
 )
-from layerscope.lenses.lens_folder import Sidecar, tuned_tensors, write_sidecar
+from layerscope.lenses.lens_folder import FittedLens, tuned_tensors, write_fitted_lens
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
-from layerscope.model.signature import fitted_model
+from layerscope.model.signature import model_signature
 from layerscope.progress import FitObserver, SilentFit
 
 FULL_MAPS_BYTES = 1 << 30
@@ -113,7 +113,7 @@ def fit_tuned(
     settings: TunedSettings | None = None,
     *,
     observer: FitObserver | None = None,
-) -> Sidecar:
+) -> FittedLens:
     """Fit a tuned lens and write it as a sidecar.
 
     Every layer that is finished is kept beside `out`; called again with the same model, text and settings after it was
@@ -148,14 +148,14 @@ class _TunedFitter:
         self.objective = Objective(Head(model.unembedding), model.final_norm, settings.placement)
         self.workspace = Workspace(out, fit_key("tuned", model, corpus, settings.seed, asdict(settings)))
 
-    def run(self) -> Sidecar:
+    def run(self) -> FittedLens:
         """Both passes, then the sidecar."""
         with self.workspace.held():
             found, samples, stream = self._passes()
             skips = [skip for _, _, skip in found if skip is not None]
             record = self._record(samples, stream, [fit for _, fit, _ in found], skips)
             tensors = tuned_tensors([translator.to("cpu") for translator, _, _ in found])
-            sidecar = write_sidecar(self.out, record, tensors)
+            sidecar = write_fitted_lens(self.out, record, tensors)
             self.workspace.discard()
         return sidecar
 
@@ -328,7 +328,7 @@ class _TunedFitter:
             kind="tuned",
             created_utc=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             weights_sha256="",
-            model=fitted_model(self.model),
+            model=model_signature(self.model),
             settings=settings_record(self.model, wish.seed),
             corpus=self.corpus.record,
             tuned=TunedFit(

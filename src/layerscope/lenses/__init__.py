@@ -2,7 +2,14 @@
 
 from layerscope.lenses.binding import bind_lenses
 from layerscope.lenses.lens import FITTED_NAMES, LENS_NAMES, Lens, lens_names
-from layerscope.lenses.lens_folder import FoundSidecar, Sidecar, find_sidecars, matching, read_sidecar, write_sidecar
+from layerscope.lenses.lens_folder import (
+    FittedLens,
+    LensFolder,
+    find_lens_folders,
+    find_lens_of,
+    read_fitted_lens,
+    write_fitted_lens,
+)
 from layerscope.lenses.logit_lens import LogitLens, NextNormLens, RawLens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.tuned_lens import Translator, TunedLens
@@ -10,19 +17,19 @@ from layerscope.lenses.tuned_lens import Translator, TunedLens
 __all__ = [
     "FITTED_NAMES",
     "LENS_NAMES",
-    "FoundSidecar",
+    "FittedLens",
     "Lens",
+    "LensFolder",
     "LogitLens",
     "NextNormLens",
     "PrismLens",
     "RawLens",
-    "Sidecar",
     "Translator",
     "TunedLens",
     "bind_lenses",
-    "find_sidecars",
+    "find_lens_folders",
+    "find_lens_of",
     "lens_names",
-    "matching",
-    "read_sidecar",
-    "write_sidecar",
+    "read_fitted_lens",
+    "write_fitted_lens",
 ]

@@ -5,13 +5,13 @@ from types import MappingProxyType
 
 from layerscope.errors import LensError
 from layerscope.lenses.lens import FITTED_NAMES, LENS_NAMES, Lens
-from layerscope.lenses.lens_folder import Sidecar, prism_lens, tuned_lens
+from layerscope.lenses.lens_folder import FittedLens, prism_lens, tuned_lens
 from layerscope.lenses.lens_folder_check import prism_fit
 from layerscope.lenses.logit_lens import LogitLens, NextNormLens, RawLens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.unembedding import Norm
 
-_NONE: Mapping[str, Sidecar] = MappingProxyType({})
+_NONE: Mapping[str, FittedLens] = MappingProxyType({})
 
 
 def bind_lenses(
@@ -19,7 +19,7 @@ def bind_lenses(
     *,
     final_norm: Norm | None,
     next_norms: tuple[Norm | None, ...],
-    sidecars: Mapping[str, Sidecar] = _NONE,
+    sidecars: Mapping[str, FittedLens] = _NONE,
 ) -> tuple[Lens, ...]:
     """The lenses of that name, bound to a model's norms, in the order asked for.
 
@@ -57,7 +57,7 @@ def bind_lenses(
     return tuple(made[name] for name in names)
 
 
-def _sidecar_of(name: str, sidecars: Mapping[str, Sidecar], n_layers: int) -> Sidecar:
+def _sidecar_of(name: str, sidecars: Mapping[str, FittedLens], n_layers: int) -> FittedLens:
     if name not in sidecars:
         raise LensError(
             f"The lens '{name}' has to be fitted to a model first, by "
@@ -74,7 +74,7 @@ def _sidecar_of(name: str, sidecars: Mapping[str, Sidecar], n_layers: int) -> Si
     return sidecars[name]
 
 
-def _prism_lens(sidecar: Sidecar, plain: Mapping[str, Lens]) -> PrismLens:
+def _prism_lens(sidecar: FittedLens, plain: Mapping[str, Lens]) -> PrismLens:
     named = prism_fit(sidecar.record).stream
     if named not in plain:
         raise LensError(

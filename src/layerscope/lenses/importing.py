@@ -45,7 +45,7 @@ def import_lens(
         unembedding: the model's head as stored, to compare with the hash that a tuned-lens file may give.
 
     Returns:
-        Record and tensors for `write_sidecar`.
+        Record and tensors for `write_fitted_lens`.
 
     Raises:
         LensError: it is neither, is a pickle that was not allowed, is damaged, or does not fit the model.

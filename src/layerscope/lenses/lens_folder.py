@@ -33,7 +33,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
-class Sidecar:
+class FittedLens:
     """A fitted lens with its weights."""
 
     record: LensRecord
@@ -43,15 +43,15 @@ class Sidecar:
 
 
 @dataclass(frozen=True)
-class FoundSidecar:
+class LensFolder:
     """A fitted lens of which only the record was read."""
 
     record: LensRecord
     folder: Path
 
-    def read(self, *, verify: bool = True) -> Sidecar:
-        """Read its weights too, as `read_sidecar` does."""
-        return read_sidecar(self.folder, verify=verify)
+    def read(self, *, verify: bool = True) -> FittedLens:
+        """Read its weights too, as `read_fitted_lens` does."""
+        return read_fitted_lens(self.folder, verify=verify)
 
 
 def tuned_tensors(translators: Sequence[Translator]) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ def tuned_tensors(translators: Sequence[Translator]) -> dict[str, Tensor]:
     return {**named, "temperatures": torch.tensor(taus, dtype=torch.float64)}
 
 
-def tuned_translators(sidecar: Sidecar) -> tuple[Translator, ...]:
+def tuned_translators(sidecar: FittedLens) -> tuple[Translator, ...]:
     """The translators of a tuned sidecar, layers 0 to n_layers - 1.
 
     Raises:
@@ -79,7 +79,7 @@ def tuned_translators(sidecar: Sidecar) -> tuple[Translator, ...]:
     )
 
 
-def tuned_lens(sidecar: Sidecar, final_norm: Norm | None) -> TunedLens:
+def tuned_lens(sidecar: FittedLens, final_norm: Norm | None) -> TunedLens:
     """The lens of a tuned sidecar, round a model's final norm.
 
     Raises:
@@ -95,7 +95,7 @@ def prism_tensors(
     return {"mean": mean, "variance": variance, "rotation": rotation}
 
 
-def prism_lens(sidecar: Sidecar, stream: Lens) -> PrismLens:
+def prism_lens(sidecar: FittedLens, stream: Lens) -> PrismLens:
     """The lens of a prism sidecar, on the rows of `stream`.
 
     Raises:
@@ -105,7 +105,7 @@ def prism_lens(sidecar: Sidecar, stream: Lens) -> PrismLens:
     return PrismLens(stream, named["mean"], named["variance"], eps, named["rotation"])
 
 
-def write_sidecar(folder: Path, record: LensRecord, tensors: dict[str, Tensor]) -> Sidecar:
+def write_fitted_lens(folder: Path, record: LensRecord, tensors: dict[str, Tensor]) -> FittedLens:
     """Write a sidecar, whole or not at all; equal tensors give an equal file.
 
     Args:
@@ -130,10 +130,10 @@ def write_sidecar(folder: Path, record: LensRecord, tensors: dict[str, Tensor]) 
         (partial / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
         # Safetensors lets its owner alone read a file; both should be read by the same people.
         (partial / WEIGHTS_NAME).chmod((partial / RECORD_NAME).stat().st_mode)
-    return Sidecar(written, packed, folder)
+    return FittedLens(written, packed, folder)
 
 
-def read_sidecar(folder: Path, *, verify: bool = True) -> Sidecar:
+def read_fitted_lens(folder: Path, *, verify: bool = True) -> FittedLens:
     """Read a sidecar.
 
     Args:
@@ -157,7 +157,7 @@ def read_sidecar(folder: Path, *, verify: bool = True) -> Sidecar:
             f"{path}: not a whole safetensors file ({error}); it is damaged, take it from a copy."
         ) from error
     check_tensors(record, tensors, str(path), finite=verify)
-    return Sidecar(record, tensors, folder)
+    return FittedLens(record, tensors, folder)
 
 
 def read_record(folder: Path) -> LensRecord:
@@ -185,7 +185,7 @@ def read_record(folder: Path) -> LensRecord:
     return _parse(text, path)
 
 
-def find_sidecars(folder: Path, kind: Kind) -> list[FoundSidecar]:
+def find_lens_folders(folder: Path, kind: Kind) -> list[LensFolder]:
     """The lenses of a kind in a folder and its direct subfolders, by name; their weights are not read.
 
     Raises:
@@ -197,8 +197,8 @@ def find_sidecars(folder: Path, kind: Kind) -> list[FoundSidecar]:
     return found
 
 
-def look_for(folder: Path, kind: Kind) -> tuple[list[FoundSidecar], list[LensError]]:
-    """What `find_sidecars` gives, and for each `lens.json` that cannot be read, of whatever kind it is, the reason.
+def look_for(folder: Path, kind: Kind) -> tuple[list[LensFolder], list[LensError]]:
+    """What `find_lens_folders` gives, and for each `lens.json` that cannot be read, of whatever kind it is, the reason.
 
     Raises:
         LensError: no such folder, or one that cannot be listed.
@@ -208,7 +208,7 @@ def look_for(folder: Path, kind: Kind) -> tuple[list[FoundSidecar], list[LensErr
     found, unreadable = [], []
     for place in _places(folder):
         try:
-            found.append(FoundSidecar(read_record(place), place))
+            found.append(LensFolder(read_record(place), place))
         except LensError as error:
             unreadable.append(error)
     return [one for one in found if one.record.kind == kind], unreadable
@@ -234,7 +234,7 @@ def _has_record(place: Path) -> bool:
     return True
 
 
-def matching(folder: Path, kind: Kind, model: FittedModel) -> FoundSidecar:
+def find_lens_of(folder: Path, kind: Kind, model: FittedModel) -> LensFolder:
     """The lens of a kind that was fitted to this model (see `mismatch`), whatever else lies beside it.
 
     Raises:

@@ -4,7 +4,7 @@ from layerscope.lens_record import FittedModel
 from layerscope.model.causal_lm import CausalLM
 
 
-def fitted_model(model: CausalLM) -> FittedModel:
+def model_signature(model: CausalLM) -> FittedModel:
     """The model as a sidecar names it."""
     return FittedModel(
         id=model.id,

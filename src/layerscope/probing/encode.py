@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from layerscope.errors import SuiteError, TokenizerError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.tokens import Alignment
-from layerscope.readout.prompt_query import Asked
+from layerscope.readout.prompt_query import PromptQuery
 from layerscope.suite import Prompt, Suite
 
 POSITIONS = ("auto", "last", "all")
@@ -23,9 +23,9 @@ class Encoded:
     contrast: tuple[Alignment, ...]
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> PromptQuery:
         """What the readout needs to know of it."""
-        return Asked(
+        return PromptQuery(
             token_ids=self.token_ids,
             n_special=self.n_special,
             positions=self.positions,

@@ -8,11 +8,11 @@ from pathlib import Path
 from layerscope.errors import LensError
 from layerscope.lens_record import Kind, LensRecord
 from layerscope.lenses import Lens, bind_lenses
-from layerscope.lenses.lens_folder import Sidecar, look_for, matching
+from layerscope.lenses.lens_folder import FittedLens, find_lens_of, look_for
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
-from layerscope.model.signature import fitted_model
+from layerscope.model.signature import model_signature
 from layerscope.record import measured
 
 BUNDLED_LENSES = BUNDLED / "lenses"
@@ -25,9 +25,9 @@ class Chosen:
     """The lenses of a probe."""
 
     names: tuple[str, ...]
-    sidecars: dict[str, Sidecar]
+    sidecars: dict[str, FittedLens]
     """Of the fitted ones among them."""
-    records: tuple[measured.SidecarRecord, ...]
+    records: tuple[measured.FittedLensRecord, ...]
     """Of those that were read, looked for in vain, or not wanted; empty where none were looked for."""
 
     def bind(self, model: CausalLM) -> tuple[Lens, ...]:
@@ -72,7 +72,7 @@ def choose_lenses(
         folder = BUNDLED_LENSES
     if folder is None:
         return Chosen(tuple(names if names is not None else default), {}, ())
-    found: dict[str, Sidecar] = {}
+    found: dict[str, FittedLens] = {}
     records = []
     for kind in KINDS:
         if names is None:
@@ -80,15 +80,15 @@ def choose_lenses(
         elif kind in names:
             looked = _read(model, kind, folder)
         else:
-            looked = measured.SidecarRecord(kind=kind, status="off", reason="it was not asked for")
-        if isinstance(looked, Sidecar):
+            looked = measured.FittedLensRecord(kind=kind, status="off", reason="it was not asked for")
+        if isinstance(looked, FittedLens):
             found[kind] = looked
-        records.append(sidecar_record(looked) if isinstance(looked, Sidecar) else looked)
+        records.append(sidecar_record(looked) if isinstance(looked, FittedLens) else looked)
     wanted = tuple(names) if names is not None else (*default, *found)
     return Chosen(wanted, found, tuple(records))
 
 
-def _if_there(model: CausalLM, kind: Kind, folder: Path) -> Sidecar | measured.SidecarRecord:
+def _if_there(model: CausalLM, kind: Kind, folder: Path) -> FittedLens | measured.FittedLensRecord:
     """The lens of a kind, or why there is none; nothing that lies in the folder stops a probe that did not ask for it.
 
     Args:
@@ -98,29 +98,29 @@ def _if_there(model: CausalLM, kind: Kind, folder: Path) -> Sidecar | measured.S
     """
     try:
         if not any(look_for(folder, kind)):
-            return measured.SidecarRecord(kind=kind, status="missing", reason=f"none is in '{folder.name}'")
+            return measured.FittedLensRecord(kind=kind, status="missing", reason=f"none is in '{folder.name}'")
         return _read(model, kind, folder)
     except LensError as error:
         # A record names folders and never where they lie.
         reason = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}", lambda _: folder.name, str(error))
-        return measured.SidecarRecord(kind=kind, status="refused", reason=reason)
+        return measured.FittedLensRecord(kind=kind, status="refused", reason=reason)
 
 
-def _read(model: CausalLM, kind: Kind, folder: Path) -> Sidecar:
+def _read(model: CausalLM, kind: Kind, folder: Path) -> FittedLens:
     """The model's lens of a kind.
 
     Raises:
         LensError: it is not there, damaged, of another model, or stands on rows that no lens gives.
     """
-    sidecar = matching(folder, kind, fitted_model(model)).read()
+    sidecar = find_lens_of(folder, kind, model_signature(model)).read()
     bind_lenses((kind,), final_norm=model.final_norm, next_norms=model.next_norms, sidecars={kind: sidecar})
     return sidecar
 
 
-def sidecar_record(sidecar: Sidecar) -> measured.SidecarRecord:
+def sidecar_record(sidecar: FittedLens) -> measured.FittedLensRecord:
     """What a run records of a fitted lens that it was read through."""
     said = sidecar.record
-    return measured.SidecarRecord(
+    return measured.FittedLensRecord(
         kind=said.kind,
         status="loaded",
         path=sidecar.folder.resolve().name,
@@ -130,7 +130,7 @@ def sidecar_record(sidecar: Sidecar) -> measured.SidecarRecord:
         corpus=_corpus(said),
         settings=None
         if said.settings is None
-        else measured.SidecarSettingsRecord.model_validate(said.settings.model_dump()),
+        else measured.LensSettingsRecord.model_validate(said.settings.model_dump()),
         tuned=_tuned(said),
         prism=_prism(said),
         imported=None
@@ -140,8 +140,8 @@ def sidecar_record(sidecar: Sidecar) -> measured.SidecarRecord:
     )
 
 
-def _corpus(said: LensRecord) -> measured.SidecarCorpusRecord | None:
-    return None if said.corpus is None else measured.SidecarCorpusRecord.model_validate(said.corpus.model_dump())
+def _corpus(said: LensRecord) -> measured.LensCorpusRecord | None:
+    return None if said.corpus is None else measured.LensCorpusRecord.model_validate(said.corpus.model_dump())
 
 
 def _tuned(said: LensRecord) -> measured.TunedFitRecord | None:

@@ -19,7 +19,7 @@ strings take together at the worst moment."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Batch:
     """Prompts that go through the model together, and the memory that takes."""
 
     prompts: slice
@@ -34,8 +34,8 @@ def plan_memory(
     n_lenses: int,
     top_k: int,
     beside: Sequence[Sequence[int]] = (),
-    beside_bytes: int = 0,
-) -> list[Part]:
+    auxiliary_bytes: int = 0,
+) -> list[Batch]:
     """Cut a suite into parts that fit the budget; each part is one pass over the weights.
 
     Args:
@@ -44,7 +44,7 @@ def plan_memory(
         n_lenses: how many lenses decode them.
         top_k: how many tokens a row lists.
         beside: token ids of further texts, which go through the model with the first part.
-        beside_bytes: what is measured of them and of the primary prompt takes, before the first part's sweep.
+        auxiliary_bytes: what is measured of them and of the primary prompt takes, before the first part's sweep.
 
     Raises:
         PlacementError: not even one prompt fits.
@@ -52,7 +52,7 @@ def plan_memory(
     at, parts = 0, []
     while at < len(encoded):
         stop = len(encoded)
-        extra: tuple[Sequence[Sequence[int]], int] = (beside, beside_bytes) if at == 0 else ((), 0)
+        extra: tuple[Sequence[Sequence[int]], int] = (beside, auxiliary_bytes) if at == 0 else ((), 0)
         part = _part(model, encoded, slice(at, stop), n_lenses, top_k, *extra)
         while stop - at > 1 and part.memory.total > model.placement.memory:
             stop = at + -(-(stop - at) // 2)
@@ -70,8 +70,8 @@ def _part(
     n_lenses: int,
     top_k: int,
     beside: Sequence[Sequence[int]],
-    beside_bytes: int,
-) -> Part:
+    auxiliary_bytes: int,
+) -> Batch:
     here = encoded[prompts]
     width = max(map(len, [*(e.token_ids for e in here), *beside]))
     tokens = width * (len(here) + len(beside))
@@ -100,15 +100,15 @@ def _part(
     one_group = per_row * rows
     wanted = min(groups * one_group, max(SWEEP_BYTES, one_group))
     sweep_bytes = max(one_group, min(wanted, spare))
-    return Part(prompts, replace(memory, sweep=max(memory.sweep + sweep_bytes, beside_bytes)), sweep_bytes)
+    return Batch(prompts, replace(memory, sweep=max(memory.sweep + sweep_bytes, auxiliary_bytes)), sweep_bytes)
 
 
-def planned_bytes(parts: Sequence[Part]) -> int:
+def planned_bytes(parts: Sequence[Batch]) -> int:
     """The most that is held at once."""
     return max(part.memory.total for part in parts)
 
 
-def plan_line(model: CausalLM, parts: Sequence[Part], suite: Suite) -> str:
+def plan_line(model: CausalLM, parts: Sequence[Batch], suite: Suite) -> str:
     """What will be done, in one line."""
     passes = "" if len(parts) == 1 else f" in {len(parts)} passes"
     prompts = f"{len(suite.prompts)} prompt{'' if len(suite.prompts) == 1 else 's'}"

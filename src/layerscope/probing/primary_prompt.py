@@ -16,7 +16,7 @@ from layerscope.model.residuals import Residuals, read_residuals
 from layerscope.probing.encode import Encoded
 from layerscope.readout.decode import Question, Readout, decode
 from layerscope.readout.head import HeadPrediction, head_predictions, transform_checks
-from layerscope.readout.position_readout import CloseUp, Reading, View, close_up
+from layerscope.readout.position_readout import DecodingView, PositionReadout, Reading, position_readout
 from layerscope.readout.temperature import (
     BYTES_PER_FITTED_LOGIT,
     BYTES_PER_LOGIT,
@@ -58,7 +58,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Beside:
+class AuxiliaryInputs:
     """Texts that go through the model behind the prompts of the first part."""
 
     test_prompts: tuple[tuple[str, tuple[int, ...]], ...]
@@ -74,7 +74,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class FirstPart:
+class FirstBatch:
     """What the first pass through the model left."""
 
     residuals: Residuals
@@ -88,7 +88,7 @@ class FirstPart:
         return self.residuals.values[text, :, self.residuals.lengths[text] - 1]
 
 
-def texts_beside(model: CausalLM, encoded: Sequence[Encoded], protocol: Protocol) -> Beside:
+def choose_auxiliary_inputs(model: CausalLM, encoded: Sequence[Encoded], protocol: Protocol) -> AuxiliaryInputs:
     """Choose what goes through the model beside the suite."""
     absent: dict[str, str] = {}
     asked: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -101,7 +101,7 @@ def texts_beside(model: CausalLM, encoded: Sequence[Encoded], protocol: Protocol
     passages, calibration = _own_prompts(encoded) if protocol.temperature_grid else _held_out(model, encoded)
     if not passages:
         absent["norm_temperature"] = calibration
-    return Beside(asked, passages, calibration, absent)
+    return AuxiliaryInputs(asked, passages, calibration, absent)
 
 
 def _own_prompts(encoded: Sequence[Encoded]) -> tuple[tuple[Passage, ...], str]:
@@ -130,7 +130,7 @@ def _readable(model: CausalLM, token_ids: Sequence[int]) -> bool:
     return within and max(token_ids) < model.n_embeddings
 
 
-def planned_beside_bytes(model: CausalLM, beside: Beside) -> int:
+def planned_auxiliary_bytes(model: CausalLM, beside: AuxiliaryInputs) -> int:
     """Working memory that this module takes at once: whole logits of few rows."""
     logits = model.d_vocab * (model.n_layers + 1)
     rows = sum(len(passage.positions) for passage in beside.passages)
@@ -140,7 +140,7 @@ def planned_beside_bytes(model: CausalLM, beside: Beside) -> int:
     return max(3 * 4 * logits, calibrating, predicting) + LOGITS_TILE_BYTES
 
 
-class BesideRows:
+class PrimaryPromptAnalysis:
     """Measures one first part; `probing` is its only user."""
 
     def __init__(
@@ -149,8 +149,8 @@ class BesideRows:
         encoded: Sequence[Encoded],
         lenses: Sequence[Lens],
         protocol: Protocol,
-        beside: Beside,
-        part: FirstPart,
+        beside: AuxiliaryInputs,
+        part: FirstBatch,
         final_is_model: bool,
     ) -> None:
         """Take what the first pass left; `final_is_model` says whether the identity check held."""
@@ -299,14 +299,14 @@ class BesideRows:
             kl_after_scale_then_softcap_bits=checks.scale_then_softcap_bits,
         )
 
-    def _close_up(self, prompt: int) -> measured.CloseUpRecord:
+    def _close_up(self, prompt: int) -> measured.PositionReadoutRecord:
         name = self.headline.name
         post_ln2 = self._post_ln2()
         views = {} if post_ln2 is None else {POST_LN2: post_ln2}  # in the order of the pairs: fewer sweeps of the head
-        views |= {other: View(lens) for other, lens in self.lenses.items()}
+        views |= {other: DecodingView(lens) for other, lens in self.lenses.items()}
         pairs = [(name, other) for other in views if other not in (name, "logit", "next_norm", POST_LN2)]
         pairs += [pair for pair in PAIRS if set(pair) <= set(views)]
-        found = close_up(
+        found = position_readout(
             self.part.last(prompt),
             views,
             headline=name,
@@ -351,7 +351,7 @@ class BesideRows:
         }
         return measured.TunedVariantsRecord(temperatures=(None, *tau[1:]), **parts)
 
-    def _post_ln2(self) -> View | None:
+    def _post_ln2(self) -> DecodingView | None:
         """The second norm of the block that wrote last, where blocks have one."""
         try:
             norms = self.model.second_norms
@@ -369,7 +369,7 @@ class BesideRows:
                 raise ModelError(f"Block {layer - 1} has no second norm; the view is defined at {sorted(layers)}.")
             return norm(residual)
 
-        return View(row, layers)
+        return DecodingView(row, layers)
 
     def _predictions(self) -> Predictions:
         """The primary prompt's own output, the same at other temperatures, and what test prompts give."""
@@ -466,9 +466,9 @@ def second_forward(
     residuals, _ = read_residuals(model, [primary.token_ids], n_logits=0, progress=progress)
     named = {lens.name: lens for lens in lenses}
     name = protocol.headline
-    again = close_up(
+    again = position_readout(
         residuals.values[0, :, -1],
-        {name: View(named[name])},
+        {name: DecodingView(named[name])},
         headline=name,
         answer_ids=primary.asked.answer_ids,
         pairs=(),
@@ -487,10 +487,10 @@ def second_forward(
     )
 
 
-def close_up_record(found: CloseUp, headline: str) -> measured.CloseUpRecord:
+def close_up_record(found: PositionReadout, headline: str) -> measured.PositionReadoutRecord:
     """A close-up as the record keeps it."""
     repeat = found.repeatability
-    return measured.CloseUpRecord(
+    return measured.PositionReadoutRecord(
         headline=headline,
         views=tuple(_view(name, reading) for name, reading in found.views.items()),
         overlaps=tuple(

@@ -18,10 +18,16 @@ from layerscope.model.reproducible import reproducible
 from layerscope.model.residuals import Residuals, read_residuals
 from layerscope.probing.encode import Encoded, encode
 from layerscope.probing.lens_selection import choose_lenses
-from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Part, plan_line, plan_memory, planned_bytes
-from layerscope.probing.primary_prompt import Beside, BesideRows, FirstPart, planned_beside_bytes, texts_beside
-from layerscope.probing.row_table import tabulate
-from layerscope.probing.run_metadata import Settings, describe_run
+from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_line, plan_memory, planned_bytes
+from layerscope.probing.primary_prompt import (
+    AuxiliaryInputs,
+    FirstBatch,
+    PrimaryPromptAnalysis,
+    choose_auxiliary_inputs,
+    planned_auxiliary_bytes,
+)
+from layerscope.probing.row_table import row_table
+from layerscope.probing.run_metadata import Settings, run_metadata
 from layerscope.progress import Observer, Silent
 from layerscope.readout.measure import measure
 from layerscope.record.measured import MeasuredRecord
@@ -123,14 +129,14 @@ def probe(
     bound = chosen.bind(opened)
     settings = Settings(rules, bound, positions, top_k, seed, second_forward)
     watcher = observer or Silent()
-    beside = texts_beside(opened, encoded, rules)
-    parts = plan_memory(opened, encoded, len(bound), top_k, beside.token_ids, planned_beside_bytes(opened, beside))
+    beside = choose_auxiliary_inputs(opened, encoded, rules)
+    parts = plan_memory(opened, encoded, len(bound), top_k, beside.token_ids, planned_auxiliary_bytes(opened, beside))
     watcher.plan(plan_line(opened, parts, asked))
     for reason in chosen.passed_over:
         watcher.plan(reason)
-    found = _river(opened, encoded, settings, parts, beside, seconds, watcher)
-    rows, health = tabulate(found.columns, encoded, opened)
-    record = describe_run(
+    found = _run_batches(opened, encoded, settings, parts, beside, seconds, watcher)
+    rows, health = row_table(found.columns, encoded, opened)
+    record = run_metadata(
         opened,
         asked,
         encoded,
@@ -178,7 +184,7 @@ def _open(model: str | Path | CausalLM, opening: Opening) -> CausalLM:
 
 
 @dataclass(frozen=True)
-class Found:
+class ProbeResult:
     """What the river carried: columns by prompt, and what was measured once."""
 
     columns: pl.DataFrame
@@ -186,15 +192,15 @@ class Found:
     measured: MeasuredRecord
 
 
-def _river(
+def _run_batches(
     model: CausalLM,
     encoded: Sequence[Encoded],
     settings: Settings,
-    parts: Sequence[Part],
-    beside: Beside,
+    parts: Sequence[Batch],
+    beside: AuxiliaryInputs,
     seconds: Seconds,
     watcher: Observer,
-) -> Found:
+) -> ProbeResult:
     """Forward and sweep, part by part; the identity check, and all that is measured once, is made on the first."""
     frames: list[pl.DataFrame] = []
     identity: Identity | None = None
@@ -214,8 +220,10 @@ def _river(
             with seconds.stage("sweep_s"):
                 if identity is None:
                     identity = _check(model, residuals, logits)
-                    first = FirstPart(residuals, logits, len(here))
-                    once = BesideRows(model, encoded, settings.lenses, settings.protocol, beside, first, identity.ok)
+                    first = FirstBatch(residuals, logits, len(here))
+                    once = PrimaryPromptAnalysis(
+                        model, encoded, settings.lenses, settings.protocol, beside, first, identity.ok
+                    )
                     record, temperatures = once.record(settings.second_forward, watcher.blocks), once.tau
                     del first, once
                 del logits
@@ -237,7 +245,7 @@ def _river(
             del residuals, columns  # the next part needs their room
     if identity is None or record is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
-    return Found(pl.concat(frames), identity, record)
+    return ProbeResult(pl.concat(frames), identity, record)
 
 
 def _check(model: CausalLM, residuals: Residuals, logits: torch.Tensor) -> Identity:
@@ -251,7 +259,7 @@ def _check(model: CausalLM, residuals: Residuals, logits: torch.Tensor) -> Ident
 
 
 @contextmanager
-def _shortage_explained(device: torch.device, parts: Sequence[Part]) -> Iterator[None]:
+def _shortage_explained(device: torch.device, parts: Sequence[Batch]) -> Iterator[None]:
     """Say in a sentence that memory ran out.
 
     Raises:

@@ -11,7 +11,7 @@ from layerscope.record.rows import rows_frame
 TUNED = "tuned"
 
 
-def tabulate(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM) -> tuple[pl.DataFrame, pl.DataFrame]:
+def row_table(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The table of a run, strings beside ids; and what numeric health is judged by.
 
     The tuned lens has no rows at layer 0: nothing has read the prompt there, and its map is a table of bigrams.

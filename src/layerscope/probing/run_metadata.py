@@ -34,7 +34,7 @@ class Settings:
     second_forward: str = "auto"
 
 
-def describe_run(
+def run_metadata(
     model: CausalLM,
     suite: Suite,
     encoded: Sequence[Encoded],

@@ -148,7 +148,7 @@ class _Rows:
         self.shape, self.device = tuple(rows.shape[:2]), rows.device
         self.transform = transform
         self.log_sum_exp = normaliser.log_sum_exp.to(rows.device, torch.float64).view(self.shape)
-        # Asked of the rows themselves, since a softcap makes a finite logit of an infinite one.
+        # PromptQuery of the rows themselves, since a softcap makes a finite logit of an infinite one.
         self.finite = torch.isfinite(torch.linalg.vector_norm(rows, torch.inf, dim=-1))
 
     def log_probs(

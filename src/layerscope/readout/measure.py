@@ -15,7 +15,7 @@ from layerscope.readout.columns import AtNext, Columns
 from layerscope.readout.contrast import Contrast, Normaliser, contrast
 from layerscope.readout.decode import TOP_SET, Question, Readout, decode
 from layerscope.readout.geometry import geometry, norm_ratio, row_residual_cosine
-from layerscope.readout.prompt_query import Asked, Echoes, Shape
+from layerscope.readout.prompt_query import Echoes, PromptQuery, Shape
 from layerscope.record.protocol import Protocol
 from layerscope.unembedding import HeadTransform, Unembedding
 
@@ -25,7 +25,7 @@ PER_ROW = ("raw_resid_norm", "resid_norm_ratio", "delta_resid_cos", "any_nan", "
 def measure(
     residuals: Float[Tensor, "layer row d_model"],
     lenses: Sequence[Lens],
-    asked: Sequence[Asked],
+    asked: Sequence[PromptQuery],
     unembedding: Unembedding,
     *,
     protocol: Protocol,

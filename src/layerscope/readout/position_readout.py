@@ -15,7 +15,7 @@ from layerscope.unembedding import HeadTransform, Unembedding
 
 
 @dataclass(frozen=True)
-class View:
+class DecodingView:
     """A way to read a residual; any lens is one at every layer."""
 
     row: Callable[[Tensor, int], Tensor]
@@ -68,7 +68,7 @@ class Repeatability:
 
 
 @dataclass(frozen=True)
-class CloseUp:
+class PositionReadout:
     """Everything looked at; every tuple has a value for each layer, from the embedding on."""
 
     views: Mapping[str, Reading]
@@ -92,9 +92,9 @@ class _Layer:
     scaled: tuple[float | None, ...] = ()
 
 
-def close_up(
+def position_readout(
     residual: Float[Tensor, "layers d_model"],
-    views: Mapping[str, View],
+    views: Mapping[str, DecodingView],
     *,
     headline: str,
     answer_ids: tuple[int, ...],
@@ -102,7 +102,7 @@ def close_up(
     scales: Sequence[float],
     unembedding: Unembedding,
     lens_transform: HeadTransform | None,
-) -> CloseUp:
+) -> PositionReadout:
     """Look at one position's residual stream through several views.
 
     One view's logits are held at a time. The unembedding is swept once for each view and once for the second decode;
@@ -139,7 +139,7 @@ def close_up(
                 ]
         del logits  # before the next view's are made
     told = layers[headline]
-    return CloseUp(
+    return PositionReadout(
         views={name: _reading(layers[name]) for name in views},
         pairs={pair: _agreement(layers[pair[0]], layers[pair[1]], ranks[pair]) for pair in pairs},
         scaled_p_answer={
@@ -150,7 +150,7 @@ def close_up(
     )
 
 
-def _check(n: int, views: Mapping[str, View], headline: str, pairs: Sequence[tuple[str, str]]) -> None:
+def _check(n: int, views: Mapping[str, DecodingView], headline: str, pairs: Sequence[tuple[str, str]]) -> None:
     """Refuse names without a view, and layers that do not exist."""
     unknown = [name for name in (headline, *(name for pair in pairs for name in pair)) if name not in views]
     if unknown:
@@ -158,7 +158,7 @@ def _check(n: int, views: Mapping[str, View], headline: str, pairs: Sequence[tup
     for name, view in views.items():
         beyond = sorted(layer for layer in view.layers or () if not 0 <= layer < n)
         if beyond:
-            raise LensError(f"View '{name}' is defined at layer {beyond[0]}, but layers go from 0 to {n - 1}.")
+            raise LensError(f"DecodingView '{name}' is defined at layer {beyond[0]}, but layers go from 0 to {n - 1}.")
 
 
 def _visits(names: tuple[str, ...], pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -167,13 +167,13 @@ def _visits(names: tuple[str, ...], pairs: Sequence[tuple[str, str]]) -> Iterato
     yield from dict.fromkeys(second for first, second in pairs if names.index(second) < names.index(first))
 
 
-def _rows(residual: Float[Tensor, "layers d_model"], view: View) -> dict[int, Float[Tensor, " d_model"]]:
+def _rows(residual: Float[Tensor, "layers d_model"], view: DecodingView) -> dict[int, Float[Tensor, " d_model"]]:
     """What the view gives, by layer, where it is defined."""
     return {i: view.row(row, i) for i, row in enumerate(residual) if view.layers is None or i in view.layers}
 
 
 def _view_logits(
-    residual: Float[Tensor, "layers d_model"], view: View, unembedding: Unembedding
+    residual: Float[Tensor, "layers d_model"], view: DecodingView, unembedding: Unembedding
 ) -> list[Float[Tensor, " d_vocab"] | None]:
     """Linear logits of every layer from one product; None where undefined or not finite."""
     rows = _rows(residual, view)
@@ -275,7 +275,7 @@ def _pearson(x: Sequence[int], y: Sequence[int]) -> float | None:
 
 
 def _repeat(
-    residual: Float[Tensor, "layers d_model"], view: View, first: list[_Layer | None], unembedding: Unembedding
+    residual: Float[Tensor, "layers d_model"], view: DecodingView, first: list[_Layer | None], unembedding: Unembedding
 ) -> Repeatability:
     """Decode the view again, row by row, and look where the top-1 ids of the first decode have gone."""
     sound = {i: row for i, row in _rows(residual, view).items() if first[i] is not None}

@@ -10,7 +10,7 @@ from layerscope.lenses import Lens
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptQuery:
     """One prompt, as far as a readout needs to know it; ids only."""
 
     token_ids: tuple[int, ...]
@@ -47,7 +47,7 @@ class Shape:
     lenses: tuple[Lens, ...]
     n_layers: int
     """Number of layers decoded, n_layers + 1 of the model."""
-    asked: tuple[Asked, ...]
+    asked: tuple[PromptQuery, ...]
 
     @property
     def n_positions(self) -> int:
@@ -71,7 +71,7 @@ class Echoes:
     """For each decoded position the last index of the context read there, -1 on the BOS."""
 
     @classmethod
-    def of(cls, asked: Asked, trivial: Set[int]) -> "Echoes":
+    def of(cls, asked: PromptQuery, trivial: Set[int]) -> "Echoes":
         """Distinct ids that are not trivial, in order of first occurrence."""
         first: dict[int, int] = {}
         for index, token_id in enumerate(asked.context_ids):

@@ -11,7 +11,7 @@ ByLayer: TypeAlias = tuple[float | None, ...]
 CountByLayer: TypeAlias = tuple[int | None, ...]
 
 
-def _each_kind_once(sidecars: tuple["SidecarRecord", ...]) -> tuple["SidecarRecord", ...]:
+def _each_kind_once(sidecars: tuple["FittedLensRecord", ...]) -> tuple["FittedLensRecord", ...]:
     kinds = [sidecar.kind for sidecar in sidecars]
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"each kind of fitted lens should be there once, but there are {', '.join(kinds)}")
@@ -93,7 +93,7 @@ class RepeatabilityRecord(Part):
     top1_flip: tuple[bool | None, ...] = Field((), description="By layer: whether the top token changed.")
 
 
-class CloseUpRecord(Part):
+class PositionReadoutRecord(Part):
     """What was looked at closely: the primary prompt at its last position."""
 
     headline: str = Field(description="The view that `answer_gap`, `scaled` and `repeatability` are about.")
@@ -167,7 +167,7 @@ class SplitRecord(Part):
     n_sequences: Count = Field(description="Sequences they were packed to.")
 
 
-class SidecarCorpusRecord(Part):
+class LensCorpusRecord(Part):
     """The text that a lens was fitted on."""
 
     sources: tuple[TextSourceRecord, ...] = Field(description="Where it was read from.")
@@ -181,7 +181,7 @@ class SidecarCorpusRecord(Part):
     )
 
 
-class SidecarSettingsRecord(Part):
+class LensSettingsRecord(Part):
     """How a fit was made; equal settings, text and model give equal weights."""
 
     seed: int = Field(description="Seed of every generator.")
@@ -261,7 +261,7 @@ class ImportedLensRecord(Part):
     sha256: Sha256 = Field(description="Of the file that held its weights.")
 
 
-class SidecarRecord(Part):
+class FittedLensRecord(Part):
     """A fitted lens: whether it was read through, and what its own record says of it."""
 
     kind: Literal["tuned", "prism"] = Field(description="Which lens.")
@@ -275,15 +275,15 @@ class SidecarRecord(Part):
     weights_sha256: Sha256 | None = Field(None, description="Of its weights.")
     fitted_to: str | None = Field(None, description="Id of the model that it was fitted to.")
     created_utc: Utc | None = Field(None, description="When it was fitted or imported.")
-    corpus: SidecarCorpusRecord | None = Field(None, description="On which text; null for a lens fitted elsewhere.")
-    settings: SidecarSettingsRecord | None = Field(None, description="How; null for a lens fitted elsewhere.")
+    corpus: LensCorpusRecord | None = Field(None, description="On which text; null for a lens fitted elsewhere.")
+    settings: LensSettingsRecord | None = Field(None, description="How; null for a lens fitted elsewhere.")
     tuned: TunedFitRecord | None = Field(None, description="Of a tuned lens.")
     prism: PrismFitRecord | None = Field(None, description="Of a prism lens.")
     imported: ImportedLensRecord | None = Field(None, description="Of a lens fitted elsewhere.")
     notes: tuple[str, ...] = Field((), description="What its own record warns of, in sentences.")
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> "SidecarRecord":
+    def _agrees_with_itself(self) -> "FittedLensRecord":
         if (self.status == "loaded") != (self.reason is None):
             raise ValueError(f"status is {self.status!r}; a reason should be given exactly where it is not 'loaded'")
         other = self.prism if self.kind == "tuned" else self.tuned
@@ -328,12 +328,12 @@ class MeasuredRecord(Part):
     copy_mask: CopyMaskRecord | None = Field(None, description="Ids that never count as an echo.")
     norm_temperature: NormTemperatureRecord | None = Field(None, description="Temperatures by layer.")
     last_layer: LastLayerRecord | None = Field(None, description="The last layer beside the model's own output.")
-    close_up: CloseUpRecord | None = Field(None, description="The primary prompt looked at closely.")
+    close_up: PositionReadoutRecord | None = Field(None, description="The primary prompt looked at closely.")
     second_forward: SecondForwardRecord | None = Field(None, description="The primary prompt sent through again.")
     final_prediction: PredictionRecord | None = Field(None, description="The model's own output for it.")
     temperature_exploration: tuple[PredictionRecord, ...] = Field((), description="The same at other temperatures.")
     test_prompts: tuple[PredictionRecord, ...] = Field((), description="Further prompts, head alone.")
-    sidecars: Annotated[tuple[SidecarRecord, ...], AfterValidator(_each_kind_once)] = Field(
+    sidecars: Annotated[tuple[FittedLensRecord, ...], AfterValidator(_each_kind_once)] = Field(
         (), description="Fitted lenses, read through or not; each kind once."
     )
     tuned_variants: TunedVariantsRecord | None = Field(

@@ -18,9 +18,9 @@ from layerscope.lens_record import (
     SkipLayers,
     TunedFit,
 )
-from layerscope.lenses.lens_folder import FoundSidecar
+from layerscope.lenses.lens_folder import LensFolder
 from layerscope.report.text import ABSENT, number, printable
-from layerscope.terminal.verdict import LABEL_WIDTH, TEXT_WIDTH, Said
+from layerscope.terminal.verdict import LABEL_WIDTH, TEXT_WIDTH, LabelledLine
 
 HASH_SHOWN = 8
 """Digits of a hash that tell one lens from another."""
@@ -44,7 +44,7 @@ def lens_table(record: LensRecord) -> Iterator[RenderableType]:
 
 def lens_lines(record: LensRecord) -> Table:
     """What a lens is, what it belongs to, what it was fitted on, and what a reader has to know."""
-    said = [Said("fits", _fits(record))]
+    said = [LabelledLine("fits", _fits(record))]
     if record.imported is not None:
         said += _imported(record.imported)
     if record.tuned is not None:
@@ -53,13 +53,13 @@ def lens_lines(record: LensRecord) -> Table:
         said += _prism_lines(record.prism)
     if record.corpus is not None:
         said += _corpus_lines(record.corpus)
-    said.append(Said("made", _made(record.created_utc, record.settings)))
-    said.append(Said("weights", f"sha256 {record.weights_sha256[:HASH_SHOWN]}"))
+    said.append(LabelledLine("made", _made(record.created_utc, record.settings)))
+    said.append(LabelledLine("weights", f"sha256 {record.weights_sha256[:HASH_SHOWN]}"))
     said += _labelled("note", record.notes, "yellow")
     return _grid(said)
 
 
-def lens_list(found: Sequence[FoundSidecar]) -> Iterator[RenderableType]:
+def lens_list(found: Sequence[LensFolder]) -> Iterator[RenderableType]:
     """A line for each of several lenses."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("folder", overflow="fold")
@@ -168,7 +168,7 @@ def _fits(record: LensRecord) -> str:
     )
 
 
-def _tuned_lines(fit: TunedFit) -> list[Said]:
+def _tuned_lines(fit: TunedFit) -> list[LabelledLine]:
     if not fit.layers:
         return []
     first = "" if not fit.first_position else f"; the first {fit.first_position} of a sequence left out"
@@ -178,8 +178,8 @@ def _tuned_lines(fit: TunedFit) -> list[Said]:
         f"{_count(fit.n_select)}, held out {_count(fit.n_held_out)}{first}"
     )
     return [
-        Said("positions", positions),
-        Said("stopped", _stopped(fit.layers)),
+        LabelledLine("positions", positions),
+        LabelledLine("stopped", _stopped(fit.layers)),
         *_labelled("skipping", _skipping(fit.skip_layers)),
     ]
 
@@ -209,7 +209,7 @@ def _skipping(skips: Sequence[SkipLayers]) -> list[str]:
     return [*said, f"on {skips[0].n_tokens:,} held-out tokens"] if skips else []
 
 
-def _prism_lines(fit: PrismFit) -> list[Said]:
+def _prism_lines(fit: PrismFit) -> list[LabelledLine]:
     asked = "" if fit.k == fit.k_asked else f" (of {fit.k_asked} asked for)"
     vectors = (
         f"{fit.vectors:,} of lens {fit.stream} at layers {', '.join(map(str, fit.rows))}, {fit.distinct_vectors:,} "
@@ -219,10 +219,10 @@ def _prism_lines(fit: PrismFit) -> list[Said]:
         f"k {fit.k}{asked}, paired by {fit.pairing.replace('_', ' ').removeprefix('by ')}, numerical rank "
         f"{fit.rank_effective}; {fit.orthogonality_error:.1e} from orthogonal"
     )
-    return [Said("vectors", vectors), Said("rotation", rotation)]
+    return [LabelledLine("vectors", vectors), LabelledLine("rotation", rotation)]
 
 
-def _corpus_lines(corpus: CorpusRecord) -> list[Said]:
+def _corpus_lines(corpus: CorpusRecord) -> list[LabelledLine]:
     sources = [
         f"{source.name} ({source.n_documents:,} documents, sha256 {source.sha256[:HASH_SHOWN]})"
         for source in corpus.sources
@@ -234,16 +234,16 @@ def _corpus_lines(corpus: CorpusRecord) -> list[Said]:
         f"{parts['held_out'].n_tokens:,} held out; {corpus.n_documents:,} documents{repeated}; sequences of "
         f"{corpus.seq_len}, {'each with BOS' if corpus.bos else 'without BOS'}"
     )
-    return [*_labelled("text", sources), Said("tokens", tokens)]
+    return [*_labelled("text", sources), LabelledLine("tokens", tokens)]
 
 
-def _imported(source: ImportedFrom) -> list[Said]:
+def _imported(source: ImportedFrom) -> list[LabelledLine]:
     stated = [f"{name} {value}" for name, value in source.stated.items() if value is not None]
     if len(stated) > STATED_SHOWN:
         stated = [*stated[:STATED_SHOWN], f"and {len(stated) - STATED_SHOWN} more"]
-    said = [Said("imported", f"{source.name} ({source.format}), sha256 {source.sha256[:HASH_SHOWN]}")]
+    said = [LabelledLine("imported", f"{source.name} ({source.format}), sha256 {source.sha256[:HASH_SHOWN]}")]
     if stated:
-        said.append(Said("it says", f"{', '.join(stated)} (unchecked)"))
+        said.append(LabelledLine("it says", f"{', '.join(stated)} (unchecked)"))
     return said
 
 
@@ -257,12 +257,12 @@ def _made(created_utc: str, settings: Settings | None) -> str:
     )
 
 
-def _labelled(label: str, texts: Sequence[str], style: str = "") -> list[Said]:
+def _labelled(label: str, texts: Sequence[str], style: str = "") -> list[LabelledLine]:
     """Several texts under one label."""
-    return [Said("" if place else label, text, style) for place, text in enumerate(texts)]
+    return [LabelledLine("" if place else label, text, style) for place, text in enumerate(texts)]
 
 
-def _grid(said: Sequence[Said]) -> Table:
+def _grid(said: Sequence[LabelledLine]) -> Table:
     """Labels to the left, texts wrapped beside them."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(min_width=LABEL_WIDTH, no_wrap=True)

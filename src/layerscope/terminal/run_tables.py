@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.milestones import NOT_TO_THE_END, STABLE, Milestone, Milestones
 from layerscope.errors import RunError
 from layerscope.record.parts import PromptRecord
@@ -64,7 +64,7 @@ def milestone_table(
     record = run.record
     chosen = _lens_of(record, lens)
     _check_prompt(record, prompt)
-    passes = [Pass(p.fact_index, p.prompt_id, p.prompt_variant) for p in record.suite.prompts]
+    passes = [PromptKey(p.fact_index, p.prompt_id, p.prompt_variant) for p in record.suite.prompts]
     asked = run.milestones.primary if prompt is None else passes[prompt - 1]
     found = {} if asked is None else run.milestones.of(chosen, asked)
     if asked is None or not found:

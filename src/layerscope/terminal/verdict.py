@@ -19,7 +19,7 @@ from layerscope.analysis.guidance import Guidance
 from layerscope.analysis.milestones import NEVER as HOLDS_NOWHERE
 from layerscope.analysis.milestones import NO_TWO, NOT_MEASURED, NOT_TO_THE_END, STABLE, Milestone, Milestones
 from layerscope.analysis.statistics import FEWEST, Summary, entropy_fraction
-from layerscope.record.measured import HeldOutRecord, LastLayerRecord, SidecarRecord
+from layerscope.record.measured import FittedLensRecord, HeldOutRecord, LastLayerRecord
 from layerscope.record.parts import HeadTransformRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
@@ -33,7 +33,7 @@ NEVER = "never"
 
 
 @dataclass(frozen=True)
-class Said:
+class LabelledLine:
     """One thing that is said: a label, and a text that may take several lines."""
 
     label: str
@@ -53,7 +53,7 @@ def verdict_of(found: Verdict, record: RunRecord) -> Iterator[RenderableType]:
     Where the identity check failed, nothing that rests on a probability is said; where it casts doubt on ranks too, no
     layer is named at all.
     """
-    teller = Teller(found, record)
+    teller = VerdictText(found, record)
     yield teller.title()
     yield Text(teller.headline(), style="bold")
     if teller.ranked and teller.own:
@@ -63,7 +63,7 @@ def verdict_of(found: Verdict, record: RunRecord) -> Iterator[RenderableType]:
     yield _grid(quoting(found.guidance, found.diagnostics.headline, ranked=teller.ranked))
 
 
-def _grid(said: Sequence[Said]) -> Table:
+def _grid(said: Sequence[LabelledLine]) -> Table:
     """Labels to the left, texts wrapped beside them."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(min_width=LABEL_WIDTH, no_wrap=True)
@@ -73,12 +73,12 @@ def _grid(said: Sequence[Said]) -> Table:
     return grid
 
 
-def _lines(label: str, texts: Sequence[str]) -> list[Said]:
+def _lines(label: str, texts: Sequence[str]) -> list[LabelledLine]:
     """Several texts under one label."""
-    return [Said("" if place else label, text) for place, text in enumerate(texts)]
+    return [LabelledLine("" if place else label, text) for place, text in enumerate(texts)]
 
 
-class Teller:
+class VerdictText:
     """What there is to say of one run."""
 
     def __init__(self, found: Verdict, record: RunRecord) -> None:
@@ -167,16 +167,16 @@ class Teller:
 
     # How strong, and how well confirmed
 
-    def strength(self) -> list[Said]:
+    def strength(self) -> list[LabelledLine]:
         """Onset, confirmation and strength of the headline."""
         semantic = self.semantic()
         if semantic is None:
             return []
-        said = [Said("onset", self._onset())]
+        said = [LabelledLine("onset", self._onset())]
         if self.diagnostics.confirmation is not None:
-            said.append(Said("confirmed", confirmed(self.diagnostics.confirmation, self.diagnostics.headline)))
+            said.append(LabelledLine("confirmed", confirmed(self.diagnostics.confirmation, self.diagnostics.headline)))
         if self.trusted:
-            said.append(Said("strength", self._strength(semantic)))
+            said.append(LabelledLine("strength", self._strength(semantic)))
         return said
 
     def _onset(self) -> str:
@@ -253,19 +253,19 @@ class Teller:
 
     # What bears on it
 
-    def circumstances(self) -> list[Said]:
+    def circumstances(self) -> list[LabelledLine]:
         """Norms, copying, control, wording, facts, raw lens and last layer: one or two lines each."""
         found = self.diagnostics
-        said = [Said("strong", definition_of_strong(self.thresholds), "dim")] if self.trusted else []
-        said.append(Said("norms", self._norms()))
+        said = [LabelledLine("strong", definition_of_strong(self.thresholds), "dim")] if self.trusted else []
+        said.append(LabelledLine("norms", self._norms()))
         if self.trusted:
-            said.append(Said("copying", self._copying()))
-            said.append(Said("control", control(found.control, self._control_answer())))
-        said.append(Said("ablation", ablation(found.ablation)))
+            said.append(LabelledLine("copying", self._copying()))
+            said.append(LabelledLine("control", control(found.control, self._control_answer())))
+        said.append(LabelledLine("ablation", ablation(found.ablation)))
         said += _lines("facts", self._facts())
         if self.trusted:
             said += _lines("raw lens", raw_against_norm(found))
-            said.append(Said("last layer", self._last_layer()))
+            said.append(LabelledLine("last layer", self._last_layer()))
             said += _lines("fitted", fitted(found, self.record.measured.sidecars))
         return said
 
@@ -349,23 +349,25 @@ def explained(measured: LastLayerRecord, threshold_bits: float, head: HeadTransf
     return "whether a scale or softcap of the model explains it is not known"
 
 
-def quoting(found: Guidance, headline: str, *, ranked: bool = True) -> list[Said]:
+def quoting(found: Guidance, headline: str, *, ranked: bool = True) -> list[LabelledLine]:
     """What may be quoted, each reason against it with its weight, and what could not be found out."""
     known = " that could be determined" if found.undetermined else ""
     if not found.reasons:
-        said = [Said("quoting", f"nothing{known} stands against quoting probabilities", "green")]
+        said = [LabelledLine("quoting", f"nothing{known} stands against quoting probabilities", "green")]
     elif not ranked:
-        said = [Said("quoting", "quote nothing of this run:", "bold")]
+        said = [LabelledLine("quoting", "quote nothing of this run:", "bold")]
     elif found.suppress_abs_probs:
-        said = [Said("quoting", "quote ranks and layers, but no probability or entropy of a layer:", "bold")]
+        said = [LabelledLine("quoting", "quote ranks and layers, but no probability or entropy of a layer:", "bold")]
     else:
-        said = [Said("quoting", "probabilities may be quoted together with this:", "bold")]
+        said = [LabelledLine("quoting", "probabilities may be quoted together with this:", "bold")]
     colours = {"block": "red", "advise": "yellow"}
-    said += [Said(reason.severity, printable(reason.text), colours[reason.severity]) for reason in found.reasons]
+    said += [
+        LabelledLine(reason.severity, printable(reason.text), colours[reason.severity]) for reason in found.reasons
+    ]
     if found.preferred_lens != headline:
-        said.append(Said("prefer", f"{found.preferred_lens} is to be preferred to {headline}"))
+        said.append(LabelledLine("prefer", f"{found.preferred_lens} is to be preferred to {headline}"))
     if found.undetermined:
-        said.append(Said("unknown", _in_one_line(found.undetermined), "dim"))
+        said.append(LabelledLine("unknown", _in_one_line(found.undetermined), "dim"))
     return said
 
 
@@ -482,7 +484,7 @@ def definition_of_strong(thresholds: Thresholds) -> str:
     )
 
 
-def fitted(found: Diagnostics, sidecars: Sequence[SidecarRecord]) -> list[str]:
+def fitted(found: Diagnostics, sidecars: Sequence[FittedLensRecord]) -> list[str]:
     """Whether fitted lenses are worth their fit, where the tuned one's gain comes from, and whether it is accepted."""
     said = [f"{lens} {audit.verdict or 'undetermined'}" for lens, audit in found.sidecars.items()]
     lines = [f"against {found.headline}: {', '.join(said)}"] if said else []

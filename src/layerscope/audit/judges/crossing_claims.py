@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from layerscope.analysis.curve_shapes import first_where
-from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.judges.claim_context import ModelStatement
 from layerscope.audit.parse.vocabulary import QUANTITY, column_of, listed, number
 from layerscope.report.cited.findings import Finding, Judgement
 
@@ -72,7 +72,7 @@ class _Crossing:
         return f"{self.column} {self.op} {self.bound:g}"
 
 
-def crossings(said: Said) -> Iterator[Finding]:
+def crossings(said: ModelStatement) -> Iterator[Finding]:
     """`rank <= 10 at L32`, `rank<={10,5,1} at {24,25,25}`, `p_top1 > 0.60: none`, `first_rank_le_1 at L 34`."""
     last: tuple[int, str] | None = None
     for found in _ITEM.finditer(said.text):
@@ -99,13 +99,13 @@ def crossings(said: Said) -> Iterator[Finding]:
             yield from _judged(said, found, column, op, found["where"], first=True)
 
 
-def _is_first(said: Said, found: re.Match[str]) -> bool:
+def _is_first(said: ModelStatement, found: re.Match[str]) -> bool:
     head = said.text[max(0, found.start() - 60) : found.end()]
     return re.search(r"\bfirst\b|milestone", head, re.IGNORECASE) is not None or "{" in (found["list"] or "")
 
 
 def _judged(
-    said: Said, found: re.Match[str], column: str, op: str, where: str | None, *, first: bool
+    said: ModelStatement, found: re.Match[str], column: str, op: str, where: str | None, *, first: bool
 ) -> Iterator[Finding]:
     bounds = listed(found["bound"])
     layers: list[str] = listed(where) if where is not None else []
@@ -129,7 +129,7 @@ def _together(verdicts: list[Finding]) -> list[Finding]:
     return wrong or verdicts[:1]
 
 
-def _judge(said: Said, found: re.Match[str], crossing: _Crossing) -> Iterator[Finding]:
+def _judge(said: ModelStatement, found: re.Match[str], crossing: _Crossing) -> Iterator[Finding]:
     meant = said.lenses(*found.span())
     if not meant:
         return
@@ -155,11 +155,11 @@ def _judge(said: Said, found: re.Match[str], crossing: _Crossing) -> Iterator[Fi
     )
 
 
-def _first(said: Said, crossing: _Crossing, lens: str) -> int | None:
+def _first(said: ModelStatement, crossing: _Crossing, lens: str) -> int | None:
     return first_where(said.points(crossing.column, lens), crossing.holds)
 
 
-def _is_right(said: Said, crossing: _Crossing, lens: str, first: int | None) -> bool:
+def _is_right(said: ModelStatement, crossing: _Crossing, lens: str, first: int | None) -> bool:
     if crossing.layer is None or first is None:
         return crossing.layer == first
     if crossing.join == "by":
@@ -168,7 +168,7 @@ def _is_right(said: Said, crossing: _Crossing, lens: str, first: int | None) -> 
     return first == crossing.layer or (not crossing.is_first and value is not None and crossing.holds(value))
 
 
-def _supported(said: Said, claim: str, crossing: _Crossing, lens: str) -> Finding:
+def _supported(said: ModelStatement, claim: str, crossing: _Crossing, lens: str) -> Finding:
     """It holds; but not in the cited lines where these are all rows of tables, and none is of that layer."""
     at = said.place(crossing.layer, lens)
     tables = [reference for reference in said.references if reference.lines]
@@ -189,7 +189,7 @@ def _supported(said: Said, claim: str, crossing: _Crossing, lens: str) -> Findin
     return said.finding(claim, Judgement.SUPPORTED, f"so it is in {said.table_name(lens)}.", found_at=at)
 
 
-def never(said: Said) -> Iterator[Finding]:
+def never(said: ModelStatement) -> Iterator[Finding]:
     """`Prism never reaches rank <= 10/5/1`, `p_top1 never exceeds 0.6`."""
     for found in _NEVER.finditer(said.text):
         around = said.clause(*found.span())

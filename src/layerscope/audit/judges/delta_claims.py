@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from layerscope.analysis.fitted_lens_audit import SidecarAudit
-from layerscope.audit.judges.claim_context import Said
+from layerscope.analysis.fitted_lens_audit import FittedLensAudit
+from layerscope.audit.judges.claim_context import ModelStatement
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, NUMBER, agrees, clause
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Finding, Judgement
@@ -55,7 +55,7 @@ class _Known:
     gains: tuple[float, float, float]
 
 
-def gains(said: Said) -> Iterator[Finding]:
+def gains(said: ModelStatement) -> Iterator[Finding]:
     """`KL deltas p25/p50/p75 = +4.14/+4.00/+1.40 bits`: amounts that we know, with the sign they should have."""
     if not re.search(r"\bKL|\u0394|delta|bits", said.text + said.beside):
         return
@@ -70,7 +70,7 @@ def gains(said: Said) -> Iterator[Finding]:
                 yield from _signs(said, found, known)
 
 
-def _matching(said: Said, printed: Sequence[str]) -> _Known | None:
+def _matching(said: ModelStatement, printed: Sequence[str]) -> _Known | None:
     """The known gains whose amounts are these; None where none are, or several."""
     amounts = [text.lstrip("+-") for text in printed]
     found = [
@@ -82,7 +82,7 @@ def _matching(said: Said, printed: Sequence[str]) -> _Known | None:
     return found[0] if len(found) == 1 else None
 
 
-def _known(said: Said) -> Iterator[_Known]:
+def _known(said: ModelStatement) -> Iterator[_Known]:
     diagnostics = said.evidence.verdict.diagnostics
     for lens, audit in diagnostics.sidecars.items():
         values = [None if (pair := audit.kl_bits_at_percentiles.get(q)) is None else pair.delta for q in QUARTERS]
@@ -99,7 +99,7 @@ def _complete(lens: str, kind: str, values: Sequence[float | None]) -> Iterator[
         yield _Known(lens, kind, (known[0], known[1], known[2]))
 
 
-def _signs(said: Said, found: re.Match[str], known: _Known) -> Iterator[Finding]:
+def _signs(said: ModelStatement, found: re.Match[str], known: _Known) -> Iterator[Finding]:
     telling = [
         (-1 if text.startswith("-") else 1, 1 if gain > 0 else -1)
         for text, gain in zip(found.groups(), known.gains, strict=True)
@@ -161,14 +161,14 @@ def _direction(text: str) -> int | None:
     return None if worse == better else (1 if better else -1)
 
 
-def _right(said: Said, found: re.Match[str], known: _Known) -> Finding:
+def _right(said: ModelStatement, found: re.Match[str], known: _Known) -> Finding:
     return said.finding(
         found.group(), Judgement.SUPPORTED, f"{_printed(known)} in the rows of {known.lens} and of the baseline.",
         found_at=_at(said, known.lens),
     )  # fmt: skip
 
 
-def _wrong(said: Said, found: re.Match[str], known: _Known, why: str) -> Finding:
+def _wrong(said: ModelStatement, found: re.Match[str], known: _Known, why: str) -> Finding:
     return said.finding(
         found.group(),
         Judgement.CONTRADICTED,
@@ -182,7 +182,7 @@ def _printed(known: _Known) -> str:
     return "/".join(f"{gain:+.2f}" for gain in known.gains)
 
 
-def _at(said: Said, lens: str) -> Citation | None:
+def _at(said: ModelStatement, lens: str) -> Citation | None:
     whole = said.evidence.whole_pass(lens)
     return whole[0] if whole else None
 
@@ -202,7 +202,7 @@ _LATER = re.compile(
 )
 
 
-def shifts(said: Said) -> Iterator[Finding]:
+def shifts(said: ModelStatement) -> Iterator[Finding]:
     """`rank deltas (tuned - baseline): le_10 +1`: layers of the fitted lens less those of the baseline."""
     if not re.search(r"\u0394|delta|shift", said.text, re.IGNORECASE):
         return
@@ -228,7 +228,7 @@ def shifts(said: Said) -> Iterator[Finding]:
             )
 
 
-def earliness(said: Said) -> Iterator[Finding]:
+def earliness(said: ModelStatement) -> Iterator[Finding]:
     """`consistent rank improvements`, `no earlier rank milestones`, of one fitted lens."""
     for form, earlier in ((_RANKS, True), (_LATER, False)):
         for found in form.finditer(said.text):
@@ -262,7 +262,7 @@ class _Said:
         return None if other else True
 
 
-def _earliness(said: Said, found: re.Match[str], audit: SidecarAudit, meant: _Said) -> Iterator[Finding]:
+def _earliness(said: ModelStatement, found: re.Match[str], audit: FittedLensAudit, meant: _Said) -> Iterator[Finding]:
     pairs = audit.rank_milestones
     known = [pair for pair in pairs.values() if pair.baseline is not None or pair.sidecar is not None]
     if len(known) < len(pairs) or not known:
@@ -288,7 +288,7 @@ def _layer(layer: int | None) -> str:
     return "never" if layer is None else f"layer {layer}"
 
 
-def _audit(said: Said, found: re.Match[str]) -> SidecarAudit | None:
+def _audit(said: ModelStatement, found: re.Match[str]) -> FittedLensAudit | None:
     """The fitted lens that is meant: the one named in the clause, else in the statement, else in the heading."""
     known = said.evidence.verdict.diagnostics.sidecars
     around = said.clause(*found.span()).text
@@ -299,7 +299,7 @@ def _audit(said: Said, found: re.Match[str]) -> SidecarAudit | None:
     return None
 
 
-def _is_of_baseline(said: Said, found: re.Match[str]) -> bool:
+def _is_of_baseline(said: ModelStatement, found: re.Match[str]) -> bool:
     """Whether a comparison may have the baseline as its subject: `the norm lens has earlier ranks than tuned`."""
     around = said.clause(*found.span())
     head = said.text[around.start : found.start()]
@@ -315,7 +315,7 @@ _LEVEL = re.compile(
 )
 
 
-def levels(said: Said) -> Iterator[Finding]:
+def levels(said: ModelStatement) -> Iterator[Finding]:
     """`regressive (higher KL)`: wrong only where the divergence is on the other side at every quarter of the depth."""
     for found in _LEVEL.finditer(said.text):
         audit, around = _audit(said, found), said.clause(*found.span())

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.judges.claim_context import ModelStatement
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, spans
 from layerscope.report.cited.findings import Finding, Judgement
 
@@ -19,7 +19,7 @@ _YES = re.compile(r"\u2713|=\s*True|\bTrue\b|\b(?:fires?|shows?|present|detected
 _DENIED = re.compile(r"\b(?:no|not|without)\b[^.;()]*", re.IGNORECASE)
 
 
-def copying(said: Said) -> Iterator[Finding]:
+def copying(said: ModelStatement) -> Iterator[Finding]:
     """`no early copy flags in L0-L3`, `Copy-reflex? yes`: copying counts where layers 0 to 3 echo the prompt."""
     found = _COPY.search(said.text)
     if found is None or not said.alone or not _EARLY_LAYERS.search(said.text) or HEDGE.search(said.text):
@@ -49,7 +49,7 @@ def _flags(text: str) -> tuple[str, ...]:
     return (STRICT, SOFT) if strict == soft else ((STRICT,) if strict else (SOFT,))
 
 
-def _copies(said: Said, flags: tuple[str, ...]) -> bool | None:
+def _copies(said: ModelStatement, flags: tuple[str, ...]) -> bool | None:
     """Whether one of these is set in layers 0 to 3; None where none was measured."""
     curve = said.curve()
     rows = () if curve is None else curve.rows
@@ -57,7 +57,7 @@ def _copies(said: Said, flags: tuple[str, ...]) -> bool | None:
     return any(known) if known else None
 
 
-def _first_copy(said: Said, flags: tuple[str, ...]) -> int | None:
+def _first_copy(said: ModelStatement, flags: tuple[str, ...]) -> int | None:
     curve = said.curve()
     return None if curve is None else curve.first(lambda row: any(bool(row[flag]) for flag in flags))
 
@@ -67,7 +67,7 @@ _OF_NORMS = re.compile(r"normali[sz]|norm ratio|resid_norm|residual norm|norm[- 
 _OF_OTHERS = re.compile(r"rest[_ -]?mass|entropy|\bKL\b|\bcos\w*\b|\bafter\b|beyond|\blate\b|\bfinal\b", re.IGNORECASE)
 
 
-def spikes(said: Said) -> Iterator[Finding]:
+def spikes(said: ModelStatement) -> Iterator[Finding]:
     """`no extreme spikes` of the normalizer, against the run's own flag and against the trajectory of the norms."""
     found = _NO_SPIKES.search(said.text)
     if found is None or not said.alone or not _OF_NORMS.search(said.text) or _OF_OTHERS.search(said.text):
@@ -93,7 +93,7 @@ def spikes(said: Said) -> Iterator[Finding]:
 _HEALTHY = re.compile(r"\bnumeric[_ ]health\s*(?::|=|\?|is)?\s*(?:clean|good|ok|fine)\b", re.IGNORECASE)
 
 
-def health(said: Said) -> Iterator[Finding]:
+def health(said: ModelStatement) -> Iterator[Finding]:
     """`Numeric health is clean`: no NaN, no infinity, no layer flagged."""
     found = _HEALTHY.search(said.text)
     if found is None or not said.alone or "\u2717" in said.text:
@@ -126,7 +126,7 @@ _CALIBRATED = re.compile(
 )
 
 
-def calibration(said: Said) -> Iterator[Finding]:
+def calibration(said: ModelStatement) -> Iterator[Finding]:
     """`the head is well calibrated`: the last row says what the model says."""
     for found in _CALIBRATED.finditer(said.text):
         around = said.clause(*found.span())

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.judges.claim_context import ModelStatement
 from layerscope.audit.lookup.cited_lines import Cited
 from layerscope.audit.lookup.key_matching import name_parts
 from layerscope.audit.parse.numbers import Number, number
@@ -47,13 +47,13 @@ _FOUND = re.compile(
 _QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"")
 _UNLIKE = re.compile(r"\u0394|\b(?:less|more|than|except|between|or better|plus|minus)\b", re.IGNORECASE)
 _LAYER_NAME = re.compile(r"first_|L_(?!.*frac)|le_|ge_|gap_ge_|earliest_")
-LEAST_TELLING = 2
+FEWEST_DISTINCTIVE = 2
 """Parts that a name must have to be looked for beyond the cited lines, unless the file has it once."""
 _DIGITS = 3
 """Digits that a number must have for the same, where it is no layer."""
 
 
-def stated(said: Said) -> Iterator[Finding]:
+def stated(said: ModelStatement) -> Iterator[Finding]:
     """Judge a sentence with one number, by the member that the cited line holds and the sentence names."""
     cited, text = said.cited, _QUOTED.sub(" ", said.text)
     if cited is None or not cited.jsons or not cited.is_complete or not said.alone:
@@ -71,7 +71,7 @@ def stated(said: Said) -> Iterator[Finding]:
         yield from _elsewhere(said, sentence, cited)
 
 
-def _held_against(said: Said, sentence: "_Sentence", file: JsonFile, entry: Entry) -> Iterator[Finding]:
+def _held_against(said: ModelStatement, sentence: "_Sentence", file: JsonFile, entry: Entry) -> Iterator[Finding]:
     printed, value = sentence.number_for(entry), entry.value
     if printed is None or isinstance(value, bool) or not isinstance(value, int | float) or said.cited is None:
         return
@@ -92,7 +92,7 @@ def _held_against(said: Said, sentence: "_Sentence", file: JsonFile, entry: Entr
     yield said.finding(said.text, Judgement.CONTRADICTED, f"{place}.", correct=value_text(value, unit), found_at=at)
 
 
-def _elsewhere(said: Said, sentence: "_Sentence", cited: Cited) -> Iterator[Finding]:
+def _elsewhere(said: ModelStatement, sentence: "_Sentence", cited: Cited) -> Iterator[Finding]:
     """The cited lines hold no member that the sentence names; another line of the file does, with this number."""
     if any(first < last for one in cited.parts for first, last in one.reference.lines):
         return  # a range may only be cut short
@@ -108,7 +108,7 @@ def _elsewhere(said: Said, sentence: "_Sentence", cited: Cited) -> Iterator[Find
                 return
 
 
-def _moved(said: Said, file: JsonFile, places: Sequence[Entry]) -> Iterator[Finding]:
+def _moved(said: ModelStatement, file: JsonFile, places: Sequence[Entry]) -> Iterator[Finding]:
     lines = [line for reference in said.references for span in reference.lines for line in span]
     entry = min(places, key=lambda one: min((abs(one.line - line) for line in lines), default=0))
     at = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
@@ -119,13 +119,13 @@ def _moved(said: Said, file: JsonFile, places: Sequence[Entry]) -> Iterator[Find
     yield said.finding(said.text, Judgement.ELSEWHERE, reason, correct=str(at), found_at=at)
 
 
-def _places(said: Said, sentence: "_Sentence", file: JsonFile, printed: Number) -> list[Entry]:
+def _places(said: ModelStatement, sentence: "_Sentence", file: JsonFile, printed: Number) -> list[Entry]:
     """Members that the sentence names surely, and that have a number."""
     if said.reader is None:
         return []
     held = [entry for entry in said.reader.leaves(file).printed(printed) if sentence.names(entry)]
     keys = said.reader.by_key(file)
-    telling = [e for e in held if len(_telling(e)) >= LEAST_TELLING or len(keys.get(e.key.lower(), ())) == 1]
+    telling = [e for e in held if len(_distinctive(e)) >= FEWEST_DISTINCTIVE or len(keys.get(e.key.lower(), ())) == 1]
     return [entry for entry in telling if _is_layer(entry) == (printed is sentence.layer)]
 
 
@@ -149,7 +149,7 @@ def _is_shown(printed: Number, cited: Cited) -> bool:
     return in_rows or any(one.leaves.printed(printed) for one in cited.jsons)
 
 
-def _telling(entry: Entry) -> list[str]:
+def _distinctive(entry: Entry) -> list[str]:
     return [part for part in name_parts(entry.key) if part not in _MUTE]
 
 
@@ -174,7 +174,7 @@ class _Sentence:
 
     def names(self, entry: Entry) -> bool:
         """Whether it says every telling part of a member's name."""
-        parts = _telling(entry)
+        parts = _distinctive(entry)
         return any(part[0].isalpha() for part in parts) and all(map(self._says, parts))
 
     def _says(self, part: str) -> bool:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.judges.claim_context import ModelStatement
 from layerscope.audit.judges.table_rows import same_token
 from layerscope.audit.lookup.cited_lines import CitedCsv
 from layerscope.audit.lookup.key_matching import name_parts
@@ -135,7 +135,7 @@ _IS_LAYER = re.compile(r"(?:first_|L_|le_|ge_|gap_ge_|earliest_|layer|k\d|\d)", 
 _NO_COPY = re.compile(r"\bno\s+(?P<kind>strict\s+|soft\s+)?(?:copy(?:ing)?\s+layer|layer\s+copies)\b", re.IGNORECASE)
 
 
-def milestones(said: Said) -> Iterator[Finding]:
+def milestones(said: ModelStatement) -> Iterator[Finding]:
     """`rank 1 comes first at layer 31`, `confirmed at layer 33`, `the KL first falls below 1.0 bits at layer 36`."""
     if not said.alone or _ANY_LAYER.search(said.text) is None:
         return
@@ -161,7 +161,7 @@ def _is_unsure(text: str) -> bool:
     return HEDGE.search(text) is not None or NEGATION.search(text) is not None
 
 
-def _milestone(said: Said, found: re.Match[str], names: Sequence[str]) -> Iterator[Finding]:
+def _milestone(said: ModelStatement, found: re.Match[str], names: Sequence[str]) -> Iterator[Finding]:
     layer, (meant, sure) = int(found["layer"]), _lenses(said, found)
     known = _layers(said, names, meant)
     if not known:
@@ -181,12 +181,12 @@ def _milestone(said: Said, found: re.Match[str], names: Sequence[str]) -> Iterat
     yield said.finding(found.group(), Judgement.CONTRADICTED, reason, correct=correct, found_at=truth.citations[0])
 
 
-def _layers(said: Said, names: Sequence[str], lenses: Sequence[str]) -> list[Claim]:
+def _layers(said: ModelStatement, names: Sequence[str], lenses: Sequence[str]) -> list[Claim]:
     found = (said.evidence.milestone(name, lens=lens) for name in names for lens in lenses)
     return [claim for claim in found if claim is not None]
 
 
-def _lenses(said: Said, found: re.Match[str]) -> tuple[tuple[str, ...], bool]:
+def _lenses(said: ModelStatement, found: re.Match[str]) -> tuple[tuple[str, ...], bool]:
     """The lenses that may be meant, and whether that is sure: a cited table is of one."""
     cited = {reference.file for reference in said.references}
     of_tables = [lens for lens in said.available if said.table_name(lens) in cited]
@@ -196,7 +196,7 @@ def _lenses(said: Said, found: re.Match[str]) -> tuple[tuple[str, ...], bool]:
     return meant, len(meant) == 1
 
 
-def cells(said: Said) -> Iterator[Finding]:
+def cells(said: ModelStatement) -> Iterator[Finding]:
     """`at layer 29 the KL to the final output is 12.23 bits`, `the answer leads by 3.08 logits at layer 31`."""
     if not said.alone or _ANY_LAYER.search(said.text) is None:
         return
@@ -225,7 +225,7 @@ def cells(said: Said) -> Iterator[Finding]:
                 yield from _cell(said, found, _Value(column, layer, printed))
 
 
-def _layer_of(said: Said, found: re.Match[str], around: str) -> int | None:
+def _layer_of(said: ModelStatement, found: re.Match[str], around: str) -> int | None:
     """The layer that a value is of: right behind it, else the only one of the clause."""
     behind = re.match(rf"\s*(?:bits?|logits?)?\)?\s*(?:at|in)\s+{_LAYER}", said.text[found.end() :], re.IGNORECASE)
     if behind is not None:
@@ -252,18 +252,18 @@ class _Value:
     layer: int
     printed: Number
 
-    def is_of(self, said: Said, lens: str) -> bool:
+    def is_of(self, said: ModelStatement, lens: str) -> bool:
         """Whether the lens' row has it."""
         value = self.value(said, lens)
         return value is not None and self.printed.stands_for(value)
 
-    def value(self, said: Said, lens: str) -> int | float | None:
+    def value(self, said: ModelStatement, lens: str) -> int | float | None:
         curve = said.curve(lens)
         found = None if curve is None else curve.value(self.column, self.layer)
         return found if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
-def _cell(said: Said, found: re.Match[str], claimed: _Value) -> Iterator[Finding]:
+def _cell(said: ModelStatement, found: re.Match[str], claimed: _Value) -> Iterator[Finding]:
     meant, sure = _lenses(said, found)
     named, meant = meant, tuple(lens for lens in meant if claimed.value(said, lens) is not None)
     if not meant:
@@ -300,7 +300,9 @@ def _cell(said: Said, found: re.Match[str], claimed: _Value) -> Iterator[Finding
     )
 
 
-def _of_another_layer(said: Said, found: re.Match[str], claimed: _Value, lenses: Sequence[str]) -> Iterator[Finding]:
+def _of_another_layer(
+    said: ModelStatement, found: re.Match[str], claimed: _Value, lenses: Sequence[str]
+) -> Iterator[Finding]:
     """The layer has no such value, and the one row that is cited has it at another layer."""
     rows = [(table, row) for table in _tables(said) for row in table.rows]
     if len(rows) != 1 or _stated(said, claimed.printed) or rows[0][0].has_row_numbers:
@@ -314,7 +316,7 @@ def _of_another_layer(said: Said, found: re.Match[str], claimed: _Value, lenses:
         yield said.finding(found.group(), Judgement.CONTRADICTED, why, correct=f"layer {layer}", found_at=at)
 
 
-def tokens(said: Said) -> Iterator[Finding]:
+def tokens(said: ModelStatement) -> Iterator[Finding]:
     """`the top-1 token at layer 5 is " (?)"`."""
     if not said.alone:
         return
@@ -344,7 +346,7 @@ def _is_token(text: str, token: str, tail: str) -> bool:
     return same_token(text, token) or same_token(token_meant(text[1:-1]), token) or f'"{plain(typed(token))}"' in tail
 
 
-def depths(said: Said) -> Iterator[Finding]:
+def depths(said: ModelStatement) -> Iterator[Finding]:
     """`layer 31 (depth fraction 0.861)`: the layer as a share of the depth."""
     n_layers = said.evidence.record.model.n_layers
     for found in _DEPTH.finditer(said.text) if said.alone else ():
@@ -360,7 +362,7 @@ def depths(said: Said) -> Iterator[Finding]:
             yield said.finding(found.group(), Judgement.CONTRADICTED, why, correct=f"{share:.3f}")
 
 
-def copies(said: Said) -> Iterator[Finding]:
+def copies(said: ModelStatement) -> Iterator[Finding]:
     """`no copy layer`: the prompt's own tokens lead at no layer, strictly, softly, or either way."""
     for found in _NO_COPY.finditer(said.text):
         kind = (found["kind"] or "").strip().lower()
@@ -386,7 +388,7 @@ def copies(said: Said) -> Iterator[Finding]:
             yield said.finding(found.group(), Judgement.SUPPORTED, why, found_at=known[0].citations[0])
 
 
-def _right(said: Said, claim: str, reason: str, shown: bool, at: Citation | None) -> Finding:
+def _right(said: ModelStatement, claim: str, reason: str, shown: bool, at: Citation | None) -> Finding:
     """It holds; whether the cited lines show it, or those of another statement of the line."""
     if shown or not said.references:
         return said.finding(claim, Judgement.SUPPORTED, f"{reason}.", found_at=at)
@@ -399,18 +401,18 @@ def _right(said: Said, claim: str, reason: str, shown: bool, at: Citation | None
     )
 
 
-def _tables(said: Said) -> tuple[CitedCsv, ...]:
+def _tables(said: ModelStatement) -> tuple[CitedCsv, ...]:
     return () if said.cited is None else said.cited.csvs
 
 
-def _rows_of_layer(said: Said, layer: int, lens: str | None = None) -> bool:
+def _rows_of_layer(said: ModelStatement, layer: int, lens: str | None = None) -> bool:
     """Whether a cited row is of a layer, and of a lens where one is given."""
     return any(
         layer in table.layers and (lens is None or table.file.name == said.table_name(lens)) for table in _tables(said)
     )
 
 
-def _rows_show(said: Said, claimed: _Value) -> bool:
+def _rows_show(said: ModelStatement, claimed: _Value) -> bool:
     """Whether a cited row of the layer, of whatever prompt or position, holds a value under the column."""
     return any(
         row.number_in("layer") == claimed.layer
@@ -421,7 +423,7 @@ def _rows_show(said: Said, claimed: _Value) -> bool:
     )
 
 
-def _row_holds(said: Said, claimed: _Value) -> bool:
+def _row_holds(said: ModelStatement, claimed: _Value) -> bool:
     """Whether a cited row of the layer has a number of several digits in any column: the words may mean that one."""
     return not claimed.printed.is_whole and any(
         row.number_in("layer") == claimed.layer
@@ -431,12 +433,12 @@ def _row_holds(said: Said, claimed: _Value) -> bool:
     )
 
 
-def _stated(said: Said, printed: Number) -> bool:
+def _stated(said: ModelStatement, printed: Number) -> bool:
     """Whether a cited line of a document holds a number."""
     return said.cited is not None and any(one.leaves.printed(printed) for one in said.cited.jsons)
 
 
-def _layer_stated(said: Said, layer: int, name: str = "") -> bool:
+def _layer_stated(said: ModelStatement, layer: int, name: str = "") -> bool:
     """Whether a cited line of a document gives a layer to anything, other than a milestone of another bound."""
     printed = number(str(layer))
     if said.cited is None or printed is None:

@@ -15,7 +15,7 @@ from layerscope.analysis.curve_shapes import (
     peak,
     trough,
 )
-from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.judges.claim_context import ModelStatement
 from layerscope.audit.parse.vocabulary import (
     HEDGE,
     LAYER,
@@ -70,7 +70,7 @@ _PART = re.compile(
 """Words for a part of the stack."""
 
 
-def moves(said: Said) -> Iterator[Finding]:
+def moves(said: ModelStatement) -> Iterator[Finding]:
     """`KL decreases with depth`, `entropy falls monotonically`."""
     for form in (_MOVES, _STEADY):
         for found in form.finditer(said.text):
@@ -87,7 +87,7 @@ def moves(said: Said) -> Iterator[Finding]:
             yield from _move(said, found, column)
 
 
-def _move(said: Said, found: re.Match[str], column: str) -> Iterator[Finding]:
+def _move(said: ModelStatement, found: re.Match[str], column: str) -> Iterator[Finding]:
     direction: Direction = "falls" if found["fall"] else "rises"
     if column == "answer_rank" and found["fall"] is None:
         return  # a rank that "rises" may get better or worse
@@ -121,7 +121,7 @@ class _Against:
     """From where to where it goes the wrong way."""
     extreme: tuple[int, int | float]
 
-    def finding(self, said: Said, claim: str) -> Finding:
+    def finding(self, said: ModelStatement, claim: str) -> Finding:
         where = f"{_point(self.column, self.low)} to {_point(self.column, self.high)}"
         return said.finding(
             claim,
@@ -138,7 +138,7 @@ def _point(column: str, point: tuple[int, int | float]) -> str:
     return f"{value_text(point[1], unit)} at layer {point[0]}"
 
 
-def _against(said: Said, column: str, lens: str, direction: Direction, strictly: bool) -> _Against | None:
+def _against(said: ModelStatement, column: str, lens: str, direction: Direction, strictly: bool) -> _Against | None:
     """How a curve contradicts a movement; None where it does not."""
     settled = [point for point in said.points(column, lens) if point[0] >= SETTLED]
     measured = [(layer, log10(max(value, 1))) for layer, value in settled] if column == "answer_rank" else settled
@@ -174,7 +174,7 @@ def _way_to(curve: Points, top: tuple[int, int | float], direction: Direction) -
     return float(top[1] - min(before) if direction == "falls" else max(before) - top[1])
 
 
-def _holds(said: Said, column: str, lens: str, direction: Direction) -> bool:
+def _holds(said: ModelStatement, column: str, lens: str, direction: Direction) -> bool:
     curve = said.points(column, lens)
     span = max((value for _, value in curve), default=0) - min((value for _, value in curve), default=0)
     return is_monotone(curve, direction, strict=False, slack=NOISE * float(span)) is True
@@ -195,7 +195,7 @@ _PEAK_OF = re.compile(
 )
 
 
-def peaks(said: Said) -> Iterator[Finding]:
+def peaks(said: ModelStatement) -> Iterator[Finding]:
     """`peaks at layer 29`, `largest KL at L29`, `the maximum after L_semantic appears at the final layer`."""
     for form in (_PEAK, _PEAK_OF):
         for found in form.finditer(said.text):
@@ -207,7 +207,7 @@ def peaks(said: Said) -> Iterator[Finding]:
             yield from _peak(said, found, column, around.text)
 
 
-def _peak(said: Said, found: re.Match[str], column: str, around: str) -> Iterator[Finding]:
+def _peak(said: ModelStatement, found: re.Match[str], column: str, around: str) -> Iterator[Finding]:
     layer_text = next((group for group in found.groups()[::-1] if group and group.isdigit()), None)
     semantic = said.evidence.verdict.milestones.of().get("L_semantic")
     start = semantic.layer if semantic is not None and re.search(r"after L_sem|post-sem", around, re.I) else None
@@ -255,7 +255,7 @@ _SINGLE = re.compile(
 )
 
 
-def stays(said: Said) -> Iterator[Finding]:
+def stays(said: ModelStatement) -> Iterator[Finding]:
     """`answer_rank stays > 10^4`: over the layers it names, else those it cites, else all."""
     for found in _STAYS.finditer(said.text):
         column, around = column_of(found["what"]), said.clause(*found.span())
@@ -271,7 +271,7 @@ def stays(said: Said) -> Iterator[Finding]:
                 yield settled[0]
 
 
-def _stay(said: Said, found: re.Match[str], column: str, lens: str) -> Finding | None:
+def _stay(said: ModelStatement, found: re.Match[str], column: str, lens: str) -> Finding | None:
     """Whether no value is on the other side; None where that cannot be told."""
     curve = dict(said.points(column, lens))
     bound, above = number(found["bound"]), found["op"] in (">", ">=", "above", "over")
@@ -327,7 +327,7 @@ _EARLY = re.compile(
 )
 
 
-def early_alignment(said: Said) -> Iterator[Finding]:
+def early_alignment(said: ModelStatement) -> Iterator[Finding]:
     """`early directional lock-in`: wrong where the cosine then points the other way for most of the stack."""
     if not said.alone or not re.search(r"\bcos|direction", said.text, re.IGNORECASE):
         return
@@ -341,7 +341,7 @@ def early_alignment(said: Said) -> Iterator[Finding]:
             yield from (one for one in outcomes[:1] if one is not None)
 
 
-def _alignment(said: Said, claim: str, lens: str) -> Finding | None:
+def _alignment(said: ModelStatement, claim: str, lens: str) -> Finding | None:
     curve = said.points("cos_to_final", lens)
     start = first_at_least(curve, ALIGNED)
     if start is None or len(curve) < 4:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.judges.claim_context import ModelStatement
 from layerscope.audit.parse.vocabulary import agrees, number, printed_step
 from layerscope.report.cited.findings import Finding, Judgement
 
@@ -21,7 +21,7 @@ _DIFFERENCE = re.compile(
 )
 
 
-def depths(said: Said) -> Iterator[Finding]:
+def depths(said: ModelStatement) -> Iterator[Finding]:
     """`40/80 = 50%`: the sum itself, and whether the model has so many layers."""
     n_layers = said.evidence.record.model.n_layers
     for found in _SHARE.finditer(said.text):
@@ -40,7 +40,7 @@ def depths(said: Said) -> Iterator[Finding]:
             yield said.finding(found.group(), Judgement.SUPPORTED, f"{layer} of {n_layers} layers is {share:.1f} %.")
 
 
-def drops(said: Said) -> Iterator[Finding]:
+def drops(said: ModelStatement) -> Iterator[Finding]:
     """`entropy drop = 0.50 bits (entropy@L_copy = 0.815 vs entropy@L_sem = 0.312)`."""
     for found in _DROP.finditer(said.text):
         difference = number(found["copy"]) - number(found["semantic"])
@@ -62,7 +62,7 @@ def drops(said: Said) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def differences(said: Said) -> Iterator[Finding]:
+def differences(said: ModelStatement) -> Iterator[Finding]:
     """`+3 (39 vs 36)`: the amount alone; its sign hangs on what is held against what."""
     for found in _DIFFERENCE.finditer(said.text):
         first, second = int(found["a"]), int(found["b"])

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerscope.audit.judges.claim_context import Said, is_about, subjects
+from layerscope.audit.judges.claim_context import ModelStatement, is_about, subjects
 from layerscope.audit.parse.plain_text import token_meant
 from layerscope.audit.parse.read_report import Statement
 from layerscope.audit.parse.vocabulary import agrees, plain
@@ -49,7 +49,7 @@ ENOUGH = 0.5
 class _Row:
     """One row of a table: what it says of a layer."""
 
-    said: Said
+    said: ModelStatement
     layer: int
     cells: Mapping[str, str]
     """Printed values by our column."""

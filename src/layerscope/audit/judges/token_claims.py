@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from layerscope.audit.judges.claim_context import Said
+from layerscope.audit.judges.claim_context import ModelStatement
 from layerscope.audit.parse.vocabulary import HEDGE, LAYER, NEGATION, sentence, spans
 from layerscope.errors import RunError
 from layerscope.report.cited.claims import Citation
@@ -47,7 +47,7 @@ _STAYS_FIRST = re.compile(
 )
 
 
-def leads(said: Said) -> Iterator[Finding]:
+def leads(said: ModelStatement) -> Iterator[Finding]:
     """`'Berlin' becomes rank-1 at L36`, `Berlin first enters any top-5 at L 29`."""
     seen: set[tuple[int, int]] = set()
     for form, first in ((_FIRST_LEADS, True), (_ENTERS, True), (_LEADS, False)):
@@ -61,7 +61,7 @@ def leads(said: Said) -> Iterator[Finding]:
             yield from _leads(said, found, limit, is_first=is_first and not by, by=by)
 
 
-def _leads(said: Said, found: re.Match[str], limit: int, *, is_first: bool, by: bool) -> Iterator[Finding]:
+def _leads(said: ModelStatement, found: re.Match[str], limit: int, *, is_first: bool, by: bool) -> Iterator[Finding]:
     token, layer = (found["quoted"] or found["bare"]).strip(), int(found.groups()[-1])
     if said.row(layer) is None or not any(token in _tokens(said, lens) for lens in said.available):
         return
@@ -103,14 +103,14 @@ class _Entry:
         return first == self.layer if self.is_first else self.layer in layers
 
 
-def _ways_in(said: Said, lens: str, token: str, limit: int) -> list[list[int]]:
+def _ways_in(said: ModelStatement, lens: str, token: str, limit: int) -> list[list[int]]:
     """Layers at which a token is among the first few: by its text, and for the answer by its rank too."""
     ranked = [layer for layer, rank in said.points("answer_rank", lens) if rank <= limit]
     by_text = _layers_in(said, lens, token, limit)
     return [by_text, ranked] if token in _answers(said) else [by_text]
 
 
-def lasts(said: Said) -> Iterator[Finding]:
+def lasts(said: ModelStatement) -> Iterator[Finding]:
     """`stabilises as the persistent top-1 from L 33 onward`, of the answer."""
     for found in _STAYS_FIRST.finditer(said.text):
         around = said.clause(*found.span())
@@ -142,13 +142,13 @@ def lasts(said: Said) -> Iterator[Finding]:
             )
 
 
-def _answers(said: Said) -> set[str]:
+def _answers(said: ModelStatement) -> set[str]:
     """The accepted answers of the first prompt, without the spaces around them."""
     prompts = [prompt for prompt in said.evidence.record.suite.prompts if prompt.prompt_id == "pos"]
     return {answer.string.strip() for answer in prompts[0].answers} if prompts else set()
 
 
-def _is_of_answer(said: Said, found: re.Match[str]) -> bool:
+def _is_of_answer(said: ModelStatement, found: re.Match[str]) -> bool:
     """Whether the sentence up to a claim names the answer, and no other token in quotes."""
     around = sentence(said.text, *found.span())
     head = said.text[around.start : found.start()]
@@ -157,13 +157,13 @@ def _is_of_answer(said: Said, found: re.Match[str]) -> bool:
     return quoted <= answers and any(re.search(rf"\b{re.escape(answer)}\b", head) for answer in answers)
 
 
-def _tokens(said: Said, lens: str) -> set[str]:
+def _tokens(said: ModelStatement, lens: str) -> set[str]:
     curve = said.curve(lens)
     rows = () if curve is None else curve.rows
     return {token.strip() for row in rows for token in row["top_tokens"] or ()}
 
 
-def _layers_in(said: Said, lens: str, token: str, limit: int) -> list[int]:
+def _layers_in(said: ModelStatement, lens: str, token: str, limit: int) -> list[int]:
     curve = said.curve(lens)
     rows = () if curve is None else curve.rows
     return [row["layer"] for row in rows if any(one.strip() == token for one in (row["top_tokens"] or ())[:limit])]
@@ -187,7 +187,7 @@ class _List:
     is_cited: bool
 
 
-def includes(said: Said) -> Iterator[Finding]:
+def includes(said: ModelStatement) -> Iterator[Finding]:
     """`L76 top-5 includes capital alongside Berlin`: in the cited rows of that layer, else at the last position."""
     for found in _INCLUDES.finditer(said.text):
         layer, limit = int(found.group(1)), int(found["k"])
@@ -223,7 +223,7 @@ def includes(said: Said) -> Iterator[Finding]:
             )
 
 
-def _are_tokens(said: Said, text: str, items: Sequence[str], lists: Sequence[_List]) -> bool:
+def _are_tokens(said: ModelStatement, text: str, items: Sequence[str], lists: Sequence[_List]) -> bool:
     """Whether each item is meant as a token: it stands in quotes, or is a token elsewhere in the rows."""
     known = {token.lower() for lens in said.available for token in _tokens(said, lens)}
     known |= {token.strip().lower() for one in lists for token in one.tokens}
@@ -235,7 +235,7 @@ def _has(tokens: Sequence[str], items: Sequence[str]) -> bool:
     return all(item.lower() in present for item in items)
 
 
-def _lists(said: Said, layer: int) -> list[_List]:
+def _lists(said: ModelStatement, layer: int) -> list[_List]:
     """What is most likely at a layer: at the last position under every lens, and in the rows of any cited table."""
     found = []
     for lens in said.available:
@@ -248,7 +248,7 @@ def _lists(said: Said, layer: int) -> list[_List]:
     return found
 
 
-def _cited_lists(said: Said, file: str | None, lines: Sequence[tuple[int, int]], layer: int) -> list[_List]:
+def _cited_lists(said: ModelStatement, file: str | None, lines: Sequence[tuple[int, int]], layer: int) -> list[_List]:
     if file is None or not file.endswith(".csv") or "-pure-" in file or not said.evidence.sources.has(file):
         return []
     try:
@@ -285,7 +285,7 @@ _DOMINATES = re.compile(
 )
 
 
-def dominates(said: Said) -> Iterator[Finding]:
+def dominates(said: ModelStatement) -> Iterator[Finding]:
     """`fillers dominate L0-5 top-1`, `quotes dominate top-1`, over the layers it names, else those it cites."""
     for found in _DOMINATES.finditer(said.text):
         around = said.clause(*found.span())
@@ -297,7 +297,7 @@ def dominates(said: Said) -> Iterator[Finding]:
         yield from _dominates(said, found, kinds, around.text)
 
 
-def _dominates(said: Said, found: re.Match[str], kinds: Sequence[str], around: str) -> Iterator[Finding]:
+def _dominates(said: ModelStatement, found: re.Match[str], kinds: Sequence[str], around: str) -> Iterator[Finding]:
     named = [layer for first, last in spans(around) for layer in range(first, last + 1)]
     lenses = said.lenses(*found.span())
     if len(lenses) != 1 or (named and re.search(r"\b(?:late|mid|later)\b", around)):
@@ -323,7 +323,7 @@ def _dominates(said: Said, found: re.Match[str], kinds: Sequence[str], around: s
 
 
 def _cited_in_vain(
-    said: Said, found: re.Match[str], kinds: Sequence[str], around: str, layers: Sequence[int], listed: str
+    said: ModelStatement, found: re.Match[str], kinds: Sequence[str], around: str, layers: Sequence[int], listed: str
 ) -> Iterator[Finding]:
     """None of the cited rows has such a token; whether others do says if the claim or the citation is wrong."""
     curve = said.curve()
@@ -342,7 +342,7 @@ def _cited_in_vain(
         )
 
 
-def _share(said: Said, layers: Sequence[int], kinds: Sequence[str]) -> tuple[float | None, list[str]]:
+def _share(said: ModelStatement, layers: Sequence[int], kinds: Sequence[str]) -> tuple[float | None, list[str]]:
     """The share of layers whose first token is of a kind; None where no layer has one."""
     rows = [row for layer in layers if (row := said.row(layer)) is not None and row["top1"] is not None]
     tokens = [row["top1"] for row in rows]

@@ -24,7 +24,7 @@ _MOST = 0.75
 """Share of a name's words that makes another a renamed one."""
 
 
-class Likeness(IntEnum):
+class NameSimilarity(IntEnum):
     """How well two names agree."""
 
     NONE = 0
@@ -49,44 +49,44 @@ def name_parts(key: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=65536)
-def likeness(claimed: str, name: str) -> Likeness:
+def name_similarity(claimed: str, name: str) -> NameSimilarity:
     """How well a claimed name agrees with that of a member or column."""
     own = last_name(claimed).lower()
     if own == name.lower() or _ALIASES.get(own) == name.lower():
-        return Likeness.SAME
+        return NameSimilarity.SAME
     asked, parts = name_parts(_ALIASES.get(own, own)), name_parts(name)
     if not asked or not parts:
-        return Likeness.NONE
+        return NameSimilarity.NONE
     if asked == parts:
-        return Likeness.SAME
+        return NameSimilarity.SAME
     short, long = (asked, parts) if len(asked) <= len(parts) else (parts, asked)
     if len("".join(short)) < _SHORTEST_PREFIX:
-        return Likeness.NONE
-    return Likeness.PART if _is_abbreviation(short, long) else Likeness.NONE
+        return NameSimilarity.NONE
+    return NameSimilarity.PART if _is_abbreviation(short, long) else NameSimilarity.NONE
 
 
-def entry_likeness(claimed: str, entry: Entry) -> Likeness:
+def entry_similarity(claimed: str, entry: Entry) -> NameSimilarity:
     """How well a claimed name agrees with a member, of which it may name the block too: `Δp25` is `delta/p25`."""
-    direct = likeness(claimed, entry.key)
-    if direct is not Likeness.NONE:
+    direct = name_similarity(claimed, entry.key)
+    if direct is not NameSimilarity.NONE:
         return direct
     path = entry.path
     if len(path) >= 2 and not path[-1].isdigit():
         asked, own = name_parts(last_name(claimed)), name_parts(path[-1])
         if own and asked[-len(own) :] == own and _is_abbreviation(asked[: -len(own)], name_parts("_".join(path[:-1]))):
-            return Likeness.PART
+            return NameSimilarity.PART
     if path and path[-1].isdigit() and len(path) >= 2:
-        return likeness(claimed, path[-2])
-    return Likeness.NONE
+        return name_similarity(claimed, path[-2])
+    return NameSimilarity.NONE
 
 
-def kinship(claimed: str, name: str) -> Likeness:
+def shares_words(claimed: str, name: str) -> NameSimilarity:
     """Whether two names share most of their words: `first_norm_only_semantic_layer`, `earliest_norm_only_semantic`."""
     asked, parts = set(name_parts(last_name(claimed))), set(name_parts(name))
     common = asked & parts
     numbers = {part for part in asked ^ parts if part[0].isdigit()}
     close = len(common) >= 2 and len(common) >= _MOST * min(len(asked), len(parts)) and not numbers
-    return Likeness.PART if close else Likeness.NONE
+    return NameSimilarity.PART if close else NameSimilarity.NONE
 
 
 def _is_abbreviation(short: tuple[str, ...], long: tuple[str, ...]) -> bool:

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from layerscope.audit.lookup.cited_lines import SMALL_BLOCK, Cited, CitedCsv, CitedJson, Reader
 from layerscope.audit.lookup.early_tokens import is_main
-from layerscope.audit.lookup.key_matching import Likeness, entry_likeness, kinship, last_name, likeness
+from layerscope.audit.lookup.key_matching import (
+    NameSimilarity,
+    entry_similarity,
+    last_name,
+    name_similarity,
+    shares_words,
+)
 from layerscope.audit.parse.numbers import Number
 from layerscope.audit.parse.values import FINAL, PROBABILITY, UNNAMED, Claimed, Item, Pair
 from layerscope.report.cited.claims import Citation
@@ -45,7 +51,7 @@ class _Place:
     citation: Citation
     name: str
     value: Scalar
-    likeness: Likeness
+    name_similarity: NameSimilarity
 
     @property
     def text(self) -> str:
@@ -118,7 +124,7 @@ def judge_uncited(pair: Pair, stem: str, reader: Reader) -> Verdict | None:
     own = [e for e in reader.by_key(file).get(last_name(pair.key).lower(), []) if _of_layer(pair, e, file)]
     for entry in own:
         if _entry_holds(pair.value, entry, file):
-            place = _json_place(file, entry, Likeness.SAME)
+            place = _json_place(file, entry, NameSimilarity.SAME)
             return Verdict(Judgement.SUPPORTED, f"{place.text}.", found_at=place.citation)
     return None
 
@@ -137,10 +143,12 @@ def mentions(text: str, cited: Cited, reader: Reader) -> Verdict | None:
             value = entry.value.lower() if isinstance(entry.value, str) else ""
             named = next((name for name in names if name in entry.pointer.lower().split("/") or name in value), None)
             if named is not None:
-                place = _json_place(one.file, entry, Likeness.SAME)
+                place = _json_place(one.file, entry, NameSimilarity.SAME)
                 return Verdict(Judgement.SUPPORTED, f"{named} stands at {place.citation}.", found_at=place.citation)
         for name in names:
-            known += [_json_place(one.file, entry, Likeness.SAME) for entry in reader.by_key(one.file).get(name, [])]
+            known += [
+                _json_place(one.file, entry, NameSimilarity.SAME) for entry in reader.by_key(one.file).get(name, [])
+            ]
     if not known or any(_kin_shown(name, cited) or _stands_beside(name, cited) for name in names):
         return None
     place = min(known, key=lambda one: _distance(one, cited, text))
@@ -151,7 +159,7 @@ def mentions(text: str, cited: Cited, reader: Reader) -> Verdict | None:
 
 def _kin_shown(name: str, cited: Cited) -> bool:
     return any(
-        kinship(name, part) is not Likeness.NONE or likeness(name, part) is not Likeness.NONE
+        shares_words(name, part) is not NameSimilarity.NONE or name_similarity(name, part) is not NameSimilarity.NONE
         for one in cited.jsons
         for entry in one.entries
         for part in entry.path
@@ -185,16 +193,16 @@ def _is_telling(value: Claimed) -> bool:
 def _shown(pair: Pair, cited: Cited) -> _Place | None:
     """Where the cited lines show the value, best under its own name."""
     places = [*_in_jsons(pair, cited), *_in_csvs(pair, cited)]
-    return max(places, key=lambda place: place.likeness, default=None)
+    return max(places, key=lambda place: place.name_similarity, default=None)
 
 
 def _in_jsons(pair: Pair, cited: Cited) -> Iterator[_Place]:
     for one in cited.jsons:
         for entry in _holding(pair.value, one):
             alike = _probability_likeness(entry) if pair.key == PROBABILITY else _entry_likeness(pair, entry)
-            if alike is Likeness.NONE and (pair.value is None or isinstance(pair.value, bool)):
-                alike = kinship(pair.key, entry.key)
-            if alike is not Likeness.NONE or _is_telling(pair.value):
+            if alike is NameSimilarity.NONE and (pair.value is None or isinstance(pair.value, bool)):
+                alike = shares_words(pair.key, entry.key)
+            if alike is not NameSimilarity.NONE or _is_telling(pair.value):
                 yield _json_place(one.file, entry, alike)
 
 
@@ -225,10 +233,10 @@ def _in_csvs(pair: Pair, cited: Cited) -> Iterator[_Place]:
                 if not _cell_holds(pair.value, cell, row, column):
                     continue
                 alike = _column_likeness(pair, column)
-                if alike is not Likeness.NONE or _is_telling(pair.value):
+                if alike is not NameSimilarity.NONE or _is_telling(pair.value):
                     yield _csv_place(one.file, row, column, alike)
             if _is_milestone(pair, row):
-                yield _csv_place(one.file, row, "layer", Likeness.PART)
+                yield _csv_place(one.file, row, "layer", NameSimilarity.PART)
 
 
 def _is_milestone(pair: Pair, row: CsvRow) -> bool:
@@ -237,21 +245,21 @@ def _is_milestone(pair: Pair, row: CsvRow) -> bool:
     return isinstance(value, Number) and value.is_whole and row.number_in("layer") == value.value and "_" in pair.key
 
 
-def _column_likeness(pair: Pair, column: str) -> Likeness:
+def _column_likeness(pair: Pair, column: str) -> NameSimilarity:
     if pair.key == UNNAMED:
-        return Likeness.NONE
+        return NameSimilarity.NONE
     if pair.key == PROBABILITY:
-        return Likeness.PART if column.startswith(("p_", "prob", "answer_mass")) else Likeness.NONE
-    return likeness(pair.key, column)
+        return NameSimilarity.PART if column.startswith(("p_", "prob", "answer_mass")) else NameSimilarity.NONE
+    return name_similarity(pair.key, column)
 
 
-def _entry_likeness(pair: Pair, entry: Entry) -> Likeness:
-    return Likeness.NONE if pair.key == UNNAMED else entry_likeness(pair.key, entry)
+def _entry_likeness(pair: Pair, entry: Entry) -> NameSimilarity:
+    return NameSimilarity.NONE if pair.key == UNNAMED else entry_similarity(pair.key, entry)
 
 
-def _probability_likeness(entry: Entry) -> Likeness:
+def _probability_likeness(entry: Entry) -> NameSimilarity:
     is_listed = "topk" in entry.path
-    return Likeness.PART if is_listed or entry.key.startswith(("p_", "answer_mass")) else Likeness.NONE
+    return NameSimilarity.PART if is_listed or entry.key.startswith(("p_", "answer_mass")) else NameSimilarity.NONE
 
 
 def _entry_holds(value: Claimed, entry: Entry, file: JsonFile) -> bool:
@@ -345,14 +353,14 @@ def _elsewhere_in_json(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_
         yield from _only_places(pair, file, reader)
         return
     own = reader.by_key(file).get(last_name(pair.key).lower(), [])
-    own = own or [entry for entry in file.entries if entry_likeness(pair.key, entry) is Likeness.SAME]
+    own = own or [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.SAME]
     held = [entry for entry in own if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
     if "_" in last_name(pair.key) or len(own) == 1 or (_is_telling(pair.value) and not isinstance(pair.value, str)):
-        yield from (_json_place(file, entry, Likeness.SAME) for entry in held)
+        yield from (_json_place(file, entry, NameSimilarity.SAME) for entry in held)
     if not own and _is_telling(pair.value):
-        alike = [entry for entry in file.entries if entry_likeness(pair.key, entry) is Likeness.PART]
+        alike = [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.PART]
         found = [entry for entry in alike if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
-        yield from (_json_place(file, entry, Likeness.PART) for entry in found)
+        yield from (_json_place(file, entry, NameSimilarity.PART) for entry in found)
 
 
 def _token_places(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place]:
@@ -363,7 +371,7 @@ def _token_places(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place
         if entry.key == "1" and entry.parent is not None:
             token = file.by_pointer.get(f"{entry.parent.pointer}/0")
             if token is not None and isinstance(token.value, str) and token.value.strip() == pair.token.strip():
-                yield _json_place(file, entry, Likeness.SAME)
+                yield _json_place(file, entry, NameSimilarity.SAME)
 
 
 def _only_places(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place]:
@@ -372,7 +380,7 @@ def _only_places(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place]
         return
     held = reader.leaves(file).printed(pair.value)
     if len({entry.value for entry in held}) == 1:
-        yield from (_json_place(file, entry, Likeness.PART) for entry in held)
+        yield from (_json_place(file, entry, NameSimilarity.PART) for entry in held)
 
 
 def _of_layer(pair: Pair, entry: Entry, file: JsonFile) -> bool:
@@ -385,7 +393,7 @@ def _of_layer(pair: Pair, entry: Entry, file: JsonFile) -> bool:
 
 def _elsewhere_in_csv(pair: Pair, table: CitedCsv) -> Iterator[_Place]:
     """Rows of the main prompt at the layer that the claim is about, where no cited row is of that layer."""
-    columns = [c for c in table.file.header if _column_likeness(pair, c) is Likeness.SAME]
+    columns = [c for c in table.file.header if _column_likeness(pair, c) is NameSimilarity.SAME]
     layer = _last_layer(table.file) if pair.layer == FINAL else pair.layer
     if len(columns) != 1 or not isinstance(layer, int) or layer in table.layers or table.has_row_numbers:
         return
@@ -397,7 +405,7 @@ def _elsewhere_in_csv(pair: Pair, table: CitedCsv) -> Iterator[_Place]:
             and is_main(row)
             and _cell_holds(pair.value, row.cells[columns[0]], row, columns[0])
         ):
-            yield _csv_place(table.file, row, columns[0], Likeness.SAME)
+            yield _csv_place(table.file, row, columns[0], NameSimilarity.SAME)
 
 
 def _last_layer(file: CsvFile) -> int | None:
@@ -426,19 +434,22 @@ def _named_in_cited(pair: Pair, cited: Cited) -> Iterator[_Place]:
         for entry in one.entries:
             if (
                 not entry.is_container
-                and likeness(pair.key, entry.key) is Likeness.SAME
+                and name_similarity(pair.key, entry.key) is NameSimilarity.SAME
                 and _of_layer(pair, entry, one.file)
             ):
-                yield _json_place(one.file, entry, Likeness.SAME)
+                yield _json_place(one.file, entry, NameSimilarity.SAME)
     for table in cited.csvs:
         layer = _last_layer(table.file) if pair.layer == FINAL else pair.layer
         for row in table.rows:
             for column in table.file.header:
-                if likeness(pair.key, column) is Likeness.SAME and row.number_in("layer") == layer:
+                if name_similarity(pair.key, column) is NameSimilarity.SAME and row.number_in("layer") == layer:
                     cell = row.cells[column]
                     value: Scalar = {"True": True, "False": False}.get(cell or "", row.number_in(column))
                     yield _Place(
-                        _csv_place(table.file, row, column, Likeness.SAME).citation, column, value, Likeness.SAME
+                        _csv_place(table.file, row, column, NameSimilarity.SAME).citation,
+                        column,
+                        value,
+                        NameSimilarity.SAME,
                     )
 
 
@@ -448,14 +459,17 @@ def _stands_anywhere(pair: Pair, cited: Cited, reader: Reader) -> bool:
     stems |= {one.file.name.removeprefix("output-").split("-pure-next-token")[0] for one in cited.csvs}
     jsons = [one.file for one in cited.jsons] + [f for s in stems if (f := reader.json_of(s)) is not None]
     for file in jsons:
-        if any(entry_likeness(pair.key, e) is not Likeness.NONE and _near(pair.value, e.value) for e in file.entries):
+        if any(
+            entry_similarity(pair.key, e) is not NameSimilarity.NONE and _near(pair.value, e.value)
+            for e in file.entries
+        ):
             return True
     tables = [one.file for one in cited.csvs] + [t for s in stems if (t := reader.table_of(s)) is not None]
     return any(
         _cell_holds(pair.value, row.cells[column], row, column)
         for table in tables
         for column in table.header
-        if likeness(pair.key, column) is not Likeness.NONE
+        if name_similarity(pair.key, column) is not NameSimilarity.NONE
         for row in table.rows
     )
 
@@ -477,7 +491,7 @@ def _same_kind(value: Number | bool, found: Scalar) -> bool:
     return value.is_whole or not isinstance(found, int)
 
 
-def _json_place(file: JsonFile, entry: Entry, alike: Likeness) -> _Place:
+def _json_place(file: JsonFile, entry: Entry, alike: NameSimilarity) -> _Place:
     citation = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
     return _Place(citation, entry.pointer.removeprefix("/"), _value_of(entry, file), alike)
 
@@ -489,6 +503,6 @@ def _value_of(entry: Entry, file: JsonFile) -> Scalar:
     return "[" + ", ".join("null" if item is None else str(item) for item in items) + "]"
 
 
-def _csv_place(file: CsvFile, row: CsvRow, column: str, alike: Likeness) -> _Place:
+def _csv_place(file: CsvFile, row: CsvRow, column: str, alike: NameSimilarity) -> _Place:
     citation = Citation(file.name, row.line, row.last_line, row=row.number, column=column)
     return _Place(citation, column, row.cells.get(column), alike)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from layerscope.published.dialect import Fault
 from layerscope.published.layout import HEADLINE, Value
-from layerscope.published.read.csv_table import PRIMARY, Pass, TableRow, TableRows, in_words, note
+from layerscope.published.read.csv_table import PRIMARY, PromptKey, TableRow, TableRows, in_words, note
 from layerscope.published.read.document import Block
 from layerscope.published.read.merge import Tables
 from layerscope.record.parts import ProblemRecord
@@ -29,7 +29,7 @@ def within_layers(table: TableRows, n_layers: int, json: str, problems: list[Pro
     return replace(table, rows=tuple(row for row in table.rows if row.layer <= n_layers))
 
 
-def in_place(table: TableRows, last: Mapping[Pass, int], at_end: bool, problems: list[ProblemRecord]) -> TableRows:
+def in_place(table: TableRows, last: Mapping[PromptKey, int], at_end: bool, problems: list[ProblemRecord]) -> TableRows:
     """The table without rows beyond their prompt's last position; `at_end` if none may be before it either."""
     kept, faults = list[TableRow](), list[Fault]()
     for row in table.rows:
@@ -44,12 +44,12 @@ def in_place(table: TableRows, last: Mapping[Pass, int], at_end: bool, problems:
 
 
 def check_completeness(
-    tables: Tables, last: Mapping[Pass, int], n_layers: int, json: str, problems: list[ProblemRecord]
+    tables: Tables, last: Mapping[PromptKey, int], n_layers: int, json: str, problems: list[ProblemRecord]
 ) -> None:
     """Note every prompt and layer that a table should have and lacks."""
     for table in tables.all:
         first = 1 if any(table is tuned.get("tuned") for tuned in (tables.next_token, tables.records)) else 0
-        by_prompt: dict[Pass, list[TableRow]] = {}
+        by_prompt: dict[PromptKey, list[TableRow]] = {}
         for row in table.rows:
             by_prompt.setdefault(row.prompt, []).append(row)
         faults = [Fault(None, f"has no rows of {p}, which other tables have") for p in last if p not in by_prompt]
@@ -66,7 +66,7 @@ def check_completeness(
         note(problems, table.file, faults)
 
 
-def _missing_layers(prompt: Pass, rows: list[TableRow], layers: range) -> list[Fault]:
+def _missing_layers(prompt: PromptKey, rows: list[TableRow], layers: range) -> list[Fault]:
     """Layers that a prompt lacks, or lacks at some of the positions it has."""
     have = {(row.layer, row.position) for row in rows}
     places = list(dict.fromkeys(row.position for row in rows))
@@ -89,7 +89,7 @@ def _plural(name: str, numbers: list[int]) -> str:
     return f"{name}{'s' if len(numbers) > 1 else ''} {in_words(numbers)}"
 
 
-def _missing_positions(by_prompt: Mapping[Pass, list[TableRow]], last: Mapping[Pass, int]) -> list[Fault]:
+def _missing_positions(by_prompt: Mapping[PromptKey, list[TableRow]], last: Mapping[PromptKey, int]) -> list[Fault]:
     """Positions that prompts lack at every layer, in one fault; a prompt that was read at its end alone lacks none."""
     said = []
     for prompt, rows in by_prompt.items():

@@ -15,7 +15,7 @@ ROW = "data row"
 
 
 @dataclass(frozen=True)
-class Pass:
+class PromptKey:
     """One prompt: what rows of all tables and lenses are matched by."""
 
     fact_index: int | None
@@ -27,7 +27,7 @@ class Pass:
         return f"{self.prompt_id}/{self.prompt_variant}{fact}"
 
 
-PRIMARY = Pass(0, "pos", "orig")
+PRIMARY = PromptKey(0, "pos", "orig")
 """The prompt that the JSON speaks of unless it says otherwise."""
 
 
@@ -37,7 +37,7 @@ class TableRow:
 
     number: int
     """Data row in the file, counted from 0."""
-    prompt: Pass
+    prompt: PromptKey
     layer: int
     position: int | None
     """Index of the input token; None in a table without that column."""
@@ -54,7 +54,7 @@ class TableRows:
     rows: tuple[TableRow, ...]
 
     @property
-    def passes(self) -> list[Pass]:
+    def passes(self) -> list[PromptKey]:
         """Every prompt, in the order of the rows."""
         return list(dict.fromkeys(row.prompt for row in self.rows))
 
@@ -224,7 +224,7 @@ def check_table(
 
 def _placed(frame: pl.DataFrame, has_facts: bool) -> tuple[list[TableRow], list[Fault]]:
     """Rows with what places them, each place once."""
-    rows, faults, seen = list[TableRow](), list[Fault](), set[tuple[Pass, int, int | None]]()
+    rows, faults, seen = list[TableRow](), list[Fault](), set[tuple[PromptKey, int, int | None]]()
     for values in frame.iter_rows(named=True):
         number = values.pop(ROW)
         prompt = _pass_of(values, has_facts)
@@ -242,13 +242,13 @@ def _placed(frame: pl.DataFrame, has_facts: bool) -> tuple[list[TableRow], list[
     return rows, faults
 
 
-def _pass_of(values: dict[str, Value], has_facts: bool) -> Pass | None:
+def _pass_of(values: dict[str, Value], has_facts: bool) -> PromptKey | None:
     """The prompt of a row; before there were several facts, every fact's row is the first one's."""
     index, prompt_id, variant = values.get("fact_index"), values["prompt_id"], values["prompt_variant"]
     assert isinstance(prompt_id, str) and isinstance(variant, str)  # columns of text, and keys
     if prompt_id == "pos" and index is None:
-        return None if has_facts else Pass(0, prompt_id, variant)
-    return Pass(index if isinstance(index, int) else None, prompt_id, variant)
+        return None if has_facts else PromptKey(0, prompt_id, variant)
+    return PromptKey(index if isinstance(index, int) else None, prompt_id, variant)
 
 
 def header_faults(

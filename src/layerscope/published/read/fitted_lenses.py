@@ -10,10 +10,10 @@ from typing import TypeAlias
 
 from layerscope.published.dialect import Fault, Sheet
 from layerscope.published.layout import GENERATION_M, HEADLINE, TableColumn, Value
-from layerscope.published.read.csv_table import PRIMARY, Pass, frame_of, header_faults, note, sheet_of
+from layerscope.published.read.csv_table import PRIMARY, PromptKey, frame_of, header_faults, note, sheet_of
 from layerscope.published.read.document import Block
 from layerscope.published.read.merge import Merged
-from layerscope.record.measured import PrismFitRecord, SidecarRecord, TunedFitRecord, TunedVariantsRecord
+from layerscope.record.measured import FittedLensRecord, PrismFitRecord, TunedFitRecord, TunedVariantsRecord
 from layerscope.record.parts import ProblemRecord
 
 _STATUS = {"loaded": "loaded", "missing": "missing", "disabled": "off", "error": "refused"}
@@ -30,13 +30,13 @@ AuditRow: TypeAlias = Mapping[str, Value]
 # What the JSON says
 
 
-def sidecars(document: Block, n_layers: int) -> tuple[SidecarRecord, ...]:
+def sidecars(document: Block, n_layers: int) -> tuple[FittedLensRecord, ...]:
     """The fitted lenses that the JSON speaks of, read through or not."""
     found = (_tuned(document.block("tuned_lens"), n_layers), _prism(document.block("diagnostics")))
     return tuple(sidecar for sidecar in found if sidecar is not None)
 
 
-def _tuned(block: Block, n_layers: int) -> SidecarRecord | None:
+def _tuned(block: Block, n_layers: int) -> FittedLensRecord | None:
     said = block.text("status")
     if said is None:
         return None
@@ -49,7 +49,7 @@ def _tuned(block: Block, n_layers: int) -> SidecarRecord | None:
     return _sidecar(block, "tuned", _STATUS[said], block.text("path"), values)
 
 
-def _prism(diagnostics: Block) -> SidecarRecord | None:
+def _prism(diagnostics: Block) -> FittedLensRecord | None:
     block = diagnostics.block("prism_summary")
     if not block.members:
         return None
@@ -65,12 +65,12 @@ def _prism(diagnostics: Block) -> SidecarRecord | None:
 
 def _sidecar(
     block: Block, kind: str, status: str, path: str | None, values: Mapping[str, object]
-) -> SidecarRecord | None:
+) -> FittedLensRecord | None:
     reason = None
     if status != "loaded":
         reason = _FOLDERS.sub("", block.text("error") or "") or "the published file gives no reason"
     folder = None if path is None else re.split(r"[/\\]", path.rstrip("/\\"))[-1] or None
-    return block.part(SidecarRecord, {"kind": kind, "status": status, "path": folder, "reason": reason, **values})
+    return block.part(FittedLensRecord, {"kind": kind, "status": status, "path": folder, "reason": reason, **values})
 
 
 def _created(provenance: Block) -> str | None:
@@ -218,7 +218,7 @@ def _is_of_primary(
     return False
 
 
-def _agrees(merged: Merged, asked: Pass, end: int, row: AuditRow) -> bool:
+def _agrees(merged: Merged, asked: PromptKey, end: int, row: AuditRow) -> bool:
     layer, said = row["layer"], row["kl_bits_baseline"]
     if not isinstance(layer, int) or not isinstance(said, float):
         return False

@@ -8,7 +8,7 @@ import polars as pl
 
 from layerscope.published.dialect import Fault
 from layerscope.published.layout import HEADLINE, TableColumn, Value
-from layerscope.published.read.csv_table import PRIMARY, Pass, TableRow, TableRows, note
+from layerscope.published.read.csv_table import PRIMARY, PromptKey, TableRow, TableRows, note
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.record.rows import COLUMNS, rows_frame
@@ -17,7 +17,7 @@ LENSES = (HEADLINE, "raw", "prism", "tuned")
 """Lenses of published tables, in the order of our rows."""
 _OVERLAPS = ("topk_jaccard_raw_norm@50", "topk_jaccard_consecutive@50")
 _SATURATED = PROTOCOLS["published"].thresholds.kl_saturated_bits
-Key = tuple[Pass, str, int, int]
+Key = tuple[PromptKey, str, int, int]
 """Prompt, lens, layer, position."""
 Row = dict[str, object]
 """By our columns' names."""
@@ -51,7 +51,7 @@ class FromJson:
     """What rows take from the JSON."""
 
     file: str
-    answer_ids: Mapping[Pass, int | None]
+    answer_ids: Mapping[PromptKey, int | None]
     raw_resid_norms: Sequence[float | None] = ()
     """Of the primary prompt's last position, by layer."""
     not_finite: frozenset[tuple[str, int]] = frozenset()
@@ -63,9 +63,9 @@ class Merged:
     """Rows, and what is said of their prompts by the way."""
 
     rows: dict[Key, Row] = field(default_factory=dict)
-    last: dict[Pass, int] = field(default_factory=dict)
+    last: dict[PromptKey, int] = field(default_factory=dict)
     """The last position of each prompt, in the order of the files."""
-    tokens: dict[tuple[Pass, int], str] = field(default_factory=dict)
+    tokens: dict[tuple[PromptKey, int], str] = field(default_factory=dict)
     """Input token by prompt and position."""
 
     @property
@@ -79,12 +79,12 @@ class Merged:
         """Those that are asked about."""
         return {prompt.fact_index for prompt in self.last if prompt.fact_index is not None}
 
-    def positions(self, prompt: Pass) -> tuple[int, ...]:
+    def positions(self, prompt: PromptKey) -> tuple[int, ...]:
         """Positions of the prompt that have rows."""
         return tuple(sorted({position for found, _, _, position in self.rows if found == prompt}))
 
 
-def merge(tables: Tables, last: dict[Pass, int], said: FromJson, problems: list[ProblemRecord]) -> Merged:
+def merge(tables: Tables, last: dict[PromptKey, int], said: FromJson, problems: list[ProblemRecord]) -> Merged:
     """All rows that the tables hold; `last` is where each prompt ends."""
     merged = Merged(last=last, tokens=_tokens(tables.records.values(), problems))
     for lens, table in tables.next_token.items():
@@ -109,7 +109,7 @@ def merge(tables: Tables, last: dict[Pass, int], said: FromJson, problems: list[
     return merged
 
 
-def frame_of_rows(merged: Merged, fact_keys: Mapping[Pass, str]) -> pl.DataFrame:
+def frame_of_rows(merged: Merged, fact_keys: Mapping[PromptKey, str]) -> pl.DataFrame:
     """The table of the run: by prompt in the order of the files, then lens, layer, position."""
     order = {prompt: i for i, prompt in enumerate(merged.last)}
     keys = sorted(merged.rows, key=lambda key: (order[key[0]], LENSES.index(key[1]), *key[2:]))
@@ -117,11 +117,11 @@ def frame_of_rows(merged: Merged, fact_keys: Mapping[Pass, str]) -> pl.DataFrame
     return rows_frame({column.name: [row.get(column.name) for row in rows] for column in COLUMNS})
 
 
-def last_positions(tables: Tables) -> dict[Pass, int]:
+def last_positions(tables: Tables) -> dict[PromptKey, int]:
     """Where each prompt ends, by the first table that has it: next-token tables have the last position alone."""
-    last: dict[Pass, int] = {}
+    last: dict[PromptKey, int] = {}
     for table in (*tables.next_token.values(), *tables.records.values()):
-        found: dict[Pass, Counter[int]] = {}
+        found: dict[PromptKey, Counter[int]] = {}
         for row in table.rows:
             if row.position is not None:
                 found.setdefault(row.prompt, Counter())[row.position] += 1
@@ -132,9 +132,9 @@ def last_positions(tables: Tables) -> dict[Pass, int]:
     return last
 
 
-def _tokens(records: Iterable[TableRows], problems: list[ProblemRecord]) -> dict[tuple[Pass, int], str]:
+def _tokens(records: Iterable[TableRows], problems: list[ProblemRecord]) -> dict[tuple[PromptKey, int], str]:
     """Input tokens; a row that says another one than the first row of its place is noted."""
-    tokens: dict[tuple[Pass, int], str] = {}
+    tokens: dict[tuple[PromptKey, int], str] = {}
     for table in records:
         faults = []
         for row in table.rows:
@@ -222,7 +222,7 @@ def _add_what_json_says(merged: Merged, said: FromJson, problems: list[ProblemRe
             note(problems, said.file, [Fault(None, message)])
 
 
-def _whole_row(merged: Merged, key: Key, fact_keys: Mapping[Pass, str]) -> Row:
+def _whole_row(merged: Merged, key: Key, fact_keys: Mapping[PromptKey, str]) -> Row:
     prompt, lens, layer, position = key
     row = merged.rows[key]
     kl = row.get("kl_to_final_bits")

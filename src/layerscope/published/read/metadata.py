@@ -7,17 +7,17 @@ from typing import Literal, get_args
 
 from layerscope.errors import RunError
 from layerscope.published.layout import HEADLINE, PUBLISHED_LENS_NAMES, stem_of
-from layerscope.published.read.csv_table import PRIMARY, Pass
+from layerscope.published.read.csv_table import PRIMARY, PromptKey
 from layerscope.published.read.document import Block
 from layerscope.published.read.merge import FromJson, Merged
 from layerscope.record.measured import (
     CopyMaskRecord,
+    FittedLensRecord,
     LastLayerRecord,
     MeasuredRecord,
     NormTemperatureRecord,
     PredictionRecord,
     SecondForwardRecord,
-    SidecarRecord,
     TunedVariantsRecord,
     UnembedBiasRecord,
 )
@@ -31,7 +31,7 @@ from layerscope.record.parts import (
     SuiteRecord,
 )
 
-CONTROL = Pass(None, "ctl", "orig")
+CONTROL = PromptKey(None, "ctl", "orig")
 _TOO_MANY_LAYERS = 10_000
 _TEMPERATURES = (0.2, 5.0)
 """Bounds of the range in which norm temperatures were searched."""
@@ -155,19 +155,19 @@ def _dtype(said: str | None) -> str | None:
 # Prompts and answers
 
 
-def alignments(document: Block) -> dict[Pass, AlignmentRecord]:
+def alignments(document: Block) -> dict[PromptKey, AlignmentRecord]:
     """The gold answer of every prompt for which the JSON gives one."""
-    found: dict[Pass, AlignmentRecord | None] = {}
+    found: dict[PromptKey, AlignmentRecord | None] = {}
     diagnostics, control = document.block("diagnostics"), document.block("control_prompt")
     primary = _alignment(document.block("gold_answer"), diagnostics)
     # Before generation I, one alignment stood for both wordings of the only fact.
-    found |= {PRIMARY: primary, Pass(0, "pos", "no_filler"): primary}
+    found |= {PRIMARY: primary, PromptKey(0, "pos", "no_filler"): primary}
     found[CONTROL] = _alignment(control.block("gold_answer"), control)
     for block in diagnostics.blocks("gold_alignment_prompts"):
         prompt_id, variant = block.text("prompt_id"), block.text("prompt_variant")
         if prompt_id is not None and variant is not None:
             index = block.whole("fact_index") if "fact_index" in block.members else 0
-            prompt = Pass(index if prompt_id == "pos" else None, prompt_id, variant)
+            prompt = PromptKey(index if prompt_id == "pos" else None, prompt_id, variant)
             found[prompt] = _alignment(block, block) or found.get(prompt)
     return {prompt: alignment for prompt, alignment in found.items() if alignment is not None}
 
@@ -201,7 +201,7 @@ def _alignment(gold: Block, outcome: Block) -> AlignmentRecord | None:
 
 
 def suite_record(
-    document: Block, merged: Merged, answers: Mapping[Pass, AlignmentRecord], fact_keys: Mapping[Pass, str]
+    document: Block, merged: Merged, answers: Mapping[PromptKey, AlignmentRecord], fact_keys: Mapping[PromptKey, str]
 ) -> SuiteRecord:
     """What was asked, as far as rows and JSON say it."""
     prompts = tuple(_prompt(document, merged, prompt, answers, fact_keys) for prompt in merged.last)
@@ -220,9 +220,9 @@ def suite_record(
 def _prompt(
     document: Block,
     merged: Merged,
-    prompt: Pass,
-    answers: Mapping[Pass, AlignmentRecord],
-    fact_keys: Mapping[Pass, str],
+    prompt: PromptKey,
+    answers: Mapping[PromptKey, AlignmentRecord],
+    fact_keys: Mapping[PromptKey, str],
 ) -> PromptRecord:
     tokens = sorted((position, token) for (found, position), token in merged.tokens.items() if found == prompt)
     whole = [position for position, _ in tokens] == list(range(len(tokens))) and len(tokens) == merged.last[prompt] + 1
@@ -241,7 +241,7 @@ def _prompt(
     )
 
 
-def _prompt_text(document: Block, prompt: Pass, fact_keys: Mapping[Pass, str]) -> str | None:
+def _prompt_text(document: Block, prompt: PromptKey, fact_keys: Mapping[PromptKey, str]) -> str | None:
     """The JSON has the primary prompt's and the control's; the others follow from how the prompts are made."""
     primary = document.block("prompt").text("context_prompt")
     if prompt == CONTROL:
@@ -264,7 +264,7 @@ def _prompt_text(document: Block, prompt: Pass, fact_keys: Mapping[Pass, str]) -
 
 
 def measured_record(
-    document: Block, n_layers: int, sidecars: tuple[SidecarRecord, ...], variants: TunedVariantsRecord | None
+    document: Block, n_layers: int, sidecars: tuple[FittedLensRecord, ...], variants: TunedVariantsRecord | None
 ) -> MeasuredRecord:
     """Every block that published files have; of the others, that they do not.
 
@@ -411,7 +411,7 @@ def _prediction(block: Block) -> PredictionRecord | None:
 # What the rows take from the JSON
 
 
-def from_json(document: Block, answers: Mapping[Pass, AlignmentRecord], n_layers: int) -> FromJson:
+def from_json(document: Block, answers: Mapping[PromptKey, AlignmentRecord], n_layers: int) -> FromJson:
     """Answers' ids, norms of residuals, and rows that were not finite."""
     norms: list[float | None] = [None] * (n_layers + 1)
     for block in document.block("diagnostics").block("normalization_provenance").blocks("per_layer"):

@@ -38,7 +38,7 @@ from layerscope.published.manifest import check_manifest
 from layerscope.published.read import cross_checks as agreement
 from layerscope.published.read import fitted_lenses as fitted
 from layerscope.published.read import metadata
-from layerscope.published.read.csv_table import Pass, TableRows, check_table, note, read_table
+from layerscope.published.read.csv_table import PromptKey, TableRows, check_table, note, read_table
 from layerscope.published.read.document import Block, generation_of, read_document
 from layerscope.published.read.extended import read_extended
 from layerscope.published.read.fitted_lenses import AuditTable, read_audit
@@ -246,9 +246,9 @@ def _copy_flags(document: Block) -> list[str] | None:
     return flags
 
 
-def _fact_keys(tables: Tables) -> dict[Pass, str]:
+def _fact_keys(tables: Tables) -> dict[PromptKey, str]:
     """The key of each prompt's fact; none before generation J."""
-    keys: dict[Pass, str] = {}
+    keys: dict[PromptKey, str] = {}
     for table in tables.all:
         for row in table.rows:
             key = row.values.get("fact_key")

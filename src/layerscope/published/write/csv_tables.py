@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis import tuned_audit
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, Pass, Row
+from layerscope.analysis.curve import Curve, PromptKey, Row
 from layerscope.analysis.milestones import Milestone
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.tuned_audit import Reading
@@ -129,7 +129,7 @@ def _next_rows(source: Source, lens: str) -> Iterator[dict[str, Value]]:
             yield _listing(cells, row, NEXT_LISTED)
 
 
-def _curves(source: Source, lens: str) -> Iterator[tuple[Pass, Curve]]:
+def _curves(source: Source, lens: str) -> Iterator[tuple[PromptKey, Curve]]:
     curves = source.run.verdict.curves
     return ((asked, curve) for asked in curves.passes if (curve := curves.get(asked, lens)) is not None)
 

@@ -43,7 +43,7 @@ def _milestones(source: Source) -> Tree:
         **tree_milestones.entropy_gap(source.curve),
         "copy_thresholds": tree_milestones.copy_thresholds(source.found.copy_thresholds),
     }
-    for _, curve, own in source.told_lenses():
+    for _, curve, own in source.summarised_lenses():
         block |= tree_milestones.surface_and_geometry(curve, own, t)
     block |= tree_milestones.cosine_milestones(source)
     block["depth_fractions"] = tree_milestones.depth_fractions(source)

@@ -2,7 +2,7 @@
 
 from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis.curve import Curve
-from layerscope.analysis.fitted_lens_audit import SidecarAudit
+from layerscope.analysis.fitted_lens_audit import FittedLensAudit
 from layerscope.analysis.milestones import Milestones
 from layerscope.published.write import json_tuned_audit as tree_tuned
 from layerscope.published.write.json_milestones import (
@@ -13,7 +13,7 @@ from layerscope.published.write.json_milestones import (
     surface_and_geometry,
 )
 from layerscope.published.write.json_source import Source, Tree, pointer
-from layerscope.record.measured import SidecarRecord
+from layerscope.record.measured import FittedLensRecord
 
 PRISM, TUNED = "prism", "tuned"
 
@@ -33,14 +33,14 @@ def has_variants(source: Source) -> bool:
     return source.found.tuned_audit is not None and source.record.measured.tuned_variants is not None
 
 
-def sidecar_of(source: Source, kind: str) -> SidecarRecord | None:
+def lens_folder_of(source: Source, kind: str) -> FittedLensRecord | None:
     """What the record says of a fitted lens; None where it says nothing, as before there were any."""
     return next((found for found in source.record.measured.sidecars if found.kind == kind), None)
 
 
 def prism_summary(source: Source) -> Tree:
     """The shared decoder, which never decides a milestone."""
-    sidecar, audit = sidecar_of(source, PRISM), source.found.sidecars.get(PRISM)
+    sidecar, audit = lens_folder_of(source, PRISM), source.found.sidecars.get(PRISM)
     read, fit = is_read(source, PRISM), None if sidecar is None else sidecar.prism
     path = _path(source, PRISM)
     block: Tree = {
@@ -57,7 +57,7 @@ def prism_summary(source: Source) -> Tree:
 
 def tuned_lens(source: Source, *, whole: bool) -> Tree:
     """The affine lens of each layer; `whole` for the fuller one of its two places."""
-    sidecar = sidecar_of(source, TUNED)
+    sidecar = lens_folder_of(source, TUNED)
     block: Tree = {"mode": _mode(sidecar), "path": _path(source, TUNED)}
     if not is_read(source, TUNED):
         reason = _why_not(sidecar)
@@ -73,7 +73,7 @@ _STATUS = {"missing": "missing", "refused": "error", "off": "disabled"}
 """What published files call a lens that was not read through."""
 
 
-def _more_of_tuned(source: Source, sidecar: SidecarRecord | None) -> Tree:
+def _more_of_tuned(source: Source, sidecar: FittedLensRecord | None) -> Tree:
     block: Tree = {}
     audit, attribution = source.found.sidecars.get(TUNED), source.found.attribution
     if sidecar is not None:
@@ -91,21 +91,21 @@ def _more_of_tuned(source: Source, sidecar: SidecarRecord | None) -> Tree:
     return block if summary is None else {**block, "audit_summary": summary}
 
 
-def _mode(sidecar: SidecarRecord | None) -> str:
+def _mode(sidecar: FittedLensRecord | None) -> str:
     """How the lens was chosen: fitted lenses are used where they are, unless they were not asked for."""
     return "off" if sidecar is not None and sidecar.status == "off" else "auto"
 
 
 def _path(source: Source, kind: str) -> str | None:
     """The folder's name; where the record is silent, where published files would have looked."""
-    sidecar = sidecar_of(source, kind)
+    sidecar = lens_folder_of(source, kind)
     return f"{_FOLDERS[kind]}/{source.stem}" if sidecar is None else sidecar.path
 
 
 _FOLDERS = {PRISM: "prisms", TUNED: "tuned_lenses"}
 
 
-def _why_not(sidecar: SidecarRecord | None) -> str | None:
+def _why_not(sidecar: FittedLensRecord | None) -> str | None:
     """Why a lens was not read through."""
     if sidecar is None:
         return None
@@ -143,7 +143,7 @@ def _summary(source: Source, curve: Curve, own: Milestones) -> Tree:
     }
 
 
-def _metrics(found: SidecarAudit, extended: bool) -> Tree:
+def _metrics(found: FittedLensAudit, extended: bool) -> Tree:
     """Both lenses side by side, with their differences under opposite signs: see `LayerPair` and `BitsPair`."""
     ranks, bits, near = found.rank_milestones, found.kl_bits_at_percentiles, found.first_kl_le_1_0
     block: Tree = {

@@ -109,11 +109,13 @@ def cosines(own: Milestones, t: Thresholds, centred: bool = False) -> Tree:
 def cosine_milestones(source: Source) -> Tree:
     """The same by lens; a plain cosine can be high from the start, so the extended dialect gives its least value."""
     t = source.thresholds
-    block: Tree = {"cos_milestones": {label: cosines(own, t) for label, _, own in source.told_lenses()}}
+    block: Tree = {"cos_milestones": {label: cosines(own, t) for label, _, own in source.summarised_lenses()}}
     if source.extended:
-        block["cos_milestones_centered"] = {label: cosines(own, t, True) for label, _, own in source.told_lenses()}
+        block["cos_milestones_centered"] = {
+            label: cosines(own, t, True) for label, _, own in source.summarised_lenses()
+        }
         block["cos_to_final_min"] = {
-            label: min(curve.values("cos_to_final"), default=None) for label, curve, _ in source.told_lenses()
+            label: min(curve.values("cos_to_final"), default=None) for label, curve, _ in source.summarised_lenses()
         }
     return block
 
@@ -136,7 +138,7 @@ def semantic_margin(source: Source) -> Tree:
     """Whether the answer is more than the most probable of many equals."""
     t = source.thresholds
     block: Tree = {"delta_abs": t.semantic_margin, "p_uniform": 1 / source.record.model.d_vocab}
-    for label, curve, own in source.told_lenses():
+    for label, curve, own in source.summarised_lenses():
         onset = layer_of(own, ONSET)
         row = curve.at(onset)
         gates = Gates(curve.d_vocab, t)
@@ -154,7 +156,7 @@ def semantic_gate(source: Source) -> Tree:
     """Whether it leads clearly, and in two layers in a row."""
     t = source.thresholds
     block: Tree = {"delta_abs": t.semantic_margin, "delta_top2_logit": t.semantic_gap}
-    for label, curve, own in source.told_lenses():
+    for label, curve, own in source.summarised_lenses():
         layer = layer_of(own, "L_semantic_top2_ok")
         block[f"L_semantic_top2_ok_{label}"] = layer
         block[f"L_semantic_top2_ok_{label}_frac"] = depth_fraction(layer, source.n_layers)
@@ -178,7 +180,7 @@ def confirmed_semantics(source: Source) -> Tree | None:
     found = source.found.confirmation
     if found is None:
         return None
-    block: Tree = {f"L_semantic_{label}": layer_of(own, ONSET) for label, _, own in source.told_lenses()}
+    block: Tree = {f"L_semantic_{label}": layer_of(own, ONSET) for label, _, own in source.summarised_lenses()}
     block |= {
         "L_semantic_raw": found.onset_raw,
         "L_semantic_tuned": found.onset_tuned,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from layerscope.published.write.json_source import Source, Tree, pass_of
+from layerscope.published.write.json_source import Source, Tree, prompt_key_of
 from layerscope.record.measured import PredictionRecord
 from layerscope.record.parts import AlignmentRecord, PromptRecord
 
@@ -58,9 +58,11 @@ def gold_alignment(prompt: PromptRecord | None) -> Tree | None:
 def aligned_prompts(source: Source) -> list[PromptRecord]:
     """Every prompt in the order of `gold_alignment_prompts`: the primary one, controls, then all others."""
     prompts = source.record.suite.prompts
-    first = [prompt for prompt in prompts if pass_of(prompt) == source.found.primary]
+    first = [prompt for prompt in prompts if prompt_key_of(prompt) == source.found.primary]
     controls = [prompt for prompt in prompts if prompt.prompt_id != "pos"]
-    others = [prompt for prompt in prompts if prompt.prompt_id == "pos" and pass_of(prompt) != source.found.primary]
+    others = [
+        prompt for prompt in prompts if prompt.prompt_id == "pos" and prompt_key_of(prompt) != source.found.primary
+    ]
     return [*first, *controls, *others]
 
 

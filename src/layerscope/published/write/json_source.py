@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.milestones import Milestones
 from layerscope.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of
@@ -110,7 +110,7 @@ class Source:
         """A milestone of the headline lens as keys and cells call it."""
         return f"{ONSET}_{self.label}" if milestone == ONSET else milestone
 
-    def told_lenses(self) -> Iterator[tuple[str, Curve, Milestones]]:
+    def summarised_lenses(self) -> Iterator[tuple[str, Curve, Milestones]]:
         """Name, curve and milestones of the lenses whose summaries stand side by side, under keys that end in the name.
 
         The headline lens, then the one that published files mean by `norm`, where that is another one and was read.
@@ -120,9 +120,9 @@ class Source:
             if curve is not None:
                 yield label_of(lens), curve, self.run.milestones.of(lens)
 
-    def prompt(self, asked: Pass | None) -> PromptRecord | None:
+    def prompt(self, asked: PromptKey | None) -> PromptRecord | None:
         """What the record says of a prompt."""
-        return next((found for found in self.record.suite.prompts if pass_of(found) == asked), None)
+        return next((found for found in self.record.suite.prompts if prompt_key_of(found) == asked), None)
 
     @cached_property
     def control(self) -> PromptRecord | None:
@@ -130,6 +130,6 @@ class Source:
         return next((found for found in self.record.suite.prompts if found.prompt_id != "pos"), None)
 
 
-def pass_of(prompt: PromptRecord) -> Pass:
+def prompt_key_of(prompt: PromptRecord) -> PromptKey:
     """What tells a prompt apart."""
-    return Pass(prompt.fact_index, prompt.prompt_id, prompt.prompt_variant)
+    return PromptKey(prompt.fact_index, prompt.prompt_id, prompt.prompt_variant)

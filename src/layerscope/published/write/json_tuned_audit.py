@@ -8,7 +8,7 @@ from layerscope.analysis.fitted_lens_audit import AttributedGain, Attribution
 from layerscope.analysis.percentiles import percentile
 from layerscope.analysis.tuned_audit import CALIBRATION_ONLY, HeadMismatch, PositionsAudit, RotationVsTemperature
 from layerscope.published.write.json_source import Source, Tree, label_of
-from layerscope.record.measured import ByLayer, SidecarRecord, TunedFitRecord
+from layerscope.record.measured import ByLayer, FittedLensRecord, TunedFitRecord
 
 STAMP = "%Y%m%dT%H%MZ"
 """How published files write the time of a fit."""
@@ -107,7 +107,7 @@ def skip_layers(source: Source) -> Tree:
 # What it was fitted on
 
 
-def provenance(source: Source, sidecar: SidecarRecord) -> Tree:
+def provenance(source: Source, sidecar: FittedLensRecord) -> Tree:
     """What its own record says, as far as published files have a place for it."""
     fit, created = sidecar.tuned, sidecar.created_utc
     return {
@@ -121,7 +121,7 @@ def provenance(source: Source, sidecar: SidecarRecord) -> Tree:
     }
 
 
-def provenance_snapshot(sidecar: SidecarRecord) -> Tree | None:
+def provenance_snapshot(sidecar: FittedLensRecord) -> Tree | None:
     """The same in short; None for a lens of which no fit is recorded."""
     fit, corpus = sidecar.tuned, sidecar.corpus
     if fit is None:
@@ -166,7 +166,7 @@ def _from_layer_1(by_layer: ByLayer, n_layers: int) -> list[float | None] | None
     return [*by_layer[1:], *[None] * (n_layers + 1 - len(by_layer))] if by_layer else None
 
 
-def _training(sidecar: SidecarRecord) -> Tree | None:
+def _training(sidecar: FittedLensRecord) -> Tree | None:
     settings, corpus = sidecar.settings, sidecar.corpus
     if settings is None and corpus is None:
         return None
@@ -187,6 +187,6 @@ def _training(sidecar: SidecarRecord) -> Tree | None:
     }
 
 
-def _fitted_tokens(sidecar: SidecarRecord) -> int | None:
+def _fitted_tokens(sidecar: FittedLensRecord) -> int | None:
     split = None if sidecar.corpus is None else sidecar.corpus.splits.get("fit")
     return None if split is None else split.n_tokens

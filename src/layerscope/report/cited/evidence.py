@@ -6,7 +6,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.analysis.milestones import Milestone
 from layerscope.errors import RunError
@@ -83,11 +83,11 @@ class Evidence:
         return self.verdict.milestones.headline
 
     @property
-    def primary(self) -> Pass | None:
+    def primary(self) -> PromptKey | None:
         """The prompt that is meant where none is named."""
         return self.verdict.curves.primary
 
-    def curve(self, lens: str | None = None, asked: Pass | None = None) -> Curve | None:
+    def curve(self, lens: str | None = None, asked: PromptKey | None = None) -> Curve | None:
         """The rows of one prompt under one lens; of the primary prompt and the headline lens where not given."""
         return self.verdict.curves.get(asked or self.primary, lens or self.headline)
 
@@ -141,7 +141,7 @@ class Evidence:
         name = csv_name(self.stem, NEXT_TOKEN, None if lens in (None, self.headline) else lens)
         return self.sources.csv(name) if self.sources.has(name) else None
 
-    def row(self, layer: int, lens: str | None = None, asked: Pass | None = None) -> tuple[CsvFile, CsvRow] | None:
+    def row(self, layer: int, lens: str | None = None, asked: PromptKey | None = None) -> tuple[CsvFile, CsvRow] | None:
         """The row of a next-token table that holds one layer of one prompt; None where there is none."""
         lens, asked, table = lens or self.headline, asked or self.primary, self.table(lens)
         if table is None or asked is None:
@@ -150,7 +150,7 @@ class Evidence:
         return None if row is None else (table, row)
 
     def cell(
-        self, column: str, layer: int | None, unit: Unit, *, lens: str | None = None, asked: Pass | None = None
+        self, column: str, layer: int | None, unit: Unit, *, lens: str | None = None, asked: PromptKey | None = None
     ) -> Claim | None:
         """A value of our rows with the cell that holds it; None where there is no such row, or no value in it.
 
@@ -186,7 +186,7 @@ class Evidence:
             layer=layer,
         )
 
-    def _record_of(self, layer: int, lens: str, asked: Pass | None) -> tuple[CsvFile, CsvRow] | None:
+    def _record_of(self, layer: int, lens: str, asked: PromptKey | None) -> tuple[CsvFile, CsvRow] | None:
         """The row of the table of records, which holds every position, for the last one of a prompt."""
         name = csv_name(self.stem, RECORDS, None if lens == self.headline else lens)
         curve = self.curve(lens, asked)
@@ -214,7 +214,7 @@ class Evidence:
             **about,  # type: ignore[arg-type]  # fields of Claim, checked by the tests
         )
 
-    def milestone(self, name: str, *, lens: str | None = None, asked: Pass | None = None) -> Claim | None:
+    def milestone(self, name: str, *, lens: str | None = None, asked: PromptKey | None = None) -> Claim | None:
         """The layer of a milestone as found in the rows; None where the prompt was not read through that lens.
 
         It cites the JSON where that states the same layer, else the row of the layer; and where there is no layer all
@@ -258,7 +258,7 @@ class Evidence:
             return () if row is None else (_cited(*row, None),)
         return self.whole_pass(found.lens, found.asked)
 
-    def whole_pass(self, lens: str | None = None, asked: Pass | None = None) -> tuple[Citation, ...]:
+    def whole_pass(self, lens: str | None = None, asked: PromptKey | None = None) -> tuple[Citation, ...]:
         """The lines of a table that hold all layers of one prompt; none where it has none."""
         lens, asked = lens or self.headline, asked or self.primary
         if asked is None:
@@ -268,7 +268,7 @@ class Evidence:
         return self._whole[asked, lens]
 
     @cached_property
-    def _whole(self) -> dict[tuple[Pass, str], tuple[Citation, ...]]:
+    def _whole(self) -> dict[tuple[PromptKey, str], tuple[Citation, ...]]:
         return {}
 
     def raw_rows(self) -> tuple[Citation, ...]:
@@ -287,7 +287,7 @@ class Evidence:
             return self.whole_pass("raw")
         return (Citation(file, min(r.line for r in found), max(r.last_line for r in found), row=found[0].number),)
 
-    def _span(self, lens: str, asked: Pass) -> tuple[Citation, ...]:
+    def _span(self, lens: str, asked: PromptKey) -> tuple[Citation, ...]:
         table = self.table(lens)
         if table is None:
             return ()
@@ -396,5 +396,5 @@ def _cited(table: CsvFile, row: CsvRow, column: str | None) -> Citation:
     return Citation(table.name, row.line, row.last_line, row=row.number, column=column)
 
 
-def _label(asked: Pass | None) -> str | None:
+def _label(asked: PromptKey | None) -> str | None:
     return None if asked is None else f"{asked.prompt_id}/{asked.prompt_variant}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from layerscope.analysis.curve_shapes import listed_layers
-from layerscope.analysis.fitted_lens_audit import AttributedGain, SidecarAudit
+from layerscope.analysis.fitted_lens_audit import AttributedGain, FittedLensAudit
 from layerscope.analysis.percentiles import depth_layer
 from layerscope.analysis.raw_comparison import Comparison
 from layerscope.report.cited.claims import Citation, Claim, Unit
@@ -150,7 +150,7 @@ def _absent(quotes: Quotes, lens: str) -> Sentence:
     return sentence("No ", Name(lens), words, *why, ".")
 
 
-def _audit(quotes: Quotes, audit: SidecarAudit) -> list[Block]:
+def _audit(quotes: Quotes, audit: FittedLensAudit) -> list[Block]:
     lens = audit.lens
     base: Path = (_D, "prism_summary", "metrics") if lens == "prism" else ("tuned_lens", "summary", "metrics")
     rows = []

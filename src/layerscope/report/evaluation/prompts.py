@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.diagnostics import CONFIRMED
 from layerscope.analysis.facts import Fact, fact_passes
 from layerscope.analysis.statistics import Summary
@@ -82,7 +82,7 @@ def facts(quotes: Quotes) -> Section:
     return Section(title, (first, _spread(quotes)))
 
 
-def _fact(quotes: Quotes, fact: Fact, asked: Pass) -> Row:
+def _fact(quotes: Quotes, fact: Fact, asked: PromptKey) -> Row:
     named = [(ONSET, fact.L_semantic), (CONFIRMED, None), ("L_semantic_margin_ok", None), (STRONG, None)]
     layers = [quotes.milestone(name, asked=asked) for name, _ in named]
     delta = quotes.figure("delta_hat", fact.delta_hat, Unit.SHARE, basis=layers, reason="no copy layer")

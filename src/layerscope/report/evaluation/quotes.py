@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from layerscope.analysis.confirmation import NO_OTHER_LENS
-from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.analysis.curve_shapes import Point, points
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.guidance import Guidance
@@ -75,7 +75,7 @@ class Quotes:
         return self.absent(name, unit, reason) if found is None else found
 
     def cell(
-        self, column: str, layer: int | None, unit: Unit, *, lens: str | None = None, asked: Pass | None = None
+        self, column: str, layer: int | None, unit: Unit, *, lens: str | None = None, asked: PromptKey | None = None
     ) -> Claim:
         """A value of a row; absent where there is none."""
         found = self.evidence.cell(column, layer, unit, lens=lens, asked=asked)
@@ -133,7 +133,7 @@ class Quotes:
         found = (self.evidence.entry(*path) for path in paths)
         return next((entry for entry in found if entry is not None and not entry.is_container), None)
 
-    def milestone(self, name: str, *, lens: str | None = None, asked: Pass | None = None) -> Claim:
+    def milestone(self, name: str, *, lens: str | None = None, asked: PromptKey | None = None) -> Claim:
         """The layer of a milestone; absent where the prompt was not read through that lens."""
         found = self.evidence.milestone(name, lens=lens, asked=asked)
         if found is None:
@@ -162,7 +162,7 @@ class Quotes:
         curve = self.evidence.curve(lens)
         return [] if curve is None else points((row["layer"], row[column]) for row in curve.rows)
 
-    def rows(self, lens: str | None = None, asked: Pass | None = None) -> tuple[Citation, ...]:
+    def rows(self, lens: str | None = None, asked: PromptKey | None = None) -> tuple[Citation, ...]:
         """The lines of all rows of a prompt."""
         return self.evidence.whole_pass(lens, asked)
 
@@ -254,7 +254,7 @@ def table(header: Sequence[str], rows: Sequence[Row], caption: Sentence | None =
     return Table(tuple(header), tuple(rows), caption)
 
 
-def _is(prompt: PromptRecord, asked: Pass) -> bool:
+def _is(prompt: PromptRecord, asked: PromptKey) -> bool:
     return (prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == (
         asked.fact_index, asked.prompt_id, asked.prompt_variant,
     )  # fmt: skip

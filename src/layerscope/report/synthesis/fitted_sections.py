@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from layerscope.analysis.fitted_lens_audit import SidecarAudit
+from layerscope.analysis.fitted_lens_audit import FittedLensAudit
 from layerscope.analysis.percentiles import QUARTERS, depth_layer
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Table, row
@@ -72,7 +72,7 @@ def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) 
     )
 
 
-def _audit(run: Compared, lens: str) -> SidecarAudit:
+def _audit(run: Compared, lens: str) -> FittedLensAudit:
     return run.diagnostics.sidecars[lens]
 
 

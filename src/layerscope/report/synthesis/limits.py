@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.record.parts import PromptRecord
 from layerscope.report.synthesis.compared import Compared
@@ -61,7 +61,7 @@ def primary_prompt(run: Compared) -> PromptRecord | None:
         (
             prompt
             for prompt in run.evidence.record.suite.prompts
-            if Pass(prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == primary
+            if PromptKey(prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == primary
         ),
         None,
     )

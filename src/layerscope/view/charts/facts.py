@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.facts import fact_passes
 from layerscope.analysis.milestones import Milestones
 from layerscope.analysis.percentiles import QUARTERS, median, percentile
@@ -97,7 +97,7 @@ def _quarters(
     }
 
 
-def _median_milestones(run: AnalysedRun, lens: str, metric: str, passes: Sequence[Pass]) -> list[Named]:
+def _median_milestones(run: AnalysedRun, lens: str, metric: str, passes: Sequence[PromptKey]) -> list[Named]:
     """The middle of each milestone over the facts that have it."""
     by_pass = run.verdict.milestones.by_pass(lens)
     own: list[Milestones] = [by_pass[asked] for asked in passes if asked in by_pass]
@@ -112,7 +112,7 @@ def _median_milestones(run: AnalysedRun, lens: str, metric: str, passes: Sequenc
     return found
 
 
-def _reference(run: AnalysedRun, kind: Metric, known: Sequence[Pass]) -> float | None:
+def _reference(run: AnalysedRun, kind: Metric, known: Sequence[PromptKey]) -> float | None:
     """The median of the model's own entropies; no difference for a divergence or a cosine."""
     if kind.name in ("kl_to_final_bits", "cos_to_final"):
         return 0.0 if kind.name == "kl_to_final_bits" else 1.0
@@ -133,7 +133,7 @@ def _subtitle(run: AnalysedRun, lens: str, kind: Metric, reference: float | None
 
 def _description(
     run: AnalysedRun, kind: Metric, lens: str, quarters: dict[int, tuple[float, float, float]], named: Sequence[Named],
-    known: dict[Pass, tuple[tuple[int, int | float | None], ...]], reference: float | None,
+    known: dict[PromptKey, tuple[tuple[int, int | float | None], ...]], reference: float | None,
 ) -> str:  # fmt: skip
     widest = max(quarters, key=lambda layer: quarters[layer][2] - quarters[layer][0])
     low, _, high = quarters[widest]
@@ -155,7 +155,7 @@ def _description(
 
 def _drawn(
     run: AnalysedRun, quarters: dict[int, tuple[float, float, float]],
-    known: dict[Pass, tuple[tuple[int, int | float | None], ...]], look: Look, axes: Axes,
+    known: dict[PromptKey, tuple[tuple[int, int | float | None], ...]], look: Look, axes: Axes,
 ) -> list[alt.Chart]:  # fmt: skip
     step = -(-len(known) // MOST_LINES)
     thin: list[Datum] = [
@@ -182,7 +182,7 @@ def _drawn(
 
 
 def _table(
-    run: AnalysedRun, lens: str, column: str, curves: dict[Pass, tuple[tuple[int, int | float | None], ...]],
+    run: AnalysedRun, lens: str, column: str, curves: dict[PromptKey, tuple[tuple[int, int | float | None], ...]],
     quarters: dict[int, tuple[float, float, float]],
 ) -> pl.DataFrame:  # fmt: skip
     n_layers = run.record.model.n_layers

@@ -10,7 +10,7 @@ import altair as alt
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.errors import RunError
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, layered, titled, y_at
 from layerscope.view.charts.palette import VIRIDIS, ink, shade
@@ -51,7 +51,7 @@ def grid(
     lens: str | None = None,
     colour: str = "entropy",
     *,
-    asked: Pass | None = None,
+    asked: PromptKey | None = None,
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
 ) -> ChartSpec:
@@ -95,7 +95,7 @@ def grid(
 
 
 def _cells(
-    run: AnalysedRun, lens: str, prompt: Pass, layers: Sequence[int] | None, positions: Sequence[int] | None
+    run: AnalysedRun, lens: str, prompt: PromptKey, layers: Sequence[int] | None, positions: Sequence[int] | None
 ) -> pl.DataFrame:
     own = run.rows.filter(
         pl.col("fact_index").eq_missing(pl.lit(prompt.fact_index, dtype=pl.Int32)),
@@ -186,7 +186,7 @@ def _at(share: float, ends: tuple[float, float], log: bool) -> float:
     return float(low * (high / low) ** share) if log else low + (high - low) * share
 
 
-def _description(run: AnalysedRun, lens: str, prompt: Pass, kind: _Shade, cells: pl.DataFrame) -> str:
+def _description(run: AnalysedRun, lens: str, prompt: PromptKey, kind: _Shade, cells: pl.DataFrame) -> str:
     known = cells.drop_nulls(kind.column)
     positions, layers = cells["position"].unique().sort(), cells["layer"].unique().sort()
     low, high = (_number(edge) for edge in (known[kind.column].min(), known[kind.column].max()))

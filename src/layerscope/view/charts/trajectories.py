@@ -7,7 +7,7 @@ from typing import Literal
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, Pass
+from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.errors import RunError
 from layerscope.view.charts.chart_spec import ChartSpec, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
@@ -47,7 +47,7 @@ def trajectories(
     metric: str,
     *,
     lenses: Sequence[str] | None = None,
-    asked: Pass | None = None,
+    asked: PromptKey | None = None,
     over: Literal["layer", "depth"] = "layer",
 ) -> ChartSpec:
     """One prompt at its last position, layer by layer.
@@ -98,7 +98,7 @@ def curve_values(curve: Curve | None, column: str) -> tuple[tuple[int, int | flo
     return tuple((layer, by_layer.get(layer)) for layer in range(min(by_layer), curve.n_layers + 1))
 
 
-def _prompt_of(run: AnalysedRun, asked: Pass | None) -> Pass:
+def _prompt_of(run: AnalysedRun, asked: PromptKey | None) -> PromptKey:
     found = asked or run.verdict.curves.primary
     if found is None or found not in run.verdict.curves.passes:
         raise RunError(f"This run has no rows of {found or 'any fact'}; choose one of its prompts.")
@@ -143,7 +143,7 @@ def _lines(drawn: Sequence[_Series], headline: str) -> list[Line]:
     ]
 
 
-def _reference(run: AnalysedRun, kind: Metric, prompt: Pass) -> int | float | None:
+def _reference(run: AnalysedRun, kind: Metric, prompt: PromptKey) -> int | float | None:
     """The model's own value, or the one that agreement with it has; None where there is none or it was not recorded."""
     if kind.name in ("kl_to_final_bits", "cos_to_final"):
         return 0.0 if kind.name == "kl_to_final_bits" else 1.0
@@ -165,7 +165,7 @@ def _reference_words(kind: Metric, reference: int | float) -> str:
 def _subtitle(
     run: AnalysedRun,
     kind: Metric,
-    prompt: Pass,
+    prompt: PromptKey,
     drawn: Sequence[_Series],
     reference: int | float | None,
     caution: str | None,
@@ -183,7 +183,7 @@ def _subtitle(
 
 
 def _description(
-    run: AnalysedRun, kind: Metric, prompt: Pass, lines: Sequence[Line], named: Sequence[Named],
+    run: AnalysedRun, kind: Metric, prompt: PromptKey, lines: Sequence[Line], named: Sequence[Named],
     reference: int | float | None, absent: Sequence[_Series], caution: str | None,
 ) -> str:  # fmt: skip
     model = run.record.model
@@ -202,7 +202,11 @@ def _description(
 
 
 def _table(
-    run: AnalysedRun, prompt: Pass, series: Sequence[_Series], named: Sequence[Named], reference: int | float | None
+    run: AnalysedRun,
+    prompt: PromptKey,
+    series: Sequence[_Series],
+    named: Sequence[Named],
+    reference: int | float | None,
 ) -> pl.DataFrame:
     n_layers, headline = run.record.model.n_layers, run.record.protocol.headline_lens
     at: dict[int | float, list[str]] = {}

@@ -9,12 +9,12 @@ import altair as alt
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.facts import fact_passes
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.raw_comparison import HIGH_KL_BITS, NEAR_JACCARD, NEAR_JS_BITS, NEAR_L1, Comparison
 from layerscope.errors import RunError
-from layerscope.record.measured import HeldOutRecord, SidecarRecord
+from layerscope.record.measured import FittedLensRecord, HeldOutRecord
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.palette import LENSES, SERIES, lens_look, series_look
@@ -186,7 +186,7 @@ def _held_out(run: AnalysedRun) -> ChartSpec:
     return ChartSpec("trust-held-out", title_text, said, finished(layers, title, said, HEIGHT), table)
 
 
-def _held_out_of(one: SidecarRecord) -> HeldOutRecord | None:
+def _held_out_of(one: FittedLensRecord) -> HeldOutRecord | None:
     fit = one.tuned or one.prism
     return None if fit is None or one.status != "loaded" else fit.held_out
 
@@ -229,12 +229,12 @@ def _onsets(run: AnalysedRun) -> ChartSpec:
     return ChartSpec("trust-decoding-point", title_text, said, chart, pl.DataFrame(rows, schema=schema, orient="row"))
 
 
-def _onset(run: AnalysedRun, lens: str, asked: Pass) -> int | None:
+def _onset(run: AnalysedRun, lens: str, asked: PromptKey) -> int | None:
     found = run.verdict.milestones.of(lens, asked)
     return found["L_semantic"].layer if "L_semantic" in found else None
 
 
-def _onset_layers(run: AnalysedRun, found: Sequence[tuple[Pass, int | None, int | None]]) -> list[alt.Chart]:
+def _onset_layers(run: AnalysedRun, found: Sequence[tuple[PromptKey, int | None, int | None]]) -> list[alt.Chart]:
     """A line between both onsets of a fact; where they are one, the open circle lies around the triangle."""
     axes = Axes(run.record.model.n_layers, "")
     names = [prompt_name(run, asked) for asked, _, _ in found]

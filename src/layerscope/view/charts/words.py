@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.curve_shapes import Points, peak, points, trough
 from layerscope.report.text import printable
 
@@ -46,9 +46,9 @@ def course(name: str, curve: Points, unit: str = "", steps: str = "layer") -> st
     return f"{said}; {', '.join(extremes)}." if extremes else f"{said}."
 
 
-def prompt_name(run: AnalysedRun, asked: Pass) -> str:
+def prompt_name(run: AnalysedRun, asked: PromptKey) -> str:
     """What a prompt asks: `Germany→Berlin`, or its answer alone; its wording too where there are several."""
-    recorded = [p for p in run.record.suite.prompts if Pass(p.fact_index, p.prompt_id, p.prompt_variant) == asked]
+    recorded = [p for p in run.record.suite.prompts if PromptKey(p.fact_index, p.prompt_id, p.prompt_variant) == asked]
     curve = next((curve for curve in run.verdict.curves if curve.asked == asked), None)
     key = None if curve is None else next(iter(curve.values("fact_key")), None)
     answer = next((one.string.strip() for prompt in recorded for one in prompt.answers), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Pass
+from layerscope.analysis.curve import PromptKey
 from layerscope.published.layout import RECORDS, csv_name, stem_of
 from layerscope.record.parts import PromptRecord
 from layerscope.terminal.verdict import STRONG, rank_1
@@ -171,7 +171,9 @@ def _prompt(
         last=None if last is None else int(str(last)),
         answers=answers,
         answer_tokens=_answer_tokens(record, rows, vocabulary),
-        milestones={lens: found for lens in run.record.protocol.lenses if (found := _layers(run, lens, Pass(*asked)))},
+        milestones={
+            lens: found for lens in run.record.protocol.lenses if (found := _layers(run, lens, PromptKey(*asked)))
+        },
         blocks={
             lens: BlockData(ids[key], made[key].positions, made[key].top_k)
             for lens in run.record.protocol.lenses
@@ -203,7 +205,7 @@ def _answer_tokens(record: PromptRecord | None, rows: pl.DataFrame, vocabulary: 
     return tuple(at for at, (id_, text) in found if (id_ in ids if id_ >= 0 else text in texts))
 
 
-def _layers(run: AnalysedRun, lens: str, asked: Pass) -> dict[str, int]:
+def _layers(run: AnalysedRun, lens: str, asked: PromptKey) -> dict[str, int]:
     own = run.milestones.of(lens, asked)
     if not own or not run.record.ranks_stand:
         return {}

@@ -10,7 +10,7 @@ from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.suite import builtin_suites
 from layerscope.terminal.run_tables import identity_line
-from layerscope.terminal.verdict import ONSET, STRONG, STRONG_RUN2, Said, Teller, lens_columns, quoting
+from layerscope.terminal.verdict import ONSET, STRONG, STRONG_RUN2, LabelledLine, VerdictText, lens_columns, quoting
 
 BUNDLED_ID = "layerscope/reference"
 """How records name the model that comes with the package; it is probed where none is named."""
@@ -72,7 +72,7 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
     layer is named at all.
     """
     record = run.record
-    teller = Teller(run.verdict, record)
+    teller = VerdictText(run.verdict, record)
     told = teller.ranked and bool(teller.own)
     semantic = teller.semantic() if told else None
     first, *reasons = quoting(run.guidance, run.diagnostics.headline, ranked=teller.ranked)
@@ -103,12 +103,12 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _reasons(said: Sequence[Said]) -> Iterator[Sentence]:
+def _reasons(said: Sequence[LabelledLine]) -> Iterator[Sentence]:
     for one in said:
         yield Sentence(one.label, one.text, _WEIGHTS.get(one.label, ""))
 
 
-def _told(said: Sequence[Said]) -> Iterator[Sentence]:
+def _told(said: Sequence[LabelledLine]) -> Iterator[Sentence]:
     """Lines of one label drawn together."""
     label, texts = "", list[str]()
     for one in said:
@@ -129,7 +129,7 @@ def _columns(run: AnalysedRun) -> Mapping[str, str]:
     return {header: name for header, name in columns.items() if name.startswith(ONSET) and STRONG not in name}
 
 
-def _depths(run: AnalysedRun, teller: Teller) -> Iterator[Depth]:
+def _depths(run: AnalysedRun, teller: VerdictText) -> Iterator[Depth]:
     columns = _columns(run)
     trusted = run.record.probabilities_stand
     for lens in run.record.protocol.lenses:

@@ -25,8 +25,8 @@ from layerscope import CausalLM
 from layerscope.cli.main import app
 from layerscope.fitting.checkpoint import Checkpoint
 from layerscope.fitting.workspace import Workspace
-from layerscope.lens_record import LensRecord
-from layerscope.lenses.lens_folder import LensFolder, read_fitted_lens, read_record
+from layerscope.lens_record import LensFolder, LensRecord
+from layerscope.lenses.lens_folder import read_fitted_lens, read_record
 from layerscope.model.causal_lm import BUNDLED
 from layerscope.terminal.lens_tables import lens_lines, lens_list, lens_table, ranges
 

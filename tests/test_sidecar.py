@@ -375,7 +375,7 @@ def test_finding_reads_no_weights(tmp_path: Path):
     (found,) = find_lens_folders(tmp_path, "tuned")
     assert found.record.model == _model()
     with pytest.raises(LensError, match="damaged"):
-        found.read()
+        read_fitted_lens(found.folder)
 
 
 def test_the_lens_of_a_model_is_the_one_with_its_fingerprint(tmp_path: Path):
@@ -383,7 +383,7 @@ def test_the_lens_of_a_model_is_the_one_with_its_fingerprint(tmp_path: Path):
     _write_tuned(tmp_path / "two", model=_model("2" * 64), seed=2)
     found = find_lens_of(tmp_path, "tuned", _model("2" * 64, id="another/name", commit="abc"))
     assert found.folder == tmp_path / "two"
-    assert torch.equal(found.read().tensors["layers.000.bias"], _translators(2, seed=2)[0].bias)
+    assert torch.equal(read_fitted_lens(found.folder).tensors["layers.000.bias"], _translators(2, seed=2)[0].bias)
 
 
 def test_where_there_is_no_lens_the_way_to_one_is_said(tmp_path: Path):

@@ -1,5 +1,7 @@
 """What a fitted lens says of itself: `lens.json`, beside its weights."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
@@ -210,3 +212,11 @@ class LensRecord(_Record):
     imported: ImportedFrom | None
     notes: tuple[str, ...]
     """What a reader has to know, in sentences: a reduced k, a stopped fit, a text that is too short."""
+
+
+@dataclass(frozen=True)
+class LensFolder:
+    """A fitted lens on disk of which only the record was read."""
+
+    record: LensRecord
+    folder: Path

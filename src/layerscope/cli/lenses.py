@@ -206,7 +206,7 @@ def show(
 ) -> None:
     """Show what a fitted lens is, is worth and belongs to, and check that its weights are whole; or list several."""
     with mistakes_in_one_sentence():
-        from layerscope.lenses.lens_folder import RECORD_NAME
+        from layerscope.lenses.lens_folder import RECORD_NAME, read_fitted_lens
         from layerscope.terminal.lens_tables import lens_list
 
         found = _found(path)
@@ -218,7 +218,7 @@ def show(
         if model is not None:
             _check_against(found, model, revision, trust_remote_code)
         if single:
-            found[0].read()  # comes last, for what is damaged should be shown all the same
+            read_fitted_lens(found[0].folder)  # comes last, for what is damaged should be shown all the same
 
 
 @lens_app.command(
@@ -436,13 +436,14 @@ def _free(folder: Path) -> Path:
     return folder
 
 
-def _found(path: Path) -> "list[layerscope.lenses.lens_folder.LensFolder]":
+def _found(path: Path) -> "list[layerscope.lens_record.LensFolder]":
     """The lens that a folder is, or those directly below it, by name.
 
     Raises:
         LensError: no such folder, no lens in it, or a record that cannot be read.
     """
-    from layerscope.lenses.lens_folder import RECORD_NAME, LensFolder, find_lens_folders, read_record
+    from layerscope.lens_record import LensFolder
+    from layerscope.lenses.lens_folder import RECORD_NAME, find_lens_folders, read_record
 
     if (path / RECORD_NAME).exists():
         return [LensFolder(read_record(path), path)]
@@ -466,7 +467,7 @@ def _print_lens(record: "layerscope.lens_record.LensRecord") -> None:
 
 
 def _check_against(
-    found: "Sequence[layerscope.lenses.lens_folder.LensFolder]",
+    found: "Sequence[layerscope.lens_record.LensFolder]",
     model: str,
     revision: str | None,
     trust_remote_code: bool,

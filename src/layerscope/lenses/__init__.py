@@ -4,7 +4,6 @@ from layerscope.lenses.binding import bind_lenses
 from layerscope.lenses.lens import FITTED_NAMES, LENS_NAMES, Lens, lens_names
 from layerscope.lenses.lens_folder import (
     FittedLens,
-    LensFolder,
     find_lens_folders,
     find_lens_of,
     read_fitted_lens,
@@ -19,7 +18,6 @@ __all__ = [
     "LENS_NAMES",
     "FittedLens",
     "Lens",
-    "LensFolder",
     "LogitLens",
     "NextNormLens",
     "PrismLens",

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.lens_record import FORMAT, SCHEMA_VERSION, FittedModel, Kind, LensRecord
+from layerscope.lens_record import FORMAT, SCHEMA_VERSION, FittedModel, Kind, LensFolder, LensRecord
 from layerscope.lenses.lens import Lens
 from layerscope.lenses.lens_folder_check import check_tensors, prism_fit, tuned_fit
 from layerscope.lenses.prism_lens import PrismLens
@@ -40,18 +40,6 @@ class FittedLens:
     tensors: dict[str, Tensor]
     """On the CPU and memory-mapped where they were read from a file."""
     folder: Path
-
-
-@dataclass(frozen=True)
-class LensFolder:
-    """A fitted lens of which only the record was read."""
-
-    record: LensRecord
-    folder: Path
-
-    def read(self, *, verify: bool = True) -> FittedLens:
-        """Read its weights too, as `read_fitted_lens` does."""
-        return read_fitted_lens(self.folder, verify=verify)
 
 
 def tuned_tensors(translators: Sequence[Translator]) -> dict[str, Tensor]:

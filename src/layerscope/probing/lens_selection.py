@@ -8,7 +8,7 @@ from pathlib import Path
 from layerscope.errors import LensError
 from layerscope.lens_record import Kind, LensRecord
 from layerscope.lenses import Lens, bind_lenses
-from layerscope.lenses.lens_folder import FittedLens, find_lens_of, look_for
+from layerscope.lenses.lens_folder import FittedLens, find_lens_of, look_for, read_fitted_lens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import BUNDLED, CausalLM
@@ -112,7 +112,7 @@ def _read(model: CausalLM, kind: Kind, folder: Path) -> FittedLens:
     Raises:
         LensError: it is not there, damaged, of another model, or stands on rows that no lens gives.
     """
-    sidecar = find_lens_of(folder, kind, model_signature(model)).read()
+    sidecar = read_fitted_lens(find_lens_of(folder, kind, model_signature(model)).folder)
     bind_lenses((kind,), final_norm=model.final_norm, next_norms=model.next_norms, sidecars={kind: sidecar})
     return sidecar
 

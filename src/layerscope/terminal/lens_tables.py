@@ -12,13 +12,13 @@ from layerscope.lens_record import (
     CorpusRecord,
     ImportedFrom,
     LayerFit,
+    LensFolder,
     LensRecord,
     PrismFit,
     Settings,
     SkipLayers,
     TunedFit,
 )
-from layerscope.lenses.lens_folder import LensFolder
 from layerscope.report.text import ABSENT, number, printable
 from layerscope.terminal.verdict import LABEL_WIDTH, TEXT_WIDTH, LabelledLine
 

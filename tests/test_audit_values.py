@@ -7,12 +7,12 @@ import pytest
 from layerscope.audit.lookup.cited_lines import Reader
 from layerscope.audit.lookup.key_matching import NameSimilarity, name_similarity
 from layerscope.audit.lookup.value_lookup import judge
-from layerscope.audit.parse.numbers import Number, number
 from layerscope.audit.parse.plain_text import plain
 from layerscope.audit.parse.read_report import read_report
 from layerscope.audit.parse.values import pairs_of
 from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.sources import Sources
+from layerscope.report.numbers import Number
 from published_archives import archive_of
 
 DOCUMENT = """{
@@ -97,17 +97,17 @@ def judged(reader: Reader, text: str) -> list[tuple[str, Judgement, str | None]]
         ("0.000109", False, [0.00010909], [0.000107]),
     ],
 )
-def test_a_printed_number_stands_for_what_rounds_or_is_cut_to_it(
+def test_a_printed_number_stands_for_what_rounds_to_it(
     printed: str, rough: bool, holds: list[int | float], fails: list[int | float]
 ) -> None:
-    found = number(plain(printed), rough=rough)
+    found = Number.parse(plain(printed), rough=rough)
     assert isinstance(found, Number)
     assert [v for v in holds if not found.stands_for(v)] == [] and [v for v in fails if found.stands_for(v)] == []
 
 
 @pytest.mark.parametrize("text", ["", "-", "x", "1.2.3", "e5", "9" * 100, "1e999"])
 def test_what_is_no_number_is_none(text: str) -> None:
-    assert number(text) is None
+    assert Number.parse(text) is None
 
 
 def plain_pairs(text: str) -> list[tuple[str, object]]:

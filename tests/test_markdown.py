@@ -183,21 +183,20 @@ def test_places_of_one_file_are_drawn_together(lines, shown):
 
 
 @pytest.mark.parametrize(
-    ("value", "unit", "text"),
+    ("value", "text"),
     [
-        (None, Unit.LAYER, "n.a."), (True, Unit.TRUTH, "yes"), (31, Unit.LAYER, "31"), (0.861, Unit.SHARE, "0.861"),
-        (0.00845879, Unit.PROBABILITY, "0.0084588"), (1.06071, Unit.BITS, "1.0607"), (0.0, Unit.BITS, "0"),
-        (0.9999977350234983, Unit.PROBABILITY, "0.999998"), (0.00013231, Unit.PROBABILITY, "1.3231e-04"),
-        (2.0, Unit.NUMBER, "2"), (1.0000005, Unit.COSINE, "1.0000"), (-0.717, Unit.COSINE, "-0.717"),
+        (None, "n.a."), (True, "yes"), (31, "31"), (0.861, "0.861"), (0.00845879, "0.0084588"), (1.06071, "1.0607"),
+        (0.0, "0"), (0.9999977350234983, "0.999998"), (0.00013231, "1.3231e-04"), (2.0, "2"), (1.0000005, "1.0000"),
+        (-0.717, "-0.717"), (1 - 1e-11, "0.99999999999"), (1 - 2**-53, "1"), (2**-53 - 1, "-1"), (1e-13, "1.0000e-13"),
     ],
 )  # fmt: skip
-def test_values_print_with_five_digits_and_never_round_up_to_one(value, unit, text):
-    assert value_text(value, unit) == text
+def test_values_print_with_five_digits_and_round_up_to_one_only_what_is_one_but_for_binary_fractions(value, text):
+    assert value_text(value) == text
 
 
 def test_a_number_that_is_none_cannot_be_claimed():
     with pytest.raises(ValueError, match="absent"):
-        value_text(float("nan"), Unit.BITS)
+        value_text(float("nan"))
 
 
 def test_the_report_on_a_run_full_of_hostile_tokens_is_sound(tmp_path: Path):

@@ -23,6 +23,7 @@ from layerscope.report.cited.document import (
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import code, markdown, plain, token_text
 from layerscope.report.evaluation import evaluation
+from layerscope.report.numbers import given
 
 MOST_ROWS = 24
 """Rows of one table that a brief keeps: those about milestones, and of the rest an even choice."""
@@ -181,7 +182,7 @@ def _json(value: object) -> str:
 def _line(fact: _Fact, files: Sequence[str]) -> list[object]:
     """One fact under `columns`; numbers with six significant digits, which is one more than reports print."""
     claim = fact.claim
-    value = float(f"{claim.value:.6g}") if isinstance(claim.value, float) else claim.value
+    value = given(claim.value) if isinstance(claim.value, float) else claim.value
     by_file: dict[int, list[str]] = {}
     for citation in claim.citations:
         by_file.setdefault(files.index(citation.file), []).append(citation.lines)

@@ -19,7 +19,8 @@ from layerscope.lens_record import (
     SkipLayers,
     TunedFit,
 )
-from layerscope.report.text import ABSENT, number, printable
+from layerscope.report.numbers import ABSENT, short_text
+from layerscope.report.text import printable
 from layerscope.terminal.verdict import LABEL_WIDTH, TEXT_WIDTH, LabelledLine
 
 HASH_SHOWN = 8
@@ -72,7 +73,9 @@ def lens_list(found: Sequence[LensFolder]) -> Iterator[RenderableType]:
         record = one.record
         logit, lens = held_out_means(record)
         model, name = (Text(printable(text)) for text in (record.model.id, one.folder.resolve().name))
-        table.add_row(name, record.kind, model, record.model.fingerprint[:HASH_SHOWN], number(logit), number(lens))
+        table.add_row(
+            name, record.kind, model, record.model.fingerprint[:HASH_SHOWN], short_text(logit), short_text(lens)
+        )
     yield table
     yield Text("bits: held-out KL(model || lens), mean over the layers before the last", style="dim")
 
@@ -120,16 +123,16 @@ def _tuned_table(fit: TunedFit) -> Table:
         bits = (one.logit_bits, one.bias_bits, one.closed_form_bits, one.tuned_bits)
         table.add_row(
             str(one.layer),
-            *map(number, bits),
+            *map(short_text, bits),
             _share(one.logit_bits, one.tuned_bits),
-            number(one.temperature),
+            short_text(one.temperature),
             f"{one.map_norm:.2g}",
             f"{one.best_step} of {one.steps}",
             style="yellow" if one.tuned_bits > one.logit_bits else None,
         )
     columns = [[getattr(one, f"{name}_bits") for one in fit.layers] for name in ("logit", "bias", "closed_form")]
     means = [fmean(column) for column in (*columns, [one.tuned_bits for one in fit.layers])]
-    table.add_row("mean", *map(number, means), _share(means[0], means[-1]), style="bold")
+    table.add_row("mean", *map(short_text, means), _share(means[0], means[-1]), style="bold")
     return table
 
 
@@ -138,9 +141,9 @@ def _prism_table(fit: PrismFit) -> Table:
     pairs = list(zip(fit.logit_bits, fit.held_out_bits, strict=True))
     for layer, (logit, prism) in enumerate(pairs):
         worse = "yellow" if prism > logit else None
-        table.add_row(str(layer), number(logit), number(prism), number(logit - prism), style=worse)
+        table.add_row(str(layer), short_text(logit), short_text(prism), short_text(logit - prism), style=worse)
     logit, prism = (fmean(column) for column in zip(*pairs[:-1], strict=True))
-    table.add_row("mean", number(logit), number(prism), number(logit - prism), style="bold")
+    table.add_row("mean", short_text(logit), short_text(prism), short_text(logit - prism), style="bold")
     return table
 
 

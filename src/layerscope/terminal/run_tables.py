@@ -14,7 +14,8 @@ from layerscope.analysis.milestones import NOT_TO_THE_END, STABLE, Milestone, Mi
 from layerscope.errors import RunError
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
-from layerscope.report.text import ABSENT, number, printable
+from layerscope.report.numbers import ABSENT, short_text
+from layerscope.report.text import printable
 
 PROBLEMS_SHOWN = 10
 RANK_MILESTONES = ("L_semantic", "L_semantic_run2", "L_semantic_confirmed", "L_semantic_confirmed_any")
@@ -151,7 +152,7 @@ def _milestone_cells(first: Milestone, stable: Milestone | None, n_layers: int, 
         return [ABSENT, ABSENT, ABSENT, first.reason or ""]
     lost = stable is not None and stable.layer is None
     kept = "lost" if lost else ABSENT if stable is None else str(stable.layer)
-    numbers = (number(first.entropy_bits), number(first.kl_to_final_bits), number(first.p_answer))
+    numbers = (short_text(first.entropy_bits), short_text(first.kl_to_final_bits), short_text(first.p_answer))
     said = "{:>7} {:>8} {:>9}".format(*numbers) if trusted else ""
     return [str(first.layer), f"{first.layer / n_layers:.2f}", kept, said]
 
@@ -207,7 +208,11 @@ def _prompt_table(run: AnalysedRun, rows: pl.DataFrame, lens: str) -> Table:
     own = rows.filter(pl.col("lens") == lens).sort("layer")
     first = _first_rank_1(own)
     for row in own.iter_rows(named=True):
-        probabilities = [number(row["entropy_bits"]), number(row["p_top1"]), number(row["kl_to_final_bits"])]
+        probabilities = [
+            short_text(row["entropy_bits"]),
+            short_text(row["p_top1"]),
+            short_text(row["kl_to_final_bits"]),
+        ]
         rank = ABSENT if row["answer_rank"] is None else f"{row['answer_rank']:,}"
         top1 = Text(ABSENT if row["top1"] is None else repr(row["top1"]))  # as a string, `[i]` would be markup
         cells: list[str | Text] = [str(row["layer"])]

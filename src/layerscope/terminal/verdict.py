@@ -23,7 +23,8 @@ from layerscope.record.measured import FittedLensRecord, HeldOutRecord, LastLaye
 from layerscope.record.parts import HeadTransformRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
-from layerscope.report.text import ABSENT, number, printable
+from layerscope.report.numbers import ABSENT, short_text
+from layerscope.report.text import printable
 
 WIDTH = 80
 LABEL_WIDTH = 10
@@ -207,19 +208,19 @@ class VerdictText:
         share = entropy_fraction(row["entropy_bits"], self.d_vocab)
         p, margin, lead = row["p_answer"], row["answer_minus_uniform"], row["answer_logit_gap"]
         parts = [
-            "" if p is None else f"p {number(p)}",
-            "" if margin is None else f"{number(margin)} above uniform",
-            "" if lead is None else f"lead {number(lead)} logits",
-            "" if share is None else f"entropy {number(row['entropy_bits'])} bits = {share:.2f} log2 V",
-            "" if row["kl_to_final_bits"] is None else f"KL to final {number(row['kl_to_final_bits'])} bits",
+            "" if p is None else f"p {short_text(p)}",
+            "" if margin is None else f"{short_text(margin)} above uniform",
+            "" if lead is None else f"lead {short_text(lead)} logits",
+            "" if share is None else f"entropy {short_text(row['entropy_bits'])} bits = {share:.2f} log2 V",
+            "" if row["kl_to_final_bits"] is None else f"KL to final {short_text(row['kl_to_final_bits'])} bits",
         ]
         return ", ".join(filter(None, parts)) or "not measured"
 
     def _at_onset(self, layer: int) -> str:
         p, lead = self.onset.p_answer, self.diagnostics.gap_at_semantic
         parts = [
-            "" if p is None else f"p {number(p)}",
-            "" if lead is None else f"lead {number(lead)} logits",
+            "" if p is None else f"p {short_text(p)}",
+            "" if lead is None else f"lead {short_text(lead)} logits",
             "hardly above uniform" if self.diagnostics.margin_ok_at_semantic is False else "",
         ]
         return ", ".join(filter(None, parts)) or "not measured"
@@ -320,12 +321,12 @@ class VerdictText:
             why = self.record.measured.absent.get("last_layer")
             return "its distance to the model's head was not measured" + (f": {why}" if why else "")
         measured, lens = found.measured, self.diagnostics.headline
-        said = f"{number(kl)} bits from the model's head under lens {lens}"
+        said = f"{short_text(kl)} bits from the model's head under lens {lens}"
         said += ", with another top token" if measured.top1_agree is False else ""
         if not found.warn_high_last_layer_kl:
             return said
         if measured.temp_est is not None and measured.kl_after_temp_bits is not None:
-            said += f"; a temperature of {measured.temp_est:.2f} leaves {number(measured.kl_after_temp_bits)}"
+            said += f"; a temperature of {measured.temp_est:.2f} leaves {short_text(measured.kl_after_temp_bits)}"
         return f"{said}; {explained(measured, found.threshold_bits, self.record.model.head_transform)}"
 
 
@@ -343,7 +344,7 @@ def explained(measured: LastLayerRecord, threshold_bits: float, head: HeadTransf
     name, bits = next(((name, bits) for name, bits in after.items() if bits is not None), ("", None))
     if bits is not None:
         verb = "explains it" if bits < threshold_bits else "does not explain it"
-        return f"the model's {name} would leave {number(bits)}, which {verb}"
+        return f"the model's {name} would leave {short_text(bits)}, which {verb}"
     if head is not None and head.scale is None and head.softcap is None:
         return "the model declares no scale and no softcap that would explain it"
     return "whether a scale or softcap of the model explains it is not known"
@@ -469,10 +470,14 @@ def raw_against_norm(found: Diagnostics) -> list[str]:
     if n_layers == 0:
         return [f"{said}; full tier unknown: no layer has a distance to the raw lens"]
     whole, prefinal = full.whole.score, full.prefinal.score
-    last = "" if prefinal.v1 is None else f"; prefinal {number(prefinal.v1)} ({number(prefinal.v2)}) {prefinal.tier}"
+    last = (
+        ""
+        if prefinal.v1 is None
+        else f"; prefinal {short_text(prefinal.v1)} ({short_text(prefinal.v2)}) {prefinal.tier}"
+    )
     return [
         f"{said}; full tier {whole.tier} ({n_layers} layers)",
-        f"score v1 {number(whole.v1)} (v2 {number(whole.v2)}) {whole.tier}{last}",
+        f"score v1 {short_text(whole.v1)} (v2 {short_text(whole.v2)}) {whole.tier}{last}",
     ]
 
 

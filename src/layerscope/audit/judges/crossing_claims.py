@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from layerscope.analysis.curve_shapes import first_where
 from layerscope.audit.judges.claim_context import ModelStatement
-from layerscope.audit.parse.vocabulary import QUANTITY, column_of, listed, number
+from layerscope.audit.parse.vocabulary import QUANTITY, column_of, listed
 from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.numbers import ENDS, Number
 
 _BOUND = r"\{[\d.,\s/]+\}|10\^\d|\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)*"
 _WHERE = r"\{[^{}]{1,30}\}|\d+(?:/\d+)+|\d+"
@@ -39,7 +40,7 @@ _KEYS = {
 _NEVER = re.compile(
     rf"\b(?:never|at no layer|no layer)\s+"
     r"(?:reach\w*|cross\w*|exceed\w*|attain\w*|get\w*(?: to)?|falls? below|drops? below)\s+"
-    rf"(?P<what>{QUANTITY})?\s*(?P<op>>=|<=|>|<)?\s*(?P<bound>{_BOUND})",
+    rf"(?P<what>{QUANTITY})?\s*(?P<op>>=|<=|>|<)?\s*(?P<bound>{_BOUND}){ENDS}",
     re.IGNORECASE,
 )
 _CHANGED = re.compile(
@@ -53,7 +54,7 @@ class _Crossing:
 
     column: str
     op: str
-    bound: float
+    bound: int | float
     layer: int | None
     """None where it is said never to be."""
     join: str
@@ -118,8 +119,10 @@ def _judged(
         text = layers[place].lstrip("L= ") if where is not None else ""
         if where is not None and not text.isdigit() and text.lower() not in ("null", "none", "n/a"):
             continue
-        layer = int(text) if text.isdigit() else None
-        verdicts += _judge(said, found, _Crossing(column, op, number(bound), layer, join, first))
+        layer, printed = int(text) if text.isdigit() else None, Number.parse(bound)
+        if printed is None:
+            return
+        verdicts += _judge(said, found, _Crossing(column, op, printed.value, layer, join, first))
     yield from _together(verdicts)
 
 
@@ -203,5 +206,7 @@ def never(said: ModelStatement) -> Iterator[Finding]:
         op = op or ("<=" if column in ("answer_rank", "kl_to_final_bits", "entropy_bits") else ">=")
         verdicts = list[Finding]()
         for bound in listed(found["bound"]):
-            verdicts += _judge(said, found, _Crossing(column, op, number(bound), None, "never", True))
+            printed = Number.parse(bound)
+            if printed is not None:
+                verdicts += _judge(said, found, _Crossing(column, op, printed.value, None, "never", True))
         yield from _together(verdicts)

@@ -11,9 +11,10 @@ from functools import lru_cache
 
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
 from layerscope.audit.judges.claim_context import ModelStatement
-from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, NUMBER, agrees, clause
+from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, clause
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.numbers import NUMBER, Number
 
 QUARTERS = ("p25", "p50", "p75")
 TELLING_BITS = 0.05
@@ -72,12 +73,14 @@ def gains(said: ModelStatement) -> Iterator[Finding]:
 
 def _matching(said: ModelStatement, printed: Sequence[str]) -> _Known | None:
     """The known gains whose amounts are these; None where none are, or several."""
-    amounts = [text.lstrip("+-") for text in printed]
+    amounts = [Number.parse(text.lstrip("+-")) for text in printed]
     found = [
         one
         for one in _known(said)
-        if all(agrees(abs(gain), text) for gain, text in zip(one.gains, amounts, strict=True))
-        and all("." in text for text in amounts)
+        if all(
+            amount is not None and not amount.is_whole and amount.stands_for(abs(gain))
+            for gain, amount in zip(one.gains, amounts, strict=True)
+        )
     ]
     return found[0] if len(found) == 1 else None
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from layerscope.audit.judges.claim_context import ModelStatement
 from layerscope.audit.lookup.cited_lines import Cited
 from layerscope.audit.lookup.key_matching import name_parts
-from layerscope.audit.parse.numbers import Number, number
-from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, NUMBER
-from layerscope.report.cited.claims import Citation, Unit, value_text
+from layerscope.audit.parse.vocabulary import HEDGE, NEGATION
+from layerscope.report.cited.claims import Citation, value_text
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.cited.sources import Entry, JsonFile
+from layerscope.report.numbers import ENDS, NUMBER, Number
 
 _MUTE = frozenset(
     ["l", "n", "num", "at", "of", "to", "in", "is", "for", "the", "bits", "ge", "le", "gt", "ok", "id", "est"]
@@ -42,7 +42,7 @@ _MEANT = {
 }
 """How sentences say the parts of names that are cut short."""
 _FOUND = re.compile(
-    rf"(?<![\w.@-])(?P<layer>(?:layers?\s*=?\s*|L\s?=?\s?))?(?P<number>{NUMBER})(?![\w%]|\.\d|\s?[-/]\s?\d)", re.I
+    rf"(?:(?=~)|(?<![\w.@-]))(?P<layer>(?:layers?\s*=?\s*|L\s?=?\s?))?(?P<number>(?:~\s?)?{NUMBER}){ENDS}", re.I
 )
 _QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"")
 _UNLIKE = re.compile(r"\u0394|\b(?:less|more|than|except|between|or better|plus|minus)\b", re.IGNORECASE)
@@ -82,14 +82,13 @@ def _held_against(said: ModelStatement, sentence: "_Sentence", file: JsonFile, e
         return
     if _is_shown(printed, said.cited) or (printed.is_whole and not isinstance(value, int)):
         return
-    if abs(printed.value - value) <= printed.step * (not printed.is_whole) * 1.001 or printed.stands_for(100 * value):
+    if printed.may_mean(value) or printed.stands_for(100 * value):
         return
     others = _places(said, sentence, file, printed)
     if others:
         yield from _moved(said, file, others)
         return
-    unit = Unit.COUNT if isinstance(value, int) else Unit.NUMBER
-    yield said.finding(said.text, Judgement.CONTRADICTED, f"{place}.", correct=value_text(value, unit), found_at=at)
+    yield said.finding(said.text, Judgement.CONTRADICTED, f"{place}.", correct=value_text(value), found_at=at)
 
 
 def _elsewhere(said: ModelStatement, sentence: "_Sentence", cited: Cited) -> Iterator[Finding]:
@@ -169,7 +168,7 @@ class _Sentence:
     def _only(self, *, layers: bool, but: Sequence[str]) -> Number | None:
         """The one number of the sentence that is a layer, or is none; None where there are several."""
         texts = {one["number"] for one in self._found if (one["layer"] is not None) == layers} - set(but)
-        found = number(texts.pop()) if len(texts) == 1 else None
+        found = Number.parse(texts.pop()) if len(texts) == 1 else None
         return found if found is None or layers or found.digits >= _DIGITS or but else None
 
     def names(self, entry: Entry) -> bool:

@@ -8,12 +8,12 @@ from layerscope.audit.judges.claim_context import ModelStatement
 from layerscope.audit.judges.table_rows import same_token
 from layerscope.audit.lookup.cited_lines import CitedCsv
 from layerscope.audit.lookup.key_matching import name_parts
-from layerscope.audit.parse.numbers import Number, number
 from layerscope.audit.parse.plain_text import plain as typed
 from layerscope.audit.parse.plain_text import token_meant
-from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, NUMBER, QUANTITIES, REACH, plain
-from layerscope.report.cited.claims import Citation, Claim, Unit, value_text
+from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, QUANTITIES, REACH, plain
+from layerscope.report.cited.claims import Citation, Claim, value_text
 from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.numbers import ENDS, NUMBER, Number
 
 _LAYER = r"(?<!\w)(?:layers?\s*=?\s*|L\s?=?\s?)(?P<layer>\d{1,3})\b(?!\.\d|\s?[-/]\s?\d|%)"
 _ANY_LAYER = re.compile(_LAYER + r"|\b(?P<last>(?:last|final) layer)\b", re.IGNORECASE)
@@ -26,14 +26,14 @@ _COLUMNS = {
 }
 """What plain sentences call the columns of our rows."""
 _COLUMN = "|".join(_COLUMNS.values())
-_NUMBER = rf"(?<![\w.-])(?P<number>{NUMBER})(?![\w%]|\.\d|\s?[-/]\s?\d)"
+_NUMBER = rf"(?P<number>(?:~\s?|(?<![\w.-])){NUMBER}){ENDS}"
 _LINK = (
     r"(?:\s+(?:to|from|of|with|the|final|last|model's|model|own|output|head|distribution|answer|token|its|is|was|stands|"
     r"at|equals|about|only|in|bits|value|under|tuned|prism|raw|norm|next_norm|logit|lens|there|here|layers?\s+\d{1,3}|"
     r"L\d{1,3}),?)*"
 )
 _CELLS = (
-    re.compile(rf"(?<![\w\u0394-])(?P<what>{_COLUMN}){_LINK}\s*[=:~]?\s*\(?{_NUMBER}", re.IGNORECASE),
+    re.compile(rf"(?<![\w\u0394-])(?P<what>{_COLUMN}){_LINK}\s*[=:]?\s*\(?{_NUMBER}", re.IGNORECASE),
     re.compile(rf"{_NUMBER}\s*bits\s+of\s+(?P<what>{_COLUMN})\b", re.IGNORECASE),
     re.compile(rf"\b(?P<what>lead)(?:s|ing)?\s+(?:\w+\s+){{0,3}}?by\s+{_NUMBER}\s*logits?", re.IGNORECASE),
 )
@@ -52,6 +52,8 @@ _TOP_TOKEN = re.compile(
 )
 
 _DEPTH = re.compile(rf"{_LAYER},?\s*\(?(?:a |at )?depth fraction(?: of)?\s+{_NUMBER}", re.IGNORECASE)
+_SEVERAL = 3
+"""Digits of a number that a row of many columns hardly holds by chance."""
 _OTHER_COSINE = re.compile(r"\b(?:answer|prompt|token|before|after|centered)\b", re.IGNORECASE)
 _MARKS = re.compile(r"[\"\\*`\ufffd]")
 """What plain text takes out of tokens, or takes for the end of one."""
@@ -218,7 +220,7 @@ def cells(said: ModelStatement) -> Iterator[Finding]:
             if column == "cos_to_final" and _OTHER_COSINE.search(around.text):
                 continue
             layer = _layer_of(said, found, around.text)
-            printed = number(found["number"])
+            printed = Number.parse(found["number"])
             if layer is None or printed is None:
                 continue
             if not _NO_CELL.search(around.text) and not _is_unsure(around.text):
@@ -279,18 +281,12 @@ def _cell(said: ModelStatement, found: re.Match[str], claimed: _Value) -> Iterat
         yield _right(said, found.group(), f"{where} is so in {said.table_name(right[0])}", shows, at)
         return
     truth = claimed.value(said, meant[0])
-    off = [abs(v - claimed.printed.value) for lens in meant if (v := claimed.value(said, lens)) is not None]
-    if (
-        shown
-        or _row_holds(said, claimed)
-        or truth is None
-        or min(off) <= claimed.printed.step * (not claimed.printed.is_whole) * 1.001
-    ):
+    values = [value for lens in meant if (value := claimed.value(said, lens)) is not None]
+    if shown or _row_holds(said, claimed) or truth is None or any(map(claimed.printed.may_mean, values)):
         return
     if not sure and any(claimed.is_of(said, lens) for lens in said.available):
         return
-    unit = Unit.RANK if isinstance(truth, int) else Unit.NUMBER
-    correct = value_text(truth, unit)
+    correct = value_text(truth)
     yield said.finding(
         found.group(),
         Judgement.CONTRADICTED,
@@ -350,14 +346,14 @@ def depths(said: ModelStatement) -> Iterator[Finding]:
     """`layer 31 (depth fraction 0.861)`: the layer as a share of the depth."""
     n_layers = said.evidence.record.model.n_layers
     for found in _DEPTH.finditer(said.text) if said.alone else ():
-        layer, printed = int(found["layer"]), number(found["number"])
+        layer, printed = int(found["layer"]), Number.parse(found["number"])
         if printed is None or printed.is_whole or n_layers == 0 or layer > n_layers:
             continue
         share = layer / n_layers
         if printed.stands_for(share):
             why = f"{layer} of {n_layers} layers is {share:.3f}."
             yield said.finding(found.group(), Judgement.SUPPORTED, why)
-        elif abs(share - printed.value) > printed.step:
+        else:
             why = f"{layer} of {n_layers} layers is {share:.3f}."
             yield said.finding(found.group(), Judgement.CONTRADICTED, why, correct=f"{share:.3f}")
 
@@ -425,11 +421,16 @@ def _rows_show(said: ModelStatement, claimed: _Value) -> bool:
 
 def _row_holds(said: ModelStatement, claimed: _Value) -> bool:
     """Whether a cited row of the layer has a number of several digits in any column: the words may mean that one."""
-    return not claimed.printed.is_whole and any(
-        row.number_in("layer") == claimed.layer
-        and any((v := row.number_in(column)) is not None and claimed.printed.stands_for(v) for column in row.cells)
-        for table in _tables(said)
-        for row in table.rows
+    printed = claimed.printed
+    return (
+        not printed.is_whole
+        and printed.digits >= _SEVERAL
+        and any(
+            row.number_in("layer") == claimed.layer
+            and any((v := row.number_in(column)) is not None and claimed.printed.stands_for(v) for column in row.cells)
+            for table in _tables(said)
+            for row in table.rows
+        )
     )
 
 
@@ -440,7 +441,7 @@ def _stated(said: ModelStatement, printed: Number) -> bool:
 
 def _layer_stated(said: ModelStatement, layer: int, name: str = "") -> bool:
     """Whether a cited line of a document gives a layer to anything, other than a milestone of another bound."""
-    printed = number(str(layer))
+    printed = Number.parse(str(layer))
     if said.cited is None or printed is None:
         return False
     stated = [entry.key for one in said.cited.jsons for entry in one.leaves.printed(printed)]

@@ -22,12 +22,12 @@ from layerscope.audit.parse.vocabulary import (
     NEGATION,
     QUANTITY,
     column_of,
-    number,
     sentence,
     spans,
 )
-from layerscope.report.cited.claims import Unit, value_text
+from layerscope.report.cited.claims import value_text
 from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.numbers import ENDS, NUMBER, Number
 
 REVERSAL = 0.25
 """Share of a curve's range that it goes the wrong way, from which "falls with depth" is wrong."""
@@ -134,8 +134,7 @@ class _Against:
 
 
 def _point(column: str, point: tuple[int, int | float]) -> str:
-    unit = Unit.RANK if isinstance(point[1], int) else Unit.NUMBER
-    return f"{value_text(point[1], unit)} at layer {point[0]}"
+    return f"{value_text(point[1])} at layer {point[0]}"
 
 
 def _against(said: ModelStatement, column: str, lens: str, direction: Direction, strictly: bool) -> _Against | None:
@@ -243,7 +242,7 @@ def _peak(said: ModelStatement, found: re.Match[str], column: str, around: str) 
 
 _STAYS = re.compile(
     rf"(?<![\w\u0394-])(?P<what>{QUANTITY})\b[^.;()]{{0,12}}?\s(?:stays?|remains?|keeps?)\s+(?:well |always |all )?"
-    r"(?P<op>>=|<=|>|<|above|below|over|under)\s*(?P<bound>10\^\d|[\d.,]*\d)(?![\d^])\s*(?:bits?)?",
+    rf"(?P<op>>=|<=|>|<|above|below|over|under)\s*(?P<bound>{NUMBER}){ENDS}\s*(?:bits?)?",
     re.IGNORECASE,
 )
 
@@ -261,7 +260,10 @@ def stays(said: ModelStatement) -> Iterator[Finding]:
         column, around = column_of(found["what"]), said.clause(*found.span())
         if column is None or not said.alone or said.is_elsewhere(*found.span()) or HEDGE.search(around.text):
             continue
-        outcomes = [_stay(said, found, column, lens) for lens in said.lenses(*found.span())]
+        bound = Number.parse(found["bound"])
+        if bound is None:
+            continue
+        outcomes = [_stay(said, found, column, bound.value, lens) for lens in said.lenses(*found.span())]
         if outcomes and all(one is not None for one in outcomes):
             wrong = [one for one in outcomes if one is not None and one.judgement is Judgement.CONTRADICTED]
             settled = [one for one in outcomes if one is not None and one.judgement is Judgement.SUPPORTED]
@@ -271,10 +273,10 @@ def stays(said: ModelStatement) -> Iterator[Finding]:
                 yield settled[0]
 
 
-def _stay(said: ModelStatement, found: re.Match[str], column: str, lens: str) -> Finding | None:
+def _stay(said: ModelStatement, found: re.Match[str], column: str, bound: int | float, lens: str) -> Finding | None:
     """Whether no value is on the other side; None where that cannot be told."""
     curve = dict(said.points(column, lens))
-    bound, above = number(found["bound"]), found["op"] in (">", ">=", "above", "over")
+    above = found["op"] in (">", ">=", "above", "over")
     around = sentence(said.text, *found.span())
     named = _named_layers(said.text[found.end() : found.end() + 40], max(curve, default=0))
     if not named and (len(spans(around.text)) > 1 or _SINGLE.search(around.text)):

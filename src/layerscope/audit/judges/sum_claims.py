@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from layerscope.audit.judges.claim_context import ModelStatement
-from layerscope.audit.parse.vocabulary import agrees, number, printed_step
 from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.numbers import NUMBER, Number
 
-_SHARE = re.compile(r"(?<![\d./])(\d+)\s*/\s*(\d+)\s*(?:=|~|->|is)+\s*~?(\d+(?:\.\d+)?)\s*%")
+_IS = r"\s*(?=[=~])=*\s*"
+_SHARE = re.compile(rf"(?<![\d./])(\d+)\s*/\s*(\d+)\s*(?==|~|->|is)(?:=|->|is)*\s*(~?\s*{NUMBER}\s?%)")
 _DROP = re.compile(
-    r"(?:\u0394|delta )H\w*\s*(?:\(bits\))?\s*[=~]+\s*(?P<drop>[+-]?\d+(?:\.\d+)?)\s*(?:bits)?[^.;]{0,12}?"
-    r"\(?\s*entropy\s?@?\s?\(?L_copy\w*\)?\s*[=~]+\s*(?P<copy>\d+(?:\.\d+)?)(?: bits)?\s*(?:vs\.?|-|,|and|to|->)\s*"
-    r"entropy\s?@?\s?\(?L_sem\w*\)?\s*[=~]+\s*(?P<semantic>\d+(?:\.\d+)?)",
+    rf"(?:\u0394|delta )H\w*\s*(?:\(bits\))?{_IS}(?P<drop>~?\s*{NUMBER})\s*(?:bits)?[^.;]{{0,12}}?"
+    rf"\(?\s*entropy\s?@?\s?\(?L_copy\w*\)?{_IS}(?P<copy>~?\s*{NUMBER})(?: bits)?\s*(?:vs\.?|-|,|and|to|->)\s*"
+    rf"entropy\s?@?\s?\(?L_sem\w*\)?{_IS}(?P<semantic>~?\s*{NUMBER})",
     re.IGNORECASE,
 )
 _DIFFERENCE = re.compile(
@@ -25,11 +27,11 @@ def depths(said: ModelStatement) -> Iterator[Finding]:
     """`40/80 = 50%`: the sum itself, and whether the model has so many layers."""
     n_layers = said.evidence.record.model.n_layers
     for found in _SHARE.finditer(said.text):
-        layer, depth, printed = int(found[1]), int(found[2]), found[3]
-        if depth == 0:
+        layer, depth, printed = int(found[1]), int(found[2]), Number.parse(found[3])
+        if depth == 0 or printed is None:
             continue
         share = 100 * layer / depth
-        if abs(share - number(printed)) > printed_step(printed) * (1 + 1e-9):
+        if not printed.stands_for(layer / depth):
             yield said.finding(
                 found.group(),
                 Judgement.CONTRADICTED,
@@ -43,11 +45,14 @@ def depths(said: ModelStatement) -> Iterator[Finding]:
 def drops(said: ModelStatement) -> Iterator[Finding]:
     """`entropy drop = 0.50 bits (entropy@L_copy = 0.815 vs entropy@L_sem = 0.312)`."""
     for found in _DROP.finditer(said.text):
-        difference = number(found["copy"]) - number(found["semantic"])
-        slack = printed_step(found["copy"]) + printed_step(found["semantic"]) + printed_step(found["drop"])
+        drop, copy, semantic = (Number.parse(found[name]) for name in ("drop", "copy", "semantic"))
+        if drop is None or copy is None or semantic is None:
+            continue
+        difference = copy.value - semantic.value
         rows = [(layer, value) for lens in said.available for layer, value in said.points("entropy_bits", lens)]
-        known = all(any(agrees(value, found[name]) for _, value in rows) for name in ("copy", "semantic"))
-        if abs(difference - number(found["drop"])) > slack:
+        known = all(any(one.stands_for(value) for _, value in rows) for one in (copy, semantic))
+        # Each of the three may be half a unit of its last digit from what was measured.
+        if not replace(drop, step=drop.step + copy.step + semantic.step).stands_for(difference):
             yield said.finding(
                 found.group(),
                 Judgement.CONTRADICTED,
@@ -55,7 +60,7 @@ def drops(said: ModelStatement) -> Iterator[Finding]:
                 correct=f"{difference:.4g} bits",
             )
         elif known:
-            at = next(layer for layer, value in rows if agrees(value, found["semantic"]))
+            at = next(layer for layer, value in rows if semantic.stands_for(value))
             yield said.finding(
                 found.group(), Judgement.SUPPORTED, "both entropies are there, and so is the sum.",
                 found_at=said.place(at),

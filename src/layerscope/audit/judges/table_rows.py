@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from layerscope.audit.judges.claim_context import ModelStatement, is_about, subjects
 from layerscope.audit.parse.plain_text import token_meant
 from layerscope.audit.parse.read_report import Statement
-from layerscope.audit.parse.vocabulary import agrees, plain
+from layerscope.audit.parse.vocabulary import plain
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.numbers import ENDS, NUMBER, Number
 
 _COLUMNS = {
     "layer": r"l|layers?|layer index|depth \(layer\)|block",
@@ -33,13 +34,14 @@ _UNITS = re.compile(
     r"\((?:in )?(?:bits?|nats?|next|norm(?:[- ]lens)?|pos/orig|id|text|prob\w*|baseline)\)|,?\s*bits$", re.I
 )
 _LISTED = re.compile(
-    r"^[\s>*-]*L(?:ayer)? ?(?P<layer>\d+)\s*[-:,|]+\s*entropy\s*[=:~]?\s*(?P<entropy>\d+(?:\.\d+)?)\s*"
+    rf"^[\s>*-]*L(?:ayer)? ?(?P<layer>\d+)\s*[-:,|]+\s*entropy\s*[=:~]?\s*(?P<entropy>{NUMBER})\s*"
     r"(?:bits)?\s*[,;|]\s*"
     r"top-?1(?: token)?\s*[=:]?\s*(?P<token>\S.*?)\s*$",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"[+-]?(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:e[+-]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(rf"(?:~\s*)?{NUMBER}(?:\s?%)?{ENDS}")
 _NOTHING = frozenset({"", "-", "--", "n/a", "n.a.", "na", "null", "none", "..."})
+_BEGINS_NUMBER = re.compile(r"[~=\s]*[-+]?\.?\d")
 _QUOTES = "'\"`"
 ENOUGH = 0.5
 """Share of its rows that a lens must fit for a table to be taken as its."""
@@ -117,53 +119,111 @@ def _column(header: str) -> str | None:
     return next((name for name, form in _COLUMNS.items() if re.fullmatch(form, text)), None)
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """How a row of a table fits a lens' row."""
+
+    right: int
+    """How many cells have what the lens' row has."""
+    wrong: tuple[str, ...]
+    """What the lens' row has otherwise."""
+    unread: tuple[str, ...]
+    """Cells with a number that cannot be read."""
+    is_far: bool
+    """Whether more is wrong than last digits."""
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it may well be a row of the lens."""
+        return not self.is_far and (self.right > 0 or len(self.wrong) > 0)
+
+    @property
+    def holds(self) -> bool:
+        return self.right > 0 and not self.wrong and not self.unread
+
+
 def _judge(rows: Sequence[_Row]) -> Iterator[Finding]:
     said = rows[0].said
     order = [said.evidence.headline, *(lens for lens in said.available if lens != said.evidence.headline)]
-    wrong = {lens: [_differences(row, lens) for row in rows] for lens in order}
-    best = max(order, key=lambda lens: (sum(found == [] for found in wrong[lens]), -order.index(lens)))
-    if sum(found == [] for found in wrong[best]) < ENOUGH * len(rows):
+    fits = {lens: [_fit(row, lens) for row in rows] for lens in order}
+
+    def name_similarity(lens: str) -> tuple[int, int]:
+        known = [fit for fit in fits[lens] if fit is not None]
+        return sum(fit.is_near for fit in known), sum(fit.holds for fit in known)
+
+    # A lens that was not measured in a column cannot be meant where another one was.
+    measured = {lens: _measured(rows, lens) for lens in order}
+    order = [lens for lens in order if measured[lens] == max(measured.values())]
+    best = max(order, key=lambda lens: (*name_similarity(lens), -order.index(lens)))
+    if name_similarity(best)[0] < ENOUGH * len(rows):
         return
-    for row, found in zip(rows, wrong[best], strict=True):
-        at, text = row.said.place(row.layer, best), plain(row.said.statement.text)
-        name = row.said.table_name(best)
-        if found is None:
-            yield row.said.finding(text, Judgement.UNDECIDED, f"{name} has no row of layer {row.layer}.")
-        elif not found:
-            yield row.said.finding(text, Judgement.SUPPORTED, f"so it is in {name}, layer {row.layer}.", found_at=at)
-        else:
-            truth = "; ".join(found)
-            yield row.said.finding(
-                text, Judgement.CONTRADICTED, f"{name} has at layer {row.layer}: {truth}.", correct=truth, found_at=at
-            )
+    for row, fit in zip(rows, fits[best], strict=True):
+        yield _finding(row, fit, best)
 
 
-def _differences(row: _Row, lens: str) -> list[str] | None:
-    """What a lens' row has otherwise; None where there is no such row."""
+def _measured(rows: Sequence[_Row], lens: str) -> int:
+    """In how many columns of printed numbers a lens' rows have values."""
+    found = ((row.said.row(row.layer, lens), row.cells) for row in rows)
+    names = {
+        name
+        for values, cells in found
+        if values is not None
+        for name, text in cells.items()
+        if name != "top1" and _printed(text) is not None and values[name] is not None
+    }
+    return len(names)
+
+
+def _finding(row: _Row, fit: _Fit | None, lens: str) -> Finding:
+    at, text, name = row.said.place(row.layer, lens), plain(row.said.statement.text), row.said.table_name(lens)
+    if fit is None:
+        return row.said.finding(text, Judgement.UNDECIDED, f"{name} has no row of layer {row.layer}.")
+    if fit.wrong:
+        truth = "; ".join(fit.wrong)
+        reason = f"{name} has at layer {row.layer}: {truth}."
+        return row.said.finding(text, Judgement.CONTRADICTED, reason, correct=truth, found_at=at)
+    if not fit.holds:
+        unclear = f"it is not clear what is meant by {', '.join(fit.unread)}" if fit.unread else "it states no value"
+        return row.said.finding(text, Judgement.UNDECIDED, f"{unclear}.")
+    return row.said.finding(text, Judgement.SUPPORTED, f"so it is in {name}, layer {row.layer}.", found_at=at)
+
+
+def _fit(row: _Row, lens: str) -> _Fit | None:
+    """How a row fits; None where the lens has none of its layer."""
     values = row.said.row(row.layer, lens)
     if values is None:
         return None
-    return [
-        f"{name} {values[name]!r}"
-        for name, text in row.cells.items()
-        if values[name] is not None and not _same(name, text, values[name])
-    ]
+    right, wrong, unread, far = 0, list[str](), list[str](), False
+    for name, text in row.cells.items():
+        value, printed, bare = values[name], _printed(text), _bare(text)
+        if name != "top1" and printed is None and _BEGINS_NUMBER.match(bare):
+            unread.append(text)
+        if value is None or (name != "top1" and bare.lower() in _NOTHING):
+            continue
+        if name == "top1" or isinstance(value, bool):
+            same, is_near = _same_text(name, text, value), False
+        elif printed is not None:
+            same, is_near = printed.stands_for(value), printed.is_near(value)
+        else:
+            continue
+        right += same
+        wrong += [] if same else [f"{name} {value!r}"]
+        far = far or not (same or is_near)
+    return _Fit(right, tuple(wrong), tuple(unread), far)
 
 
-def _same(name: str, text: str, value: object) -> bool:
-    """Whether a cell prints a value; one that prints nothing is not held against it."""
-    bare = _bare(text)
+def _same_text(name: str, text: str, value: object) -> bool:
+    """Whether a cell shows a token or a truth; one that shows nothing is not held against it."""
     if name == "top1":
         return same_token(text, str(value))
-    if bare.lower() in _NOTHING:
-        return True
-    if isinstance(value, bool):
-        words = {"true": True, "yes": True, "\u2713": True, "1": True, "false": False, "no": False, "\u2717": False}
-        return words.get(bare.lower(), value) == value
-    number = _NUMBER.match(bare.lstrip("~<>= "))
-    if number is None or not isinstance(value, int | float):
-        return True
-    return bare[:1] in "<>" or agrees(value, number.group())
+    words = {"true": True, "yes": True, "\u2713": True, "1": True, "false": False, "no": False, "\u2717": False}
+    return not isinstance(value, bool) or words.get(_bare(text).lower(), value) == value
+
+
+def _printed(text: str) -> Number | None:
+    """The number that a cell begins with; None of one that holds none, or a bound."""
+    found = _NUMBER.match(_bare(text).lstrip("= "))
+    return None if found is None else Number.parse(found.group())
 
 
 def _bare(text: str) -> str:

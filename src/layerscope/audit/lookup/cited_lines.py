@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeGuard
 
-from layerscope.audit.parse.numbers import Number
 from layerscope.audit.parse.statement import Reference
 from layerscope.errors import RunError
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar, Sources
+from layerscope.report.numbers import Number
 
 SMALL_BLOCK = 60
 """Lines of a block that a line inside it may stand for."""

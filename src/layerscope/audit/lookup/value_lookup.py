@@ -13,11 +13,11 @@ from layerscope.audit.lookup.key_matching import (
     name_similarity,
     shares_words,
 )
-from layerscope.audit.parse.numbers import Number
 from layerscope.audit.parse.values import FINAL, PROBABILITY, UNNAMED, Claimed, Item, Pair
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar
+from layerscope.report.numbers import Number
 
 TELLING_DIGITS = 3
 """A number with as many digits is hardly met by chance."""
@@ -323,7 +323,7 @@ def _cell_holds(value: Claimed, cell: str | None, row: CsvRow, column: str) -> b
 
 
 def _shows_nearly(pair: Pair, cited: Cited) -> bool:
-    """Whether a cited number is this one but for its sign, its last digits, or as a percentage."""
+    """Whether a cited number is this one but for its sign, or as a percentage, or roughly."""
     value = pair.value
     if not isinstance(value, Number) or (value.is_whole and value.digits < TELLING_DIGITS):
         return False
@@ -332,7 +332,7 @@ def _shows_nearly(pair: Pair, cited: Cited) -> bool:
     for found in (*numbers, *cells):
         if not isinstance(found, int | float) or isinstance(found, bool):
             continue
-        if any(value.is_near(one) or value.stands_for(one) for one in (found, -found, 100 * found)):
+        if _may_mean(value, found):
             return True
     return False
 
@@ -479,7 +479,12 @@ def _near(value: Claimed, found: Scalar) -> bool:
         return _holds(value, found) if not isinstance(value, tuple) else False
     if not isinstance(found, int | float) or isinstance(found, bool):
         return False
-    return any(value.stands_for(one) or value.is_near(one) for one in (found, -found, 100 * found))
+    return _may_mean(value, found)
+
+
+def _may_mean(value: Number, found: int | float) -> bool:
+    """Whether a number is this one but for its sign, or as a percentage, or roughly."""
+    return any(value.stands_for(one) or value.may_mean(one) for one in (found, -found, 100 * found))
 
 
 def _same_kind(value: Number | bool, found: Scalar) -> bool:

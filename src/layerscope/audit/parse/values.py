@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeAlias
 
-from layerscope.audit.parse.numbers import NUMBER, Number, number
 from layerscope.audit.parse.statement import Statement
+from layerscope.report.numbers import ENDS, NUMBER, Number
 
 Item: TypeAlias = Number | str
 Claimed: TypeAlias = Number | bool | str | tuple[Item, ...] | None
@@ -49,7 +49,7 @@ _BARE = r"true|false|null|none|n/a|n\.a\.?"
 _LIST = r"[\[{][^\[\]{}]{0,200}[\]}]"
 _VALUE = (
     rf"(?P<list>{_LIST})|(?P<bare>(?i:{_BARE}))(?![\w/])|(?P<slashed>(?:\d+|null)(?:/(?:\d+|null))+)(?![\w.])"
-    rf"|(?P<number>{NUMBER})(?P<after>(?:…|\.\.\.)?\s?%?)(?![\w])(?!\s?[-/]\s?\d)(?!\.\d)"
+    rf"|(?P<number>{NUMBER}(?:…|\.\.\.)?(?:\s?%)?){ENDS}"
 )
 _TEXT = r"|\"(?P<quoted>[^\"]{0,300})\"|'(?P<single>[^']{0,300})'(?!\w)"
 _ASSIGNED = re.compile(
@@ -277,13 +277,8 @@ def _claimed(groups: dict[str, str | None], count: int) -> list[Claimed] | None:
     if (bare := groups.get("bare")) is not None:
         return [_scalar(bare, rough)] * count
     if (printed := groups.get("number")) is not None:
-        after = groups.get("after") or ""
-        found = number(printed, rough=rough)
-        if found is None:
-            return None
-        if "%" in after:
-            found = replace(found, value=found.value / 100, step=found.step / 100, is_whole=False)
-        return [found] * count
+        found = Number.parse(printed, rough=rough)
+        return None if found is None else [found] * count
     text = next((groups[name] for name in ("quoted", "single", "word") if groups.get(name) is not None), None)
     if text is None:
         return None
@@ -292,7 +287,7 @@ def _claimed(groups: dict[str, str | None], count: int) -> list[Claimed] | None:
 
 def _items(text: str, rough: bool) -> tuple[Item, ...]:
     parts = [part.strip(" \"'`") for part in text.split(",")]
-    return tuple(number(part, rough=rough) or part for part in parts if part)
+    return tuple(Number.parse(part, rough=rough) or part for part in parts if part)
 
 
 def _scalar(text: str, rough: bool) -> Claimed:
@@ -301,7 +296,7 @@ def _scalar(text: str, rough: bool) -> Claimed:
         return lowered == "true"
     if lowered in ("null", "none", "n/a", "n.a"):
         return None
-    return number(text, rough=rough) or text
+    return Number.parse(text, rough=rough) or text
 
 
 def _ranks(text: str) -> Iterator[Pair]:
@@ -320,7 +315,7 @@ def _ranks(text: str) -> Iterator[Pair]:
 def _bare_numbers(text: str) -> Iterator[Pair]:
     """Numbers of several digits that no name goes with: what a list over models leaves of `max_kl=0.1793`."""
     for match in _BARE_NUMBER.finditer(text):
-        found = number(match["number"], rough=match["rough"] is not None)
+        found = Number.parse(match["number"], rough=match["rough"] is not None)
         if found is not None and found.digits >= _TELLING_ALONE:
             yield Pair(UNNAMED, found, match.start(), match.end(), is_derived=match["number"].startswith("+"))
 
@@ -339,7 +334,7 @@ def _rank_pairs(match: re.Match[str]) -> Iterator[Pair]:
 def _token_probabilities(text: str) -> Iterator[Pair]:
     for match in _TOKEN_P.finditer(text):
         token = match["quoted"] or match["single"] or match["bare"]
-        found = number(match["number"], rough="≈" in (match["p"] or ""))
+        found = Number.parse(match["number"], rough="≈" in (match["p"] or ""))
         if found is None or (match["bare"] and not match["p"] and found.digits < 3):
             continue
         if token.lower() in _NO_TOKENS or re.search(r"[a-z]_|_[a-z]", token):

@@ -11,7 +11,6 @@ _PLAIN = str.maketrans(
     }
 )  # fmt: skip
 
-NUMBER = r"[+-]?(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:e[+-]?\d+)?"
 LAYER = r"(?:layers?\s*=?\s*|blocks?\s*|L\s?=?\s?)(\d+)(?!\d|\.\d|[/%])"
 """A layer named as one; its number is the group."""
 
@@ -97,25 +96,6 @@ _BREAK = re.compile(r";|(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.?!](?=\s|$)|\s-\s|\bwhi
 def column_of(words: str) -> str | None:
     """The column that words mean; None for other words."""
     return next((name for name, form in QUANTITIES.items() if re.fullmatch(form, words.strip(), re.IGNORECASE)), None)
-
-
-def number(text: str) -> float:
-    """A number as printed: `1,234`, `10^4`, `4.39e-06`."""
-    power = re.fullmatch(r"10\^?(\d)", text.strip()) if "^" in text else None
-    return 10.0 ** int(power.group(1)) if power else float(text.replace(",", ""))
-
-
-def printed_step(text: str) -> float:
-    """The place value of the last digit that is printed: 0.001 of `17.214`, 1e-8 of `4.39e-06`."""
-    mantissa, _, exponent = text.lower().partition("e")
-    decimals = len(mantissa.partition(".")[2])
-    return float(10.0 ** (int(exponent or 0) - decimals))
-
-
-def agrees(value: int | float, text: str) -> bool:
-    """Whether a value prints as a text does: rounded or cut off at the last digit that is there."""
-    step = printed_step(text)
-    return abs(value - number(text)) <= step * (1.0 if "." in text or "e" in text.lower() else 0.5) * (1 + 1e-9)
 
 
 def listed(text: str) -> list[str]:

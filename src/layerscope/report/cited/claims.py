@@ -1,10 +1,11 @@
 """Claims: what a report states, each with its value, its unit and the places that hold it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
+
+from layerscope.report.numbers import full_text
 
 Value: TypeAlias = int | float | bool | str | None
 
@@ -83,10 +84,10 @@ class Claim:
     @property
     def text(self) -> str:
         """The value as it prints: `31`, `1.0607 bits`; `n.a.` where there is none."""
-        return value_text(self.value, self.unit)
+        return value_text(self.value)
 
 
-def value_text(value: Value, unit: Unit) -> str:
+def value_text(value: Value) -> str:
     """A value in the form in which reports print it, without its unit."""
     if value is None:
         return ABSENT
@@ -96,27 +97,7 @@ def value_text(value: Value, unit: Unit) -> str:
         return value
     if isinstance(value, int):
         return str(value)
-    return _float_text(value, unit)
-
-
-def _float_text(value: float, unit: Unit) -> str:
-    """Five significant digits; at least four decimals of what is 1 and above, and no exponent where none is needed.
-
-    What is less than 1 never prints as 1.
-    """
-    if not math.isfinite(value):
-        raise ValueError(f"a claim of {unit} is {value}; what cannot be measured is absent")
-    if value == 0:
-        return "0"
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    size = abs(value)
-    if size >= 1e6 or size < 1e-3:
-        return f"{value:.4e}"
-    if size >= 1:
-        return f"{value:.4f}"
-    decimals = next((d for d in range(5, 16) if round(size, d) < 1), 16)
-    return f"{value:.5g}" if decimals == 5 else f"{value:.{decimals}f}"
+    return full_text(value)
 
 
 def merged(citations: Sequence[Citation]) -> str:

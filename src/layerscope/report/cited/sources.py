@@ -108,13 +108,13 @@ class CsvRow:
     def number_in(self, column: str) -> int | float | None:
         """A cell as a number; None where it is empty, absent or none."""
         text = self.cells.get(column)
-        if text is None or not _NUMBER.fullmatch(text):
+        if text is None or not _CELL.fullmatch(text):
             return None
-        return int(text) if _WHOLE.fullmatch(text) else float(text)
+        return _number_of(text)
 
 
 _WHOLE = re.compile(r"[+-]?\d+")
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_CELL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -364,7 +364,7 @@ class _Scanner:
             self._close(at)
 
 
-def _number_of(text: str) -> Scalar:
+def _number_of(text: str) -> int | float | None:
     if not _WHOLE.fullmatch(text):
         return float(text)
     return int(text) if len(text) <= 4000 else None

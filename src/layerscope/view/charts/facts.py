@@ -11,6 +11,7 @@ from layerscope.analysis.facts import fact_passes
 from layerscope.analysis.milestones import Milestones
 from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.errors import RunError
+from layerscope.report.numbers import amount
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, place_of, reference_layer
 from layerscope.view.charts.metrics import Metric, metric_of
@@ -25,7 +26,7 @@ from layerscope.view.charts.rules import (
 )
 from layerscope.view.charts.theme import BAND
 from layerscope.view.charts.trajectories import CAUTION, HEIGHT, curve_values
-from layerscope.view.charts.words import amount, course, measured, model_name, prompt_name, sentences
+from layerscope.view.charts.words import course, measured, model_name, prompt_name, sentences
 
 MOST_LINES = 60
 """Facts drawn one by one; of more, so many at even steps. Median and band are always over all."""

@@ -12,10 +12,11 @@ import polars as pl
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import PromptKey
 from layerscope.errors import RunError
+from layerscope.report.numbers import amount
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, layered, titled, y_at
 from layerscope.view.charts.palette import VIRIDIS, ink, shade
 from layerscope.view.charts.theme import QUIET
-from layerscope.view.charts.words import amount, model_name, prompt_name, sentences, visible
+from layerscope.view.charts.words import model_name, prompt_name, sentences, visible
 
 CELL_WIDTH, CELL_HEIGHT = 60, 20
 """In pixels."""

@@ -9,12 +9,13 @@ import polars as pl
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.statistics import Summary
 from layerscope.errors import RunError
+from layerscope.report.numbers import amount
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.comparable import obstacles, reason_against
 from layerscope.view.charts.lines import DEPTH_TICKS
 from layerscope.view.charts.palette import Look, series_look
 from layerscope.view.charts.theme import ROW_NAME
-from layerscope.view.charts.words import amount, listed, model_name, sentences
+from layerscope.view.charts.words import listed, model_name, sentences
 
 NAMES = {"L_copy": "copy", "L_semantic": "rank 1", "L_semantic_strong": "strong", "first_kl_below_1.0": "KL ≤ 1"}
 """Milestones of the strip, and what it calls them."""

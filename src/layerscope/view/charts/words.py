@@ -5,14 +5,8 @@ from collections.abc import Iterable, Sequence
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.curve_shapes import Points, peak, points, trough
+from layerscope.report.numbers import amount
 from layerscope.report.text import printable
-
-
-def amount(value: int | float) -> str:
-    """Three significant digits, whole numbers in full."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def measured(value: int | float, unit: str) -> str:

@@ -71,7 +71,7 @@ def written_again(text: str, archives: Sequence[Archive]) -> str | None:
     """
     evidences = [evidence for archive in archives for evidence in archive.readable()[0]]
     lines = set(text.split("\n"))
-    named = [one for one in evidences if f"# {plain(f'Evaluation of {one.record.model.id}')}" in lines]
+    named = [evidence for evidence in evidences if f"# {plain(f'Evaluation of {evidence.record.model.id}')}" in lines]
     if len(named) == 1:
         return _evaluated(named[0])
     if len(evidences) > 1 and not named:

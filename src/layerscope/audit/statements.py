@@ -7,17 +7,17 @@ from typing import TypeAlias
 from layerscope.audit.judges import crossing_claims, delta_claims, flag_claims, shape_claims, sum_claims, token_claims
 from layerscope.audit.judges import named_values as stated_claims
 from layerscope.audit.judges import sentences as prose_claims
-from layerscope.audit.judges.claim_context import ModelStatement, is_about, subjects
+from layerscope.audit.judges.claim_context import Assertion, is_about, subjects
 from layerscope.audit.lookup.cited_lines import Reader
 from layerscope.audit.parse.read_report import Statement
 from layerscope.audit.parse.vocabulary import plain
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Finding
 
-_Judge: TypeAlias = Callable[[ModelStatement], Iterator[Finding]]
+_Judge: TypeAlias = Callable[[Assertion], Iterator[Finding]]
 
 
-def prose(said: ModelStatement) -> Iterator[Finding]:
+def prose(assertion: Assertion) -> Iterator[Finding]:
     """Plain sentences: by what their words mean, and where they do not tell by the name of what is cited."""
     judges = (
         prose_claims.milestones,
@@ -26,8 +26,8 @@ def prose(said: ModelStatement) -> Iterator[Finding]:
         prose_claims.copies,
         prose_claims.depths,
     )
-    found = [finding for judge in judges for finding in judge(said)]
-    yield from found or stated_claims.stated(said)
+    found = [finding for judge in judges for finding in judge(assertion)]
+    yield from found or stated_claims.stated(assertion)
 
 
 JUDGES: tuple[_Judge, ...] = (
@@ -87,19 +87,19 @@ def judge_statements(statements: Sequence[Statement], archive: Archive, reader: 
         first, last = max(0, at - BESIDE), at + BESIDE + 1
         near = [i for i in range(first, min(last, len(statements))) if statements[i].line == statement.line]
         beside = "\n".join(texts[i] for i in near)
-        for one in subjects(statement, archive, beside, report, several=several):
-            said = one if not statement.references else _with_cited(one, [statements[i] for i in near], reader)
+        for subject in subjects(statement, archive, beside, report, several=several):
+            said = subject if not statement.references else _with_cited(subject, [statements[i] for i in near], reader)
             for judge in JUDGES:
                 found += judge(said)
     return list(dict.fromkeys(found))
 
 
-def _with_cited(said: ModelStatement, on_line: Sequence[Statement], reader: Reader) -> ModelStatement:
+def _with_cited(assertion: Assertion, on_line: Sequence[Statement], reader: Reader) -> Assertion:
     """What is said with what it cites, and what the other statements of its line do."""
-    others = [one for one in on_line if one is not said.statement and one.references]
+    others = [one for one in on_line if one is not assertion.statement and one.references]
     return replace(
-        said,
-        cited=reader.read(said.references, said.statement.stems),
-        nearby=tuple(reader.read(one.references, one.stems) for one in others),
+        assertion,
+        cited=reader.read(assertion.references, assertion.statement.stems),
+        nearby=tuple(reader.read(other.references, other.stems) for other in others),
         reader=reader,
     )

@@ -28,7 +28,7 @@ _FULL_STOP = re.compile(r"[.](?=\s+[A-Z])")
 
 
 @dataclass(frozen=True)
-class ModelStatement:
+class Assertion:
     """What a report says of one model in one place."""
 
     statement: Statement
@@ -154,14 +154,17 @@ class ModelStatement:
 def is_about(statements: Sequence[Statement], archive: Archive) -> bool:
     """Whether a report is about these runs: it cites one of their files, or no file of any run."""
     cited = {
-        r.file for one in statements for r in one.references if r.file is not None and r.file.startswith("output-")
+        r.file
+        for statement in statements
+        for r in statement.references
+        if r.file is not None and r.file.startswith("output-")
     }
     return not cited or any("*" in file or archive.sources.has(file) for file in cited)
 
 
 def subjects(
     statement: Statement, archive: Archive, beside: str = "", report: str = "", *, several: bool = False
-) -> Iterator[ModelStatement]:
+) -> Iterator[Assertion]:
     """The models that a statement is about, each with the part of the text that is about it.
 
     Of several, each has the text from where it is named to where the next one is, or the sentence ends. In a report on
@@ -182,14 +185,14 @@ def subjects(
             (r.file or "").startswith((f"output-{stems[0]}-", f"output-{stems[0]}.")) for r in statement.references
         )
         alone = named == set(stems) or (not named and (cites or not several))
-        yield ModelStatement(statement, text, archive.evidence(stems[0]), alone, beside, report)
+        yield Assertion(statement, text, archive.evidence(stems[0]), alone, beside, report)
         return
     places = mentions(text, tuple(stems))
     for place, (stem, start, _) in enumerate(places):
         following = places[place + 1][1] if place + 1 < len(places) else len(text)
         stop = _FULL_STOP.search(text, start)
         end = min(following, stop.start() if stop else len(text))
-        yield ModelStatement(statement, text[start:end], archive.evidence(stem), False, beside, report)
+        yield Assertion(statement, text[start:end], archive.evidence(stem), False, beside, report)
 
 
 def mentions(text: str, stems: tuple[str, ...]) -> list[tuple[str, int, int]]:

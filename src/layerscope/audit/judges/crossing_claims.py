@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from layerscope.analysis.curve_shapes import first_where
-from layerscope.audit.judges.claim_context import ModelStatement
+from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.parse.vocabulary import QUANTITY, column_of, listed
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.numbers import ENDS, Number
@@ -73,48 +73,50 @@ class _Crossing:
         return f"{self.column} {self.op} {self.bound:g}"
 
 
-def crossings(said: ModelStatement) -> Iterator[Finding]:
+def crossings(assertion: Assertion) -> Iterator[Finding]:
     """`rank <= 10 at L32`, `rank<={10,5,1} at {24,25,25}`, `p_top1 > 0.60: none`, `first_rank_le_1 at L 34`."""
     last: tuple[int, str] | None = None
-    for found in _ITEM.finditer(said.text):
-        around = said.clause(*found.span())
-        if found["what"]:
-            named = list(re.finditer(QUANTITY, said.text[found.start() : found.start("op")], re.IGNORECASE))
-            last = (found.end(), named[-1].group() if named else found["what"])
+    for match in _ITEM.finditer(assertion.text):
+        around = assertion.clause(*match.span())
+        if match["what"]:
+            named = list(re.finditer(QUANTITY, assertion.text[match.start() : match.start("op")], re.IGNORECASE))
+            last = (match.end(), named[-1].group() if named else match["what"])
         elif (
-            last is None or found.start() - last[0] > 25 or re.search(r"[.](?=\s)", said.text[last[0] : found.start()])
+            last is None
+            or match.start() - last[0] > 25
+            or re.search(r"[.](?=\s)", assertion.text[last[0] : match.start()])
         ):
             last = None
             continue
-        what, last = last[1], (found.end(), last[1])
+        what, last = last[1], (match.end(), last[1])
         column = column_of(what)
-        if column is not None and not _CHANGED.search(around.text) and not said.is_elsewhere(*found.span()):
-            where = found["where"] or found["list"]
-            yield from _judged(said, found, column, found["op"], where, first=_is_first(said, found))
-    for found in _KEY.finditer(said.text):
-        around = said.clause(*found.span())
-        column, op = _KEYS[found["key"].lower()]
-        if found["key"].lower() in ("ge_", "le_") and found["named"] is None and found["none"] is None:
+        if column is not None and not _CHANGED.search(around.text) and not assertion.is_elsewhere(*match.span()):
+            where = match["where"] or match["list"]
+            yield from _judged(assertion, match, column, match["op"], where, first=_is_first(assertion, match))
+    for match in _KEY.finditer(assertion.text):
+        around = assertion.clause(*match.span())
+        column, op = _KEYS[match["key"].lower()]
+        if match["key"].lower() in ("ge_", "le_") and match["named"] is None and match["none"] is None:
             continue
-        if not _CHANGED.search(around.text) and not said.is_elsewhere(*found.span()):
-            yield from _judged(said, found, column, op, found["where"], first=True)
+        if not _CHANGED.search(around.text) and not assertion.is_elsewhere(*match.span()):
+            yield from _judged(assertion, match, column, op, match["where"], first=True)
 
 
-def _is_first(said: ModelStatement, found: re.Match[str]) -> bool:
-    head = said.text[max(0, found.start() - 60) : found.end()]
-    return re.search(r"\bfirst\b|milestone", head, re.IGNORECASE) is not None or "{" in (found["list"] or "")
+def _is_first(assertion: Assertion, match: re.Match[str]) -> bool:
+    head = assertion.text[max(0, match.start() - 60) : match.end()]
+    return re.search(r"\bfirst\b|milestone", head, re.IGNORECASE) is not None or "{" in (match["list"] or "")
 
 
 def _judged(
-    said: ModelStatement, found: re.Match[str], column: str, op: str, where: str | None, *, first: bool
+    assertion: Assertion, match: re.Match[str], column: str, op: str, where: str | None, *, first: bool
 ) -> Iterator[Finding]:
-    bounds = listed(found["bound"])
+    bounds = listed(match["bound"])
     layers: list[str] = listed(where) if where is not None else []
     if len(layers) == 1:
         layers *= len(bounds)
     if where is not None and len(layers) != len(bounds):
         return
-    join, verdicts = (found["join"] or "").lower(), list[Finding]()
+    join, verdicts = (match["join"] or "").lower(), list[Finding]()
     for place, bound in enumerate(bounds):
         text = layers[place].lstrip("L= ") if where is not None else ""
         if where is not None and not text.isdigit() and text.lower() not in ("null", "none", "n/a"):
@@ -122,66 +124,68 @@ def _judged(
         layer, printed = int(text) if text.isdigit() else None, Number.parse(bound)
         if printed is None:
             return
-        verdicts += _judge(said, found, _Crossing(column, op, printed.value, layer, join, first))
+        verdicts += _judge(assertion, match, _Crossing(column, op, printed.value, layer, join, first))
     yield from _together(verdicts)
 
 
 def _together(verdicts: list[Finding]) -> list[Finding]:
     """What is to be said of one claim with several bounds: all that is wrong, else that it is right."""
-    wrong = [one for one in verdicts if one.judgement.is_wrong]
+    wrong = [verdict for verdict in verdicts if verdict.judgement.is_wrong]
     return wrong or verdicts[:1]
 
 
-def _judge(said: ModelStatement, found: re.Match[str], crossing: _Crossing) -> Iterator[Finding]:
-    meant = said.lenses(*found.span())
+def _judge(assertion: Assertion, match: re.Match[str], crossing: _Crossing) -> Iterator[Finding]:
+    meant = assertion.lenses(*match.span())
     if not meant:
         return
-    firsts = {lens: _first(said, crossing, lens) for lens in meant if said.points(crossing.column, lens)}
+    firsts = {lens: _first(assertion, crossing, lens) for lens in meant if assertion.points(crossing.column, lens)}
     if not firsts:
         return
-    claim = found.group()
-    right = [lens for lens in firsts if _is_right(said, crossing, lens, firsts[lens])]
+    claim = match.group()
+    right = [lens for lens in firsts if _is_right(assertion, crossing, lens, firsts[lens])]
     if right:
-        yield _supported(said, claim, crossing, right[0])
+        yield _supported(assertion, claim, crossing, right[0])
         return
-    others = [lens for lens in said.available if said.points(crossing.column, lens) and lens not in firsts]
-    if crossing.layer is not None and any(_is_right(said, crossing, o, _first(said, crossing, o)) for o in others):
+    others = [lens for lens in assertion.available if assertion.points(crossing.column, lens) and lens not in firsts]
+    if crossing.layer is not None and any(
+        _is_right(assertion, crossing, o, _first(assertion, crossing, o)) for o in others
+    ):
         return
     lens, layer = next(iter(firsts.items()))
     truth = "no layer" if layer is None else f"layer {layer}"
-    yield said.finding(
+    yield assertion.finding(
         claim,
         Judgement.CONTRADICTED,
-        f"in {said.table_name(lens)} {crossing} first holds at {truth}.",
+        f"in {assertion.table_name(lens)} {crossing} first holds at {truth}.",
         correct=f"{crossing} first at {truth}",
-        found_at=said.place(layer, lens),
+        found_at=assertion.place(layer, lens),
     )
 
 
-def _first(said: ModelStatement, crossing: _Crossing, lens: str) -> int | None:
-    return first_where(said.points(crossing.column, lens), crossing.holds)
+def _first(assertion: Assertion, crossing: _Crossing, lens: str) -> int | None:
+    return first_where(assertion.points(crossing.column, lens), crossing.holds)
 
 
-def _is_right(said: ModelStatement, crossing: _Crossing, lens: str, first: int | None) -> bool:
+def _is_right(assertion: Assertion, crossing: _Crossing, lens: str, first: int | None) -> bool:
     if crossing.layer is None or first is None:
         return crossing.layer == first
     if crossing.join == "by":
         return first <= crossing.layer
-    value = dict(said.points(crossing.column, lens)).get(crossing.layer)
+    value = dict(assertion.points(crossing.column, lens)).get(crossing.layer)
     return first == crossing.layer or (not crossing.is_first and value is not None and crossing.holds(value))
 
 
-def _supported(said: ModelStatement, claim: str, crossing: _Crossing, lens: str) -> Finding:
+def _supported(assertion: Assertion, claim: str, crossing: _Crossing, lens: str) -> Finding:
     """It holds; but not in the cited lines where these are all rows of tables, and none is of that layer."""
-    at = said.place(crossing.layer, lens)
-    tables = [reference for reference in said.references if reference.lines]
-    rows_only = len(tables) == len(said.references) and all((r.file or "").endswith(".csv") for r in tables)
+    at = assertion.place(crossing.layer, lens)
+    tables = [reference for reference in assertion.references if reference.lines]
+    rows_only = len(tables) == len(assertion.references) and all((r.file or "").endswith(".csv") for r in tables)
     own = [reference for reference in tables if at is not None and reference.file == at.file]
     if crossing.layer is not None and at is not None and rows_only and own and len(own) == len(tables):
-        cited = said.cited_layers(lens)
+        cited = assertion.cited_layers(lens)
         if crossing.layer not in cited:
             shown = ", ".join(map(str, cited)) or "none"
-            return said.finding(
+            return assertion.finding(
                 claim,
                 Judgement.ELSEWHERE,
                 f"so it is, but the cited lines of {at.file} hold layers {shown}; "
@@ -189,24 +193,24 @@ def _supported(said: ModelStatement, claim: str, crossing: _Crossing, lens: str)
                 correct=f"{at}",
                 found_at=at,
             )
-    return said.finding(claim, Judgement.SUPPORTED, f"so it is in {said.table_name(lens)}.", found_at=at)
+    return assertion.finding(claim, Judgement.SUPPORTED, f"so it is in {assertion.table_name(lens)}.", found_at=at)
 
 
-def never(said: ModelStatement) -> Iterator[Finding]:
+def never(assertion: Assertion) -> Iterator[Finding]:
     """`Prism never reaches rank <= 10/5/1`, `p_top1 never exceeds 0.6`."""
-    for found in _NEVER.finditer(said.text):
-        around = said.clause(*found.span())
-        before = list(re.finditer(QUANTITY, said.text[around.start : found.start()], re.IGNORECASE))
-        words = found["what"] or (before[-1].group() if before else None)
+    for match in _NEVER.finditer(assertion.text):
+        around = assertion.clause(*match.span())
+        before = list(re.finditer(QUANTITY, assertion.text[around.start : match.start()], re.IGNORECASE))
+        words = match["what"] or (before[-1].group() if before else None)
         column = None if words is None else column_of(words)
-        if column is None or said.is_elsewhere(*found.span()):
+        if column is None or assertion.is_elsewhere(*match.span()):
             continue
-        text = found.group().lower()
-        op = found["op"] or (">" if "exceed" in text else "<=" if "below" in text else None)
+        text = match.group().lower()
+        op = match["op"] or (">" if "exceed" in text else "<=" if "below" in text else None)
         op = op or ("<=" if column in ("answer_rank", "kl_to_final_bits", "entropy_bits") else ">=")
         verdicts = list[Finding]()
-        for bound in listed(found["bound"]):
+        for bound in listed(match["bound"]):
             printed = Number.parse(bound)
             if printed is not None:
-                verdicts += _judge(said, found, _Crossing(column, op, printed.value, None, "never", True))
+                verdicts += _judge(assertion, match, _Crossing(column, op, printed.value, None, "never", True))
         yield from _together(verdicts)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
-from layerscope.audit.judges.claim_context import ModelStatement
+from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, clause
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Finding, Judgement
@@ -56,27 +56,27 @@ class _Known:
     gains: tuple[float, float, float]
 
 
-def gains(said: ModelStatement) -> Iterator[Finding]:
+def gains(assertion: Assertion) -> Iterator[Finding]:
     """`KL deltas p25/p50/p75 = +4.14/+4.00/+1.40 bits`: amounts that we know, with the sign they should have."""
-    if not re.search(r"\bKL|\u0394|delta|bits", said.text + said.beside):
+    if not re.search(r"\bKL|\u0394|delta|bits", assertion.text + assertion.beside):
         return
     taken: list[tuple[int, int]] = []
     for form in _TRIPLES:
-        for found in form.finditer(said.text):
-            if any(found.start() < end and start < found.end() for start, end in taken):
+        for match in form.finditer(assertion.text):
+            if any(match.start() < end and start < match.end() for start, end in taken):
                 continue
-            known = _matching(said, found.groups())
+            known = _matching(assertion, match.groups())
             if known is not None:
-                taken.append(found.span())
-                yield from _signs(said, found, known)
+                taken.append(match.span())
+                yield from _signs(assertion, match, known)
 
 
-def _matching(said: ModelStatement, printed: Sequence[str]) -> _Known | None:
+def _matching(assertion: Assertion, printed: Sequence[str]) -> _Known | None:
     """The known gains whose amounts are these; None where none are, or several."""
     amounts = [Number.parse(text.lstrip("+-")) for text in printed]
     found = [
         one
-        for one in _known(said)
+        for one in _known(assertion)
         if all(
             amount is not None and not amount.is_whole and amount.stands_for(abs(gain))
             for gain, amount in zip(one.gains, amounts, strict=True)
@@ -85,8 +85,8 @@ def _matching(said: ModelStatement, printed: Sequence[str]) -> _Known | None:
     return found[0] if len(found) == 1 else None
 
 
-def _known(said: ModelStatement) -> Iterator[_Known]:
-    diagnostics = said.evidence.verdict.diagnostics
+def _known(assertion: Assertion) -> Iterator[_Known]:
+    diagnostics = assertion.evidence.verdict.diagnostics
     for lens, audit in diagnostics.sidecars.items():
         values = [None if (pair := audit.kl_bits_at_percentiles.get(q)) is None else pair.delta for q in QUARTERS]
         yield from _complete(lens, "all", values)
@@ -102,35 +102,37 @@ def _complete(lens: str, kind: str, values: Sequence[float | None]) -> Iterator[
         yield _Known(lens, kind, (known[0], known[1], known[2]))
 
 
-def _signs(said: ModelStatement, found: re.Match[str], known: _Known) -> Iterator[Finding]:
+def _signs(assertion: Assertion, match: re.Match[str], known: _Known) -> Iterator[Finding]:
     telling = [
         (-1 if text.startswith("-") else 1, 1 if gain > 0 else -1)
-        for text, gain in zip(found.groups(), known.gains, strict=True)
+        for text, gain in zip(match.groups(), known.gains, strict=True)
         if abs(gain) >= TELLING_BITS
     ]
     if not telling:
         return
-    signed = any(text[0] in "+-" for text in found.groups())
+    signed = any(text[0] in "+-" for text in match.groups())
     factors = {printed * true for printed, true in telling}
     true_signs = {true for _, true in telling}
-    meant = said.clause(*found.span()).text
-    stated = _convention(known.lens, (meant, said.text, said.beside))
-    words = _direction(said.text)
+    meant = assertion.clause(*match.span()).text
+    stated = _convention(known.lens, (meant, assertion.text, assertion.beside))
+    words = _direction(assertion.text)
     if known.kind == "all" and words is not None and true_signs == {-words}:
-        yield _wrong(said, found, known, f"in words it says {'better' if words > 0 else 'worse'}")
+        yield _wrong(assertion, match, known, f"in words it says {'better' if words > 0 else 'worse'}")
     elif stated is not None:
         if factors == {stated}:
-            yield _right(said, found, known)
+            yield _right(assertion, match, known)
         else:
             order = "baseline less fitted" if stated > 0 else "fitted less baseline"
-            yield _wrong(said, found, known, f"it says {order}, and the signs are not so")
+            yield _wrong(assertion, match, known, f"it says {order}, and the signs are not so")
     elif factors == {1}:
-        yield _right(said, found, known)
-    elif signed and words is None and len(factors) == 1 and _direction(said.beside) is None:
-        if _convention(known.lens, (said.report,)) != -1 and not _AGAINST.search(said.text + said.beside):
-            yield _wrong(said, found, known, "no other order is stated")
+        yield _right(assertion, match, known)
+    elif signed and words is None and len(factors) == 1 and _direction(assertion.beside) is None:
+        if _convention(known.lens, (assertion.report,)) != -1 and not _AGAINST.search(
+            assertion.text + assertion.beside
+        ):
+            yield _wrong(assertion, match, known, "no other order is stated")
     elif signed and len(factors) == 2:
-        yield _wrong(said, found, known, "no one order gives these signs")
+        yield _wrong(assertion, match, known, "no one order gives these signs")
 
 
 def _convention(lens: str, texts: Sequence[str], *, of_ranks: bool = False) -> int | None:
@@ -146,8 +148,8 @@ def _order(lens: str, text: str, of_ranks: bool) -> int | None:
     fitted = rf"(?:{_FITTED.get(lens, re.escape(lens))}|variant|sidecar)"
     orders = {-1: rf"\b{fitted}\s*(?:-|minus)\s*{_BASE}\b", 1: rf"\b{_BASE}\s*(?:-|minus)\s*{fitted}\b"}
     for order, form in orders.items():
-        for found in re.finditer(form, text, re.IGNORECASE):
-            around = clause(text, *found.span()).text
+        for match in re.finditer(form, text, re.IGNORECASE):
+            around = clause(text, *match.span()).text
             ranks, bits = (re.search(words, around, re.IGNORECASE) is not None for words in (_ON_RANKS, r"\bKL|bits"))
             if (ranks or not bits) if of_ranks else (bits or not ranks):
                 return order
@@ -164,20 +166,20 @@ def _direction(text: str) -> int | None:
     return None if worse == better else (1 if better else -1)
 
 
-def _right(said: ModelStatement, found: re.Match[str], known: _Known) -> Finding:
-    return said.finding(
-        found.group(), Judgement.SUPPORTED, f"{_printed(known)} in the rows of {known.lens} and of the baseline.",
-        found_at=_at(said, known.lens),
+def _right(assertion: Assertion, match: re.Match[str], known: _Known) -> Finding:
+    return assertion.finding(
+        match.group(), Judgement.SUPPORTED, f"{_printed(known)} in the rows of {known.lens} and of the baseline.",
+        found_at=_at(assertion, known.lens),
     )  # fmt: skip
 
 
-def _wrong(said: ModelStatement, found: re.Match[str], known: _Known, why: str) -> Finding:
-    return said.finding(
-        found.group(),
+def _wrong(assertion: Assertion, match: re.Match[str], known: _Known, why: str) -> Finding:
+    return assertion.finding(
+        match.group(),
         Judgement.CONTRADICTED,
         f"lens {known.lens} gains {_printed(known)} bits over the baseline (above 0 is better): {why}.",
         correct=f"{_printed(known)} bits (baseline less {known.lens})",
-        found_at=_at(said, known.lens),
+        found_at=_at(assertion, known.lens),
     )
 
 
@@ -185,8 +187,8 @@ def _printed(known: _Known) -> str:
     return "/".join(f"{gain:+.2f}" for gain in known.gains)
 
 
-def _at(said: ModelStatement, lens: str) -> Citation | None:
-    whole = said.evidence.whole_pass(lens)
+def _at(assertion: Assertion, lens: str) -> Citation | None:
+    whole = assertion.evidence.whole_pass(lens)
     return whole[0] if whole else None
 
 
@@ -205,44 +207,46 @@ _LATER = re.compile(
 )
 
 
-def shifts(said: ModelStatement) -> Iterator[Finding]:
+def shifts(assertion: Assertion) -> Iterator[Finding]:
     """`rank deltas (tuned - baseline): le_10 +1`: layers of the fitted lens less those of the baseline."""
-    if not re.search(r"\u0394|delta|shift", said.text, re.IGNORECASE):
+    if not re.search(r"\u0394|delta|shift", assertion.text, re.IGNORECASE):
         return
-    for found in _SHIFT.finditer(said.text):
-        audit = _audit(said, found)
-        pair = None if audit is None else audit.rank_milestones.get(int(found["rank"]))
+    for match in _SHIFT.finditer(assertion.text):
+        audit = _audit(assertion, match)
+        pair = None if audit is None else audit.rank_milestones.get(int(match["rank"]))
         if audit is None or pair is None or pair.delta is None:
             continue
-        order = _convention(audit.lens, (said.clause(*found.span()).text, said.text), of_ranks=True)
+        order = _convention(audit.lens, (assertion.clause(*match.span()).text, assertion.text), of_ranks=True)
         true = pair.delta * (-1 if order == 1 else 1)
-        at = _at(said, audit.lens)
-        if int(found["shift"]) == true:
+        at = _at(assertion, audit.lens)
+        if int(match["shift"]) == true:
             why = f"{pair.sidecar} against {pair.baseline}."
-            yield said.finding(found.group(), Judgement.SUPPORTED, why, found_at=at)
+            yield assertion.finding(match.group(), Judgement.SUPPORTED, why, found_at=at)
         else:
-            yield said.finding(
-                found.group(),
+            yield assertion.finding(
+                match.group(),
                 Judgement.CONTRADICTED,
-                f"rank <= {found['rank']} is first reached at layer {pair.sidecar} under {audit.lens} and at "
+                f"rank <= {match['rank']} is first reached at layer {pair.sidecar} under {audit.lens} and at "
                 f"{pair.baseline} without: {true:+d}.",
                 correct=f"{true:+d}",
                 found_at=at,
             )
 
 
-def earliness(said: ModelStatement) -> Iterator[Finding]:
+def earliness(assertion: Assertion) -> Iterator[Finding]:
     """`consistent rank improvements`, `no earlier rank milestones`, of one fitted lens."""
     for form, earlier in ((_RANKS, True), (_LATER, False)):
-        for found in form.finditer(said.text):
-            audit, around = _audit(said, found), said.clause(*found.span())
-            if audit is None or not said.alone or HEDGE.search(around.text) or _is_of_baseline(said, found):
+        for match in form.finditer(assertion.text):
+            audit, around = _audit(assertion, match), assertion.clause(*match.span())
+            if audit is None or not assertion.alone or HEDGE.search(around.text) or _is_of_baseline(assertion, match):
                 continue
-            head = said.text[max(around.start, found.start() - 25) : found.start()]
+            head = assertion.text[max(around.start, match.start() - 25) : match.start()]
             denied = re.search(r"\b(?:no|not|never|without|nor|rather than)\b[^,]*$", head, re.IGNORECASE) is not None
             if not denied and NEGATION.search(head):
                 continue
-            yield from _earliness(said, found, audit, _Said(earlier, denied, earlier and bool(found["consistent"])))
+            yield from _earliness(
+                assertion, match, audit, _Said(earlier, denied, earlier and bool(match["consistent"]))
+            )
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,7 @@ class _Said:
         return None if other else True
 
 
-def _earliness(said: ModelStatement, found: re.Match[str], audit: FittedLensAudit, meant: _Said) -> Iterator[Finding]:
+def _earliness(assertion: Assertion, match: re.Match[str], audit: FittedLensAudit, meant: _Said) -> Iterator[Finding]:
     pairs = audit.rank_milestones
     known = [pair for pair in pairs.values() if pair.baseline is not None or pair.sidecar is not None]
     if len(known) < len(pairs) or not known:
@@ -278,12 +282,12 @@ def _earliness(said: ModelStatement, found: re.Match[str], audit: FittedLensAudi
         f"rank <= {rank}: {_layer(pair.sidecar)} under {audit.lens}, {_layer(pair.baseline)} without"
         for rank, pair in pairs.items()
     )
-    yield said.finding(
-        found.group(),
+    yield assertion.finding(
+        match.group(),
         Judgement.SUPPORTED if right else Judgement.CONTRADICTED,
         f"{truth}.",
         correct=None if right else truth,
-        found_at=_at(said, audit.lens),
+        found_at=_at(assertion, audit.lens),
     )
 
 
@@ -291,21 +295,21 @@ def _layer(layer: int | None) -> str:
     return "never" if layer is None else f"layer {layer}"
 
 
-def _audit(said: ModelStatement, found: re.Match[str]) -> FittedLensAudit | None:
+def _audit(assertion: Assertion, match: re.Match[str]) -> FittedLensAudit | None:
     """The fitted lens that is meant: the one named in the clause, else in the statement, else in the heading."""
-    known = said.evidence.verdict.diagnostics.sidecars
-    around = said.clause(*found.span()).text
-    for text in (around, said.text, " ".join(said.statement.headings[-1:])):
+    known = assertion.evidence.verdict.diagnostics.sidecars
+    around = assertion.clause(*match.span()).text
+    for text in (around, assertion.text, " ".join(assertion.statement.headings[-1:])):
         named = [lens for lens, form in _FITTED.items() if re.search(rf"\b{form}\b", text, re.IGNORECASE)]
         if named:
             return known.get(named[0]) if len(named) == 1 else None
     return None
 
 
-def _is_of_baseline(said: ModelStatement, found: re.Match[str]) -> bool:
+def _is_of_baseline(assertion: Assertion, match: re.Match[str]) -> bool:
     """Whether a comparison may have the baseline as its subject: `the norm lens has earlier ranks than tuned`."""
-    around = said.clause(*found.span())
-    head = said.text[around.start : found.start()]
+    around = assertion.clause(*match.span())
+    head = assertion.text[around.start : match.start()]
     than = re.search(r"\bthan (?:the |under |with )*(?:prism|tuned)", around.text, re.IGNORECASE)
     subject = re.search(rf"(?<!vs )(?<!vs\. )(?<!over )(?<!than )(?<!to )(?<!the )\b{_BASE}\b", head, re.IGNORECASE)
     return bool(than or subject) or re.search(rf"KL (?:under|of|for) (?:the )?{_BASE}\b", around.text, re.I) is not None
@@ -318,17 +322,17 @@ _LEVEL = re.compile(
 )
 
 
-def levels(said: ModelStatement) -> Iterator[Finding]:
+def levels(assertion: Assertion) -> Iterator[Finding]:
     """`regressive (higher KL)`: wrong only where the divergence is on the other side at every quarter of the depth."""
-    for found in _LEVEL.finditer(said.text):
-        audit, around = _audit(said, found), said.clause(*found.span())
-        if audit is None or not said.alone or HEDGE.search(around.text) or NEGATION.search(around.text):
+    for match in _LEVEL.finditer(assertion.text):
+        audit, around = _audit(assertion, match), assertion.clause(*match.span())
+        if audit is None or not assertion.alone or HEDGE.search(around.text) or NEGATION.search(around.text):
             continue
-        if _is_of_baseline(said, found):
+        if _is_of_baseline(assertion, match):
             continue
         if re.search(r"\bL\s?\d|layer \d|raw|temp", around.text):
             continue
-        word = (found["a"] or found["b"]).lower()
+        word = (match["a"] or match["b"]).lower()
         sign = -1 if word in ("higher", "worse", "worsens") else 1
         known = [pair.delta for pair in audit.kl_bits_at_percentiles.values()]
         gained = [gain for gain in known if gain is not None]
@@ -337,8 +341,12 @@ def levels(said: ModelStatement) -> Iterator[Finding]:
         printed = "/".join(f"{gain:+.2f}" for gain in gained)
         why = f"lens {audit.lens} gains {printed} bits at the quarters of the depth (above 0 is better)."
         if all(sign * gain < -TELLING_BITS for gain in gained):
-            yield said.finding(
-                found.group(), Judgement.CONTRADICTED, why, correct=f"{printed} bits", found_at=_at(said, audit.lens)
+            yield assertion.finding(
+                match.group(),
+                Judgement.CONTRADICTED,
+                why,
+                correct=f"{printed} bits",
+                found_at=_at(assertion, audit.lens),
             )
         elif all(sign * gain > 0 for gain in gained):
-            yield said.finding(found.group(), Judgement.SUPPORTED, why, found_at=_at(said, audit.lens))
+            yield assertion.finding(match.group(), Judgement.SUPPORTED, why, found_at=_at(assertion, audit.lens))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from layerscope.audit.judges.claim_context import ModelStatement
+from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, spans
 from layerscope.report.cited.findings import Finding, Judgement
 
@@ -19,25 +19,27 @@ _YES = re.compile(r"\u2713|=\s*True|\bTrue\b|\b(?:fires?|shows?|present|detected
 _DENIED = re.compile(r"\b(?:no|not|without)\b[^.;()]*", re.IGNORECASE)
 
 
-def copying(said: ModelStatement) -> Iterator[Finding]:
+def copying(assertion: Assertion) -> Iterator[Finding]:
     """`no early copy flags in L0-L3`, `Copy-reflex? yes`: copying counts where layers 0 to 3 echo the prompt."""
-    found = _COPY.search(said.text)
-    if found is None or not said.alone or not _EARLY_LAYERS.search(said.text) or HEDGE.search(said.text):
+    match = _COPY.search(assertion.text)
+    if match is None or not assertion.alone or not _EARLY_LAYERS.search(assertion.text) or HEDGE.search(assertion.text):
         return
-    if _WIDE.search(said.text) and not _NARROW.search(said.text):
+    if _WIDE.search(assertion.text) and not _NARROW.search(assertion.text):
         return
-    denied, affirmed = bool(_NO.search(said.text)), bool(_YES.search(_DENIED.sub(" ", said.text)))
-    flags = _flags(said.text)
-    copies = _copies(said, flags)
-    meant = said.lenses(*found.span())
-    if denied == affirmed or copies is None or meant != (said.evidence.headline,):
+    denied, affirmed = bool(_NO.search(assertion.text)), bool(_YES.search(_DENIED.sub(" ", assertion.text)))
+    flags = _flags(assertion.text)
+    copies = _copies(assertion, flags)
+    meant = assertion.lenses(*match.span())
+    if denied == affirmed or copies is None or meant != (assertion.evidence.headline,):
         return
-    where = f"{' and '.join(flags)} in layers 0 to 3 of {said.table_name()}: {'set' if copies else 'not set'}"
+    where = f"{' and '.join(flags)} in layers 0 to 3 of {assertion.table_name()}: {'set' if copies else 'not set'}"
     if copies == affirmed:
-        yield said.finding(said.text, Judgement.SUPPORTED, f"{where}.", found_at=said.place(0))
+        yield assertion.finding(assertion.text, Judgement.SUPPORTED, f"{where}.", found_at=assertion.place(0))
     else:
-        layer = _first_copy(said, flags) if copies else 0
-        yield said.finding(said.text, Judgement.CONTRADICTED, f"{where}.", correct=where, found_at=said.place(layer))
+        layer = _first_copy(assertion, flags) if copies else 0
+        yield assertion.finding(
+            assertion.text, Judgement.CONTRADICTED, f"{where}.", correct=where, found_at=assertion.place(layer)
+        )
 
 
 STRICT, SOFT = "copy_collapse", "copy_soft_k1@0.5"
@@ -49,16 +51,16 @@ def _flags(text: str) -> tuple[str, ...]:
     return (STRICT, SOFT) if strict == soft else ((STRICT,) if strict else (SOFT,))
 
 
-def _copies(said: ModelStatement, flags: tuple[str, ...]) -> bool | None:
+def _copies(assertion: Assertion, flags: tuple[str, ...]) -> bool | None:
     """Whether one of these is set in layers 0 to 3; None where none was measured."""
-    curve = said.curve()
+    curve = assertion.curve()
     rows = () if curve is None else curve.rows
     known = [row[flag] for row in rows if row["layer"] <= 3 for flag in flags if row[flag] is not None]
     return any(known) if known else None
 
 
-def _first_copy(said: ModelStatement, flags: tuple[str, ...]) -> int | None:
-    curve = said.curve()
+def _first_copy(assertion: Assertion, flags: tuple[str, ...]) -> int | None:
+    curve = assertion.curve()
     return None if curve is None else curve.first(lambda row: any(bool(row[flag]) for flag in flags))
 
 
@@ -67,56 +69,63 @@ _OF_NORMS = re.compile(r"normali[sz]|norm ratio|resid_norm|residual norm|norm[- 
 _OF_OTHERS = re.compile(r"rest[_ -]?mass|entropy|\bKL\b|\bcos\w*\b|\bafter\b|beyond|\blate\b|\bfinal\b", re.IGNORECASE)
 
 
-def spikes(said: ModelStatement) -> Iterator[Finding]:
+def spikes(assertion: Assertion) -> Iterator[Finding]:
     """`no extreme spikes` of the normalizer, against the run's own flag and against the trajectory of the norms."""
-    found = _NO_SPIKES.search(said.text)
-    if found is None or not said.alone or not _OF_NORMS.search(said.text) or _OF_OTHERS.search(said.text):
+    match = _NO_SPIKES.search(assertion.text)
+    if (
+        match is None
+        or not assertion.alone
+        or not _OF_NORMS.search(assertion.text)
+        or _OF_OTHERS.search(assertion.text)
+    ):
         return
-    if spans(said.text):
+    if spans(assertion.text):
         return  # of a few layers; the run's flag is of all
-    flag = said.evidence.json.at("diagnostics", "flags", "normalization_spike")
-    trajectory = said.evidence.verdict.diagnostics.trajectory
+    flag = assertion.evidence.json.at("diagnostics", "flags", "normalization_spike")
+    trajectory = assertion.evidence.verdict.diagnostics.trajectory
     n_spikes = None if trajectory is None else trajectory.n_spikes
     if flag is not None and flag.value and n_spikes != 0:
         counted = "" if n_spikes is None else f", and the norms have {n_spikes} spikes"
-        yield said.finding(
-            found.group(),
+        yield assertion.finding(
+            match.group(),
             Judgement.CONTRADICTED,
-            f"{flag.pointer} is set in {said.evidence.json.name}{counted}.",
+            f"{flag.pointer} is set in {assertion.evidence.json.name}{counted}.",
             correct="flags.normalization_spike is set",
-            found_at=said.evidence.cite(flag),
+            found_at=assertion.evidence.cite(flag),
         )
     elif n_spikes == 0 and (flag is None or not flag.value):
-        yield said.finding(found.group(), Judgement.SUPPORTED, "the norms have no spikes, and none is flagged.")
+        yield assertion.finding(match.group(), Judgement.SUPPORTED, "the norms have no spikes, and none is flagged.")
 
 
 _HEALTHY = re.compile(r"\bnumeric[_ ]health\s*(?::|=|\?|is)?\s*(?:clean|good|ok|fine)\b", re.IGNORECASE)
 
 
-def health(said: ModelStatement) -> Iterator[Finding]:
+def health(assertion: Assertion) -> Iterator[Finding]:
     """`Numeric health is clean`: no NaN, no infinity, no layer flagged."""
-    found = _HEALTHY.search(said.text)
-    if found is None or not said.alone or "\u2717" in said.text:
+    match = _HEALTHY.search(assertion.text)
+    if match is None or not assertion.alone or "\u2717" in assertion.text:
         return
-    block = said.evidence.json.at("diagnostics", "numeric_health")
+    block = assertion.evidence.json.at("diagnostics", "numeric_health")
     if block is None:
         return
-    members = {entry.key: entry for entry in said.evidence.json.children(block)}
+    members = {entry.key: entry for entry in assertion.evidence.json.children(block)}
     flagged = members.get("layers_flagged")
     bad = [name for name in ("any_nan", "any_inf") if (one := members.get(name)) is not None and one.value is True]
-    if flagged is not None and said.evidence.json.children(flagged):
+    if flagged is not None and assertion.evidence.json.children(flagged):
         bad.append("layers_flagged")
-    at = said.evidence.cite(block)
+    at = assertion.evidence.cite(block)
     if bad:
-        yield said.finding(
-            found.group(),
+        yield assertion.finding(
+            match.group(),
             Judgement.CONTRADICTED,
-            f"{' and '.join(bad)} of {block.pointer} in {said.evidence.json.name} say otherwise.",
+            f"{' and '.join(bad)} of {block.pointer} in {assertion.evidence.json.name} say otherwise.",
             correct=f"{', '.join(bad)} set",
             found_at=at,
         )
     elif {"any_nan", "any_inf"} <= set(members):
-        yield said.finding(found.group(), Judgement.SUPPORTED, f"{block.pointer} has nothing against it.", found_at=at)
+        yield assertion.finding(
+            match.group(), Judgement.SUPPORTED, f"{block.pointer} has nothing against it.", found_at=at
+        )
 
 
 _CALIBRATED = re.compile(
@@ -126,24 +135,26 @@ _CALIBRATED = re.compile(
 )
 
 
-def calibration(said: ModelStatement) -> Iterator[Finding]:
+def calibration(assertion: Assertion) -> Iterator[Finding]:
     """`the head is well calibrated`: the last row says what the model says."""
-    for found in _CALIBRATED.finditer(said.text):
-        around = said.clause(*found.span())
+    for match in _CALIBRATED.finditer(assertion.text):
+        around = assertion.clause(*match.span())
         if (
-            not said.alone
+            not assertion.alone
             or NEGATION.search(around.text)
             or re.search(r"tuned|prism|mismatch|after|temp|would|if", around.text, re.I)
         ):
             continue
-        last = said.evidence.verdict.diagnostics.last_layer
+        last = assertion.evidence.verdict.diagnostics.last_layer
         warned = None if last is None else last.warn_high_last_layer_kl
         if last is None or warned is None:
             continue
         bits = last.measured.kl_to_final_bits
         said_of = f"the last row is {bits if bits is not None else 0:.4g} bits from the model's head"
-        at, stated = None, said.evidence.entry("diagnostics", "last_layer_consistency", "kl_to_final_bits")
+        at, stated = None, assertion.evidence.entry("diagnostics", "last_layer_consistency", "kl_to_final_bits")
         if stated is not None:
-            at = said.evidence.cite(stated)
+            at = assertion.evidence.cite(stated)
         judgement = Judgement.CONTRADICTED if warned else Judgement.SUPPORTED
-        yield said.finding(found.group(), judgement, f"{said_of}.", correct=said_of if warned else None, found_at=at)
+        yield assertion.finding(
+            match.group(), judgement, f"{said_of}.", correct=said_of if warned else None, found_at=at
+        )

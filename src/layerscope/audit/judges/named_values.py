@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from layerscope.audit.judges.claim_context import ModelStatement
+from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.lookup.cited_lines import Cited
 from layerscope.audit.lookup.key_matching import name_parts
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION
@@ -53,10 +53,10 @@ _DIGITS = 3
 """Digits that a number must have for the same, where it is no layer."""
 
 
-def stated(said: ModelStatement) -> Iterator[Finding]:
+def stated(assertion: Assertion) -> Iterator[Finding]:
     """Judge a sentence with one number, by the member that the cited line holds and the sentence names."""
-    cited, text = said.cited, _QUOTED.sub(" ", said.text)
-    if cited is None or not cited.jsons or not cited.is_complete or not said.alone:
+    cited, text = assertion.cited, _QUOTED.sub(" ", assertion.text)
+    if cited is None or not cited.jsons or not cited.is_complete or not assertion.alone:
         return
     if HEDGE.search(text) or NEGATION.search(text) or _UNLIKE.search(text):
         return
@@ -66,86 +66,90 @@ def stated(said: ModelStatement) -> Iterator[Finding]:
         return
     if named:
         ((file, entry),) = named.values()
-        yield from _held_against(said, sentence, file, entry)
+        yield from _held_against(assertion, sentence, file, entry)
     else:
-        yield from _elsewhere(said, sentence, cited)
+        yield from _elsewhere(assertion, sentence, cited)
 
 
-def _held_against(said: ModelStatement, sentence: "_Sentence", file: JsonFile, entry: Entry) -> Iterator[Finding]:
+def _held_against(assertion: Assertion, sentence: "_Sentence", file: JsonFile, entry: Entry) -> Iterator[Finding]:
     printed, value = sentence.number_for(entry), entry.value
-    if printed is None or isinstance(value, bool) or not isinstance(value, int | float) or said.cited is None:
+    if printed is None or isinstance(value, bool) or not isinstance(value, int | float) or assertion.cited is None:
         return
     at = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
     place = f"{entry.pointer.removeprefix('/')} is {value} at {at}"
     if printed.stands_for(value):
-        yield said.finding(said.text, Judgement.SUPPORTED, f"{place}.", found_at=at)
+        yield assertion.finding(assertion.text, Judgement.SUPPORTED, f"{place}.", found_at=at)
         return
-    if _is_shown(printed, said.cited) or (printed.is_whole and not isinstance(value, int)):
+    if _is_shown(printed, assertion.cited) or (printed.is_whole and not isinstance(value, int)):
         return
     if printed.may_mean(value) or printed.stands_for(100 * value):
         return
-    others = _places(said, sentence, file, printed)
+    others = _places(assertion, sentence, file, printed)
     if others:
-        yield from _moved(said, file, others)
+        yield from _moved(assertion, file, others)
         return
-    yield said.finding(said.text, Judgement.CONTRADICTED, f"{place}.", correct=value_text(value), found_at=at)
+    yield assertion.finding(assertion.text, Judgement.CONTRADICTED, f"{place}.", correct=value_text(value), found_at=at)
 
 
-def _elsewhere(said: ModelStatement, sentence: "_Sentence", cited: Cited) -> Iterator[Finding]:
+def _elsewhere(assertion: Assertion, sentence: "_Sentence", cited: Cited) -> Iterator[Finding]:
     """The cited lines hold no member that the sentence names; another line of the file does, with this number."""
-    if any(first < last for one in cited.parts for first, last in one.reference.lines):
+    if any(first < last for part in cited.parts for first, last in part.reference.lines):
         return  # a range may only be cut short
     for one in cited.jsons:
         for printed in (sentence.layer, sentence.amount):
             if printed is None or _is_shown(printed, cited):
                 continue
-            if printed is sentence.layer and said.is_elsewhere(0, len(said.text)) and "control" not in said.text:
+            if (
+                printed is sentence.layer
+                and assertion.is_elsewhere(0, len(assertion.text))
+                and "control" not in assertion.text
+            ):
                 continue
-            others = _places(said, sentence, one.file, printed)
+            others = _places(assertion, sentence, one.file, printed)
             if others:
-                yield from _moved(said, one.file, others)
+                yield from _moved(assertion, one.file, others)
                 return
 
 
-def _moved(said: ModelStatement, file: JsonFile, places: Sequence[Entry]) -> Iterator[Finding]:
-    lines = [line for reference in said.references for span in reference.lines for line in span]
+def _moved(assertion: Assertion, file: JsonFile, places: Sequence[Entry]) -> Iterator[Finding]:
+    lines = [line for reference in assertion.references for span in reference.lines for line in span]
     entry = min(places, key=lambda one: min((abs(one.line - line) for line in lines), default=0))
     at = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
-    if said.is_cited_beside(at):
+    if assertion.is_cited_beside(at):
         return
-    shown = "; ".join(reference.text for reference in said.references)
+    shown = "; ".join(reference.text for reference in assertion.references)
     reason = f"{entry.pointer.removeprefix('/')} is {entry.value} at {at}; {shown} does not show it."
-    yield said.finding(said.text, Judgement.ELSEWHERE, reason, correct=str(at), found_at=at)
+    yield assertion.finding(assertion.text, Judgement.ELSEWHERE, reason, correct=str(at), found_at=at)
 
 
-def _places(said: ModelStatement, sentence: "_Sentence", file: JsonFile, printed: Number) -> list[Entry]:
+def _places(assertion: Assertion, sentence: "_Sentence", file: JsonFile, printed: Number) -> list[Entry]:
     """Members that the sentence names surely, and that have a number."""
-    if said.reader is None:
+    if assertion.reader is None:
         return []
-    held = [entry for entry in said.reader.leaves(file).printed(printed) if sentence.names(entry)]
-    keys = said.reader.by_key(file)
+    held = [entry for entry in assertion.reader.leaves(file).printed(printed) if sentence.names(entry)]
+    keys = assertion.reader.by_key(file)
     telling = [e for e in held if len(_distinctive(e)) >= FEWEST_DISTINCTIVE or len(keys.get(e.key.lower(), ())) == 1]
     return [entry for entry in telling if _is_layer(entry) == (printed is sentence.layer)]
 
 
 def _cited_numbers(cited: Cited) -> Iterator[tuple[JsonFile, Entry]]:
     """Members that stand on the cited lines themselves, and no others of their blocks."""
-    for one in cited.jsons:
-        for first, last in one.reference.lines:
-            for entry in one.file.within(first, last) if first == last else ():
+    for file in cited.jsons:
+        for first, last in file.reference.lines:
+            for entry in file.file.within(first, last) if first == last else ():
                 if isinstance(entry.value, int | float) and not isinstance(entry.value, bool):
-                    yield one.file, entry
+                    yield file.file, entry
 
 
 def _is_shown(printed: Number, cited: Cited) -> bool:
     """Whether anything that is cited holds a number."""
     in_rows = any(
         (value := row.number_in(column)) is not None and printed.stands_for(value)
-        for one in cited.csvs
-        for row in one.rows
+        for table in cited.csvs
+        for row in table.rows
         for column in row.cells
     )
-    return in_rows or any(one.leaves.printed(printed) for one in cited.jsons)
+    return in_rows or any(file.leaves.printed(printed) for file in cited.jsons)
 
 
 def _distinctive(entry: Entry) -> list[str]:

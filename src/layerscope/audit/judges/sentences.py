@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from layerscope.audit.judges.claim_context import ModelStatement
+from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.judges.table_rows import same_token
 from layerscope.audit.lookup.cited_lines import CitedCsv
 from layerscope.audit.lookup.key_matching import name_parts
@@ -137,111 +137,111 @@ _IS_LAYER = re.compile(r"(?:first_|L_|le_|ge_|gap_ge_|earliest_|layer|k\d|\d)", 
 _NO_COPY = re.compile(r"\bno\s+(?P<kind>strict\s+|soft\s+)?(?:copy(?:ing)?\s+layer|layer\s+copies)\b", re.IGNORECASE)
 
 
-def milestones(said: ModelStatement) -> Iterator[Finding]:
+def milestones(assertion: Assertion) -> Iterator[Finding]:
     """`rank 1 comes first at layer 31`, `confirmed at layer 33`, `the KL first falls below 1.0 bits at layer 36`."""
-    if not said.alone or _ANY_LAYER.search(said.text) is None:
+    if not assertion.alone or _ANY_LAYER.search(assertion.text) is None:
         return
     taken: list[tuple[int, int]] = []
     for wording, form in _MILESTONES:
-        for found in form.finditer(said.text):
-            start, end = found.span()
-            around = said.clause(start, end).text
+        for match in form.finditer(assertion.text):
+            start, end = match.span()
+            around = assertion.clause(start, end).text
             if any(start < other_end and other_start < end for other_start, other_end in taken):
                 continue
-            if said.is_elsewhere(start, end) or _NOT_FIRST.search(around) or _is_unsure(around):
+            if assertion.is_elsewhere(start, end) or _NOT_FIRST.search(around) or _is_unsure(around):
                 continue
             taken.append((start, end))
-            bound = float(found["bound"]) if "bound" in found.re.groupindex else None
+            bound = float(match["bound"]) if "bound" in match.re.groupindex else None
             # Ranks have whole bounds in their names, other bounds as many decimals as the files give them.
             shown = (
                 "" if bound is None else (f"{bound:g}" if wording.as_bound == "{}" else wording.as_bound.format(bound))
             )
-            yield from _milestone(said, found, tuple(name.format(shown) for name in wording.names))
+            yield from _milestone(assertion, match, tuple(name.format(shown) for name in wording.names))
 
 
 def _is_unsure(text: str) -> bool:
     return HEDGE.search(text) is not None or NEGATION.search(text) is not None
 
 
-def _milestone(said: ModelStatement, found: re.Match[str], names: Sequence[str]) -> Iterator[Finding]:
-    layer, (meant, sure) = int(found["layer"]), _lenses(said, found)
-    known = _layers(said, names, meant)
+def _milestone(assertion: Assertion, match: re.Match[str], names: Sequence[str]) -> Iterator[Finding]:
+    layer, (meant, sure) = int(match["layer"]), _lenses(assertion, match)
+    known = _layers(assertion, names, meant)
     if not known:
         return
     right = next((claim for claim in known if claim.value == layer), None)
     if right is not None:
-        shown = _rows_of_layer(said, layer) or _layer_stated(said, layer, right.name)
-        yield _right(said, found.group(), f"{right.name} is layer {layer}", shown, right.citations[0])
+        shown = _rows_of_layer(assertion, layer) or _layer_stated(assertion, layer, right.name)
+        yield _right(assertion, match.group(), f"{right.name} is layer {layer}", shown, right.citations[0])
         return
-    others = () if sure else _layers(said, names, said.available)
-    told = [said.evidence.otherwise(name, lens) for name in names for lens in meant]
-    if any(claim is not None and claim.value == layer for claim in (*others, *told)) or _layer_stated(said, layer):
+    others = () if sure else _layers(assertion, names, assertion.available)
+    told = [assertion.evidence.otherwise(name, lens) for name in names for lens in meant]
+    if any(claim is not None and claim.value == layer for claim in (*others, *told)) or _layer_stated(assertion, layer):
         return
     truth = known[0]
     correct = "no layer" if truth.value is None else f"layer {truth.value}"
     reason = f"{truth.name} of lens {truth.lens} is {correct} ({truth.citations[0]})."
-    yield said.finding(found.group(), Judgement.CONTRADICTED, reason, correct=correct, found_at=truth.citations[0])
+    yield assertion.finding(match.group(), Judgement.CONTRADICTED, reason, correct=correct, found_at=truth.citations[0])
 
 
-def _layers(said: ModelStatement, names: Sequence[str], lenses: Sequence[str]) -> list[Claim]:
-    found = (said.evidence.milestone(name, lens=lens) for name in names for lens in lenses)
+def _layers(assertion: Assertion, names: Sequence[str], lenses: Sequence[str]) -> list[Claim]:
+    found = (assertion.evidence.milestone(name, lens=lens) for name in names for lens in lenses)
     return [claim for claim in found if claim is not None]
 
 
-def _lenses(said: ModelStatement, found: re.Match[str]) -> tuple[tuple[str, ...], bool]:
+def _lenses(assertion: Assertion, match: re.Match[str]) -> tuple[tuple[str, ...], bool]:
     """The lenses that may be meant, and whether that is sure: a cited table is of one."""
-    cited = {reference.file for reference in said.references}
-    of_tables = [lens for lens in said.available if said.table_name(lens) in cited]
-    meant = said.lenses(*found.span())
+    cited = {reference.file for reference in assertion.references}
+    of_tables = [lens for lens in assertion.available if assertion.table_name(lens) in cited]
+    meant = assertion.lenses(*match.span())
     if len(of_tables) == 1 and (of_tables[0] in meant or len(meant) != 1):
         return tuple(of_tables), True
     return meant, len(meant) == 1
 
 
-def cells(said: ModelStatement) -> Iterator[Finding]:
+def cells(assertion: Assertion) -> Iterator[Finding]:
     """`at layer 29 the KL to the final output is 12.23 bits`, `the answer leads by 3.08 logits at layer 31`."""
-    if not said.alone or _ANY_LAYER.search(said.text) is None:
+    if not assertion.alone or _ANY_LAYER.search(assertion.text) is None:
         return
     for form in _CELLS:
-        for found in form.finditer(said.text):
-            around = said.clause(*found.span())
+        for match in form.finditer(assertion.text):
+            around = assertion.clause(*match.span())
             column = next(
-                (name for name, words in _COLUMNS.items() if re.fullmatch(words, found["what"], re.IGNORECASE)), None
+                (name for name, words in _COLUMNS.items() if re.fullmatch(words, match["what"], re.IGNORECASE)), None
             )
-            after = said.text[found.end() : found.end() + 12]
-            before = said.text[max(0, found.start() - 12) : found.start()]
+            after = assertion.text[match.end() : match.end() + 12]
+            before = assertion.text[max(0, match.start() - 12) : match.start()]
             if (
                 column is None
-                or said.is_elsewhere(*found.span())
+                or assertion.is_elsewhere(*match.span())
                 or _OF_MODEL.search(before)
                 or after.startswith(" or ")
             ):
                 continue
             if column == "cos_to_final" and _OTHER_COSINE.search(around.text):
                 continue
-            layer = _layer_of(said, found, around.text)
-            printed = Number.parse(found["number"])
+            layer = _layer_of(assertion, match, around.text)
+            printed = Number.parse(match["number"])
             if layer is None or printed is None:
                 continue
             if not _NO_CELL.search(around.text) and not _is_unsure(around.text):
-                yield from _cell(said, found, _Value(column, layer, printed))
+                yield from _cell(assertion, match, _Value(column, layer, printed))
 
 
-def _layer_of(said: ModelStatement, found: re.Match[str], around: str) -> int | None:
+def _layer_of(assertion: Assertion, match: re.Match[str], around: str) -> int | None:
     """The layer that a value is of: right behind it, else the only one of the clause."""
-    behind = re.match(rf"\s*(?:bits?|logits?)?\)?\s*(?:at|in)\s+{_LAYER}", said.text[found.end() :], re.IGNORECASE)
+    behind = re.match(rf"\s*(?:bits?|logits?)?\)?\s*(?:at|in)\s+{_LAYER}", assertion.text[match.end() :], re.IGNORECASE)
     if behind is not None:
         return int(behind["layer"])
-    inside = [int(one["layer"]) for one in _ANY_LAYER.finditer(found.group()) if one["layer"]]
+    inside = [int(match["layer"]) for match in _ANY_LAYER.finditer(match.group()) if match["layer"]]
     if len(inside) == 1:
         return inside[0]
-    depth, start = said.evidence.record.model.n_layers, said.clause(*found.span()).start
+    depth, start = assertion.evidence.record.model.n_layers, assertion.clause(*match.span()).start
     mentions = list(_ANY_LAYER.finditer(around))
-    layers = {int(one["layer"]) if one["layer"] else depth for one in mentions}
+    layers = {int(mention["layer"]) if mention["layer"] else depth for mention in mentions}
     if len(layers) != 1:
         return None
     first = mentions[0]
-    apart = said.text[min(start + first.end(), found.end()) : max(start + first.start(), found.start())]
+    apart = assertion.text[min(start + first.end(), match.end()) : max(start + first.start(), match.start())]
     leads_in = re.fullmatch(r"[\W_]*(?:at|in)\s+(?:the\s+)?", around[: first.start()], re.IGNORECASE) is not None
     return layers.pop() if leads_in or not re.search(r"[,()]", apart) else None
 
@@ -254,87 +254,91 @@ class _Value:
     layer: int
     printed: Number
 
-    def is_of(self, said: ModelStatement, lens: str) -> bool:
+    def is_of(self, assertion: Assertion, lens: str) -> bool:
         """Whether the lens' row has it."""
-        value = self.value(said, lens)
+        value = self.value(assertion, lens)
         return value is not None and self.printed.stands_for(value)
 
-    def value(self, said: ModelStatement, lens: str) -> int | float | None:
-        curve = said.curve(lens)
+    def value(self, assertion: Assertion, lens: str) -> int | float | None:
+        curve = assertion.curve(lens)
         found = None if curve is None else curve.value(self.column, self.layer)
         return found if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
-def _cell(said: ModelStatement, found: re.Match[str], claimed: _Value) -> Iterator[Finding]:
-    meant, sure = _lenses(said, found)
-    named, meant = meant, tuple(lens for lens in meant if claimed.value(said, lens) is not None)
+def _cell(assertion: Assertion, match: re.Match[str], claimed: _Value) -> Iterator[Finding]:
+    meant, sure = _lenses(assertion, match)
+    named, meant = meant, tuple(lens for lens in meant if claimed.value(assertion, lens) is not None)
     if not meant:
-        yield from _of_another_layer(said, found, claimed, named)
+        yield from _of_another_layer(assertion, match, claimed, named)
         return
-    right = [lens for lens in meant if claimed.is_of(said, lens)]
-    shown = _rows_show(said, claimed) or _stated(said, claimed.printed)
-    shown = shown or (claimed.column == "answer_rank" and _layer_stated(said, claimed.layer))
+    right = [lens for lens in meant if claimed.is_of(assertion, lens)]
+    shown = _rows_show(assertion, claimed) or _stated(assertion, claimed.printed)
+    shown = shown or (claimed.column == "answer_rank" and _layer_stated(assertion, claimed.layer))
     where = f"{claimed.column} at layer {claimed.layer}"
     if right:
-        at = said.place(claimed.layer, right[0])
-        shows = shown or _rows_of_layer(said, claimed.layer, right[0])
-        yield _right(said, found.group(), f"{where} is so in {said.table_name(right[0])}", shows, at)
+        at = assertion.place(claimed.layer, right[0])
+        shows = shown or _rows_of_layer(assertion, claimed.layer, right[0])
+        yield _right(assertion, match.group(), f"{where} is so in {assertion.table_name(right[0])}", shows, at)
         return
-    truth = claimed.value(said, meant[0])
-    values = [value for lens in meant if (value := claimed.value(said, lens)) is not None]
-    if shown or _row_holds(said, claimed) or truth is None or any(map(claimed.printed.may_mean, values)):
+    truth = claimed.value(assertion, meant[0])
+    values = [value for lens in meant if (value := claimed.value(assertion, lens)) is not None]
+    if shown or _row_holds(assertion, claimed) or truth is None or any(map(claimed.printed.may_mean, values)):
         return
-    if not sure and any(claimed.is_of(said, lens) for lens in said.available):
+    if not sure and any(claimed.is_of(assertion, lens) for lens in assertion.available):
         return
     correct = value_text(truth)
-    yield said.finding(
-        found.group(),
+    yield assertion.finding(
+        match.group(),
         Judgement.CONTRADICTED,
-        f"{where} is {correct} in {said.table_name(meant[0])}.",
+        f"{where} is {correct} in {assertion.table_name(meant[0])}.",
         correct=correct,
-        found_at=said.place(claimed.layer, meant[0]),
+        found_at=assertion.place(claimed.layer, meant[0]),
     )
 
 
 def _of_another_layer(
-    said: ModelStatement, found: re.Match[str], claimed: _Value, lenses: Sequence[str]
+    assertion: Assertion, match: re.Match[str], claimed: _Value, lenses: Sequence[str]
 ) -> Iterator[Finding]:
     """The layer has no such value, and the one row that is cited has it at another layer."""
-    rows = [(table, row) for table in _tables(said) for row in table.rows]
-    if len(rows) != 1 or _stated(said, claimed.printed) or rows[0][0].has_row_numbers:
+    rows = [(table, row) for table in _tables(assertion) for row in table.rows]
+    if len(rows) != 1 or _stated(assertion, claimed.printed) or rows[0][0].has_row_numbers:
         return
     ((table, row),) = rows
     layer, value = row.number_in("layer"), row.number_in(claimed.column)
-    of_lens = any(said.table_name(lens) == table.file.name for lens in lenses)
+    of_lens = any(assertion.table_name(lens) == table.file.name for lens in lenses)
     if of_lens and layer != claimed.layer and value is not None and claimed.printed.stands_for(value):
         at = Citation(table.file.name, row.line, row.last_line, row=row.number)
         why = f"{claimed.column} is {value} at layer {layer} ({at}), and has no value at layer {claimed.layer}."
-        yield said.finding(found.group(), Judgement.CONTRADICTED, why, correct=f"layer {layer}", found_at=at)
+        yield assertion.finding(match.group(), Judgement.CONTRADICTED, why, correct=f"layer {layer}", found_at=at)
 
 
-def tokens(said: ModelStatement) -> Iterator[Finding]:
+def tokens(assertion: Assertion) -> Iterator[Finding]:
     """`the top-1 token at layer 5 is " (?)"`."""
-    if not said.alone:
+    if not assertion.alone:
         return
-    for found in _TOP_TOKEN.finditer(said.text):
-        around = said.clause(*found.span())
-        layer = _layer_of(said, found, around.text.replace(found["token"], ""))
-        if layer is None or said.is_elsewhere(*found.span()) or _is_unsure(around.text.replace(found["token"], "")):
+    for match in _TOP_TOKEN.finditer(assertion.text):
+        around = assertion.clause(*match.span())
+        layer = _layer_of(assertion, match, around.text.replace(match["token"], ""))
+        if (
+            layer is None
+            or assertion.is_elsewhere(*match.span())
+            or _is_unsure(around.text.replace(match["token"], ""))
+        ):
             continue
-        meant, sure = _lenses(said, found)
-        tops = {lens: row["top1"] for lens in meant if (row := said.row(layer, lens)) is not None}
-        token = found["token"]
-        tail = said.text[found.start("token") : found.end() + REACH]
+        meant, sure = _lenses(assertion, match)
+        tops = {lens: row["top1"] for lens in meant if (row := assertion.row(layer, lens)) is not None}
+        token = match["token"]
+        tail = assertion.text[match.start("token") : match.end() + REACH]
         right = [lens for lens, top in tops.items() if top is not None and _is_token(token, top, tail)]
         if right:
-            shown = _rows_of_layer(said, layer, right[0]) or not said.references
-            at = said.place(layer, right[0])
-            yield _right(said, found.group(), f"so it is in {said.table_name(right[0])}", shown, at)
+            shown = _rows_of_layer(assertion, layer, right[0]) or not assertion.references
+            at = assertion.place(layer, right[0])
+            yield _right(assertion, match.group(), f"so it is in {assertion.table_name(right[0])}", shown, at)
         elif sure and tops and all(top is not None and not _MARKS.search(typed(top)) for top in tops.values()):
             top = str(next(iter(tops.values())))
-            why = f"top-1 at layer {layer} of {said.table_name(meant[0])} is {top!r}."
-            at = said.place(layer, meant[0])
-            yield said.finding(found.group(), Judgement.CONTRADICTED, why, correct=repr(top), found_at=at)
+            why = f"top-1 at layer {layer} of {assertion.table_name(meant[0])} is {top!r}."
+            at = assertion.place(layer, meant[0])
+            yield assertion.finding(match.group(), Judgement.CONTRADICTED, why, correct=repr(top), found_at=at)
 
 
 def _is_token(text: str, token: str, tail: str) -> bool:
@@ -342,38 +346,38 @@ def _is_token(text: str, token: str, tail: str) -> bool:
     return same_token(text, token) or same_token(token_meant(text[1:-1]), token) or f'"{plain(typed(token))}"' in tail
 
 
-def depths(said: ModelStatement) -> Iterator[Finding]:
+def depths(assertion: Assertion) -> Iterator[Finding]:
     """`layer 31 (depth fraction 0.861)`: the layer as a share of the depth."""
-    n_layers = said.evidence.record.model.n_layers
-    for found in _DEPTH.finditer(said.text) if said.alone else ():
+    n_layers = assertion.evidence.record.model.n_layers
+    for found in _DEPTH.finditer(assertion.text) if assertion.alone else ():
         layer, printed = int(found["layer"]), Number.parse(found["number"])
         if printed is None or printed.is_whole or n_layers == 0 or layer > n_layers:
             continue
         share = layer / n_layers
         if printed.stands_for(share):
             why = f"{layer} of {n_layers} layers is {share:.3f}."
-            yield said.finding(found.group(), Judgement.SUPPORTED, why)
+            yield assertion.finding(found.group(), Judgement.SUPPORTED, why)
         else:
             why = f"{layer} of {n_layers} layers is {share:.3f}."
-            yield said.finding(found.group(), Judgement.CONTRADICTED, why, correct=f"{share:.3f}")
+            yield assertion.finding(found.group(), Judgement.CONTRADICTED, why, correct=f"{share:.3f}")
 
 
-def copies(said: ModelStatement) -> Iterator[Finding]:
+def copies(assertion: Assertion) -> Iterator[Finding]:
     """`no copy layer`: the prompt's own tokens lead at no layer, strictly, softly, or either way."""
-    for found in _NO_COPY.finditer(said.text):
-        kind = (found["kind"] or "").strip().lower()
+    for match in _NO_COPY.finditer(assertion.text):
+        kind = (match["kind"] or "").strip().lower()
         names = ["L_copy"] if kind != "soft" else []
         names += [f"L_copy_soft_k{k}" for k in (1, 2, 3)] if kind != "strict" else []
-        meant, _ = _lenses(said, found)
-        if not said.alone or said.is_elsewhere(*found.span()) or meant != (said.evidence.headline,):
+        meant, _ = _lenses(assertion, match)
+        if not assertion.alone or assertion.is_elsewhere(*match.span()) or meant != (assertion.evidence.headline,):
             continue
-        known = _layers(said, names, meant)
+        known = _layers(assertion, names, meant)
         copied = [claim for claim in known if claim.value is not None]
         if copied:
             first = copied[0]
             reason = f"{first.name} is layer {first.value} ({first.citations[0]})."
-            yield said.finding(
-                found.group(),
+            yield assertion.finding(
+                match.group(),
                 Judgement.CONTRADICTED,
                 reason,
                 correct=f"layer {first.value}",
@@ -381,45 +385,48 @@ def copies(said: ModelStatement) -> Iterator[Finding]:
             )
         elif known:
             why = f"{' and '.join(claim.name for claim in known)}: at no layer."
-            yield said.finding(found.group(), Judgement.SUPPORTED, why, found_at=known[0].citations[0])
+            yield assertion.finding(match.group(), Judgement.SUPPORTED, why, found_at=known[0].citations[0])
 
 
-def _right(said: ModelStatement, claim: str, reason: str, shown: bool, at: Citation | None) -> Finding:
+def _right(assertion: Assertion, claim: str, reason: str, shown: bool, at: Citation | None) -> Finding:
     """It holds; whether the cited lines show it, or those of another statement of the line."""
-    if shown or not said.references:
-        return said.finding(claim, Judgement.SUPPORTED, f"{reason}.", found_at=at)
-    cited = said.cited
-    if cited is None or not cited.is_complete or at is None or said.is_cited_beside(at):
-        return said.finding(claim, Judgement.UNDECIDED, f"{reason}; whether the cited lines show it cannot be told.")
-    said_of = "; ".join(reference.text for reference in said.references)
-    return said.finding(
+    if shown or not assertion.references:
+        return assertion.finding(claim, Judgement.SUPPORTED, f"{reason}.", found_at=at)
+    cited = assertion.cited
+    if cited is None or not cited.is_complete or at is None or assertion.is_cited_beside(at):
+        return assertion.finding(
+            claim, Judgement.UNDECIDED, f"{reason}; whether the cited lines show it cannot be told."
+        )
+    said_of = "; ".join(reference.text for reference in assertion.references)
+    return assertion.finding(
         claim, Judgement.ELSEWHERE, f"{reason} ({at}), but {said_of} does not show it.", correct=str(at), found_at=at
     )
 
 
-def _tables(said: ModelStatement) -> tuple[CitedCsv, ...]:
-    return () if said.cited is None else said.cited.csvs
+def _tables(assertion: Assertion) -> tuple[CitedCsv, ...]:
+    return () if assertion.cited is None else assertion.cited.csvs
 
 
-def _rows_of_layer(said: ModelStatement, layer: int, lens: str | None = None) -> bool:
+def _rows_of_layer(assertion: Assertion, layer: int, lens: str | None = None) -> bool:
     """Whether a cited row is of a layer, and of a lens where one is given."""
     return any(
-        layer in table.layers and (lens is None or table.file.name == said.table_name(lens)) for table in _tables(said)
+        layer in table.layers and (lens is None or table.file.name == assertion.table_name(lens))
+        for table in _tables(assertion)
     )
 
 
-def _rows_show(said: ModelStatement, claimed: _Value) -> bool:
+def _rows_show(assertion: Assertion, claimed: _Value) -> bool:
     """Whether a cited row of the layer, of whatever prompt or position, holds a value under the column."""
     return any(
         row.number_in("layer") == claimed.layer
         and (value := row.number_in(claimed.column)) is not None
         and claimed.printed.stands_for(value)
-        for table in _tables(said)
+        for table in _tables(assertion)
         for row in table.rows
     )
 
 
-def _row_holds(said: ModelStatement, claimed: _Value) -> bool:
+def _row_holds(assertion: Assertion, claimed: _Value) -> bool:
     """Whether a cited row of the layer has a number of several digits in any column: the words may mean that one."""
     printed = claimed.printed
     return (
@@ -428,23 +435,23 @@ def _row_holds(said: ModelStatement, claimed: _Value) -> bool:
         and any(
             row.number_in("layer") == claimed.layer
             and any((v := row.number_in(column)) is not None and claimed.printed.stands_for(v) for column in row.cells)
-            for table in _tables(said)
+            for table in _tables(assertion)
             for row in table.rows
         )
     )
 
 
-def _stated(said: ModelStatement, printed: Number) -> bool:
+def _stated(assertion: Assertion, printed: Number) -> bool:
     """Whether a cited line of a document holds a number."""
-    return said.cited is not None and any(one.leaves.printed(printed) for one in said.cited.jsons)
+    return assertion.cited is not None and any(file.leaves.printed(printed) for file in assertion.cited.jsons)
 
 
-def _layer_stated(said: ModelStatement, layer: int, name: str = "") -> bool:
+def _layer_stated(assertion: Assertion, layer: int, name: str = "") -> bool:
     """Whether a cited line of a document gives a layer to anything, other than a milestone of another bound."""
     printed = Number.parse(str(layer))
-    if said.cited is None or printed is None:
+    if assertion.cited is None or printed is None:
         return False
-    stated = [entry.key for one in said.cited.jsons for entry in one.leaves.printed(printed)]
+    stated = [entry.key for file in assertion.cited.jsons for entry in file.leaves.printed(printed)]
     return any(
         _IS_LAYER.match(key) and (not _bounds(key) or _bounds(key) == (_bounds(name) or _bounds(key))) for key in stated
     )

@@ -15,7 +15,7 @@ from layerscope.analysis.curve_shapes import (
     peak,
     trough,
 )
-from layerscope.audit.judges.claim_context import ModelStatement
+from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.parse.vocabulary import (
     HEDGE,
     LAYER,
@@ -70,44 +70,44 @@ _PART = re.compile(
 """Words for a part of the stack."""
 
 
-def moves(said: ModelStatement) -> Iterator[Finding]:
+def moves(assertion: Assertion) -> Iterator[Finding]:
     """`KL decreases with depth`, `entropy falls monotonically`."""
     for form in (_MOVES, _STEADY):
-        for found in form.finditer(said.text):
-            column = column_of(found["what"])
-            around = said.clause(*found.span())
-            if column is None or not said.alone or said.is_elsewhere(*found.span()):
+        for match in form.finditer(assertion.text):
+            column = column_of(match["what"])
+            around = assertion.clause(*match.span())
+            if column is None or not assertion.alone or assertion.is_elsewhere(*match.span()):
                 continue
-            head = said.text[around.start : found.start()]
-            if NEGATION.search(head) or not found["manner"] or HEDGE.search(around.text):
+            head = assertion.text[around.start : match.start()]
+            if NEGATION.search(head) or not match["manner"] or HEDGE.search(around.text):
                 continue
-            tail = said.text[found.end() : min(around.end, found.end() + 40)]
-            if _PARTIAL.search(found.group()) or spans(around.text) or _PART.search(head) or _PART.search(tail):
+            tail = assertion.text[match.end() : min(around.end, match.end() + 40)]
+            if _PARTIAL.search(match.group()) or spans(around.text) or _PART.search(head) or _PART.search(tail):
                 continue
-            yield from _move(said, found, column)
+            yield from _move(assertion, match, column)
 
 
-def _move(said: ModelStatement, found: re.Match[str], column: str) -> Iterator[Finding]:
-    direction: Direction = "falls" if found["fall"] else "rises"
-    if column == "answer_rank" and found["fall"] is None:
+def _move(assertion: Assertion, match: re.Match[str], column: str) -> Iterator[Finding]:
+    direction: Direction = "falls" if match["fall"] else "rises"
+    if column == "answer_rank" and match["fall"] is None:
         return  # a rank that "rises" may get better or worse
-    words = found.group().lower()
+    words = match.group().lower()
     if "improv" in words and column != "answer_rank":
         return
     if column == "answer_rank" and not re.search("monoton|every layer|consistent|steadil|smooth", words):
         return  # that a rank improves with depth is said of its ends
     strictly = "monoton" in words or "every layer" in words
-    lenses, claim = said.lenses(*found.span()), found.group()
-    if not lenses or any(len(said.points(column, lens)) < FEWEST for lens in lenses):
+    lenses, claim = assertion.lenses(*match.span()), match.group()
+    if not lenses or any(len(assertion.points(column, lens)) < FEWEST for lens in lenses):
         return
-    verdicts = [_against(said, column, lens, direction, strictly) for lens in lenses]
-    wrong = [one for one in verdicts if one is not None]
+    verdicts = [_against(assertion, column, lens, direction, strictly) for lens in lenses]
+    wrong = [verdict for verdict in verdicts if verdict is not None]
     if len(wrong) == len(verdicts):
-        yield wrong[0].finding(said, claim)
-    elif any(_holds(said, column, lens, direction) for lens in lenses):
-        yield said.finding(claim, Judgement.SUPPORTED, f"{column} does so in {said.table_name()}.")
+        yield wrong[0].finding(assertion, claim)
+    elif any(_holds(assertion, column, lens, direction) for lens in lenses):
+        yield assertion.finding(claim, Judgement.SUPPORTED, f"{column} does so in {assertion.table_name()}.")
     else:
-        yield said.finding(claim, Judgement.UNDECIDED, f"{column} does so in part: not at every step.")
+        yield assertion.finding(claim, Judgement.UNDECIDED, f"{column} does so in part: not at every step.")
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,15 @@ class _Against:
     """From where to where it goes the wrong way."""
     extreme: tuple[int, int | float]
 
-    def finding(self, said: ModelStatement, claim: str) -> Finding:
+    def finding(self, assertion: Assertion, claim: str) -> Finding:
         where = f"{_point(self.column, self.low)} to {_point(self.column, self.high)}"
-        return said.finding(
+        return assertion.finding(
             claim,
             Judgement.CONTRADICTED,
-            f"{self.column} of lens {self.lens} goes the other way from {where} in {said.table_name(self.lens)}; "
+            f"{self.column} of lens {self.lens} goes the other way from {where} in {assertion.table_name(self.lens)}; "
             f"its extreme is {_point(self.column, self.extreme)}.",
             correct=f"{self.column} goes from {where}; its extreme is {_point(self.column, self.extreme)}",
-            found_at=said.place(self.high[0], self.lens),
+            found_at=assertion.place(self.high[0], self.lens),
         )
 
 
@@ -137,9 +137,9 @@ def _point(column: str, point: tuple[int, int | float]) -> str:
     return f"{value_text(point[1])} at layer {point[0]}"
 
 
-def _against(said: ModelStatement, column: str, lens: str, direction: Direction, strictly: bool) -> _Against | None:
+def _against(assertion: Assertion, column: str, lens: str, direction: Direction, strictly: bool) -> _Against | None:
     """How a curve contradicts a movement; None where it does not."""
-    settled = [point for point in said.points(column, lens) if point[0] >= SETTLED]
+    settled = [point for point in assertion.points(column, lens) if point[0] >= SETTLED]
     measured = [(layer, log10(max(value, 1))) for layer, value in settled] if column == "answer_rank" else settled
     span = max(value for _, value in measured) - min(value for _, value in measured)
     low, high, size = _reversal(measured, direction)
@@ -173,8 +173,8 @@ def _way_to(curve: Points, top: tuple[int, int | float], direction: Direction) -
     return float(top[1] - min(before) if direction == "falls" else max(before) - top[1])
 
 
-def _holds(said: ModelStatement, column: str, lens: str, direction: Direction) -> bool:
-    curve = said.points(column, lens)
+def _holds(assertion: Assertion, column: str, lens: str, direction: Direction) -> bool:
+    curve = assertion.points(column, lens)
     span = max((value for _, value in curve), default=0) - min((value for _, value in curve), default=0)
     return is_monotone(curve, direction, strict=False, slack=NOISE * float(span)) is True
 
@@ -194,29 +194,34 @@ _PEAK_OF = re.compile(
 )
 
 
-def peaks(said: ModelStatement) -> Iterator[Finding]:
+def peaks(assertion: Assertion) -> Iterator[Finding]:
     """`peaks at layer 29`, `largest KL at L29`, `the maximum after L_semantic appears at the final layer`."""
     for form in (_PEAK, _PEAK_OF):
-        for found in form.finditer(said.text):
-            column, around = column_of(found["what"]), said.clause(*found.span())
-            if column is None or not said.alone or said.is_elsewhere(*found.span()) or HEDGE.search(around.text):
+        for match in form.finditer(assertion.text):
+            column, around = column_of(match["what"]), assertion.clause(*match.span())
+            if (
+                column is None
+                or not assertion.alone
+                or assertion.is_elsewhere(*match.span())
+                or HEDGE.search(around.text)
+            ):
                 continue
             if NEGATION.search(around.text) or spans(around.text) or "delta" in around.text.lower():
                 continue
-            yield from _peak(said, found, column, around.text)
+            yield from _peak(assertion, match, column, around.text)
 
 
-def _peak(said: ModelStatement, found: re.Match[str], column: str, around: str) -> Iterator[Finding]:
-    layer_text = next((group for group in found.groups()[::-1] if group and group.isdigit()), None)
-    semantic = said.evidence.verdict.milestones.of().get("L_semantic")
+def _peak(assertion: Assertion, match: re.Match[str], column: str, around: str) -> Iterator[Finding]:
+    layer_text = next((group for group in match.groups()[::-1] if group and group.isdigit()), None)
+    semantic = assertion.evidence.verdict.milestones.of().get("L_semantic")
     start = semantic.layer if semantic is not None and re.search(r"after L_sem|post-sem", around, re.I) else None
     if start is None and re.search(r"\b(?:after|before|until|beyond|between|early|mid|late|pre|local)\b", around, re.I):
         return
-    pick: Callable[[Points], tuple[int, int | float] | None] = trough if found["low"] else peak
-    slack = 2 if found["join"] in ("near", "around") else 0
+    pick: Callable[[Points], tuple[int, int | float] | None] = trough if match["low"] else peak
+    slack = 2 if match["join"] in ("near", "around") else 0
     right, wrong = False, list[tuple[str, tuple[int, int | float]]]()
-    for lens in said.lenses(*found.span()):
-        curve = said.points(column, lens)
+    for lens in assertion.lenses(*match.span()):
+        curve = assertion.points(column, lens)
         if not curve:
             return
         layer = int(layer_text) if layer_text else curve[-1][0]
@@ -228,15 +233,15 @@ def _peak(said: ModelStatement, found: re.Match[str], column: str, around: str) 
         right = right or abs(top[0] - layer) <= slack or abs(top[1] - dict(curve)[layer]) <= NOISE * span
         wrong.append((lens, top))
     if right:
-        yield said.finding(found.group(), Judgement.SUPPORTED, f"so it is in {said.table_name()}.")
+        yield assertion.finding(match.group(), Judgement.SUPPORTED, f"so it is in {assertion.table_name()}.")
     elif wrong:
         lens, top = wrong[0]
-        yield said.finding(
-            found.group(),
+        yield assertion.finding(
+            match.group(),
             Judgement.CONTRADICTED,
-            f"the extreme of {column} in {said.table_name(lens)} is {_point(column, top)}.",
+            f"the extreme of {column} in {assertion.table_name(lens)} is {_point(column, top)}.",
             correct=f"{_point(column, top)}",
-            found_at=said.place(top[0], lens),
+            found_at=assertion.place(top[0], lens),
         )
 
 
@@ -254,53 +259,58 @@ _SINGLE = re.compile(
 )
 
 
-def stays(said: ModelStatement) -> Iterator[Finding]:
+def stays(assertion: Assertion) -> Iterator[Finding]:
     """`answer_rank stays > 10^4`: over the layers it names, else those it cites, else all."""
-    for found in _STAYS.finditer(said.text):
-        column, around = column_of(found["what"]), said.clause(*found.span())
-        if column is None or not said.alone or said.is_elsewhere(*found.span()) or HEDGE.search(around.text):
+    for match in _STAYS.finditer(assertion.text):
+        column, around = column_of(match["what"]), assertion.clause(*match.span())
+        if column is None or not assertion.alone or assertion.is_elsewhere(*match.span()) or HEDGE.search(around.text):
             continue
-        bound = Number.parse(found["bound"])
+        bound = Number.parse(match["bound"])
         if bound is None:
             continue
-        outcomes = [_stay(said, found, column, bound.value, lens) for lens in said.lenses(*found.span())]
-        if outcomes and all(one is not None for one in outcomes):
-            wrong = [one for one in outcomes if one is not None and one.judgement is Judgement.CONTRADICTED]
-            settled = [one for one in outcomes if one is not None and one.judgement is Judgement.SUPPORTED]
+        outcomes = [_stay(assertion, match, column, bound.value, lens) for lens in assertion.lenses(*match.span())]
+        if outcomes and all(outcome is not None for outcome in outcomes):
+            wrong = [
+                outcome for outcome in outcomes if outcome is not None and outcome.judgement is Judgement.CONTRADICTED
+            ]
+            settled = [
+                outcome for outcome in outcomes if outcome is not None and outcome.judgement is Judgement.SUPPORTED
+            ]
             if len(wrong) == len(outcomes):
                 yield wrong[0]
             elif settled:
                 yield settled[0]
 
 
-def _stay(said: ModelStatement, found: re.Match[str], column: str, bound: int | float, lens: str) -> Finding | None:
+def _stay(assertion: Assertion, match: re.Match[str], column: str, bound: int | float, lens: str) -> Finding | None:
     """Whether no value is on the other side; None where that cannot be told."""
-    curve = dict(said.points(column, lens))
-    above = found["op"] in (">", ">=", "above", "over")
-    around = sentence(said.text, *found.span())
-    named = _named_layers(said.text[found.end() : found.end() + 40], max(curve, default=0))
+    curve = dict(assertion.points(column, lens))
+    above = match["op"] in (">", ">=", "above", "over")
+    around = sentence(assertion.text, *match.span())
+    named = _named_layers(assertion.text[match.end() : match.end() + 40], max(curve, default=0))
     if not named and (len(spans(around.text)) > 1 or _SINGLE.search(around.text)):
         return None
     named = named or [layer for first, last in spans(around.text) for layer in range(first, last + 1)]
-    layers = [layer for layer in named or said.cited_layers(lens) or list(curve) if layer in curve]
+    layers = [layer for layer in named or assertion.cited_layers(lens) or list(curve) if layer in curve]
     if not layers:
         return None
     broken = [layer for layer in layers if (curve[layer] < bound if above else curve[layer] > bound)]
-    claim = found.group()
+    claim = match.group()
     if not broken:
-        return said.finding(
-            claim, Judgement.SUPPORTED, f"so it does at {len(layers)} layers of {said.table_name(lens)}."
+        return assertion.finding(
+            claim, Judgement.SUPPORTED, f"so it does at {len(layers)} layers of {assertion.table_name(lens)}."
         )
     pointed = bool(named) or len(layers) < len(curve)
     if not pointed and len(broken) < REVERSAL * len(layers):
-        return said.finding(claim, Judgement.UNDECIDED, f"it does not at {len(broken)} of {len(layers)} layers.")
+        return assertion.finding(claim, Judgement.UNDECIDED, f"it does not at {len(broken)} of {len(layers)} layers.")
     worst = min(broken, key=lambda layer: curve[layer]) if above else max(broken, key=lambda layer: curve[layer])
-    return said.finding(
+    return assertion.finding(
         claim,
         Judgement.CONTRADICTED,
-        f"{column} is {_point(column, (worst, curve[worst]))} in {said.table_name(lens)}, within the layers meant.",
+        f"{column} is {_point(column, (worst, curve[worst]))} in {assertion.table_name(lens)}, "
+        "within the layers meant.",
         correct=_point(column, (worst, curve[worst])),
-        found_at=said.place(worst, lens),
+        found_at=assertion.place(worst, lens),
     )
 
 
@@ -308,10 +318,10 @@ def _named_layers(text: str, last: int) -> list[int]:
     """Layers right behind a claim: `at L36`, `until L20`, `from layer 5 on`, `in layers 3-9`."""
     for first, end in spans(text[:25]):
         return list(range(first, end + 1))
-    found = re.match(rf"[\s(]*(at|until|through|up to|from|after|beyond)\s+{LAYER}", text, re.IGNORECASE)
-    if found is None:
+    match = re.match(rf"[\s(]*(at|until|through|up to|from|after|beyond)\s+{LAYER}", text, re.IGNORECASE)
+    if match is None:
         return []
-    word, layer = found.group(1).lower(), int(found.group(2))
+    word, layer = match.group(1).lower(), int(match.group(2))
     if word == "at":
         return [layer]
     if word == "until":
@@ -329,22 +339,22 @@ _EARLY = re.compile(
 )
 
 
-def early_alignment(said: ModelStatement) -> Iterator[Finding]:
+def early_alignment(assertion: Assertion) -> Iterator[Finding]:
     """`early directional lock-in`: wrong where the cosine then points the other way for most of the stack."""
-    if not said.alone or not re.search(r"\bcos|direction", said.text, re.IGNORECASE):
+    if not assertion.alone or not re.search(r"\bcos|direction", assertion.text, re.IGNORECASE):
         return
-    for found in _EARLY.finditer(said.text):
-        around = said.clause(*found.span())
-        head = said.text[around.start : found.start()]
+    for match in _EARLY.finditer(assertion.text):
+        around = assertion.clause(*match.span())
+        head = assertion.text[around.start : match.start()]
         if NEGATION.search(head) or HEDGE.search(head[-30:]):
             continue
-        outcomes = [_alignment(said, found.group(), lens) for lens in said.lenses(*found.span())]
+        outcomes = [_alignment(assertion, match.group(), lens) for lens in assertion.lenses(*match.span())]
         if outcomes and all(outcomes):
-            yield from (one for one in outcomes[:1] if one is not None)
+            yield from (outcome for outcome in outcomes[:1] if outcome is not None)
 
 
-def _alignment(said: ModelStatement, claim: str, lens: str) -> Finding | None:
-    curve = said.points("cos_to_final", lens)
+def _alignment(assertion: Assertion, claim: str, lens: str) -> Finding | None:
+    curve = assertion.points("cos_to_final", lens)
     start = first_at_least(curve, ALIGNED)
     if start is None or len(curve) < 4:
         return None
@@ -362,5 +372,7 @@ def _alignment(said: ModelStatement, claim: str, lens: str) -> Finding | None:
     else:
         return None
     worst = trough(after)
-    at = said.place(start if worst is None or start > EARLY_DEPTH * last else worst[0], lens)
-    return said.finding(claim, Judgement.CONTRADICTED, f"{why} ({said.table_name(lens)}).", correct=why, found_at=at)
+    at = assertion.place(start if worst is None or start > EARLY_DEPTH * last else worst[0], lens)
+    return assertion.finding(
+        claim, Judgement.CONTRADICTED, f"{why} ({assertion.table_name(lens)}).", correct=why, found_at=at
+    )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from layerscope.audit.judges.claim_context import ModelStatement
+from layerscope.audit.judges.claim_context import Assertion
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.numbers import NUMBER, Number
 
@@ -23,57 +23,61 @@ _DIFFERENCE = re.compile(
 )
 
 
-def depths(said: ModelStatement) -> Iterator[Finding]:
+def depths(assertion: Assertion) -> Iterator[Finding]:
     """`40/80 = 50%`: the sum itself, and whether the model has so many layers."""
-    n_layers = said.evidence.record.model.n_layers
-    for found in _SHARE.finditer(said.text):
-        layer, depth, printed = int(found[1]), int(found[2]), Number.parse(found[3])
+    n_layers = assertion.evidence.record.model.n_layers
+    for match in _SHARE.finditer(assertion.text):
+        layer, depth, printed = int(match[1]), int(match[2]), Number.parse(match[3])
         if depth == 0 or printed is None:
             continue
         share = 100 * layer / depth
         if not printed.stands_for(layer / depth):
-            yield said.finding(
-                found.group(),
+            yield assertion.finding(
+                match.group(),
                 Judgement.CONTRADICTED,
                 f"{layer} of {depth} is {share:.1f} %.",
                 correct=f"{share:.1f} %",
             )
-        elif depth == n_layers and said.alone:
-            yield said.finding(found.group(), Judgement.SUPPORTED, f"{layer} of {n_layers} layers is {share:.1f} %.")
+        elif depth == n_layers and assertion.alone:
+            yield assertion.finding(
+                match.group(), Judgement.SUPPORTED, f"{layer} of {n_layers} layers is {share:.1f} %."
+            )
 
 
-def drops(said: ModelStatement) -> Iterator[Finding]:
+def drops(assertion: Assertion) -> Iterator[Finding]:
     """`entropy drop = 0.50 bits (entropy@L_copy = 0.815 vs entropy@L_sem = 0.312)`."""
-    for found in _DROP.finditer(said.text):
-        drop, copy, semantic = (Number.parse(found[name]) for name in ("drop", "copy", "semantic"))
+    for match in _DROP.finditer(assertion.text):
+        drop, copy, semantic = (Number.parse(match[name]) for name in ("drop", "copy", "semantic"))
         if drop is None or copy is None or semantic is None:
             continue
         difference = copy.value - semantic.value
-        rows = [(layer, value) for lens in said.available for layer, value in said.points("entropy_bits", lens)]
+        rows = [
+            (layer, value) for lens in assertion.available for layer, value in assertion.points("entropy_bits", lens)
+        ]
         known = all(any(one.stands_for(value) for _, value in rows) for one in (copy, semantic))
         # Each of the three may be half a unit of its last digit from what was measured.
         if not replace(drop, step=drop.step + copy.step + semantic.step).stands_for(difference):
-            yield said.finding(
-                found.group(),
+            yield assertion.finding(
+                match.group(),
                 Judgement.CONTRADICTED,
                 f"the difference of the two entropies is {difference:.4g} bits.",
                 correct=f"{difference:.4g} bits",
             )
         elif known:
             at = next(layer for layer, value in rows if semantic.stands_for(value))
-            yield said.finding(
-                found.group(), Judgement.SUPPORTED, "both entropies are there, and so is the sum.",
-                found_at=said.place(at),
+            yield assertion.finding(
+                match.group(), Judgement.SUPPORTED, "both entropies are there, and so is the sum.",
+                found_at=assertion.place(at),
             )  # fmt: skip
 
 
-def differences(said: ModelStatement) -> Iterator[Finding]:
+def differences(assertion: Assertion) -> Iterator[Finding]:
     """`+3 (39 vs 36)`: the amount alone; its sign hangs on what is held against what."""
-    for found in _DIFFERENCE.finditer(said.text):
-        first, second = int(found["a"]), int(found["b"])
-        if abs(int(found["change"])) != abs(first - second):
-            yield said.finding(
-                found.group(),
+    for match in _DIFFERENCE.finditer(assertion.text):
+        first, second = int(match["a"]), int(match["b"])
+        if abs(int(match["change"])) != abs(first - second):
+            yield assertion.finding(
+                match.group(),
                 Judgement.CONTRADICTED,
                 f"{first} and {second} are {abs(first - second)} apart.",
                 correct=f"{first - second:+d}",

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerscope.audit.judges.claim_context import ModelStatement, is_about, subjects
+from layerscope.audit.judges.claim_context import Assertion, is_about, subjects
 from layerscope.audit.parse.plain_text import token_meant
 from layerscope.audit.parse.read_report import Statement
 from layerscope.audit.parse.vocabulary import plain
@@ -51,7 +51,7 @@ ENOUGH = 0.5
 class _Row:
     """One row of a table: what it says of a layer."""
 
-    said: ModelStatement
+    said: Assertion
     layer: int
     cells: Mapping[str, str]
     """Printed values by our column."""
@@ -93,10 +93,10 @@ def _row(statement: Statement, archive: Archive) -> _Row | None:
 
 
 def _listed(statement: Statement) -> dict[str, str] | None:
-    found = _LISTED.match(plain(statement.text).strip().strip("*"))
-    if found is None:
+    match = _LISTED.match(plain(statement.text).strip().strip("*"))
+    if match is None:
         return None
-    return {"layer": found["layer"], "entropy_bits": found["entropy"], "top1": found["token"]}
+    return {"layer": match["layer"], "entropy_bits": match["entropy"], "top1": match["token"]}
 
 
 def _cells(statement: Statement) -> dict[str, str] | None:
@@ -222,8 +222,8 @@ def _same_text(name: str, text: str, value: object) -> bool:
 
 def _printed(text: str) -> Number | None:
     """The number that a cell begins with; None of one that holds none, or a bound."""
-    found = _NUMBER.match(_bare(text).lstrip("= "))
-    return None if found is None else Number.parse(found.group())
+    match = _NUMBER.match(_bare(text).lstrip("= "))
+    return None if match is None else Number.parse(match.group())
 
 
 def _bare(text: str) -> str:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from layerscope.audit.judges.claim_context import ModelStatement
+from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.parse.vocabulary import HEDGE, LAYER, NEGATION, sentence, spans
 from layerscope.errors import RunError
 from layerscope.report.cited.claims import Citation
@@ -47,41 +47,41 @@ _STAYS_FIRST = re.compile(
 )
 
 
-def leads(said: ModelStatement) -> Iterator[Finding]:
+def leads(assertion: Assertion) -> Iterator[Finding]:
     """`'Berlin' becomes rank-1 at L36`, `Berlin first enters any top-5 at L 29`."""
     seen: set[tuple[int, int]] = set()
     for form, first in ((_FIRST_LEADS, True), (_ENTERS, True), (_LEADS, False)):
-        for found in form.finditer(said.text):
-            if found.span() in seen or said.is_elsewhere(*found.span()) or HEDGE.search(found.group()):
+        for match in form.finditer(assertion.text):
+            if match.span() in seen or assertion.is_elsewhere(*match.span()) or HEDGE.search(match.group()):
                 continue
-            seen.add(found.span())
-            limit = int(found["k"]) if "k" in found.re.groupindex else 1
-            by = found["join"].lower() == "by"
-            is_first = first or bool("first" in found.re.groupindex and found["first"])
-            yield from _leads(said, found, limit, is_first=is_first and not by, by=by)
+            seen.add(match.span())
+            limit = int(match["k"]) if "k" in match.re.groupindex else 1
+            by = match["join"].lower() == "by"
+            is_first = first or bool("first" in match.re.groupindex and match["first"])
+            yield from _leads(assertion, match, limit, is_first=is_first and not by, by=by)
 
 
-def _leads(said: ModelStatement, found: re.Match[str], limit: int, *, is_first: bool, by: bool) -> Iterator[Finding]:
-    token, layer = (found["quoted"] or found["bare"]).strip(), int(found.groups()[-1])
-    if said.row(layer) is None or not any(token in _tokens(said, lens) for lens in said.available):
+def _leads(assertion: Assertion, match: re.Match[str], limit: int, *, is_first: bool, by: bool) -> Iterator[Finding]:
+    token, layer = (match["quoted"] or match["bare"]).strip(), int(match.groups()[-1])
+    if assertion.row(layer) is None or not any(token in _tokens(assertion, lens) for lens in assertion.available):
         return
-    meant, asked = said.lenses(*found.span()), _Entry(layer, is_first, by)
-    right = [lens for lens in meant if any(map(asked.holds, _ways_in(said, lens, token, limit)))]
+    meant, asked = assertion.lenses(*match.span()), _Entry(layer, is_first, by)
+    right = [lens for lens in meant if any(map(asked.holds, _ways_in(assertion, lens, token, limit)))]
     if right:
-        yield said.finding(found.group(), Judgement.SUPPORTED, f"so it is in {said.table_name(right[0])}.")
+        yield assertion.finding(match.group(), Judgement.SUPPORTED, f"so it is in {assertion.table_name(right[0])}.")
         return
-    elsewhere = any(asked.holds(way) for lens in said.available for way in _ways_in(said, lens, token, limit))
-    if token not in _answers(said) or not meant or elsewhere:
+    elsewhere = any(asked.holds(way) for lens in assertion.available for way in _ways_in(assertion, lens, token, limit))
+    if token not in _answers(assertion) or not meant or elsewhere:
         return
-    first = min(_ways_in(said, meant[0], token, limit)[0], default=None)
+    first = min(_ways_in(assertion, meant[0], token, limit)[0], default=None)
     truth = "at no layer" if first is None else f"first at layer {first}"
-    yield said.finding(
-        found.group(),
+    yield assertion.finding(
+        match.group(),
         Judgement.CONTRADICTED,
-        f"in {said.table_name(meant[0])} {token!r} is among the first {limit} {truth}"
+        f"in {assertion.table_name(meant[0])} {token!r} is among the first {limit} {truth}"
         + ("." if is_first else f", and is not at layer {layer}."),
         correct=truth,
-        found_at=said.place(first, meant[0]),
+        found_at=assertion.place(first, meant[0]),
     )
 
 
@@ -103,68 +103,68 @@ class _Entry:
         return first == self.layer if self.is_first else self.layer in layers
 
 
-def _ways_in(said: ModelStatement, lens: str, token: str, limit: int) -> list[list[int]]:
+def _ways_in(assertion: Assertion, lens: str, token: str, limit: int) -> list[list[int]]:
     """Layers at which a token is among the first few: by its text, and for the answer by its rank too."""
-    ranked = [layer for layer, rank in said.points("answer_rank", lens) if rank <= limit]
-    by_text = _layers_in(said, lens, token, limit)
-    return [by_text, ranked] if token in _answers(said) else [by_text]
+    ranked = [layer for layer, rank in assertion.points("answer_rank", lens) if rank <= limit]
+    by_text = _layers_in(assertion, lens, token, limit)
+    return [by_text, ranked] if token in _answers(assertion) else [by_text]
 
 
-def lasts(said: ModelStatement) -> Iterator[Finding]:
+def lasts(assertion: Assertion) -> Iterator[Finding]:
     """`stabilises as the persistent top-1 from L 33 onward`, of the answer."""
-    for found in _STAYS_FIRST.finditer(said.text):
-        around = said.clause(*found.span())
+    for match in _STAYS_FIRST.finditer(assertion.text):
+        around = assertion.clause(*match.span())
         if (
-            not said.alone
-            or said.is_elsewhere(*found.span())
+            not assertion.alone
+            or assertion.is_elsewhere(*match.span())
             or HEDGE.search(around.text)
             or NEGATION.search(around.text)
         ):
             continue
-        if not _is_of_answer(said, found):
+        if not _is_of_answer(assertion, match):
             continue
-        layer, outcomes = int(found.group(3)), list[tuple[str, int | None, bool]]()
-        for lens in said.lenses(*found.span()):
-            ranks = said.points("answer_rank", lens)
+        layer, outcomes = int(match.group(3)), list[tuple[str, int | None, bool]]()
+        for lens in assertion.lenses(*match.span()):
+            ranks = assertion.points("answer_rank", lens)
             broken = [at for at, rank in ranks if at >= layer and rank != 1]
             outcomes.append((lens, broken[0] if broken else None, bool(ranks) and ranks[-1][0] >= layer))
         if not outcomes or not all(known for *_, known in outcomes):
             continue
         if any(broken is None for _, broken, _ in outcomes):
-            yield said.finding(found.group(), Judgement.SUPPORTED, f"so it does in {said.table_name()}.")
+            yield assertion.finding(match.group(), Judgement.SUPPORTED, f"so it does in {assertion.table_name()}.")
         else:
             lens, first, _ = outcomes[0]
-            yield said.finding(
-                found.group(),
+            yield assertion.finding(
+                match.group(),
                 Judgement.CONTRADICTED,
-                f"in {said.table_name(lens)} the answer's rank at layer {first} is not 1.",
-                found_at=said.place(first, lens),
+                f"in {assertion.table_name(lens)} the answer's rank at layer {first} is not 1.",
+                found_at=assertion.place(first, lens),
             )
 
 
-def _answers(said: ModelStatement) -> set[str]:
+def _answers(assertion: Assertion) -> set[str]:
     """The accepted answers of the first prompt, without the spaces around them."""
-    prompts = [prompt for prompt in said.evidence.record.suite.prompts if prompt.prompt_id == "pos"]
+    prompts = [prompt for prompt in assertion.evidence.record.suite.prompts if prompt.prompt_id == "pos"]
     return {answer.string.strip() for answer in prompts[0].answers} if prompts else set()
 
 
-def _is_of_answer(said: ModelStatement, found: re.Match[str]) -> bool:
+def _is_of_answer(assertion: Assertion, match: re.Match[str]) -> bool:
     """Whether the sentence up to a claim names the answer, and no other token in quotes."""
-    around = sentence(said.text, *found.span())
-    head = said.text[around.start : found.start()]
+    around = sentence(assertion.text, *match.span())
+    head = assertion.text[around.start : match.start()]
     quoted = {text.strip() for text in re.findall(r"['\"]([^'\"]{1,20})['\"]", head)}
-    answers = _answers(said)
+    answers = _answers(assertion)
     return quoted <= answers and any(re.search(rf"\b{re.escape(answer)}\b", head) for answer in answers)
 
 
-def _tokens(said: ModelStatement, lens: str) -> set[str]:
-    curve = said.curve(lens)
+def _tokens(assertion: Assertion, lens: str) -> set[str]:
+    curve = assertion.curve(lens)
     rows = () if curve is None else curve.rows
     return {token.strip() for row in rows for token in row["top_tokens"] or ()}
 
 
-def _layers_in(said: ModelStatement, lens: str, token: str, limit: int) -> list[int]:
-    curve = said.curve(lens)
+def _layers_in(assertion: Assertion, lens: str, token: str, limit: int) -> list[int]:
+    curve = assertion.curve(lens)
     rows = () if curve is None else curve.rows
     return [row["layer"] for row in rows if any(one.strip() == token for one in (row["top_tokens"] or ())[:limit])]
 
@@ -187,35 +187,35 @@ class _List:
     is_cited: bool
 
 
-def includes(said: ModelStatement) -> Iterator[Finding]:
+def includes(assertion: Assertion) -> Iterator[Finding]:
     """`L76 top-5 includes capital alongside Berlin`: in the cited rows of that layer, else at the last position."""
-    for found in _INCLUDES.finditer(said.text):
-        layer, limit = int(found.group(1)), int(found["k"])
-        items = [item.strip().strip("'\"").strip() for item in _GLUE.split(found["items"]) if item.strip()]
-        around = said.clause(*found.span())
-        bad = NEGATION.search(around.text) or said.is_elsewhere(*found.span()) or HEDGE.search(found.group())
+    for match in _INCLUDES.finditer(assertion.text):
+        layer, limit = int(match.group(1)), int(match["k"])
+        items = [item.strip().strip("'\"").strip() for item in _GLUE.split(match["items"]) if item.strip()]
+        around = assertion.clause(*match.span())
+        bad = NEGATION.search(around.text) or assertion.is_elsewhere(*match.span()) or HEDGE.search(match.group())
         if bad or not items or any(" " in item or len(item) > 20 for item in items):
             continue
-        lists = _lists(said, layer)
+        lists = _lists(assertion, layer)
         if not lists:
             continue
-        holding = [one for one in lists if _has(one.tokens[:limit], items)]
-        cited = [one for one in lists if one.is_cited]
+        holding = [list for list in lists if _has(list.tokens[:limit], items)]
+        cited = [list for list in lists if list.is_cited]
         if holding and (not cited or any(one.is_cited for one in holding)):
-            yield said.finding(found.group(), Judgement.SUPPORTED, "so it is there.", found_at=holding[0].place)
+            yield assertion.finding(match.group(), Judgement.SUPPORTED, "so it is there.", found_at=holding[0].place)
         elif holding:
-            yield said.finding(
-                found.group(),
+            yield assertion.finding(
+                match.group(),
                 Judgement.ELSEWHERE,
                 f"not in the cited rows, but at {holding[0].place}.",
                 correct=str(holding[0].place),
                 found_at=holding[0].place,
             )
-        elif _are_tokens(said, found["items"], items, lists):
+        elif _are_tokens(assertion, match["items"], items, lists):
             shown = (cited or lists)[0]
             first = ", ".join(repr(token) for token in shown.tokens[:limit])
-            yield said.finding(
-                found.group(),
+            yield assertion.finding(
+                match.group(),
                 Judgement.CONTRADICTED,
                 f"the first {limit} at {shown.place} are {first}.",
                 correct=first,
@@ -223,10 +223,10 @@ def includes(said: ModelStatement) -> Iterator[Finding]:
             )
 
 
-def _are_tokens(said: ModelStatement, text: str, items: Sequence[str], lists: Sequence[_List]) -> bool:
+def _are_tokens(assertion: Assertion, text: str, items: Sequence[str], lists: Sequence[_List]) -> bool:
     """Whether each item is meant as a token: it stands in quotes, or is a token elsewhere in the rows."""
-    known = {token.lower() for lens in said.available for token in _tokens(said, lens)}
-    known |= {token.strip().lower() for one in lists for token in one.tokens}
+    known = {token.lower() for lens in assertion.available for token in _tokens(assertion, lens)}
+    known |= {token.strip().lower() for list in lists for token in list.tokens}
     return all(item.lower() in known or re.search(rf"['\"]\s*{re.escape(item)}\s*['\"]", text) for item in items)
 
 
@@ -235,24 +235,24 @@ def _has(tokens: Sequence[str], items: Sequence[str]) -> bool:
     return all(item.lower() in present for item in items)
 
 
-def _lists(said: ModelStatement, layer: int) -> list[_List]:
+def _lists(assertion: Assertion, layer: int) -> list[_List]:
     """What is most likely at a layer: at the last position under every lens, and in the rows of any cited table."""
     found = []
-    for lens in said.available:
-        row = said.row(layer, lens)
-        place = said.place(layer, lens)
+    for lens in assertion.available:
+        row = assertion.row(layer, lens)
+        place = assertion.place(layer, lens)
         if row is not None and row["top_tokens"]:
-            found.append(_List(tuple(row["top_tokens"]), place, layer in said.cited_layers(lens)))
-    for reference in said.references:
-        found += _cited_lists(said, reference.file, reference.lines, layer)
+            found.append(_List(tuple(row["top_tokens"]), place, layer in assertion.cited_layers(lens)))
+    for reference in assertion.references:
+        found += _cited_lists(assertion, reference.file, reference.lines, layer)
     return found
 
 
-def _cited_lists(said: ModelStatement, file: str | None, lines: Sequence[tuple[int, int]], layer: int) -> list[_List]:
-    if file is None or not file.endswith(".csv") or "-pure-" in file or not said.evidence.sources.has(file):
+def _cited_lists(assertion: Assertion, file: str | None, lines: Sequence[tuple[int, int]], layer: int) -> list[_List]:
+    if file is None or not file.endswith(".csv") or "-pure-" in file or not assertion.evidence.sources.has(file):
         return []
     try:
-        table = said.evidence.sources.csv(file)
+        table = assertion.evidence.sources.csv(file)
     except RunError:  # a cited table that cannot be read is reported by whoever looks its lines up
         return []
     cited = {row.number for first, last in lines for row in table.within(first, last)}
@@ -285,66 +285,70 @@ _DOMINATES = re.compile(
 )
 
 
-def dominates(said: ModelStatement) -> Iterator[Finding]:
+def dominates(assertion: Assertion) -> Iterator[Finding]:
     """`fillers dominate L0-5 top-1`, `quotes dominate top-1`, over the layers it names, else those it cites."""
-    for found in _DOMINATES.finditer(said.text):
-        around = said.clause(*found.span())
-        if not said.alone or NEGATION.search(said.text[around.start : found.start()]) or HEDGE.search(found.group()):
+    for match in _DOMINATES.finditer(assertion.text):
+        around = assertion.clause(*match.span())
+        if (
+            not assertion.alone
+            or NEGATION.search(assertion.text[around.start : match.start()])
+            or HEDGE.search(match.group())
+        ):
             continue
-        if said.is_elsewhere(*found.span()) or not re.search(r"top-?1\b", around.text, re.IGNORECASE):
+        if assertion.is_elsewhere(*match.span()) or not re.search(r"top-?1\b", around.text, re.IGNORECASE):
             continue
-        kinds = [kind for kind, form in _KINDS.items() if re.search(form, found["kinds"], re.IGNORECASE)]
-        yield from _dominates(said, found, kinds, around.text)
+        kinds = [kind for kind, form in _KINDS.items() if re.search(form, match["kinds"], re.IGNORECASE)]
+        yield from _dominates(assertion, match, kinds, around.text)
 
 
-def _dominates(said: ModelStatement, found: re.Match[str], kinds: Sequence[str], around: str) -> Iterator[Finding]:
+def _dominates(assertion: Assertion, match: re.Match[str], kinds: Sequence[str], around: str) -> Iterator[Finding]:
     named = [layer for first, last in spans(around) for layer in range(first, last + 1)]
-    lenses = said.lenses(*found.span())
+    lenses = assertion.lenses(*match.span())
     if len(lenses) != 1 or (named and re.search(r"\b(?:late|mid|later)\b", around)):
         return
-    layers = named or said.cited_layers()
-    share, tokens = _share(said, layers, kinds)
+    layers = named or assertion.cited_layers()
+    share, tokens = _share(assertion, layers, kinds)
     if share is None:
         return
     listed = ", ".join(repr(token) for token in dict.fromkeys(tokens[:8]))
-    at = said.place(layers[0])
+    at = assertion.place(layers[0])
     if share >= AMPLE:
-        yield said.finding(found.group(), Judgement.SUPPORTED, f"top-1 at these layers: {listed}.", found_at=at)
+        yield assertion.finding(match.group(), Judgement.SUPPORTED, f"top-1 at these layers: {listed}.", found_at=at)
     elif share <= SCARCE and named:
-        yield said.finding(
-            found.group(),
+        yield assertion.finding(
+            match.group(),
             Judgement.CONTRADICTED,
-            f"top-1 at layers {layers[0]} to {layers[-1]} of {said.table_name()} is {listed}.",
+            f"top-1 at layers {layers[0]} to {layers[-1]} of {assertion.table_name()} is {listed}.",
             correct=listed,
             found_at=at,
         )
     elif share == 0:
-        yield from _cited_in_vain(said, found, kinds, around, layers, listed)
+        yield from _cited_in_vain(assertion, match, kinds, around, layers, listed)
 
 
 def _cited_in_vain(
-    said: ModelStatement, found: re.Match[str], kinds: Sequence[str], around: str, layers: Sequence[int], listed: str
+    assertion: Assertion, match: re.Match[str], kinds: Sequence[str], around: str, layers: Sequence[int], listed: str
 ) -> Iterator[Finding]:
     """None of the cited rows has such a token; whether others do says if the claim or the citation is wrong."""
-    curve = said.curve()
+    curve = assertion.curve()
     rows = () if curve is None else curve.rows
     depth = rows[-1]["layer"] if rows else 0
     late = re.search(r"\b(?:mid|late|later|upper|final)\b", around, re.IGNORECASE)
     meant = [row["layer"] for row in rows if (row["layer"] >= depth / 2 if late else row["layer"] < depth / 2)]
-    held = [layer for layer in meant if _share(said, [layer], kinds)[0] == 1]
+    held = [layer for layer in meant if _share(assertion, [layer], kinds)[0] == 1]
     if len(held) >= AMPLE * len(meant) and held:
-        yield said.finding(
-            found.group(),
+        yield assertion.finding(
+            match.group(),
             Judgement.ELSEWHERE,
             f"the cited rows hold layers {layers[0]} to {layers[-1]}, whose top-1 is {listed}; such tokens lead at "
             f"{len(held)} layers from {held[0]} on.",
-            found_at=said.place(held[0]),
+            found_at=assertion.place(held[0]),
         )
 
 
-def _share(said: ModelStatement, layers: Sequence[int], kinds: Sequence[str]) -> tuple[float | None, list[str]]:
+def _share(assertion: Assertion, layers: Sequence[int], kinds: Sequence[str]) -> tuple[float | None, list[str]]:
     """The share of layers whose first token is of a kind; None where no layer has one."""
-    rows = [row for layer in layers if (row := said.row(layer)) is not None and row["top1"] is not None]
+    rows = [row for layer in layers if (row := assertion.row(layer)) is not None and row["top1"] is not None]
     tokens = [row["top1"] for row in rows]
     if not tokens or len(tokens) < len(layers):
         return None, tokens

@@ -111,7 +111,7 @@ class Cited:
     @property
     def is_complete(self) -> bool:
         """All that is cited could be read, and lines were given."""
-        whole = any(one.is_whole for one in self.parts)
+        whole = any(part.is_whole for part in self.parts)
         return not self.missing and not self.others and not self.is_loose and not whole
 
 
@@ -194,7 +194,7 @@ class Reader:
             return [name for name in wanted if self.sources.has(name)] if len(stems) == 1 else []
         if not re.search(r"[*…{]|\.\.\.", file):
             return []
-        patterns = [one.replace("…", "*").replace("...", "*") for one in _without_braces(file)]
+        patterns = [without_brace.replace("…", "*").replace("...", "*") for without_brace in _without_braces(file)]
         found = [name for name in self.sources.names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
         of_stems = [n for n in found if any(n in (f"output-{s}.json",) or n.startswith(f"output-{s}-") for s in stems)]
         exact = [n for n in of_stems or found for s in stems for p in patterns if n == p.replace("*", f"output-{s}", 1)]
@@ -221,11 +221,11 @@ class Reader:
 
 
 def _without_braces(name: str) -> list[str]:
-    found = re.search(r"\{([^{}]*)\}", name)
-    if found is None:
+    match = re.search(r"\{([^{}]*)\}", name)
+    if match is None:
         return [name]
-    parts = [name[: found.start()] + part.strip() + name[found.end() :] for part in found[1].split(",")[:20]]
-    return [one for part in parts for one in _without_braces(part)][:100]
+    parts = [name[: match.start()] + part.strip() + name[match.end() :] for part in match[1].split(",")[:20]]
+    return [without_brace for part in parts for without_brace in _without_braces(part)][:100]
 
 
 def _beyond(name: str, n_lines: int, reference: Reference) -> Missing | None:
@@ -273,7 +273,7 @@ def holds_in(place: Citation | None, cited: Cited) -> bool:
     """Whether a place is among cited lines."""
     if place is None:
         return False
-    in_json = any(one.file.name == place.file and place.line in one.lines for one in cited.jsons)
+    in_json = any(file.file.name == place.file and place.line in file.lines for file in cited.jsons)
     return in_json or any(
-        one.file.name == place.file and any(row.number == place.row for row in one.rows) for one in cited.csvs
+        table.file.name == place.file and any(row.number == place.row for row in table.rows) for table in cited.csvs
     )

@@ -25,8 +25,8 @@ def early_tokens(statement: Statement, cited: Cited, citation: str | None, reade
     text = statement.text
     if not _EARLY.search(text) or _DENIED.search(text) or not cited.is_complete or cited.csvs or not cited.jsons:
         return
-    tokens = [found[1] or found[2] for found in _QUOTED.finditer(text)]
-    blocks = {entry.path[0] for one in cited.jsons for entry in one.entries}
+    tokens = [match[1] or match[2] for match in _QUOTED.finditer(text)]
+    blocks = {entry.path[0] for file in cited.jsons for entry in file.entries}
     table = reader.table_of(statement.stems[0]) if len(statement.stems) == 1 else None
     if not tokens or not blocks or not blocks <= _OUTPUTS or table is None:
         return

@@ -77,7 +77,7 @@ def judge(pair: Pair, cited: Cited, reader: Reader, text: str = "") -> Verdict:
     elsewhere = list(_elsewhere(pair, cited, reader))
     if elsewhere:
         place = min(elsewhere, key=lambda one: _distance(one, cited, text))
-        said = "; ".join(one.reference.text for one in cited.parts)
+        said = "; ".join(part.reference.text for part in cited.parts)
         return Verdict(
             Judgement.ELSEWHERE,
             f"{place.text}; {said} does not show it.",
@@ -96,11 +96,11 @@ def is_cut_off(verdict: Verdict, cited: Cited, *, others_shown: bool) -> bool:
         others_shown: whether the cited lines show other values of the statement.
     """
     place = verdict.found_at
-    for one in cited.jsons:
-        if place is None or place.pointer is None or one.file.name != place.file:
+    for file in cited.jsons:
+        if place is None or place.pointer is None or file.file.name != place.file:
             continue
-        entry = one.file.by_pointer[place.pointer]
-        for first, last in one.reference.lines:
+        entry = file.file.by_pointer[place.pointer]
+        for first, last in file.reference.lines:
             near = first - CUT_LINES <= place.line <= last + CUT_LINES
             opens = entry.parent is not None and len(entry.parent.path) >= 1 and first <= entry.parent.line <= last
             if first < last and ((near and others_shown) or (opens and place.line <= last + CUT_BLOCK_LINES)):
@@ -112,7 +112,7 @@ def _distance(place: _Place, cited: Cited, text: str) -> tuple[bool, int]:
     """How far a place is from what the statement means: blocks that it names come first, then near lines."""
     own = place.citation
     named = own.pointer is not None and any(part in text for part in own.pointer.split("/")[:-1] if "_" in part)
-    lines = [n for one in cited.parts if one.file.name == own.file for span in one.reference.lines for n in span]
+    lines = [n for part in cited.parts if part.file.name == own.file for span in part.reference.lines for n in span]
     return not named, min((abs(own.line - line) for line in lines), default=0)
 
 
@@ -152,7 +152,7 @@ def mentions(text: str, cited: Cited, reader: Reader) -> Verdict | None:
     if not known or any(_kin_shown(name, cited) or _stands_beside(name, cited) for name in names):
         return None
     place = min(known, key=lambda one: _distance(one, cited, text))
-    said = "; ".join(one.reference.text for one in cited.jsons)
+    said = "; ".join(file.reference.text for file in cited.jsons)
     reason = f"{place.name} stands at {place.citation}; {said} does not show it."
     return Verdict(Judgement.ELSEWHERE, reason, correct=str(place.citation), found_at=place.citation)
 
@@ -160,18 +160,18 @@ def mentions(text: str, cited: Cited, reader: Reader) -> Verdict | None:
 def _kin_shown(name: str, cited: Cited) -> bool:
     return any(
         shares_words(name, part) is not NameSimilarity.NONE or name_similarity(name, part) is not NameSimilarity.NONE
-        for one in cited.jsons
-        for entry in one.entries
+        for file in cited.jsons
+        for entry in file.entries
         for part in entry.path
     )
 
 
 def _stands_beside(name: str, cited: Cited) -> bool:
     """Whether the block of a cited member has a name as a value: a reason among those for what is cited."""
-    for one in cited.jsons:
-        blocks = {block.pointer: block for entry in one.entries if (block := entry.parent) is not None}
+    for file in cited.jsons:
+        blocks = {block.pointer: block for entry in file.entries if (block := entry.parent) is not None}
         small = [block for block in blocks.values() if block.last_line - block.line <= SMALL_BLOCK]
-        if any(entry.value == name for block in small for entry in one.file.within(block.line, block.last_line)):
+        if any(entry.value == name for block in small for entry in file.file.within(block.line, block.last_line)):
             return True
     return False
 
@@ -197,13 +197,13 @@ def _shown(pair: Pair, cited: Cited) -> _Place | None:
 
 
 def _in_jsons(pair: Pair, cited: Cited) -> Iterator[_Place]:
-    for one in cited.jsons:
-        for entry in _holding(pair.value, one):
+    for file in cited.jsons:
+        for entry in _holding(pair.value, file):
             alike = _probability_likeness(entry) if pair.key == PROBABILITY else _entry_likeness(pair, entry)
             if alike is NameSimilarity.NONE and (pair.value is None or isinstance(pair.value, bool)):
                 alike = shares_words(pair.key, entry.key)
             if alike is not NameSimilarity.NONE or _is_telling(pair.value):
-                yield _json_place(one.file, entry, alike)
+                yield _json_place(file.file, entry, alike)
 
 
 def _holding(value: Claimed, one: CitedJson) -> list[Entry]:
@@ -227,16 +227,16 @@ def _blocks_around(entry: Entry) -> Iterator[Entry]:
 
 
 def _in_csvs(pair: Pair, cited: Cited) -> Iterator[_Place]:
-    for one in cited.csvs:
-        for row in one.rows:
+    for table in cited.csvs:
+        for row in table.rows:
             for column, cell in row.cells.items():
                 if not _cell_holds(pair.value, cell, row, column):
                     continue
                 alike = _column_likeness(pair, column)
                 if alike is not NameSimilarity.NONE or _is_telling(pair.value):
-                    yield _csv_place(one.file, row, column, alike)
+                    yield _csv_place(table.file, row, column, alike)
             if _is_milestone(pair, row):
-                yield _csv_place(one.file, row, "layer", NameSimilarity.PART)
+                yield _csv_place(table.file, row, "layer", NameSimilarity.PART)
 
 
 def _is_milestone(pair: Pair, row: CsvRow) -> bool:
@@ -327,8 +327,8 @@ def _shows_nearly(pair: Pair, cited: Cited) -> bool:
     value = pair.value
     if not isinstance(value, Number) or (value.is_whole and value.digits < TELLING_DIGITS):
         return False
-    numbers = [entry.value for one in cited.jsons for entry in one.entries]
-    cells = [row.number_in(column) for one in cited.csvs for row in one.rows for column in row.cells]
+    numbers = [entry.value for file in cited.jsons for entry in file.entries]
+    cells = [row.number_in(column) for table in cited.csvs for row in table.rows for column in row.cells]
     for found in (*numbers, *cells):
         if not isinstance(found, int | float) or isinstance(found, bool):
             continue
@@ -339,8 +339,8 @@ def _shows_nearly(pair: Pair, cited: Cited) -> bool:
 
 def _elsewhere(pair: Pair, cited: Cited, reader: Reader) -> Iterator[_Place]:
     """Where else in the cited files the value stands under its name, the likeliest place first."""
-    for one in cited.jsons:
-        yield from _elsewhere_in_json(pair, one.file, reader)
+    for file in cited.jsons:
+        yield from _elsewhere_in_json(pair, file.file, reader)
     for table in cited.csvs:
         yield from _elsewhere_in_csv(pair, table)
 
@@ -430,14 +430,14 @@ def _otherwise(pair: Pair, cited: Cited, reader: Reader) -> Verdict:
 
 
 def _named_in_cited(pair: Pair, cited: Cited) -> Iterator[_Place]:
-    for one in cited.jsons:
-        for entry in one.entries:
+    for file in cited.jsons:
+        for entry in file.entries:
             if (
                 not entry.is_container
                 and name_similarity(pair.key, entry.key) is NameSimilarity.SAME
-                and _of_layer(pair, entry, one.file)
+                and _of_layer(pair, entry, file.file)
             ):
-                yield _json_place(one.file, entry, NameSimilarity.SAME)
+                yield _json_place(file.file, entry, NameSimilarity.SAME)
     for table in cited.csvs:
         layer = _last_layer(table.file) if pair.layer == FINAL else pair.layer
         for row in table.rows:
@@ -455,16 +455,16 @@ def _named_in_cited(pair: Pair, cited: Cited) -> Iterator[_Place]:
 
 def _stands_anywhere(pair: Pair, cited: Cited, reader: Reader) -> bool:
     """Whether any file of the model gives the value to a name like this one."""
-    stems = {one.file.name.removeprefix("output-").removesuffix(".json") for one in cited.jsons}
-    stems |= {one.file.name.removeprefix("output-").split("-pure-next-token")[0] for one in cited.csvs}
-    jsons = [one.file for one in cited.jsons] + [f for s in stems if (f := reader.json_of(s)) is not None]
+    stems = {file.file.name.removeprefix("output-").removesuffix(".json") for file in cited.jsons}
+    stems |= {table.file.name.removeprefix("output-").split("-pure-next-token")[0] for table in cited.csvs}
+    jsons = [file.file for file in cited.jsons] + [f for s in stems if (f := reader.json_of(s)) is not None]
     for file in jsons:
         if any(
             entry_similarity(pair.key, e) is not NameSimilarity.NONE and _near(pair.value, e.value)
             for e in file.entries
         ):
             return True
-    tables = [one.file for one in cited.csvs] + [t for s in stems if (t := reader.table_of(s)) is not None]
+    tables = [table.file for table in cited.csvs] + [t for s in stems if (t := reader.table_of(s)) is not None]
     return any(
         _cell_holds(pair.value, row.cells[column], row, column)
         for table in tables

@@ -89,10 +89,10 @@ def _is_bracketed(reference: Reference, brackets: list[tuple[int, int]]) -> bool
 
 def fence_reference(info: str) -> Reference | None:
     """The reference in a code fence's header: `7:13:folder/file.txt`."""
-    found = re.fullmatch(r"\s*(\d{1,7}):(\d{1,7}):(\S+)\s*", info)
-    if found is None:
+    match = re.fullmatch(r"\s*(\d{1,7}):(\d{1,7}):(\S+)\s*", info)
+    if match is None:
         return None
-    first, last, path = int(found[1]), int(found[2]), found[3]
+    first, last, path = int(match[1]), int(match[2]), match[3]
     return Reference(info.strip(), _base(path), ((first, max(first, last)),), (), 0, len(info))
 
 
@@ -120,13 +120,13 @@ def _brackets(line: str) -> list[tuple[int, int]]:
 def _named(line: str) -> Iterator[Reference]:
     """References that name a file."""
     floor = 0
-    for found in _EXTENSION.finditer(line):
-        start = _name_start(line, found.start(), floor)
-        path = line[start : found.end()]
-        if not re.search(r"\w|…", path[: found.start() - start]):
+    for match in _EXTENSION.finditer(line):
+        start = _name_start(line, match.start(), floor)
+        path = line[start : match.end()]
+        if not re.search(r"\w|…", path[: match.start() - start]):
             continue
-        numbers = _numbers_after(line, found.end())
-        end = found.end() if numbers is None else numbers.end
+        numbers = _numbers_after(line, match.end())
+        end = match.end() if numbers is None else numbers.end
         lines, rows = ((), ()) if numbers is None else (numbers.lines, numbers.rows)
         yield Reference(line[start:end], _base(path), lines, rows, start, end)
         floor = end
@@ -192,10 +192,10 @@ def _trailing(line: str, inner: list[Reference], end: int, taken: list[tuple[int
     at = min(reference.end for reference in inner)
     pattern = re.compile(r"(?:[;,]\s*|\bsee\s+|\baround\s+)(?=(?:see\s+|lines?\s+|rows?\s+)?L?\d)")
     while at < end:
-        found = pattern.search(line, at, end)
-        if found is None:
+        match = pattern.search(line, at, end)
+        if match is None:
             return
-        at = found.end()
+        at = match.end()
         if any(s <= at < e for s, e in taken):
             continue
         numbers = _list(line[: end + 1], at, first_is_sure=True)

@@ -24,8 +24,8 @@ class Models:
         known = [s for s in self.stems if re.match(rf"(?:output|evaluation)-{re.escape(s)}[-.]", name, re.IGNORECASE)]
         if known:
             return max(known, key=len)
-        found = _FILE.match(name)
-        return found[1] if found and not re.search(r"[*{…]", found[1]) else None
+        match = _FILE.match(name)
+        return match[1] if match and not re.search(r"[*{…]", match[1]) else None
 
     def named_in(self, text: str) -> tuple[str, ...]:
         """The models that a text names, in the order of the archive."""

@@ -55,7 +55,7 @@ def read_report(text: str | bytes, stems: Sequence[str] = ()) -> tuple[Statement
         files = [r.file for one in found for r in one.references if r.file and not r.file.startswith("*")]
         last_file = files[-1] if files else last_file
     own = _own_stem(statements, models)
-    about = [_about(one, models) for one in statements]
+    about = [_about(statement, models) for statement in statements]
     by_line: dict[int, set[str]] = {}
     for one in about:
         by_line.setdefault(one.line, set()).update(one.stems)
@@ -73,7 +73,12 @@ def _decoded(text: str | bytes) -> str:
 def _own_stem(statements: Sequence[Statement], models: Models) -> str | None:
     """The model that most citations are of, where it is nearly all; else the one that the title names."""
     cited = Counter(
-        stem for one in statements for r in one.references if r.file for stem in [models.of_file(r.file)] if stem
+        stem
+        for statement in statements
+        for r in statement.references
+        if r.file
+        for stem in [models.of_file(r.file)]
+        if stem
     )
     if cited:
         stem, often = cited.most_common(1)[0]
@@ -141,12 +146,12 @@ def _fenced(lines: Sequence[str], at: int, mark: str) -> tuple[int, str]:
 
 def _title(raw: str) -> tuple[int, str] | None:
     text = raw.strip()
-    if found := _HEADING.match(text):
-        return len(found[1]), plain(unescaped(found[2]))
-    if found := _BOLD_LINE.match(text):
-        return 2, plain(found[1])
-    if raw[:1].isdigit() and (found := _NUMBERED.match(text)):
-        return 2, plain(found[1])
+    if match := _HEADING.match(text):
+        return len(match[1]), plain(unescaped(match[2]))
+    if match := _BOLD_LINE.match(text):
+        return 2, plain(match[1])
+    if raw[:1].isdigit() and (match := _NUMBERED.match(text)):
+        return 2, plain(match[1])
     return None
 
 
@@ -253,22 +258,22 @@ def _clauses(line: str, groups: Sequence[Group]) -> Iterator[tuple[int, int]]:
 
 def _past(line: str, end: int) -> int:
     """A citation's end with the marks that close the sentence after it."""
-    found = re.match(r"[\s\"'*`)\]]*[.;,]?\s*", line[end : end + 12])
-    return end + (found.end() if found else 0)
+    match = re.match(r"[\s\"'*`)\]]*[.;,]?\s*", line[end : end + 12])
+    return end + (match.end() if match else 0)
 
 
 def _sentence_ends(line: str, groups: Sequence[Group]) -> Iterator[int]:
-    quotes = [found.start() for found in re.finditer('"', line)]
+    quotes = [match.start() for match in re.finditer('"', line)]
     balanced, opened, at_group = len(quotes) % 2 == 0, 0, 0
-    for found in _SENTENCE_END.finditer(line):
-        while opened < len(quotes) and quotes[opened] < found.start():
+    for match in _SENTENCE_END.finditer(line):
+        while opened < len(quotes) and quotes[opened] < match.start():
             opened += 1
-        while at_group < len(groups) and groups[at_group].end <= found.start():
+        while at_group < len(groups) and groups[at_group].end <= match.start():
             at_group += 1
-        in_group = at_group < len(groups) and groups[at_group].start < found.end()
+        in_group = at_group < len(groups) and groups[at_group].start < match.end()
         in_quotes = balanced and opened % 2 == 1
-        if not in_group and not in_quotes and not _ABBREVIATED.search(line[max(0, found.start() - 8) : found.start()]):
-            yield found.end()
+        if not in_group and not in_quotes and not _ABBREVIATED.search(line[max(0, match.start() - 8) : match.start()]):
+            yield match.end()
 
 
 def _without(line: str, start: int, end: int, groups: Sequence[Group]) -> str:

@@ -257,10 +257,10 @@ def _is_named(key: str) -> bool:
 
 def _expanded(key: str) -> list[str]:
     """`first_kl_below_{1.0,0.5}` is two names."""
-    found = re.search(r"\{([^}]*)\}", key)
-    if found is None:
+    match = re.search(r"\{([^}]*)\}", key)
+    if match is None:
         return [key]
-    return [key[: found.start()] + part.strip() + key[found.end() :] for part in found[1].split(",")]
+    return [key[: match.start()] + part.strip() + key[match.end() :] for part in match[1].split(",")]
 
 
 def _claimed(groups: dict[str, str | None], count: int) -> list[Claimed] | None:

@@ -83,7 +83,7 @@ def sentence(text: str, start: int, end: int) -> Stretch:
 def _between(mark: re.Pattern[str], text: str, start: int, end: int) -> Stretch:
     """From the last mark before a place to the first after it, each within reach."""
     first, last = max(0, start - REACH), min(len(text), end + REACH)
-    before = max((found.end() for found in mark.finditer(text, first, start)), default=first)
+    before = max((match.end() for match in mark.finditer(text, first, start)), default=first)
     after = mark.search(text, end, last)
     stop = after.start() if after else last
     return Stretch(text[before:stop], before, stop)

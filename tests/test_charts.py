@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from layerscope.analysis.curve import PromptKey
 from layerscope.errors import RunError
+from layerscope.record.prompt_key import PromptKey
 from layerscope.run import Run
 from layerscope.view.charts import METRICS, across_models, config, facts, grid, lens_trust, trajectories
 from layerscope.view.charts.comparable import obstacles, reason_against

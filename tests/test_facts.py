@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, Curves, PromptKey
+from layerscope.analysis.curve import Curve, Curves
 from layerscope.analysis.facts import (
     ablation,
     control_summary,
@@ -20,6 +20,7 @@ from layerscope.analysis.facts import (
     statistics_over_facts,
 )
 from layerscope.analysis.milestones import find_milestones
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, Curves, PromptKey
+from layerscope.analysis.curve import Curve, Curves
 from layerscope.analysis.milestones import (
     NEVER,
     NO_TWO,
@@ -29,6 +29,7 @@ from layerscope.analysis.milestones import (
 from layerscope.lenses import bind_lenses
 from layerscope.readout.measure import measure
 from layerscope.readout.prompt_query import PromptQuery
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import PROTOCOLS, Thresholds
 from layerscope.record.rows import COLUMNS
 from layerscope.unembedding import HeadTransform, Norm, Unembedding

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.milestones import Milestone, find_milestones
 from layerscope.analysis.raw_comparison import (
     ArtefactScores,
@@ -17,6 +17,7 @@ from layerscope.analysis.raw_comparison import (
     window_centres,
     window_check,
 )
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
 

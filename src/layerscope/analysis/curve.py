@@ -6,28 +6,12 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
+from layerscope.record.prompt_key import PromptKey
+
 Row: TypeAlias = Mapping[str, Any]
 """Values by column name, and under `row` the row's place in the table."""
 Predicate: TypeAlias = Callable[[Row], bool | None]
 """Whether something holds in a row; None where its value is absent."""
-
-
-@dataclass(frozen=True)
-class PromptKey:
-    """One prompt of a suite; the three parts together tell prompts apart."""
-
-    fact_index: int | None
-    prompt_id: str
-    prompt_variant: str
-
-    @property
-    def is_fact(self) -> bool:
-        """Whether it asks for a fact, and is no control."""
-        return self.prompt_id == "pos"
-
-    def __str__(self) -> str:
-        which = self.prompt_id if self.fact_index is None else f"{self.prompt_id} {self.fact_index}"
-        return f"{which} {self.prompt_variant}"
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from layerscope.analysis import fitted_lens_audit as fitted_lens_audit
 from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis.acceptance import Acceptance, SkippingCost
 from layerscope.analysis.confirmation import Confirmation, confirm
-from layerscope.analysis.curve import Curve, Curves, PromptKey
+from layerscope.analysis.curve import Curve, Curves
 from layerscope.analysis.milestones import Gates, Milestone, Milestones, copies_early, find_milestones, semantic_layer
 from layerscope.analysis.percentiles import QUARTERS, percentile
 from layerscope.analysis.trajectory import NormTrajectory, norm_trajectory
 from layerscope.analysis.tuned_audit import HeadMismatch, TunedAudit
 from layerscope.record.measured import FittedLensRecord, LastLayerRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Protocol, Thresholds, protocol_of
 from layerscope.record.run_record import RunRecord
 

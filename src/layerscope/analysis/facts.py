@@ -6,10 +6,11 @@ from typing import Any
 
 import polars as pl
 
-from layerscope.analysis.curve import Curve, Curves, PromptKey, Row
+from layerscope.analysis.curve import Curve, Curves, Row
 from layerscope.analysis.milestones import STABLE, Milestones
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.statistics import SEED, Summary, entropy_fraction, summarize
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 
 GRID = (0.20, 0.40, 0.60, 0.80, 0.92, 0.96, 0.98, 1.00)
@@ -419,10 +420,7 @@ def _control_reason(curve: Curve, first: int | None, strong: int | None) -> str 
 
 def _ranks(rows: pl.DataFrame, primary: PromptKey, headline: str) -> Mapping[tuple[int, int | None], int | None]:
     """The answer's rank by position and layer."""
-    own = rows.filter(
-        pl.col("fact_index").eq_missing(pl.lit(primary.fact_index, dtype=pl.Int32)),
-        prompt_id=primary.prompt_id,
-        prompt_variant=primary.prompt_variant,
+    own = primary.rows_of(rows).filter(
         lens=headline,
     )
     return {(position, layer): rank for position, layer, rank in own.select("position", "layer", "answer_rank").rows()}

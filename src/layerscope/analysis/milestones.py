@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from layerscope.analysis.curve import Curve, Predicate, PromptKey, Row
+from layerscope.analysis.curve import Curve, Predicate, Row
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 
 NEVER = "holds at no layer"

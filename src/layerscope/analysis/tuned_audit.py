@@ -7,10 +7,11 @@ from typing import TypeVar
 
 import polars as pl
 
-from layerscope.analysis.curve import Curve, PromptKey, Row
+from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.facts import position_grid
 from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.record.measured import LastLayerRecord, TunedVariantRecord, TunedVariantsRecord
+from layerscope.record.prompt_key import PromptKey
 
 CALIBRATION_ONLY = "tuned_for_calibration_only"
 """The hint for a tuned lens that is little more than a temperature."""
@@ -260,12 +261,9 @@ def position_rows(
         last_index: the prompt's last position, counted from 0.
     """
     grid = position_grid(last_index)
-    own = rows.filter(
-        pl.col("fact_index").eq_missing(pl.lit(primary.fact_index, dtype=pl.Int32)),
+    own = primary.rows_of(rows).filter(
         pl.col("position").is_in(list(grid)),
         pl.col("lens").is_in([headline, "tuned"]),
-        prompt_id=primary.prompt_id,
-        prompt_variant=primary.prompt_variant,
     )
     columns = ("lens", "layer", "position", "kl_to_final_bits", "answer_rank", "entropy_bits")
     placed = {(row["lens"], row["layer"], row["position"]): row for row in own.select(columns).iter_rows(named=True)}

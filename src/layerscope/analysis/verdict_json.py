@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.analysis.milestones import Milestones
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 
 

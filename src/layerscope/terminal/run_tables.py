@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.milestones import NOT_TO_THE_END, STABLE, Milestone, Milestones
 from layerscope.errors import RunError
 from layerscope.record.parts import PromptRecord
@@ -38,8 +37,8 @@ def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None 
     for place, asked in enumerate(record.suite.prompts, start=1):
         if prompt in (None, place) and record.ranks_stand:
             yield _title(asked, chosen, place)
-            yield _prompt_table(run, _rows_of(next_rows, asked), chosen)
-            yield Text(_onsets(_rows_of(next_rows, asked), asked, record.protocol.lenses), style="dim")
+            yield _prompt_table(run, asked.key.rows_of(next_rows), chosen)
+            yield Text(_onsets(asked.key.rows_of(next_rows), asked, record.protocol.lenses), style="dim")
             yield ""
     if prompt is None and record.ranks_stand:
         yield _summary(next_rows.filter(pl.col("lens") == chosen, pl.col("prompt_id") == "pos"))
@@ -64,7 +63,7 @@ def milestone_table(
     record = run.record
     chosen = _lens_of(record, lens)
     _check_prompt(record, prompt)
-    passes = [PromptKey(p.fact_index, p.prompt_id, p.prompt_variant) for p in record.suite.prompts]
+    passes = [p.key for p in record.suite.prompts]
     asked = run.milestones.primary if prompt is None else passes[prompt - 1]
     found = {} if asked is None else run.milestones.of(chosen, asked)
     if asked is None or not found:
@@ -171,14 +170,6 @@ def _summary(rows: pl.DataFrame) -> Text:
     return Text(
         f"{last['is_answer'].sum()} of {len(last)} prompts answered at the last layer · first rank 1: {onset}",
         style="bold",
-    )
-
-
-def _rows_of(rows: pl.DataFrame, prompt: PromptRecord) -> pl.DataFrame:
-    return rows.filter(
-        pl.col("fact_index").eq_missing(prompt.fact_index)
-        & (pl.col("prompt_id") == prompt.prompt_id)
-        & (pl.col("prompt_variant") == prompt.prompt_variant)
     )
 
 

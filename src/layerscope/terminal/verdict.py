@@ -90,11 +90,7 @@ class VerdictText:
         self.own = found.milestones.of()
         self.curve = found.curves.get(found.diagnostics.primary, found.diagnostics.headline)
         self.trusted, self.ranked = record.probabilities_stand, record.ranks_stand
-        asked = found.diagnostics.primary
-        self.prompt = next(
-            (p for p in record.suite.prompts if asked and (p.fact_index, p.prompt_id, p.prompt_variant)
-             == (asked.fact_index, asked.prompt_id, asked.prompt_variant)), None,
-        )  # fmt: skip
+        self.prompt = record.prompt(found.diagnostics.primary)
 
     @property
     def onset(self) -> Milestone:

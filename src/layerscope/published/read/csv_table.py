@@ -9,22 +9,10 @@ import polars as pl
 from layerscope.published.dialect import Fault, Sheet, parse
 from layerscope.published.layout import GENERATION_M, Dialect, TableColumn, Value
 from layerscope.record.parts import ProblemRecord
+from layerscope.record.prompt_key import PromptKey
 
 ROW = "data row"
 """In a frame: which data row of the file it was, counted from 0."""
-
-
-@dataclass(frozen=True)
-class PromptKey:
-    """One prompt: what rows of all tables and lenses are matched by."""
-
-    fact_index: int | None
-    prompt_id: str
-    prompt_variant: str
-
-    def __str__(self) -> str:
-        fact = "" if self.fact_index is None else f" of fact {self.fact_index}"
-        return f"{self.prompt_id}/{self.prompt_variant}{fact}"
 
 
 PRIMARY = PromptKey(0, "pos", "orig")
@@ -235,7 +223,7 @@ def _placed(frame: pl.DataFrame, has_facts: bool) -> tuple[list[TableRow], list[
         key = (prompt, row.layer, row.position)
         if key in seen:
             where = f"layer {row.layer}" + ("" if row.position is None else f", position {row.position}")
-            faults.append(Fault(number, f"{prompt} has {where} a second time; the first one was kept"))
+            faults.append(Fault(number, f"{prompt.label} has {where} a second time; the first one was kept"))
             continue
         seen.add(key)
         rows.append(row)

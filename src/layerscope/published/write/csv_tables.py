@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis import tuned_audit
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, PromptKey, Row
+from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.milestones import Milestone
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.tuned_audit import Reading
@@ -32,6 +32,7 @@ from layerscope.published.layout import (
 from layerscope.published.write.json_fitted_lenses import has_raw_tables, has_variants, is_read
 from layerscope.published.write.json_source import ONSET, Source, label_of
 from layerscope.published.write.json_summary import row_in_pass, softest_copy
+from layerscope.record.prompt_key import PromptKey
 
 NEXT_LISTED, VERBOSE_LISTED = 5, 20
 """Tokens that a published row lists: at most positions, and at those that matter."""

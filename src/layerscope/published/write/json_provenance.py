@@ -49,7 +49,7 @@ def settings(source: Source) -> Tree:
     """How the run was made, in the format's own words."""
     record = source.record
     machine, measured = record.provenance, record.measured
-    prompt = source.prompt(source.found.primary)
+    prompt = source.record.prompt(source.found.primary)
     gold = None if prompt is None or not prompt.answers else prompt.answers[0].string
     computed = None if machine is None else machine.dtype_compute
     unembedded = None if machine is None else machine.dtype_unembed

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.milestones import Milestones
 from layerscope.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of
@@ -120,16 +120,7 @@ class Source:
             if curve is not None:
                 yield label_of(lens), curve, self.run.milestones.of(lens)
 
-    def prompt(self, asked: PromptKey | None) -> PromptRecord | None:
-        """What the record says of a prompt."""
-        return next((found for found in self.record.suite.prompts if prompt_key_of(found) == asked), None)
-
     @cached_property
     def control(self) -> PromptRecord | None:
         """The control; None where the suite has none."""
         return next((found for found in self.record.suite.prompts if found.prompt_id != "pos"), None)
-
-
-def prompt_key_of(prompt: PromptRecord) -> PromptKey:
-    """What tells a prompt apart."""
-    return PromptKey(prompt.fact_index, prompt.prompt_id, prompt.prompt_variant)

@@ -169,7 +169,7 @@ def _pack_repeatability(source: Source) -> Tree:
 
 
 def _pack_alignment(source: Source) -> Tree:
-    prompt = source.prompt(source.found.primary)
+    prompt = source.record.prompt(source.found.primary)
     gold = None if prompt is None else next(iter(prompt.answers), None)
     return {
         "gold_alignment_rate": source.record.suite.gold_alignment_rate,

@@ -6,7 +6,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.analysis.milestones import Milestone
 from layerscope.errors import RunError
@@ -21,6 +21,7 @@ from layerscope.published.layout import (
     json_name,
     stem_of,
 )
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
 from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Sources
@@ -146,7 +147,7 @@ class Evidence:
         lens, asked, table = lens or self.headline, asked or self.primary, self.table(lens)
         if table is None or asked is None:
             return None
-        row = self._rows_of(lens).get((asked.prompt_id, asked.prompt_variant, asked.fact_index, layer))
+        row = self._rows_of(lens).get((asked, layer))
         return None if row is None else (table, row)
 
     def cell(
@@ -182,7 +183,7 @@ class Evidence:
             citations=(place,),
             derived=None if shown else "found in the tables together",
             lens=lens or self.headline,
-            asked=_label(asked or self.primary),
+            asked=None if (prompt := asked or self.primary) is None else prompt.short_label,
             layer=layer,
         )
 
@@ -193,10 +194,7 @@ class Evidence:
         if asked is None or curve is None or not self.sources.has(name):
             return None
         table = self.sources.csv(name)
-        rows = table.select(
-            prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, fact_index=asked.fact_index, layer=layer,
-            pos=curve.value("position", layer),
-        )  # fmt: skip
+        rows = table.select(**asked._asdict(), layer=layer, pos=curve.value("position", layer))
         return (table, rows[0]) if rows else None
 
     def derived(
@@ -236,7 +234,7 @@ class Evidence:
             unit=Unit.LAYER,
             citations=citations,
             lens=lens,
-            asked=_label(asked),
+            asked=asked.short_label,
             layer=found.layer,
             derived=None if same else "found in the rows",
             reason=found.reason,
@@ -280,9 +278,7 @@ class Evidence:
         if asked is None or not self.sources.has(file):
             return self.whole_pass("raw")
         table = self.sources.csv(file)
-        found = table.select(
-            prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, fact_index=asked.fact_index
-        )
+        found = table.select(**asked._asdict())
         if not found:
             return self.whole_pass("raw")
         return (Citation(file, min(r.line for r in found), max(r.last_line for r in found), row=found[0].number),)
@@ -312,20 +308,20 @@ class Evidence:
         return "norm" if lens == "next_norm" else lens
 
     @cached_property
-    def _by_place(self) -> dict[str, dict[tuple[str, str, int | None, int], CsvRow]]:
+    def _by_place(self) -> dict[str, dict[tuple[PromptKey, int], CsvRow]]:
         return {}
 
-    def _rows_of(self, lens: str) -> dict[tuple[str, str, int | None, int], CsvRow]:
+    def _rows_of(self, lens: str) -> dict[tuple[PromptKey, int], CsvRow]:
         if lens not in self._by_place:
             table = self.table(lens)
-            rows: dict[tuple[str, str, int | None, int], CsvRow] = {}
+            rows: dict[tuple[PromptKey, int], CsvRow] = {}
             for row in () if table is None else table.rows:
                 layer, fact = row.number_in("layer"), row.number_in("fact_index")
                 prompt, variant = row.cells.get("prompt_id") or "pos", row.cells.get("prompt_variant") or "orig"
                 if fact is None and prompt == "pos":
                     fact = 0
                 if isinstance(layer, int) and not isinstance(fact, float):
-                    rows.setdefault((prompt, variant, fact, layer), row)
+                    rows.setdefault((PromptKey(fact, prompt, variant), layer), row)
             self._by_place[lens] = rows
         return self._by_place[lens]
 
@@ -394,7 +390,3 @@ def _names() -> dict[str, list[str]]:
 
 def _cited(table: CsvFile, row: CsvRow, column: str | None) -> Citation:
     return Citation(table.name, row.line, row.last_line, row=row.number, column=column)
-
-
-def _label(asked: PromptKey | None) -> str | None:
-    return None if asked is None else f"{asked.prompt_id}/{asked.prompt_variant}"

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.diagnostics import CONFIRMED
 from layerscope.analysis.facts import Fact, fact_passes
 from layerscope.analysis.statistics import Summary
+from layerscope.record.prompt_key import PromptKey
 from layerscope.report.cited.claims import Citation, Claim, Unit
 from layerscope.report.cited.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
 from layerscope.report.cited.evidence import agree

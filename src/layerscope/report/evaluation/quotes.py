@@ -5,13 +5,14 @@ from functools import cached_property
 from typing import TypeAlias
 
 from layerscope.analysis.confirmation import NO_OTHER_LENS
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.curve_shapes import Point, points
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.guidance import Guidance
 from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, STABLE, Milestone
 from layerscope.published.layout import RAWLENS, RECORDS, csv_name
 from layerscope.record.parts import PromptRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
@@ -53,9 +54,7 @@ class Quotes:
     @cached_property
     def prompt(self) -> PromptRecord | None:
         """The primary prompt."""
-        asked = self.evidence.primary
-        prompts = self.record.suite.prompts
-        return next((p for p in prompts if asked and _is(p, asked)), None)
+        return self.record.prompt(self.evidence.primary)
 
     @property
     def answer(self) -> str | None:
@@ -252,9 +251,3 @@ def names(listed: Sequence[str]) -> list[Part]:
 def table(header: Sequence[str], rows: Sequence[Row], caption: Sentence | None = None) -> Table:
     """A table."""
     return Table(tuple(header), tuple(rows), caption)
-
-
-def _is(prompt: PromptRecord, asked: PromptKey) -> bool:
-    return (prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == (
-        asked.fact_index, asked.prompt_id, asked.prompt_variant,
-    )  # fmt: skip

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.facts import fact_passes
 
 SEMANTIC = ("L_semantic", "first_rank_le")
@@ -71,5 +70,5 @@ def _thresholds(run: AnalysedRun) -> str:
 
 def _facts(run: AnalysedRun) -> str:
     asked = set(fact_passes(run.verdict.curves.passes))
-    prompts = [p for p in run.record.suite.prompts if PromptKey(p.fact_index, p.prompt_id, p.prompt_variant) in asked]
+    prompts = [p for p in run.record.suite.prompts if p.key in asked]
     return "; ".join(sorted(f"{p.text} -> {p.answers[0].string.strip() if p.answers else None}" for p in prompts))

@@ -6,11 +6,11 @@ import altair as alt
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.facts import fact_passes
 from layerscope.analysis.milestones import Milestones
 from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.errors import RunError
+from layerscope.record.prompt_key import PromptKey
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, place_of, reference_layer
 from layerscope.view.charts.metrics import Metric, metric_of

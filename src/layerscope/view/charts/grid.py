@@ -10,8 +10,8 @@ import altair as alt
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.errors import RunError
+from layerscope.record.prompt_key import PromptKey
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, layered, titled, y_at
 from layerscope.view.charts.palette import VIRIDIS, ink, shade
 from layerscope.view.charts.theme import QUIET
@@ -97,10 +97,7 @@ def grid(
 def _cells(
     run: AnalysedRun, lens: str, prompt: PromptKey, layers: Sequence[int] | None, positions: Sequence[int] | None
 ) -> pl.DataFrame:
-    own = run.rows.filter(
-        pl.col("fact_index").eq_missing(pl.lit(prompt.fact_index, dtype=pl.Int32)),
-        prompt_id=prompt.prompt_id,
-        prompt_variant=prompt.prompt_variant,
+    own = prompt.rows_of(run.rows).filter(
         lens=lens,
     )
     own = own if layers is None else own.filter(pl.col("layer").is_in(list(layers)))

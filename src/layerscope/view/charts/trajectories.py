@@ -7,8 +7,9 @@ from typing import Literal
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.errors import RunError
+from layerscope.record.prompt_key import PromptKey
 from layerscope.view.charts.chart_spec import ChartSpec, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.metrics import Metric, Quantity, metric_of

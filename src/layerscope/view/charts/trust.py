@@ -9,12 +9,12 @@ import altair as alt
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.facts import fact_passes
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.raw_comparison import HIGH_KL_BITS, NEAR_JACCARD, NEAR_JS_BITS, NEAR_L1, Comparison
 from layerscope.errors import RunError
 from layerscope.record.measured import FittedLensRecord, HeldOutRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.palette import LENSES, SERIES, lens_look, series_look

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.curve_shapes import Points, peak, points, trough
+from layerscope.record.prompt_key import PromptKey
 from layerscope.report.text import printable
 
 
@@ -48,10 +48,10 @@ def course(name: str, curve: Points, unit: str = "", steps: str = "layer") -> st
 
 def prompt_name(run: AnalysedRun, asked: PromptKey) -> str:
     """What a prompt asks: `Germany→Berlin`, or its answer alone; its wording too where there are several."""
-    recorded = [p for p in run.record.suite.prompts if PromptKey(p.fact_index, p.prompt_id, p.prompt_variant) == asked]
+    recorded = run.record.prompt(asked)
     curve = next((curve for curve in run.verdict.curves if curve.asked == asked), None)
     key = None if curve is None else next(iter(curve.values("fact_key")), None)
-    answer = next((one.string.strip() for prompt in recorded for one in prompt.answers), None)
+    answer = recorded.answers[0].string.strip() if recorded and recorded.answers else None
     name = printable(str(key or answer or asked.prompt_id))
     variants = {own.prompt_variant for own in run.verdict.curves.passes}
     said = name if asked.is_fact else f"control {name}"

@@ -8,6 +8,7 @@ from layerscope.analysis.curve import Curve
 from layerscope.analysis.milestones import Gates, Milestone, Milestones, semantic_layer
 from layerscope.analysis.percentiles import median, percentile
 from layerscope.record.measured import OverlapRecord, PositionReadoutRecord, SecondForwardRecord, ViewRecord
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, rank_within
 from layerscope.record.protocol import Thresholds
 
 POST_LN2, NEXT_NORM = "post_ln2", "next_norm"
@@ -23,13 +24,7 @@ MAX_RANK_DEV, MAX_FLIP_RATE = 5, 0.02
 TOLERANCE_LAYERS, SAME_FORWARD = 1, 0.5
 """How far apart the milestones of two forward passes may be; which share of their top ids they must have in common."""
 TOP_IDS = 10
-CONFIRMED, ONSET, STRONG, STRONG_RUN2 = (
-    "L_semantic_confirmed",
-    "L_semantic",
-    "L_semantic_strong",
-    "L_semantic_strong_run2",
-)
-INFORMATIVE = "first_rank_le_5"
+INFORMATIVE = rank_within(5)
 """The target of the decoding-point test that is shown and decides nothing."""
 
 Stack: TypeAlias = Literal["pre_norm", "post_norm"]
@@ -237,7 +232,9 @@ def decoding_point(
     why_not = _why_not_tested(close_up, stack)
     if close_up is None or why_not is not None:
         return DecodingPoint(stack, False, why_not, (), None, None, gap)
-    named = [(name, milestones[name].layer) for name in (ONSET, STRONG, STRONG_RUN2) if name in milestones]
+    named: list[tuple[str, int | None]] = [
+        (name, milestones[name].layer) for name in (ONSET, STRONG, STRONG_RUN2) if name in milestones
+    ]
     run = milestones[STRONG_RUN2].layer if STRONG_RUN2 in milestones else None
     named.append((f"{STRONG_RUN2}_plus1", None if run is None else run + 1))
     named.append((INFORMATIVE, milestones[INFORMATIVE].layer if INFORMATIVE in milestones else None))
@@ -251,7 +248,7 @@ def lens_consistency(close_up: PositionReadoutRecord | None, milestones: Milesto
     """Compare the headline lens with `raw` and `tuned` at its milestones; None where nothing was looked at closely."""
     if close_up is None:
         return None
-    names = ("first_rank_le_10", "first_rank_le_5", ONSET, STRONG, STRONG_RUN2, CONFIRMED)
+    names = (rank_within(10), rank_within(5), ONSET, STRONG, STRONG_RUN2, CONFIRMED)
     targets = _placed(milestones, names)
     overlaps = [
         overlap

@@ -16,11 +16,11 @@ from layerscope.analysis.percentiles import QUARTERS, percentile
 from layerscope.analysis.trajectory import NormTrajectory, norm_trajectory
 from layerscope.analysis.tuned_audit import HeadMismatch, TunedAudit
 from layerscope.record.measured import FittedLensRecord, LastLayerRecord
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG_RUN2, MilestoneName
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Protocol, Thresholds, protocol_of
 from layerscope.record.run_record import RunRecord
 
-CONFIRMED, CONFIRMED_ANY = "L_semantic_confirmed", "L_semantic_confirmed_any"
 SIDECARS = ("tuned", "prism")
 
 
@@ -199,7 +199,9 @@ class _Judge:
         if curve.lens == self.headline:
             confirmation = self.confirmations[curve.asked]
             found[CONFIRMED] = Milestone.at(CONFIRMED, curve, confirmation.layer, confirmation.reason)
-            found[CONFIRMED_ANY] = Milestone.at(CONFIRMED_ANY, curve, confirmation.layer_any, confirmation.reason)
+            found[MilestoneName.CONFIRMED_ANY] = Milestone.at(
+                MilestoneName.CONFIRMED_ANY, curve, confirmation.layer_any, confirmation.reason
+            )
         return found
 
     def verdict(self) -> Verdict:
@@ -218,7 +220,7 @@ class _Judge:
             full = raw_audit.full_check(curve, raw)
             copies = raw_audit.copy_thresholds(curve, raw, self.own, window.radius, thresholds)
         preferred = semantic_layer(self.own)
-        onset = self._layer("L_semantic")
+        onset = self._layer(ONSET)
         by_pass = self.milestones.by_pass()
         tuned, variants = self._beside("tuned"), measured.tuned_variants
         audit = self._tuned_audit()
@@ -304,7 +306,7 @@ class _Judge:
         if self.primary is None or self.curve is None:
             return None
         last = self.curve.rows[0]["position"]
-        strong = self._layer("L_semantic_strong_run2")
+        strong = self._layer(STRONG_RUN2)
         return facts.position_window(self.rows, self.primary, self.headline, onset, strong, last)
 
     def _evidence(self, found: Diagnostics) -> guidance.Evidence:
@@ -314,7 +316,7 @@ class _Judge:
         layers = None
         if record.numeric_health is not None:
             broken = [] if self.curve is None else [row["layer"] for row in self.curve.rows if not row["finite"]]
-            layers = guidance.numeric_layers_before(broken, [self._layer("L_copy"), self._layer("L_semantic")])
+            layers = guidance.numeric_layers_before(broken, [self._layer(MilestoneName.COPY), self._layer(ONSET)])
         repeat, again = found.repeatability, found.forward_of_two
         skipped = again is not None and again.mode == "skipped_deterministic"  # because nothing could differ
         consistent = found.decoding_point.consistent
@@ -341,7 +343,7 @@ class _Judge:
             copy_mask_present=record.measured.copy_mask is not None,
             copy_mask_error=_text(flags.get("copy_mask_error")),
             layer_map_present=any(source is not None for source in sources),
-            rank_only_near_uniform=False if self._layer("L_semantic") is None else _not(found.margin_ok_at_semantic),
+            rank_only_near_uniform=False if self._layer(ONSET) is None else _not(found.margin_ok_at_semantic),
             decoding_point_consistent=_not(_or_flag(_not(consistent), "decoding_point_sensitive", flags)),
             low_lens_consistency=_or_flag(low, "low_lens_consistency_at_semantic", flags),
             tuned_is_calibration_only=self._calibration_only(audit),

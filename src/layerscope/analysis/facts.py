@@ -7,9 +7,10 @@ from typing import Any
 import polars as pl
 
 from layerscope.analysis.curve import Curve, Curves, Row
-from layerscope.analysis.milestones import STABLE, Milestones
+from layerscope.analysis.milestones import Milestones
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.statistics import SEED, Summary, entropy_fraction, summarize
+from layerscope.record.milestone_names import COPY_SOFT, ONSET, STABLE, MilestoneName, copy_soft
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 
@@ -237,7 +238,7 @@ def statistics_over_facts(milestones: Mapping[PromptKey, Milestones], d_vocab: i
     facts = [milestones[asked] for asked in fact_passes(milestones)]
     names = dict.fromkeys(name for fact in facts for name in fact)
     layers = {name: [fact[name].layer if name in fact else None for fact in facts] for name in names}
-    entropies = [fact["L_semantic"].entropy_bits for fact in facts if "L_semantic" in fact]
+    entropies = [fact[ONSET].entropy_bits for fact in facts if ONSET in fact]
     fractions = [f for f in (entropy_fraction(bits, d_vocab) for bits in entropies) if f is not None]
     return FactStatistics(
         n=len(facts),
@@ -363,18 +364,18 @@ def _fact_keys(curves: Curves) -> dict[PromptKey, str]:
 def _fact(
     asked: PromptKey, key: str | None, curve: Curve | None, milestones: Milestones, confirmed: int | None, start: int
 ) -> Fact:
-    semantic = _layer(milestones, "L_semantic")
+    semantic = _layer(milestones, ONSET)
     layers = [row["layer"] for row in curve.rows] if curve else []
     row_in_pass = layers.index(semantic) if semantic in layers else None
     return Fact(
         asked=asked,
         fact_key=key,
         fact_index=asked.fact_index,
-        L_copy_strict=_layer(milestones, "L_copy"),
-        L_copy_soft_k1=_layer(milestones, "L_copy_soft_k1"),
+        L_copy_strict=_layer(milestones, MilestoneName.COPY),
+        L_copy_soft_k1=_layer(milestones, copy_soft(1)),
         L_semantic=semantic,
         L_semantic_confirmed=confirmed,
-        L_semantic_margin_ok=_layer(milestones, "L_semantic_margin_ok"),
+        L_semantic_margin_ok=_layer(milestones, MilestoneName.MARGIN_OK),
         delta_hat=_delta_hat(milestones, curve.n_layers) if curve else None,
         row_in_file=None if row_in_pass is None else start + row_in_pass,
         row_in_pass=row_in_pass,
@@ -383,10 +384,10 @@ def _fact(
 
 def _delta_hat(milestones: Milestones, n_layers: int) -> float | None:
     """From copy to meaning as a share of the depth; the copy is the strict one, or else the shallowest soft one."""
-    soft = [name for name in milestones if name.startswith("L_copy_soft_k") and not name.endswith(STABLE)]
+    soft = [name for name in milestones if name.startswith(COPY_SOFT) and not name.endswith(STABLE)]
     found = [layer for layer in (_layer(milestones, name) for name in soft) if layer is not None]
-    strict = _layer(milestones, "L_copy")
-    delta = _less(_layer(milestones, "L_semantic"), min(found, default=None) if strict is None else strict)
+    strict = _layer(milestones, MilestoneName.COPY)
+    delta = _less(_layer(milestones, ONSET), min(found, default=None) if strict is None else strict)
     return None if delta is None else delta / n_layers
 
 
@@ -398,7 +399,7 @@ def _layers_of_copy_and_meaning(
     milestones: Mapping[PromptKey, Milestones], asked: PromptKey | None
 ) -> tuple[int | None, int | None]:
     found = {} if asked is None else milestones[asked]
-    return _layer(found, "L_copy"), _layer(found, "L_semantic")
+    return _layer(found, MilestoneName.COPY), _layer(found, ONSET)
 
 
 def _less(later: int | None, earlier: int | None) -> int | None:

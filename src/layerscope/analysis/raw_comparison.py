@@ -7,6 +7,15 @@ from typing import Any, Literal, TypeAlias
 from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.milestones import Milestones
 from layerscope.analysis.percentiles import QUARTERS, depth_fraction, median, percentile
+from layerscope.record.milestone_names import (
+    COPY_SOFT,
+    COPY_STRICT,
+    ONSET,
+    STABLE,
+    MilestoneName,
+    copy_strict,
+    rank_within,
+)
 from layerscope.record.protocol import Thresholds
 
 HIGH_KL_BITS, MEDIUM_KL_BITS = 1.0, 0.5
@@ -191,7 +200,7 @@ def window_centres(milestones: Milestones) -> tuple[int, ...]:
     """The distinct layers around which the window check looks, ascending."""
     soft = [found.layer for name, found in milestones.items() if _is_soft(name) and found.layer is not None]
     strict = [found.layer for name, found in milestones.items() if _is_strict(name)]
-    single = ("L_semantic", "first_rank_le_5", "first_kl_below_1.0", "L_copy")
+    single = (ONSET, rank_within(5), "first_kl_below_1.0", MilestoneName.COPY)
     layers = [milestones[name].layer for name in single if name in milestones]
     return tuple(sorted({layer for layer in (*layers, *strict, min(soft, default=None)) if layer is not None}))
 
@@ -281,7 +290,7 @@ def copy_thresholds(
         radius: of the window check.
         thresholds: those of the milestones.
     """
-    layers = {p: milestones[f"L_copy_strict@{p:g}"].layer for p in thresholds.copy_strict}
+    layers = {p: milestones[copy_strict(p)].layer for p in thresholds.copy_strict}
     echoes, others = _top_tokens(headline, thresholds)
     flags: dict[float, bool | None] = {}
     for p, layer in layers.items():
@@ -354,11 +363,11 @@ def _risk(first_norm_only: int | None, max_kl_bits: float | None) -> Risk | None
 
 
 def _is_soft(name: str) -> bool:
-    return name.startswith("L_copy_soft_k") and name.removeprefix("L_copy_soft_k").isdigit()
+    return name.startswith(COPY_SOFT) and name.removeprefix(COPY_SOFT).isdigit()
 
 
 def _is_strict(name: str) -> bool:
-    return name.startswith("L_copy_strict@") and not name.endswith("_stable")
+    return name.startswith(COPY_STRICT) and not name.endswith(STABLE)
 
 
 def _compare(pairs: Sequence[tuple[Row, Row]]) -> Comparison:

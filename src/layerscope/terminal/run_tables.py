@@ -9,14 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.milestones import NOT_TO_THE_END, STABLE, Milestone, Milestones
+from layerscope.analysis.milestones import NOT_TO_THE_END, Milestone, Milestones
 from layerscope.errors import RunError
+from layerscope.record.milestone_names import CONFIRMED, ONSET, RANK_WITHIN, STABLE, MilestoneName, stable_twin
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.report.text import ABSENT, number, printable
 
 PROBLEMS_SHOWN = 10
-RANK_MILESTONES = ("L_semantic", "L_semantic_run2", "L_semantic_confirmed", "L_semantic_confirmed_any")
+RANK_MILESTONES = (ONSET, MilestoneName.ONSET_RUN2, CONFIRMED, MilestoneName.CONFIRMED_ANY)
 
 
 def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:
@@ -139,7 +140,7 @@ def _milestones(found: Milestones, record: RunRecord) -> Table:
         if name.endswith(STABLE):
             continue
         if trusted or _rests_on_rank(name):
-            table.add_row(name, *_milestone_cells(first, found.get(name + STABLE), record.model.n_layers, trusted))
+            table.add_row(name, *_milestone_cells(first, found.get(stable_twin(name)), record.model.n_layers, trusted))
         else:
             table.add_row(name, ABSENT, ABSENT, ABSENT, "withheld", style="dim")
     return table
@@ -157,7 +158,7 @@ def _milestone_cells(first: Milestone, stable: Milestone | None, n_layers: int, 
 
 def _rests_on_rank(name: str) -> bool:
     """Whether a milestone is one of the answer's rank alone, which no missing scale or softcap changes."""
-    return name.startswith("first_rank_le_") or name in RANK_MILESTONES
+    return name.startswith(RANK_WITHIN) or name in RANK_MILESTONES
 
 
 def _summary(rows: pl.DataFrame) -> Text:

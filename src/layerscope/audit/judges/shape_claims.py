@@ -26,6 +26,7 @@ from layerscope.audit.parse.vocabulary import (
     sentence,
     spans,
 )
+from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited.claims import Unit, value_text
 from layerscope.report.cited.findings import Finding, Judgement
 
@@ -209,7 +210,7 @@ def peaks(said: ModelStatement) -> Iterator[Finding]:
 
 def _peak(said: ModelStatement, found: re.Match[str], column: str, around: str) -> Iterator[Finding]:
     layer_text = next((group for group in found.groups()[::-1] if group and group.isdigit()), None)
-    semantic = said.evidence.verdict.milestones.of().get("L_semantic")
+    semantic = said.evidence.verdict.milestones.of().get(ONSET)
     start = semantic.layer if semantic is not None and re.search(r"after L_sem|post-sem", around, re.I) else None
     if start is None and re.search(r"\b(?:after|before|until|beyond|between|early|mid|late|pre|local)\b", around, re.I):
         return

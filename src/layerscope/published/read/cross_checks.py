@@ -10,6 +10,7 @@ from layerscope.published.layout import HEADLINE, Value
 from layerscope.published.read.csv_table import PRIMARY, TableRow, TableRows, in_words, note
 from layerscope.published.read.document import Block
 from layerscope.published.read.merge import Tables
+from layerscope.record.milestone_names import ONSET
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.prompt_key import PromptKey
 
@@ -161,8 +162,8 @@ def check_json(document: Block, tables: Tables, n_layers: int, problems: list[Pr
         if not _near(row.values.get("teacher_entropy_bits"), entropy, _OF_ENTROPIES, _OF_ENTROPIES):
             _contradiction(document, "final_prediction.entropy", entropy, norm, row, "teacher_entropy_bits", problems)
             break
-    if "L_semantic" in diagnostics.members and set(rows) == set(range(n_layers + 1)):
-        _check_onset(diagnostics.whole("L_semantic"), norm, list(rows.values()), document.file, problems)
+    if ONSET in diagnostics.members and set(rows) == set(range(n_layers + 1)):
+        _check_onset(diagnostics.whole(ONSET), norm, list(rows.values()), document.file, problems)
 
 
 def _check_onset(

@@ -30,8 +30,9 @@ from layerscope.published.layout import (
     value_of,
 )
 from layerscope.published.write.json_fitted_lenses import has_raw_tables, has_variants, is_read
-from layerscope.published.write.json_source import ONSET, Source, label_of
+from layerscope.published.write.json_source import Source, label_of
 from layerscope.published.write.json_summary import row_in_pass, softest_copy
+from layerscope.record.milestone_names import ONSET
 from layerscope.record.prompt_key import PromptKey
 
 NEXT_LISTED, VERBOSE_LISTED = 5, 20

@@ -11,7 +11,8 @@ from layerscope.analysis.milestones import (
 )
 from layerscope.analysis.percentiles import QUARTERS, depth_fraction, percentile
 from layerscope.analysis.raw_comparison import CopyThresholds
-from layerscope.published.write.json_source import ONSET, Source, Tree, label_of, layer_of, less
+from layerscope.published.write.json_source import Source, Tree, label_of, layer_of, less
+from layerscope.record.milestone_names import ONSET
 from layerscope.record.protocol import Thresholds
 
 COPY_WINDOW_K = 1

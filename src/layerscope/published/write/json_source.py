@@ -10,15 +10,13 @@ from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.milestones import Milestones
 from layerscope.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of
+from layerscope.record.milestone_names import ONSET
 from layerscope.record.parts import PromptRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
 
 Tree: TypeAlias = dict[str, object]
 """An object of the JSON."""
-
-ONSET = "L_semantic"
-"""The one milestone whose published name says the lens wherever other milestones stand beside it."""
 
 
 def pointer(*keys: str | int) -> str:
@@ -107,7 +105,7 @@ class Source:
         return layer_of(self.own, name)
 
     def named(self, milestone: str) -> str:
-        """A milestone of the headline lens as keys and cells call it."""
+        """A milestone of the headline lens as keys and cells call it; the onset alone says the lens there."""
         return f"{ONSET}_{self.label}" if milestone == ONSET else milestone
 
     def summarised_lenses(self) -> Iterator[tuple[str, Curve, Milestones]]:

@@ -11,8 +11,9 @@ from layerscope.published.layout import (
     csv_name,
 )
 from layerscope.published.write.json_fitted_lenses import TUNED, has_raw_tables, has_variants, is_read
-from layerscope.published.write.json_source import ONSET, Source, Tree, label_of
+from layerscope.published.write.json_source import Source, Tree, label_of
 from layerscope.published.write.json_tuned_audit import audit_summary
+from layerscope.record.milestone_names import ONSET
 
 FRACTION_DIGITS = 4
 """Of the pack, where `depth_fractions` has three."""

@@ -21,6 +21,16 @@ from layerscope.published.layout import (
     json_name,
     stem_of,
 )
+from layerscope.record.milestone_names import (
+    CONFIRMED,
+    COPY_SOFT,
+    COPY_STRICT,
+    ONSET,
+    RANK_WITHIN,
+    STRONG,
+    STRONG_RUN2,
+    MilestoneName,
+)
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
@@ -29,13 +39,7 @@ from layerscope.run_folder import read_run
 
 SAME, EXACT = 1e-6, 1e-9
 """Relative differences up to which two numbers are one that was found twice, or one that was written twice."""
-_ONE_KEY = {
-    "L_copy": "L_copy",
-    "L_copy_H": "L_copy_H",
-    "L_semantic": "L_semantic",
-    "L_semantic_margin_ok": "L_semantic_margin_ok",
-    "L_semantic_confirmed": "L_semantic_confirmed",
-}
+_ONE_KEY = (MilestoneName.COPY, MilestoneName.LOW_ENTROPY, ONSET, MilestoneName.MARGIN_OK, CONFIRMED)
 """Milestones of the headline lens whose key in `diagnostics` is their name."""
 
 
@@ -339,23 +343,23 @@ def _places(name: str, label: str, *, headline: bool) -> list[tuple[str, ...]]:
     """Paths at which the JSON may have a milestone, in the order of preference."""
     inner: list[tuple[str, ...]] = []
     if headline:
-        if name in _ONE_KEY or name.startswith(("first_kl_below_", "first_rank_le_")):
+        if name in _ONE_KEY or name.startswith(("first_kl_below_", RANK_WITHIN)):
             inner.append((name,))
-        if name.startswith("L_copy_soft_k"):
-            inner.append(("L_copy_soft", name.removeprefix("L_copy_soft_k")))
-        if name.startswith("L_copy_strict@"):
-            inner.append(("copy_thresholds", "L_copy_strict", name.removeprefix("L_copy_strict@")))
+        if name.startswith(COPY_SOFT):
+            inner.append(("L_copy_soft", name.removeprefix(COPY_SOFT)))
+        if name.startswith(COPY_STRICT):
+            inner.append(("copy_thresholds", "L_copy_strict", name.removeprefix(COPY_STRICT)))
         if name.startswith("gap_ge_"):
             inner.append(("answer_margin_thresholds", name))
-        if name in ("L_semantic_run2", "L_semantic_strong", "L_semantic_strong_run2"):
+        if name in (MilestoneName.ONSET_RUN2, STRONG, STRONG_RUN2):
             inner.append(("semantic_gate", name))
-        if name == "L_semantic_confirmed":
+        if name == CONFIRMED:
             inner.append(("confirmed_semantics", name))
-    if name == "L_semantic_top2_ok":
-        inner.append(("semantic_gate", f"L_semantic_top2_ok_{label}"))
-    if name == "L_semantic_margin_ok":
-        inner.append(("semantic_margin", f"L_semantic_margin_ok_{label}"))
-    if name in ("L_surface_to_meaning", "L_geom", "L_topk_decay"):
+    if name == MilestoneName.TOP2_OK:
+        inner.append(("semantic_gate", f"{name}_{label}"))
+    if name == MilestoneName.MARGIN_OK:
+        inner.append(("semantic_margin", f"{name}_{label}"))
+    if name in (MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY, MilestoneName.TOPK_DECAY):
         inner.append((f"{name}_{label}",))
     if name.startswith("cos_ge_"):
         inner.append(("cos_milestones", label, f"ge_{name.removeprefix('cos_ge_')}"))

@@ -9,8 +9,9 @@ from layerscope.analysis.curve import Curve
 from layerscope.analysis.curve_shapes import Point, points
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.guidance import Guidance
-from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, STABLE, Milestone
+from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, Milestone
 from layerscope.published.layout import RAWLENS, RECORDS, csv_name
+from layerscope.record.milestone_names import stable_twin
 from layerscope.record.parts import PromptRecord
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
@@ -141,9 +142,9 @@ class Quotes:
             return self.absent(name, Unit.LAYER, why, lens=lens)
         return found
 
-    def stable(self, name: str) -> Claim:
+    def stable_twin(self, name: str) -> Claim:
         """From which layer on a milestone holds for good."""
-        return self.milestone(name + STABLE)
+        return self.milestone(stable_twin(name))
 
     def own(self, name: str, lens: str | None = None) -> Milestone | None:
         """A milestone of the primary prompt with what was read at its layer."""

@@ -10,6 +10,16 @@ import polars as pl
 from layerscope.analysis.diagnostics import LastLayer
 from layerscope.analysis.raw_comparison import Comparison
 from layerscope.analysis.statistics import Summary
+from layerscope.record.milestone_names import (
+    CONFIRMED,
+    ONSET,
+    STRONG,
+    STRONG_RUN2,
+    MilestoneName,
+    copy_soft,
+    rank_within,
+    stable_twin,
+)
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.synthesis.compared import Compared, compared
 from layerscope.report.synthesis.limits import gold_resolved, limits, reasons_of
@@ -21,16 +31,17 @@ _DataType: TypeAlias = Any
 """A `polars.DataType`, a class that beartype refuses to check because of its `repr`."""
 CSV, PARQUET = "comparison.csv", "comparison.parquet"
 _LAYERS = (
-    "first_rank_le_10", "first_rank_le_5", "first_rank_le_1", "L_semantic", "L_semantic_stable", "L_semantic_run2",
-    "L_semantic_margin_ok", "L_semantic_top2_ok", "gap_ge_1.0", "L_semantic_strong", "L_semantic_strong_run2",
-    "L_semantic_confirmed", "L_copy", "L_copy_soft_k1", "L_copy_soft_k2", "L_copy_soft_k3", "L_copy_H",
-    "L_surface_to_meaning", "L_geom", "L_topk_decay", "cos_ge_0.2", "cos_ge_0.4", "cos_ge_0.6", "first_p_top1_gt_0.30",
-    "first_p_top1_gt_0.60", "first_kl_below_1.0", "first_kl_below_0.5",
+    rank_within(10), rank_within(5), rank_within(1), ONSET, stable_twin(ONSET), MilestoneName.ONSET_RUN2,
+    MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, "gap_ge_1.0", STRONG, STRONG_RUN2,
+    CONFIRMED, MilestoneName.COPY, copy_soft(1), copy_soft(2), copy_soft(3), MilestoneName.LOW_ENTROPY,
+    MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY, MilestoneName.TOPK_DECAY,
+    "cos_ge_0.2", "cos_ge_0.4", "cos_ge_0.6", "first_p_top1_gt_0.30", "first_p_top1_gt_0.60",
+    "first_kl_below_1.0", "first_kl_below_0.5",
 )  # fmt: skip
 """Milestones of the primary prompt under the headline lens."""
 _FRACTIONS = (
-    "first_rank_le_10", "first_rank_le_5", "L_semantic", "L_semantic_run2", "L_semantic_strong",
-    "L_semantic_strong_run2", "L_semantic_confirmed", "L_copy", "L_surface_to_meaning", "L_geom",
+    rank_within(10), rank_within(5), ONSET, MilestoneName.ONSET_RUN2, STRONG,
+    STRONG_RUN2, CONFIRMED, MilestoneName.COPY, MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY,
 )  # fmt: skip
 """Those that stand as a share of the depth too, to three decimals."""
 
@@ -149,7 +160,7 @@ def _bound(place: int) -> _Get:
 
 def _summary(run: Compared) -> Summary | None:
     statistics = run.diagnostics.statistics
-    return statistics.by_milestone.get("L_semantic") if statistics.n > 1 else None
+    return statistics.by_milestone.get(ONSET) if statistics.n > 1 else None
 
 
 def _median_frac(run: Compared) -> float | None:

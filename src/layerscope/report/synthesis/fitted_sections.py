@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
 from layerscope.analysis.percentiles import QUARTERS, depth_layer
+from layerscope.record.milestone_names import ONSET, rank_within
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Table, row
 from layerscope.report.synthesis.compared import Compared
@@ -40,7 +41,7 @@ def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
     rows = [
         row(
             Name(run.name),
-            shown(run.milestone("L_semantic", lens=lens)),
+            shown(run.milestone(ONSET, lens=lens)),
             *(shown(_layers(run, lens, rank)) for rank in (10, 5, 1)),
             *(shown(gain(run, lens, quarter)) for quarter in _QUARTERS),
             word(_audit(run, lens).verdict),
@@ -86,7 +87,7 @@ def _gains(run: Compared, lens: str) -> list[float]:
 def _layers(run: Compared, lens: str, rank: int) -> Claim | None:
     """Fitted less headline, in layers."""
     delta = _audit(run, lens).rank_milestones[rank].delta
-    ends = [run.milestone(f"first_rank_le_{rank}"), run.milestone(f"first_rank_le_{rank}", lens=lens)]
+    ends = [run.milestone(rank_within(rank)), run.milestone(rank_within(rank), lens=lens)]
     return run.agreed(
         f"delta_first_rank_le_{rank}",
         delta,

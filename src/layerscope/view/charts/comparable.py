@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.facts import fact_passes
+from layerscope.record.milestone_names import ONSET, RANK_WITHIN, MilestoneName
 
-SEMANTIC = ("L_semantic", "first_rank_le")
+SEMANTIC = (ONSET, RANK_WITHIN)
 """How names of milestones begin that are about the answer."""
 
 
@@ -40,7 +41,7 @@ def _own_reasons(run: AnalysedRun, milestone: str) -> list[str]:
     found, semantic = run.verdict.diagnostics, milestone.startswith(SEMANTIC)
     cautions = {reason.name for reason in run.verdict.guidance.reasons}
     last = found.last_layer
-    rests_on_ranks = milestone in ("L_semantic", "L_semantic_run2") or milestone.startswith("first_rank_le")
+    rests_on_ranks = milestone in (ONSET, MilestoneName.ONSET_RUN2) or milestone.startswith(RANK_WITHIN)
     said = []
     if not (run.record.ranks_stand if rests_on_ranks else run.record.probabilities_stand):
         said.append("the last layer, decoded, is not the model's own output")

@@ -9,6 +9,7 @@ import polars as pl
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.statistics import Summary
 from layerscope.errors import RunError
+from layerscope.record.milestone_names import ONSET, STRONG, MilestoneName
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.comparable import obstacles, reason_against
 from layerscope.view.charts.lines import DEPTH_TICKS
@@ -16,7 +17,7 @@ from layerscope.view.charts.palette import Look, series_look
 from layerscope.view.charts.theme import ROW_NAME
 from layerscope.view.charts.words import amount, listed, model_name, sentences
 
-NAMES = {"L_copy": "copy", "L_semantic": "rank 1", "L_semantic_strong": "strong", "first_kl_below_1.0": "KL ≤ 1"}
+NAMES = {MilestoneName.COPY: "copy", ONSET: "rank 1", STRONG: "strong", "first_kl_below_1.0": "KL ≤ 1"}
 """Milestones of the strip, and what it calls them."""
 LANE, HEAD = 11, 20
 """Height in pixels of a milestone's lane, and of the line with the model's name."""
@@ -111,7 +112,7 @@ def _sorted(by_run: Sequence[Sequence[Cell]]) -> list[Cell]:
     """Runs by the depth of rank 1, those without it last."""
 
     def onset(cells: Sequence[Cell]) -> tuple[float, str]:
-        depth = next(cell.depth for cell in cells if cell.milestone == "L_semantic")
+        depth = next(cell.depth for cell in cells if cell.milestone == ONSET)
         return (2.0 if depth is None else depth, cells[0].name)
 
     return [cell for cells in sorted(by_run, key=onset) for cell in cells]
@@ -180,7 +181,7 @@ def _description(cells: Sequence[Cell], n_runs: int) -> str:
     by_run: dict[str, list[Cell]] = {}
     for cell in cells:
         by_run.setdefault(cell.name, []).append(cell)
-    onsets = [cell.depth for cell in cells if cell.milestone == "L_semantic" and cell.depth is not None]
+    onsets = [cell.depth for cell in cells if cell.milestone == ONSET and cell.depth is not None]
     against: dict[str, list[str]] = {}
     for cell in cells:
         if cell.reason is not None and cell.depth is not None:

@@ -14,6 +14,7 @@ from layerscope.analysis.percentiles import median
 from layerscope.analysis.raw_comparison import HIGH_KL_BITS, NEAR_JACCARD, NEAR_JS_BITS, NEAR_L1, Comparison
 from layerscope.errors import RunError
 from layerscope.record.measured import FittedLensRecord, HeldOutRecord
+from layerscope.record.milestone_names import ONSET
 from layerscope.record.prompt_key import PromptKey
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
@@ -231,7 +232,7 @@ def _onsets(run: AnalysedRun) -> ChartSpec:
 
 def _onset(run: AnalysedRun, lens: str, asked: PromptKey) -> int | None:
     found = run.verdict.milestones.of(lens, asked)
-    return found["L_semantic"].layer if "L_semantic" in found else None
+    return found[ONSET].layer if ONSET in found else None
 
 
 def _onset_layers(run: AnalysedRun, found: Sequence[tuple[PromptKey, int | None, int | None]]) -> list[alt.Chart]:

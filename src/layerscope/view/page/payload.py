@@ -8,9 +8,10 @@ import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.published.layout import RECORDS, csv_name, stem_of
+from layerscope.record.milestone_names import STRONG
 from layerscope.record.parts import PromptRecord
 from layerscope.record.prompt_key import PromptKey
-from layerscope.terminal.verdict import STRONG, rank_1
+from layerscope.terminal.verdict import rank_1
 from layerscope.view.page.blocks import Block, Key, Vocabulary, blocks, listed
 from layerscope.view.page.packing import packed
 

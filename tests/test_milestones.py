@@ -20,9 +20,9 @@ from layerscope.analysis.milestones import (
     STABLE,
     Milestone,
     definitions,
-    difference,
     entropy_drop_bits,
     find_milestones,
+    layers_between,
     rest_mass_peak,
     semantic_layer,
 )
@@ -150,11 +150,11 @@ def test_numbers_between_milestones():
         rest_mass=[0.9, 0.1, 0.25, 0.75],
     )  # fmt: skip
     found = find_milestones(curve, T)
-    assert difference(found["L_semantic"], found["L_copy"]) == 2
+    assert layers_between(found["L_semantic"].layer, found["L_copy"].layer) == 2
     assert entropy_drop_bits(found) == 1.5 - 6.0
     assert rest_mass_peak(curve, found) == (3, 0.75)
     lost = find_milestones(ranked([3, 2], rest_mass=[0.5, 0.5]), T)
-    assert difference(lost["L_semantic"], lost["L_copy"]) is entropy_drop_bits(lost) is None
+    assert layers_between(lost["L_semantic"].layer, lost["L_copy"].layer) is entropy_drop_bits(lost) is None
     assert rest_mass_peak(curve, lost) is None
 
 

@@ -118,13 +118,18 @@ def between(curve: Points, first: int, last: int) -> list[Point]:
     return [point for point in curve if first <= point[0] <= last]
 
 
+def stretches(numbers: Iterable[int]) -> list[list[int]]:
+    """Numbers in ascending order, neighbours together: `[[0, 1], [4]]`."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
 def listed_layers(layers: Iterable[int]) -> str:
     """Layers in words, three neighbours or more as a stretch: `0 to 14`, `0, 3, 4`; `none`."""
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    spelt = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    spelt = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in stretches(layers)]
     return ", ".join(spelt) or "none"

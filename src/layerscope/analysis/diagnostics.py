@@ -1,6 +1,6 @@
 """What a run's rows and measurements amount to: milestones of every prompt and lens, audits, statistics, guidance."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -11,17 +11,25 @@ from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis.acceptance import Acceptance, SkippingCost
 from layerscope.analysis.confirmation import Confirmation, confirm
 from layerscope.analysis.curve import Curve, Curves
-from layerscope.analysis.milestones import Gates, Milestone, Milestones, copies_early, find_milestones, semantic_layer
-from layerscope.analysis.percentiles import QUARTERS, percentile
+from layerscope.analysis.guidance import negated
+from layerscope.analysis.milestones import (
+    Gates,
+    Milestone,
+    Milestones,
+    copies_early,
+    find_milestones,
+    layer_of,
+    semantic_layer,
+)
+from layerscope.analysis.percentiles import quartiles
 from layerscope.analysis.trajectory import NormTrajectory, norm_trajectory
 from layerscope.analysis.tuned_audit import HeadMismatch, TunedAudit
+from layerscope.lens_record import FITTED_NAMES
 from layerscope.record.measured import FittedLensRecord, LastLayerRecord
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG_RUN2, MilestoneName
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Protocol, Thresholds, protocol_of
 from layerscope.record.run_record import RunRecord
-
-SIDECARS = ("tuned", "prism")
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,7 @@ class _Judge:
             statistics=facts.statistics_over_facts(by_pass, self.d_vocab),
             sidecars={
                 lens: fitted_lens_audit.fitted_lens_audit(curve, own)
-                for lens in SIDECARS
+                for lens in FITTED_NAMES
                 if curve is not None and (own := self._beside(lens)) is not None
             },
             attribution=None
@@ -292,7 +300,7 @@ class _Judge:
         return next((one for one in found if one.kind == kind and one.status == "loaded"), None)
 
     def _layer(self, name: str) -> int | None:
-        return self.own[name].layer if name in self.own else None
+        return layer_of(self.own, name)
 
     def _margin_ok_at(self, layer: int | None) -> bool | None:
         row = None if self.curve is None else self.curve.at(layer)
@@ -343,8 +351,8 @@ class _Judge:
             copy_mask_present=record.measured.copy_mask is not None,
             copy_mask_error=_text(flags.get("copy_mask_error")),
             layer_map_present=any(source is not None for source in sources),
-            rank_only_near_uniform=False if self._layer(ONSET) is None else _not(found.margin_ok_at_semantic),
-            decoding_point_consistent=_not(_or_flag(_not(consistent), "decoding_point_sensitive", flags)),
+            rank_only_near_uniform=False if self._layer(ONSET) is None else negated(found.margin_ok_at_semantic),
+            decoding_point_consistent=negated(_or_flag(negated(consistent), "decoding_point_sensitive", flags)),
             low_lens_consistency=_or_flag(low, "low_lens_consistency_at_semantic", flags),
             tuned_is_calibration_only=self._calibration_only(audit),
             pos_window_low=_or_flag(window, "pos_window_low_stability", flags),
@@ -383,11 +391,7 @@ def protocol_in_force(record: RunRecord) -> Protocol:
 def _entropy_gap(curve: Curve) -> EntropyGap:
     pairs = [(row["entropy_bits"], row["teacher_entropy_bits"]) for row in curve.rows]
     gaps = [own - teacher for own, teacher in pairs if own is not None and teacher is not None]
-    return EntropyGap(_quarters(gaps), len(gaps))
-
-
-def _quarters(values: Sequence[float]) -> dict[str, float | None]:
-    return {f"p{round(100 * q)}": percentile(values, q) for q in QUARTERS}
+    return EntropyGap(quartiles(gaps), len(gaps))
 
 
 def _last_layer(found: LastLayerRecord | None, protocol: Protocol) -> LastLayer | None:
@@ -403,10 +407,6 @@ def _last_layer(found: LastLayerRecord | None, protocol: Protocol) -> LastLayer 
 def _or_flag(found: bool | None, flag: str, flags: Mapping[str, object]) -> bool | None:
     """What was found; where nothing could be, the caution that a file itself states counts."""
     return True if found is None and flag in flags else found
-
-
-def _not(known: bool | None) -> bool | None:
-    return None if known is None else not known
 
 
 def _text(flag: object) -> str | None:

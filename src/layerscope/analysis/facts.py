@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from layerscope.analysis.curve import Curve, Curves, Row
-from layerscope.analysis.milestones import Milestones
+from layerscope.analysis.milestones import Milestones, layer_of, layers_between
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.statistics import SEED, Summary, entropy_fraction, summarize
 from layerscope.record.milestone_names import COPY_SOFT, ONSET, STABLE, MilestoneName, copy_soft
@@ -259,7 +259,7 @@ def ablation(milestones: Mapping[PromptKey, Milestones], n_layers: int) -> Ablat
     others = [a for a in milestones if first and a.is_fact and a.fact_index == first.fact_index and a != first]
     other = next((a for a in others if a.prompt_variant == NO_FILLER), next(iter(others), None))
     orig, nf = (_layers_of_copy_and_meaning(milestones, asked) for asked in (first, other))
-    delta_copy, delta_sem = (_less(after, before) for after, before in zip(nf, orig, strict=True))
+    delta_copy, delta_sem = (layers_between(after, before) for after, before in zip(nf, orig, strict=True))
     return Ablation(
         variant_orig=first.prompt_variant if first else None,
         variant_nf=other.prompt_variant if other else None,
@@ -364,18 +364,18 @@ def _fact_keys(curves: Curves) -> dict[PromptKey, str]:
 def _fact(
     asked: PromptKey, key: str | None, curve: Curve | None, milestones: Milestones, confirmed: int | None, start: int
 ) -> Fact:
-    semantic = _layer(milestones, ONSET)
+    semantic = layer_of(milestones, ONSET)
     layers = [row["layer"] for row in curve.rows] if curve else []
     row_in_pass = layers.index(semantic) if semantic in layers else None
     return Fact(
         asked=asked,
         fact_key=key,
         fact_index=asked.fact_index,
-        L_copy_strict=_layer(milestones, MilestoneName.COPY),
-        L_copy_soft_k1=_layer(milestones, copy_soft(1)),
+        L_copy_strict=layer_of(milestones, MilestoneName.COPY),
+        L_copy_soft_k1=layer_of(milestones, copy_soft(1)),
         L_semantic=semantic,
         L_semantic_confirmed=confirmed,
-        L_semantic_margin_ok=_layer(milestones, MilestoneName.MARGIN_OK),
+        L_semantic_margin_ok=layer_of(milestones, MilestoneName.MARGIN_OK),
         delta_hat=_delta_hat(milestones, curve.n_layers) if curve else None,
         row_in_file=None if row_in_pass is None else start + row_in_pass,
         row_in_pass=row_in_pass,
@@ -385,25 +385,17 @@ def _fact(
 def _delta_hat(milestones: Milestones, n_layers: int) -> float | None:
     """From copy to meaning as a share of the depth; the copy is the strict one, or else the shallowest soft one."""
     soft = [name for name in milestones if name.startswith(COPY_SOFT) and not name.endswith(STABLE)]
-    found = [layer for layer in (_layer(milestones, name) for name in soft) if layer is not None]
-    strict = _layer(milestones, MilestoneName.COPY)
-    delta = _less(_layer(milestones, ONSET), min(found, default=None) if strict is None else strict)
+    found = [layer for layer in (layer_of(milestones, name) for name in soft) if layer is not None]
+    strict = layer_of(milestones, MilestoneName.COPY)
+    delta = layers_between(layer_of(milestones, ONSET), min(found, default=None) if strict is None else strict)
     return None if delta is None else delta / n_layers
-
-
-def _layer(milestones: Milestones, name: str) -> int | None:
-    return milestones[name].layer if name in milestones else None
 
 
 def _layers_of_copy_and_meaning(
     milestones: Mapping[PromptKey, Milestones], asked: PromptKey | None
 ) -> tuple[int | None, int | None]:
     found = {} if asked is None else milestones[asked]
-    return _layer(found, MilestoneName.COPY), _layer(found, ONSET)
-
-
-def _less(later: int | None, earlier: int | None) -> int | None:
-    return None if later is None or earlier is None else later - earlier
+    return layer_of(found, MilestoneName.COPY), layer_of(found, ONSET)
 
 
 def _control_reason(curve: Curve, first: int | None, strong: int | None) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from layerscope.analysis.curve import Curve
-from layerscope.analysis.percentiles import QUARTERS, depth_layer
+from layerscope.analysis.percentiles import QUARTER_NAMES, QUARTERS, depth_layer
 from layerscope.record.measured import TunedVariantsRecord
 
 RANKS = (10, 5, 1)
@@ -162,7 +162,7 @@ def attribution(headline: Curve, tuned: Curve, variants: TunedVariantsRecord | N
 
 
 def _quarter_layers(n_layers: int) -> dict[str, int]:
-    return {f"p{q * 100:.0f}": depth_layer(q, n_layers) for q in QUARTERS}
+    return {name: depth_layer(q, n_layers) for name, q in zip(QUARTER_NAMES, QUARTERS, strict=True)}
 
 
 def _first(baseline: Curve, sidecar: Curve, column: str, bound: int | float) -> LayerPair:

@@ -162,7 +162,8 @@ def published_guidance(found: Guidance) -> dict[str, Any]:
     return block
 
 
-def _not(known: bool | None) -> bool | None:
+def negated(known: bool | None) -> bool | None:
+    """The contrary of what is known; None of what is not."""
     return None if known is None else not known
 
 
@@ -191,7 +192,7 @@ _RULES = (
     _Rule(
         IDENTITY_FAILED,
         "block",
-        lambda e: _not(e.identity_ok),
+        lambda e: negated(e.identity_ok),
         "The last layer, decoded by us, is not the model's own output, so no probability, entropy or divergence of any "
         "lens can be trusted, and ranks only where a missing scale or softcap explains it.",
     ),
@@ -245,7 +246,7 @@ _RULES = (
     _Rule(
         "nondeterministic_env",
         "advise",
-        lambda e: _not(e.deterministic),
+        lambda e: negated(e.deterministic),
         NONDETERMINISTIC_NOTE,
     ),
     _Rule(
@@ -264,7 +265,7 @@ _RULES = (
     _Rule(
         "copy_mask_missing",
         "advise",
-        lambda e: False if e.copy_mask_error is not None else _not(e.copy_mask_present),
+        lambda e: False if e.copy_mask_error is not None else negated(e.copy_mask_present),
         "No list of blank and punctuation tokens is recorded, so copy layers may rest on such tokens.",
     ),
     _Rule(
@@ -277,7 +278,7 @@ _RULES = (
     _Rule(
         "layer_map_missing",
         "advise",
-        lambda e: _not(e.layer_map_present),
+        lambda e: negated(e.layer_map_present),
         "It is not recorded which norm was applied at which layer, so the lens cannot be checked afterwards.",
     ),
     _Rule(
@@ -290,7 +291,7 @@ _RULES = (
     _Rule(
         "decoding_point_sensitive",
         "advise",
-        lambda e: _not(e.decoding_point_consistent),
+        lambda e: negated(e.decoding_point_consistent),
         "The norm of the block that wrote last reads other tokens than that of the next, so the semantic layer depends "
         "on which norm is chosen.",
     ),

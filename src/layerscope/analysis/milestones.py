@@ -157,9 +157,14 @@ def semantic_layer(milestones: Milestones) -> Milestone | None:
     return next((milestone for milestone in candidates if milestone.layer is not None), None)
 
 
-def difference(later: Milestone, earlier: Milestone) -> int | None:
-    """Layers from one milestone to another; None where either is missing."""
-    return None if later.layer is None or earlier.layer is None else later.layer - earlier.layer
+def layer_of(milestones: Milestones, name: str) -> int | None:
+    """The layer of a milestone; None where it has none, or was not looked for."""
+    return milestones[name].layer if name in milestones else None
+
+
+def layers_between(later: int | None, earlier: int | None) -> int | None:
+    """Layers from one to the other; None without both."""
+    return None if later is None or earlier is None else later - earlier
 
 
 def entropy_drop_bits(milestones: Milestones) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.milestones import Milestones
-from layerscope.analysis.percentiles import QUARTERS, depth_fraction, median, percentile
+from layerscope.analysis.percentiles import depth_fraction, median, quartiles
 from layerscope.record.milestone_names import (
     COPY_SOFT,
     COPY_STRICT,
@@ -17,6 +17,7 @@ from layerscope.record.milestone_names import (
     rank_within,
 )
 from layerscope.record.protocol import Thresholds
+from layerscope.record.rows import TOP_SET
 
 HIGH_KL_BITS, MEDIUM_KL_BITS = 1.0, 0.5
 """Divergences from the raw lens at which the sampled risk is high or medium, and which the full check counts."""
@@ -24,8 +25,6 @@ RADIUS_LAYERS, WIDE_RADIUS_LAYERS = 4, 8
 """How far around a milestone the window check looks, by default and where the sample warns."""
 NEAR_JS_BITS, NEAR_L1, NEAR_JACCARD = 0.1, 0.5, 0.5
 """From where on both lenses count as near each other."""
-TOP_SET = 50
-"""Size of the sets of most likely ids that the overlap columns compare."""
 STABLE_LAYERS, STABLE_SHARE = 2, 0.05
 """Distance of the strictest copy layer from the loosest, in layers or of the depth, up to which both are one."""
 FRAGILE_LAYERS, FRAGILE_SHARE = 6, 0.15
@@ -384,8 +383,8 @@ def _compare(pairs: Sequence[tuple[Row, Row]]) -> Comparison:
         n_norm_only_semantics_layers=counted,
         earliest_norm_only_semantic=min(found, default=None),
         max_kl_norm_vs_raw_bits=max(kl, default=None),
-        js_divergence_percentiles=_quarters(js),
-        l1_prob_diff_percentiles=_quarters(l1),
+        js_divergence_percentiles=quartiles(js),
+        l1_prob_diff_percentiles=quartiles(l1),
         score=artefact_scores(share, counted, max(kl, default=None), median(js), median(l1)),
     )
 
@@ -396,10 +395,6 @@ def _known(pairs: Sequence[tuple[Row, Row]], column: str) -> list[float]:
 
 def _share(kl_bits: Sequence[float], least: float) -> float | None:
     return sum(bits >= least for bits in kl_bits) / len(kl_bits) if kl_bits else None
-
-
-def _quarters(values: Sequence[float]) -> dict[str, float | None]:
-    return {f"p{q * 100:.0f}": percentile(values, q) for q in QUARTERS}
 
 
 def _at_most(column: str, bound: float) -> Callable[[Row], bool]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.facts import position_grid
-from layerscope.analysis.percentiles import QUARTERS, median, percentile
+from layerscope.analysis.percentiles import median, quartiles
 from layerscope.record.measured import LastLayerRecord, TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.prompt_key import PromptKey
 
@@ -227,8 +227,8 @@ def rotation_vs_temperature(rows: Sequence[VariantRow]) -> RotationVsTemperature
     """Quartiles and medians over layers; a layer that lacks a value is left out of what needs it."""
     whole = _known(gain_bits(row.baseline, row.tuned) for row in rows)
     return RotationVsTemperature(
-        rotation_bits=_quartiles(_known(gain_bits(row.baseline, row.rotation_only) for row in rows)),
-        temperature_bits=_quartiles(_known(gain_bits(row.baseline, row.temperature_only) for row in rows)),
+        rotation_bits=quartiles(_known(gain_bits(row.baseline, row.rotation_only) for row in rows)),
+        temperature_bits=quartiles(_known(gain_bits(row.baseline, row.temperature_only) for row in rows)),
         interaction_bits=median(_known(row.interaction_bits for row in rows)),
         tuned_bits=median(whole),
         n_layers=len(whole),
@@ -334,7 +334,3 @@ def _reading(row: Row | None) -> Reading:
 
 def _known(values: Iterator[float | None]) -> list[float]:
     return [value for value in values if value is not None]
-
-
-def _quartiles(values: Sequence[float]) -> dict[str, float | None]:
-    return {f"p{round(100 * q)}": percentile(values, q) for q in QUARTERS}

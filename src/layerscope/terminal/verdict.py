@@ -12,6 +12,7 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.confirmation import Confirmation
 from layerscope.analysis.consistency import OnsetGap
 from layerscope.analysis.curve import Row
+from layerscope.analysis.curve_shapes import stretches
 from layerscope.analysis.diagnostics import Diagnostics, Verdict, protocol_in_force
 from layerscope.analysis.facts import NO_FILLER, Ablation, ControlSummary
 from layerscope.analysis.fitted_lens_audit import AttributedGain
@@ -405,13 +406,9 @@ def confirmed(found: Confirmation, headline: str) -> str:
 
 def layers(numbers: Sequence[int]) -> str:
     """Layers in words, three neighbours or more drawn together: `layers 4 to 6 and 9`."""
-    runs: list[list[int]] = []
-    for layer in sorted(numbers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    parts = [part for run in runs for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))]
+    parts = [
+        part for run in stretches(numbers) for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
+    ]
     listed = ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
     return f"layer{'' if len(numbers) == 1 else 's'} {listed}"
 

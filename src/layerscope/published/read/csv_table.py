@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from layerscope.analysis.curve_shapes import stretches
 from layerscope.published.dialect import Fault, Sheet, parse
 from layerscope.published.layout import GENERATION_M, Dialect, TableColumn, Value
 from layerscope.record.parts import ProblemRecord
@@ -49,15 +50,9 @@ class TableRows:
 
 def in_words(numbers: Iterable[int]) -> str:
     """`2, 5 to 7` of 2, 5, 6, 7; the ranges beyond twenty are counted alone."""
-    ranges: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    said = [f"{first}" if first == last else f"{first} to {last}" for first, last in ranges]
-    more = f" and {len(said) - 20} more" if len(said) > 20 else ""
-    return ", ".join(said[:20]) + more
+    ranges = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in stretches(numbers)]
+    more = f" and {len(ranges) - 20} more" if len(ranges) > 20 else ""
+    return ", ".join(ranges[:20]) + more
 
 
 def note(problems: list[ProblemRecord], file: str, faults: Iterable[Fault]) -> None:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
-from layerscope.analysis.milestones import Milestones
+from layerscope.analysis.milestones import Milestones, layer_of
 from layerscope.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of
 from layerscope.record.milestone_names import ONSET
 from layerscope.record.parts import PromptRecord
@@ -27,16 +27,6 @@ def pointer(*keys: str | int) -> str:
 def label_of(lens: str) -> str:
     """What a lens is called in keys and cells; published files say `norm` for the next block's norm."""
     return PUBLISHED_LENS_NAMES.get(lens, lens)
-
-
-def layer_of(own: Milestones, name: str) -> int | None:
-    """The layer of a milestone; None where it has none, or was not looked for."""
-    return own[name].layer if name in own else None
-
-
-def less(later: int | None, earlier: int | None) -> int | None:
-    """Layers from one to the other; None without both."""
-    return None if later is None or earlier is None else later - earlier
 
 
 @dataclass(frozen=True)

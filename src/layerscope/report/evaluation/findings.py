@@ -34,9 +34,8 @@ from layerscope.report.cited.document import (
     sentence,
 )
 from layerscope.report.evaluation.overview import semantic
+from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Quotes, at_layer, layer_cell, names, not_measured, table
-
-_D = "diagnostics"
 
 
 def layer_by_layer(quotes: Quotes) -> Section:

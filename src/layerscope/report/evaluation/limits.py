@@ -3,9 +3,9 @@
 from layerscope.record.milestone_names import ONSET, STABLE, STRONG, MilestoneName, stable_twin
 from layerscope.report.cited.claims import Citation, Unit
 from layerscope.report.cited.document import Basis, Block, Bullets, Name, Section, Sentence, row, sentence
+from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Quotes, layer_cell, names, table
 
-_D = "diagnostics"
 SATURATED_BITS = 95.0
 """Divergences from here on are decided by the floor under probabilities."""
 

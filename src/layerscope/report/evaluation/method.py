@@ -18,9 +18,9 @@ from layerscope.report.cited.document import (
     row,
     sentence,
 )
+from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Quotes, layers_word, names, table
 
-_D = "diagnostics"
 _LAST = (_D, "last_layer_consistency")
 
 

@@ -11,8 +11,6 @@ from layerscope.report.cited.document import Block, Name, Paragraph, Part, Row, 
 from layerscope.report.cited.evidence import agree
 from layerscope.report.evaluation.quotes import Path, Quotes, table
 
-_D = "diagnostics"
-
 
 def control(quotes: Quotes) -> Section:
     """Where on the control its own answer leads the fact's."""

@@ -28,6 +28,10 @@ UNKNOWN = frozenset({NOT_MEASURED, NEVER_SEEN, NO_OTHER_LENS})
 UNREAD, UNCITED = "the run has no rows of the prompt under this lens", "no file holds its rows"
 
 
+DIAGNOSTICS = "diagnostics"
+"""The block of the JSON that most values stand in."""
+
+
 class Quotes:
     """What a report on one run may quote, each with the places that show it."""
 

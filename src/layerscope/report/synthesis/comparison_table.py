@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import polars as pl
 
 from layerscope.analysis.diagnostics import LastLayer
+from layerscope.analysis.percentiles import QUARTER_NAMES
 from layerscope.analysis.raw_comparison import Comparison
 from layerscope.analysis.statistics import Summary
 from layerscope.record.milestone_names import (
@@ -209,7 +210,6 @@ def _columns(dtype: _DataType, of: Mapping[str, _Get]) -> tuple[_Column, ...]:
 
 
 _TEXT, _INT, _REAL, _TRUTH = pl.String(), pl.Int32(), pl.Float64(), pl.Boolean()
-_QUARTERS = ("p25", "p50", "p75")
 _COLUMNS = (
     *_columns(_TEXT, {
         "model": lambda run: run.name,
@@ -274,12 +274,14 @@ _COLUMNS = (
     }),
     *_columns(_REAL, {
         "entropy_drift_mid_bits": _drift,
-        **{f"entropy_gap_{quarter}_bits": _entropy_gap(quarter) for quarter in _QUARTERS},
+        **{f"entropy_gap_{quarter}_bits": _entropy_gap(quarter) for quarter in QUARTER_NAMES},
         "trajectory_slope": _line("slope"),
         "trajectory_r2": _line("r2"),
     }),
     *_columns(_INT, {"trajectory_spikes": _part(lambda run: run.diagnostics.trajectory, "n_spikes")}),
-    *_columns(_REAL, {f"{lens}_delta_kl_{q}_bits": _gain(lens, q) for lens in ("prism", "tuned") for q in _QUARTERS}),
+    *_columns(_REAL, {
+        f"{lens}_delta_kl_{q}_bits": _gain(lens, q) for lens in ("prism", "tuned") for q in QUARTER_NAMES
+    }),
     *_columns(_INT, {
         f"{lens}_delta_rank_le_{rank}": _rank_change(lens, rank) for lens in ("prism", "tuned") for rank in (10, 5, 1)
     }),

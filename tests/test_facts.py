@@ -55,11 +55,11 @@ def _answer(p: float = 0.5, **more: Any) -> dict[str, Any]:
 
 
 def _curves(*curves: Curve) -> Curves:
-    return Curves({(curve.asked, curve.lens): curve for curve in curves})
+    return Curves({(curve.prompt, curve.lens): curve for curve in curves})
 
 
 def _milestones(curves: Curves, lens: str = "logit"):
-    return {curve.asked: find_milestones(curve, T) for curve in curves if curve.lens == lens}
+    return {curve.prompt: find_milestones(curve, T) for curve in curves if curve.lens == lens}
 
 
 def _suite_of(semantic: Sequence[int | None], n_layers: int = 80):

@@ -17,7 +17,6 @@ from layerscope.analysis.milestones import (
     NOT_MEASURED,
     NOT_TO_THE_END,
     PREFERENCE,
-    STABLE,
     Milestone,
     definitions,
     entropy_drop_bits,
@@ -29,6 +28,7 @@ from layerscope.analysis.milestones import (
 from layerscope.lenses import bind_lenses
 from layerscope.readout.measure import measure
 from layerscope.readout.prompt_query import PromptQuery
+from layerscope.record.milestone_names import STABLE
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import PROTOCOLS, Thresholds
 from layerscope.record.rows import COLUMNS
@@ -167,7 +167,7 @@ def test_curves_are_grouped_by_prompt_and_lens_at_last_positions_alone():
         }
     )  # fmt: skip
     curves = Curves.of(rows, 1, 10)
-    assert [(str(c.asked), c.lens, [r["row"] for r in c.rows]) for c in curves] == [
+    assert [(str(c.prompt), c.lens, [r["row"] for r in c.rows]) for c in curves] == [
         ("pos 0 orig", "logit", [1, 0]), ("pos 0 orig", "raw", [3]), ("ctl orig", "logit", [4]),
     ]  # fmt: skip
     assert curves.primary == PromptKey(0, "pos", "orig") and len(curves.passes) == 2

@@ -293,14 +293,14 @@ def repeatability(close_up: PositionReadoutRecord | None) -> Repeatability:
     """Sum up the second decode."""
     if close_up is None:
         return Repeatability("unavailable", "nothing was looked at closely", 0, None, None, None, None)
-    found = close_up.repeatability
-    deviations = [deviation for deviation in found.rank_dev if deviation is not None]
-    flips = [flip for flip in found.top1_flip if flip is not None]
+    measured = close_up.repeatability
+    deviations = [deviation for deviation in measured.rank_dev if deviation is not None]
+    flips = [flip for flip in measured.top1_flip if flip is not None]
     furthest = max(deviations, default=None)
     rate = sum(flips) / len(flips) if flips else None
     high = None if furthest is None or rate is None else furthest > MAX_RANK_DEV or rate > MAX_FLIP_RATE
     return Repeatability(
-        found.status, found.reason, len(deviations), furthest, percentile(deviations, 0.95), rate, high
+        measured.status, measured.reason, len(deviations), furthest, percentile(deviations, 0.95), rate, high
     )
 
 
@@ -348,8 +348,8 @@ def _at(values: Sequence[_Value | None], layer: int) -> _Value | None:
 
 def _placed(milestones: Milestones, names: Sequence[str]) -> list[tuple[str, int]]:
     """The milestones of those names that have a layer."""
-    found = [(name, milestones[name].layer) for name in names if name in milestones]
-    return [(name, layer) for name, layer in found if layer is not None]
+    layers = [(name, milestones[name].layer) for name in names if name in milestones]
+    return [(name, layer) for name, layer in layers if layer is not None]
 
 
 def _view(close_up: PositionReadoutRecord, name: str) -> ViewRecord | None:
@@ -434,8 +434,8 @@ def _agreement(overlap: OverlapRecord, layer: int) -> LensAgreement:
     return LensAgreement(*(_at(column, layer) for column in columns))
 
 
-def _medians(found: Sequence[LensAgreement]) -> LensAgreement:
-    columns = zip(*((a.jaccard_10, a.jaccard_50, a.spearman_top50_ref) for a in found), strict=True)
+def _medians(agreements: Sequence[LensAgreement]) -> LensAgreement:
+    columns = zip(*((a.jaccard_10, a.jaccard_50, a.spearman_top50_ref) for a in agreements), strict=True)
     medians = [median([value for value in column if value is not None]) for column in columns]
     return LensAgreement(*medians) if medians else LensAgreement(None, None, None)
 
@@ -453,7 +453,7 @@ def _gates_at(
 
 def _both(a: Sequence[bool | None], b: Sequence[bool | None]) -> list[bool | None]:
     """Whether both hold, scale by scale."""
-    return [None if one is None or other is None else one and other for one, other in zip(a, b, strict=True)]
+    return [None if left is None or right is None else left and right for left, right in zip(a, b, strict=True)]
 
 
 def _frac(passes: Sequence[bool | None]) -> float | None:
@@ -469,24 +469,24 @@ def _second_milestone(second: SecondForwardRecord, curve: Curve, thresholds: Thr
         {"layer": layer, **{column: _at(getattr(second, column), layer) for column in columns}}
         for layer in range(len(second.answer_rank))
     )
-    again = Curve(curve.asked, curve.lens, curve.n_layers, curve.d_vocab, rows)
+    again = Curve(curve.prompt, curve.lens, curve.n_layers, curve.d_vocab, rows)
     gates = Gates(curve.d_vocab, thresholds)
-    found = (
+    candidates = (
         (STRONG_RUN2, again.first_of_two(gates.strong)),
         (STRONG, again.first(gates.strong)),
         (ONSET, again.first(gates.rank_1)),
     )
-    return next(((name, layer) for name, layer in found if layer is not None), None)
+    return next(((name, layer) for name, layer in candidates if layer is not None), None)
 
 
 def _top_overlap(second: SecondForwardRecord | None, curve: Curve, layer: int | None) -> tuple[int, float | None]:
     """How many top ids of both passes were compared at a layer, and which share of them is shared."""
     ids = None if second is None or layer is None else _at(second.top_ids, layer)
-    own = curve.value("top_ids", layer)
-    if not ids or not own:
+    listed = curve.value("top_ids", layer)
+    if not ids or not listed:
         return TOP_IDS, None
-    k = min(TOP_IDS, len(ids), len(own))
-    return k, len({*ids[:k]} & {*own[:k]}) / len({*ids[:k]} | {*own[:k]})
+    k = min(TOP_IDS, len(ids), len(listed))
+    return k, len({*ids[:k]} & {*listed[:k]}) / len({*ids[:k]} | {*listed[:k]})
 
 
 def _agree(same_name: bool, delta: int | None, shared: float | None) -> bool | None:

@@ -43,7 +43,7 @@ def failures(curve: Points, direction: Direction, *, strict: bool = True, slack:
         slack: how far a step may go the wrong way and still count as none; not below 0.
     """
     sign = 1 if direction == "rises" else -1
-    return [one for one in steps(curve) if sign * one.change < -slack or (strict and one.change == 0)]
+    return [step for step in steps(curve) if sign * step.change < -slack or (strict and step.change == 0)]
 
 
 def is_monotone(curve: Points, direction: Direction, *, strict: bool = True, slack: float = 0.0) -> bool | None:
@@ -53,7 +53,7 @@ def is_monotone(curve: Points, direction: Direction, *, strict: bool = True, sla
 
 def tendency(curve: Points) -> Tendency | None:
     """What the whole of a curve does, in the strongest word that holds; None of fewer than two points."""
-    changes = [one.change for one in steps(curve)]
+    changes = [step.change for step in steps(curve)]
     if not changes:
         return None
     if not any(changes):
@@ -87,18 +87,18 @@ def first_at_least(curve: Points, bound: int | float) -> int | None:
 
 def held_from(curve: Points, holds: Callable[[int | float], bool]) -> int | None:
     """The layer from which on every value does; None where the last one does not, or there is none."""
-    found = None
+    start = None
     for layer, value in reversed(curve):
         if not holds(value):
             break
-        found = layer
-    return found
+        start = layer
+    return start
 
 
 def stays_at_most(curve: Points, bound: int | float, start: int | None = None) -> bool | None:
     """Whether no value, from a layer on, is above a bound; None where there is no value."""
-    asked = [value for layer, value in curve if start is None or layer >= start]
-    return all(value <= bound for value in asked) if asked else None
+    values = [value for layer, value in curve if start is None or layer >= start]
+    return all(value <= bound for value in values) if values else None
 
 
 def returns(curve: Points, holds: Callable[[int | float], bool]) -> list[int]:
@@ -109,8 +109,8 @@ def returns(curve: Points, holds: Callable[[int | float], bool]) -> list[int]:
 def largest_step(curve: Points, direction: Direction) -> Step | None:
     """The step that goes furthest up, or down, the shallowest of equals; None where none goes that way."""
     sign = 1 if direction == "rises" else -1
-    found = max(steps(curve), key=lambda one: (sign * one.change, -one.first), default=None)
-    return found if found is not None and sign * found.change > 0 else None
+    largest = max(steps(curve), key=lambda step: (sign * step.change, -step.first), default=None)
+    return largest if largest is not None and sign * largest.change > 0 else None
 
 
 def between(curve: Points, first: int, last: int) -> list[Point]:

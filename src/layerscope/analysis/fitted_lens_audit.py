@@ -173,9 +173,9 @@ def _first(baseline: Curve, sidecar: Curve, column: str, bound: int | float) -> 
 
 
 def _gain(headline: Curve, tuned: Curve, variants: TunedVariantsRecord | None, layer: int) -> AttributedGain:
-    own, whole = headline.value("kl_to_final_bits", layer), tuned.value("kl_to_final_bits", layer)
-    total = BitsPair(own, whole).delta
-    temperature = BitsPair(own, headline.value("kl_to_final_bits_norm_temp", layer)).delta
+    baseline, whole = headline.value("kl_to_final_bits", layer), tuned.value("kl_to_final_bits", layer)
+    total = BitsPair(baseline, whole).delta
+    temperature = BitsPair(baseline, headline.value("kl_to_final_bits_norm_temp", layer)).delta
     rest = None if total is None or temperature is None else total - temperature
     linear = BitsPair(_without_map(variants, layer), whole).delta
     bias = None if rest is None or linear is None else rest - linear

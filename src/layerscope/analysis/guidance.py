@@ -142,22 +142,22 @@ def guidance(evidence: Evidence, protocol: str, headline: str) -> Guidance:
     )
 
 
-def published_guidance(found: Guidance) -> dict[str, Any]:
+def published_guidance(guidance: Guidance) -> dict[str, Any]:
     """The block `measurement_guidance` under the keys of files in the published format.
 
     A reason that those files do not know still counts in the two booleans. Their word for a headline lens is `norm`.
     """
     block: dict[str, Any] = {
-        "prefer_ranks": found.prefer_ranks,
-        "suppress_abs_probs": found.suppress_abs_probs,
-        "reasons": [reason.name for reason in found.reasons if reason.name != IDENTITY_FAILED],
-        "notes": found.notes,
-        "preferred_lens_for_reporting": "tuned" if found.preferred_lens == "tuned" else "norm",
-        "use_confirmed_semantics": bool(found.use_confirmed),
-        "notes_append": found.notes_append,
+        "prefer_ranks": guidance.prefer_ranks,
+        "suppress_abs_probs": guidance.suppress_abs_probs,
+        "reasons": [reason.name for reason in guidance.reasons if reason.name != IDENTITY_FAILED],
+        "notes": guidance.notes,
+        "preferred_lens_for_reporting": "tuned" if guidance.preferred_lens == "tuned" else "norm",
+        "use_confirmed_semantics": bool(guidance.use_confirmed),
+        "notes_append": guidance.notes_append,
     }
-    if found.preferred_semantics_lens_hint is not None:
-        hint = found.preferred_semantics_lens_hint
+    if guidance.preferred_semantics_lens_hint is not None:
+        hint = guidance.preferred_semantics_lens_hint
         block["preferred_semantics_lens_hint"] = hint if hint in ("tuned", CALIBRATION_ONLY) else "norm"
     return block
 

@@ -33,7 +33,7 @@ class Milestone:
 
     name: str
     lens: str
-    asked: PromptKey
+    prompt: PromptKey
     layer: int | None
     reason: str | None
     """Why there is no layer; None where there is one."""
@@ -49,9 +49,9 @@ class Milestone:
         """The milestone at a layer of a curve; `reason` is for where there is none."""
         row = curve.at(layer)
         if row is None:
-            return cls(name, curve.lens, curve.asked, None, reason, None)
+            return cls(name, curve.lens, curve.prompt, None, reason, None)
         values = {key: row[key] for key in ("row", "entropy_bits", "kl_to_final_bits", "p_answer", "answer_rank")}
-        return cls(name, curve.lens, curve.asked, layer, None, **values)
+        return cls(name, curve.lens, curve.prompt, layer, None, **values)
 
 
 Milestones: TypeAlias = Mapping[str, Milestone]
@@ -118,21 +118,21 @@ def find_milestones(curve: Curve, thresholds: Thresholds) -> dict[str, Milestone
 
     A run of two has no twin: from where a predicate holds for good it holds in runs of two as well.
     """
-    found: dict[str, Milestone] = {}
+    milestones: dict[str, Milestone] = {}
     for name, holds in definitions(thresholds, curve.d_vocab).items():
         never = _why_never(curve, holds, NEVER)
         first, twin = curve.first(holds), stable_twin(name)
-        found[name] = Milestone.at(name, curve, first, never)
+        milestones[name] = Milestone.at(name, curve, first, never)
         lost = never if first is None else NOT_TO_THE_END
-        found[twin] = Milestone.at(twin, curve, curve.stable(holds), lost)
+        milestones[twin] = Milestone.at(twin, curve, curve.stable(holds), lost)
     gates = Gates(curve.d_vocab, thresholds)
     runs: dict[str, Callable[[Row], bool | None]] = {
         MilestoneName.ONSET_RUN2: gates.rank_1,
         STRONG_RUN2: gates.strong,
     }
     for name, holds in runs.items():
-        found[name] = Milestone.at(name, curve, curve.first_of_two(holds), _why_never(curve, holds, NO_TWO))
-    return found
+        milestones[name] = Milestone.at(name, curve, curve.first_of_two(holds), _why_never(curve, holds, NO_TWO))
+    return milestones
 
 
 def _why_never(curve: Curve, holds: Predicate, whole: str) -> str:

@@ -197,8 +197,8 @@ def sample_check(headline: Curve, raw: Curve | None) -> SampleCheck:
 
 def window_centres(milestones: Milestones) -> tuple[int, ...]:
     """The distinct layers around which the window check looks, ascending."""
-    soft = [found.layer for name, found in milestones.items() if _is_soft(name) and found.layer is not None]
-    strict = [found.layer for name, found in milestones.items() if _is_strict(name)]
+    soft = [milestone.layer for name, milestone in milestones.items() if _is_soft(name) and milestone.layer is not None]
+    strict = [milestone.layer for name, milestone in milestones.items() if _is_strict(name)]
     single = (ONSET, rank_within(5), "first_kl_below_1.0", MilestoneName.COPY)
     layers = [milestones[name].layer for name in single if name in milestones]
     return tuple(sorted({layer for layer in (*layers, *strict, min(soft, default=None)) if layer is not None}))
@@ -349,8 +349,8 @@ def _sample(row: Row, raw: Row) -> RawSample:
 
 def _is_answer(row: Row) -> bool | None:
     """Whether the rank is 1; by the row's own word where it has no rank."""
-    said: bool | None = row["is_answer"] if row["answer_rank"] is None else row["answer_rank"] == 1
-    return said
+    is_answer: bool | None = row["is_answer"] if row["answer_rank"] is None else row["answer_rank"] == 1
+    return is_answer
 
 
 def _risk(first_norm_only: int | None, max_kl_bits: float | None) -> Risk | None:
@@ -372,8 +372,8 @@ def _is_strict(name: str) -> bool:
 def _compare(pairs: Sequence[tuple[Row, Row]]) -> Comparison:
     kl = _known(pairs, "kl_norm_vs_raw_bits")
     alone = [(row["layer"], norm_only(row, other)) for row, other in pairs]
-    found = [layer for layer, only in alone if only]
-    counted = len(found) if any(only is not None for _, only in alone) else None
+    alone_at = [layer for layer, only in alone if only]
+    counted = len(alone_at) if any(only is not None for _, only in alone) else None
     share = _share(kl, HIGH_KL_BITS)
     js, l1 = _known(pairs, "js_divergence_bits"), _known(pairs, "l1_prob_diff")
     return Comparison(
@@ -381,7 +381,7 @@ def _compare(pairs: Sequence[tuple[Row, Row]]) -> Comparison:
         pct_layers_kl_ge_1_0=share,
         pct_layers_kl_ge_0_5=_share(kl, MEDIUM_KL_BITS),
         n_norm_only_semantics_layers=counted,
-        earliest_norm_only_semantic=min(found, default=None),
+        earliest_norm_only_semantic=min(alone_at, default=None),
         max_kl_norm_vs_raw_bits=max(kl, default=None),
         js_divergence_percentiles=quartiles(js),
         l1_prob_diff_percentiles=quartiles(l1),

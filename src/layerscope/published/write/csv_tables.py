@@ -178,7 +178,7 @@ def _window_rows(source: Source) -> Iterator[dict[str, Value]]:
     columns = columns_of(RAWLENS_WINDOW, source.dialect)
     for asked, curve in _curves(source, source.headline):
         raw = source.run.verdict.curves.get(asked, "raw")
-        centres = raw_audit.window_centres(source.run.milestones.of(asked=asked))
+        centres = raw_audit.window_centres(source.run.milestones.of(prompt=asked))
         window = raw_audit.window_check(curve, raw, centres, source.found.raw_sample)
         for layer in window.layers_checked:
             kl = curve.value("kl_norm_vs_raw_bits", layer)

@@ -115,7 +115,7 @@ def evaluation_pack(source: Source) -> Tree:
 def _pack_milestones(source: Source) -> Tree:
     found = source.found.confirmation
     facts, k = source.found.micro_suite.facts, softest_copy(source)
-    delta_hat = next((fact.delta_hat for fact in facts if fact.asked == source.found.primary), None)
+    delta_hat = next((fact.delta_hat for fact in facts if fact.prompt == source.found.primary), None)
     return {
         "L_copy_strict": source.layer("L_copy"),
         "L_copy_soft": {"k": k, "layer": None if k is None else source.layer(f"L_copy_soft_k{k}")},

@@ -256,9 +256,9 @@ class Evidence:
 
     def _rows_behind(self, found: Milestone) -> tuple[Citation, ...]:
         if found.layer is not None:
-            row = self.row(found.layer, found.lens, found.asked)
+            row = self.row(found.layer, found.lens, found.prompt)
             return () if row is None else (_cited(*row, None),)
-        return self.whole_pass(found.lens, found.asked)
+        return self.whole_pass(found.lens, found.prompt)
 
     def whole_pass(self, lens: str | None = None, asked: PromptKey | None = None) -> tuple[Citation, ...]:
         """The lines of a table that hold all layers of one prompt; none where it has none."""

@@ -70,9 +70,9 @@ def facts(quotes: Quotes) -> Section:
         return Section(title, (Paragraph((sentence("The run has no rows of any fact."),)),))
     if suite.n < 2:
         return Section(title, (Paragraph((sentence("One fact alone was asked: nothing tells how its layers vary."),)),))
-    asked = dict(zip([fact.asked for fact in suite.facts], fact_passes(quotes.evidence.verdict.curves.passes),
+    asked = dict(zip([fact.prompt for fact in suite.facts], fact_passes(quotes.evidence.verdict.curves.passes),
                      strict=True))  # fmt: skip
-    rows = [_fact(quotes, fact, asked[fact.asked]) for fact in suite.facts]
+    rows = [_fact(quotes, fact, asked[fact.prompt]) for fact in suite.facts]
     caption = quotes.caption("First layers of each fact; δ is from copy to meaning as a share of the depth.",
                              marked=False)  # fmt: skip
     first = table(("fact", "semantic", "confirmed", "clear margin", "strong", "δ"), rows, caption)

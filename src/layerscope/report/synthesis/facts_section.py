@@ -79,7 +79,7 @@ def _facts(run: Compared) -> Sequence[Fact]:
 
 def _basis(run: Compared) -> list[Claim]:
     """The layer of every fact."""
-    found = (run.own(run.evidence.milestone(ONSET, asked=fact.asked)) for fact in _facts(run))
+    found = (run.own(run.evidence.milestone(ONSET, asked=fact.prompt)) for fact in _facts(run))
     return [claim for claim in found if claim is not None]
 
 

@@ -76,20 +76,20 @@ def across_models(runs: Sequence[AnalysedRun]) -> ChartSpec:
         ["Open marks do not compare with the others."] if any(c.reason and c.depth is not None for c in cells) else []
     )
     title = titled("Milestones across models", lines)
-    said = _description(cells, len(runs))
+    description = _description(cells, len(runs))
     height = len(runs) * (HEAD + LANE * len(NAMES))
-    chart = _chart(cells, title, said, height)
-    return ChartSpec("across-models", "Milestones across models", said, chart, _table(cells))
+    chart = _chart(cells, title, description, height)
+    return ChartSpec("across-models", "Milestones across models", description, chart, _table(cells))
 
 
 def run_names(runs: Sequence[AnalysedRun]) -> list[str]:
     """The models' names; of a model that is there more than once with its lens and run."""
     plain = [model_name(run) for run in runs]
-    told = [
+    names = [
         name if plain.count(name) == 1 else f"{name} · {run.record.protocol.headline_lens} · {run.record.run_id}"
         for name, run in zip(plain, runs, strict=True)
     ]
-    return [name if told.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(told, start=1)]
+    return [name if names.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(names, start=1)]
 
 
 def _cells(runs: Sequence[AnalysedRun]) -> list[list[Cell]]:
@@ -101,10 +101,10 @@ def _cells(runs: Sequence[AnalysedRun]) -> list[list[Cell]]:
 
 def _cell(run: AnalysedRun, name: str, milestone: str, mixtures: dict[str, str]) -> Cell:
     summary = run.verdict.diagnostics.statistics.by_milestone.get(milestone)
-    own = run.verdict.milestones.of().get(milestone)
+    entry = run.verdict.milestones.of().get(milestone)
     absent = None
     if summary is None or summary.median is None:
-        absent = NOT_LISTED if own is None else own.reason or "no fact has it"
+        absent = NOT_LISTED if entry is None else entry.reason or "no fact has it"
     return Cell(run, name, milestone, summary, reason_against(run, milestone, mixtures), absent)
 
 
@@ -118,7 +118,7 @@ def _sorted(by_run: Sequence[Sequence[Cell]]) -> list[Cell]:
     return [cell for cells in sorted(by_run, key=onset) for cell in cells]
 
 
-def _chart(cells: Sequence[Cell], title: alt.TitleParams, said: str, height: int) -> alt.LayerChart:
+def _chart(cells: Sequence[Cell], title: alt.TitleParams, description: str, height: int) -> alt.LayerChart:
     """Names stand above their lanes rather than beside them, so that a phone has its width for the strip."""
     names = list(dict.fromkeys(cell.name for cell in cells))
     tall = HEAD + LANE * len(NAMES)
@@ -146,7 +146,7 @@ def _chart(cells: Sequence[Cell], title: alt.TitleParams, said: str, height: int
         whole.encode(x, y, color=colour, shape=shape, tooltip=tips),
         outline.encode(x, y, color=colour, shape=shape, tooltip=tips),
     ]
-    return finished(layers, title, said, height)
+    return finished(layers, title, description, height)
 
 
 def _mark(cell: Cell, y: float) -> dict[str, str | float | None]:
@@ -190,7 +190,7 @@ def _description(cells: Sequence[Cell], n_runs: int) -> str:
         [
             f"Depth of milestones in {n_runs} runs under their headline lens, as shares of the layers.",
             f"Rank 1 lies between {amount(min(onsets))} and {amount(max(onsets))}." if onsets else None,
-            *(f"{name}: {', '.join(map(_in_words, own))}." for name, own in by_run.items()),
+            *(f"{name}: {', '.join(map(_in_words, entries))}." for name, entries in by_run.items()),
             *(f"Not comparable, {reason}: {listed(which)}." for reason, which in against.items()),
         ]
     )

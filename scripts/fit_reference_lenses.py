@@ -20,10 +20,11 @@ import torch
 sys.path.append(str(Path(__file__).parent))  # found already when this is run as a script, not when it is imported
 from train_reference_model import ROW_TOKENS, documents, fact_prompts
 
+from layerscope.bundled import BUNDLED
 from layerscope.fitting.corpus import Corpus, read_corpus
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.fitting.tuned import TunedSettings, fit_tuned
-from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.model.causal_lm import CausalLM
 
 TEXT_NAME = "reference-text.txt"
 

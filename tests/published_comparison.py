@@ -11,15 +11,16 @@ from typing import Any
 
 import polars as pl
 
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Verdict, judge
 from layerscope.analysis.facts import ControlSummary, control_summary, published_micro_suite
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
 from layerscope.analysis.guidance import published_guidance
-from layerscope.analysis.milestones import Milestones, difference
+from layerscope.analysis.milestones import Milestones, layers_between
 from layerscope.analysis.percentiles import depth_fraction, depth_layer
 from layerscope.analysis.raw_comparison import window_check
 from layerscope.published.read.reader import read_published
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
 
@@ -187,14 +188,14 @@ def _differences(run: PublishedRun) -> Found:
 
 
 def _copy_detector(block: str, run: PublishedRun, found: Milestones) -> Found:
-    delta = difference(found["L_semantic"], found["L_copy"])
+    delta = layers_between(found["L_semantic"].layer, found["L_copy"].layer)
     yield f"{block}/delta_layers", delta
     if run.said(f"{block}/copy_detector") is None:
         return
     yield f"{block}/copy_detector/strict/L_copy_strict", _layer(found, "L_copy")
     yield f"{block}/copy_detector/deltas/Δ_sem_minus_copy_strict", delta
     for k in (1, 2, 3):
-        soft = difference(found["L_semantic"], found[f"L_copy_soft_k{k}"])
+        soft = layers_between(found["L_semantic"].layer, found[f"L_copy_soft_k{k}"].layer)
         yield f"{block}/delta_layers_soft/{k}", soft
         yield f"{block}/copy_detector/soft/L_copy_soft/k{k}", _layer(found, f"L_copy_soft_k{k}")
         yield f"{block}/copy_detector/deltas/Δ_sem_minus_copy_soft/k{k}", soft

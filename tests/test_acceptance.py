@@ -3,10 +3,11 @@
 import pytest
 
 from layerscope.analysis.acceptance import acceptance, skip_layers
-from layerscope.analysis.curve import Curve, Curves, PromptKey
+from layerscope.analysis.curve import Curve, Curves
 from layerscope.analysis.tuned_audit import HeadMismatch
 from layerscope.record import COLUMNS
 from layerscope.record.measured import FittedLensRecord, HeldOutRecord, SkipLayersRecord, TunedFitRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.run import Run
 
 BLANK = {column.name: None for column in COLUMNS}

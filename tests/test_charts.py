@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from layerscope.analysis.curve import PromptKey
 from layerscope.errors import RunError
+from layerscope.record.prompt_key import PromptKey
 from layerscope.run import Run
 from layerscope.view.charts import METRICS, across_models, config, facts, grid, lens_trust, trajectories
 from layerscope.view.charts.comparable import obstacles, reason_against
@@ -201,7 +201,7 @@ def test_a_metric_that_no_lens_has_is_refused_in_one_sentence(run):
     [
         (lambda run: trajectories(run, "beauty"), "There is no chart of 'beauty'.*choose from entropy_bits"),
         (lambda run: trajectories(run, "entropy_bits", lenses=["zoom"]), "has no lens zoom; choose from logit"),
-        (lambda run: trajectories(run, "entropy_bits", asked=PromptKey(99, "pos", "orig")), "no rows of pos 99"),
+        (lambda run: trajectories(run, "entropy_bits", prompt=PromptKey(99, "pos", "orig")), "no rows of pos 99"),
         (lambda run: facts(run, "masses"), "several quantities; choose one of p_answer, echo_mass_prompt"),
         (lambda run: facts(run, "entropy_bits", "zoom"), "no lens 'zoom'"),
         (lambda run: lens_trust(run, "faith"), "no chart 'faith' of lens trust"),
@@ -238,7 +238,7 @@ def test_another_prompt_has_its_own_values_and_no_reference_of_the_first(run):
     italy = next(
         asked for asked in run.verdict.curves.passes if asked.fact_index == 2 and asked.prompt_variant == "orig"
     )
-    found = trajectories(run, "p_answer", asked=italy)
+    found = trajectories(run, "p_answer", prompt=italy)
     assert list(drawn(found.vega_lite())["logit"].values()) == pytest.approx(
         own_rows(run, "logit", fact=2)["p_answer"].to_list(), rel=1e-5
     )

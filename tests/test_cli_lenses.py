@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from layerscope import CausalLM
+from layerscope.bundled import BUNDLED
 from layerscope.cli.main import app
 from layerscope.fitting.checkpoint import Checkpoint
 from layerscope.fitting.workspace import Workspace
 from layerscope.lens_record import LensFolder, LensRecord
 from layerscope.lenses.lens_folder import read_fitted_lens, read_record
-from layerscope.model.causal_lm import BUNDLED
 from layerscope.terminal.lens_tables import lens_lines, lens_list, lens_table, ranges
 
 FIT = "fit tuned --text my.txt --seq-len 32 --batch 64 --steps 10"

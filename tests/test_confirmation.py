@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerscope.analysis.confirmation import NO_HIT, NO_ONSET, NO_OTHER_LENS, Hit, confirm
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.rows import COLUMNS
 
 BLANK = {column.name: None for column in COLUMNS}

@@ -13,7 +13,7 @@ from layerscope.analysis.consistency import (
     lens_consistency,
     repeatability,
 )
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.milestones import Milestone, find_milestones, semantic_layer
 from layerscope.record.measured import (
     OverlapRecord,
@@ -23,6 +23,7 @@ from layerscope.record.measured import (
     SecondForwardRecord,
     ViewRecord,
 )
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
 

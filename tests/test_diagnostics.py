@@ -9,10 +9,10 @@ import pytest
 
 from fitted_lenses import with_fitted_lenses
 from layerscope import Run, probe
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.diagnostics import judge, protocol_in_force
 from layerscope.analysis.milestones import Milestone
 from layerscope.analysis.verdict_json import verdict_text
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import PROTOCOLS, Thresholds
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, Curves, PromptKey
+from layerscope.analysis.curve import Curve, Curves
 from layerscope.analysis.facts import (
     ablation,
     control_summary,
@@ -20,6 +20,7 @@ from layerscope.analysis.facts import (
     statistics_over_facts,
 )
 from layerscope.analysis.milestones import find_milestones
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
 
@@ -54,11 +55,11 @@ def _answer(p: float = 0.5, **more: Any) -> dict[str, Any]:
 
 
 def _curves(*curves: Curve) -> Curves:
-    return Curves({(curve.asked, curve.lens): curve for curve in curves})
+    return Curves({(curve.prompt, curve.lens): curve for curve in curves})
 
 
 def _milestones(curves: Curves, lens: str = "logit"):
-    return {curve.asked: find_milestones(curve, T) for curve in curves if curve.lens == lens}
+    return {curve.prompt: find_milestones(curve, T) for curve in curves if curve.lens == lens}
 
 
 def _suite_of(semantic: Sequence[int | None], n_layers: int = 80):

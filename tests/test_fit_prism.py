@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fit_texts import corpus_for, write_text
+from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, NumericError, PlacementError
 from layerscope.fitting import checkpoint
 from layerscope.fitting.prism import PrismSettings, fit_prism
@@ -19,7 +20,7 @@ from layerscope.lens_record import LensRecord
 from layerscope.lenses.lens_folder import prism_lens, read_fitted_lens
 from layerscope.lenses.logit_lens import RawLens
 from layerscope.lenses.prism_lens import PrismLens
-from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.model.causal_lm import CausalLM
 from layerscope.progress import SilentFit
 
 FEW = PrismSettings(k=10, vectors=2000)
@@ -137,7 +138,8 @@ sys.path.insert(0, {tests!r})
 from fit_texts import corpus_for
 from layerscope.fitting import checkpoint
 from layerscope.fitting.prism import PrismSettings, fit_prism
-from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.bundled import BUNDLED
+from layerscope.model.causal_lm import CausalLM
 from layerscope.progress import SilentFit
 
 class Killer(SilentFit):

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fit_texts import corpus_for, write_text
+from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, ModelError, NumericError, PlacementError
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.tuned import TunedSettings, fit_tuned, rank_of
 from layerscope.lenses.lens_folder import find_lens_of, read_fitted_lens, tuned_lens
-from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.model.causal_lm import CausalLM
 from layerscope.model.signature import model_signature
 from layerscope.progress import SilentFit
 

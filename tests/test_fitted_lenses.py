@@ -10,11 +10,11 @@ import torch
 
 from fit_texts import corpus_for, write_text
 from layerscope import CausalLM, Run, probe
+from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.fitting.tuned import TunedSettings, fit_tuned
 from layerscope.lenses.lens_folder import read_fitted_lens, tuned_lens
-from layerscope.model.causal_lm import BUNDLED
 from layerscope.probing.lens_selection import choose_lenses
 
 

@@ -10,25 +10,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, Curves, PromptKey
+from layerscope.analysis.curve import Curve, Curves
 from layerscope.analysis.milestones import (
     NEVER,
     NO_TWO,
     NOT_MEASURED,
     NOT_TO_THE_END,
     PREFERENCE,
-    STABLE,
     Milestone,
     definitions,
-    difference,
     entropy_drop_bits,
     find_milestones,
+    layers_between,
     rest_mass_peak,
     semantic_layer,
 )
 from layerscope.lenses import bind_lenses
 from layerscope.readout.measure import measure
 from layerscope.readout.prompt_query import PromptQuery
+from layerscope.record.milestone_names import STABLE
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import PROTOCOLS, Thresholds
 from layerscope.record.rows import COLUMNS
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
@@ -149,11 +150,11 @@ def test_numbers_between_milestones():
         rest_mass=[0.9, 0.1, 0.25, 0.75],
     )  # fmt: skip
     found = find_milestones(curve, T)
-    assert difference(found["L_semantic"], found["L_copy"]) == 2
+    assert layers_between(found["L_semantic"].layer, found["L_copy"].layer) == 2
     assert entropy_drop_bits(found) == 1.5 - 6.0
     assert rest_mass_peak(curve, found) == (3, 0.75)
     lost = find_milestones(ranked([3, 2], rest_mass=[0.5, 0.5]), T)
-    assert difference(lost["L_semantic"], lost["L_copy"]) is entropy_drop_bits(lost) is None
+    assert layers_between(lost["L_semantic"].layer, lost["L_copy"].layer) is entropy_drop_bits(lost) is None
     assert rest_mass_peak(curve, lost) is None
 
 
@@ -166,7 +167,7 @@ def test_curves_are_grouped_by_prompt_and_lens_at_last_positions_alone():
         }
     )  # fmt: skip
     curves = Curves.of(rows, 1, 10)
-    assert [(str(c.asked), c.lens, [r["row"] for r in c.rows]) for c in curves] == [
+    assert [(str(c.prompt), c.lens, [r["row"] for r in c.rows]) for c in curves] == [
         ("pos 0 orig", "logit", [1, 0]), ("pos 0 orig", "raw", [3]), ("ctl orig", "logit", [4]),
     ]  # fmt: skip
     assert curves.primary == PromptKey(0, "pos", "orig") and len(curves.passes) == 2

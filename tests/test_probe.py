@@ -14,7 +14,7 @@ import torch
 from polars.testing import assert_frame_equal
 
 from layerscope import CausalLM, Run, Suite, load_suite, probe
-from layerscope.model.causal_lm import BUNDLED
+from layerscope.bundled import BUNDLED
 from layerscope.record.rows import COLUMNS
 from tiny_models import _load, reference
 

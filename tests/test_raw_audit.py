@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.milestones import Milestone, find_milestones
 from layerscope.analysis.raw_comparison import (
     ArtefactScores,
@@ -17,6 +17,7 @@ from layerscope.analysis.raw_comparison import (
     window_centres,
     window_check,
 )
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
 
@@ -176,7 +177,7 @@ def test_the_window_lists_norm_only_layers_inside_it_alone():
 def test_layers_that_could_not_be_compared_are_not_called_checked():
     headline = curve("logit", 8, kl_norm_vs_raw_bits={1: 0.1, 2: 0.2}, answer_rank={2: 3, 3: 1})
     raw = curve("raw", 8, answer_rank={2: 1, 3: 1})
-    raw = Curve(raw.asked, raw.lens, 8, 100, tuple(row for row in raw.rows if row["layer"] != 1))
+    raw = Curve(raw.prompt, raw.lens, 8, 100, tuple(row for row in raw.rows if row["layer"] != 1))
     found = window_check(headline, raw, (4,))
     assert found.layers == tuple(range(9))
     assert found.layers_checked == (2, 3)

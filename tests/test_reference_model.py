@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import layerscope
-from layerscope.model.causal_lm import BUNDLED
+from layerscope.bundled import BUNDLED
 
 
 @pytest.fixture(scope="module")

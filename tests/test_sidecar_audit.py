@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.fitted_lens_audit import BitsPair, LayerPair, attribution, fitted_lens_audit, judge
 from layerscope.record.measured import TunedVariantRecord, TunedVariantsRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.rows import COLUMNS
 
 BLANK = {column.name: None for column in COLUMNS}

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.trajectory import norm_trajectory
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.rows import COLUMNS
 
 BLANK = {column.name: None for column in COLUMNS}

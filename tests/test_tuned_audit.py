@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.tuned_audit import (
     HeadMismatch,
     PositionRow,
@@ -22,6 +22,7 @@ from layerscope.analysis.tuned_audit import (
 )
 from layerscope.record import COLUMNS
 from layerscope.record.measured import LastLayerRecord, TunedVariantRecord, TunedVariantsRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.run import Run
 
 BLANK = {column.name: None for column in COLUMNS}

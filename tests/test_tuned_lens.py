@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError
 from layerscope.lenses import LogitLens, RawLens, Translator, TunedLens
-from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.model.causal_lm import CausalLM
 from layerscope.model.residuals import Residuals, read_residuals
 from layerscope.unembedding import Norm
 

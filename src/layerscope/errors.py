@@ -12,6 +12,11 @@ LayerscopeError
 └── RunError              a run folder that cannot be read, or must not be overwritten
 """
 
+import errno
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""How the system says that a disk has no room for a file."""
+
 
 class LayerscopeError(Exception):
     """Anything layerscope refuses to do, said in one sentence with its remedy."""

@@ -1,6 +1,7 @@
 """What a fitted lens says of itself: `lens.json`, beside its weights."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -10,10 +11,17 @@ FORMAT = "layerscope-lens"
 SCHEMA_VERSION = "1.0"
 
 Kind: TypeAlias = Literal["tuned", "prism"]
+FITTED_NAMES: tuple[Kind, ...] = ("tuned", "prism")
+"""Fitted lenses by their names, which are their kinds."""
 Placement: TypeAlias = Literal["raw", "normed"]
 """What a translator is applied to: the residual before the final norm, or the normed vector after it."""
 SplitName: TypeAlias = Literal["fit", "select", "held_out"]
 """Tokens that are fitted to, tokens by which ridge and stopping are chosen, tokens that only measure."""
+
+
+def utc_stamp(time: datetime) -> str:
+    """A time in UTC as records write it: `2026-03-01T09:30:00Z`."""
+    return time.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class _Record(BaseModel):

@@ -1,5 +1,6 @@
 """A run as users hold it: saved and read, shown as a page in a notebook or as a chart."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -76,11 +77,14 @@ class Run(AnalysedRun):
                 `cosines`; the same over facts, as `facts:answer_rank`; a measure of lens trust, such as
                 `js_divergence_bits` or `decoding_point`; or `models`, which puts `others` beside this run.
             others: more runs, for `models`.
-            options: of the function in `layerscope.view.charts` that draws it: `lens`, `lenses`, `asked`, `colour`.
+            options: of the function in `layerscope.view.charts` that draws it: `lens`, `lenses`, `prompt`, `colour`.
 
         Raises:
             RunError: there is no such chart, or this run lacks what it needs.
         """
+        if "asked" in options:
+            warnings.warn("Run.plot takes prompt= for asked=", DeprecationWarning, stacklevel=2)
+            options.setdefault("prompt", options.pop("asked"))
         spec = self._chart(kind, others, options)
         return spec.figure(width=None) if kind == "grid" else spec.figure()  # a grid is as wide as its cells
 

@@ -91,14 +91,14 @@ class SkippingCost:
     @property
     def regression(self) -> bool | None:
         """Whether two blocks skipped cost more than a fifth of the perplexity; None where they were not skipped."""
-        loss = next((one.relative_loss for one in self.skipped if one.measured.blocks == REGRESSION_BLOCKS), None)
+        loss = next((s.relative_loss for s in self.skipped if s.measured.blocks == REGRESSION_BLOCKS), None)
         return None if loss is None else loss > REGRESSION
 
 
 def skip_layers(sidecar: FittedLensRecord | None) -> SkippingCost:
     """What the sidecar of a tuned lens says of it."""
     fit = None if sidecar is None else sidecar.tuned
-    skipped = tuple(SkippedBlocks(one) for one in (() if fit is None else fit.skip_layers))
+    skipped = tuple(SkippedBlocks(record) for record in (() if fit is None else fit.skip_layers))
     return SkippingCost(skipped, None if skipped else "the tuned lens' own record has no perplexities")
 
 
@@ -117,9 +117,9 @@ def acceptance(
         held_out: from the sidecar's record; None where it has none.
     """
     pairs = [
-        (own, tuned)
-        for asked in fact_passes(curves.passes)
-        if (own := curves.get(asked, headline)) is not None and (tuned := curves.get(asked, "tuned")) is not None
+        (baseline, tuned)
+        for prompt in fact_passes(curves.passes)
+        if (baseline := curves.get(prompt, headline)) is not None and (tuned := curves.get(prompt, "tuned")) is not None
     ]
     medians, n = _median_gains([fitted_lens_audit(*pair) for pair in pairs])
     other = _held_out_gains(held_out, n_layers)
@@ -142,7 +142,7 @@ def _median_gains(audits: Sequence[FittedLensAudit]) -> tuple[dict[str, float | 
         name: [gain for audit in audits if (gain := audit.kl_bits_at_percentiles[name].delta) is not None]
         for name in GAIN_BITS
     }
-    return {name: median(found) for name, found in gains.items()}, max(len(found) for found in gains.values())
+    return {name: median(bits) for name, bits in gains.items()}, max(len(bits) for bits in gains.values())
 
 
 def _held_out_gains(held_out: HeldOutRecord | None, n_layers: int) -> dict[str, float | None]:
@@ -151,8 +151,8 @@ def _held_out_gains(held_out: HeldOutRecord | None, n_layers: int) -> dict[str, 
     for q in QUARTERS:
         layer = depth_layer(q, n_layers)
         curves = () if held_out is None else (held_out.logit_bits, held_out.lens_bits)
-        found = [by_layer[layer] if layer < len(by_layer) else None for by_layer in curves]
-        known = [bits for bits in found if bits is not None]
+        at_layer = [by_layer[layer] if layer < len(by_layer) else None for by_layer in curves]
+        known = [bits for bits in at_layer if bits is not None]
         gains[f"p{round(100 * q)}"] = known[0] - known[1] if len(known) == 2 else None
     return gains
 

@@ -65,9 +65,9 @@ def confirm(
     """
     others = {name: curve for name, curve in (("raw", raw), ("tuned", tuned)) if curve is not None}
     onset = headline.first(_is_answer)
-    found = _hits(others, headline, sources)
-    hits = _near(found, onset)
-    trusted = [hit for hit in found if not hit.trivial]
+    all_hits = _hits(others, headline, sources)
+    hits = _near(all_hits, onset)
+    trusted = [hit for hit in all_hits if not hit.trivial]
     return Confirmation(
         window_layers=WINDOW_LAYERS,
         onset=onset,
@@ -78,14 +78,14 @@ def confirm(
         reason=None if hits else NO_ONSET if onset is None else NO_HIT if others else NO_OTHER_LENS,
         hits=hits,
         nontrivial=not all(hit.trivial for hit in hits) if hits else None,
-        layer_any=headline.first(lambda row: bool(row["is_answer"] and _near(found, row["layer"]))),
+        layer_any=headline.first(lambda row: bool(row["is_answer"] and _near(all_hits, row["layer"]))),
         layer_any_nontrivial=headline.first(lambda row: bool(row["is_answer"] and _near(trusted, row["layer"]))),
     )
 
 
 def _is_answer(row: Row) -> bool | None:
-    said: bool | None = row["is_answer"]
-    return said
+    is_answer: bool | None = row["is_answer"]
+    return is_answer
 
 
 def _rank_1(row: Row) -> bool:

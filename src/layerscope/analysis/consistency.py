@@ -8,6 +8,7 @@ from layerscope.analysis.curve import Curve
 from layerscope.analysis.milestones import Gates, Milestone, Milestones, semantic_layer
 from layerscope.analysis.percentiles import median, percentile
 from layerscope.record.measured import OverlapRecord, PositionReadoutRecord, SecondForwardRecord, ViewRecord
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, rank_within
 from layerscope.record.protocol import Thresholds
 
 POST_LN2, NEXT_NORM = "post_ln2", "next_norm"
@@ -23,13 +24,7 @@ MAX_RANK_DEV, MAX_FLIP_RATE = 5, 0.02
 TOLERANCE_LAYERS, SAME_FORWARD = 1, 0.5
 """How far apart the milestones of two forward passes may be; which share of their top ids they must have in common."""
 TOP_IDS = 10
-CONFIRMED, ONSET, STRONG, STRONG_RUN2 = (
-    "L_semantic_confirmed",
-    "L_semantic",
-    "L_semantic_strong",
-    "L_semantic_strong_run2",
-)
-INFORMATIVE = "first_rank_le_5"
+INFORMATIVE = rank_within(5)
 """The target of the decoding-point test that is shown and decides nothing."""
 
 Stack: TypeAlias = Literal["pre_norm", "post_norm"]
@@ -237,7 +232,9 @@ def decoding_point(
     why_not = _why_not_tested(close_up, stack)
     if close_up is None or why_not is not None:
         return DecodingPoint(stack, False, why_not, (), None, None, gap)
-    named = [(name, milestones[name].layer) for name in (ONSET, STRONG, STRONG_RUN2) if name in milestones]
+    named: list[tuple[str, int | None]] = [
+        (name, milestones[name].layer) for name in (ONSET, STRONG, STRONG_RUN2) if name in milestones
+    ]
     run = milestones[STRONG_RUN2].layer if STRONG_RUN2 in milestones else None
     named.append((f"{STRONG_RUN2}_plus1", None if run is None else run + 1))
     named.append((INFORMATIVE, milestones[INFORMATIVE].layer if INFORMATIVE in milestones else None))
@@ -251,7 +248,7 @@ def lens_consistency(close_up: PositionReadoutRecord | None, milestones: Milesto
     """Compare the headline lens with `raw` and `tuned` at its milestones; None where nothing was looked at closely."""
     if close_up is None:
         return None
-    names = ("first_rank_le_10", "first_rank_le_5", ONSET, STRONG, STRONG_RUN2, CONFIRMED)
+    names = (rank_within(10), rank_within(5), ONSET, STRONG, STRONG_RUN2, CONFIRMED)
     targets = _placed(milestones, names)
     overlaps = [
         overlap
@@ -296,14 +293,14 @@ def repeatability(close_up: PositionReadoutRecord | None) -> Repeatability:
     """Sum up the second decode."""
     if close_up is None:
         return Repeatability("unavailable", "nothing was looked at closely", 0, None, None, None, None)
-    found = close_up.repeatability
-    deviations = [deviation for deviation in found.rank_dev if deviation is not None]
-    flips = [flip for flip in found.top1_flip if flip is not None]
+    measured = close_up.repeatability
+    deviations = [deviation for deviation in measured.rank_dev if deviation is not None]
+    flips = [flip for flip in measured.top1_flip if flip is not None]
     furthest = max(deviations, default=None)
     rate = sum(flips) / len(flips) if flips else None
     high = None if furthest is None or rate is None else furthest > MAX_RANK_DEV or rate > MAX_FLIP_RATE
     return Repeatability(
-        found.status, found.reason, len(deviations), furthest, percentile(deviations, 0.95), rate, high
+        measured.status, measured.reason, len(deviations), furthest, percentile(deviations, 0.95), rate, high
     )
 
 
@@ -351,8 +348,8 @@ def _at(values: Sequence[_Value | None], layer: int) -> _Value | None:
 
 def _placed(milestones: Milestones, names: Sequence[str]) -> list[tuple[str, int]]:
     """The milestones of those names that have a layer."""
-    found = [(name, milestones[name].layer) for name in names if name in milestones]
-    return [(name, layer) for name, layer in found if layer is not None]
+    layers = [(name, milestones[name].layer) for name in names if name in milestones]
+    return [(name, layer) for name, layer in layers if layer is not None]
 
 
 def _view(close_up: PositionReadoutRecord, name: str) -> ViewRecord | None:
@@ -437,8 +434,8 @@ def _agreement(overlap: OverlapRecord, layer: int) -> LensAgreement:
     return LensAgreement(*(_at(column, layer) for column in columns))
 
 
-def _medians(found: Sequence[LensAgreement]) -> LensAgreement:
-    columns = zip(*((a.jaccard_10, a.jaccard_50, a.spearman_top50_ref) for a in found), strict=True)
+def _medians(agreements: Sequence[LensAgreement]) -> LensAgreement:
+    columns = zip(*((a.jaccard_10, a.jaccard_50, a.spearman_top50_ref) for a in agreements), strict=True)
     medians = [median([value for value in column if value is not None]) for column in columns]
     return LensAgreement(*medians) if medians else LensAgreement(None, None, None)
 
@@ -456,7 +453,7 @@ def _gates_at(
 
 def _both(a: Sequence[bool | None], b: Sequence[bool | None]) -> list[bool | None]:
     """Whether both hold, scale by scale."""
-    return [None if one is None or other is None else one and other for one, other in zip(a, b, strict=True)]
+    return [None if left is None or right is None else left and right for left, right in zip(a, b, strict=True)]
 
 
 def _frac(passes: Sequence[bool | None]) -> float | None:
@@ -472,24 +469,24 @@ def _second_milestone(second: SecondForwardRecord, curve: Curve, thresholds: Thr
         {"layer": layer, **{column: _at(getattr(second, column), layer) for column in columns}}
         for layer in range(len(second.answer_rank))
     )
-    again = Curve(curve.asked, curve.lens, curve.n_layers, curve.d_vocab, rows)
+    again = Curve(curve.prompt, curve.lens, curve.n_layers, curve.d_vocab, rows)
     gates = Gates(curve.d_vocab, thresholds)
-    found = (
+    candidates = (
         (STRONG_RUN2, again.first_of_two(gates.strong)),
         (STRONG, again.first(gates.strong)),
         (ONSET, again.first(gates.rank_1)),
     )
-    return next(((name, layer) for name, layer in found if layer is not None), None)
+    return next(((name, layer) for name, layer in candidates if layer is not None), None)
 
 
 def _top_overlap(second: SecondForwardRecord | None, curve: Curve, layer: int | None) -> tuple[int, float | None]:
     """How many top ids of both passes were compared at a layer, and which share of them is shared."""
     ids = None if second is None or layer is None else _at(second.top_ids, layer)
-    own = curve.value("top_ids", layer)
-    if not ids or not own:
+    listed = curve.value("top_ids", layer)
+    if not ids or not listed:
         return TOP_IDS, None
-    k = min(TOP_IDS, len(ids), len(own))
-    return k, len({*ids[:k]} & {*own[:k]}) / len({*ids[:k]} | {*own[:k]})
+    k = min(TOP_IDS, len(ids), len(listed))
+    return k, len({*ids[:k]} & {*listed[:k]}) / len({*ids[:k]} | {*listed[:k]})
 
 
 def _agree(same_name: bool, delta: int | None, shared: float | None) -> bool | None:

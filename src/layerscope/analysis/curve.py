@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
+from layerscope.record.prompt_key import PromptKey
+
 Row: TypeAlias = Mapping[str, Any]
 """Values by column name, and under `row` the row's place in the table."""
 Predicate: TypeAlias = Callable[[Row], bool | None]
@@ -13,28 +15,10 @@ Predicate: TypeAlias = Callable[[Row], bool | None]
 
 
 @dataclass(frozen=True)
-class PromptKey:
-    """One prompt of a suite; the three parts together tell prompts apart."""
-
-    fact_index: int | None
-    prompt_id: str
-    prompt_variant: str
-
-    @property
-    def is_fact(self) -> bool:
-        """Whether it asks for a fact, and is no control."""
-        return self.prompt_id == "pos"
-
-    def __str__(self) -> str:
-        which = self.prompt_id if self.fact_index is None else f"{self.prompt_id} {self.fact_index}"
-        return f"{which} {self.prompt_variant}"
-
-
-@dataclass(frozen=True)
 class Curve:
     """What a lens reads at the last position of a prompt, layer by layer."""
 
-    asked: PromptKey
+    prompt: PromptKey
     lens: str
     n_layers: int
     """Number of blocks of the model: the last layer's number."""
@@ -48,12 +32,12 @@ class Curve:
 
     def stable(self, holds: Predicate) -> int | None:
         """The shallowest layer from which it holds at every layer to the last; a missing layer or value ends it."""
-        due, found = self.n_layers, None
+        due, start = self.n_layers, None
         for row in reversed(self.rows):
             if row["layer"] != due or not holds(row):
                 break
-            found, due = due, due - 1
-        return found
+            start, due = due, due - 1
+        return start
 
     def first_of_two(self, holds: Predicate) -> int | None:
         """The shallowest layer at which it holds together with the next layer."""
@@ -90,24 +74,24 @@ class Curves:
         at_next = rows.with_row_index("row").filter("is_next").sort("layer", maintain_order=True)
         grouped: dict[tuple[PromptKey, str], list[Row]] = {}
         for row in at_next.iter_rows(named=True):
-            asked = PromptKey(row["fact_index"], row["prompt_id"], row["prompt_variant"])
-            grouped.setdefault((asked, row["lens"]), []).append(row)
+            prompt = PromptKey(row["fact_index"], row["prompt_id"], row["prompt_variant"])
+            grouped.setdefault((prompt, row["lens"]), []).append(row)
         order = sorted(grouped, key=lambda key: min(row["row"] for row in grouped[key]))
         return cls({key: Curve(*key, n_layers, d_vocab, tuple(grouped[key])) for key in order})
 
     def __iter__(self) -> Iterator[Curve]:
         return iter(self.by_key.values())
 
-    def get(self, asked: PromptKey | None, lens: str) -> Curve | None:
+    def get(self, prompt: PromptKey | None, lens: str) -> Curve | None:
         """One prompt under one lens; None where it was not read."""
-        return None if asked is None else self.by_key.get((asked, lens))
+        return None if prompt is None else self.by_key.get((prompt, lens))
 
     @property
     def passes(self) -> Sequence[PromptKey]:
         """The prompts, in the order of the rows."""
-        return list(dict.fromkeys(asked for asked, _ in self.by_key))
+        return list(dict.fromkeys(prompt for prompt, _ in self.by_key))
 
     @property
     def primary(self) -> PromptKey | None:
         """The prompt that diagnostics describe unless they say otherwise: the first fact in its first wording."""
-        return next((asked for asked in self.passes if asked.is_fact), None)
+        return next((prompt for prompt in self.passes if prompt.is_fact), None)

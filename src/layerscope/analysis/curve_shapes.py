@@ -43,7 +43,7 @@ def failures(curve: Points, direction: Direction, *, strict: bool = True, slack:
         slack: how far a step may go the wrong way and still count as none; not below 0.
     """
     sign = 1 if direction == "rises" else -1
-    return [one for one in steps(curve) if sign * one.change < -slack or (strict and one.change == 0)]
+    return [step for step in steps(curve) if sign * step.change < -slack or (strict and step.change == 0)]
 
 
 def is_monotone(curve: Points, direction: Direction, *, strict: bool = True, slack: float = 0.0) -> bool | None:
@@ -53,7 +53,7 @@ def is_monotone(curve: Points, direction: Direction, *, strict: bool = True, sla
 
 def tendency(curve: Points) -> Tendency | None:
     """What the whole of a curve does, in the strongest word that holds; None of fewer than two points."""
-    changes = [one.change for one in steps(curve)]
+    changes = [step.change for step in steps(curve)]
     if not changes:
         return None
     if not any(changes):
@@ -87,18 +87,18 @@ def first_at_least(curve: Points, bound: int | float) -> int | None:
 
 def held_from(curve: Points, holds: Callable[[int | float], bool]) -> int | None:
     """The layer from which on every value does; None where the last one does not, or there is none."""
-    found = None
+    start = None
     for layer, value in reversed(curve):
         if not holds(value):
             break
-        found = layer
-    return found
+        start = layer
+    return start
 
 
 def stays_at_most(curve: Points, bound: int | float, start: int | None = None) -> bool | None:
     """Whether no value, from a layer on, is above a bound; None where there is no value."""
-    asked = [value for layer, value in curve if start is None or layer >= start]
-    return all(value <= bound for value in asked) if asked else None
+    values = [value for layer, value in curve if start is None or layer >= start]
+    return all(value <= bound for value in values) if values else None
 
 
 def returns(curve: Points, holds: Callable[[int | float], bool]) -> list[int]:
@@ -109,8 +109,8 @@ def returns(curve: Points, holds: Callable[[int | float], bool]) -> list[int]:
 def largest_step(curve: Points, direction: Direction) -> Step | None:
     """The step that goes furthest up, or down, the shallowest of equals; None where none goes that way."""
     sign = 1 if direction == "rises" else -1
-    found = max(steps(curve), key=lambda one: (sign * one.change, -one.first), default=None)
-    return found if found is not None and sign * found.change > 0 else None
+    largest = max(steps(curve), key=lambda step: (sign * step.change, -step.first), default=None)
+    return largest if largest is not None and sign * largest.change > 0 else None
 
 
 def between(curve: Points, first: int, last: int) -> list[Point]:
@@ -118,13 +118,18 @@ def between(curve: Points, first: int, last: int) -> list[Point]:
     return [point for point in curve if first <= point[0] <= last]
 
 
+def stretches(numbers: Iterable[int]) -> list[list[int]]:
+    """Numbers in ascending order, neighbours together: `[[0, 1], [4]]`."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
 def listed_layers(layers: Iterable[int]) -> str:
     """Layers in words, three neighbours or more as a stretch: `0 to 14`, `0, 3, 4`; `none`."""
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    spelt = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    spelt = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in stretches(layers)]
     return ", ".join(spelt) or "none"

@@ -1,6 +1,6 @@
 """What a run's rows and measurements amount to: milestones of every prompt and lens, audits, statistics, guidance."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -10,17 +10,26 @@ from layerscope.analysis import fitted_lens_audit as fitted_lens_audit
 from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis.acceptance import Acceptance, SkippingCost
 from layerscope.analysis.confirmation import Confirmation, confirm
-from layerscope.analysis.curve import Curve, Curves, PromptKey
-from layerscope.analysis.milestones import Gates, Milestone, Milestones, copies_early, find_milestones, semantic_layer
-from layerscope.analysis.percentiles import QUARTERS, percentile
+from layerscope.analysis.curve import Curve, Curves
+from layerscope.analysis.guidance import negated
+from layerscope.analysis.milestones import (
+    Gates,
+    Milestone,
+    Milestones,
+    copies_early,
+    find_milestones,
+    layer_of,
+    semantic_layer,
+)
+from layerscope.analysis.percentiles import quartiles
 from layerscope.analysis.trajectory import NormTrajectory, norm_trajectory
 from layerscope.analysis.tuned_audit import HeadMismatch, TunedAudit
+from layerscope.lens_record import FITTED_NAMES
 from layerscope.record.measured import FittedLensRecord, LastLayerRecord
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG_RUN2, MilestoneName
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Protocol, Thresholds, protocol_of
 from layerscope.record.run_record import RunRecord
-
-CONFIRMED, CONFIRMED_ANY = "L_semantic_confirmed", "L_semantic_confirmed_any"
-SIDECARS = ("tuned", "prism")
 
 
 @dataclass(frozen=True)
@@ -34,29 +43,30 @@ class AllMilestones:
 
     def __iter__(self) -> Iterator[Milestone]:
         """All of them, prompt by prompt and lens by lens."""
-        return (milestone for found in self.by_curve.values() for milestone in found.values())
+        return (milestone for milestones in self.by_curve.values() for milestone in milestones.values())
 
-    def of(self, lens: str | None = None, asked: PromptKey | None = None) -> Milestones:
+    def of(self, lens: str | None = None, prompt: PromptKey | None = None) -> Milestones:
         """The milestones of one prompt under one lens by name; none where it was not read.
 
         Args:
             lens: the headline lens where not given.
-            asked: the primary prompt where not given.
+            prompt: the primary prompt where not given.
         """
-        asked = asked or self.primary
-        return {} if asked is None else self.by_curve.get((asked, lens or self.headline), {})
+        prompt = prompt or self.primary
+        return {} if prompt is None else self.by_curve.get((prompt, lens or self.headline), {})
 
     def by_pass(self, lens: str | None = None) -> dict[PromptKey, Milestones]:
         """The milestones of every prompt under one lens, in the order of the rows."""
-        return {asked: found for (asked, own), found in self.by_curve.items() if own == (lens or self.headline)}
+        lens = lens or self.headline
+        return {prompt: milestones for (prompt, name), milestones in self.by_curve.items() if name == lens}
 
     def frame(self) -> pl.DataFrame:
         """All of them as a table: one row for each."""
         rows = [
             {
-                "fact_index": m.asked.fact_index,
-                "prompt_id": m.asked.prompt_id,
-                "prompt_variant": m.asked.prompt_variant,
+                "fact_index": m.prompt.fact_index,
+                "prompt_id": m.prompt.prompt_id,
+                "prompt_variant": m.prompt.prompt_variant,
                 "lens": m.lens,
                 "milestone": m.name,
                 "layer": m.layer,
@@ -174,12 +184,12 @@ class _Judge:
         self.primary = self.curves.primary
         self.curve = self._curve(self.headline)
         self.confirmations = {
-            asked: self._confirm(asked) for asked in self.curves.passes if self.curves.get(asked, self.headline)
+            prompt: self._confirm(prompt) for prompt in self.curves.passes if self.curves.get(prompt, self.headline)
         }
         self.milestones = AllMilestones(
-            self.headline, self.primary, {(c.asked, c.lens): self._milestones(c) for c in self.curves}
+            self.headline, self.primary, {(c.prompt, c.lens): self._milestones(c) for c in self.curves}
         )
-        self.own = self.milestones.of()
+        self.headlined = self.milestones.of()
 
     def _curve(self, lens: str) -> Curve | None:
         return self.curves.get(self.primary, lens)
@@ -188,18 +198,20 @@ class _Judge:
         """A lens that can be held against the headline lens: another one."""
         return None if lens == self.headline else self._curve(lens)
 
-    def _confirm(self, asked: PromptKey) -> Confirmation:
-        headline = self.curves.by_key[asked, self.headline]
-        others = [self.curves.get(asked, name) if name != self.headline else None for name in ("raw", "tuned")]
+    def _confirm(self, prompt: PromptKey) -> Confirmation:
+        headline = self.curves.by_key[prompt, self.headline]
+        others = [self.curves.get(prompt, name) if name != self.headline else None for name in ("raw", "tuned")]
         return confirm(headline, others[0], others[1], self.record.lens_sources)
 
     def _milestones(self, curve: Curve) -> Milestones:
-        found = find_milestones(curve, self.protocol.thresholds)
+        milestones = find_milestones(curve, self.protocol.thresholds)
         if curve.lens == self.headline:
-            confirmation = self.confirmations[curve.asked]
-            found[CONFIRMED] = Milestone.at(CONFIRMED, curve, confirmation.layer, confirmation.reason)
-            found[CONFIRMED_ANY] = Milestone.at(CONFIRMED_ANY, curve, confirmation.layer_any, confirmation.reason)
-        return found
+            confirmation = self.confirmations[curve.prompt]
+            milestones[CONFIRMED] = Milestone.at(CONFIRMED, curve, confirmation.layer, confirmation.reason)
+            milestones[MilestoneName.CONFIRMED_ANY] = Milestone.at(
+                MilestoneName.CONFIRMED_ANY, curve, confirmation.layer_any, confirmation.reason
+            )
+        return milestones
 
     def verdict(self) -> Verdict:
         diagnostics = self._diagnostics()
@@ -212,12 +224,12 @@ class _Judge:
         sample = window = full = copies = None
         if curve is not None:
             sample = raw_audit.sample_check(curve, raw)
-            centres = raw_audit.window_centres(self.own)
+            centres = raw_audit.window_centres(self.headlined)
             window = raw_audit.window_check(curve, raw, centres, sample)
             full = raw_audit.full_check(curve, raw)
-            copies = raw_audit.copy_thresholds(curve, raw, self.own, window.radius, thresholds)
-        preferred = semantic_layer(self.own)
-        onset = self._layer("L_semantic")
+            copies = raw_audit.copy_thresholds(curve, raw, self.headlined, window.radius, thresholds)
+        preferred = semantic_layer(self.headlined)
+        onset = self._layer(ONSET)
         by_pass = self.milestones.by_pass()
         tuned, variants = self._beside("tuned"), measured.tuned_variants
         audit = self._tuned_audit()
@@ -237,22 +249,27 @@ class _Judge:
             last_layer=_last_layer(measured.last_layer, self.protocol),
             entropy_gap=None if curve is None else _entropy_gap(curve),
             trajectory=None if curve is None else norm_trajectory(curve, onset, self.protocol.absolute_spikes),
-            decoding_point=consistency.decoding_point(measured.close_up, self.own, preferred, measured.stack),
-            lens_consistency=consistency.lens_consistency(measured.close_up, self.own),
-            gate_stability=consistency.gate_stability(measured.close_up, self.own, self.d_vocab, thresholds),
+            decoding_point=consistency.decoding_point(measured.close_up, self.headlined, preferred, measured.stack),
+            lens_consistency=consistency.lens_consistency(measured.close_up, self.headlined),
+            gate_stability=consistency.gate_stability(measured.close_up, self.headlined, self.d_vocab, thresholds),
             repeatability=consistency.repeatability(measured.close_up),
-            forward_of_two=None if curve is None else consistency.forward_of_two(second, self.own, curve, thresholds),
+            forward_of_two=None
+            if curve is None
+            else consistency.forward_of_two(second, self.headlined, curve, thresholds),
             position_window=self._position_window(onset),
             ablation=facts.ablation(by_pass, self.n_layers),
             control=facts.control_summary(self._control(), thresholds),
             micro_suite=facts.micro_suite(
-                self.curves, self.headline, by_pass, {asked: found.layer for asked, found in self.confirmations.items()}
+                self.curves,
+                self.headline,
+                by_pass,
+                {prompt: c.layer for prompt, c in self.confirmations.items()},
             ),
             statistics=facts.statistics_over_facts(by_pass, self.d_vocab),
             sidecars={
-                lens: fitted_lens_audit.fitted_lens_audit(curve, own)
-                for lens in SIDECARS
-                if curve is not None and (own := self._beside(lens)) is not None
+                lens: fitted_lens_audit.fitted_lens_audit(curve, fitted)
+                for lens in FITTED_NAMES
+                if curve is not None and (fitted := self._beside(lens)) is not None
             },
             attribution=None
             if curve is None or tuned is None
@@ -285,48 +302,48 @@ class _Judge:
 
     def _sidecar(self, kind: str) -> FittedLensRecord | None:
         """What is recorded of a fitted lens that the run was read through."""
-        found = self.record.measured.sidecars
-        return next((one for one in found if one.kind == kind and one.status == "loaded"), None)
+        records = self.record.measured.sidecars
+        return next((record for record in records if record.kind == kind and record.status == "loaded"), None)
 
     def _layer(self, name: str) -> int | None:
-        return self.own[name].layer if name in self.own else None
+        return layer_of(self.headlined, name)
 
     def _margin_ok_at(self, layer: int | None) -> bool | None:
         row = None if self.curve is None else self.curve.at(layer)
         return None if row is None else Gates(self.d_vocab, self.protocol.thresholds).margin_ok(row)
 
     def _control(self) -> Curve | None:
-        control = next((asked for asked in self.curves.passes if not asked.is_fact), None)
+        control = next((prompt for prompt in self.curves.passes if not prompt.is_fact), None)
         return self.curves.get(control, self.headline)
 
     def _position_window(self, onset: int | None) -> facts.PositionWindow | None:
         if self.primary is None or self.curve is None:
             return None
         last = self.curve.rows[0]["position"]
-        strong = self._layer("L_semantic_strong_run2")
+        strong = self._layer(STRONG_RUN2)
         return facts.position_window(self.rows, self.primary, self.headline, onset, strong, last)
 
-    def _evidence(self, found: Diagnostics) -> guidance.Evidence:
+    def _evidence(self, diagnostics: Diagnostics) -> guidance.Evidence:
         record, flags = self.record, self.record.flags
-        gates, spikes = found.gate_stability, found.trajectory
+        gates, spikes = diagnostics.gate_stability, diagnostics.trajectory
         sources = record.lens_sources.get(self.headline, ())
         layers = None
         if record.numeric_health is not None:
             broken = [] if self.curve is None else [row["layer"] for row in self.curve.rows if not row["finite"]]
-            layers = guidance.numeric_layers_before(broken, [self._layer("L_copy"), self._layer("L_semantic")])
-        repeat, again = found.repeatability, found.forward_of_two
+            layers = guidance.numeric_layers_before(broken, [self._layer(MilestoneName.COPY), self._layer(ONSET)])
+        repeat, again = diagnostics.repeatability, diagnostics.forward_of_two
         skipped = again is not None and again.mode == "skipped_deterministic"  # because nothing could differ
-        consistent = found.decoding_point.consistent
-        lens_consistency = found.lens_consistency
+        consistent = diagnostics.decoding_point.consistent
+        lens_consistency = diagnostics.lens_consistency
         low = None if lens_consistency is None else lens_consistency.low_at_semantic
-        window = None if found.position_window is None else found.position_window.low
-        audit = found.tuned_audit
+        window = None if diagnostics.position_window is None else diagnostics.position_window.low
+        audit, last_layer = diagnostics.tuned_audit, diagnostics.last_layer
         return guidance.Evidence(
             identity_ok=None if record.identity is None else record.identity.ok,
-            warn_high_last_layer_kl=None if found.last_layer is None else found.last_layer.warn_high_last_layer_kl,
-            norm_only_layers=self._norm_only_layers(found.raw_window),
-            sampled_risk=None if found.raw_sample is None else found.raw_sample.lens_artifact_risk,
-            full_tier=None if found.raw_full is None else self._judged(found.raw_full).score.tier,
+            warn_high_last_layer_kl=None if last_layer is None else last_layer.warn_high_last_layer_kl,
+            norm_only_layers=self._norm_only_layers(diagnostics.raw_window),
+            sampled_risk=None if diagnostics.raw_sample is None else diagnostics.raw_sample.lens_artifact_risk,
+            full_tier=None if diagnostics.raw_full is None else self._judged(diagnostics.raw_full).score.tier,
             repeatability_high=_or_flag(repeat.high_variance, "repeatability_variance_high", flags),
             forward_disagreement=_or_flag(
                 False if skipped else None if again is None or again.agree is None else not again.agree,
@@ -340,70 +357,60 @@ class _Judge:
             copy_mask_present=record.measured.copy_mask is not None,
             copy_mask_error=_text(flags.get("copy_mask_error")),
             layer_map_present=any(source is not None for source in sources),
-            rank_only_near_uniform=False if self._layer("L_semantic") is None else _not(found.margin_ok_at_semantic),
-            decoding_point_consistent=_not(_or_flag(_not(consistent), "decoding_point_sensitive", flags)),
+            rank_only_near_uniform=False if self._layer(ONSET) is None else negated(diagnostics.margin_ok_at_semantic),
+            decoding_point_consistent=negated(_or_flag(negated(consistent), "decoding_point_sensitive", flags)),
             low_lens_consistency=_or_flag(low, "low_lens_consistency_at_semantic", flags),
             tuned_is_calibration_only=self._calibration_only(audit),
             pos_window_low=_or_flag(window, "pos_window_low_stability", flags),
             min_both_gates_pass_frac=None if gates is None else gates.min_both_gates_pass_frac,
-            prefer_tuned=None if found.attribution is None else found.attribution.prefer_tuned,
+            prefer_tuned=None if diagnostics.attribution is None else diagnostics.attribution.prefer_tuned,
             audit_hint=None if audit is None else audit.hint,
-            confirmed=None if found.confirmation is None else found.confirmation.layer is not None,
+            confirmed=None if diagnostics.confirmation is None else diagnostics.confirmation.layer is not None,
         )
 
-    def _norm_only_layers(self, found: raw_audit.WindowCheck | None) -> tuple[int, ...] | None:
+    def _norm_only_layers(self, window: raw_audit.WindowCheck | None) -> tuple[int, ...] | None:
         """Layers of the window with the answer under the headline lens alone.
 
         At the last layer that lens is the model itself; published files count it all the same.
         """
-        if found is None or found.norm_only_semantics_layers is None:
+        if window is None or window.norm_only_semantics_layers is None:
             return None
         last = None if self.protocol.name == "published" else self.n_layers
-        return tuple(layer for layer in found.norm_only_semantics_layers if layer != last)
+        return tuple(layer for layer in window.norm_only_semantics_layers if layer != last)
 
-    def _judged(self, found: raw_audit.FullCheck) -> raw_audit.Comparison:
+    def _judged(self, check: raw_audit.FullCheck) -> raw_audit.Comparison:
         """The stretch of layers that the tier is about: for the same reason without the last one."""
-        return found.whole if self.protocol.name == "published" else found.prefinal
+        return check.whole if self.protocol.name == "published" else check.prefinal
 
-    def _spikes(self, found: NormTrajectory) -> int | None:
-        return found.n_spikes if self.protocol.absolute_spikes else found.n_spikes_relative
+    def _spikes(self, trajectory: NormTrajectory) -> int | None:
+        return trajectory.n_spikes if self.protocol.absolute_spikes else trajectory.n_spikes_relative
 
 
 def protocol_in_force(record: RunRecord) -> Protocol:
     """The protocol that a record names, with the headline lens and thresholds that it states."""
-    said = record.protocol
-    return replace(
-        protocol_of(said.name), headline=said.headline_lens, thresholds=Thresholds.from_dict(said.thresholds)
-    )
+    recorded, thresholds = record.protocol, Thresholds.from_dict(record.protocol.thresholds)
+    return replace(protocol_of(recorded.name), headline=recorded.headline_lens, thresholds=thresholds)
 
 
 def _entropy_gap(curve: Curve) -> EntropyGap:
     pairs = [(row["entropy_bits"], row["teacher_entropy_bits"]) for row in curve.rows]
-    gaps = [own - teacher for own, teacher in pairs if own is not None and teacher is not None]
-    return EntropyGap(_quarters(gaps), len(gaps))
+    gaps = [entropy - teacher for entropy, teacher in pairs if entropy is not None and teacher is not None]
+    return EntropyGap(quartiles(gaps), len(gaps))
 
 
-def _quarters(values: Sequence[float]) -> dict[str, float | None]:
-    return {f"p{round(100 * q)}": percentile(values, q) for q in QUARTERS}
-
-
-def _last_layer(found: LastLayerRecord | None, protocol: Protocol) -> LastLayer | None:
+def _last_layer(record: LastLayerRecord | None, protocol: Protocol) -> LastLayer | None:
     """Far from the model if the divergence is large, or a temperature mends much of it."""
-    if found is None:
+    if record is None:
         return None
-    bound, kl, after = protocol.thresholds.last_layer_kl_bits, found.kl_to_final_bits, found.kl_after_temp_bits
+    bound, kl, after = protocol.thresholds.last_layer_kl_bits, record.kl_to_final_bits, record.kl_after_temp_bits
     mended = None if kl is None or after is None else kl - after
     warn = None if kl is None else kl >= bound or (mended is not None and mended >= bound)
-    return LastLayer(found, bound, mended, warn)
+    return LastLayer(record, bound, mended, warn)
 
 
-def _or_flag(found: bool | None, flag: str, flags: Mapping[str, object]) -> bool | None:
+def _or_flag(known: bool | None, flag: str, flags: Mapping[str, object]) -> bool | None:
     """What was found; where nothing could be, the caution that a file itself states counts."""
-    return True if found is None and flag in flags else found
-
-
-def _not(known: bool | None) -> bool | None:
-    return None if known is None else not known
+    return True if known is None and flag in flags else known
 
 
 def _text(flag: object) -> str | None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import polars as pl
 
-from layerscope.analysis.curve import Curve, Curves, PromptKey, Row
-from layerscope.analysis.milestones import STABLE, Milestones
+from layerscope.analysis.curve import Curve, Curves, Row
+from layerscope.analysis.milestones import Milestones, layer_of, layers_between
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.statistics import SEED, Summary, entropy_fraction, summarize
+from layerscope.record.milestone_names import COPY_SOFT, ONSET, STABLE, MilestoneName, copy_soft
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 
 GRID = (0.20, 0.40, 0.60, 0.80, 0.92, 0.96, 0.98, 1.00)
@@ -24,7 +26,7 @@ NO_FILLER = "no_filler"
 class Fact:
     """The milestones of one fact under the headline lens."""
 
-    asked: PromptKey
+    prompt: PromptKey
     fact_key: str | None
     fact_index: int | None
     L_copy_strict: int | None
@@ -146,11 +148,11 @@ class PositionWindow:
 def fact_passes(passes: Iterable[PromptKey]) -> tuple[PromptKey, ...]:
     """One prompt for each fact: in the wording of the first fact's first, or its own first where it lacks that one."""
     facts: dict[int | None, list[PromptKey]] = {}
-    for asked in passes:
-        if asked.is_fact:
-            facts.setdefault(asked.fact_index, []).append(asked)
-    wording = next((asked[0].prompt_variant for asked in facts.values()), None)
-    return tuple(next((a for a in asked if a.prompt_variant == wording), asked[0]) for asked in facts.values())
+    for prompt in passes:
+        if prompt.is_fact:
+            facts.setdefault(prompt.fact_index, []).append(prompt)
+    first = next((prompts[0].prompt_variant for prompts in facts.values()), None)
+    return tuple(next((p for p in prompts if p.prompt_variant == first), prompts[0]) for prompts in facts.values())
 
 
 def micro_suite(
@@ -167,14 +169,14 @@ def micro_suite(
     starts, keys = _first_rows(curves, headline), _fact_keys(curves)
     facts = tuple(
         _fact(
-            asked,
-            keys.get(asked),
-            curves.get(asked, headline),
-            milestones.get(asked, {}),
-            confirmed.get(asked),
-            starts[asked],
+            prompt,
+            keys.get(prompt),
+            curves.get(prompt, headline),
+            milestones.get(prompt, {}),
+            confirmed.get(prompt),
+            starts[prompt],
         )
-        for asked in fact_passes(curves.passes)
+        for prompt in fact_passes(curves.passes)
     )
     semantic = summarize([fact.L_semantic for fact in facts])
     return MicroSuite(
@@ -233,14 +235,14 @@ def statistics_over_facts(milestones: Mapping[PromptKey, Milestones], d_vocab: i
         d_vocab: number of logits.
         seed: of the bootstrap.
     """
-    facts = [milestones[asked] for asked in fact_passes(milestones)]
+    facts = [milestones[prompt] for prompt in fact_passes(milestones)]
     names = dict.fromkeys(name for fact in facts for name in fact)
     layers = {name: [fact[name].layer if name in fact else None for fact in facts] for name in names}
-    entropies = [fact["L_semantic"].entropy_bits for fact in facts if "L_semantic" in fact]
+    entropies = [fact[ONSET].entropy_bits for fact in facts if ONSET in fact]
     fractions = [f for f in (entropy_fraction(bits, d_vocab) for bits in entropies) if f is not None]
     return FactStatistics(
         n=len(facts),
-        by_milestone={name: summarize(found, seed) for name, found in layers.items()},
+        by_milestone={name: summarize(values, seed) for name, values in layers.items()},
         median_entropy_fraction=median(fractions),
         n_entropy_fractions=len(fractions),
     )
@@ -253,11 +255,11 @@ def ablation(milestones: Mapping[PromptKey, Milestones], n_layers: int) -> Ablat
         milestones: by prompt, in the order of the rows, as `find_milestones` gives them.
         n_layers: number of blocks.
     """
-    first = next((asked for asked in milestones if asked.is_fact), None)
+    first = next((prompt for prompt in milestones if prompt.is_fact), None)
     others = [a for a in milestones if first and a.is_fact and a.fact_index == first.fact_index and a != first]
     other = next((a for a in others if a.prompt_variant == NO_FILLER), next(iter(others), None))
-    orig, nf = (_layers_of_copy_and_meaning(milestones, asked) for asked in (first, other))
-    delta_copy, delta_sem = (_less(after, before) for after, before in zip(nf, orig, strict=True))
+    orig, nf = (_layers_of_copy_and_meaning(milestones, prompt) for prompt in (first, other))
+    delta_copy, delta_sem = (layers_between(after, before) for after, before in zip(nf, orig, strict=True))
     return Ablation(
         variant_orig=first.prompt_variant if first else None,
         variant_nf=other.prompt_variant if other else None,
@@ -347,33 +349,33 @@ def position_grid(last_index: int) -> dict[int, float]:
 def _first_rows(curves: Curves, headline: str) -> dict[PromptKey, int]:
     """Where each prompt begins in a table of the headline lens' rows at last positions."""
     starts, due = {}, 0
-    for asked in curves.passes:
-        starts[asked] = due
-        curve = curves.get(asked, headline)
+    for prompt in curves.passes:
+        starts[prompt] = due
+        curve = curves.get(prompt, headline)
         due += len(curve.rows) if curve else 0
     return starts
 
 
 def _fact_keys(curves: Curves) -> dict[PromptKey, str]:
     """What each prompt's fact is called, wherever a row says it."""
-    return {curve.asked: row["fact_key"] for curve in curves for row in curve.rows if row["fact_key"] is not None}
+    return {curve.prompt: row["fact_key"] for curve in curves for row in curve.rows if row["fact_key"] is not None}
 
 
 def _fact(
-    asked: PromptKey, key: str | None, curve: Curve | None, milestones: Milestones, confirmed: int | None, start: int
+    prompt: PromptKey, key: str | None, curve: Curve | None, milestones: Milestones, confirmed: int | None, start: int
 ) -> Fact:
-    semantic = _layer(milestones, "L_semantic")
+    semantic = layer_of(milestones, ONSET)
     layers = [row["layer"] for row in curve.rows] if curve else []
     row_in_pass = layers.index(semantic) if semantic in layers else None
     return Fact(
-        asked=asked,
+        prompt=prompt,
         fact_key=key,
-        fact_index=asked.fact_index,
-        L_copy_strict=_layer(milestones, "L_copy"),
-        L_copy_soft_k1=_layer(milestones, "L_copy_soft_k1"),
+        fact_index=prompt.fact_index,
+        L_copy_strict=layer_of(milestones, MilestoneName.COPY),
+        L_copy_soft_k1=layer_of(milestones, copy_soft(1)),
         L_semantic=semantic,
         L_semantic_confirmed=confirmed,
-        L_semantic_margin_ok=_layer(milestones, "L_semantic_margin_ok"),
+        L_semantic_margin_ok=layer_of(milestones, MilestoneName.MARGIN_OK),
         delta_hat=_delta_hat(milestones, curve.n_layers) if curve else None,
         row_in_file=None if row_in_pass is None else start + row_in_pass,
         row_in_pass=row_in_pass,
@@ -382,26 +384,18 @@ def _fact(
 
 def _delta_hat(milestones: Milestones, n_layers: int) -> float | None:
     """From copy to meaning as a share of the depth; the copy is the strict one, or else the shallowest soft one."""
-    soft = [name for name in milestones if name.startswith("L_copy_soft_k") and not name.endswith(STABLE)]
-    found = [layer for layer in (_layer(milestones, name) for name in soft) if layer is not None]
-    strict = _layer(milestones, "L_copy")
-    delta = _less(_layer(milestones, "L_semantic"), min(found, default=None) if strict is None else strict)
+    soft = [name for name in milestones if name.startswith(COPY_SOFT) and not name.endswith(STABLE)]
+    soft_layers = [layer for layer in (layer_of(milestones, name) for name in soft) if layer is not None]
+    strict = layer_of(milestones, MilestoneName.COPY)
+    delta = layers_between(layer_of(milestones, ONSET), min(soft_layers, default=None) if strict is None else strict)
     return None if delta is None else delta / n_layers
 
 
-def _layer(milestones: Milestones, name: str) -> int | None:
-    return milestones[name].layer if name in milestones else None
-
-
 def _layers_of_copy_and_meaning(
-    milestones: Mapping[PromptKey, Milestones], asked: PromptKey | None
+    milestones: Mapping[PromptKey, Milestones], prompt: PromptKey | None
 ) -> tuple[int | None, int | None]:
-    found = {} if asked is None else milestones[asked]
-    return _layer(found, "L_copy"), _layer(found, "L_semantic")
-
-
-def _less(later: int | None, earlier: int | None) -> int | None:
-    return None if later is None or earlier is None else later - earlier
+    by_name = {} if prompt is None else milestones[prompt]
+    return layer_of(by_name, MilestoneName.COPY), layer_of(by_name, ONSET)
 
 
 def _control_reason(curve: Curve, first: int | None, strong: int | None) -> str | None:
@@ -419,13 +413,10 @@ def _control_reason(curve: Curve, first: int | None, strong: int | None) -> str 
 
 def _ranks(rows: pl.DataFrame, primary: PromptKey, headline: str) -> Mapping[tuple[int, int | None], int | None]:
     """The answer's rank by position and layer."""
-    own = rows.filter(
-        pl.col("fact_index").eq_missing(pl.lit(primary.fact_index, dtype=pl.Int32)),
-        prompt_id=primary.prompt_id,
-        prompt_variant=primary.prompt_variant,
+    seen = primary.rows_of(rows).filter(
         lens=headline,
     )
-    return {(position, layer): rank for position, layer, rank in own.select("position", "layer", "answer_rank").rows()}
+    return {(position, layer): rank for position, layer, rank in seen.select("position", "layer", "answer_rank").rows()}
 
 
 def _rank1_at_either(
@@ -433,8 +424,8 @@ def _rank1_at_either(
 ) -> bool | None:
     if layer is None:
         return None
-    found = [ranks.get((position, layer)), ranks.get((position, layer + 1))]
-    return True if 1 in found else None if None in found else False
+    nearby = [ranks.get((position, layer)), ranks.get((position, layer + 1))]
+    return True if 1 in nearby else None if None in nearby else False
 
 
 def _share(held: Sequence[bool | None], name: str, layer: int | None) -> tuple[float | None, str | None]:

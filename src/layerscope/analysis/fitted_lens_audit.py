@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from layerscope.analysis.curve import Curve
-from layerscope.analysis.percentiles import QUARTERS, depth_layer
+from layerscope.analysis.percentiles import QUARTER_NAMES, QUARTERS, depth_layer
 from layerscope.record.measured import TunedVariantsRecord
 
 RANKS = (10, 5, 1)
@@ -162,7 +162,7 @@ def attribution(headline: Curve, tuned: Curve, variants: TunedVariantsRecord | N
 
 
 def _quarter_layers(n_layers: int) -> dict[str, int]:
-    return {f"p{q * 100:.0f}": depth_layer(q, n_layers) for q in QUARTERS}
+    return {name: depth_layer(q, n_layers) for name, q in zip(QUARTER_NAMES, QUARTERS, strict=True)}
 
 
 def _first(baseline: Curve, sidecar: Curve, column: str, bound: int | float) -> LayerPair:
@@ -173,9 +173,9 @@ def _first(baseline: Curve, sidecar: Curve, column: str, bound: int | float) -> 
 
 
 def _gain(headline: Curve, tuned: Curve, variants: TunedVariantsRecord | None, layer: int) -> AttributedGain:
-    own, whole = headline.value("kl_to_final_bits", layer), tuned.value("kl_to_final_bits", layer)
-    total = BitsPair(own, whole).delta
-    temperature = BitsPair(own, headline.value("kl_to_final_bits_norm_temp", layer)).delta
+    baseline, whole = headline.value("kl_to_final_bits", layer), tuned.value("kl_to_final_bits", layer)
+    total = BitsPair(baseline, whole).delta
+    temperature = BitsPair(baseline, headline.value("kl_to_final_bits_norm_temp", layer)).delta
     rest = None if total is None or temperature is None else total - temperature
     linear = BitsPair(_without_map(variants, layer), whole).delta
     bias = None if rest is None or linear is None else rest - linear

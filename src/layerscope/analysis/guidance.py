@@ -142,27 +142,28 @@ def guidance(evidence: Evidence, protocol: str, headline: str) -> Guidance:
     )
 
 
-def published_guidance(found: Guidance) -> dict[str, Any]:
+def published_guidance(guidance: Guidance) -> dict[str, Any]:
     """The block `measurement_guidance` under the keys of files in the published format.
 
     A reason that those files do not know still counts in the two booleans. Their word for a headline lens is `norm`.
     """
     block: dict[str, Any] = {
-        "prefer_ranks": found.prefer_ranks,
-        "suppress_abs_probs": found.suppress_abs_probs,
-        "reasons": [reason.name for reason in found.reasons if reason.name != IDENTITY_FAILED],
-        "notes": found.notes,
-        "preferred_lens_for_reporting": "tuned" if found.preferred_lens == "tuned" else "norm",
-        "use_confirmed_semantics": bool(found.use_confirmed),
-        "notes_append": found.notes_append,
+        "prefer_ranks": guidance.prefer_ranks,
+        "suppress_abs_probs": guidance.suppress_abs_probs,
+        "reasons": [reason.name for reason in guidance.reasons if reason.name != IDENTITY_FAILED],
+        "notes": guidance.notes,
+        "preferred_lens_for_reporting": "tuned" if guidance.preferred_lens == "tuned" else "norm",
+        "use_confirmed_semantics": bool(guidance.use_confirmed),
+        "notes_append": guidance.notes_append,
     }
-    if found.preferred_semantics_lens_hint is not None:
-        hint = found.preferred_semantics_lens_hint
+    if guidance.preferred_semantics_lens_hint is not None:
+        hint = guidance.preferred_semantics_lens_hint
         block["preferred_semantics_lens_hint"] = hint if hint in ("tuned", CALIBRATION_ONLY) else "norm"
     return block
 
 
-def _not(known: bool | None) -> bool | None:
+def negated(known: bool | None) -> bool | None:
+    """The contrary of what is known; None of what is not."""
     return None if known is None else not known
 
 
@@ -191,7 +192,7 @@ _RULES = (
     _Rule(
         IDENTITY_FAILED,
         "block",
-        lambda e: _not(e.identity_ok),
+        lambda e: negated(e.identity_ok),
         "The last layer, decoded by us, is not the model's own output, so no probability, entropy or divergence of any "
         "lens can be trusted, and ranks only where a missing scale or softcap explains it.",
     ),
@@ -245,7 +246,7 @@ _RULES = (
     _Rule(
         "nondeterministic_env",
         "advise",
-        lambda e: _not(e.deterministic),
+        lambda e: negated(e.deterministic),
         NONDETERMINISTIC_NOTE,
     ),
     _Rule(
@@ -264,7 +265,7 @@ _RULES = (
     _Rule(
         "copy_mask_missing",
         "advise",
-        lambda e: False if e.copy_mask_error is not None else _not(e.copy_mask_present),
+        lambda e: False if e.copy_mask_error is not None else negated(e.copy_mask_present),
         "No list of blank and punctuation tokens is recorded, so copy layers may rest on such tokens.",
     ),
     _Rule(
@@ -277,7 +278,7 @@ _RULES = (
     _Rule(
         "layer_map_missing",
         "advise",
-        lambda e: _not(e.layer_map_present),
+        lambda e: negated(e.layer_map_present),
         "It is not recorded which norm was applied at which layer, so the lens cannot be checked afterwards.",
     ),
     _Rule(
@@ -290,7 +291,7 @@ _RULES = (
     _Rule(
         "decoding_point_sensitive",
         "advise",
-        lambda e: _not(e.decoding_point_consistent),
+        lambda e: negated(e.decoding_point_consistent),
         "The norm of the block that wrote last reads other tokens than that of the next, so the semantic layer depends "
         "on which norm is chosen.",
     ),

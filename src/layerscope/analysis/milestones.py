@@ -5,7 +5,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from layerscope.analysis.curve import Curve, Predicate, PromptKey, Row
+from layerscope.analysis.curve import Curve, Predicate, Row
+from layerscope.record.milestone_names import (
+    CONFIRMED,
+    ONSET,
+    STRONG,
+    STRONG_RUN2,
+    MilestoneName,
+    copy_soft,
+    copy_strict,
+    rank_within,
+    stable_twin,
+)
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 
 NEVER = "holds at no layer"
@@ -13,7 +25,6 @@ NEVER_SEEN = "holds at no layer that has a value; some have none"
 NOT_TO_THE_END = "does not hold to the last layer"
 NO_TWO = "holds at no two layers in a row"
 NOT_MEASURED = "has no value at any layer"
-STABLE = "_stable"
 
 
 @dataclass(frozen=True)
@@ -22,7 +33,7 @@ class Milestone:
 
     name: str
     lens: str
-    asked: PromptKey
+    prompt: PromptKey
     layer: int | None
     reason: str | None
     """Why there is no layer; None where there is one."""
@@ -38,9 +49,9 @@ class Milestone:
         """The milestone at a layer of a curve; `reason` is for where there is none."""
         row = curve.at(layer)
         if row is None:
-            return cls(name, curve.lens, curve.asked, None, reason, None)
+            return cls(name, curve.lens, curve.prompt, None, reason, None)
         values = {key: row[key] for key in ("row", "entropy_bits", "kl_to_final_bits", "p_answer", "answer_rank")}
-        return cls(name, curve.lens, curve.asked, layer, None, **values)
+        return cls(name, curve.lens, curve.prompt, layer, None, **values)
 
 
 Milestones: TypeAlias = Mapping[str, Milestone]
@@ -82,23 +93,23 @@ def definitions(thresholds: Thresholds, d_vocab: int) -> dict[str, Predicate]:
     gates = Gates(d_vocab, thresholds)
     t = thresholds
     return {
-        "L_copy": _true("copy_collapse"),
-        "L_copy_H": _true("entropy_collapse"),
-        **{f"L_copy_strict@{p:g}": _true(f"copy_strict@{p:g}") for p in t.copy_strict},
-        **{f"L_copy_soft_k{k}": _true(f"copy_soft_k{k}@{t.copy_soft:g}") for k in t.copy_soft_windows},
-        "L_semantic": _true("is_answer"),
+        MilestoneName.COPY: _true("copy_collapse"),
+        MilestoneName.LOW_ENTROPY: _true("entropy_collapse"),
+        **{copy_strict(p): _true(f"copy_strict@{p:g}") for p in t.copy_strict},
+        **{copy_soft(k): _true(f"copy_soft_k{k}@{t.copy_soft:g}") for k in t.copy_soft_windows},
+        ONSET: _true("is_answer"),
         **{f"first_kl_below_{bits:.1f}": _at_most("kl_to_final_bits", bits) for bits in t.kl_to_final_bits},
-        **{f"first_rank_le_{rank}": _at_most("answer_rank", rank) for rank in t.answer_rank},
+        **{rank_within(rank): _at_most("answer_rank", rank) for rank in t.answer_rank},
         **{f"first_p_top1_gt_{p:.2f}": _above("p_top1", p) for p in t.p_top1},
         **{f"gap_ge_{gap:.1f}": partial(_leads_by, gap=gap) for gap in t.answer_gap},
-        "L_surface_to_meaning": _leads("answer_mass", "echo_mass_prompt", t.surface_margin),
-        "L_geom": _leads("cos_to_answer", "cos_to_prompt_max", t.geometry_margin),
-        "L_topk_decay": _at_most("topk_prompt_mass@50", t.topk_prompt_mass),
+        MilestoneName.SURFACE_TO_MEANING: _leads("answer_mass", "echo_mass_prompt", t.surface_margin),
+        MilestoneName.GEOMETRY: _leads("cos_to_answer", "cos_to_prompt_max", t.geometry_margin),
+        MilestoneName.TOPK_DECAY: _at_most("topk_prompt_mass@50", t.topk_prompt_mass),
         **{f"cos_ge_{c:g}": _at_least("cos_to_final", c) for c in t.cos_to_final},
         **{f"cos_centered_ge_{c:g}": _at_least("cos_to_final_centered", c) for c in t.cos_to_final},
-        "L_semantic_margin_ok": gates.margin_ok,
-        "L_semantic_top2_ok": gates.top2_ok,
-        "L_semantic_strong": gates.strong,
+        MilestoneName.MARGIN_OK: gates.margin_ok,
+        MilestoneName.TOP2_OK: gates.top2_ok,
+        STRONG: gates.strong,
     }
 
 
@@ -107,20 +118,21 @@ def find_milestones(curve: Curve, thresholds: Thresholds) -> dict[str, Milestone
 
     A run of two has no twin: from where a predicate holds for good it holds in runs of two as well.
     """
-    found: dict[str, Milestone] = {}
+    milestones: dict[str, Milestone] = {}
     for name, holds in definitions(thresholds, curve.d_vocab).items():
         never = _why_never(curve, holds, NEVER)
-        first, stable = curve.first(holds), curve.stable(holds)
-        found[name] = Milestone.at(name, curve, first, never)
-        found[name + STABLE] = Milestone.at(name + STABLE, curve, stable, never if first is None else NOT_TO_THE_END)
+        first, twin = curve.first(holds), stable_twin(name)
+        milestones[name] = Milestone.at(name, curve, first, never)
+        lost = never if first is None else NOT_TO_THE_END
+        milestones[twin] = Milestone.at(twin, curve, curve.stable(holds), lost)
     gates = Gates(curve.d_vocab, thresholds)
     runs: dict[str, Callable[[Row], bool | None]] = {
-        "L_semantic_run2": gates.rank_1,
-        "L_semantic_strong_run2": gates.strong,
+        MilestoneName.ONSET_RUN2: gates.rank_1,
+        STRONG_RUN2: gates.strong,
     }
     for name, holds in runs.items():
-        found[name] = Milestone.at(name, curve, curve.first_of_two(holds), _why_never(curve, holds, NO_TWO))
-    return found
+        milestones[name] = Milestone.at(name, curve, curve.first_of_two(holds), _why_never(curve, holds, NO_TWO))
+    return milestones
 
 
 def _why_never(curve: Curve, holds: Predicate, whole: str) -> str:
@@ -135,7 +147,7 @@ def _why_never(curve: Curve, holds: Predicate, whole: str) -> str:
     return whole if all(answers.get(layer) is not None for layer in due) else NEVER_SEEN
 
 
-PREFERENCE = ("L_semantic_strong_run2", "L_semantic_strong", "L_semantic_confirmed", "L_semantic")
+PREFERENCE = (STRONG_RUN2, STRONG, CONFIRMED, ONSET)
 """Which milestone stands for "the answer became readable", strongest evidence first."""
 
 
@@ -145,20 +157,25 @@ def semantic_layer(milestones: Milestones) -> Milestone | None:
     return next((milestone for milestone in candidates if milestone.layer is not None), None)
 
 
-def difference(later: Milestone, earlier: Milestone) -> int | None:
-    """Layers from one milestone to another; None where either is missing."""
-    return None if later.layer is None or earlier.layer is None else later.layer - earlier.layer
+def layer_of(milestones: Milestones, name: str) -> int | None:
+    """The layer of a milestone; None where it has none, or was not looked for."""
+    return milestones[name].layer if name in milestones else None
+
+
+def layers_between(later: int | None, earlier: int | None) -> int | None:
+    """Layers from one to the other; None without both."""
+    return None if later is None or earlier is None else later - earlier
 
 
 def entropy_drop_bits(milestones: Milestones) -> float | None:
     """Entropy at the copy layer less entropy at the semantic one, in bits; None without both."""
-    copy, semantic = milestones["L_copy"].entropy_bits, milestones["L_semantic"].entropy_bits
+    copy, semantic = milestones[MilestoneName.COPY].entropy_bits, milestones[ONSET].entropy_bits
     return None if copy is None or semantic is None else copy - semantic
 
 
 def rest_mass_peak(curve: Curve, milestones: Milestones) -> tuple[int, float] | None:
     """Layer and value of the largest rest mass from the semantic layer on; None without one."""
-    start = milestones["L_semantic"].layer
+    start = milestones[ONSET].layer
     if start is None:
         return None
     after = [row for row in curve.rows if row["layer"] >= start and row["rest_mass"] is not None]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 QUARTERS = (0.25, 0.50, 0.75)
+QUARTER_NAMES = ("p25", "p50", "p75")
 
 
 def percentile(values: Sequence[int | float], q: float) -> float | None:
@@ -22,6 +23,11 @@ def percentile(values: Sequence[int | float], q: float) -> float | None:
 def median(values: Sequence[int | float]) -> float | None:
     """The middle value, or the mean of the two middle ones; None of nothing."""
     return percentile(values, 0.5)
+
+
+def quartiles(values: Sequence[int | float]) -> dict[str, float | None]:
+    """The three quartiles by name; None of nothing."""
+    return {name: percentile(values, q) for name, q in zip(QUARTER_NAMES, QUARTERS, strict=True)}
 
 
 def depth_layer(fraction: float, n_layers: int) -> int:

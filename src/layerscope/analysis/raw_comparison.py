@@ -6,8 +6,18 @@ from typing import Any, Literal, TypeAlias
 
 from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.milestones import Milestones
-from layerscope.analysis.percentiles import QUARTERS, depth_fraction, median, percentile
+from layerscope.analysis.percentiles import depth_fraction, median, quartiles
+from layerscope.record.milestone_names import (
+    COPY_SOFT,
+    COPY_STRICT,
+    ONSET,
+    STABLE,
+    MilestoneName,
+    copy_strict,
+    rank_within,
+)
 from layerscope.record.protocol import Thresholds
+from layerscope.record.rows import TOP_SET
 
 HIGH_KL_BITS, MEDIUM_KL_BITS = 1.0, 0.5
 """Divergences from the raw lens at which the sampled risk is high or medium, and which the full check counts."""
@@ -15,8 +25,6 @@ RADIUS_LAYERS, WIDE_RADIUS_LAYERS = 4, 8
 """How far around a milestone the window check looks, by default and where the sample warns."""
 NEAR_JS_BITS, NEAR_L1, NEAR_JACCARD = 0.1, 0.5, 0.5
 """From where on both lenses count as near each other."""
-TOP_SET = 50
-"""Size of the sets of most likely ids that the overlap columns compare."""
 STABLE_LAYERS, STABLE_SHARE = 2, 0.05
 """Distance of the strictest copy layer from the loosest, in layers or of the depth, up to which both are one."""
 FRAGILE_LAYERS, FRAGILE_SHARE = 6, 0.15
@@ -189,9 +197,9 @@ def sample_check(headline: Curve, raw: Curve | None) -> SampleCheck:
 
 def window_centres(milestones: Milestones) -> tuple[int, ...]:
     """The distinct layers around which the window check looks, ascending."""
-    soft = [found.layer for name, found in milestones.items() if _is_soft(name) and found.layer is not None]
-    strict = [found.layer for name, found in milestones.items() if _is_strict(name)]
-    single = ("L_semantic", "first_rank_le_5", "first_kl_below_1.0", "L_copy")
+    soft = [milestone.layer for name, milestone in milestones.items() if _is_soft(name) and milestone.layer is not None]
+    strict = [milestone.layer for name, milestone in milestones.items() if _is_strict(name)]
+    single = (ONSET, rank_within(5), "first_kl_below_1.0", MilestoneName.COPY)
     layers = [milestones[name].layer for name in single if name in milestones]
     return tuple(sorted({layer for layer in (*layers, *strict, min(soft, default=None)) if layer is not None}))
 
@@ -281,7 +289,7 @@ def copy_thresholds(
         radius: of the window check.
         thresholds: those of the milestones.
     """
-    layers = {p: milestones[f"L_copy_strict@{p:g}"].layer for p in thresholds.copy_strict}
+    layers = {p: milestones[copy_strict(p)].layer for p in thresholds.copy_strict}
     echoes, others = _top_tokens(headline, thresholds)
     flags: dict[float, bool | None] = {}
     for p, layer in layers.items():
@@ -341,8 +349,8 @@ def _sample(row: Row, raw: Row) -> RawSample:
 
 def _is_answer(row: Row) -> bool | None:
     """Whether the rank is 1; by the row's own word where it has no rank."""
-    said: bool | None = row["is_answer"] if row["answer_rank"] is None else row["answer_rank"] == 1
-    return said
+    is_answer: bool | None = row["is_answer"] if row["answer_rank"] is None else row["answer_rank"] == 1
+    return is_answer
 
 
 def _risk(first_norm_only: int | None, max_kl_bits: float | None) -> Risk | None:
@@ -354,18 +362,18 @@ def _risk(first_norm_only: int | None, max_kl_bits: float | None) -> Risk | None
 
 
 def _is_soft(name: str) -> bool:
-    return name.startswith("L_copy_soft_k") and name.removeprefix("L_copy_soft_k").isdigit()
+    return name.startswith(COPY_SOFT) and name.removeprefix(COPY_SOFT).isdigit()
 
 
 def _is_strict(name: str) -> bool:
-    return name.startswith("L_copy_strict@") and not name.endswith("_stable")
+    return name.startswith(COPY_STRICT) and not name.endswith(STABLE)
 
 
 def _compare(pairs: Sequence[tuple[Row, Row]]) -> Comparison:
     kl = _known(pairs, "kl_norm_vs_raw_bits")
     alone = [(row["layer"], norm_only(row, other)) for row, other in pairs]
-    found = [layer for layer, only in alone if only]
-    counted = len(found) if any(only is not None for _, only in alone) else None
+    alone_at = [layer for layer, only in alone if only]
+    counted = len(alone_at) if any(only is not None for _, only in alone) else None
     share = _share(kl, HIGH_KL_BITS)
     js, l1 = _known(pairs, "js_divergence_bits"), _known(pairs, "l1_prob_diff")
     return Comparison(
@@ -373,10 +381,10 @@ def _compare(pairs: Sequence[tuple[Row, Row]]) -> Comparison:
         pct_layers_kl_ge_1_0=share,
         pct_layers_kl_ge_0_5=_share(kl, MEDIUM_KL_BITS),
         n_norm_only_semantics_layers=counted,
-        earliest_norm_only_semantic=min(found, default=None),
+        earliest_norm_only_semantic=min(alone_at, default=None),
         max_kl_norm_vs_raw_bits=max(kl, default=None),
-        js_divergence_percentiles=_quarters(js),
-        l1_prob_diff_percentiles=_quarters(l1),
+        js_divergence_percentiles=quartiles(js),
+        l1_prob_diff_percentiles=quartiles(l1),
         score=artefact_scores(share, counted, max(kl, default=None), median(js), median(l1)),
     )
 
@@ -387,10 +395,6 @@ def _known(pairs: Sequence[tuple[Row, Row]], column: str) -> list[float]:
 
 def _share(kl_bits: Sequence[float], least: float) -> float | None:
     return sum(bits >= least for bits in kl_bits) / len(kl_bits) if kl_bits else None
-
-
-def _quarters(values: Sequence[float]) -> dict[str, float | None]:
-    return {f"p{q * 100:.0f}": percentile(values, q) for q in QUARTERS}
 
 
 def _at_most(column: str, bound: float) -> Callable[[Row], bool]:

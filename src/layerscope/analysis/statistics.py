@@ -58,10 +58,10 @@ def summarize(layers: Sequence[int | None], seed: int = SEED) -> Summary:
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentile interval).
     """
-    found = [layer for layer in layers if layer is not None]
-    n_missing = len(layers) - len(found)
-    enough = len(found) >= FEWEST
-    middle, p25, p75 = median(found), percentile(found, 0.25), percentile(found, 0.75)
+    known = [layer for layer in layers if layer is not None]
+    n_missing = len(layers) - len(known)
+    enough = len(known) >= FEWEST
+    middle, p25, p75 = median(known), percentile(known, 0.25), percentile(known, 0.75)
     return Summary(
         n=len(layers),
         n_missing=n_missing,
@@ -71,9 +71,9 @@ def summarize(layers: Sequence[int | None], seed: int = SEED) -> Summary:
         p25_rounded=rounded(p25),
         p75=p75,
         p75_rounded=rounded(p75),
-        mean=sum(found) / len(found) if found else None,
-        interval_95=_interval_of_median(found, n_missing, seed) if enough else None,
-        interval_reason=None if enough else f"{len(found)} facts have a layer; an interval needs {FEWEST}",
+        mean=sum(known) / len(known) if known else None,
+        interval_95=_interval_of_median(known, n_missing, seed) if enough else None,
+        interval_reason=None if enough else f"{len(known)} facts have a layer; an interval needs {FEWEST}",
         share_missing=n_missing / len(layers) if layers else None,
         share_missing_interval_95=_interval_of_share(n_missing, len(layers)) if layers else None,
     )

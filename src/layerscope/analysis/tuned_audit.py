@@ -7,10 +7,11 @@ from typing import TypeVar
 
 import polars as pl
 
-from layerscope.analysis.curve import Curve, PromptKey, Row
+from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.facts import position_grid
-from layerscope.analysis.percentiles import QUARTERS, median, percentile
+from layerscope.analysis.percentiles import median, quartiles
 from layerscope.record.measured import LastLayerRecord, TunedVariantRecord, TunedVariantsRecord
+from layerscope.record.prompt_key import PromptKey
 
 CALIBRATION_ONLY = "tuned_for_calibration_only"
 """The hint for a tuned lens that is little more than a temperature."""
@@ -182,11 +183,11 @@ def tuned_audit(
         positions: the prompt along its grid of positions, as `position_rows` gives it.
         last_layer: the headline lens' last layer beside the model's output.
     """
-    found = None if variants is None else rotation_vs_temperature(variant_rows(headline, tuned, variants))
+    comparison = None if variants is None else rotation_vs_temperature(variant_rows(headline, tuned, variants))
     return TunedAudit(
-        rotation_vs_temperature=found,
-        reason=NO_VARIANTS if found is None else None,
-        hint=None if found is None else found.hint(headline.lens),
+        rotation_vs_temperature=comparison,
+        reason=NO_VARIANTS if comparison is None else None,
+        hint=None if comparison is None else comparison.hint(headline.lens),
         positions=positions_audit(positions),
         head_mismatch=head_mismatch(headline, tuned, last_layer),
     )
@@ -226,8 +227,8 @@ def rotation_vs_temperature(rows: Sequence[VariantRow]) -> RotationVsTemperature
     """Quartiles and medians over layers; a layer that lacks a value is left out of what needs it."""
     whole = _known(gain_bits(row.baseline, row.tuned) for row in rows)
     return RotationVsTemperature(
-        rotation_bits=_quartiles(_known(gain_bits(row.baseline, row.rotation_only) for row in rows)),
-        temperature_bits=_quartiles(_known(gain_bits(row.baseline, row.temperature_only) for row in rows)),
+        rotation_bits=quartiles(_known(gain_bits(row.baseline, row.rotation_only) for row in rows)),
+        temperature_bits=quartiles(_known(gain_bits(row.baseline, row.temperature_only) for row in rows)),
         interaction_bits=median(_known(row.interaction_bits for row in rows)),
         tuned_bits=median(whole),
         n_layers=len(whole),
@@ -260,15 +261,12 @@ def position_rows(
         last_index: the prompt's last position, counted from 0.
     """
     grid = position_grid(last_index)
-    own = rows.filter(
-        pl.col("fact_index").eq_missing(pl.lit(primary.fact_index, dtype=pl.Int32)),
+    seen = primary.rows_of(rows).filter(
         pl.col("position").is_in(list(grid)),
         pl.col("lens").is_in([headline, "tuned"]),
-        prompt_id=primary.prompt_id,
-        prompt_variant=primary.prompt_variant,
     )
     columns = ("lens", "layer", "position", "kl_to_final_bits", "answer_rank", "entropy_bits")
-    placed = {(row["lens"], row["layer"], row["position"]): row for row in own.select(columns).iter_rows(named=True)}
+    placed = {(row["lens"], row["layer"], row["position"]): row for row in seen.select(columns).iter_rows(named=True)}
     places = [(layer, position) for layer in range(1, n_layers + 1) for position in grid]
     return tuple(
         PositionRow(
@@ -304,13 +302,13 @@ def head_mismatch(headline: Curve, tuned: Curve, last_layer: LastLayerRecord | N
 
     It is by construction, since the last layer has no translator; a lens that was fitted elsewhere may have one.
     """
-    own, other = headline.at(headline.n_layers), tuned.at(tuned.n_layers)
+    baseline, other = headline.at(headline.n_layers), tuned.at(tuned.n_layers)
     if other is None:
         return _no_mismatch("the tuned lens has no last row")
     kl = other["kl_to_final_bits"]
     if last_layer is None:
         return _no_mismatch("the last layer was not measured", kl)
-    if own is None or not all(_same(own[name], other[name]) for name in ("kl_to_final_bits", "entropy_bits")):
+    if baseline is None or not all(_same(baseline[name], other[name]) for name in ("kl_to_final_bits", "entropy_bits")):
         return _no_mismatch("the tuned lens' last row is not the headline lens' one, which alone was searched", kl)
     refined = last_layer.kl_after_temp_refined_bits is not None
     return HeadMismatch(
@@ -326,8 +324,8 @@ def _no_mismatch(reason: str, kl_bits: float | None = None) -> HeadMismatch:
     return HeadMismatch(kl_bits, None, None, None, reason)
 
 
-def _same(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and math.isclose(one, other, rel_tol=_SAME, abs_tol=_SAME)
+def _same(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and math.isclose(a, b, rel_tol=_SAME, abs_tol=_SAME)
 
 
 def _reading(row: Row | None) -> Reading:
@@ -336,7 +334,3 @@ def _reading(row: Row | None) -> Reading:
 
 def _known(values: Iterator[float | None]) -> list[float]:
     return [value for value in values if value is not None]
-
-
-def _quartiles(values: Sequence[float]) -> dict[str, float | None]:
-    return {f"p{round(100 * q)}": percentile(values, q) for q in QUARTERS}

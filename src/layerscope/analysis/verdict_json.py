@@ -4,16 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.analysis.milestones import Milestones
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 
 
 def verdict_text(verdict: Verdict, record: RunRecord) -> str:
     """What `verdict.json` holds: the milestones of the primary prompt under every lens, and all that follows."""
     lenses = record.protocol.lenses
-    said: dict[str, object] = {
+    document: dict[str, object] = {
         "run_id": record.run_id,
         "protocol": record.protocol.name,
         "model": record.model.id,
@@ -22,18 +22,20 @@ def verdict_text(verdict: Verdict, record: RunRecord) -> str:
         "diagnostics": verdict.diagnostics,
         "guidance": verdict.guidance,
     }
-    return json.dumps(plain(said), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def plain_milestones(found: Milestones) -> dict[str, dict[str, object]]:
+def plain_milestones(milestones: Milestones) -> dict[str, dict[str, object]]:
     """Milestones by name, without what their place says already."""
     return {
         name: {field.name: plain(getattr(m, field.name)) for field in fields(m) if field.name not in _KNOWN}
-        for name, m in found.items()
+        for name, m in milestones.items()
     }
 
 
-_KNOWN = ("name", "lens", "asked")
+_KNOWN = ("name", "lens", "prompt")
+_WRITTEN = {"prompt": "asked"}
+"""Fields that have another key in the file."""
 
 
 def plain(value: object) -> object:
@@ -49,7 +51,7 @@ def plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         derived = [name for name, member in vars(type(value)).items() if isinstance(member, property)]
         names = [*(field.name for field in fields(value)), *derived]
-        return {name: plain(getattr(value, name)) for name in names}
+        return {_WRITTEN.get(name, name): plain(getattr(value, name)) for name in names}
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):

@@ -1,25 +1,13 @@
-"""An audit for people and programs: lines for a terminal, JSON, and the report with remarks in it."""
+"""An audit for other programs as JSON, and for people as remarks in the report."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
-
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from layerscope.audit.audit import AuditResult
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.cited.markdown import plain
 
 CLAIM_SHOWN = 160
-_STYLE = {
-    Judgement.SUPPORTED: "green",
-    Judgement.ELSEWHERE: "yellow",
-    Judgement.CONTRADICTED: "red",
-    Judgement.UNRESOLVABLE: "magenta",
-    Judgement.UNDECIDED: "dim",
-}
 NEEDS_MENDING = (Judgement.CONTRADICTED, Judgement.ELSEWHERE, Judgement.UNRESOLVABLE)
 
 
@@ -28,39 +16,8 @@ def needs_mending(result: AuditResult) -> list[Finding]:
     return [finding for finding in result.findings if finding.judgement in NEEDS_MENDING]
 
 
-def audit_lines(name: str, result: AuditResult, *, everything: bool = False) -> Iterator[RenderableType]:
-    """What is to be mended, line by line, and the counts.
-
-    Args:
-        name: the report's.
-        result: the audit.
-        everything: list what is supported or undecided too.
-    """
-    shown = result.findings if everything else needs_mending(result)
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(justify="right", style="bold")
-    table.add_column(overflow="fold")
-    for finding in shown:
-        table.add_row(str(finding.line), _finding(finding))
-    if shown:
-        yield table
-        yield ""
-    counts = result.counts
-    said = ", ".join(f"{counts[judgement]} {judgement}" for judgement in Judgement if counts[judgement])
-    yield Text(f"audit · {name} · {said or 'no claim that could be checked'}")
-
-
-def _finding(finding: Finding) -> Text:
-    text = Text()
-    text.append(finding.judgement, style=_STYLE[finding.judgement])
-    text.append("  " + _cut(finding.claim))
-    text.append("\n" + finding.reason, style="dim")
-    if finding.correct is not None and finding.correct not in finding.reason:
-        text.append("\nright: " + _cut(finding.correct))
-    return text
-
-
-def _cut(text: str) -> str:
+def shortened(text: str) -> str:
+    """A claim in one line, cut where it is long."""
     flat = " ".join(text.split())
     return flat if len(flat) <= CLAIM_SHOWN else flat[: CLAIM_SHOWN - 3] + "..."
 
@@ -100,7 +57,6 @@ def annotated(text: str, result: AuditResult) -> str:
 
 
 def _remark(finding: Finding) -> str:
-    right = "" if finding.correct is None else f" Right: {plain(_cut(finding.correct))}."
-    return (
-        f"> **{finding.judgement}**, line {finding.line}: {plain(_cut(finding.claim))}. {plain(finding.reason)}{right}"
-    )
+    right = "" if finding.correct is None else f" Right: {plain(shortened(finding.correct))}."
+    claim = plain(shortened(finding.claim))
+    return f"> **{finding.judgement}**, line {finding.line}: {claim}. {plain(finding.reason)}{right}"

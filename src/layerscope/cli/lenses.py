@@ -351,7 +351,8 @@ class _Wanted:
 
 
 def _open(model: str | None, opening: _Opening) -> "layerscope.model.causal_lm.CausalLM":
-    from layerscope.model.causal_lm import BUNDLED, BUNDLED_ID, CausalLM
+    from layerscope.bundled import BUNDLED, BUNDLED_ID
+    from layerscope.model.causal_lm import CausalLM
 
     quieten_transformers()
     return CausalLM.open(

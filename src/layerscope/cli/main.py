@@ -109,7 +109,7 @@ def probe(
     with mistakes_in_one_sentence():
         parent = _usable(out)
         # Imported here, so that help and mistakes need not wait for the tensor library.
-        from layerscope.model.causal_lm import BUNDLED
+        from layerscope.bundled import BUNDLED
         from layerscope.probing.probe import probe as run_probe
 
         quieten_transformers()

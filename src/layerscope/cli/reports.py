@@ -15,7 +15,7 @@ from rich.text import Text
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.audit.audit_report import audit_report, beside, read_report_file
-from layerscope.audit.output import annotated, audit_json, audit_lines, needs_mending
+from layerscope.audit.output import annotated, audit_json, needs_mending
 from layerscope.cli.console import mistakes_in_one_sentence, print_line, print_parts, warn
 from layerscope.errors import RunError
 from layerscope.published.write.writer import write_published
@@ -32,6 +32,7 @@ from layerscope.report.synthesis.comparison_table import comparison_files, compa
 from layerscope.report.verify import Verified
 from layerscope.report.verify import verify as verify_run
 from layerscope.run_folder import read_run
+from layerscope.terminal.audit_lines import audit_lines
 from layerscope.view.page.view import write_view
 
 CROSS_MODELS = "evaluation-cross-models.md"

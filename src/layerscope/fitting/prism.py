@@ -25,18 +25,18 @@ from layerscope.fitting.session import (
     host_memory,
     leftovers_said,
     settings_record,
-    shortage_explained,
+    shortage_message,
     targets_at,
 )
 from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
 from layerscope.fitting.workspace import Workspace
-from layerscope.lens_record import FORMAT, SCHEMA_VERSION, LensRecord, PrismFit
+from layerscope.lens_record import FORMAT, SCHEMA_VERSION, LensRecord, PrismFit, utc_stamp
 from layerscope.lenses.lens import Lens
 from layerscope.lenses.lens_folder import FittedLens, prism_tensors, write_fitted_lens
 from layerscope.lenses.logit_lens import LogitLens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.placement import format_bytes
+from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.model.signature import model_signature
 from layerscope.progress import FitObserver, SilentFit
@@ -121,7 +121,11 @@ class _PrismFitter:
         """The pass, the map, what it is worth, and the sidecar."""
         device = self.model.placement.device
         with self.workspace.held():
-            with shortage_explained(self.model), reproducible(self.settings.seed, device), torch.inference_mode():
+            with (
+                shortage_explained(shortage_message(self.model)),
+                reproducible(self.settings.seed, device),
+                torch.inference_mode(),
+            ):
                 found, record = self._found()
             tensors = prism_tensors(found.mean, found.variance, found.rotation)
             sidecar = write_fitted_lens(self.out, record, tensors)
@@ -266,7 +270,7 @@ class _PrismFitter:
             format=FORMAT,
             schema_version=SCHEMA_VERSION,
             kind="prism",
-            created_utc=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            created_utc=utc_stamp(datetime.now(UTC)),
             weights_sha256="",
             model=model_signature(self.model),
             settings=settings_record(self.model, self.settings.seed),

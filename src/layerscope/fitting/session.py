@@ -1,15 +1,13 @@
 """What every fit shares: what its result depends on, and the model's own output at some positions."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerscope.errors import PlacementError
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head, Targets
 from layerscope.fitting.workspace import Workspace
@@ -35,20 +33,12 @@ def block_bytes(model: CausalLM, n_tokens: int, seq_len: int) -> int:
     return model.largest_block_bytes + 4 * n_tokens * (model.widest_activation + (model.n_heads or 0) * seq_len)
 
 
-@contextmanager
-def shortage_explained(model: CausalLM) -> Iterator[None]:
-    """Say in a sentence that memory ran out.
-
-    Raises:
-        PlacementError: it did, although the plan was within the budget.
-    """
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise PlacementError(
-            f"The memory of {model.placement.device} or of the machine ran out during the fit; give fewer --tokens, a "
-            "smaller --batch, or a smaller --memory, so that the text goes to the disk."
-        ) from error
+def shortage_message(model: CausalLM) -> str:
+    """What to say where a fit runs out of memory."""
+    return (
+        f"The memory of {model.placement.device} or of the machine ran out during the fit; give fewer --tokens, a "
+        "smaller --batch, or a smaller --memory, so that the text goes to the disk."
+    )
 
 
 def settings_record(model: CausalLM, seed: int) -> Settings:

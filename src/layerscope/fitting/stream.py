@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerscope.errors import PlacementError
+from layerscope.errors import NO_ROOM, PlacementError
 from layerscope.fitting.corpus import PARTS, Corpus
 from layerscope.lens_record import SplitName
 from layerscope.model.causal_lm import CausalLM
@@ -20,7 +20,6 @@ BATCH_TOKENS = 2048
 """Tokens that go through a block together."""
 CHUNK = 8192
 """Rows that are copied or summed at once."""
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_OFFERED = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
 """How a filesystem says that it cannot take room ahead."""
 
@@ -136,7 +135,7 @@ def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
             _take_room(file.fileno(), size)
     except OSError as error:
         path.unlink(missing_ok=True)
-        why = "there is no room for it" if error.errno in _NO_ROOM else "the file cannot be made"
+        why = "there is no room for it" if error.errno in NO_ROOM else "the file cannot be made"
         raise PlacementError(
             f"A buffer of {format_bytes(size)} should go to '{path.parent}', but {why} ({error.strerror}); give fewer "
             "--tokens, more --memory, or another --out."

@@ -29,7 +29,7 @@ from layerscope.fitting.session import (
     host_memory,
     leftovers_said,
     settings_record,
-    shortage_explained,
+    shortage_message,
     targets_at,
 )
 from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
@@ -43,11 +43,12 @@ from layerscope.lens_record import (
     SkipLayers,
     SplitName,
     TunedFit,
+    utc_stamp,
 )
 from layerscope.lenses.lens_folder import FittedLens, tuned_tensors, write_fitted_lens
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.placement import format_bytes
+from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.model.signature import model_signature
 from layerscope.progress import FitObserver, SilentFit
@@ -162,7 +163,7 @@ class _TunedFitter:
     def _passes(self) -> tuple[list[Fitted], Samples, Stream]:
         """What every layer came to, where it was measured, and how the text lay."""
         with (
-            shortage_explained(self.model),
+            shortage_explained(shortage_message(self.model)),
             reproducible(self.settings.seed, self.device),
             torch.inference_mode(),
             self._buffers() as folder,
@@ -326,7 +327,7 @@ class _TunedFitter:
             format=FORMAT,
             schema_version=SCHEMA_VERSION,
             kind="tuned",
-            created_utc=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            created_utc=utc_stamp(datetime.now(UTC)),
             weights_sha256="",
             model=model_signature(self.model),
             settings=settings_record(self.model, wish.seed),

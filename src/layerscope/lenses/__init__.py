@@ -1,7 +1,8 @@
 """Lenses: functions from a residual and its layer to the row that is unembedded."""
 
+from layerscope.lens_record import FITTED_NAMES
 from layerscope.lenses.binding import bind_lenses
-from layerscope.lenses.lens import FITTED_NAMES, LENS_NAMES, Lens, lens_names
+from layerscope.lenses.lens import LENS_NAMES, Lens, lens_names
 from layerscope.lenses.lens_folder import (
     FittedLens,
     find_lens_folders,

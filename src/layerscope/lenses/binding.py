@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from layerscope.errors import LensError
-from layerscope.lenses.lens import FITTED_NAMES, LENS_NAMES, Lens
+from layerscope.lens_record import FITTED_NAMES
+from layerscope.lenses.lens import LENS_NAMES, Lens
 from layerscope.lenses.lens_folder import FittedLens, prism_lens, tuned_lens
 from layerscope.lenses.lens_folder_check import prism_fit
 from layerscope.lenses.logit_lens import LogitLens, NextNormLens, RawLens

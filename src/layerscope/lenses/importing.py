@@ -20,6 +20,7 @@ from layerscope.lens_record import (
     ImportedFrom,
     LensRecord,
     TunedFit,
+    utc_stamp,
 )
 from layerscope.lenses.foreign_files import ForeignWeights, found_keys, neither, read_weights
 from layerscope.lenses.lens_folder import tuned_tensors
@@ -265,7 +266,7 @@ def _imported(
         format=FORMAT,
         schema_version=SCHEMA_VERSION,
         kind="tuned",
-        created_utc=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        created_utc=utc_stamp(datetime.now(UTC)),
         weights_sha256="",
         model=model,
         settings=None,

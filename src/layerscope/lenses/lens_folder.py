@@ -1,6 +1,5 @@
 """A fitted lens on disk: a folder with `lens.json`, what it is, and `lens.safetensors`, its weights."""
 
-import errno
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerscope.errors import LensError
+from layerscope.errors import NO_ROOM, LensError
 from layerscope.lens_record import FORMAT, SCHEMA_VERSION, FittedModel, Kind, LensFolder, LensRecord
 from layerscope.lenses.lens import Lens
 from layerscope.lenses.lens_folder_check import check_tensors, prism_fit, tuned_fit
@@ -29,7 +28,6 @@ from layerscope.unembedding import Norm
 
 RECORD_NAME = "lens.json"
 WEIGHTS_NAME = "lens.safetensors"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -322,7 +320,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
             raise taken
         partial.rename(path)
     except (OSError, SafetensorError) as error:
-        remedy = "make room on that disk" if _errno(error) in _NO_ROOM else "choose a folder that you may write to"
+        remedy = "make room on that disk" if _errno(error) in NO_ROOM else "choose a folder that you may write to"
         raise LensError(f"{path} could not be written ({error}), and nothing was left of it; {remedy}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, NumericError, TokenizerError
 from layerscope.model.architecture import Architecture, batches, describe, read_norm, reset_rope
 from layerscope.model.blockwise import run_blockwise
@@ -25,10 +26,6 @@ from layerscope.model.tokens import Tokens
 from layerscope.unembedding import Norm, Unembedding
 
 log = logging.getLogger(__name__)
-
-BUNDLED = Path(__file__).parent.parent / "reference_model"
-"""The small trained model that ships with the package."""
-BUNDLED_ID = "layerscope/reference"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Where a model computes, in which dtype, and within how much memory: decided and said before any work starts."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,19 @@ _UNITS = (
     | {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 )
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@contextmanager
+def shortage_explained(ran_out: str) -> Iterator[None]:
+    """Say in a sentence that memory ran out, although the plan was within the budget.
+
+    Raises:
+        PlacementError: it did.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise PlacementError(ran_out) from error
 
 
 @dataclass(frozen=True)

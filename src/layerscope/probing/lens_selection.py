@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError
-from layerscope.lens_record import Kind, LensRecord
+from layerscope.lens_record import FITTED_NAMES, Kind, LensRecord
 from layerscope.lenses import Lens, bind_lenses
 from layerscope.lenses.lens_folder import FittedLens, find_lens_of, look_for, read_fitted_lens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.tuned_lens import TunedLens
-from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.model.causal_lm import CausalLM
 from layerscope.model.signature import model_signature
 from layerscope.record import measured
 
 BUNDLED_LENSES = BUNDLED / "lenses"
 """Fitted lenses of the bundled model."""
-KINDS: tuple[Kind, ...] = ("tuned", "prism")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def choose_lenses(
         return Chosen(tuple(names if names is not None else default), {}, ())
     found: dict[str, FittedLens] = {}
     records = []
-    for kind in KINDS:
+    for kind in FITTED_NAMES:
         if names is None:
             looked = _if_there(model, kind, folder.resolve())
         elif kind in names:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import MemoryPlan, check_fits, format_bytes
 from layerscope.probing.encode import Encoded
-from layerscope.readout.decode import TOP_SET
+from layerscope.record.rows import TOP_SET
 from layerscope.suite import Suite
 
 SWEEP_BYTES = 1 << 30

@@ -10,10 +10,11 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from layerscope.errors import LensError, ModelError, PlacementError, SuiteError
-from layerscope.model.causal_lm import BUNDLED, CausalLM
+from layerscope.bundled import BUNDLED
+from layerscope.errors import LensError, ModelError, SuiteError
+from layerscope.model.causal_lm import CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
-from layerscope.model.placement import format_bytes
+from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.model.residuals import Residuals, read_residuals
 from layerscope.probing.encode import Encoded, encode
@@ -207,7 +208,11 @@ def _run_batches(
     record: MeasuredRecord | None = None
     temperatures: tuple[float | None, ...] | None = None
     device = model.placement.device
-    with _shortage_explained(device, parts), reproducible(settings.seed, device), torch.inference_mode():
+    ran_out = (
+        f"The memory of {device} ran out, although the plan of {format_bytes(planned_bytes(parts))} was within the "
+        "budget; give a smaller --memory, so that the work is cut into smaller parts."
+    )
+    with shortage_explained(ran_out), reproducible(settings.seed, device), torch.inference_mode():
         for i, part in enumerate(parts):
             here = encoded[part.prompts]
             with seconds.stage("forward_s"):
@@ -256,19 +261,3 @@ def _check(model: CausalLM, residuals: Residuals, logits: torch.Tensor) -> Ident
         logits,
         tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
     )
-
-
-@contextmanager
-def _shortage_explained(device: torch.device, parts: Sequence[Batch]) -> Iterator[None]:
-    """Say in a sentence that memory ran out.
-
-    Raises:
-        PlacementError: the plan fits the budget, but the device's memory runs out all the same.
-    """
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise PlacementError(
-            f"The memory of {device} ran out, although the plan of {format_bytes(planned_bytes(parts))} was within the "
-            "budget; give a smaller --memory, so that the work is cut into smaller parts."
-        ) from error

@@ -10,6 +10,7 @@ from typing import Literal
 import polars as pl
 import torch
 
+from layerscope.lens_record import utc_stamp
 from layerscope.lenses import Lens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.identity import Identity
@@ -83,7 +84,7 @@ def run_metadata(
         schema_version=SCHEMA_VERSION,
         source="layerscope",
         run_id=f"run-{created:%Y%m%d-%H%M%S}",
-        created_utc=created.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        created_utc=utc_stamp(created),
         layerscope_version=version("layerscope"),
         protocol=_protocol(settings),
         model=_model(model),

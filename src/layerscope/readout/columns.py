@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from layerscope.readout.contrast import Contrast
 from layerscope.readout.copying import Echo, copy_flags
-from layerscope.readout.decode import TOP_SET, Readout
+from layerscope.readout.decode import Readout
 from layerscope.readout.geometry import jaccard
 from layerscope.readout.prompt_query import Echoes, Shape
 from layerscope.record.protocol import Protocol
+from layerscope.record.rows import TOP_SET
 
 RATIO_EPSILON = 1e-9
 """Added to the echo mass before the answer's mass is divided by it."""

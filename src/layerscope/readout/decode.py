@@ -11,14 +11,13 @@ from torch import Tensor
 
 from layerscope.errors import NumericError
 from layerscope.readout.vocabulary import KL_FLOOR_NATS, VocabularyStatistics
+from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
 
 ROWS_PER_BLOCK = 1024
 """Rows multiplied at once: enough to reach the matrix product's peak."""
 TILE_BYTES = 4 << 20
 """Size of one block's logits: they are read about ten times while hot, so they should fit in a core's cache."""
-TOP_SET = 50
-"""Size of the top-k sets that overlaps and prompt masses are taken over, whatever is displayed."""
 
 
 @dataclass(frozen=True)

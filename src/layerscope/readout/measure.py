@@ -13,10 +13,11 @@ from torch import Tensor
 from layerscope.lenses import Lens
 from layerscope.readout.columns import AtNext, Columns
 from layerscope.readout.contrast import Contrast, Normaliser, contrast
-from layerscope.readout.decode import TOP_SET, Question, Readout, decode
+from layerscope.readout.decode import Question, Readout, decode
 from layerscope.readout.geometry import geometry, norm_ratio, row_residual_cosine
 from layerscope.readout.prompt_query import Echoes, PromptQuery, Shape
 from layerscope.record.protocol import Protocol
+from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
 
 PER_ROW = ("raw_resid_norm", "resid_norm_ratio", "delta_resid_cos", "any_nan", "any_inf")

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.readout.decode import TILE_BYTES, TOP_SET
+from layerscope.readout.decode import TILE_BYTES
 from layerscope.readout.geometry import jaccard
+from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from layerscope.record.prompt_key import PromptKey
+
 
 def _utc(text: str) -> str:
     if datetime.fromisoformat(text).utcoffset() != timedelta(0):
@@ -121,6 +123,11 @@ class PromptRecord(Part):
     decoded_positions: tuple[Count, ...] = Field(description="Positions that have rows, counted from 0.")
     answers: tuple[AlignmentRecord, ...] = Field(description="Accepted answers, the gold one first.")
     contrast: tuple[AlignmentRecord, ...] = Field((), description="Of a control: answers it is held against.")
+
+    @property
+    def key(self) -> PromptKey:
+        """What tells it apart from the others."""
+        return PromptKey(self.fact_index, self.prompt_id, self.prompt_variant)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "PromptRecord":

@@ -12,6 +12,8 @@ from layerscope.errors import RunError
 
 Values: TypeAlias = Sequence[Any] | NDArray[Any] | pl.Series
 """What a column may be given as: None (or, among floats, NaN) is an absent value; a list column may be a 2-d array."""
+TOP_SET = 50
+"""Size of the sets of likely tokens that overlaps and prompt masses are taken over; the `@50` of their columns."""
 _DataType: TypeAlias = Any
 """A `polars.DataType`, a class that beartype refuses to check because of its `repr`."""
 

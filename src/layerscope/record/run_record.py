@@ -14,12 +14,14 @@ from layerscope.record.parts import (
     Part,
     Positive,
     ProblemRecord,
+    PromptRecord,
     ProtocolRecord,
     ProvenanceRecord,
     SuiteRecord,
     TimingsRecord,
     Utc,
 )
+from layerscope.record.prompt_key import PromptKey
 
 SCHEMA_VERSION: Literal["2.1"] = "2.1"
 """Of `run.json` and `rows.parquet` together: the first number changes when an older reader would misread a folder."""
@@ -63,6 +65,10 @@ class RunRecord(Part):
     top_k: Positive | None = Field(None, description="Most likely tokens listed in each row.")
     timings: TimingsRecord | None = Field(None, description="How long the stages took.")
     problems: tuple[ProblemRecord, ...] = Field((), description="What was missing or damaged when files were read.")
+
+    def prompt(self, key: PromptKey | None) -> PromptRecord | None:
+        """A prompt as the model saw it; None where it is not recorded."""
+        return next((prompt for prompt in self.suite.prompts if prompt.key == key), None)
 
     @property
     def probabilities_stand(self) -> bool:

@@ -1,6 +1,5 @@
 """A folder that is there whole or not at all."""
 
-import errno
 import os
 import secrets
 import shutil
@@ -8,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layerscope.errors import RunError
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from layerscope.errors import NO_ROOM, RunError
 
 
 @contextmanager
@@ -70,7 +67,7 @@ def _taken(path: Path) -> RunError:
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         remedy = "make room on that disk, or choose a folder on another one"
     else:
         remedy = "choose a folder that you may write to"

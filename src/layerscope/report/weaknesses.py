@@ -3,9 +3,10 @@
 from layerscope.analysis import curve_shapes as shapes
 from layerscope.analysis.confirmation import NO_OTHER_LENS, Confirmation
 from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED
+from layerscope.record.milestone_names import STRONG, STRONG_RUN2
 from layerscope.report.cited.evidence import Evidence
 
-_STRONG = ("L_semantic_strong", "L_semantic_strong_run2")
+_STRONG = (STRONG, STRONG_RUN2)
 
 
 def weaknesses(evidence: Evidence) -> tuple[str, ...]:
@@ -19,7 +20,7 @@ def weaknesses(evidence: Evidence) -> tuple[str, ...]:
     if found.margin_ok_at_semantic is False:
         said.append("near uniform at the first rank 1")
     if found.semantic.name not in _STRONG:
-        unknown = own["L_semantic_strong"].reason in (NOT_MEASURED, NEVER_SEEN)
+        unknown = own[STRONG].reason in (NOT_MEASURED, NEVER_SEEN)
         said.append("strength not known" if unknown else "at no layer strong")
     said += _unconfirmed(found.confirmation)
     said += _place(evidence, found.semantic.layer, strong=found.semantic.name in _STRONG)

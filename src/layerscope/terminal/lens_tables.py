@@ -1,13 +1,13 @@
 """A fitted lens for a terminal: what it is worth layer by layer, what it is and fits, and several in a list."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from statistics import fmean
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from layerscope.analysis.curve_shapes import stretches
 from layerscope.lens_record import (
     CorpusRecord,
     ImportedFrom,
@@ -95,8 +95,7 @@ def held_out_means(record: LensRecord) -> tuple[float | None, float | None]:
 
 def ranges(layers: Sequence[int]) -> str:
     """Layers in ascending order as people write them: `0, 3-5`."""
-    runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in stretches(layers))
 
 
 # --- Layer by layer

@@ -9,16 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
-from layerscope.analysis.milestones import NOT_TO_THE_END, STABLE, Milestone, Milestones
+from layerscope.analysis.milestones import NOT_TO_THE_END, Milestone, Milestones
 from layerscope.errors import RunError
+from layerscope.record.milestone_names import CONFIRMED, ONSET, RANK_WITHIN, STABLE, MilestoneName, stable_twin
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.text import printable
 
 PROBLEMS_SHOWN = 10
-RANK_MILESTONES = ("L_semantic", "L_semantic_run2", "L_semantic_confirmed", "L_semantic_confirmed_any")
+RANK_MILESTONES = (ONSET, MilestoneName.ONSET_RUN2, CONFIRMED, MilestoneName.CONFIRMED_ANY)
 
 
 def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:
@@ -39,8 +39,8 @@ def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None 
     for place, asked in enumerate(record.suite.prompts, start=1):
         if prompt in (None, place) and record.ranks_stand:
             yield _title(asked, chosen, place)
-            yield _prompt_table(run, _rows_of(next_rows, asked), chosen)
-            yield Text(_onsets(_rows_of(next_rows, asked), asked, record.protocol.lenses), style="dim")
+            yield _prompt_table(run, asked.key.rows_of(next_rows), chosen)
+            yield Text(_onsets(asked.key.rows_of(next_rows), asked, record.protocol.lenses), style="dim")
             yield ""
     if prompt is None and record.ranks_stand:
         yield _summary(next_rows.filter(pl.col("lens") == chosen, pl.col("prompt_id") == "pos"))
@@ -65,7 +65,7 @@ def milestone_table(
     record = run.record
     chosen = _lens_of(record, lens)
     _check_prompt(record, prompt)
-    passes = [PromptKey(p.fact_index, p.prompt_id, p.prompt_variant) for p in record.suite.prompts]
+    passes = [p.key for p in record.suite.prompts]
     asked = run.milestones.primary if prompt is None else passes[prompt - 1]
     found = {} if asked is None else run.milestones.of(chosen, asked)
     if asked is None or not found:
@@ -141,7 +141,7 @@ def _milestones(found: Milestones, record: RunRecord) -> Table:
         if name.endswith(STABLE):
             continue
         if trusted or _rests_on_rank(name):
-            table.add_row(name, *_milestone_cells(first, found.get(name + STABLE), record.model.n_layers, trusted))
+            table.add_row(name, *_milestone_cells(first, found.get(stable_twin(name)), record.model.n_layers, trusted))
         else:
             table.add_row(name, ABSENT, ABSENT, ABSENT, "withheld", style="dim")
     return table
@@ -159,7 +159,7 @@ def _milestone_cells(first: Milestone, stable: Milestone | None, n_layers: int, 
 
 def _rests_on_rank(name: str) -> bool:
     """Whether a milestone is one of the answer's rank alone, which no missing scale or softcap changes."""
-    return name.startswith("first_rank_le_") or name in RANK_MILESTONES
+    return name.startswith(RANK_WITHIN) or name in RANK_MILESTONES
 
 
 def _summary(rows: pl.DataFrame) -> Text:
@@ -172,14 +172,6 @@ def _summary(rows: pl.DataFrame) -> Text:
     return Text(
         f"{last['is_answer'].sum()} of {len(last)} prompts answered at the last layer · first rank 1: {onset}",
         style="bold",
-    )
-
-
-def _rows_of(rows: pl.DataFrame, prompt: PromptRecord) -> pl.DataFrame:
-    return rows.filter(
-        pl.col("fact_index").eq_missing(prompt.fact_index)
-        & (pl.col("prompt_id") == prompt.prompt_id)
-        & (pl.col("prompt_variant") == prompt.prompt_variant)
     )
 
 

@@ -12,14 +12,26 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.confirmation import Confirmation
 from layerscope.analysis.consistency import OnsetGap
 from layerscope.analysis.curve import Row
-from layerscope.analysis.diagnostics import CONFIRMED, Diagnostics, Verdict, protocol_in_force
+from layerscope.analysis.curve_shapes import stretches
+from layerscope.analysis.diagnostics import Diagnostics, Verdict, protocol_in_force
 from layerscope.analysis.facts import NO_FILLER, Ablation, ControlSummary
 from layerscope.analysis.fitted_lens_audit import AttributedGain
 from layerscope.analysis.guidance import Guidance
 from layerscope.analysis.milestones import NEVER as HOLDS_NOWHERE
-from layerscope.analysis.milestones import NO_TWO, NOT_MEASURED, NOT_TO_THE_END, STABLE, Milestone, Milestones
+from layerscope.analysis.milestones import NO_TWO, NOT_MEASURED, NOT_TO_THE_END, Milestone, Milestones
 from layerscope.analysis.statistics import FEWEST, Summary, entropy_fraction
 from layerscope.record.measured import FittedLensRecord, HeldOutRecord, LastLayerRecord
+from layerscope.record.milestone_names import (
+    CONFIRMED,
+    ONSET,
+    STABLE,
+    STRONG,
+    STRONG_RUN2,
+    MilestoneName,
+    copy_soft,
+    rank_within,
+    stable_twin,
+)
 from layerscope.record.parts import HeadTransformRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
@@ -29,7 +41,7 @@ from layerscope.report.text import printable
 WIDTH = 80
 LABEL_WIDTH = 10
 TEXT_WIDTH = WIDTH - LABEL_WIDTH - 1
-ONSET, RANK_1, STRONG, STRONG_RUN2 = "L_semantic", "first_rank_le_1", "L_semantic_strong", "L_semantic_strong_run2"
+RANK_1 = rank_within(1)
 NEVER = "never"
 
 
@@ -91,11 +103,7 @@ class VerdictText:
         self.own = found.milestones.of()
         self.curve = found.curves.get(found.diagnostics.primary, found.diagnostics.headline)
         self.trusted, self.ranked = record.probabilities_stand, record.ranks_stand
-        asked = found.diagnostics.primary
-        self.prompt = next(
-            (p for p in record.suite.prompts if asked and (p.fact_index, p.prompt_id, p.prompt_variant)
-             == (asked.fact_index, asked.prompt_id, asked.prompt_variant)), None,
-        )  # fmt: skip
+        self.prompt = record.prompt(found.diagnostics.primary)
 
     @property
     def onset(self) -> Milestone:
@@ -182,14 +190,14 @@ class VerdictText:
 
     def _onset(self) -> str:
         """First against stable crossing."""
-        first, stable = self.onset.layer, self.own[self.onset.name + STABLE].layer
+        first, stable = self.onset.layer, self.own[stable_twin(self.onset.name)].layer
         if stable is None:
             said = f"rank 1 first at layer {first}, which does not hold to the last layer"
         elif stable == first:
             said = f"rank 1 at every layer from {first} on"
         else:
             said = f"rank 1 first at layer {first}, but at every layer only from {stable} on"
-        strong, kept = self.own[STRONG].layer, self.own[STRONG + STABLE].layer
+        strong, kept = self.own[STRONG].layer, self.own[stable_twin(STRONG)].layer
         if not self.trusted or strong is None or strong == kept:
             return said
         return f"{said}; strong {'not to the last layer' if kept is None else f'at every layer from {kept} on'}"
@@ -289,10 +297,10 @@ class VerdictText:
     def _copying(self) -> str:
         early = {True: "layers 0 to 3 echo the prompt: an early reflex", False: "no echo in layers 0 to 3"}
         reflex = f"; {early[self.diagnostics.copies_early]}" if self.diagnostics.copies_early is not None else ""
-        copy, onset = self.own.get("L_copy"), self.onset.layer
+        copy, onset = self.own.get(MilestoneName.COPY), self.onset.layer
         if copy is None or copy.reason == NOT_MEASURED:
             return f"not measured{reflex}"
-        soft = [self.own[f"L_copy_soft_k{k}"].layer for k in self.thresholds.copy_soft_windows]
+        soft = [self.own[copy_soft(k)].layer for k in self.thresholds.copy_soft_windows]
         first_soft = min((layer for layer in soft if layer is not None), default=None)
         base = first_soft if copy.layer is None else copy.layer
         if base is None:
@@ -399,13 +407,9 @@ def confirmed(found: Confirmation, headline: str) -> str:
 
 def layers(numbers: Sequence[int]) -> str:
     """Layers in words, three neighbours or more drawn together: `layers 4 to 6 and 9`."""
-    runs: list[list[int]] = []
-    for layer in sorted(numbers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    parts = [part for run in runs for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))]
+    parts = [
+        part for run in stretches(numbers) for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
+    ]
     listed = ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
     return f"layer{'' if len(numbers) == 1 else 's'} {listed}"
 
@@ -550,7 +554,7 @@ _CRITERIA = {"A": "gain", "B": "ranks", "C": "last layer", "D": "loss"}
 """Criteria of acceptance in a word."""
 
 
-_RANK_COLUMNS = {"rank 1": ONSET, "stable": ONSET + STABLE, "rank 1 x 2": "L_semantic_run2"}
+_RANK_COLUMNS = {"rank 1": ONSET, "stable": stable_twin(ONSET), "rank 1 x 2": MilestoneName.ONSET_RUN2}
 """Milestones that rest on ranks alone, by the header of their column."""
 
 
@@ -559,11 +563,11 @@ def lens_columns(thresholds: Thresholds) -> dict[str, str]:
     kl = thresholds.kl_to_final_bits[0]
     return {
         "rank 1": ONSET,
-        "stable": ONSET + STABLE,
+        "stable": stable_twin(ONSET),
         "strong": STRONG,
         "strong x 2": STRONG_RUN2,
         f"KL <= {kl:g}": f"first_kl_below_{kl:.1f}",
-        f"entropy <= {thresholds.entropy_collapse_bits:g}": "L_copy_H",
+        f"entropy <= {thresholds.entropy_collapse_bits:g}": MilestoneName.LOW_ENTROPY,
     }
 
 

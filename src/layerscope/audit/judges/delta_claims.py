@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
+from layerscope.analysis.percentiles import QUARTER_NAMES
 from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, clause
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.numbers import NUMBER, Number
 
-QUARTERS = ("p25", "p50", "p75")
 TELLING_BITS = 0.05
 """A gain or loss below this has no sign worth judging."""
 
@@ -88,10 +88,10 @@ def _matching(assertion: Assertion, printed: Sequence[str]) -> _Known | None:
 def _known(assertion: Assertion) -> Iterator[_Known]:
     diagnostics = assertion.evidence.verdict.diagnostics
     for lens, audit in diagnostics.sidecars.items():
-        values = [None if (pair := audit.kl_bits_at_percentiles.get(q)) is None else pair.delta for q in QUARTERS]
+        values = [None if (pair := audit.kl_bits_at_percentiles.get(q)) is None else pair.delta for q in QUARTER_NAMES]
         yield from _complete(lens, "all", values)
     if diagnostics.attribution is not None:
-        parts = [diagnostics.attribution.percentiles.get(q) for q in QUARTERS]
+        parts = [diagnostics.attribution.percentiles.get(q) for q in QUARTER_NAMES]
         yield from _complete("tuned", "temperature", [None if p is None else p.temperature_bits for p in parts])
         yield from _complete("tuned", "rotation", [None if p is None else p.rotation_bits for p in parts])
 

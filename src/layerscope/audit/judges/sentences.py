@@ -11,6 +11,7 @@ from layerscope.audit.lookup.key_matching import name_parts
 from layerscope.audit.parse.plain_text import plain as typed
 from layerscope.audit.parse.plain_text import token_meant
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, QUANTITIES, REACH, plain
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName, copy_soft
 from layerscope.report.cited.claims import Citation, Claim, value_text
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.numbers import ENDS, NUMBER, Number
@@ -65,13 +66,13 @@ _WHERE = (
 _BOUND = r"(?P<bound>\d+(?:\.\d+)?)"
 _BETTER = r"(?:\s+or\s+(?:better|less|lower|below))?"
 _SEMANTIC = (
-    "L_semantic",
-    "L_semantic_strong",
-    "L_semantic_strong_run2",
-    "L_semantic_run2",
-    "L_semantic_confirmed",
-    "L_semantic_margin_ok",
-    "L_semantic_top2_ok",
+    ONSET,
+    STRONG,
+    STRONG_RUN2,
+    MilestoneName.ONSET_RUN2,
+    CONFIRMED,
+    MilestoneName.MARGIN_OK,
+    MilestoneName.TOP2_OK,
 )
 
 
@@ -118,10 +119,10 @@ _WORDINGS = (
     ),
     _Wording(r"\bbecomes?\s+readable(?:\s+first)?", _SEMANTIC),
     _Wording(r"\bsemantic layer", _SEMANTIC),
-    _Wording(r"\bconfirmed(?:\s+semantic(?:s|\s+layer))?", ("L_semantic_confirmed",)),
-    _Wording(r"\bsurface[- ]to[- ]meaning(?:\s+(?:crossover|transition|layer))?", ("L_surface_to_meaning",)),
-    _Wording(r"\bgeometric(?:al)?\s+(?:crossover|transition|layer)", ("L_geom",)),
-    _Wording(r"\btop-?k\s+decay(?:\s+layer)?", ("L_topk_decay",)),
+    _Wording(r"\bconfirmed(?:\s+semantic(?:s|\s+layer))?", (CONFIRMED,)),
+    _Wording(r"\bsurface[- ]to[- ]meaning(?:\s+(?:crossover|transition|layer))?", (MilestoneName.SURFACE_TO_MEANING,)),
+    _Wording(r"\bgeometric(?:al)?\s+(?:crossover|transition|layer)", (MilestoneName.GEOMETRY,)),
+    _Wording(r"\btop-?k\s+decay(?:\s+layer)?", (MilestoneName.TOPK_DECAY,)),
 )
 _MILESTONES = tuple(
     (wording, re.compile(form, re.IGNORECASE))
@@ -366,8 +367,8 @@ def copies(assertion: Assertion) -> Iterator[Finding]:
     """`no copy layer`: the prompt's own tokens lead at no layer, strictly, softly, or either way."""
     for match in _NO_COPY.finditer(assertion.text):
         kind = (match["kind"] or "").strip().lower()
-        names = ["L_copy"] if kind != "soft" else []
-        names += [f"L_copy_soft_k{k}" for k in (1, 2, 3)] if kind != "strict" else []
+        names: list[str] = [MilestoneName.COPY] if kind != "soft" else []
+        names += [copy_soft(k) for k in (1, 2, 3)] if kind != "strict" else []
         meant, _ = _lenses(assertion, match)
         if not assertion.alone or assertion.is_elsewhere(*match.span()) or meant != (assertion.evidence.headline,):
             continue

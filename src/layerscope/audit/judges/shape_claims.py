@@ -25,6 +25,7 @@ from layerscope.audit.parse.vocabulary import (
     sentence,
     spans,
 )
+from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited.claims import value_text
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.numbers import ENDS, NUMBER, Number
@@ -213,7 +214,7 @@ def peaks(assertion: Assertion) -> Iterator[Finding]:
 
 def _peak(assertion: Assertion, match: re.Match[str], column: str, around: str) -> Iterator[Finding]:
     layer_text = next((group for group in match.groups()[::-1] if group and group.isdigit()), None)
-    semantic = assertion.evidence.verdict.milestones.of().get("L_semantic")
+    semantic = assertion.evidence.verdict.milestones.of().get(ONSET)
     start = semantic.layer if semantic is not None and re.search(r"after L_sem|post-sem", around, re.I) else None
     if start is None and re.search(r"\b(?:after|before|until|beyond|between|early|mid|late|pre|local)\b", around, re.I):
         return

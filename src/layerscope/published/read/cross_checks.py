@@ -7,10 +7,12 @@ from itertools import pairwise
 
 from layerscope.published.dialect import Fault
 from layerscope.published.layout import HEADLINE, Value
-from layerscope.published.read.csv_table import PRIMARY, PromptKey, TableRow, TableRows, in_words, note
+from layerscope.published.read.csv_table import PRIMARY, TableRow, TableRows, in_words, note
 from layerscope.published.read.document import Block
 from layerscope.published.read.merge import Tables
+from layerscope.record.milestone_names import ONSET
 from layerscope.record.parts import ProblemRecord
+from layerscope.record.prompt_key import PromptKey
 
 _BETWEEN_TABLES = 1e-6
 """Relative difference that tables may have: they were written from the same numbers."""
@@ -37,7 +39,9 @@ def in_place(table: TableRows, last: Mapping[PromptKey, int], at_end: bool, prob
         if row.position is None or row.position == end or (not at_end and end is not None and row.position < end):
             kept.append(row)
         else:
-            said = f"{row.prompt} is at position {row.position} here and ends at {end} elsewhere; left out, {_MIXED}"
+            said = (
+                f"{row.prompt.label} is at position {row.position} here and ends at {end} elsewhere; left out, {_MIXED}"
+            )
             faults.append(Fault(row.number, said))
     note(problems, table.file, faults)
     return replace(table, rows=tuple(kept))
@@ -52,7 +56,7 @@ def check_completeness(
         by_prompt: dict[PromptKey, list[TableRow]] = {}
         for row in table.rows:
             by_prompt.setdefault(row.prompt, []).append(row)
-        faults = [Fault(None, f"has no rows of {p}, which other tables have") for p in last if p not in by_prompt]
+        faults = [Fault(None, f"has no rows of {p.label}, which other tables have") for p in last if p not in by_prompt]
         top = max((row.layer for row in table.rows), default=None)
         if top is None:
             faults.append(Fault(None, "has no rows that could be read"))
@@ -80,7 +84,7 @@ def _missing_layers(prompt: PromptKey, rows: list[TableRow], layers: range) -> l
         some = len(positions) < len(places)
         where = f" at {_plural('position', [at for at in positions if at is not None])}" if some else ""
         before = [row.number for row in rows if row.layer < those[0]]
-        said = f"{prompt} lacks {_plural('layer', those)}{where}"
+        said = f"{prompt.label} lacks {_plural('layer', those)}{where}"
         faults.append(Fault(max(before, default=None), f"{said}, expected after this row" if before else said))
     return faults
 
@@ -97,7 +101,7 @@ def _missing_positions(by_prompt: Mapping[PromptKey, list[TableRow]], last: Mapp
         gaps = [(one + 1, other - 1) for one, other in pairwise([-1, *have, end + 1]) if other - one > 1]
         if gaps and have != [end]:
             ranges = ", ".join(f"{first} to {final}" for first, final in gaps[:20])
-            said.append(f"{prompt} lacks positions {ranges}")
+            said.append(f"{prompt.label} lacks positions {ranges}")
     more = f", and {len(said) - 1} other prompts lack some too" if len(said) > 1 else ""
     return [Fault(None, said[0] + more)] if said else []
 
@@ -131,8 +135,9 @@ def _compare(
     if different:
         match, row = different[0]
         said = (
-            f"{row.prompt}, layer {row.layer}: `{others_column}` is {row.values[others_column]}, but `{its_column}` is "
-            f"{match.values[its_column]} in {one.file}, row {match.number}; {len(different)} rows differ so; {_MIXED}"
+            f"{row.prompt.label}, layer {row.layer}: `{others_column}` is {row.values[others_column]}, but "
+            f"`{its_column}` is {match.values[its_column]} in {one.file}, row {match.number}; "
+            f"{len(different)} rows differ so; {_MIXED}"
         )
         note(problems, other.file, [Fault(row.number, said)])
 
@@ -157,8 +162,8 @@ def check_json(document: Block, tables: Tables, n_layers: int, problems: list[Pr
         if not _near(row.values.get("teacher_entropy_bits"), entropy, _OF_ENTROPIES, _OF_ENTROPIES):
             _contradiction(document, "final_prediction.entropy", entropy, norm, row, "teacher_entropy_bits", problems)
             break
-    if "L_semantic" in diagnostics.members and set(rows) == set(range(n_layers + 1)):
-        _check_onset(diagnostics.whole("L_semantic"), norm, list(rows.values()), document.file, problems)
+    if ONSET in diagnostics.members and set(rows) == set(range(n_layers + 1)):
+        _check_onset(diagnostics.whole(ONSET), norm, list(rows.values()), document.file, problems)
 
 
 def _check_onset(

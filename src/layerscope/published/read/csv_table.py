@@ -6,25 +6,14 @@ from pathlib import Path
 
 import polars as pl
 
+from layerscope.analysis.curve_shapes import stretches
 from layerscope.published.dialect import Fault, Sheet, parse
 from layerscope.published.layout import GENERATION_M, Dialect, TableColumn, Value
 from layerscope.record.parts import ProblemRecord
+from layerscope.record.prompt_key import PromptKey
 
 ROW = "data row"
 """In a frame: which data row of the file it was, counted from 0."""
-
-
-@dataclass(frozen=True)
-class PromptKey:
-    """One prompt: what rows of all tables and lenses are matched by."""
-
-    fact_index: int | None
-    prompt_id: str
-    prompt_variant: str
-
-    def __str__(self) -> str:
-        fact = "" if self.fact_index is None else f" of fact {self.fact_index}"
-        return f"{self.prompt_id}/{self.prompt_variant}{fact}"
 
 
 PRIMARY = PromptKey(0, "pos", "orig")
@@ -61,15 +50,9 @@ class TableRows:
 
 def in_words(numbers: Iterable[int]) -> str:
     """`2, 5 to 7` of 2, 5, 6, 7; the ranges beyond twenty are counted alone."""
-    ranges: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    said = [f"{first}" if first == last else f"{first} to {last}" for first, last in ranges]
-    more = f" and {len(said) - 20} more" if len(said) > 20 else ""
-    return ", ".join(said[:20]) + more
+    ranges = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in stretches(numbers)]
+    more = f" and {len(ranges) - 20} more" if len(ranges) > 20 else ""
+    return ", ".join(ranges[:20]) + more
 
 
 def note(problems: list[ProblemRecord], file: str, faults: Iterable[Fault]) -> None:
@@ -235,7 +218,7 @@ def _placed(frame: pl.DataFrame, has_facts: bool) -> tuple[list[TableRow], list[
         key = (prompt, row.layer, row.position)
         if key in seen:
             where = f"layer {row.layer}" + ("" if row.position is None else f", position {row.position}")
-            faults.append(Fault(number, f"{prompt} has {where} a second time; the first one was kept"))
+            faults.append(Fault(number, f"{prompt.label} has {where} a second time; the first one was kept"))
             continue
         seen.add(key)
         rows.append(row)

@@ -10,11 +10,12 @@ from typing import TypeAlias
 
 from layerscope.published.dialect import Fault, Sheet
 from layerscope.published.layout import GENERATION_M, HEADLINE, TableColumn, Value
-from layerscope.published.read.csv_table import PRIMARY, PromptKey, frame_of, header_faults, note, sheet_of
+from layerscope.published.read.csv_table import PRIMARY, frame_of, header_faults, note, sheet_of
 from layerscope.published.read.document import Block
 from layerscope.published.read.merge import Merged
 from layerscope.record.measured import FittedLensRecord, PrismFitRecord, TunedFitRecord, TunedVariantsRecord
 from layerscope.record.parts import ProblemRecord
+from layerscope.record.prompt_key import PromptKey
 
 _STATUS = {"loaded": "loaded", "missing": "missing", "disabled": "off", "error": "refused"}
 """What a record calls a published status."""

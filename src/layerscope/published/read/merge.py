@@ -8,8 +8,9 @@ import polars as pl
 
 from layerscope.published.dialect import Fault
 from layerscope.published.layout import HEADLINE, TableColumn, Value
-from layerscope.published.read.csv_table import PRIMARY, PromptKey, TableRow, TableRows, note
+from layerscope.published.read.csv_table import PRIMARY, TableRow, TableRows, note
 from layerscope.record.parts import ProblemRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.record.rows import COLUMNS, rows_frame
 
@@ -143,7 +144,7 @@ def _tokens(records: Iterable[TableRows], problems: list[ProblemRecord]) -> dict
             token = str(row.values["token"] or "")
             first = tokens.setdefault((row.prompt, row.position), token)
             if token != first:
-                said = f"the input token of {row.prompt} at position {row.position} is not the same in all rows"
+                said = f"the input token of {row.prompt.label} at position {row.position} is not the same in all rows"
                 faults.append(Fault(row.number, f"{said} ({first!r} was kept); files of two runs may be mixed"))
         note(problems, table.file, faults)
     return tokens
@@ -191,7 +192,7 @@ def _add_rawlens(merged: Merged, table: TableRows, problems: list[ProblemRecord]
     for row in table.rows:
         position = merged.last.get(row.prompt)
         if position is None:
-            said = f"no other table says at which position {row.prompt} ends, so its rows were left out"
+            said = f"no other table says at which position {row.prompt.label} ends, so its rows were left out"
             faults.append(Fault(row.number, said))
             continue
         for lens in ("raw", HEADLINE):

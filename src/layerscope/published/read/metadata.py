@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from layerscope.errors import RunError
 from layerscope.published.layout import HEADLINE, PUBLISHED_LENS_NAMES, stem_of
-from layerscope.published.read.csv_table import PRIMARY, PromptKey
+from layerscope.published.read.csv_table import PRIMARY
 from layerscope.published.read.document import Block
 from layerscope.published.read.merge import FromJson, Merged
 from layerscope.record.measured import (
@@ -30,6 +30,7 @@ from layerscope.record.parts import (
     ProvenanceRecord,
     SuiteRecord,
 )
+from layerscope.record.prompt_key import PromptKey
 
 CONTROL = PromptKey(None, "ctl", "orig")
 _TOO_MANY_LAYERS = 10_000

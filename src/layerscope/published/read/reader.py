@@ -38,13 +38,14 @@ from layerscope.published.manifest import check_manifest
 from layerscope.published.read import cross_checks as agreement
 from layerscope.published.read import fitted_lenses as fitted
 from layerscope.published.read import metadata
-from layerscope.published.read.csv_table import PromptKey, TableRows, check_table, note, read_table
+from layerscope.published.read.csv_table import TableRows, check_table, note, read_table
 from layerscope.published.read.document import Block, generation_of, read_document
 from layerscope.published.read.extended import read_extended
 from layerscope.published.read.fitted_lenses import AuditTable, read_audit
 from layerscope.published.read.merge import Merged, Tables, frame_of_rows, last_positions, merge
 from layerscope.record.measured import MeasuredRecord
 from layerscope.record.parts import ModelRecord, ProblemRecord, ProtocolRecord, SuiteRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.record.run_record import SCHEMA_VERSION, RunRecord
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis import tuned_audit
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, PromptKey, Row
+from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.milestones import Milestone
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.tuned_audit import Reading
@@ -30,8 +30,10 @@ from layerscope.published.layout import (
     value_of,
 )
 from layerscope.published.write.json_fitted_lenses import has_raw_tables, has_variants, is_read
-from layerscope.published.write.json_source import ONSET, Source, label_of
+from layerscope.published.write.json_source import Source, label_of
 from layerscope.published.write.json_summary import row_in_pass, softest_copy
+from layerscope.record.milestone_names import ONSET
+from layerscope.record.prompt_key import PromptKey
 
 NEXT_LISTED, VERBOSE_LISTED = 5, 20
 """Tokens that a published row lists: at most positions, and at those that matter."""
@@ -176,7 +178,7 @@ def _window_rows(source: Source) -> Iterator[dict[str, Value]]:
     columns = columns_of(RAWLENS_WINDOW, source.dialect)
     for asked, curve in _curves(source, source.headline):
         raw = source.run.verdict.curves.get(asked, "raw")
-        centres = raw_audit.window_centres(source.run.milestones.of(asked=asked))
+        centres = raw_audit.window_centres(source.run.milestones.of(prompt=asked))
         window = raw_audit.window_check(curve, raw, centres, source.found.raw_sample)
         for layer in window.layers_checked:
             kl = curve.value("kl_norm_vs_raw_bits", layer)

@@ -68,7 +68,7 @@ def _survival(source: Source) -> Tree:
 
 
 def _answers(source: Source) -> Tree:
-    primary = source.prompt(source.found.primary)
+    primary = source.record.prompt(source.found.primary)
     aligned = pointer("diagnostics", "gold_alignment_prompts", 0)
     return {
         "gold_alignment": aligned if source.extended and primary else tree_prompts.gold_alignment(primary),

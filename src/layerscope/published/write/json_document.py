@@ -51,7 +51,7 @@ def _published(source: Source) -> Tree:
         "micro_suite": {key: _inner(suite, (key,)) for key in ("facts", "aggregates")},
         "measurement_guidance": measurement_guidance(source),
         "evaluation_pack": evaluation_pack(source),
-        "gold_answer": tree_prompts.gold_answer(source.prompt(source.found.primary)),
+        "gold_answer": tree_prompts.gold_answer(source.record.prompt(source.found.primary)),
     }
 
 

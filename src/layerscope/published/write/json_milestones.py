@@ -7,11 +7,14 @@ from layerscope.analysis.milestones import (
     Milestones,
     copies_early,
     entropy_drop_bits,
+    layer_of,
+    layers_between,
     rest_mass_peak,
 )
 from layerscope.analysis.percentiles import QUARTERS, depth_fraction, percentile
 from layerscope.analysis.raw_comparison import CopyThresholds
-from layerscope.published.write.json_source import ONSET, Source, Tree, label_of, layer_of, less
+from layerscope.published.write.json_source import Source, Tree, label_of
+from layerscope.record.milestone_names import ONSET
 from layerscope.record.protocol import Thresholds
 
 COPY_WINDOW_K = 1
@@ -24,13 +27,13 @@ def first_crossings(own: Milestones, t: Thresholds) -> Tree:
     """Where one curve copies, has the answer on top, and nears the model's own output."""
     copy, semantic = layer_of(own, "L_copy"), layer_of(own, ONSET)
     soft = {k: layer_of(own, f"L_copy_soft_k{k}") for k in t.copy_soft_windows}
-    deltas = {k: less(semantic, layer) for k, layer in soft.items()}
+    deltas = {k: layers_between(semantic, layer) for k, layer in soft.items()}
     windows = list(t.copy_soft_windows)
     return {
         "L_copy": copy,
         "L_copy_H": layer_of(own, "L_copy_H"),
         "L_semantic": semantic,
-        "delta_layers": less(semantic, copy),
+        "delta_layers": layers_between(semantic, copy),
         "copy_thresh": t.copy_collapse,
         "copy_window_k": COPY_WINDOW_K,
         "copy_match_level": COPY_MATCH_LEVEL,
@@ -48,7 +51,7 @@ def first_crossings(own: Milestones, t: Thresholds) -> Tree:
                 "L_copy_soft": {f"k{k}": layer for k, layer in soft.items()},
             },
             "deltas": {
-                "Δ_sem_minus_copy_strict": less(semantic, copy),
+                "Δ_sem_minus_copy_strict": layers_between(semantic, copy),
                 "Δ_sem_minus_copy_soft": {f"k{k}": delta for k, delta in deltas.items()},
             },
         },

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from layerscope.published.write.json_source import Source, Tree, prompt_key_of
+from layerscope.published.write.json_source import Source, Tree
 from layerscope.record.measured import PredictionRecord
 from layerscope.record.parts import AlignmentRecord, PromptRecord
 
 
 def primary_prompt(source: Source) -> Tree:
     """The block `prompt`."""
-    prompt = source.prompt(source.found.primary)
+    prompt = source.record.prompt(source.found.primary)
     gold = _gold(prompt)
     return {
         "type": "prompt",
@@ -58,11 +58,9 @@ def gold_alignment(prompt: PromptRecord | None) -> Tree | None:
 def aligned_prompts(source: Source) -> list[PromptRecord]:
     """Every prompt in the order of `gold_alignment_prompts`: the primary one, controls, then all others."""
     prompts = source.record.suite.prompts
-    first = [prompt for prompt in prompts if prompt_key_of(prompt) == source.found.primary]
+    first = [prompt for prompt in prompts if prompt.key == source.found.primary]
     controls = [prompt for prompt in prompts if prompt.prompt_id != "pos"]
-    others = [
-        prompt for prompt in prompts if prompt.prompt_id == "pos" and prompt_key_of(prompt) != source.found.primary
-    ]
+    others = [prompt for prompt in prompts if prompt.prompt_id == "pos" and prompt.key != source.found.primary]
     return [*first, *controls, *others]
 
 

@@ -4,6 +4,7 @@ import re
 
 from layerscope.published.layout import RECORD_KEY
 from layerscope.published.write.json_source import Source, Tree, label_of, pointer
+from layerscope.record.rows import TOP_SET
 
 N_CTX = 2048
 """Prompt length up to which the published tool opened most models, whatever they can read; not one of ours."""
@@ -27,8 +28,6 @@ ROTARY, LEARNED = "token_only_rotary_model", "additive_pos_embed_included"
 """Whether layer 0 is the token's embedding alone, or that plus its position's."""
 LEARNED_POSITIONS = frozenset({"gpt2", "opt"})
 """Families that add an embedding of the position."""
-TOP_SET = 50
-"""Size of the sets of most likely tokens that surface diagnostics look at."""
 
 
 def model_stats(source: Source) -> Tree:
@@ -49,7 +48,7 @@ def settings(source: Source) -> Tree:
     """How the run was made, in the format's own words."""
     record = source.record
     machine, measured = record.provenance, record.measured
-    prompt = source.prompt(source.found.primary)
+    prompt = source.record.prompt(source.found.primary)
     gold = None if prompt is None or not prompt.answers else prompt.answers[0].string
     computed = None if machine is None else machine.dtype_compute
     unembedded = None if machine is None else machine.dtype_unembed

@@ -6,19 +6,17 @@ from functools import cached_property
 from typing import TypeAlias
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
-from layerscope.analysis.milestones import Milestones
+from layerscope.analysis.milestones import Milestones, layer_of
 from layerscope.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of
+from layerscope.record.milestone_names import ONSET
 from layerscope.record.parts import PromptRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
 
 Tree: TypeAlias = dict[str, object]
 """An object of the JSON."""
-
-ONSET = "L_semantic"
-"""The one milestone whose published name says the lens wherever other milestones stand beside it."""
 
 
 def pointer(*keys: str | int) -> str:
@@ -29,16 +27,6 @@ def pointer(*keys: str | int) -> str:
 def label_of(lens: str) -> str:
     """What a lens is called in keys and cells; published files say `norm` for the next block's norm."""
     return PUBLISHED_LENS_NAMES.get(lens, lens)
-
-
-def layer_of(own: Milestones, name: str) -> int | None:
-    """The layer of a milestone; None where it has none, or was not looked for."""
-    return own[name].layer if name in own else None
-
-
-def less(later: int | None, earlier: int | None) -> int | None:
-    """Layers from one to the other; None without both."""
-    return None if later is None or earlier is None else later - earlier
 
 
 @dataclass(frozen=True)
@@ -107,7 +95,7 @@ class Source:
         return layer_of(self.own, name)
 
     def named(self, milestone: str) -> str:
-        """A milestone of the headline lens as keys and cells call it."""
+        """A milestone of the headline lens as keys and cells call it; the onset alone says the lens there."""
         return f"{ONSET}_{self.label}" if milestone == ONSET else milestone
 
     def summarised_lenses(self) -> Iterator[tuple[str, Curve, Milestones]]:
@@ -120,16 +108,7 @@ class Source:
             if curve is not None:
                 yield label_of(lens), curve, self.run.milestones.of(lens)
 
-    def prompt(self, asked: PromptKey | None) -> PromptRecord | None:
-        """What the record says of a prompt."""
-        return next((found for found in self.record.suite.prompts if prompt_key_of(found) == asked), None)
-
     @cached_property
     def control(self) -> PromptRecord | None:
         """The control; None where the suite has none."""
         return next((found for found in self.record.suite.prompts if found.prompt_id != "pos"), None)
-
-
-def prompt_key_of(prompt: PromptRecord) -> PromptKey:
-    """What tells a prompt apart."""
-    return PromptKey(prompt.fact_index, prompt.prompt_id, prompt.prompt_variant)

@@ -11,8 +11,9 @@ from layerscope.published.layout import (
     csv_name,
 )
 from layerscope.published.write.json_fitted_lenses import TUNED, has_raw_tables, has_variants, is_read
-from layerscope.published.write.json_source import ONSET, Source, Tree, label_of
+from layerscope.published.write.json_source import Source, Tree, label_of
 from layerscope.published.write.json_tuned_audit import audit_summary
+from layerscope.record.milestone_names import ONSET
 
 FRACTION_DIGITS = 4
 """Of the pack, where `depth_fractions` has three."""
@@ -114,7 +115,7 @@ def evaluation_pack(source: Source) -> Tree:
 def _pack_milestones(source: Source) -> Tree:
     found = source.found.confirmation
     facts, k = source.found.micro_suite.facts, softest_copy(source)
-    delta_hat = next((fact.delta_hat for fact in facts if fact.asked == source.found.primary), None)
+    delta_hat = next((fact.delta_hat for fact in facts if fact.prompt == source.found.primary), None)
     return {
         "L_copy_strict": source.layer("L_copy"),
         "L_copy_soft": {"k": k, "layer": None if k is None else source.layer(f"L_copy_soft_k{k}")},
@@ -169,7 +170,7 @@ def _pack_repeatability(source: Source) -> Tree:
 
 
 def _pack_alignment(source: Source) -> Tree:
-    prompt = source.prompt(source.found.primary)
+    prompt = source.record.prompt(source.found.primary)
     gold = None if prompt is None else next(iter(prompt.answers), None)
     return {
         "gold_alignment_rate": source.record.suite.gold_alignment_rate,

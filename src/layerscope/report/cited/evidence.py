@@ -6,7 +6,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.analysis.milestones import Milestone
 from layerscope.errors import RunError
@@ -21,6 +21,17 @@ from layerscope.published.layout import (
     json_name,
     stem_of,
 )
+from layerscope.record.milestone_names import (
+    CONFIRMED,
+    COPY_SOFT,
+    COPY_STRICT,
+    ONSET,
+    RANK_WITHIN,
+    STRONG,
+    STRONG_RUN2,
+    MilestoneName,
+)
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
 from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Sources
@@ -28,13 +39,7 @@ from layerscope.run_folder import read_run
 
 SAME, EXACT = 1e-6, 1e-9
 """Relative differences up to which two numbers are one that was found twice, or one that was written twice."""
-_ONE_KEY = {
-    "L_copy": "L_copy",
-    "L_copy_H": "L_copy_H",
-    "L_semantic": "L_semantic",
-    "L_semantic_margin_ok": "L_semantic_margin_ok",
-    "L_semantic_confirmed": "L_semantic_confirmed",
-}
+_ONE_KEY = (MilestoneName.COPY, MilestoneName.LOW_ENTROPY, ONSET, MilestoneName.MARGIN_OK, CONFIRMED)
 """Milestones of the headline lens whose key in `diagnostics` is their name."""
 
 
@@ -146,7 +151,7 @@ class Evidence:
         lens, asked, table = lens or self.headline, asked or self.primary, self.table(lens)
         if table is None or asked is None:
             return None
-        row = self._rows_of(lens).get((asked.prompt_id, asked.prompt_variant, asked.fact_index, layer))
+        row = self._rows_of(lens).get((asked, layer))
         return None if row is None else (table, row)
 
     def cell(
@@ -182,7 +187,7 @@ class Evidence:
             citations=(place,),
             derived=None if shown else "found in the tables together",
             lens=lens or self.headline,
-            asked=_label(asked or self.primary),
+            asked=None if (prompt := asked or self.primary) is None else prompt.short_label,
             layer=layer,
         )
 
@@ -193,10 +198,7 @@ class Evidence:
         if asked is None or curve is None or not self.sources.has(name):
             return None
         table = self.sources.csv(name)
-        rows = table.select(
-            prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, fact_index=asked.fact_index, layer=layer,
-            pos=curve.value("position", layer),
-        )  # fmt: skip
+        rows = table.select(**asked._asdict(), layer=layer, pos=curve.value("position", layer))
         return (table, rows[0]) if rows else None
 
     def derived(
@@ -236,7 +238,7 @@ class Evidence:
             unit=Unit.LAYER,
             citations=citations,
             lens=lens,
-            asked=_label(asked),
+            asked=asked.short_label,
             layer=found.layer,
             derived=None if same else "found in the rows",
             reason=found.reason,
@@ -254,9 +256,9 @@ class Evidence:
 
     def _rows_behind(self, found: Milestone) -> tuple[Citation, ...]:
         if found.layer is not None:
-            row = self.row(found.layer, found.lens, found.asked)
+            row = self.row(found.layer, found.lens, found.prompt)
             return () if row is None else (_cited(*row, None),)
-        return self.whole_pass(found.lens, found.asked)
+        return self.whole_pass(found.lens, found.prompt)
 
     def whole_pass(self, lens: str | None = None, asked: PromptKey | None = None) -> tuple[Citation, ...]:
         """The lines of a table that hold all layers of one prompt; none where it has none."""
@@ -280,9 +282,7 @@ class Evidence:
         if asked is None or not self.sources.has(file):
             return self.whole_pass("raw")
         table = self.sources.csv(file)
-        found = table.select(
-            prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, fact_index=asked.fact_index
-        )
+        found = table.select(**asked._asdict())
         if not found:
             return self.whole_pass("raw")
         return (Citation(file, min(r.line for r in found), max(r.last_line for r in found), row=found[0].number),)
@@ -312,20 +312,20 @@ class Evidence:
         return "norm" if lens == "next_norm" else lens
 
     @cached_property
-    def _by_place(self) -> dict[str, dict[tuple[str, str, int | None, int], CsvRow]]:
+    def _by_place(self) -> dict[str, dict[tuple[PromptKey, int], CsvRow]]:
         return {}
 
-    def _rows_of(self, lens: str) -> dict[tuple[str, str, int | None, int], CsvRow]:
+    def _rows_of(self, lens: str) -> dict[tuple[PromptKey, int], CsvRow]:
         if lens not in self._by_place:
             table = self.table(lens)
-            rows: dict[tuple[str, str, int | None, int], CsvRow] = {}
+            rows: dict[tuple[PromptKey, int], CsvRow] = {}
             for row in () if table is None else table.rows:
                 layer, fact = row.number_in("layer"), row.number_in("fact_index")
                 prompt, variant = row.cells.get("prompt_id") or "pos", row.cells.get("prompt_variant") or "orig"
                 if fact is None and prompt == "pos":
                     fact = 0
                 if isinstance(layer, int) and not isinstance(fact, float):
-                    rows.setdefault((prompt, variant, fact, layer), row)
+                    rows.setdefault((PromptKey(fact, prompt, variant), layer), row)
             self._by_place[lens] = rows
         return self._by_place[lens]
 
@@ -343,23 +343,23 @@ def _places(name: str, label: str, *, headline: bool) -> list[tuple[str, ...]]:
     """Paths at which the JSON may have a milestone, in the order of preference."""
     inner: list[tuple[str, ...]] = []
     if headline:
-        if name in _ONE_KEY or name.startswith(("first_kl_below_", "first_rank_le_")):
+        if name in _ONE_KEY or name.startswith(("first_kl_below_", RANK_WITHIN)):
             inner.append((name,))
-        if name.startswith("L_copy_soft_k"):
-            inner.append(("L_copy_soft", name.removeprefix("L_copy_soft_k")))
-        if name.startswith("L_copy_strict@"):
-            inner.append(("copy_thresholds", "L_copy_strict", name.removeprefix("L_copy_strict@")))
+        if name.startswith(COPY_SOFT):
+            inner.append(("L_copy_soft", name.removeprefix(COPY_SOFT)))
+        if name.startswith(COPY_STRICT):
+            inner.append(("copy_thresholds", "L_copy_strict", name.removeprefix(COPY_STRICT)))
         if name.startswith("gap_ge_"):
             inner.append(("answer_margin_thresholds", name))
-        if name in ("L_semantic_run2", "L_semantic_strong", "L_semantic_strong_run2"):
+        if name in (MilestoneName.ONSET_RUN2, STRONG, STRONG_RUN2):
             inner.append(("semantic_gate", name))
-        if name == "L_semantic_confirmed":
+        if name == CONFIRMED:
             inner.append(("confirmed_semantics", name))
-    if name == "L_semantic_top2_ok":
-        inner.append(("semantic_gate", f"L_semantic_top2_ok_{label}"))
-    if name == "L_semantic_margin_ok":
-        inner.append(("semantic_margin", f"L_semantic_margin_ok_{label}"))
-    if name in ("L_surface_to_meaning", "L_geom", "L_topk_decay"):
+    if name == MilestoneName.TOP2_OK:
+        inner.append(("semantic_gate", f"{name}_{label}"))
+    if name == MilestoneName.MARGIN_OK:
+        inner.append(("semantic_margin", f"{name}_{label}"))
+    if name in (MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY, MilestoneName.TOPK_DECAY):
         inner.append((f"{name}_{label}",))
     if name.startswith("cos_ge_"):
         inner.append(("cos_milestones", label, f"ge_{name.removeprefix('cos_ge_')}"))
@@ -394,7 +394,3 @@ def _names() -> dict[str, list[str]]:
 
 def _cited(table: CsvFile, row: CsvRow, column: str | None) -> Citation:
     return Citation(table.name, row.line, row.last_line, row=row.number, column=column)
-
-
-def _label(asked: PromptKey | None) -> str | None:
-    return None if asked is None else f"{asked.prompt_id}/{asked.prompt_variant}"

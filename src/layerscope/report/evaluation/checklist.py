@@ -8,9 +8,9 @@ from layerscope.analysis.curve import Row
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Basis, Check, Checklist, Name, Part, Section, Sentence, Text, sentence
 from layerscope.report.evaluation.findings import unmeasured_copies
+from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Path, Quotes
 
-_D = "diagnostics"
 FILLERS = frozenset({"a", "an", "and", "as", "at", "be", "by", "in", "is", "it", "of", "on", "or", "so", "that", "the",
                      "this", "to", "was", "with"})  # fmt: skip
 """Words that carry grammar and no content."""

@@ -5,8 +5,18 @@ from collections.abc import Sequence
 from layerscope.analysis import curve_shapes as shapes
 from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve_shapes import listed_layers
-from layerscope.analysis.diagnostics import CONFIRMED
-from layerscope.analysis.milestones import NEVER_SEEN, STABLE, rest_mass_peak
+from layerscope.analysis.milestones import NEVER_SEEN, rest_mass_peak
+from layerscope.record.milestone_names import (
+    CONFIRMED,
+    ONSET,
+    STRONG,
+    STRONG_RUN2,
+    MilestoneName,
+    copy_soft,
+    copy_strict,
+    rank_within,
+    stable_twin,
+)
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import (
     Basis,
@@ -23,10 +33,9 @@ from layerscope.report.cited.document import (
     row,
     sentence,
 )
-from layerscope.report.evaluation.overview import ONSET, STRONG, STRONG_RUN2, semantic
+from layerscope.report.evaluation.overview import semantic
+from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Quotes, at_layer, layer_cell, names, not_measured, table
-
-_D = "diagnostics"
 
 
 def layer_by_layer(quotes: Quotes) -> Section:
@@ -114,9 +123,9 @@ def _milestone_table(quotes: Quotes, named: Sequence[str], caption: Sentence) ->
         header.append("file says otherwise")
     rows = []
     for name, other in others.items():
-        twin = quotes.own(name + STABLE)
+        twin = quotes.own(stable_twin(name))
         cells: list[tuple[Part, ...]] = [(Name(name),), layer_cell(quotes.milestone(name))]
-        cells.append((Text("-"),) if twin is None else layer_cell(quotes.stable(name)))
+        cells.append((Text("-"),) if twin is None else layer_cell(quotes.stable_twin(name)))
         if any(others.values()):
             cells.append((Text(""),) if other is None else (other,))
         rows.append(Row(tuple(cells)))
@@ -126,8 +135,8 @@ def _milestone_table(quotes: Quotes, named: Sequence[str], caption: Sentence) ->
 def _ranks(quotes: Quotes) -> Section:
     t = quotes.thresholds
     named = [
-        *(f"first_rank_le_{rank}" for rank in sorted(t.answer_rank, reverse=True)),
-        ONSET, "L_semantic_run2", CONFIRMED, "L_semantic_margin_ok", "L_semantic_top2_ok",
+        *(rank_within(rank) for rank in sorted(t.answer_rank, reverse=True)),
+        ONSET, MilestoneName.ONSET_RUN2, CONFIRMED, MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK,
         *(f"gap_ge_{gap:.1f}" for gap in t.answer_gap), STRONG, STRONG_RUN2,
     ]  # fmt: skip
     caption = quotes.caption(
@@ -281,11 +290,14 @@ def _head_row(quotes: Quotes) -> Row:
 def _copying(quotes: Quotes) -> Section:
     t = quotes.thresholds
     named = [
-        "L_copy", *(f"L_copy_strict@{p:g}" for p in t.copy_strict), *(f"L_copy_soft_k{k}" for k in t.copy_soft_windows),
-        "L_copy_H",
+        MilestoneName.COPY, *(copy_strict(p) for p in t.copy_strict), *(copy_soft(k) for k in t.copy_soft_windows),
+        MilestoneName.LOW_ENTROPY,
     ]  # fmt: skip
     caption = quotes.caption(
-        "Echoes of the prompt; ", Name("L_copy_H"), " is low entropy on any token and no copy.", marked=False
+        "Echoes of the prompt; ",
+        Name(MilestoneName.LOW_ENTROPY),
+        " is low entropy on any token and no copy.",
+        marked=False,
     )
     said = [_reflex(quotes), *_copy_layers(quotes), _drop(quotes), _stability(quotes)]
     if any(quotes.layer_of(name) is not None for name in named[:-1]):
@@ -310,12 +322,17 @@ def _no_copy(quotes: Quotes, named: Sequence[str]) -> list[Sentence]:
 
 
 def _low_entropy(quotes: Quotes) -> Sentence:
-    low = quotes.milestone("L_copy_H")
+    low = quotes.milestone(MilestoneName.LOW_ENTROPY)
     if not_measured(low):
-        return sentence("Whether entropy is low at any layer was not measured (", Name("L_copy_H"), Basis((low,)), ").")
+        return sentence(
+            "Whether entropy is low at any layer was not measured (",
+            Name(MilestoneName.LOW_ENTROPY),
+            Basis((low,)),
+            ").",
+        )
     if low.value is None:
-        return sentence("Entropy is low ", *at_layer(low), " (", Name("L_copy_H"), ").")
-    return sentence("Entropy is first low, on whatever token, ", *at_layer(low), " (", Name("L_copy_H"),
+        return sentence("Entropy is low ", *at_layer(low), " (", Name(MilestoneName.LOW_ENTROPY), ").")
+    return sentence("Entropy is first low, on whatever token, ", *at_layer(low), " (", Name(MilestoneName.LOW_ENTROPY),
                     "), which is no copy.")  # fmt: skip
 
 
@@ -351,12 +368,12 @@ def _copy_layers(quotes: Quotes) -> list[Sentence]:
 
 def _drop(quotes: Quotes) -> Sentence:
     """ΔH, where there are both layers; it is a difference of entropies, so it may be out of bounds."""
-    copy, onset = quotes.milestone("L_copy"), quotes.milestone(ONSET)
+    copy, onset = quotes.milestone(MilestoneName.COPY), quotes.milestone(ONSET)
     if copy.value is None or onset.value is None:
         return sentence("ΔH is n.a.: it needs a strict copy layer", Basis((copy, onset)), " and a semantic one.")
     if not quotes.quotable:
         return sentence("ΔH is n.a.: it is a difference of entropies, which are not to be quoted here.")
-    ends = [quotes.cell("entropy_bits", quotes.layer_of(name), Unit.BITS) for name in ("L_copy", ONSET)]
+    ends = [quotes.cell("entropy_bits", quotes.layer_of(name), Unit.BITS) for name in (MilestoneName.COPY, ONSET)]
     values = [end.value for end in ends if isinstance(end.value, int | float)]
     if len(values) < 2:
         return sentence("ΔH is n.a.: an entropy is missing.")
@@ -375,9 +392,9 @@ def _stability(quotes: Quotes) -> Sentence:
 def _surface(quotes: Quotes) -> Section:
     """Surface, geometry and coverage with what was read there."""
     rows = [
-        _surface_row(quotes, "L_surface_to_meaning", ("answer_mass", "echo_mass_prompt"), Unit.PROBABILITY),
-        _surface_row(quotes, "L_geom", ("cos_to_answer", "cos_to_prompt_max"), Unit.COSINE),
-        _surface_row(quotes, "L_topk_decay", ("topk_prompt_mass@50",), Unit.PROBABILITY),
+        _surface_row(quotes, MilestoneName.SURFACE_TO_MEANING, ("answer_mass", "echo_mass_prompt"), Unit.PROBABILITY),
+        _surface_row(quotes, MilestoneName.GEOMETRY, ("cos_to_answer", "cos_to_prompt_max"), Unit.COSINE),
+        _surface_row(quotes, MilestoneName.TOPK_DECAY, ("topk_prompt_mass@50",), Unit.PROBABILITY),
     ]
     caption = quotes.caption("Where the answer outweighs the prompt's own tokens: by mass, by cosine, and among the "
                              "most likely tokens (the echo's mass alone).")  # fmt: skip
@@ -386,8 +403,10 @@ def _surface(quotes: Quotes) -> Section:
     near_uniform = quotes.points("topk_prompt_mass@50")
     if near_uniform and shapes.stays_at_most(near_uniform, quotes.thresholds.topk_prompt_mass):
         claim = quotes.shape("topk_prompt_mass_low", True, "every layer is below the threshold")
-        blocks.append(Paragraph((sentence(Name("L_topk_decay"), " says nothing here: the mass is low at every layer",
-                                          Basis((claim,)), "."),)))  # fmt: skip
+        silent = sentence(
+            Name(MilestoneName.TOPK_DECAY), " says nothing here: the mass is low at every layer", Basis((claim,)), "."
+        )
+        blocks.append(Paragraph((silent,)))
     return Section("Surface, geometry, coverage", tuple(blocks))
 
 
@@ -396,7 +415,7 @@ def _surface_row(quotes: Quotes, name: str, columns: tuple[str, ...], unit: Unit
     found: list[Part | str] = [quotes.cell(column, layer, unit) for column in columns]
     if len(found) == 1:
         found.insert(0, "-")
-    return row(Name(name), layer_cell(quotes.milestone(name)), layer_cell(quotes.stable(name)), *found)
+    return row(Name(name), layer_cell(quotes.milestone(name)), layer_cell(quotes.stable_twin(name)), *found)
 
 
 def rest_mass(quotes: Quotes) -> list[Sentence]:

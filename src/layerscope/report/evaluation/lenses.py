@@ -8,9 +8,9 @@ from layerscope.analysis.percentiles import depth_layer
 from layerscope.analysis.raw_comparison import Comparison
 from layerscope.report.cited.claims import Citation, Claim, Unit
 from layerscope.report.cited.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
+from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Path, Quotes, layer_cell, table
 
-_D = "diagnostics"
 _FULL = (_D, "raw_lens_full")
 
 

@@ -1,12 +1,11 @@
 """Limitations: what guidance forbids, and the known faults of files that were found in this one."""
 
-from layerscope.analysis.milestones import STABLE
+from layerscope.record.milestone_names import ONSET, STABLE, STRONG, MilestoneName, stable_twin
 from layerscope.report.cited.claims import Citation, Unit
 from layerscope.report.cited.document import Basis, Block, Bullets, Name, Section, Sentence, row, sentence
-from layerscope.report.evaluation.overview import ONSET, STRONG
+from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Quotes, layer_cell, names, table
 
-_D = "diagnostics"
 SATURATED_BITS = 95.0
 """Divergences from here on are decided by the floor under probabilities."""
 
@@ -65,7 +64,7 @@ def _files(quotes: Quotes) -> list[Sentence]:
     if not quotes.ranked:
         return _format(quotes)
     said = []
-    gaps = [quotes.evidence.otherwise(name) for name in (STRONG, "L_semantic_top2_ok", "gap_ge_0.5")]
+    gaps = [quotes.evidence.otherwise(name) for name in (STRONG, MilestoneName.TOP2_OK, "gap_ge_0.5")]
     nulls = tuple(claim for claim in gaps if claim is not None and claim.value is None)
     if nulls:
         said.append(sentence("The file has null for gates that rest on the lead of logits", Basis(nulls),
@@ -160,7 +159,7 @@ def _otherwise(quotes: Quotes) -> Block | None:
     rows = []
     for name in own:
         stated = quotes.evidence.otherwise(name)
-        if stated is not None and not name.endswith(STABLE) and name != ONSET + STABLE:
+        if stated is not None and not name.endswith(STABLE) and name != stable_twin(ONSET):
             rows.append(row(Name(name), layer_cell(quotes.milestone(name)), stated))
     if not rows:
         return None

@@ -2,6 +2,7 @@
 
 from layerscope.analysis.consistency import DecodingTarget
 from layerscope.record.measured import LastLayerRecord
+from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import (
     Basis,
@@ -17,10 +18,9 @@ from layerscope.report.cited.document import (
     row,
     sentence,
 )
-from layerscope.report.evaluation.overview import ONSET
+from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Quotes, layers_word, names, table
 
-_D = "diagnostics"
 _LAST = (_D, "last_layer_consistency")
 
 

@@ -1,15 +1,14 @@
 """What was measured, through which norm, and what came of it: the first section, and the fingerprint at the end."""
 
 from layerscope.analysis import curve_shapes as shapes
-from layerscope.analysis.diagnostics import CONFIRMED
-from layerscope.analysis.milestones import NEVER_SEEN, STABLE
+from layerscope.analysis.milestones import NEVER_SEEN
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, stable_twin
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Basis, Name, Paragraph, Part, Section, Sentence, Text, sentence
 from layerscope.report.evaluation.quotes import Quotes, at_layer, names, not_measured
 from layerscope.report.weaknesses import weaknesses
 
-ONSET, STRONG, STRONG_RUN2 = "L_semantic", "L_semantic_strong", "L_semantic_strong_run2"
-_BASIS = {
+_BASIS: dict[str, str] = {
     STRONG_RUN2: "strong at two layers in a row",
     STRONG: "strong, but not at two layers in a row",
     CONFIRMED: "rank 1, not strong",
@@ -209,7 +208,7 @@ def _held(quotes: Quotes) -> list[Sentence]:
     lost = [at for at in shapes.returns(ranks, lambda rank: rank == 1) if onset is not None and at > onset]
     if not lost:
         return []
-    first, stable = quotes.milestone(ONSET), quotes.milestone(ONSET + STABLE)
+    first, stable = quotes.milestone(ONSET), quotes.milestone(stable_twin(ONSET))
     gone = quotes.cell("layer", lost[0], Unit.LAYER)
     tail: tuple[Part | str, ...] = ("it holds from layer ", stable, " on")
     if stable.value is None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerscope.analysis import curve_shapes as shapes
+from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited.claims import Citation, Claim, Unit
 from layerscope.report.cited.document import (
     Basis,
@@ -21,7 +22,6 @@ from layerscope.report.cited.document import (
 from layerscope.report.cited.sources import CsvFile, CsvRow
 from layerscope.report.evaluation.findings import rest_mass
 from layerscope.report.evaluation.lenses import lens_check
-from layerscope.report.evaluation.overview import ONSET
 from layerscope.report.evaluation.prompts import head_on_test_prompt, temperature_claims
 from layerscope.report.evaluation.quotes import Quotes, at_layer, not_measured, table, token
 

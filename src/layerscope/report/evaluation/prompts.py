@@ -2,17 +2,14 @@
 
 from dataclasses import replace
 
-from layerscope.analysis.curve import PromptKey
-from layerscope.analysis.diagnostics import CONFIRMED
 from layerscope.analysis.facts import Fact, fact_passes
 from layerscope.analysis.statistics import Summary
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
+from layerscope.record.prompt_key import PromptKey
 from layerscope.report.cited.claims import Citation, Claim, Unit
 from layerscope.report.cited.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
 from layerscope.report.cited.evidence import agree
-from layerscope.report.evaluation.overview import ONSET, STRONG
 from layerscope.report.evaluation.quotes import Path, Quotes, table
-
-_D = "diagnostics"
 
 
 def control(quotes: Quotes) -> Section:
@@ -73,9 +70,9 @@ def facts(quotes: Quotes) -> Section:
         return Section(title, (Paragraph((sentence("The run has no rows of any fact."),)),))
     if suite.n < 2:
         return Section(title, (Paragraph((sentence("One fact alone was asked: nothing tells how its layers vary."),)),))
-    asked = dict(zip([fact.asked for fact in suite.facts], fact_passes(quotes.evidence.verdict.curves.passes),
+    asked = dict(zip([fact.prompt for fact in suite.facts], fact_passes(quotes.evidence.verdict.curves.passes),
                      strict=True))  # fmt: skip
-    rows = [_fact(quotes, fact, asked[fact.asked]) for fact in suite.facts]
+    rows = [_fact(quotes, fact, asked[fact.prompt]) for fact in suite.facts]
     caption = quotes.caption("First layers of each fact; δ is from copy to meaning as a share of the depth.",
                              marked=False)  # fmt: skip
     first = table(("fact", "semantic", "confirmed", "clear margin", "strong", "δ"), rows, caption)
@@ -83,7 +80,7 @@ def facts(quotes: Quotes) -> Section:
 
 
 def _fact(quotes: Quotes, fact: Fact, asked: PromptKey) -> Row:
-    named = [(ONSET, fact.L_semantic), (CONFIRMED, None), ("L_semantic_margin_ok", None), (STRONG, None)]
+    named = [(ONSET, fact.L_semantic), (CONFIRMED, None), (MilestoneName.MARGIN_OK, None), (STRONG, None)]
     layers = [quotes.milestone(name, asked=asked) for name, _ in named]
     delta = quotes.figure("delta_hat", fact.delta_hat, Unit.SHARE, basis=layers, reason="no copy layer")
     return row(Name(fact.fact_key or str(fact.fact_index)), *layers, delta)
@@ -91,7 +88,7 @@ def _fact(quotes: Quotes, fact: Fact, asked: PromptKey) -> Row:
 
 def _spread(quotes: Quotes) -> Block:
     found = quotes.found.statistics.by_milestone
-    rows = [_summary(quotes, name, found[name]) for name in (ONSET, STRONG, "L_semantic_strong_run2") if name in found]
+    rows = [_summary(quotes, name, found[name]) for name in (ONSET, STRONG, STRONG_RUN2) if name in found]
     caption = quotes.caption("Over facts. The interval is one of the median, by resampling; it is given where enough "
                              "facts have a layer.", marked=False)  # fmt: skip
     header = ("milestone", "facts", "without", "median", "p25", "p75", "95% from", "to")

@@ -5,13 +5,15 @@ from functools import cached_property
 from typing import TypeAlias
 
 from layerscope.analysis.confirmation import NO_OTHER_LENS
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.curve_shapes import Point, points
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.guidance import Guidance
-from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, STABLE, Milestone
+from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, Milestone
 from layerscope.published.layout import RAWLENS, RECORDS, csv_name
+from layerscope.record.milestone_names import stable_twin
 from layerscope.record.parts import PromptRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
@@ -24,6 +26,10 @@ Path: TypeAlias = tuple[str | int, ...]
 UNKNOWN = frozenset({NOT_MEASURED, NEVER_SEEN, NO_OTHER_LENS})
 """Reasons for a missing layer that are no finding: some rows or values that would tell are not there."""
 UNREAD, UNCITED = "the run has no rows of the prompt under this lens", "no file holds its rows"
+
+
+DIAGNOSTICS = "diagnostics"
+"""The block of the JSON that most values stand in."""
 
 
 class Quotes:
@@ -53,9 +59,7 @@ class Quotes:
     @cached_property
     def prompt(self) -> PromptRecord | None:
         """The primary prompt."""
-        asked = self.evidence.primary
-        prompts = self.record.suite.prompts
-        return next((p for p in prompts if asked and _is(p, asked)), None)
+        return self.record.prompt(self.evidence.primary)
 
     @property
     def answer(self) -> str | None:
@@ -142,9 +146,9 @@ class Quotes:
             return self.absent(name, Unit.LAYER, why, lens=lens)
         return found
 
-    def stable(self, name: str) -> Claim:
+    def stable_twin(self, name: str) -> Claim:
         """From which layer on a milestone holds for good."""
-        return self.milestone(name + STABLE)
+        return self.milestone(stable_twin(name))
 
     def own(self, name: str, lens: str | None = None) -> Milestone | None:
         """A milestone of the primary prompt with what was read at its layer."""
@@ -252,9 +256,3 @@ def names(listed: Sequence[str]) -> list[Part]:
 def table(header: Sequence[str], rows: Sequence[Row], caption: Sentence | None = None) -> Table:
     """A table."""
     return Table(tuple(header), tuple(rows), caption)
-
-
-def _is(prompt: PromptRecord, asked: PromptKey) -> bool:
-    return (prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == (
-        asked.fact_index, asked.prompt_id, asked.prompt_variant,
-    )  # fmt: skip

@@ -11,6 +11,7 @@ from layerscope.analysis.diagnostics import Diagnostics
 from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED
 from layerscope.analysis.percentiles import depth_fraction
 from layerscope.errors import RunError
+from layerscope.record.milestone_names import ONSET, STRONG, STRONG_RUN2
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
 from layerscope.report.cited.evidence import Evidence, agree
 from layerscope.report.weaknesses import weaknesses
@@ -18,7 +19,7 @@ from layerscope.report.weaknesses import weaknesses
 EARLY_BELOW = 0.70
 """Depth fraction of rank 1 below which a model counts as early; a fixed bound, so that groups do not depend on which
 models are compared."""
-_STRONG = ("L_semantic_strong_run2", "L_semantic_strong")
+_STRONG = (STRONG_RUN2, STRONG)
 _SIZE = re.compile(r"[-_ ]?\d+(\.\d+)?(x\d+)?[bm](?![a-z])", re.IGNORECASE)
 """The part of a name that says how many parameters: `-8B`, `-34b`, `-8x7B`."""
 
@@ -69,7 +70,7 @@ class Compared:
     @property
     def earliness(self) -> str | None:
         """Whether rank 1 comes `early` or `late` in depth; None where it does not come."""
-        return earliness(self.fraction("L_semantic"))
+        return earliness(self.fraction(ONSET))
 
     @property
     def preferred(self) -> str | None:
@@ -103,7 +104,7 @@ class Compared:
     @property
     def gates_open(self) -> bool:
         """Whether there is no strong layer only because values are missing that would tell."""
-        found = self.evidence.verdict.milestones.of().get("L_semantic_strong")
+        found = self.evidence.verdict.milestones.of().get(STRONG)
         return found is not None and found.layer is None and found.reason in (NOT_MEASURED, NEVER_SEEN)
 
     @cached_property

@@ -8,8 +8,19 @@ from typing import Any, TypeAlias
 import polars as pl
 
 from layerscope.analysis.diagnostics import LastLayer
+from layerscope.analysis.percentiles import QUARTER_NAMES
 from layerscope.analysis.raw_comparison import Comparison
 from layerscope.analysis.statistics import Summary
+from layerscope.record.milestone_names import (
+    CONFIRMED,
+    ONSET,
+    STRONG,
+    STRONG_RUN2,
+    MilestoneName,
+    copy_soft,
+    rank_within,
+    stable_twin,
+)
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.synthesis.compared import Compared, compared
 from layerscope.report.synthesis.limits import gold_resolved, limits, reasons_of
@@ -21,16 +32,17 @@ _DataType: TypeAlias = Any
 """A `polars.DataType`, a class that beartype refuses to check because of its `repr`."""
 CSV, PARQUET = "comparison.csv", "comparison.parquet"
 _LAYERS = (
-    "first_rank_le_10", "first_rank_le_5", "first_rank_le_1", "L_semantic", "L_semantic_stable", "L_semantic_run2",
-    "L_semantic_margin_ok", "L_semantic_top2_ok", "gap_ge_1.0", "L_semantic_strong", "L_semantic_strong_run2",
-    "L_semantic_confirmed", "L_copy", "L_copy_soft_k1", "L_copy_soft_k2", "L_copy_soft_k3", "L_copy_H",
-    "L_surface_to_meaning", "L_geom", "L_topk_decay", "cos_ge_0.2", "cos_ge_0.4", "cos_ge_0.6", "first_p_top1_gt_0.30",
-    "first_p_top1_gt_0.60", "first_kl_below_1.0", "first_kl_below_0.5",
+    rank_within(10), rank_within(5), rank_within(1), ONSET, stable_twin(ONSET), MilestoneName.ONSET_RUN2,
+    MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, "gap_ge_1.0", STRONG, STRONG_RUN2,
+    CONFIRMED, MilestoneName.COPY, copy_soft(1), copy_soft(2), copy_soft(3), MilestoneName.LOW_ENTROPY,
+    MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY, MilestoneName.TOPK_DECAY,
+    "cos_ge_0.2", "cos_ge_0.4", "cos_ge_0.6", "first_p_top1_gt_0.30", "first_p_top1_gt_0.60",
+    "first_kl_below_1.0", "first_kl_below_0.5",
 )  # fmt: skip
 """Milestones of the primary prompt under the headline lens."""
 _FRACTIONS = (
-    "first_rank_le_10", "first_rank_le_5", "L_semantic", "L_semantic_run2", "L_semantic_strong",
-    "L_semantic_strong_run2", "L_semantic_confirmed", "L_copy", "L_surface_to_meaning", "L_geom",
+    rank_within(10), rank_within(5), ONSET, MilestoneName.ONSET_RUN2, STRONG,
+    STRONG_RUN2, CONFIRMED, MilestoneName.COPY, MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY,
 )  # fmt: skip
 """Those that stand as a share of the depth too, to three decimals."""
 
@@ -149,7 +161,7 @@ def _bound(place: int) -> _Get:
 
 def _summary(run: Compared) -> Summary | None:
     statistics = run.diagnostics.statistics
-    return statistics.by_milestone.get("L_semantic") if statistics.n > 1 else None
+    return statistics.by_milestone.get(ONSET) if statistics.n > 1 else None
 
 
 def _median_frac(run: Compared) -> float | None:
@@ -198,7 +210,6 @@ def _columns(dtype: _DataType, of: Mapping[str, _Get]) -> tuple[_Column, ...]:
 
 
 _TEXT, _INT, _REAL, _TRUTH = pl.String(), pl.Int32(), pl.Float64(), pl.Boolean()
-_QUARTERS = ("p25", "p50", "p75")
 _COLUMNS = (
     *_columns(_TEXT, {
         "model": lambda run: run.name,
@@ -263,12 +274,14 @@ _COLUMNS = (
     }),
     *_columns(_REAL, {
         "entropy_drift_mid_bits": _drift,
-        **{f"entropy_gap_{quarter}_bits": _entropy_gap(quarter) for quarter in _QUARTERS},
+        **{f"entropy_gap_{quarter}_bits": _entropy_gap(quarter) for quarter in QUARTER_NAMES},
         "trajectory_slope": _line("slope"),
         "trajectory_r2": _line("r2"),
     }),
     *_columns(_INT, {"trajectory_spikes": _part(lambda run: run.diagnostics.trajectory, "n_spikes")}),
-    *_columns(_REAL, {f"{lens}_delta_kl_{q}_bits": _gain(lens, q) for lens in ("prism", "tuned") for q in _QUARTERS}),
+    *_columns(_REAL, {
+        f"{lens}_delta_kl_{q}_bits": _gain(lens, q) for lens in ("prism", "tuned") for q in QUARTER_NAMES
+    }),
     *_columns(_INT, {
         f"{lens}_delta_rank_le_{rank}": _rank_change(lens, rank) for lens in ("prism", "tuned") for rank in (10, 5, 1)
     }),

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
-from layerscope.analysis.percentiles import QUARTERS, depth_layer
+from layerscope.analysis.percentiles import QUARTER_NAMES, QUARTERS, depth_layer
+from layerscope.record.milestone_names import ONSET, rank_within
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Table, row
 from layerscope.report.synthesis.compared import Compared
@@ -14,7 +15,6 @@ _PLACES = {
     "tuned": ("tuned_lens", "summary", "metrics"),
 }
 """Where the JSON has what a fitted lens gains."""
-_QUARTERS = tuple(f"p{q * 100:.0f}" for q in QUARTERS)
 _VERDICTS = ("helpful", "neutral", "mixed", "regressive")
 
 
@@ -40,9 +40,9 @@ def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
     rows = [
         row(
             Name(run.name),
-            shown(run.milestone("L_semantic", lens=lens)),
+            shown(run.milestone(ONSET, lens=lens)),
             *(shown(_layers(run, lens, rank)) for rank in (10, 5, 1)),
-            *(shown(gain(run, lens, quarter)) for quarter in _QUARTERS),
+            *(shown(gain(run, lens, quarter)) for quarter in QUARTER_NAMES),
             word(_audit(run, lens).verdict),
         )
         for run in having
@@ -78,7 +78,7 @@ def _audit(run: Compared, lens: str) -> FittedLensAudit:
 
 def _gains(run: Compared, lens: str) -> list[float]:
     """Changes at the three depths; none where one is not known."""
-    found = [_audit(run, lens).kl_bits_at_percentiles[quarter].delta for quarter in _QUARTERS]
+    found = [_audit(run, lens).kl_bits_at_percentiles[quarter].delta for quarter in QUARTER_NAMES]
     known = [bits for bits in found if bits is not None]
     return known if len(known) == len(found) else []
 
@@ -86,7 +86,7 @@ def _gains(run: Compared, lens: str) -> list[float]:
 def _layers(run: Compared, lens: str, rank: int) -> Claim | None:
     """Fitted less headline, in layers."""
     delta = _audit(run, lens).rank_milestones[rank].delta
-    ends = [run.milestone(f"first_rank_le_{rank}"), run.milestone(f"first_rank_le_{rank}", lens=lens)]
+    ends = [run.milestone(rank_within(rank)), run.milestone(rank_within(rank), lens=lens)]
     return run.agreed(
         f"delta_first_rank_le_{rank}",
         delta,
@@ -100,7 +100,7 @@ def _layers(run: Compared, lens: str, rank: int) -> Claim | None:
 def gain(run: Compared, lens: str, quarter: str) -> Claim | None:
     """Headline less fitted at a depth, in bits."""
     delta = _audit(run, lens).kl_bits_at_percentiles[quarter].delta
-    layer = depth_layer(QUARTERS[_QUARTERS.index(quarter)], run.n_layers)
+    layer = depth_layer(QUARTERS[QUARTER_NAMES.index(quarter)], run.n_layers)
     cells = [run.cell("kl_to_final_bits", layer, Unit.BITS, lens=one) for one in (None, lens)]
     return run.agreed(
         f"delta_kl_{lens}_{quarter}",

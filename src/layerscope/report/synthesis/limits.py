@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.record.parts import PromptRecord
 from layerscope.report.synthesis.compared import Compared
@@ -57,14 +56,7 @@ def layers_compare(runs: Sequence[Compared], found: Sequence[Limit]) -> bool:
 def primary_prompt(run: Compared) -> PromptRecord | None:
     """The primary prompt as the model saw it; None where it is not recorded."""
     primary = run.evidence.primary
-    return next(
-        (
-            prompt
-            for prompt in run.evidence.record.suite.prompts
-            if PromptKey(prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == primary
-        ),
-        None,
-    )
+    return run.evidence.record.prompt(primary)
 
 
 def gold_resolved(run: Compared) -> bool | None:

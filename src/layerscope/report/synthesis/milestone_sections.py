@@ -6,16 +6,24 @@ from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve import Curve
 from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.diagnostics import protocol_in_force
-from layerscope.analysis.milestones import STABLE
+from layerscope.record.milestone_names import (
+    CONFIRMED,
+    ONSET,
+    STRONG,
+    STRONG_RUN2,
+    MilestoneName,
+    copy_soft,
+    rank_within,
+    stable_twin,
+)
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, row
 from layerscope.report.synthesis.compared import EARLY_BELOW, Compared, by_family
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
 from layerscope.report.synthesis.words import names, paragraph, remarks, said, shown, with_values, word
 
-SEMANTIC, STRONG, STRONG_RUN2 = "L_semantic", "L_semantic_strong", "L_semantic_strong_run2"
 _EARLY_LAYERS = range(4)
-_GATES = (SEMANTIC, "L_semantic_run2", "L_semantic_margin_ok", "L_semantic_top2_ok", STRONG, STRONG_RUN2)
+_GATES = (ONSET, MilestoneName.ONSET_RUN2, MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, STRONG, STRONG_RUN2)
 
 
 def glance_section(runs: Sequence[Compared]) -> Section:
@@ -23,8 +31,8 @@ def glance_section(runs: Sequence[Compared]) -> Section:
     rows = [
         row(
             Name(run.name),
-            shown(run.milestone(SEMANTIC)),
-            shown(run.depth(SEMANTIC)),
+            shown(run.milestone(ONSET)),
+            shown(run.depth(ONSET)),
             word(run.preferred),
             shown(run.milestone(run.preferred) if run.preferred else None),
             shown(run.depth(run.preferred) if run.preferred else None),
@@ -37,13 +45,13 @@ def glance_section(runs: Sequence[Compared]) -> Section:
     header = ("model", "rank 1", "depth", "headline milestone", "layer", "depth", "gates", "weak points", "copy reflex")
     note = said(
         "The headline milestone is the first that exists of ",
-        Name("L_semantic_strong_run2"),
+        Name(STRONG_RUN2),
         ", ",
-        Name("L_semantic_strong"),
+        Name(STRONG),
         ", ",
-        Name("L_semantic_confirmed"),
+        Name(CONFIRMED),
         " and ",
-        Name("L_semantic"),
+        Name(ONSET),
         "; by its gates it is strong, confirmed by another lens, or weak, which is rank 1 alone. Weak points are what "
         "speaks against it for other reasons too, as in the evaluation of each model. Depth is the layer over the "
         "number of blocks.",
@@ -63,10 +71,10 @@ def copy_section(runs: Sequence[Compared]) -> Section:
         row(
             Name(run.name),
             shown(_reflex(run)),
-            shown(run.milestone("L_copy")),
+            shown(run.milestone(MilestoneName.COPY)),
             shown(_held(run, "copy_collapse")),
-            shown(run.milestone("L_copy_soft_k1")),
-            shown(run.milestone("L_copy_H")),
+            shown(run.milestone(copy_soft(1))),
+            shown(run.milestone(MilestoneName.LOW_ENTROPY)),
         )
         for run in runs
     ]
@@ -123,16 +131,16 @@ def _held(run: Compared, column: str) -> Claim | None:
 
 def rank_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
     """Rank milestones, in the order of the depth at which the answer first leads."""
-    ordered = sorted(runs, key=lambda run: (run.fraction(SEMANTIC) is None, run.fraction(SEMANTIC) or 0.0))
+    ordered = sorted(runs, key=lambda run: (run.fraction(ONSET) is None, run.fraction(ONSET) or 0.0))
     rows = [
         row(
             Name(run.name),
             shown(run.size()),
-            *(shown(run.milestone(f"first_rank_le_{rank}")) for rank in (10, 5, 1)),
-            shown(run.milestone(SEMANTIC + STABLE)),
-            shown(run.depth("first_rank_le_10")),
-            shown(run.depth("first_rank_le_5")),
-            shown(run.depth(SEMANTIC)),
+            *(shown(run.milestone(rank_within(rank))) for rank in (10, 5, 1)),
+            shown(run.milestone(stable_twin(ONSET))),
+            shown(run.depth(rank_within(10))),
+            shown(run.depth(rank_within(5))),
+            shown(run.depth(ONSET)),
         )
         for run in ordered
     ]
@@ -144,27 +152,27 @@ def rank_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
 
 
 def _rank_sentences(ordered: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence | None]:
-    there = [run for run in ordered if run.layer(SEMANTIC) is not None]
+    there = [run for run in ordered if run.layer(ONSET) is not None]
     if len(there) > 1 and layers_compare(there, found):
-        first, last = there[0].fraction(SEMANTIC), there[-1].fraction(SEMANTIC)
+        first, last = there[0].fraction(ONSET), there[-1].fraction(ONSET)
         if first != last:
-            earliest = [run for run in there if run.fraction(SEMANTIC) == first]
+            earliest = [run for run in there if run.fraction(ONSET) == first]
             yield said(
-                "The answer first leads shallowest in ", with_values(earliest, lambda run: run.depth(SEMANTIC)), "."
+                "The answer first leads shallowest in ", with_values(earliest, lambda run: run.depth(ONSET)), "."
             )
-    at_last = [run for run in there if run.layer(SEMANTIC) == run.n_layers]
+    at_last = [run for run in there if run.layer(ONSET) == run.n_layers]
     if at_last:
         yield said("The answer leads at the last layer alone in ", with_values(at_last, _rank_1), ".")
-    lost = [run for run in there if run.layer(SEMANTIC + STABLE) != run.layer(SEMANTIC)]
+    lost = [run for run in there if run.layer(stable_twin(ONSET)) != run.layer(ONSET)]
     if lost:
         yield said("The lead is lost again after its first layer in ", with_values(lost, _rank_1), ".")
-    never = [run for run in ordered if run.layer(SEMANTIC) is None]
+    never = [run for run in ordered if run.layer(ONSET) is None]
     if never:
         yield said("The answer leads at no layer, or its rank is not known, in ", names(never), ".")
 
 
 def _rank_1(run: Compared) -> Claim | None:
-    return run.milestone(SEMANTIC)
+    return run.milestone(ONSET)
 
 
 # Gates and confirmation
@@ -190,7 +198,7 @@ def gate_section(runs: Sequence[Compared]) -> Section:
     strong = [run for run in runs if run.strength == "strong"]
     open_ = [run for run in runs if run.gates_open]
     weak = [run for run in runs if run.strength == "weak" and not run.gates_open]
-    later = [run for run in strong if run.layer(STRONG) != run.layer(SEMANTIC)]
+    later = [run for run in strong if run.layer(STRONG) != run.layer(ONSET)]
     unsure = [run for run in strong if warns(run) and run.layer(STRONG) == run.n_layers]
     sentences = (
         said("A strong layer exists in ", with_values(strong, lambda run: run.depth(STRONG)), ".") if strong else None,
@@ -216,13 +224,13 @@ def gate_section(runs: Sequence[Compared]) -> Section:
 
 
 def _gap(run: Compared) -> Claim | None:
-    return run.cell("answer_logit_gap", run.layer(SEMANTIC), Unit.LOGIT)
+    return run.cell("answer_logit_gap", run.layer(ONSET), Unit.LOGIT)
 
 
 def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
     """Where files say another layer than their rows."""
     items = []
-    for name in (*_GATES, "L_semantic_confirmed", "gap_ge_0.5", "gap_ge_1.0"):
+    for name in (*_GATES, CONFIRMED, "gap_ge_0.5", "gap_ge_1.0"):
         pairs = {run: run.own(run.evidence.otherwise(name)) for run in runs if run.milestone(name) is not None}
         empty = [run for run, stated in pairs.items() if stated is not None and stated.value is None]
         if empty:
@@ -256,8 +264,8 @@ def _confirmation(runs: Sequence[Compared]) -> Section:
     rows = [
         row(
             Name(run.name),
-            shown(run.milestone(SEMANTIC)),
-            shown(run.milestone("L_semantic_confirmed")),
+            shown(run.milestone(ONSET)),
+            shown(run.milestone(CONFIRMED)),
             *_by(run),
             shown(_onset(run, "raw")),
             shown(_onset(run, "tuned")),
@@ -295,7 +303,7 @@ def _onset(run: Compared, lens: str) -> Claim | None:
     stated = run.agreed(f"L_semantic_{lens}", layer, Unit.LAYER, path)
     return (
         stated
-        or run.milestone(SEMANTIC, lens=lens)
+        or run.milestone(ONSET, lens=lens)
         or run.agreed(
             f"L_semantic_{lens}", layer, Unit.LAYER, basis=run.raw_rows() if lens == "raw" else (), how="first rank 1"
         )
@@ -317,14 +325,21 @@ def _by(run: Compared) -> tuple[Claim | Name, ...]:
 
 def surface_section(runs: Sequence[Compared]) -> Section:
     """Where the answer outweighs the prompt's words, where the row turns to it, and where the echo is gone."""
-    columns = ("L_surface_to_meaning", "L_geom", "L_topk_decay", "cos_ge_0.2", "cos_ge_0.4", "cos_ge_0.6")
+    columns = (
+        MilestoneName.SURFACE_TO_MEANING,
+        MilestoneName.GEOMETRY,
+        MilestoneName.TOPK_DECAY,
+        "cos_ge_0.2",
+        "cos_ge_0.4",
+        "cos_ge_0.6",
+    )
     rows = [
         row(
             Name(run.name),
-            shown(run.milestone("L_surface_to_meaning")),
-            shown(run.depth("L_surface_to_meaning")),
-            shown(run.milestone("L_geom")),
-            shown(run.depth("L_geom")),
+            shown(run.milestone(MilestoneName.SURFACE_TO_MEANING)),
+            shown(run.depth(MilestoneName.SURFACE_TO_MEANING)),
+            shown(run.milestone(MilestoneName.GEOMETRY)),
+            shown(run.depth(MilestoneName.GEOMETRY)),
             *(shown(run.milestone(name)) for name in columns[2:]),
         )
         for run in runs
@@ -338,11 +353,12 @@ def surface_section(runs: Sequence[Compared]) -> Section:
     pairs = [
         (run, surface, geometry)
         for run in runs
-        if (surface := run.layer("L_surface_to_meaning")) is not None and (geometry := run.layer("L_geom")) is not None
+        if (surface := run.layer(MilestoneName.SURFACE_TO_MEANING)) is not None
+        and (geometry := run.layer(MilestoneName.GEOMETRY)) is not None
     ]
     before = [run for run, surface, geometry in pairs if geometry < surface]
     after = [run for run, surface, geometry in pairs if geometry > surface]
-    never = [run for run in runs if run.evidence.curve() and run.layer("L_geom") is None]
+    never = [run for run in runs if run.evidence.curve() and run.layer(MilestoneName.GEOMETRY) is None]
     sentences = (
         said("The row turns to the answer before the answer outweighs the prompt in ", with_values(before, _turn), ".")
         if before
@@ -354,7 +370,7 @@ def surface_section(runs: Sequence[Compared]) -> Section:
 
 
 def _turn(run: Compared) -> Claim | None:
-    return run.milestone("L_geom")
+    return run.milestone(MilestoneName.GEOMETRY)
 
 
 # Early and late
@@ -365,7 +381,7 @@ def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Secti
     bound = Name(f"{EARLY_BELOW:.2f}")
     note = said("Early: the layer lies below ", bound, " of the depth; late: at ", bound, " or deeper.")
     groups: list[Sentence] = []
-    for title, name in (("rank 1", SEMANTIC), ("the strong layer", STRONG)):
+    for title, name in (("rank 1", ONSET), ("the strong layer", STRONG)):
         for word_, holds in (("Early", True), ("Late", False)):
             members = [r for r in runs if (f := r.fraction(name)) is not None and (f < EARLY_BELOW) is holds]
             members.sort(key=lambda run: run.fraction(name) or 0.0)
@@ -374,7 +390,7 @@ def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Secti
     moved = [
         run
         for run in by_family(runs)
-        if (weak := run.fraction(SEMANTIC)) is not None
+        if (weak := run.fraction(ONSET)) is not None
         and (strong := run.fraction(STRONG)) is not None
         and (weak < EARLY_BELOW) != (strong < EARLY_BELOW)
     ]

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.facts import fact_passes
+from layerscope.record.milestone_names import ONSET, RANK_WITHIN, MilestoneName
 
-SEMANTIC = ("L_semantic", "first_rank_le")
+SEMANTIC = (ONSET, RANK_WITHIN)
 """How names of milestones begin that are about the answer."""
 
 
@@ -22,14 +22,14 @@ def obstacles(runs: Sequence[AnalysedRun]) -> list[dict[str, str]]:
         "facts": _facts,
         "stack": lambda run: run.record.measured.stack or "not recorded",
     }
-    found: list[dict[str, str]] = [{} for _ in runs]
-    for name, said in kinds.items():
-        values = [said(run) for run in runs]
+    reasons: list[dict[str, str]] = [{} for _ in runs]
+    for name, describe in kinds.items():
+        values = [describe(run) for run in runs]
         usual = Counter(values).most_common(1)[0][0]
-        for own, value in zip(found, values, strict=True):
+        for of_run, value in zip(reasons, values, strict=True):
             if value != usual:
-                own[name] = _differs(name, value, usual)
-    return found
+                of_run[name] = _differs(name, value, usual)
+    return reasons
 
 
 def reason_against(run: AnalysedRun, milestone: str, mixtures: dict[str, str]) -> str | None:
@@ -38,20 +38,20 @@ def reason_against(run: AnalysedRun, milestone: str, mixtures: dict[str, str]) -
 
 
 def _own_reasons(run: AnalysedRun, milestone: str) -> list[str]:
-    found, semantic = run.verdict.diagnostics, milestone.startswith(SEMANTIC)
+    diagnostics, semantic = run.verdict.diagnostics, milestone.startswith(SEMANTIC)
     cautions = {reason.name for reason in run.verdict.guidance.reasons}
-    last = found.last_layer
-    rests_on_ranks = milestone in ("L_semantic", "L_semantic_run2") or milestone.startswith("first_rank_le")
-    said = []
+    last = diagnostics.last_layer
+    rests_on_ranks = milestone in (ONSET, MilestoneName.ONSET_RUN2) or milestone.startswith(RANK_WITHIN)
+    reasons = []
     if not (run.record.ranks_stand if rests_on_ranks else run.record.probabilities_stand):
-        said.append("the last layer, decoded, is not the model's own output")
+        reasons.append("the last layer, decoded, is not the model's own output")
     if semantic and run.record.suite.gold_alignment_rate not in (None, 1.0):
-        said.append("some answers could not be told in the model's tokens")
+        reasons.append("some answers could not be told in the model's tokens")
     if semantic and "decoding_point_sensitive" in cautions:
-        said.append("the layer hangs on which norm decodes it")
+        reasons.append("the layer hangs on which norm decodes it")
     if milestone.startswith("first_kl_below") and last is not None and last.warn_high_last_layer_kl:
-        said.append("lens and head differ at the last layer")
-    return said
+        reasons.append("lens and head differ at the last layer")
+    return reasons
 
 
 def _differs(name: str, value: str, usual: str) -> str:
@@ -70,6 +70,6 @@ def _thresholds(run: AnalysedRun) -> str:
 
 
 def _facts(run: AnalysedRun) -> str:
-    asked = set(fact_passes(run.verdict.curves.passes))
-    prompts = [p for p in run.record.suite.prompts if PromptKey(p.fact_index, p.prompt_id, p.prompt_variant) in asked]
+    keys = set(fact_passes(run.verdict.curves.passes))
+    prompts = [p for p in run.record.suite.prompts if p.key in keys]
     return "; ".join(sorted(f"{p.text} -> {p.answers[0].string.strip() if p.answers else None}" for p in prompts))

@@ -6,11 +6,11 @@ import altair as alt
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.facts import fact_passes
 from layerscope.analysis.milestones import Milestones
 from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.errors import RunError
+from layerscope.record.prompt_key import PromptKey
 from layerscope.report.numbers import amount
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, place_of, reference_layer
@@ -49,8 +49,8 @@ def facts(run: AnalysedRun, metric: str, lens: str | None = None) -> ChartSpec:
         raise RunError(f"'{metric}' is several quantities; choose one of {choices}.")
     column = kind.quantities[0].column
     passes = fact_passes(run.verdict.curves.passes)
-    curves = {asked: curve_values(run.verdict.curves.get(asked, chosen), column) for asked in passes}
-    known = {asked: c for asked, c in curves.items() if any(value is not None for _, value in c)}
+    curves = {prompt: curve_values(run.verdict.curves.get(prompt, chosen), column) for prompt in passes}
+    known = {prompt: c for prompt, c in curves.items() if any(value is not None for _, value in c)}
     if len(known) < 2:
         raise RunError(
             f"This run has {kind.axis} under {chosen} for {len(known)} of {len(passes)} facts, and a band needs two; "
@@ -61,15 +61,15 @@ def facts(run: AnalysedRun, metric: str, lens: str | None = None) -> ChartSpec:
     named = _median_milestones(run, chosen, kind.name, passes)
     reference = _reference(run, kind, list(known))
     title = titled(f"{kind.title}: {len(known)} facts", _subtitle(run, chosen, kind, reference))
-    said = _description(run, kind, chosen, quarters, named, known, reference)
+    description = _description(run, kind, chosen, quarters, named, known, reference)
     layers = [*([] if reference is None else [reference_layer(reference)])]
     layers += rule_layers(place(rules_of(named), axes.n_layers))
     layers += _drawn(run, quarters, known, lens_look(chosen, 0), axes)
     return ChartSpec(
         name=f"facts-{kind.name}-{chosen}",
         title=f"{kind.title}: {len(known)} facts",
-        description=said,
-        chart=finished(layers, title, said, HEIGHT),
+        description=description,
+        chart=finished(layers, title, description, HEIGHT),
         table=_table(run, chosen, column, curves, quarters),
     )
 
@@ -90,10 +90,10 @@ def _quarters(
         for layer, value in curve:
             if value is not None:
                 by_layer.setdefault(layer, []).append(value)
-    found = {layer: [percentile(values, q) for q in QUARTERS] for layer, values in sorted(by_layer.items())}
+    quartiles = {layer: [percentile(values, q) for q in QUARTERS] for layer, values in sorted(by_layer.items())}
     return {
         layer: (p25, p50, p75)
-        for layer, (p25, p50, p75) in found.items()
+        for layer, (p25, p50, p75) in quartiles.items()
         if p25 is not None and p50 is not None and p75 is not None
     }
 
@@ -101,16 +101,16 @@ def _quarters(
 def _median_milestones(run: AnalysedRun, lens: str, metric: str, passes: Sequence[PromptKey]) -> list[Named]:
     """The middle of each milestone over the facts that have it."""
     by_pass = run.verdict.milestones.by_pass(lens)
-    own: list[Milestones] = [by_pass[asked] for asked in passes if asked in by_pass]
-    found = []
+    by_prompt: list[Milestones] = [by_pass[prompt] for prompt in passes if prompt in by_pass]
+    named = []
     for name, label in named_milestones(run, metric):
-        layers = [m[name].layer for m in own if name in m]
+        layers = [m[name].layer for m in by_prompt if name in m]
         known = [layer for layer in layers if layer is not None]
         missing = len(layers) - len(known)
-        said = label if not missing or not known else f"{label} ({len(known)} of {len(layers)})"
+        text = label if not missing or not known else f"{label} ({len(known)} of {len(layers)})"
         if layers:
-            found.append(Named(name, said, median(known), None if known else "no fact has it"))
-    return found
+            named.append(Named(name, text, median(known), None if known else "no fact has it"))
+    return named
 
 
 def _reference(run: AnalysedRun, kind: Metric, known: Sequence[PromptKey]) -> float | None:
@@ -119,7 +119,7 @@ def _reference(run: AnalysedRun, kind: Metric, known: Sequence[PromptKey]) -> fl
         return 0.0 if kind.name == "kl_to_final_bits" else 1.0
     if kind.name != "entropy_bits":
         return None
-    stated = {c.asked: c.values("teacher_entropy_bits") for c in run.verdict.curves if c.asked in known}
+    stated = {c.prompt: c.values("teacher_entropy_bits") for c in run.verdict.curves if c.prompt in known}
     return median([values[0] for values in stated.values() if values])
 
 
@@ -160,8 +160,8 @@ def _drawn(
 ) -> list[alt.Chart]:  # fmt: skip
     step = -(-len(known) // MOST_LINES)
     thin: list[Datum] = [
-        {"x": place_of(layer, axes), "y": value, "fact": prompt_name(run, asked)}
-        for asked, curve in list(known.items())[::step]
+        {"x": place_of(layer, axes), "y": value, "fact": prompt_name(run, prompt)}
+        for prompt, curve in list(known.items())[::step]
         for layer, value in curve
     ]
     spread: list[Datum] = [
@@ -169,7 +169,7 @@ def _drawn(
     ]
     middle = alt.Chart(data_of(spread)).encode(axes.x())
     as_lines = [
-        Line(name, look, tuple((layer, found[at]) for layer, found in quarters.items()))
+        Line(name, look, tuple((layer, values[at]) for layer, values in quarters.items()))
         for at, name in enumerate(("25th percentile", "median", "75th percentile"))
     ]
     return [
@@ -188,9 +188,9 @@ def _table(
 ) -> pl.DataFrame:  # fmt: skip
     n_layers = run.record.model.n_layers
     rows = [
-        (run.record.model.id, prompt_name(run, asked), lens, column, layer, layer / n_layers,
+        (run.record.model.id, prompt_name(run, prompt), lens, column, layer, layer / n_layers,
          None if value is None else float(value), *quarters.get(layer, (None, None, None)))
-        for asked, curve in curves.items()
+        for prompt, curve in curves.items()
         for layer, value in curve
     ]  # fmt: skip
     return pl.DataFrame(rows, schema=_TABLE, orient="row")

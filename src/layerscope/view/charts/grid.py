@@ -10,8 +10,8 @@ import altair as alt
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.errors import RunError
+from layerscope.record.prompt_key import PromptKey
 from layerscope.report.numbers import amount
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, layered, titled, y_at
 from layerscope.view.charts.palette import VIRIDIS, ink, shade
@@ -52,7 +52,7 @@ def grid(
     lens: str | None = None,
     colour: str = "entropy",
     *,
-    asked: PromptKey | None = None,
+    prompt: PromptKey | None = None,
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
 ) -> ChartSpec:
@@ -62,7 +62,7 @@ def grid(
         run: what to draw.
         lens: the headline lens where not given.
         colour: what it stands for: `entropy`, `probability`, `rank` or `kl`.
-        asked: which prompt; the primary one where not given.
+        prompt: which prompt; the primary one where not given.
         layers: which; all where not given.
         positions: which; all that were decoded where not given.
 
@@ -71,11 +71,8 @@ def grid(
     """
     if colour not in _SHADES:
         raise RunError(f"Cells have no colour '{colour}'; choose from {', '.join(_SHADES)}.")
-    chosen, prompt, kind = (
-        lens or run.record.protocol.headline_lens,
-        asked or run.verdict.curves.primary,
-        _SHADES[colour],
-    )
+    chosen, kind = lens or run.record.protocol.headline_lens, _SHADES[colour]
+    prompt = prompt or run.verdict.curves.primary
     if prompt is None:
         raise RunError("This run has no rows of any fact, so there is no grid.")
     cells = _cells(run, chosen, prompt, layers, positions)
@@ -88,27 +85,27 @@ def grid(
     caution = run.record.probabilities_stand or colour == "rank"
     notes = [f"{model_name(run)} · {prompt_name(run, prompt)}", "Bold: the answer has rank 1 there"]
     notes += [] if caution else ["The last layer, decoded, is not the model's own output."]
-    said = _description(run, chosen, prompt, kind, cells)
+    description = _description(run, chosen, prompt, kind, cells)
     chart = _chart(cells, kind, ends).properties(
-        width=alt.Step(CELL_WIDTH), height=alt.Step(CELL_HEIGHT), title=titled(title_text, notes), description=said
+        width=alt.Step(CELL_WIDTH),
+        height=alt.Step(CELL_HEIGHT),
+        title=titled(title_text, notes),
+        description=description,
     )
-    return ChartSpec(f"grid-{chosen}-{colour}", title_text, said, chart, cells.drop("answer_led"))
+    return ChartSpec(f"grid-{chosen}-{colour}", title_text, description, chart, cells.drop("answer_led"))
 
 
 def _cells(
     run: AnalysedRun, lens: str, prompt: PromptKey, layers: Sequence[int] | None, positions: Sequence[int] | None
 ) -> pl.DataFrame:
-    own = run.rows.filter(
-        pl.col("fact_index").eq_missing(pl.lit(prompt.fact_index, dtype=pl.Int32)),
-        prompt_id=prompt.prompt_id,
-        prompt_variant=prompt.prompt_variant,
+    cells = prompt.rows_of(run.rows).filter(
         lens=lens,
     )
-    own = own if layers is None else own.filter(pl.col("layer").is_in(list(layers)))
-    own = own if positions is None else own.filter(pl.col("position").is_in(list(positions)))
+    cells = cells if layers is None else cells.filter(pl.col("layer").is_in(list(layers)))
+    cells = cells if positions is None else cells.filter(pl.col("position").is_in(list(positions)))
     columns = ["layer", "position", "token", "top1", "p_top1", "entropy_bits", "kl_to_final_bits", "answer_rank"]
     led = (pl.col("answer_rank") == 1).fill_null(False).alias("answer_led")
-    return own.select("lens", *columns, led).sort("position", "layer")
+    return cells.select("lens", *columns, led).sort("position", "layer")
 
 
 def _ends(run: AnalysedRun, kind: _Shade, cells: pl.DataFrame) -> tuple[float, float]:
@@ -214,13 +211,13 @@ def _led(cells: pl.DataFrame) -> str:
 
 def _only(known: pl.DataFrame, column: str) -> str:
     """Where the smallest and the largest value stand, each only if it is in one cell."""
-    said = ""
+    places = ""
     for word, edge in (("lowest", known[column].min()), ("highest", known[column].max())):
         cells = known.filter(known[column] == edge)
         if len(cells) == 1:
             layer, position = cells.select("layer", "position").row(0)
-            said += f"; {word} at layer {layer}, position {position}"
-    return said
+            places += f"; {word} at layer {layer}, position {position}"
+    return places
 
 
 def _number(value: object) -> int | float:

@@ -9,6 +9,7 @@ import polars as pl
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.statistics import Summary
 from layerscope.errors import RunError
+from layerscope.record.milestone_names import ONSET, STRONG, MilestoneName
 from layerscope.report.numbers import amount
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.comparable import obstacles, reason_against
@@ -17,7 +18,7 @@ from layerscope.view.charts.palette import Look, series_look
 from layerscope.view.charts.theme import ROW_NAME
 from layerscope.view.charts.words import listed, model_name, sentences
 
-NAMES = {"L_copy": "copy", "L_semantic": "rank 1", "L_semantic_strong": "strong", "first_kl_below_1.0": "KL ≤ 1"}
+NAMES = {MilestoneName.COPY: "copy", ONSET: "rank 1", STRONG: "strong", "first_kl_below_1.0": "KL ≤ 1"}
 """Milestones of the strip, and what it calls them."""
 LANE, HEAD = 11, 20
 """Height in pixels of a milestone's lane, and of the line with the model's name."""
@@ -76,20 +77,20 @@ def across_models(runs: Sequence[AnalysedRun]) -> ChartSpec:
         ["Open marks do not compare with the others."] if any(c.reason and c.depth is not None for c in cells) else []
     )
     title = titled("Milestones across models", lines)
-    said = _description(cells, len(runs))
+    description = _description(cells, len(runs))
     height = len(runs) * (HEAD + LANE * len(NAMES))
-    chart = _chart(cells, title, said, height)
-    return ChartSpec("across-models", "Milestones across models", said, chart, _table(cells))
+    chart = _chart(cells, title, description, height)
+    return ChartSpec("across-models", "Milestones across models", description, chart, _table(cells))
 
 
 def run_names(runs: Sequence[AnalysedRun]) -> list[str]:
     """The models' names; of a model that is there more than once with its lens and run."""
     plain = [model_name(run) for run in runs]
-    told = [
+    names = [
         name if plain.count(name) == 1 else f"{name} · {run.record.protocol.headline_lens} · {run.record.run_id}"
         for name, run in zip(plain, runs, strict=True)
     ]
-    return [name if told.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(told, start=1)]
+    return [name if names.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(names, start=1)]
 
 
 def _cells(runs: Sequence[AnalysedRun]) -> list[list[Cell]]:
@@ -101,10 +102,10 @@ def _cells(runs: Sequence[AnalysedRun]) -> list[list[Cell]]:
 
 def _cell(run: AnalysedRun, name: str, milestone: str, mixtures: dict[str, str]) -> Cell:
     summary = run.verdict.diagnostics.statistics.by_milestone.get(milestone)
-    own = run.verdict.milestones.of().get(milestone)
+    entry = run.verdict.milestones.of().get(milestone)
     absent = None
     if summary is None or summary.median is None:
-        absent = NOT_LISTED if own is None else own.reason or "no fact has it"
+        absent = NOT_LISTED if entry is None else entry.reason or "no fact has it"
     return Cell(run, name, milestone, summary, reason_against(run, milestone, mixtures), absent)
 
 
@@ -112,13 +113,13 @@ def _sorted(by_run: Sequence[Sequence[Cell]]) -> list[Cell]:
     """Runs by the depth of rank 1, those without it last."""
 
     def onset(cells: Sequence[Cell]) -> tuple[float, str]:
-        depth = next(cell.depth for cell in cells if cell.milestone == "L_semantic")
+        depth = next(cell.depth for cell in cells if cell.milestone == ONSET)
         return (2.0 if depth is None else depth, cells[0].name)
 
     return [cell for cells in sorted(by_run, key=onset) for cell in cells]
 
 
-def _chart(cells: Sequence[Cell], title: alt.TitleParams, said: str, height: int) -> alt.LayerChart:
+def _chart(cells: Sequence[Cell], title: alt.TitleParams, description: str, height: int) -> alt.LayerChart:
     """Names stand above their lanes rather than beside them, so that a phone has its width for the strip."""
     names = list(dict.fromkeys(cell.name for cell in cells))
     tall = HEAD + LANE * len(NAMES)
@@ -146,7 +147,7 @@ def _chart(cells: Sequence[Cell], title: alt.TitleParams, said: str, height: int
         whole.encode(x, y, color=colour, shape=shape, tooltip=tips),
         outline.encode(x, y, color=colour, shape=shape, tooltip=tips),
     ]
-    return finished(layers, title, said, height)
+    return finished(layers, title, description, height)
 
 
 def _mark(cell: Cell, y: float) -> dict[str, str | float | None]:
@@ -181,7 +182,7 @@ def _description(cells: Sequence[Cell], n_runs: int) -> str:
     by_run: dict[str, list[Cell]] = {}
     for cell in cells:
         by_run.setdefault(cell.name, []).append(cell)
-    onsets = [cell.depth for cell in cells if cell.milestone == "L_semantic" and cell.depth is not None]
+    onsets = [cell.depth for cell in cells if cell.milestone == ONSET and cell.depth is not None]
     against: dict[str, list[str]] = {}
     for cell in cells:
         if cell.reason is not None and cell.depth is not None:
@@ -190,7 +191,7 @@ def _description(cells: Sequence[Cell], n_runs: int) -> str:
         [
             f"Depth of milestones in {n_runs} runs under their headline lens, as shares of the layers.",
             f"Rank 1 lies between {amount(min(onsets))} and {amount(max(onsets))}." if onsets else None,
-            *(f"{name}: {', '.join(map(_in_words, own))}." for name, own in by_run.items()),
+            *(f"{name}: {', '.join(map(_in_words, entries))}." for name, entries in by_run.items()),
             *(f"Not comparable, {reason}: {listed(which)}." for reason, which in against.items()),
         ]
     )

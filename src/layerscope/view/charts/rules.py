@@ -10,6 +10,15 @@ import altair as alt
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.analysis.milestones import Milestones
+from layerscope.record.milestone_names import (
+    ONSET,
+    STRONG,
+    STRONG_RUN2,
+    MilestoneName,
+    copy_soft,
+    rank_within,
+    stable_twin,
+)
 from layerscope.view.charts.chart_spec import data_of, y_at
 from layerscope.view.charts.theme import MILESTONE
 from layerscope.view.charts.words import listed
@@ -68,17 +77,20 @@ class Placed:
 def named_milestones(run: AnalysedRun, metric: str) -> list[tuple[str, str]]:
     """Which milestones a chart names, and what it calls them; only such as the identity check leaves standing."""
     thresholds = protocol_in_force(run.record).thresholds
-    rank_1, ranks = ("L_semantic", "rank 1"), [(f"first_rank_le_{k}", f"rank ≤ {k}") for k in (10, 5)]
-    strong = [("L_semantic_strong", "strong"), ("L_semantic_strong_run2", "strong ×2")]
-    copy = [("L_copy", "copy"), ("L_copy_soft_k1", "soft copy")]
+    rank_1, ranks = (ONSET, "rank 1"), [(rank_within(k), f"rank ≤ {k}") for k in (10, 5)]
+    strong = [(STRONG, "strong"), (STRONG_RUN2, "strong ×2")]
+    copy = [(MilestoneName.COPY, "copy"), (copy_soft(1), "soft copy")]
     kl = [(f"first_kl_below_{bits:.1f}", f"KL ≤ {bits:g}") for bits in thresholds.kl_to_final_bits[:1]]
-    special = {"masses": ("L_surface_to_meaning", "answer > echo"), "cosines": ("L_geom", "answer > prompt")}
+    special = {
+        "masses": (MilestoneName.SURFACE_TO_MEANING, "answer > echo"),
+        "cosines": (MilestoneName.GEOMETRY, "answer > prompt"),
+    }
     if not run.record.ranks_stand:
         return []
     if not run.record.probabilities_stand:
         return [*ranks, rank_1] if metric == "answer_rank" else [rank_1]
     if metric == "answer_rank":
-        return [*ranks, rank_1, ("L_semantic_stable", "rank 1 kept"), *strong]
+        return [*ranks, rank_1, (stable_twin(ONSET), "rank 1 kept"), *strong]
     return [*copy, rank_1, *strong, *([special[metric]] if metric in special else kl)]
 
 
@@ -94,9 +106,9 @@ def found_milestones(names: Sequence[tuple[str, str]], milestones: Milestones) -
 def rules_of(named: Sequence[Named]) -> list[Rule]:
     """One rule for each layer, ascending; a weaker milestone goes without saying beside a stronger one."""
     by_layer: dict[int | float, list[str]] = {}
-    for one in named:
-        if one.layer is not None:
-            by_layer.setdefault(one.layer, []).append(one.label)
+    for milestone in named:
+        if milestone.layer is not None:
+            by_layer.setdefault(milestone.layer, []).append(milestone.label)
     weaker = {
         "rank 1": "rank 1 kept",
         "strong": "strong ×2",
@@ -125,7 +137,7 @@ def place(rules: Sequence[Rule], deepest: int) -> list[Placed]:
 
 def rule_layers(placed: Sequence[Placed], scale: int | float = 1) -> list[alt.Chart]:
     """The rules and their labels as layers of a chart whose horizontal field is `x`, in layers over `scale`."""
-    return [layer for one in placed for layer in _drawn(one, scale)]
+    return [layer for rule in placed for layer in _drawn(rule, scale)]
 
 
 def milestone_sentence(named: Sequence[Named], lens: str, of: str = "") -> str | None:
@@ -134,14 +146,14 @@ def milestone_sentence(named: Sequence[Named], lens: str, of: str = "") -> str |
         return None
     at: dict[int | float, list[str]] = {}
     missing: dict[str, list[str]] = {}
-    for one in named:
-        if one.layer is not None:
-            at.setdefault(one.layer, []).append(one.label)
+    for milestone in named:
+        if milestone.layer is not None:
+            at.setdefault(milestone.layer, []).append(milestone.label)
         else:
-            missing.setdefault(one.reason or "no layer", []).append(one.label)
-    found = [f"{listed(labels)} at layer {layer:g}" for layer, labels in sorted(at.items())]
+            missing.setdefault(milestone.reason or "no layer", []).append(milestone.label)
+    reached = [f"{listed(labels)} at layer {layer:g}" for layer, labels in sorted(at.items())]
     lacking = [f"none of {listed(labels)} ({reason})" for reason, labels in missing.items()]
-    return f"Milestones under {lens}{of}: {'; '.join([*found, *lacking])}."
+    return f"Milestones under {lens}{of}: {'; '.join([*reached, *lacking])}."
 
 
 def _divide(rules: Sequence[Rule], deepest: int) -> int:
@@ -153,17 +165,17 @@ def _divide(rules: Sequence[Rule], deepest: int) -> int:
     return max(choices, key=lambda count: edges[count + 1] - edges[count])
 
 
-def _drawn(one: Placed, scale: int | float) -> list[alt.Chart]:
+def _drawn(placed: Placed, scale: int | float) -> list[alt.Chart]:
     """The rule, up to its highest line, and a text for each line."""
-    x = one.rule.layer if scale == 1 else one.rule.layer / scale
-    lines = list(reversed(one.rule.lines))
-    heights = [-LINE_HEIGHT * (one.row + up) - 10 for up in range(len(lines))]
+    x = placed.rule.layer if scale == 1 else placed.rule.layer / scale
+    lines = list(reversed(placed.rule.lines))
+    heights = [-LINE_HEIGHT * (placed.row + up) - 10 for up in range(len(lines))]
     rule = alt.Chart(data_of([{"x": x}])).mark_rule(style=f"{MILESTONE}-rule", aria=False)
     foot = alt.Y2Value("height")  # type: ignore[no-untyped-call]
     layers = [rule.encode(alt.X("x:Q"), y_at(heights[-1] - 5), foot)]
     for line, height in zip(lines, heights, strict=True):
         text = alt.Chart(data_of([{"x": x, "label": line}])).mark_text(
-            style=MILESTONE, align=one.align, baseline="middle", dx=4 if one.align == "left" else -4, aria=False
+            style=MILESTONE, align=placed.align, baseline="middle", dx=4 if placed.align == "left" else -4, aria=False
         )
         layers.append(text.encode(alt.X("x:Q"), y_at(height), alt.Text("label:N")))
     return layers

@@ -7,8 +7,9 @@ from typing import Literal
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, PromptKey
+from layerscope.analysis.curve import Curve
 from layerscope.errors import RunError
+from layerscope.record.prompt_key import PromptKey
 from layerscope.view.charts.chart_spec import ChartSpec, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.metrics import Metric, Quantity, metric_of
@@ -47,7 +48,7 @@ def trajectories(
     metric: str,
     *,
     lenses: Sequence[str] | None = None,
-    asked: PromptKey | None = None,
+    prompt: PromptKey | None = None,
     over: Literal["layer", "depth"] = "layer",
 ) -> ChartSpec:
     """One prompt at its last position, layer by layer.
@@ -56,16 +57,16 @@ def trajectories(
         run: what to draw.
         metric: a name of `METRICS`.
         lenses: which; where not given all that were read; of several quantities the headline lens alone.
-        asked: which prompt; the primary one where not given.
+        prompt: which prompt; the primary one where not given.
         over: layers, or the share of the depth.
 
     Raises:
         RunError: no such metric, lens or prompt, or none of the lenses has a value.
     """
-    kind, prompt = metric_of(metric), _prompt_of(run, asked)
+    kind, prompt = metric_of(metric), _prompt_of(run, prompt)
     chosen = _lenses_of(run, lenses, kind)
     series = [_series(run.verdict.curves.get(prompt, lens), lens, q) for lens in chosen for q in kind.quantities]
-    drawn, absent = [one for one in series if one.present], [one for one in series if not one.present]
+    drawn, absent = [curve for curve in series if curve.present], [curve for curve in series if not curve.present]
     if not drawn:
         raise RunError(
             f"This run has no {kind.axis} of {prompt_name(run, prompt)} under {listed(chosen)}; choose another chart."
@@ -79,13 +80,13 @@ def trajectories(
     layers = [*([] if reference is None else [reference_layer(reference)]), *rule_layers(placed, axes.scale)]
     layers += [*line_layers(lines, axes), hover_layer(lines, axes)]
     caution = CAUTION if kind.probability and not run.record.probabilities_stand else None
-    said = _description(run, kind, prompt, lines, named, reference, absent, caution)
+    description = _description(run, kind, prompt, lines, named, reference, absent, caution)
     title = titled(kind.title, _subtitle(run, kind, prompt, drawn, reference, caution))
     return ChartSpec(
         name=f"trajectories-{kind.name}",
         title=kind.title,
-        description=said,
-        chart=finished(layers, title, said, HEIGHT),
+        description=description,
+        chart=finished(layers, title, description, HEIGHT),
         table=_table(run, prompt, series, named, reference),
     )
 
@@ -98,26 +99,26 @@ def curve_values(curve: Curve | None, column: str) -> tuple[tuple[int, int | flo
     return tuple((layer, by_layer.get(layer)) for layer in range(min(by_layer), curve.n_layers + 1))
 
 
-def _prompt_of(run: AnalysedRun, asked: PromptKey | None) -> PromptKey:
-    found = asked or run.verdict.curves.primary
-    if found is None or found not in run.verdict.curves.passes:
-        raise RunError(f"This run has no rows of {found or 'any fact'}; choose one of its prompts.")
-    return found
+def _prompt_of(run: AnalysedRun, requested: PromptKey | None) -> PromptKey:
+    prompt = requested or run.verdict.curves.primary
+    if prompt is None or prompt not in run.verdict.curves.passes:
+        raise RunError(f"This run has no rows of {prompt or 'any fact'}; choose one of its prompts.")
+    return prompt
 
 
 def _lenses_of(run: AnalysedRun, lenses: Sequence[str] | None, kind: Metric) -> list[str]:
     """The headline lens first."""
     protocol = run.record.protocol
     if lenses is None:
-        own = [protocol.headline_lens] if len(kind.quantities) > 1 else list(protocol.lenses)
+        chosen = [protocol.headline_lens] if len(kind.quantities) > 1 else list(protocol.lenses)
     else:
-        own = list(dict.fromkeys(lenses))
-    unknown = [lens for lens in own if lens not in protocol.lenses]
-    if unknown or not own:
+        chosen = list(dict.fromkeys(lenses))
+    unknown = [lens for lens in chosen if lens not in protocol.lenses]
+    if unknown or not chosen:
         raise RunError(
             f"This run has no lens {listed(unknown or ['at all'])}; choose from {', '.join(protocol.lenses)}."
         )
-    return sorted(own, key=lambda lens: lens != protocol.headline_lens)
+    return sorted(chosen, key=lambda lens: lens != protocol.headline_lens)
 
 
 def _series(curve: Curve | None, lens: str, quantity: Quantity) -> _Series:
@@ -126,20 +127,23 @@ def _series(curve: Curve | None, lens: str, quantity: Quantity) -> _Series:
 
 def _lines(drawn: Sequence[_Series], headline: str) -> list[Line]:
     """Colour tells lenses apart, or quantities under one lens alone; with several of both, dashes tell these."""
-    lenses, quantities = dict.fromkeys(one.lens for one in drawn), dict.fromkeys(one.quantity.label for one in drawn)
+    lenses, quantities = (
+        dict.fromkeys(curve.lens for curve in drawn),
+        dict.fromkeys(curve.quantity.label for curve in drawn),
+    )
     if len(lenses) == 1 and len(quantities) > 1:
-        return [Line(one.quantity.label, series_look(at), one.values, at == 0) for at, one in enumerate(drawn)]
+        return [Line(curve.quantity.label, series_look(at), curve.values, at == 0) for at, curve in enumerate(drawn)]
     at = {lens: place for place, lens in enumerate(lenses)}
     grouped = len(quantities) > 1
     return [
         Line(
-            one.lens,
-            lens_look(one.lens, at[one.lens]),
-            one.values,
-            one.lens == headline,
-            one.quantity.label if grouped else None,
+            curve.lens,
+            lens_look(curve.lens, at[curve.lens]),
+            curve.values,
+            curve.lens == headline,
+            curve.quantity.label if grouped else None,
         )
-        for one in drawn
+        for curve in drawn
     ]
 
 
@@ -148,8 +152,8 @@ def _reference(run: AnalysedRun, kind: Metric, prompt: PromptKey) -> int | float
     if kind.name in ("kl_to_final_bits", "cos_to_final"):
         return 0.0 if kind.name == "kl_to_final_bits" else 1.0
     if kind.name == "entropy_bits":
-        own = [c for c in run.verdict.curves if c.asked == prompt]
-        return next((value for curve in own for value in curve.values("teacher_entropy_bits")), None)
+        curves = [c for c in run.verdict.curves if c.prompt == prompt]
+        return next((value for curve in curves for value in curve.values("teacher_entropy_bits")), None)
     final = run.record.measured.final_prediction
     if final is None or prompt != run.verdict.curves.primary:
         return None
@@ -170,7 +174,7 @@ def _subtitle(
     reference: int | float | None,
     caution: str | None,
 ) -> list[str]:
-    headline, lenses = run.record.protocol.headline_lens, list(dict.fromkeys(one.lens for one in drawn))
+    headline, lenses = run.record.protocol.headline_lens, list(dict.fromkeys(curve.lens for curve in drawn))
     lines = [f"{model_name(run)} · {prompt_name(run, prompt)}"]
     if len(lenses) == 1:
         lines[0] += f" · lens {lenses[0]}"
@@ -187,7 +191,7 @@ def _description(
     reference: int | float | None, absent: Sequence[_Series], caution: str | None,
 ) -> str:  # fmt: skip
     model = run.record.model
-    left_out = [f"{one.lens}{'' if len(kind.quantities) == 1 else f', {one.quantity.label}'}" for one in absent]
+    left_out = [f"{curve.lens}{'' if len(kind.quantities) == 1 else f', {curve.quantity.label}'}" for curve in absent]
     return sentences(
         [
             kind.means,
@@ -210,23 +214,23 @@ def _table(
 ) -> pl.DataFrame:
     n_layers, headline = run.record.model.n_layers, run.record.protocol.headline_lens
     at: dict[int | float, list[str]] = {}
-    for one in named:
-        if one.layer is not None:
-            at.setdefault(one.layer, []).append(one.milestone)
+    for milestone in named:
+        if milestone.layer is not None:
+            at.setdefault(milestone.layer, []).append(milestone.milestone)
     rows = [
         {
             "model": run.record.model.id,
             "prompt": prompt_name(run, prompt),
-            "lens": one.lens,
-            "quantity": one.quantity.column,
+            "lens": curve.lens,
+            "quantity": curve.quantity.column,
             "layer": layer,
             "depth": layer / n_layers,
             "value": None if value is None else float(value),
             "reference": None if reference is None else float(reference),
-            "milestones": ", ".join(at.get(layer, [])) if one.lens == headline else "",
+            "milestones": ", ".join(at.get(layer, [])) if curve.lens == headline else "",
         }
-        for one in series
-        for layer, value in one.values
+        for curve in series
+        for layer, value in curve.values
     ]
     return pl.DataFrame(rows, schema=_TABLE)
 

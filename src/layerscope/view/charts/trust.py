@@ -9,12 +9,13 @@ import altair as alt
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.facts import fact_passes
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.raw_comparison import HIGH_KL_BITS, NEAR_JACCARD, NEAR_JS_BITS, NEAR_L1, Comparison
 from layerscope.errors import RunError
 from layerscope.record.measured import FittedLensRecord, HeldOutRecord
+from layerscope.record.milestone_names import ONSET
+from layerscope.record.prompt_key import PromptKey
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.palette import LENSES, SERIES, lens_look, series_look
@@ -91,13 +92,13 @@ def lens_trust(run: AnalysedRun, metric: str) -> ChartSpec:
 
 def artefact_words(run: AnalysedRun) -> str:
     """Both artefact scores and what they amount to, or that there is none."""
-    found = _judged(run)
-    if found is None or found.score.v1 is None:
+    comparison = _judged(run)
+    if comparison is None or comparison.score.v1 is None:
         return "No artefact score: raw and headline lens were not compared."
-    second = "" if found.score.v2 is None else f"; second version {found.score.v2:.2f}"
-    share = found.pct_layers_kl_ge_1_0
+    second = "" if comparison.score.v2 is None else f"; second version {comparison.score.v2:.2f}"
+    share = comparison.pct_layers_kl_ge_1_0
     far = "" if share is None else f"; {100 * share:.0f}% of layers at least 1 bit apart"
-    return f"Artefact score {found.score.v1:.2f} of 1, {found.score.tier}{second}{far}."
+    return f"Artefact score {comparison.score.v1:.2f} of 1, {comparison.score.tier}{second}{far}."
 
 
 def _judged(run: AnalysedRun) -> Comparison | None:
@@ -131,7 +132,7 @@ def _audited(run: AnalysedRun, name: str, audit: _Audit) -> ChartSpec:
     bound = f"ashed line at {measured(audit.bound, audit.unit)}: {audit.bound_means}."
     scores = artefact_words(run)
     above = [layer for layer, value in lines[0].known if value >= audit.bound]
-    said = sentences(
+    description = sentences(
         [
             audit.means,
             f"{run.record.model.id}, prompt {prompt_name(run, primary)}, headline lens {headline}.",
@@ -148,12 +149,14 @@ def _audited(run: AnalysedRun, name: str, audit: _Audit) -> ChartSpec:
     )
     layers = [reference_layer(audit.bound), *line_layers(lines, axes), hover_layer(lines, axes)]
     table = _long(run, [(line.name, line.curve) for line in tried], name)
-    return ChartSpec(f"trust-{_file_safe(name)}", audit.title, said, finished(layers, title, said, HEIGHT), table)
+    return ChartSpec(
+        f"trust-{_file_safe(name)}", audit.title, description, finished(layers, title, description, HEIGHT), table
+    )
 
 
 def _held_out(run: AnalysedRun) -> ChartSpec:
     """Mean KL(model || lens) on text that the fits did not see."""
-    loaded = {one.kind: record for one in run.record.measured.sidecars if (record := _held_out_of(one)) is not None}
+    loaded = {lens.kind: record for lens in run.record.measured.sidecars if (record := _held_out_of(lens)) is not None}
     if not loaded:
         raise RunError("This run has no fitted lens with a record of held-out text; fit one with `layerscope fit`.")
     parts: dict[str, tuple[float | None, ...]] = {}
@@ -172,7 +175,7 @@ def _held_out(run: AnalysedRun) -> ChartSpec:
     title_text = "Fitted lenses on held-out text"
     sizes = [f"{kind}: {record.n_positions:,} positions" for kind, record in loaded.items() if record.n_positions]
     axes = Axes(run.record.model.n_layers, "mean KL(model || lens) (bits)")
-    said = sentences(
+    description = sentences(
         [
             "Mean KL divergence from the model's own output to a lens, over text that nothing was chosen by.",
             f"{run.record.model.id}, layers 0 to {run.record.model.n_layers}.",
@@ -183,12 +186,12 @@ def _held_out(run: AnalysedRun) -> ChartSpec:
     title = titled(title_text, [model_name(run), *([" · ".join(sizes)] if sizes else []), "Lower is nearer the model."])
     layers = [*line_layers(lines, axes), hover_layer(lines, axes)]
     table = _long(run, [(line.name, line.curve) for line in lines], HELD_OUT)
-    return ChartSpec("trust-held-out", title_text, said, finished(layers, title, said, HEIGHT), table)
+    return ChartSpec("trust-held-out", title_text, description, finished(layers, title, description, HEIGHT), table)
 
 
-def _held_out_of(one: FittedLensRecord) -> HeldOutRecord | None:
-    fit = one.tuned or one.prism
-    return None if fit is None or one.status != "loaded" else fit.held_out
+def _held_out_of(lens: FittedLensRecord) -> HeldOutRecord | None:
+    fit = lens.tuned or lens.prism
+    return None if fit is None or lens.status != "loaded" else fit.held_out
 
 
 def _onsets(run: AnalysedRun) -> ChartSpec:
@@ -197,56 +200,58 @@ def _onsets(run: AnalysedRun) -> ChartSpec:
     lenses = [lens for lens in ("logit", "next_norm") if lens in run.record.protocol.lenses]
     if len(lenses) < 2 or not passes:
         raise RunError("This run was not read under both `logit` and `next_norm`, so their onsets cannot be compared.")
-    found = [(asked, _onset(run, "logit", asked), _onset(run, "next_norm", asked)) for asked in passes]
-    gaps = [later - earlier for _, earlier, later in found if earlier is not None and later is not None]
+    onsets = [(prompt, _onset(run, "logit", prompt), _onset(run, "next_norm", prompt)) for prompt in passes]
+    gaps = [later - earlier for _, earlier, later in onsets if earlier is not None and later is not None]
     if not gaps:
         raise RunError("No fact of this run has the answer on top under both `logit` and `next_norm`.")
-    kept = found[:: -(-len(found) // MOST_FACTS)]
+    kept = onsets[:: -(-len(onsets) // MOST_FACTS)]
     shift = median(gaps)
     middle = "" if shift is None else signed(shift)
     title_text = "Onset of the answer by norm"
-    never = [prompt_name(run, asked) for asked, *layers in found if None in layers]
-    said = sentences(
+    never = [prompt_name(run, prompt) for prompt, *layers in onsets if None in layers]
+    description = sentences(
         [
             "First layer with the answer on top under the model's final norm (logit) and the next block's (next_norm).",
-            f"{run.record.model.id}, {len(found)} facts.",
+            f"{run.record.model.id}, {len(onsets)} facts.",
             f"next_norm less logit: median {middle} layers, from {signed(min(gaps))} to {signed(max(gaps))}; "
             f"{len(gaps)} facts.",
             f"Without an onset under one of them: {listed(never)}." if never else None,
-            f"{len(kept)} of {len(found)} facts are drawn." if len(kept) < len(found) else None,
+            f"{len(kept)} of {len(onsets)} facts are drawn." if len(kept) < len(onsets) else None,
         ]
     )
     title = titled(
         title_text, [model_name(run), f"next_norm less logit: median {middle} layers over {len(gaps)} facts"]
     )
     rows = [
-        (run.record.model.id, prompt_name(run, asked), lens, layer, None if layer is not None else "never on top")
-        for asked, *layers in found
+        (run.record.model.id, prompt_name(run, prompt), lens, layer, None if layer is not None else "never on top")
+        for prompt, *layers in onsets
         for lens, layer in zip(lenses, layers, strict=True)
     ]
     schema = {"model": pl.String, "prompt": pl.String, "lens": pl.String, "layer": pl.Int32, "reason": pl.String}
-    chart = finished(_onset_layers(run, kept), title, said, 40 + 22 * len(kept))
-    return ChartSpec("trust-decoding-point", title_text, said, chart, pl.DataFrame(rows, schema=schema, orient="row"))
+    chart = finished(_onset_layers(run, kept), title, description, 40 + 22 * len(kept))
+    return ChartSpec(
+        "trust-decoding-point", title_text, description, chart, pl.DataFrame(rows, schema=schema, orient="row")
+    )
 
 
-def _onset(run: AnalysedRun, lens: str, asked: PromptKey) -> int | None:
-    found = run.verdict.milestones.of(lens, asked)
-    return found["L_semantic"].layer if "L_semantic" in found else None
+def _onset(run: AnalysedRun, lens: str, prompt: PromptKey) -> int | None:
+    milestones = run.verdict.milestones.of(lens, prompt)
+    return milestones[ONSET].layer if ONSET in milestones else None
 
 
-def _onset_layers(run: AnalysedRun, found: Sequence[tuple[PromptKey, int | None, int | None]]) -> list[alt.Chart]:
+def _onset_layers(run: AnalysedRun, onsets: Sequence[tuple[PromptKey, int | None, int | None]]) -> list[alt.Chart]:
     """A line between both onsets of a fact; where they are one, the open circle lies around the triangle."""
     axes = Axes(run.record.model.n_layers, "")
-    names = [prompt_name(run, asked) for asked, _, _ in found]
+    names = [prompt_name(run, prompt) for prompt, _, _ in onsets]
     y = alt.Y("fact:N", sort=names, title=None, axis=alt.Axis(grid=True, labelLimit=130))
     spans: list[Datum] = [
         {"fact": name, "x": early, "x2": late}
-        for name, (_, early, late) in zip(names, found, strict=True)
+        for name, (_, early, late) in zip(names, onsets, strict=True)
         if early is not None and late is not None
     ]
     dots: list[Datum] = [
         {"fact": name, "x": layer, "lens": lens}
-        for name, (_, *layers) in zip(names, found, strict=True)
+        for name, (_, *layers) in zip(names, onsets, strict=True)
         for lens, layer in zip(("logit", "next_norm"), layers, strict=True)
         if layer is not None
     ]

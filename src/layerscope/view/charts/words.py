@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.analysis.curve_shapes import Points, peak, points, trough
+from layerscope.record.prompt_key import PromptKey
 from layerscope.report.numbers import amount
 from layerscope.report.text import printable
 
@@ -30,26 +30,26 @@ def course(name: str, curve: Points, unit: str = "", steps: str = "layer") -> st
     (first, at_first), (last, at_last) = known[0], known[-1]
     if len(known) == 1:
         return f"{name}: {measured(at_first, unit)} at {steps} {first}."
-    said = f"{name}: {measured(at_first, unit)} at {steps} {first}, {measured(at_last, unit)} at {steps} {last}"
+    text = f"{name}: {measured(at_first, unit)} at {steps} {first}, {measured(at_last, unit)} at {steps} {last}"
     ends = {first, last}
     extremes = [
-        f"{word} {measured(found[1], unit)} at {steps} {found[0]}"
-        for word, found in (("lowest", trough(known)), ("highest", peak(known)))
-        if found is not None and found[0] not in ends and amount(found[1]) not in (amount(at_first), amount(at_last))
+        f"{word} {measured(point[1], unit)} at {steps} {point[0]}"
+        for word, point in (("lowest", trough(known)), ("highest", peak(known)))
+        if point is not None and point[0] not in ends and amount(point[1]) not in (amount(at_first), amount(at_last))
     ]
-    return f"{said}; {', '.join(extremes)}." if extremes else f"{said}."
+    return f"{text}; {', '.join(extremes)}." if extremes else f"{text}."
 
 
-def prompt_name(run: AnalysedRun, asked: PromptKey) -> str:
+def prompt_name(run: AnalysedRun, prompt: PromptKey) -> str:
     """What a prompt asks: `Germany→Berlin`, or its answer alone; its wording too where there are several."""
-    recorded = [p for p in run.record.suite.prompts if PromptKey(p.fact_index, p.prompt_id, p.prompt_variant) == asked]
-    curve = next((curve for curve in run.verdict.curves if curve.asked == asked), None)
+    recorded = run.record.prompt(prompt)
+    curve = next((curve for curve in run.verdict.curves if curve.prompt == prompt), None)
     key = None if curve is None else next(iter(curve.values("fact_key")), None)
-    answer = next((one.string.strip() for prompt in recorded for one in prompt.answers), None)
-    name = printable(str(key or answer or asked.prompt_id))
-    variants = {own.prompt_variant for own in run.verdict.curves.passes}
-    said = name if asked.is_fact else f"control {name}"
-    return f"{said} ({asked.prompt_variant})" if len(variants) > 1 else said
+    answer = recorded.answers[0].string.strip() if recorded and recorded.answers else None
+    name = printable(str(key or answer or prompt.prompt_id))
+    variants = {other.prompt_variant for other in run.verdict.curves.passes}
+    label = name if prompt.is_fact else f"control {name}"
+    return f"{label} ({prompt.prompt_variant})" if len(variants) > 1 else label
 
 
 def visible(token: str) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-PASS = ("fact_index", "prompt_id", "prompt_variant")
-KEYS = (*PASS, "lens")
+from layerscope.record.prompt_key import PromptKey
+
+KEYS = (*PromptKey._fields, "lens")
 FLOATS = ("entropy_bits", "kl_to_final_bits", "p_top1", "p_answer")
 """Columns that travel as they are, in float32; NaN stands for an absent value."""
 STEPS_PER_BIT = 1024

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import PromptKey
 from layerscope.published.layout import RECORDS, csv_name, stem_of
+from layerscope.record.milestone_names import STRONG
 from layerscope.record.parts import PromptRecord
-from layerscope.terminal.verdict import STRONG, rank_1
-from layerscope.view.page.blocks import PASS, Block, Key, Vocabulary, blocks, listed
+from layerscope.record.prompt_key import PromptKey
+from layerscope.terminal.verdict import rank_1
+from layerscope.view.page.blocks import Block, Key, Vocabulary, blocks, listed
 from layerscope.view.page.packing import packed
 
 
@@ -117,7 +118,7 @@ def _run(
     run: AnalysedRun, label: str, made: Mapping[Key, Block], ids: Mapping[Key, str], vocabulary: Vocabulary
 ) -> RunData:
     record = run.record
-    passes = dict.fromkeys(key[:3] for key in made)
+    prompts = dict.fromkeys(PromptKey(*key[:3]) for key in made)
     kl = run.rows.filter("is_next")["kl_to_final_bits"].drop_nulls()
     return RunData(
         label=label,
@@ -131,7 +132,7 @@ def _run(
         suppressed=run.guidance.suppress_abs_probs,
         kl_bits=_nice(float(kl.quantile(0.98) or 1.0)) if len(kl) else 1.0,
         missing=missing_positions(run),
-        prompts=tuple(_prompt(run, asked, made, ids, vocabulary) for asked in passes),
+        prompts=tuple(_prompt(run, prompt, made, ids, vocabulary) for prompt in prompts),
     )
 
 
@@ -151,33 +152,29 @@ def missing_positions(run: AnalysedRun) -> str | None:
 
 def _prompt(
     run: AnalysedRun,
-    asked: tuple[int | None, str, str],
+    prompt: PromptKey,
     made: Mapping[Key, Block],
     ids: Mapping[Key, str],
     vocabulary: Vocabulary,
 ) -> PromptData:
-    fact_index, prompt_id, variant = asked
-    record = next((p for p in run.record.suite.prompts if (p.fact_index, p.prompt_id, p.prompt_variant) == asked), None)
-    rows = run.rows.filter(pl.col(name).eq_missing(value) for name, value in zip(PASS, asked, strict=True))
+    record, rows = run.record.prompt(prompt), prompt.rows_of(run.rows)
     answers = () if record is None else tuple(answer.string for answer in record.answers)
     last = rows.filter("is_next")["position"].max()
     return PromptData(
-        fact_index=fact_index,
-        prompt_id=prompt_id,
-        variant=variant,
-        fact=_fact(record, rows, prompt_id, answers),
+        fact_index=prompt.fact_index,
+        prompt_id=prompt.prompt_id,
+        variant=prompt.prompt_variant,
+        fact=_fact(record, rows, prompt.prompt_id, answers),
         text=None if record is None else record.text,
         tokens=_tokens(record, rows),
         last=None if last is None else int(str(last)),
         answers=answers,
         answer_tokens=_answer_tokens(record, rows, vocabulary),
-        milestones={
-            lens: found for lens in run.record.protocol.lenses if (found := _layers(run, lens, PromptKey(*asked)))
-        },
+        milestones={lens: found for lens in run.record.protocol.lenses if (found := _layers(run, lens, prompt))},
         blocks={
             lens: BlockData(ids[key], made[key].positions, made[key].top_k)
             for lens in run.record.protocol.lenses
-            if (key := (fact_index, prompt_id, variant, lens)) in made
+            if (key := (*prompt, lens)) in made
         },
     )
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.diagnostics import protocol_in_force
+from layerscope.bundled import BUNDLED_ID
+from layerscope.record.milestone_names import ONSET, STRONG, STRONG_RUN2
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.suite import builtin_suites
 from layerscope.terminal.run_tables import identity_line
-from layerscope.terminal.verdict import ONSET, STRONG, STRONG_RUN2, LabelledLine, VerdictText, lens_columns, quoting
+from layerscope.terminal.verdict import LabelledLine, VerdictText, lens_columns, quoting
 
-BUNDLED_ID = "layerscope/reference"
-"""How records name the model that comes with the package; it is probed where none is named."""
 _WEIGHTS = {"block": "blocks", "advise": "advises", "quoting": "", "prefer": "", "unknown": "unknown"}
 
 

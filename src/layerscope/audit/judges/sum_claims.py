@@ -63,7 +63,7 @@ def drops(said: ModelStatement) -> Iterator[Finding]:
 
 
 def differences(said: ModelStatement) -> Iterator[Finding]:
-    """`+3 (39 vs 36)`: the amount alone; its sign hangs on what is held against what."""
+    """`+3 (39 vs 36)`: the amount alone; its sign depends on what is compared with what."""
     for found in _DIFFERENCE.finditer(said.text):
         first, second = int(found["a"]), int(found["b"])
         if abs(int(found["change"])) != abs(first - second):

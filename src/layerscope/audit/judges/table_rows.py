@@ -151,7 +151,7 @@ def _differences(row: _Row, lens: str) -> list[str] | None:
 
 
 def _same(name: str, text: str, value: object) -> bool:
-    """Whether a cell prints a value; one that prints nothing is not held against it."""
+    """Whether a cell prints a value; one that prints nothing contradicts none."""
     bare = _bare(text)
     if name == "top1":
         return same_token(text, str(value))

@@ -224,7 +224,7 @@ def test_an_interrupted_prism_fit_goes_on_and_says_behind_which_layer(work, tmp_
         (f"fit tuned --text my.txt --name {'x' * 201}", "is no name of a folder"),
         ("fit tuned --text my.txt --name 'two\nlines'", "is no name of a folder"),
         ("fit tuned --text my.txt --name taken", "'lenses/taken' is already there"),
-        ("fit tuned --text my.txt --name taken", "take it away first"),
+        ("fit tuned --text my.txt --name taken", "remove it first"),
         ("fit tuned --text my.txt --out lenses/taken", "is a lens' own folder"),
         ("fit tuned --text my.txt --out my.txt", "cannot be made or written to"),
         ("fit tuned --text my.txt --seed 9223372036854775808", "64-bit"),

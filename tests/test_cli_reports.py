@@ -79,11 +79,14 @@ def test_an_audit_of_a_changed_report_exits_with_1_and_names_line_and_right_valu
     assert done.exit_code == 1
     assert done.stdout.splitlines()[0].split()[:2] == [str(line), "contradicted"]
     assert all(len(row) <= 80 for row in done.stdout.splitlines())
-    found = json.loads(layerscope("audit", "reports/evaluation-reference.md", "--form", "json").stdout)
+    found = json.loads(layerscope("audit", "reports/evaluation-reference.md", "--format", "json").stdout)
     (wrong,) = [finding for finding in found["findings"] if finding["judgement"] == "contradicted"]
     assert wrong["line"] == line
     assert f"readable at layer {text[place]}" in wrong["correct"]
-    remarks = layerscope("audit", "reports/evaluation-reference.md", "--form", "markdown", "--out", "remarks.md")
+    old = layerscope("audit", "reports/evaluation-reference.md", "--form", "json")
+    assert json.loads(old.stdout) == found
+    assert old.stderr.startswith("warning: --form is now called --format")
+    remarks = layerscope("audit", "reports/evaluation-reference.md", "--format", "markdown", "--out", "remarks.md")
     assert remarks.exit_code == 1
     assert f"> **contradicted**, line {line}" in (work / "remarks.md").read_text()
 
@@ -143,9 +146,9 @@ def test_a_page_is_one_file_beside_the_run(work: Path) -> None:
         (["report", "nowhere"], "nowhere"),
         (["report", "--model", "gpt-9"], "gpt-9"),
         (["audit", "nothing.md"], "nothing.md"),
-        (["audit", "note.md", "--form", "pdf"], "no form 'pdf'"),
+        (["audit", "note.md", "--format", "pdf"], "no format 'pdf'"),
         (["audit", "note.md", "--run", "nowhere"], "nowhere"),
-        (["audit", "note.md", "--form", "json", "--out", "note.md"], "is the report itself"),
+        (["audit", "note.md", "--format", "json", "--out", "note.md"], "is the report itself"),
         (["compare", "nowhere"], "nowhere"),
         (["view", "nowhere"], "nowhere"),
         (["view", "--out", "note.md", "--no-open"], "note.md is already there"),

@@ -34,7 +34,7 @@ def lenses(model: CausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(model: CausalLM, lenses: Path) -> Run:
-    return probe(model, suite="berlin", sidecars=lenses)
+    return probe(model, suite="berlin", lens_dir=lenses)
 
 
 def at_next(run: Run, lens: str) -> pl.DataFrame:
@@ -127,13 +127,13 @@ def test_a_verdict_is_given_on_them(run: Run):
 
 
 def test_only_the_lenses_that_are_asked_for_are_read(model: CausalLM, lenses: Path):
-    found = probe(model, suite="berlin", lenses="logit,tuned", sidecars=lenses, positions="last")
+    found = probe(model, suite="berlin", lenses="logit,tuned", lens_dir=lenses, positions="last")
     assert found.rows["lens"].unique().sort().to_list() == ["logit", "tuned"]
     assert [one.status for one in found.record.measured.sidecars] == ["loaded", "off"]
 
 
 def test_under_the_published_protocol_they_are_read_too(model: CausalLM, lenses: Path, tmp_path: Path):
-    found = probe(model, suite="berlin", protocol="published", sidecars=lenses)
+    found = probe(model, suite="berlin", protocol="published", lens_dir=lenses)
     assert found.record.protocol.lenses[-2:] == ("tuned", "prism")
     assert found.record.protocol.headline_lens == "next_norm"
 
@@ -149,7 +149,7 @@ def test_a_lens_of_another_model_is_passed_over_with_a_reason(tiny, lenses: Path
 
         def vocabulary(self, done: int, total: int) -> None: ...
 
-    found = probe(tiny("qwen3"), suite="berlin", sidecars=lenses, positions="last", device="cpu", observer=Told())
+    found = probe(tiny("qwen3"), suite="berlin", lens_dir=lenses, positions="last", device="cpu", observer=Told())
     assert [one.status for one in found.record.measured.sidecars] == ["refused", "refused"]
     assert "tuned" not in found.record.protocol.lenses
     assert any("no tuned lens" in line and "layerscope/reference" in line for line in told)
@@ -158,21 +158,21 @@ def test_a_lens_of_another_model_is_passed_over_with_a_reason(tiny, lenses: Path
 
 def test_one_that_was_asked_for_is_not_passed_over(tiny, model: CausalLM, lenses: Path, tmp_path: Path):
     with pytest.raises(LensError, match="layerscope/reference"):
-        probe(tiny("qwen3"), suite="berlin", lenses="logit,tuned", sidecars=lenses, device="cpu")
+        probe(tiny("qwen3"), suite="berlin", lenses="logit,tuned", lens_dir=lenses, device="cpu")
     with pytest.raises(LensError, match="layerscope fit prism"):
         probe(tiny("qwen3"), suite="berlin", lenses="logit,prism", device="cpu")
     with pytest.raises(LensError, match="no such folder"):
-        probe(model, suite="berlin", sidecars=tmp_path / "nowhere")
+        probe(model, suite="berlin", lens_dir=tmp_path / "nowhere")
     damaged = tmp_path / "damaged"
     shutil.copytree(lenses / "a-tuned", damaged)
     record = json.loads((damaged / "lens.json").read_text())
     (damaged / "lens.json").write_text(json.dumps({**record, "weights_sha256": "0" * 64}))
     with pytest.raises(LensError, match="damaged"):
-        probe(model, suite="berlin", lenses="tuned", sidecars=damaged)
+        probe(model, suite="berlin", lenses="tuned", lens_dir=damaged)
 
 
 def test_a_folder_without_lenses_leaves_the_protocols_own(model: CausalLM, tmp_path: Path):
-    found = probe(model, suite="berlin", sidecars=tmp_path, positions="last")
+    found = probe(model, suite="berlin", lens_dir=tmp_path, positions="last")
     assert found.record.protocol.lenses == ("logit", "next_norm", "raw")
     assert [one.status for one in found.record.measured.sidecars] == ["missing", "missing"]
 

@@ -512,7 +512,7 @@ def test_a_tuned_lens_is_bound_with_the_placement_that_it_was_fitted_with(tmp_pa
 
 @pytest.mark.parametrize("name", ["tuned", "prism"])
 def test_a_fitted_lens_without_its_sidecar_is_refused_with_the_way_to_one(name: str):
-    with pytest.raises(LensError, match=f"`layerscope fit {name} MODEL --text FILE --out FOLDER`.*`--sidecars FOLDER`"):
+    with pytest.raises(LensError, match=f"`layerscope fit {name} MODEL --text FILE --out FOLDER`.*`--lens-dir FOLDER`"):
         _bind((name,))
 
 

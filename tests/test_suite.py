@@ -343,7 +343,7 @@ BROKEN_TOML = {
     "format": ('[templates]\norig = "{subject:>9}"\n' + GERMANY, "`templates.orig`: {subject} in .* has a format"),
     "trailing space of a template": (
         TEMPLATES.replace(" is", " is ") + GERMANY,
-        "line 1, field `templates.orig`: .*ends in white space.*' Berlin'.*would not align.*take it away",
+        "line 1, field `templates.orig`: .*ends in white space.*' Berlin'.*would not align.*remove it",
     ),
     "trailing space of a subject": (
         '[templates]\norig = "On {subject}"\n' + GERMANY.replace("Germany", "Germany "),

@@ -111,7 +111,7 @@ def acceptance(
 
     Args:
         curves: the run's curves; those of the lens `tuned` are judged.
-        headline: the lens that they are held against on the suite, another one; on held-out text it is the logit lens.
+        headline: the lens that they are compared with on the suite, another one; on held-out text it is the logit lens.
         n_layers: number of blocks.
         mismatch: the last row of the primary prompt.
         held_out: from the sidecar's record; None where it has none.

@@ -307,7 +307,7 @@ def repeatability(close_up: PositionReadoutRecord | None) -> Repeatability:
 def forward_of_two(
     second: SecondForwardRecord | None, milestones: Milestones, curve: Curve, thresholds: Thresholds
 ) -> ForwardOfTwo:
-    """Find the preferred milestone in a second forward pass, and hold it against the first pass.
+    """Find the preferred milestone in a second forward pass, and compare it with the first pass.
 
     The raw and tuned lenses are not read in the second pass, so it has no confirmed onset of its own; since a confirmed
     onset is the onset, the second pass' onset answers to it.

@@ -195,7 +195,7 @@ class _Judge:
         return self.curves.get(self.primary, lens)
 
     def _beside(self, lens: str) -> Curve | None:
-        """A lens that can be held against the headline lens: another one."""
+        """A lens that can be compared with the headline lens: another one."""
         return None if lens == self.headline else self._curve(lens)
 
     def _confirm(self, prompt: PromptKey) -> Confirmation:

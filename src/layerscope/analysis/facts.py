@@ -96,7 +96,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class ControlSummary:
-    """Where on a control its own answer leads that of the fact it is held against."""
+    """Where on a control its own answer leads that of the fact it is compared with."""
 
     first_control_margin_pos: int | None
     """Says little: the sign of a margin at shallow layers is that of rounding on a near-uniform distribution."""

@@ -256,7 +256,7 @@ def position_rows(
     Args:
         rows: the run's table.
         primary: the prompt.
-        headline: the lens that the tuned one is held against.
+        headline: the lens that the tuned one is compared with.
         n_layers: number of blocks.
         last_index: the prompt's last position, counted from 0.
     """

@@ -1,4 +1,4 @@
-"""An audit of any report against any runs: one that layerscope wrote is written again first."""
+"""An audit of any report against any runs: one that layerscope wrote is regenerated first."""
 
 from collections.abc import Sequence
 from pathlib import Path

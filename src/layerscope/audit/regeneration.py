@@ -1,4 +1,4 @@
-"""Reports that layerscope wrote: written again from the run, and compared line by line."""
+"""Reports that layerscope wrote: regenerated from the run, and compared line by line."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ _CITED = re.compile(r"`[^`]*:\d[^`]*`\]?\.?\s*$")
 
 @dataclass(frozen=True)
 class OwnLines:
-    """What comes of comparing a report with the same report written again."""
+    """What comes of comparing a report with the same report regenerated."""
 
     findings: tuple[Finding, ...]
     settled: frozenset[int]
@@ -71,7 +71,7 @@ def _pairs(old: list[str], new: list[str]) -> list[tuple[int, int]]:
 
 
 def _supported(line: int, text: str) -> Finding:
-    return Finding(line, text.strip(), None, Judgement.SUPPORTED, "written again from the run, this line is the same")
+    return Finding(line, text.strip(), None, Judgement.SUPPORTED, "regenerated from the run, this line is the same")
 
 
 def _changed(line: int, due: str, said: str) -> Finding:
@@ -88,6 +88,6 @@ def _changed(line: int, due: str, said: str) -> Finding:
         said.strip(),
         None,
         Judgement.CONTRADICTED,
-        f"written again from the run, this line differs: {shown}",
+        f"regenerated from the run, this line differs: {shown}",
         due.strip(),
     )

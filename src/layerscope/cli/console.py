@@ -94,9 +94,9 @@ class Bars:
         """Move the bar over the vocabulary."""
         self._move("vocabulary", done, total)
 
-    def layer(self, layer: int, said: str) -> None:
+    def layer(self, layer: int, summary: str) -> None:
         """Print it above the bars."""
-        self._console.print(f"layer {layer} · {said}", soft_wrap=True, markup=False)
+        self._console.print(f"layer {layer} · {summary}", soft_wrap=True, markup=False)
 
     def _move(self, name: str, done: int, total: int) -> None:
         if name not in self._tasks:
@@ -111,7 +111,7 @@ class LogLines:
 
     def __init__(self) -> None:
         self._log = logging.getLogger("layerscope")
-        self._said = time.monotonic()
+        self._last = time.monotonic()
 
     def plan(self, text: str) -> None:
         """Log it."""
@@ -119,23 +119,23 @@ class LogLines:
 
     def tokens(self, done: int, total: int) -> None:
         """Log progress over text that is read."""
-        self._say("tokens", done, total)
+        self._log_now_and_then("tokens", done, total)
 
     def blocks(self, done: int, total: int) -> None:
         """Log progress over blocks."""
-        self._say("blocks", done, total)
+        self._log_now_and_then("blocks", done, total)
 
     def vocabulary(self, done: int, total: int) -> None:
         """Log progress over the vocabulary."""
-        self._say("vocabulary", done, total)
+        self._log_now_and_then("vocabulary", done, total)
 
-    def layer(self, layer: int, said: str) -> None:
+    def layer(self, layer: int, summary: str) -> None:
         """Log it."""
-        self._log.info("layer %d · %s", layer, said)
+        self._log.info("layer %d · %s", layer, summary)
 
-    def _say(self, name: str, done: int, total: int) -> None:
-        if done == total or time.monotonic() - self._said > self.EVERY_S:
-            self._said = time.monotonic()
+    def _log_now_and_then(self, name: str, done: int, total: int) -> None:
+        if done == total or time.monotonic() - self._last > self.EVERY_S:
+            self._last = time.monotonic()
             self._log.info("%s %d of %d", name, done, total)
 
 

@@ -9,7 +9,6 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from layerscope.cli.console import (
-    mistakes_in_one_sentence,
     print_line,
     print_parts,
     quieten_transformers,
@@ -18,8 +17,10 @@ from layerscope.cli.console import (
     watching,
 )
 from layerscope.cli.lenses import fit_app, lens_app
+from layerscope.cli.options import Model, ModelInFolder, RunSource, command
 from layerscope.cli.reports import add_report_commands, newest
 from layerscope.errors import RunError
+from layerscope.probing.options import RENAMED, ProbeOptions
 from layerscope.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
 from layerscope.published.write.writer import write_published
 from layerscope.record.store import new_folder
@@ -43,22 +44,6 @@ app.add_typer(lens_app, name="lens")
 DIALECTS = {"extended": EXTENDED, "generation-m": GENERATION_M}
 """Ways of writing the published format, by their names here."""
 
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        help="Hub id, or a folder with config.json, tokenizer and *.safetensors; the bundled model if left out."
-    ),
-]
-Recorded = Annotated[
-    Path | None,
-    typer.Argument(
-        help="A run's folder, or a folder or output-<M>.json of published files; the newest in runs/ if left out."
-    ),
-]
-WhichModel = Annotated[
-    str | None, typer.Option("--model", help="Which model, where a folder of published files holds several.")
-]
-
 
 @app.callback()
 def _root() -> None:
@@ -69,104 +54,61 @@ def _root() -> None:
     epilog="Examples:\n\nlayerscope probe\n\nlayerscope probe --suite capitals-20 --positions last\n\n"
     "layerscope probe --suite berlin --lens logit,raw --top-k 10 --memory 2GiB --out runs"
 )
+@command(
+    last="device dtype memory out protocol revision bos seed second_forward trust_remote_code",
+    spelled={"lenses": "--lens"},
+    formerly=RENAMED,
+)
 def probe(
+    *,
     model: Model = None,
-    suite: Annotated[str, typer.Option(help="A built-in suite, or a .toml or .jsonl file.")] = "capitals",
-    lens: Annotated[
-        str | None,
-        typer.Option(
-            help="Lenses, comma between, of logit, next_norm, raw, tuned and prism; by default the protocol's own, and "
-            "the fitted ones that --sidecars holds for the model."
-        ),
-    ] = None,
-    sidecars: Annotated[
-        Path | None, typer.Option(help="Folder of fitted lenses, or of one (the bundled model has its own).")
-    ] = None,
-    positions: Annotated[
-        str, typer.Option(help="auto (all of the first prompt, the last of others; published: all), last, all.")
-    ] = "auto",
-    top_k: Annotated[int, typer.Option(help="How many of the largest logits a row lists.")] = 20,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, or bfloat16 (CUDA only).")] = "auto",
-    memory: Annotated[
-        str | None, typer.Option(help="Working memory, as 4GiB; half of what is free by default (CUDA: nine tenths).")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder in which the run's own folder is made.")] = Path("runs"),
-    protocol: Annotated[
-        str, typer.Option(help="Definitions: standard, or published (as the published tables).")
-    ] = "standard",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
-    bos: Annotated[str, typer.Option(help="Start prompts with BOS: auto (by family), yes or no.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of every random generator; recorded.")] = 316,
-    second_forward: Annotated[
-        str, typer.Option(help="A second pass to see whether it repeats: auto (where it might not), always or off.")
-    ] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint; recorded.")
-    ] = False,
+    options: ProbeOptions,
+    out: Annotated[Path, typer.Option(help="Folder in which to make the run's own folder.")] = Path("runs"),
 ) -> None:
     """Probe a model with a suite: print what every layer says, give a verdict, and write a run folder."""
-    with mistakes_in_one_sentence():
-        parent = _usable(out)
-        # Imported here, so that help and mistakes need not wait for the tensor library.
-        from layerscope.bundled import BUNDLED
-        from layerscope.probing.probe import probe as run_probe
+    parent = _usable(out)
+    # Imported here, so that help and mistakes need not wait for the tensor library.
+    from layerscope.bundled import BUNDLED
+    from layerscope.probing.probe import probe as run_probe
 
-        quieten_transformers()
-        with watching() as observer:
-            run = run_probe(
-                BUNDLED if model is None else model,
-                suite=suite,
-                lenses=lens,
-                positions=positions,
-                top_k=top_k,
-                protocol=protocol,
-                device=device,
-                dtype=dtype,
-                memory=memory,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                bos=bos,
-                seed=seed,
-                second_forward=second_forward,
-                sidecars=sidecars,
-                observer=observer,
-            )
-        folder = _free_name(parent / default_folder_name(run.record))
-        try:
-            _save(run, folder)  # before any table, whose reader may go away (`| head`)
-        except RunError:
-            print_parts(_tables_and_verdict(run))  # all that is left of it
-            raise
-        print_parts(_tables_and_verdict(run))
-        try:
-            print_line(f"page · {write_view([run], folder / 'view.html')}")
-        except RunError as error:  # the run itself is safe
-            warn(str(error))
-        print_line(f"run folder · {folder}")
+    quieten_transformers()
+    with watching() as observer:
+        run = run_probe(BUNDLED if model is None else model, observer=observer, **vars(options))
+    folder = _free_name(parent / default_folder_name(run.record))
+    try:
+        _save(run, folder)  # before any table, whose reader may go away (`| head`)
+    except RunError:
+        print_parts(_tables_and_verdict(run))  # all that is left of it
+        raise
+    print_parts(_tables_and_verdict(run))
+    try:
+        print_line(f"page · {write_view([run], folder / 'view.html')}")
+    except RunError as error:  # the run itself is safe
+        warn(str(error))
+    print_line(f"run folder · {folder}")
 
 
 @app.command(
     epilog="Examples (after `layerscope probe`):\n\nlayerscope show\n\nlayerscope show --lens raw --prompt 1\n\n"
     "layerscope show --milestones --lens next_norm"
 )
+@command()
 def show(
-    run: Recorded = None,
-    lens: Annotated[str | None, typer.Option(help="Which lens; the headline lens by default.")] = None,
+    run: RunSource = None,
+    lens: Annotated[str | None, typer.Option(help="Lens to show.", show_default="the headline lens")] = None,
     prompt: Annotated[int | None, typer.Option(help="Only this prompt, counted from 1, without the verdict.")] = None,
     milestones: Annotated[
-        bool, typer.Option("--milestones", help="Every milestone of one prompt in place of the tables by layer.")
+        bool, typer.Option("--milestones", help="Every milestone of one prompt instead of the tables by layer.")
     ] = False,
-    model: WhichModel = None,
+    model: ModelInFolder = None,
 ) -> None:
-    """Print the tables and the verdict of a finished run again, or its milestones."""
-    with mistakes_in_one_sentence():
-        found = Run.read(_chosen(run), model=model)
-        if milestones:
-            print_parts(milestone_table(found, lens=lens, prompt=prompt))
-        else:
-            print_parts(_tables_and_verdict(found, lens=lens, prompt=prompt))
-        print_parts(problem_lines(found))
+    """Print the tables and verdict of a finished run, or its milestones."""
+    finished = Run.read(run or newest(), model=model)
+    if milestones:
+        print_parts(milestone_table(finished, lens=lens, prompt=prompt))
+    else:
+        print_parts(_tables_and_verdict(finished, lens=lens, prompt=prompt))
+    print_parts(problem_lines(finished))
 
 
 @app.command(
@@ -174,28 +116,28 @@ def show(
     "layerscope export --published --out tables\n\n"
     "layerscope export --published --dialect extended --out runs/tables"
 )
+@command()
 def export(
-    run: Recorded = None,
+    run: RunSource = None,
     published: Annotated[bool, typer.Option("--published", help="As files in the published format.")] = False,
     dialect: Annotated[
         str, typer.Option(help="extended (all that the run holds), or generation-m (what published files hold).")
     ] = "extended",
     out: Annotated[
-        Path | None, typer.Option(help="Folder to make; `published` in the run's folder if left out.")
+        Path | None, typer.Option(help="Folder to make.", show_default="published in the run's folder")
     ] = None,
-    model: WhichModel = None,
+    model: ModelInFolder = None,
 ) -> None:
     """Write a finished run as files for other programs, into a new folder."""
-    with mistakes_in_one_sentence():
-        if not published:
-            raise RunError("There is one format to export a run to; ask for it with --published.")
-        written_as = _dialect(dialect)
-        source = _chosen(run)
-        found = Run.read(source, model=model)
-        folder = out or (source if source.is_dir() else source.parent) / "published"
-        with new_folder(folder) as partial:
-            files = write_published(found, partial, written_as)
-        print_line(f"published files · {folder} · {len(files)} files")
+    if not published:
+        raise RunError("There is one format to export a run to; ask for it with --published.")
+    written_as = _dialect(dialect)
+    source = run or newest()
+    finished = Run.read(source, model=model)
+    folder = out or (source if source.is_dir() else source.parent) / "published"
+    with new_folder(folder) as partial:
+        files = write_published(finished, partial, written_as)
+    print_line(f"published files · {folder} · {len(files)} files")
 
 
 add_report_commands(app)
@@ -222,10 +164,6 @@ def models() -> None:
     )
 
 
-def _chosen(run: Path | None) -> Path:
-    return newest(Path("runs")) if run is None else run
-
-
 def _dialect(name: str) -> Dialect:
     if name not in DIALECTS:
         raise RunError(f"There is no dialect '{name}'; choose from {', '.join(DIALECTS)}.")
@@ -234,11 +172,11 @@ def _dialect(name: str) -> Dialect:
 
 def _save(run: Run, folder: Path) -> None:
     """Write a new run; one by the published definitions as published files too."""
-    said = run.record.protocol
-    dialect = GENERATION_M if (said.name, said.headline_lens) == ("published", HEADLINE) else None
-    if said.name == "published" and dialect is None:
-        warn(f"no published files are written: theirs is lens {HEADLINE}, and this run has {said.headline_lens} first")
-    run.save(folder, published=dialect)
+    protocol = run.record.protocol
+    first, published = protocol.headline_lens, protocol.name == "published"
+    if published and first != HEADLINE:
+        warn(f"no published files are written: theirs is lens {HEADLINE}, and this run has {first} first")
+    run.save(folder, published=GENERATION_M if published and first == HEADLINE else None)
 
 
 def _tables_and_verdict(run: Run, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:

@@ -16,7 +16,8 @@ from rich.text import Text
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.audit.audit_report import audit_report, beside, read_report_file
 from layerscope.audit.output import annotated, audit_json, needs_mending
-from layerscope.cli.console import mistakes_in_one_sentence, print_line, print_parts, warn
+from layerscope.cli.console import print_line, print_parts, warn
+from layerscope.cli.options import Force, ModelInFolder, RunSource, command
 from layerscope.errors import RunError
 from layerscope.published.write.writer import write_published
 from layerscope.record.store import new_folder
@@ -36,22 +37,14 @@ from layerscope.terminal.audit_lines import audit_lines
 from layerscope.view.page.view import write_view
 
 CROSS_MODELS = "evaluation-cross-models.md"
-FORMS = ("table", "json", "markdown")
+FORMATS = ("table", "json", "markdown")
+RUNS = Path("runs")
+"""Where runs are looked for, unless another place is named."""
 
-Recorded = Annotated[
-    Path | None,
-    typer.Argument(
-        help="A run's folder, or a folder or output-<M>.json of published files; the newest in runs/ if left out."
-    ),
-]
-WhichModel = Annotated[
-    str | None, typer.Option("--model", help="Only this model of a folder of published files; all if left out.")
-]
-Out = Annotated[Path | None, typer.Option(help="Folder to write into; the run's own if left out.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a file that somebody wrote or changed.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write into.", show_default="the run's own")]
 
 
-def newest(parent: Path) -> Path:
+def newest(parent: Path = RUNS) -> Path:
     """The run in a folder of runs that was written last.
 
     Raises:
@@ -85,7 +78,7 @@ def add_report_commands(app: typer.Typer) -> None:
     app.command(
         epilog="Examples (after `layerscope report --out reports`):\n\nlayerscope audit reports/evaluation-reference.md"
         "\n\nlayerscope audit reports/evaluation-reference.md --all\n\n"
-        "layerscope audit reports/evaluation-reference.md --form json"
+        "layerscope audit reports/evaluation-reference.md --format json"
     )(audit)
     app.command(
         epilog="Examples (after `layerscope probe`):\n\nlayerscope verify\n\nlayerscope verify runs/*\n\n"
@@ -93,26 +86,29 @@ def add_report_commands(app: typer.Typer) -> None:
     )(verify)
 
 
+@command()
 def view(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Runs' folders, or folders or output-<M>.json of published files; the newest if left out."),
+        typer.Argument(
+            help="Runs' folders, or folders or output-<M>.json of published files.", show_default="the newest in runs/"
+        ),
     ] = None,
-    model: WhichModel = None,
+    model: ModelInFolder = None,
     out: Annotated[
-        Path | None, typer.Option(help="The file; view.html in the run's folder, or here for several runs.")
+        Path | None,
+        typer.Option(help="File to write.", show_default="view.html in the run's folder, or here for several runs"),
     ] = None,
     opened: Annotated[bool, typer.Option("--open/--no-open", help="Open it, where there is a browser.")] = True,
 ) -> None:
-    """Write one page to look at: a single file that needs no network; several runs stand side by side."""
-    with mistakes_in_one_sentence():
-        sources = runs or [newest(Path("runs"))]
-        found = [run for source in sources for run in _runs(source, model)]
-        beside_it = _folder(sources[0]) if len(sources) == 1 else Path()
-        path = write_view(found, out or beside_it / "view.html")
-        print_line(f"page · {path}")
-        if opened and _has_browser():
-            webbrowser.open(path.absolute().as_uri())
+    """Write a visual report: one page in a single file that needs no network; several runs stand side by side."""
+    sources = runs or [newest()]
+    shown = [run for source in sources for run in _runs(source, model)]
+    folder = _folder(sources[0]) if len(sources) == 1 else Path()
+    path = write_view(shown, out or folder / "view.html")
+    print_line(f"page · {path}")
+    if opened and _has_browser():
+        webbrowser.open(path.absolute().as_uri())
 
 
 def _runs(source: Path, model: str | None) -> list[AnalysedRun]:
@@ -130,112 +126,113 @@ def _has_browser() -> bool:
     return sys.platform in ("darwin", "win32") or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
-def report(run: Recorded = None, model: WhichModel = None, out: Out = None, force: Force = False) -> None:
+@command()
+def report(run: RunSource = None, model: ModelInFolder = None, out: Out = None, force: Force = False) -> None:
     """Write the evaluation of a run: every number with the file and line that shows it."""
-    with mistakes_in_one_sentence():
-        source = run or newest(Path("runs"))
-        for evidence in _evidences(source, model):
-            path = (out or _folder(source)) / f"evaluation-{evidence.stem}.md"
-            write_report(path, markdown(evaluation(evidence)), version("layerscope"), force=force)
-            print_line(f"report · {path}")
+    source = run or newest()
+    for evidence in _evidences(source, model):
+        path = (out or _folder(source)) / f"evaluation-{evidence.stem}.md"
+        write_report(path, markdown(evaluation(evidence)), version("layerscope"), force=force)
+        print_line(f"report · {path}")
 
 
+@command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Runs' folders, or folders of published files.")],
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("comparison"),
 ) -> None:
     """Compare runs: a report across models, and a table of them as CSV and Parquet."""
-    with mistakes_in_one_sentence():
-        archives = [_archive(path) for path in runs]
-        evidences = [evidence for archive in archives for evidence in _readable(archive)]
-        with new_folder(out) as folder:
-            text = markdown(synthesis(evidences, beside(archives)))
-            (folder / CROSS_MODELS).write_text(signed(text, version("layerscope")), encoding="utf-8")
-            for name, content in comparison_files(comparison_table(evidences)).items():
-                (folder / name).write_bytes(content)
-        for path in sorted(out.iterdir()):
-            print_line(f"comparison · {path}")
+    archives = [_archive(path) for path in runs]
+    evidences = [evidence for archive in archives for evidence in _readable(archive)]
+    with new_folder(out) as folder:
+        text = markdown(synthesis(evidences, beside(archives)))
+        (folder / CROSS_MODELS).write_text(signed(text, version("layerscope")), encoding="utf-8")
+        for name, content in comparison_files(comparison_table(evidences)).items():
+            (folder / name).write_bytes(content)
+    for path in sorted(out.iterdir()):
+        print_line(f"comparison · {path}")
 
 
-def brief(run: Recorded = None, model: WhichModel = None, out: Out = None, force: Force = False) -> None:
+@command()
+def brief(run: RunSource = None, model: ModelInFolder = None, out: Out = None, force: Force = False) -> None:
     """Write what is needed to write about a run: facts with sources, rules, structure; as Markdown and JSON."""
-    with mistakes_in_one_sentence():
-        source = run or newest(Path("runs"))
-        for evidence in _evidences(source, model):
-            made = brief_of(evidence)
-            folder = out or _folder(source)
-            path, data = folder / f"brief-{evidence.stem}.md", folder / f"brief-{evidence.stem}.json"
-            write_report(path, made.text, version("layerscope"), force=force)
-            write_new(data, made.data.encode(), force=force)
-            print_line(f"brief · {path}")
-            print_line(f"brief · {data}")
+    source = run or newest()
+    for evidence in _evidences(source, model):
+        made = brief_of(evidence)
+        folder = out or _folder(source)
+        path, data = folder / f"brief-{evidence.stem}.md", folder / f"brief-{evidence.stem}.json"
+        write_report(path, made.text, version("layerscope"), force=force)
+        write_new(data, made.data.encode(), force=force)
+        print_line(f"brief · {path}")
+        print_line(f"brief · {data}")
 
 
+@command(formerly={"form": "format"})
 def audit(
     report: Annotated[Path, typer.Argument(help="A report in Markdown, whoever wrote it.")],
     run: Annotated[
         list[Path] | None,
-        typer.Option("--run", help="The run it is about (may be given again); the newest in runs/ if left out."),
+        typer.Option("--run", help="The run it is about; repeatable.", show_default="the newest in runs/"),
     ] = None,
-    form: Annotated[str, typer.Option(help=f"{', '.join(FORMS)} (the report with remarks in it).")] = "table",
-    everything: Annotated[bool, typer.Option("--all", help="List what is supported or undecided too.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write to; standard output if left out.")] = None,
+    format: Annotated[str, typer.Option(help="table, json, or markdown (the report with remarks in it).")] = "table",
+    everything: Annotated[bool, typer.Option("--all", help="Also list what is supported or undecided.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")] = None,
     force: Force = False,
 ) -> None:
     """Check every source and number of a report against a run; exit code 1 when something is wrong."""
-    with mistakes_in_one_sentence():
-        if form not in FORMS:
-            raise RunError(f"There is no form '{form}'; choose from {', '.join(FORMS)}.")
-        if form == "table" and out is not None:
-            raise RunError("A table goes to the terminal; to write a file choose --form json or markdown.")
-        text = read_report_file(report)
-        result = audit_report(text, [_archive(path) for path in run or [newest(Path("runs"))]])
-        if form == "table":
-            print_parts(audit_lines(report.name, result, everything=everything))
-        else:
-            made = audit_json(report.name, result) if form == "json" else annotated(_decoded(text), result)
-            _put(made, out, report, force)
+    if format not in FORMATS:
+        raise RunError(f"There is no format '{format}'; choose from {', '.join(FORMATS)}.")
+    if format == "table" and out is not None:
+        raise RunError("A table goes to the terminal; to write a file choose --format json or markdown.")
+    text = read_report_file(report)
+    result = audit_report(text, [_archive(path) for path in run or [newest()]])
+    if format == "table":
+        print_parts(audit_lines(report.name, result, everything=everything))
+    else:
+        made = audit_json(report.name, result) if format == "json" else annotated(_decoded(text), result)
+        _put(made, out, report, force)
     raise typer.Exit(1 if needs_mending(result) else 0)
 
 
+@command()
 def verify(
     runs: Annotated[
-        list[Path] | None, typer.Argument(help="Runs' folders or folders of published files; the newest if left out.")
+        list[Path] | None,
+        typer.Argument(help="Runs' folders, or folders of published files.", show_default="the newest in runs/"),
     ] = None,
-    model: WhichModel = None,
+    model: ModelInFolder = None,
 ) -> None:
-    """Find milestones, guidance and reports of a run again from its rows; exit code 1 when a file says otherwise."""
-    with mistakes_in_one_sentence():
-        holds = True
-        for source in runs or [newest(Path("runs"))]:
-            for evidence in _evidences(source, model):
-                found = verify_run(evidence, _folder(source))
-                print_parts(_verified(found))
-                holds &= found.holds
+    """Recompute a run's milestones, guidance and reports from its rows; exit code 1 when a file differs."""
+    holds = True
+    for source in runs or [newest()]:
+        for evidence in _evidences(source, model):
+            verified = verify_run(evidence, _folder(source))
+            print_parts(_verification(verified))
+            holds &= verified.holds
     raise typer.Exit(0 if holds else 1)
 
 
-def _verified(found: Verified) -> Iterator[RenderableType]:
+def _verification(verified: Verified) -> Iterator[RenderableType]:
     table = Table(box=None, header_style="bold", pad_edge=False, show_edge=False)
-    for name in ("stated", "found again", "what, and where"):
+    for name in ("stated", "recomputed", "what, and where"):
         table.add_column(name, overflow="fold")
-    for difference in found.differences:
+    for difference in verified.differences:
         place = Text(difference.what)
         place.append("" if difference.where is None else f"\n{difference.where}", style="dim")
         place.append("" if difference.known is None else f"\nknown: {difference.known}", style="dim")
         style = "red" if difference.known is None else "yellow"
         table.add_row(Text(difference.stated, style=style), Text(difference.derived), place)
-    if found.differences:
+    if verified.differences:
         yield table
-    for note in found.notes:
+    for note in verified.notes:
         yield Text(f"not checked · {note}", style="dim")
-    values = sum(found.checked.values())
-    unknown = sum(difference.known is None for difference in found.differences)
-    known = len(found.differences) - unknown
-    said = "all hold"
-    if found.differences:
-        said = f"{unknown + known} differ" + (f", {known} of them as known of published files" if known else "")
-    yield Text(f"verify · {found.model} · {values} values and lines of {len(found.checked)} files: {said}")
+    values = sum(verified.checked.values())
+    unknown = sum(difference.known is None for difference in verified.differences)
+    known = len(verified.differences) - unknown
+    outcome = "all hold"
+    if verified.differences:
+        outcome = f"{unknown + known} differ" + (f", {known} of them as known of published files" if known else "")
+    yield Text(f"verify · {verified.model} · {values} values and lines of {len(verified.checked)} files: {outcome}")
 
 
 def _folder(source: Path) -> Path:
@@ -258,10 +255,10 @@ def _evidences(source: Path, model: str | None) -> Sequence[Evidence]:
 
 
 def _readable(archive: Archive) -> Sequence[Evidence]:
-    found, reasons = archive.readable()
+    evidences, reasons = archive.readable()
     for reason in reasons:
         warn(f"left out: {reason}")
-    return found
+    return evidences
 
 
 def _decoded(text: bytes) -> str:

@@ -1,7 +1,7 @@
 """Fit a prism lens: vectors of a few layers' stream, one standardisation, one rotation, measured on held-out text."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -16,7 +16,8 @@ from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head
 from layerscope.fitting.finite import refuse_non_finite
 from layerscope.fitting.objective import LN2
-from layerscope.fitting.prism_map import Method, PrismMap, Standardiser, fit_by_rank, fit_procrustes_to_final
+from layerscope.fitting.options import Method, PrismSettings
+from layerscope.fitting.prism_map import PrismMap, Standardiser, fit_by_rank, fit_procrustes_to_final
 from layerscope.fitting.session import (
     block_bytes,
     device_memory,
@@ -53,19 +54,6 @@ MATRICES = 9
 """Float64 matrices of d_model x d_model that finding the rotation holds at once."""
 FIRST_POSITION = 1
 """The first position of a sequence attracts attention whatever stands there; no vector is taken from it."""
-
-
-@dataclass(frozen=True)
-class PrismSettings:
-    """How a prism lens is fitted."""
-
-    method: Method = "procrustes_to_final"
-    """What the rotation brings together: each vector with the final one at its position, or directions by rank."""
-    k: int | None = None
-    """Directions that are rotated on purpose; 512 by default, or d_model where that is less."""
-    vectors: int | None = None
-    """Vectors in all; 100,000 to 160,000 by the model's size."""
-    seed: int = 316
 
 
 def fit_prism(

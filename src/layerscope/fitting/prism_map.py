@@ -16,6 +16,7 @@ from torch import Tensor
 
 from layerscope.errors import LensError, NumericError
 from layerscope.fitting.finite import refuse_non_finite
+from layerscope.fitting.options import Method
 from layerscope.unembedding import Unembedding
 
 EPS = 1e-8
@@ -30,7 +31,6 @@ ROUNDING = 4 * torch.finfo(torch.float32).eps
 """Relative error of a stored feature: the handful of float32 operations that a norm ends with."""
 ROUNDOFF = torch.finfo(torch.float64).eps
 
-Method = Literal["procrustes_to_final", "by_rank"]
 Pairing = Literal["cross_covariance", "by_rank"]
 
 

@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -19,6 +19,7 @@ from layerscope.fitting.finite import refuse_non_finite, refuse_non_finite_at
 from layerscope.fitting.layer import fit_layer
 from layerscope.fitting.moments import Moments, Regression
 from layerscope.fitting.objective import Objective, Problem, Sample, Samples
+from layerscope.fitting.options import TunedSettings
 from layerscope.fitting.refine import Budget
 from layerscope.fitting.session import (
     block_bytes,
@@ -73,23 +74,6 @@ MATRICES = 16
 
 Fitted: TypeAlias = tuple[Translator, LayerFit, SkipLayers | None]
 """One layer: its translator, what it is worth, and what it costs to put it in the place of the blocks after it."""
-
-
-@dataclass(frozen=True)
-class TunedSettings:
-    """How a tuned lens is fitted."""
-
-    rank: int | Literal["auto", "full"] = "auto"
-    """Of the linear part; `auto` is full while the lens stays below 1 GiB, then 256 or less."""
-    placement: Placement = "raw"
-    first_position: int = 1
-    """The first position of a sequence attracts attention whatever stands there; it is not fitted to."""
-    steps: int | None = None
-    """Of the refinement at most; by default enough to see every position three times, between 50 and 300."""
-    batch: int = 2048
-    rate: float = 0.5
-    """Length of the first steps, as a share of the way that the divergence leaves to go."""
-    seed: int = 316
 
 
 def rank_of(wish: int | Literal["auto", "full"], d_model: int, n_layers: int) -> int:

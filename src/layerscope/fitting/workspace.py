@@ -60,7 +60,7 @@ class Workspace:
 
     def _refuse_taken(self) -> None:
         if self._target.exists():
-            raise LensError(f"'{self._target}' is already there; give another --out or --name, or take it away first.")
+            raise LensError(f"'{self._target}' is already there; give another --out or --name, or remove it first.")
 
     @property
     def leftovers(self) -> tuple[Path, ...]:

@@ -62,7 +62,7 @@ def _sidecar_of(name: str, sidecars: Mapping[str, FittedLens], n_layers: int) ->
     if name not in sidecars:
         raise LensError(
             f"The lens '{name}' has to be fitted to a model first, by "
-            f"`layerscope fit {name} MODEL --text FILE --out FOLDER`; then give its place with `--sidecars FOLDER`."
+            f"`layerscope fit {name} MODEL --text FILE --out FOLDER`; then give its place with `--lens-dir FOLDER`."
         )
     record = sidecars[name].record
     if record.kind != name:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from layerscope.model.blockwise import run_blockwise
 from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
 from layerscope.model.families import Family, bos_rule, family_of
+from layerscope.model.options import OpenOptions
 from layerscope.model.placement import Placement, place
 from layerscope.model.streaming import Hooks, Prefetcher, StreamedLinear, map_names, stream_weights
 from layerscope.model.tokens import Tokens
+from layerscope.options import keywords
 from layerscope.unembedding import Norm, Unembedding
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,14 @@ class Forward:
     lengths: tuple[int, ...]
     logits: Float[Tensor, "some d_vocab"]
     """The model's own logits at the last token of the first prompts, head transform included, float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRequest(OpenOptions):
+    """The model to open, and how."""
+
+    model: str | Path = field(default=BUNDLED, kw_only=False)
+    """A folder with config.json, tokenizer and *.safetensors, or a Hub id; default: the bundled model."""
 
 
 class CausalLM:
@@ -87,28 +97,10 @@ class CausalLM:
         )
         _check_head(self.unembedding)
 
-    @classmethod
-    def open(
-        cls,
-        model: str | Path = BUNDLED,
-        *,
-        revision: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        memory: int | str | None = None,
-        trust_remote_code: bool = False,
-        bos: str = "auto",
-    ) -> "CausalLM":
+    @staticmethod
+    @keywords(OpenRequest)
+    def open(request: OpenRequest) -> "CausalLM":
         """Open a model without loading it.
-
-        Args:
-            model: a folder with config.json, tokenizer and safetensors, or a Hub id; the bundled model by default.
-            revision: branch, tag or commit of a Hub id.
-            device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            dtype: dtype the blocks compute in; `auto` is float32 on a CPU and bfloat16 on CUDA.
-            memory: budget for everything but the weights' pages, in bytes or as `4GiB`.
-            trust_remote_code: run Python code that comes with the checkpoint; it is recorded.
-            bos: whether prompts start with BOS: `auto` (by family), `yes` or `no`.
 
         Raises:
             CheckpointError: files missing, incomplete or damaged.
@@ -117,27 +109,27 @@ class CausalLM:
             PlacementError: a device or dtype that cannot be had.
             NumericError: a final norm or a head bias that is not finite.
         """
-        placement = place(device, dtype, memory)
-        source = locate(model, revision=revision, with_code=trust_remote_code)
+        placement = place(request.device, request.dtype, request.memory)
+        trusted = request.trust_remote_code
+        source = locate(request.model, revision=request.revision, with_code=trusted)
         if source.folder == BUNDLED:
             source = Source(BUNDLED, BUNDLED_ID, None, None)
-        config = read_config(source.folder, trust_remote_code)
+        config = read_config(source.folder, trusted)
         family, verified = family_of(config)
-        rule = bos_rule(family, bos)
+        rule = bos_rule(family, request.bos)
         checkpoint = Checkpoint(source.folder)
-        tokens = Tokens(source.folder, rule, trust_remote_code=trust_remote_code)
-        if bos == "yes" and tokens.bos_id is None:
+        tokens = Tokens(source.folder, rule, trust_remote_code=trusted)
+        if request.bos == "yes" and tokens.bos_id is None:
             raise TokenizerError("BOS was asked for, but the tokenizer defines none; leave --bos out.")
-        module = build_empty(config, source.folder, placement.dtype, trust_remote_code)
-        return cls(
-            module,
+        return CausalLM(
+            build_empty(config, source.folder, placement.dtype, trusted),
             source,
             checkpoint,
             tokens,
             placement,
             family,
             family_verified=verified,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=trusted,
         )
 
     @property

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,12 +14,15 @@ from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, ModelError, SuiteError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
+from layerscope.model.options import OpenOptions
 from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.model.residuals import Residuals, read_residuals
+from layerscope.options import keywords
 from layerscope.probing.encode import Encoded, encode
 from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_line, plan_memory, planned_bytes
+from layerscope.probing.options import RENAMED, ProbeOptions
 from layerscope.probing.primary_prompt import (
     AuxiliaryInputs,
     FirstBatch,
@@ -40,16 +43,14 @@ from layerscope.suite import Suite, load_suite
 SECOND_FORWARD = ("auto", "always", "off")
 
 
-@dataclass(frozen=True)
-class Opening:
-    """How a model is opened, with the defaults of `CausalLM.open`."""
+@dataclass(frozen=True, kw_only=True)
+class ProbeRequest(ProbeOptions):
+    """The model to probe, and how."""
 
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    memory: int | str | None = None
-    trust_remote_code: bool = False
-    bos: str = "auto"
+    model: str | Path | CausalLM = field(default=BUNDLED, kw_only=False)
+    """A folder with config.json, tokenizer and *.safetensors, a Hub id, or an open model; default: the bundled one."""
+    observer: Observer | None = None
+    """Is told the plan and the progress."""
 
 
 @dataclass
@@ -72,74 +73,34 @@ class Seconds:
         return TimingsRecord(start_s=max(0.0, total - sum(self.stages.values())), total_s=total, **self.stages)
 
 
-def probe(
-    model: str | Path | CausalLM = BUNDLED,
-    *,
-    suite: str | Path | Suite = "capitals",
-    lenses: str | Sequence[str] | None = None,
-    positions: str = "auto",
-    top_k: int = 20,
-    protocol: str = "standard",
-    device: str = "auto",
-    dtype: str = "auto",
-    memory: int | str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    bos: str = "auto",
-    seed: int = 316,
-    second_forward: str = "auto",
-    sidecars: str | Path | None = None,
-    observer: Observer | None = None,
-) -> Run:
+@keywords(ProbeRequest, formerly=RENAMED)
+def probe(request: ProbeRequest) -> Run:
     """Probe a model with a suite and return every number of every layer.
-
-    Args:
-        model: a folder, a Hub id, or an open model; the bundled one by default.
-        suite: a built-in name, a TOML or JSONL file, or a `Suite`.
-        lenses: names of lenses, or one text with commas between; by default the protocol's own, and the fitted ones
-            that `sidecars` holds for this model.
-        positions: `auto` (every position of the first prompt, the last of the others; all under protocol
-            `published`), `last` or `all`.
-        top_k: how many of the largest logits a row lists.
-        protocol: `standard` or `published`.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: `auto`, `float32`, or `bfloat16` on CUDA.
-        memory: budget for working memory, in bytes or as `4GiB`; by default half of what is free (CUDA: nine tenths).
-        revision: branch, tag or commit of a Hub id.
-        trust_remote_code: run Python code that comes with the checkpoint.
-        bos: `auto` (by family), `yes` or `no`: whether prompts start with BOS.
-        seed: of every generator; recorded.
-        second_forward: whether the first prompt goes through the model once more, to see whether it repeats: `always`,
-            `off`, or `auto` (only where kernels are not deterministic or a second decode differs).
-        sidecars: folder of fitted lenses, or of one; the bundled model has its own.
-        observer: is told the plan and the progress.
 
     Raises:
         LayerscopeError: whatever cannot be done, each by its own class (see `layerscope.errors`).
     """
     seconds, created = Seconds(), datetime.now(UTC)
-    rules, asked_for = _choices(protocol, lenses, top_k, seed)
-    if second_forward not in SECOND_FORWARD:
-        raise LensError(f"There is no second forward '{second_forward}'; choose from {', '.join(SECOND_FORWARD)}.")
-    if positions == "auto" and rules.all_positions:
-        positions = "all"
-    asked = suite if isinstance(suite, Suite) else load_suite(suite)
-    opened = _open(model, Opening(revision, device, dtype, memory, trust_remote_code, bos))
-    encoded = encode(asked, opened, positions)
-    chosen = choose_lenses(opened, asked_for, rules.lenses, sidecars)
+    rules, asked_for = _choices(request)
+    positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
+    suite = request.suite if isinstance(request.suite, Suite) else load_suite(request.suite)
+    opened = _open(request)
+    encoded = encode(suite, opened, positions)
+    chosen = choose_lenses(opened, asked_for, rules.lenses, request.lens_dir)
     bound = chosen.bind(opened)
-    settings = Settings(rules, bound, positions, top_k, seed, second_forward)
-    watcher = observer or Silent()
+    settings = Settings(rules, bound, positions, request.top_k, request.seed, request.second_forward)
+    watcher = request.observer or Silent()
     beside = choose_auxiliary_inputs(opened, encoded, rules)
-    parts = plan_memory(opened, encoded, len(bound), top_k, beside.token_ids, planned_auxiliary_bytes(opened, beside))
-    watcher.plan(plan_line(opened, parts, asked))
+    auxiliary_bytes = planned_auxiliary_bytes(opened, beside)
+    parts = plan_memory(opened, encoded, len(bound), request.top_k, beside.token_ids, auxiliary_bytes)
+    watcher.plan(plan_line(opened, parts, suite))
     for reason in chosen.passed_over:
         watcher.plan(reason)
     found = _run_batches(opened, encoded, settings, parts, beside, seconds, watcher)
     rows, health = row_table(found.columns, encoded, opened)
     record = run_metadata(
         opened,
-        asked,
+        suite,
         encoded,
         settings,
         identity=found.identity,
@@ -152,36 +113,40 @@ def probe(
     return Run(rows, record)
 
 
-def _choices(
-    protocol: str, lenses: str | Sequence[str] | None, top_k: int, seed: int
-) -> tuple[Protocol, tuple[str, ...] | None]:
+def _choices(options: ProbeOptions) -> tuple[Protocol, tuple[str, ...] | None]:
     """The protocol and the names of the lenses that were asked for, if any were.
 
     Raises:
         RunError: no such protocol.
-        LensError: a top_k or seed that cannot be.
+        LensError: a top_k, seed or second forward that cannot be.
     """
-    if top_k < 1:
-        raise LensError(f"top_k should be at least 1, but it is {top_k}.")
-    if not -(2**63) <= seed < 2**63:
-        raise LensError(f"A seed is a 64-bit integer, but it is {seed}.")
+    if options.top_k < 1:
+        raise LensError(f"top_k should be at least 1, but it is {options.top_k}.")
+    if not -(2**63) <= options.seed < 2**63:
+        raise LensError(f"A seed is a 64-bit integer, but it is {options.seed}.")
+    rules = protocol_of(options.protocol)
+    if options.second_forward not in SECOND_FORWARD:
+        raise LensError(
+            f"There is no second forward '{options.second_forward}'; choose from {', '.join(SECOND_FORWARD)}."
+        )
+    lenses = options.lenses
     if isinstance(lenses, str):
         lenses = [name.strip() for name in lenses.split(",")]
-    rules = protocol_of(protocol)
     names = None if lenses is None else tuple(lenses)
     if names and rules.headline not in names:
         rules = replace(rules, headline=names[0])  # recorded, and said in every table
     return rules, names
 
 
-def _open(model: str | Path | CausalLM, opening: Opening) -> CausalLM:
-    if not isinstance(model, CausalLM):
-        return CausalLM.open(model, **asdict(opening))
-    if opening != Opening():
+def _open(request: ProbeRequest) -> CausalLM:
+    opening = {option.name: getattr(request, option.name) for option in fields(OpenOptions)}
+    if not isinstance(request.model, CausalLM):
+        return CausalLM.open(request.model, **opening)
+    if opening != vars(OpenOptions()):
         raise ModelError(
             "An open model has its device, dtype, memory, revision, code and BOS already; give those to CausalLM.open."
         )
-    return model
+    return request.model
 
 
 @dataclass(frozen=True)

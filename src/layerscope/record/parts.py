@@ -122,7 +122,7 @@ class PromptRecord(Part):
     tokens: tuple[str, ...] | None = Field(None, description="The same for people.")
     decoded_positions: tuple[Count, ...] = Field(description="Positions that have rows, counted from 0.")
     answers: tuple[AlignmentRecord, ...] = Field(description="Accepted answers, the gold one first.")
-    contrast: tuple[AlignmentRecord, ...] = Field((), description="Of a control: answers it is held against.")
+    contrast: tuple[AlignmentRecord, ...] = Field((), description="Of a control: answers it is compared with.")
 
     @property
     def key(self) -> PromptKey:

@@ -1,4 +1,4 @@
-"""Verification of a run: what its rows amount to is found again and held against everything that its files state."""
+"""Verification of a run: what its rows amount to is recomputed and compared with everything that its files state."""
 
 import difflib
 import json
@@ -62,7 +62,7 @@ class Verified:
 
     model: str
     checked: Mapping[str, int]
-    """How many values or lines of each file were held against the rows."""
+    """How many values or lines of each file were compared with the rows."""
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
     """What could not be checked, and why."""
@@ -74,7 +74,7 @@ class Verified:
 
 
 def verify(evidence: Evidence, folder: Path) -> Verified:
-    """Find milestones, diagnostics, guidance and report again, and say what differs from the files.
+    """Recompute milestones, diagnostics, guidance and report, and say what differs from the files.
 
     Args:
         evidence: the run and its published files.
@@ -176,7 +176,7 @@ def _known(at: str, stated: object, derived: object, dialect: Dialect) -> str | 
 
 
 def _tables(evidence: Evidence, dialect: Dialect, notes: list[str]) -> Iterator[tuple[str, int, list[Difference]]]:
-    """The published tables of a run of our own, written again from its rows."""
+    """The published tables of a run of our own, regenerated from its rows."""
     for table in csv_tables(evidence.run, dialect):
         if not evidence.sources.has(table.name):
             notes.append(f"{table.name} is not there")

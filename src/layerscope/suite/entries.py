@@ -261,7 +261,7 @@ def checked_text(text: str, field: str, place: Place) -> str:
     if text != text.rstrip():
         sentence = (
             f"the prompt {text!r} ends in white space, so an answer such as ' Berlin', which brings its own space, "
-            "would not align with the tokens; take it away"
+            "would not align with the tokens; remove it"
         )
         raise place.error(field, sentence)
     try:

@@ -250,7 +250,7 @@ def _keyed(facts: Sequence[Question]) -> dict[str, Question]:
 
 
 def _contrasted(control: Control, facts: Mapping[str, Question]) -> Question:
-    """The fact whose answers a control is held against, named by key or subject; the first fact when none is named."""
+    """The fact whose answers a control is compared with, named by key or subject; the first fact when none is named."""
     place, wanted = control.question.place, control.contrast
     if wanted is None:
         chosen = [next(iter(facts.values()))]

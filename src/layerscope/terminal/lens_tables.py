@@ -45,22 +45,22 @@ def lens_table(record: LensRecord) -> Iterator[RenderableType]:
 
 def lens_lines(record: LensRecord) -> Table:
     """What a lens is, what it belongs to, what it was fitted on, and what a reader has to know."""
-    said = [LabelledLine("fits", _fits(record))]
+    lines = [LabelledLine("fits", _fits(record))]
     if record.imported is not None:
-        said += _imported(record.imported)
+        lines += _imported(record.imported)
     if record.tuned is not None:
-        said += _tuned_lines(record.tuned)
+        lines += _tuned_lines(record.tuned)
     if record.prism is not None:
-        said += _prism_lines(record.prism)
+        lines += _prism_lines(record.prism)
     if record.corpus is not None:
-        said += _corpus_lines(record.corpus)
-    said.append(LabelledLine("made", _made(record.created_utc, record.settings)))
-    said.append(LabelledLine("weights", f"sha256 {record.weights_sha256[:HASH_SHOWN]}"))
-    said += _labelled("note", record.notes, "yellow")
-    return _grid(said)
+        lines += _corpus_lines(record.corpus)
+    lines.append(LabelledLine("made", _made(record.created_utc, record.settings)))
+    lines.append(LabelledLine("weights", f"sha256 {record.weights_sha256[:HASH_SHOWN]}"))
+    lines += _labelled("note", record.notes, "yellow")
+    return _grid(lines)
 
 
-def lens_list(found: Sequence[LensFolder]) -> Iterator[RenderableType]:
+def lens_list(lenses: Sequence[LensFolder]) -> Iterator[RenderableType]:
     """A line for each of several lenses."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("folder", overflow="fold")
@@ -69,10 +69,10 @@ def lens_list(found: Sequence[LensFolder]) -> Iterator[RenderableType]:
     table.add_column("head", no_wrap=True)
     for header in ("logit\n(bits)", "lens\n(bits)"):
         table.add_column(header, justify="right", no_wrap=True)
-    for one in found:
-        record = one.record
+    for fitted in lenses:
+        record = fitted.record
         logit, lens = held_out_means(record)
-        model, name = (Text(printable(text)) for text in (record.model.id, one.folder.resolve().name))
+        model, name = (Text(printable(text)) for text in (record.model.id, fitted.folder.resolve().name))
         table.add_row(
             name, record.kind, model, record.model.fingerprint[:HASH_SHOWN], short_text(logit), short_text(lens)
         )
@@ -118,19 +118,19 @@ def _caption(n_held_out: int | None) -> Text:
 
 def _tuned_table(fit: TunedFit) -> Table:
     table = _table("layer", "logit", "bias", "closed\nform", "tuned", "gained", "tau", "map", "best\nstep")
-    for one in fit.layers:
-        bits = (one.logit_bits, one.bias_bits, one.closed_form_bits, one.tuned_bits)
+    for layer in fit.layers:
+        bits = (layer.logit_bits, layer.bias_bits, layer.closed_form_bits, layer.tuned_bits)
         table.add_row(
-            str(one.layer),
+            str(layer.layer),
             *map(short_text, bits),
-            _share(one.logit_bits, one.tuned_bits),
-            short_text(one.temperature),
-            f"{one.map_norm:.2g}",
-            f"{one.best_step} of {one.steps}",
-            style="yellow" if one.tuned_bits > one.logit_bits else None,
+            _share(layer.logit_bits, layer.tuned_bits),
+            short_text(layer.temperature),
+            f"{layer.map_norm:.2g}",
+            f"{layer.best_step} of {layer.steps}",
+            style="yellow" if layer.tuned_bits > layer.logit_bits else None,
         )
-    columns = [[getattr(one, f"{name}_bits") for one in fit.layers] for name in ("logit", "bias", "closed_form")]
-    means = [fmean(column) for column in (*columns, [one.tuned_bits for one in fit.layers])]
+    columns = [[getattr(layer, f"{name}_bits") for layer in fit.layers] for name in ("logit", "bias", "closed_form")]
+    means = [fmean(column) for column in (*columns, [layer.tuned_bits for layer in fit.layers])]
     table.add_row("mean", *map(short_text, means), _share(means[0], means[-1]), style="bold")
     return table
 
@@ -193,8 +193,8 @@ def _stopped(layers: Sequence[LayerFit]) -> str:
         ("diverged, the best before that kept", [fit.layer for fit in layers if fit.stopped == "diverged"]),
         ("kept as it started", [fit.layer for fit in layers if fit.best_step == 0]),
     ]
-    said = [f"{why}: {_at(found)}" for why, found in parts if found]
-    return "; ".join(said) or "no layer before its budget"
+    reasons = [f"{reason}: {_at(stopped)}" for reason, stopped in parts if stopped]
+    return "; ".join(reasons) or "no layer before its budget"
 
 
 def _at(layers: Sequence[int]) -> str:
@@ -203,22 +203,22 @@ def _at(layers: Sequence[int]) -> str:
 
 def _skipping(skips: Sequence[SkipLayers]) -> list[str]:
     """What is lost where a translator stands for all blocks after its layer."""
-    said = [
+    losses = [
         f"{skip.blocks} blocks, from layer {skip.layer} on: perplexity {skip.perplexity_lens:,.4g}, the model's "
         f"{skip.perplexity_model:,.4g}, {skip.relative_loss:+.1%}"
         for skip in skips
     ]
-    return [*said, f"on {skips[0].n_tokens:,} held-out tokens"] if skips else []
+    return [*losses, f"on {skips[0].n_tokens:,} held-out tokens"] if skips else []
 
 
 def _prism_lines(fit: PrismFit) -> list[LabelledLine]:
-    asked = "" if fit.k == fit.k_asked else f" (of {fit.k_asked} asked for)"
+    requested = "" if fit.k == fit.k_asked else f" (of {fit.k_asked} asked for)"
     vectors = (
         f"{fit.vectors:,} of lens {fit.stream} at layers {', '.join(map(str, fit.rows))}, {fit.distinct_vectors:,} "
         f"distinct; directions found on {fit.reservoir:,}"
     )
     rotation = (
-        f"k {fit.k}{asked}, paired by {fit.pairing.replace('_', ' ').removeprefix('by ')}, numerical rank "
+        f"k {fit.k}{requested}, paired by {fit.pairing.replace('_', ' ').removeprefix('by ')}, numerical rank "
         f"{fit.rank_effective}; {fit.orthogonality_error:.1e} from orthogonal"
     )
     return [LabelledLine("vectors", vectors), LabelledLine("rotation", rotation)]
@@ -243,10 +243,10 @@ def _imported(source: ImportedFrom) -> list[LabelledLine]:
     stated = [f"{name} {value}" for name, value in source.stated.items() if value is not None]
     if len(stated) > STATED_SHOWN:
         stated = [*stated[:STATED_SHOWN], f"and {len(stated) - STATED_SHOWN} more"]
-    said = [LabelledLine("imported", f"{source.name} ({source.format}), sha256 {source.sha256[:HASH_SHOWN]}")]
+    lines = [LabelledLine("imported", f"{source.name} ({source.format}), sha256 {source.sha256[:HASH_SHOWN]}")]
     if stated:
-        said.append(LabelledLine("it says", f"{', '.join(stated)} (unchecked)"))
-    return said
+        lines.append(LabelledLine("it says", f"{', '.join(stated)} (unchecked)"))
+    return lines
 
 
 def _made(created_utc: str, settings: Settings | None) -> str:
@@ -264,14 +264,14 @@ def _labelled(label: str, texts: Sequence[str], style: str = "") -> list[Labelle
     return [LabelledLine("" if place else label, text, style) for place, text in enumerate(texts)]
 
 
-def _grid(said: Sequence[LabelledLine]) -> Table:
+def _grid(lines: Sequence[LabelledLine]) -> Table:
     """Labels to the left, texts wrapped beside them."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(min_width=LABEL_WIDTH, no_wrap=True)
     grid.add_column(max_width=TEXT_WIDTH, overflow="fold")
-    for one in said:
+    for line in lines:
         # What stands in a record came from names of files and from other programs.
-        grid.add_row(Text(one.label, style="dim"), Text(printable(one.text), style=one.style))
+        grid.add_row(Text(line.label, style="dim"), Text(printable(line.text), style=line.style))
     return grid
 
 

@@ -1,4 +1,4 @@
-"""Sentences that hold a fitted lens against the one without a fit: gains in bits, shifts in layers, and their signs.
+"""Sentences that compare a fitted lens with the one without a fit: gains in bits, shifts in layers, and their signs.
 
 A gain in bits is the baseline's divergence less the fitted lens', a shift in layers the fitted lens' layer less the
 baseline's. A text may say that it has it the other way round, or say in words which is better; then that counts.

@@ -72,7 +72,7 @@ def drops(assertion: Assertion) -> Iterator[Finding]:
 
 
 def differences(assertion: Assertion) -> Iterator[Finding]:
-    """`+3 (39 vs 36)`: the amount alone; its sign hangs on what is held against what."""
+    """`+3 (39 vs 36)`: the amount alone; its sign depends on what is compared with what."""
     for match in _DIFFERENCE.finditer(assertion.text):
         first, second = int(match["a"]), int(match["b"])
         if abs(int(match["change"])) != abs(first - second):

@@ -213,7 +213,7 @@ def _fit(row: _Row, lens: str) -> _Fit | None:
 
 
 def _same_text(name: str, text: str, value: object) -> bool:
-    """Whether a cell shows a token or a truth; one that shows nothing is not held against it."""
+    """Whether a cell shows a token or a truth; one that shows nothing contradicts none."""
     if name == "top1":
         return same_token(text, str(value))
     words = {"true": True, "yes": True, "\u2713": True, "1": True, "false": False, "no": False, "\u2717": False}

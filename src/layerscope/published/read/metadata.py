@@ -227,7 +227,7 @@ def _prompt(
 ) -> PromptRecord:
     tokens = sorted((position, token) for (found, position), token in merged.tokens.items() if found == prompt)
     whole = [position for position, _ in tokens] == list(range(len(tokens))) and len(tokens) == merged.last[prompt] + 1
-    # A control is held against the answer of the primary fact.
+    # A control is compared with the answer of the primary fact.
     contrast = (answers[PRIMARY],) if prompt.prompt_id == "ctl" and PRIMARY in answers else ()
     return PromptRecord(
         prompt_id=prompt.prompt_id,

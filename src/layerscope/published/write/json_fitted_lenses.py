@@ -24,7 +24,7 @@ def is_read(source: Source, lens: str) -> bool:
 
 
 def has_raw_tables(source: Source) -> bool:
-    """Whether there are tables that hold the headline lens against the raw one."""
+    """Whether there are tables that compare the headline lens with the raw one."""
     return is_read(source, "raw") and source.headline != "raw"
 
 

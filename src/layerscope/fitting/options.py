@@ -1,0 +1,58 @@
+"""What a fit can be asked for: the text, and the settings of a tuned and of a prism lens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from layerscope.lens_record import Placement
+
+Method: TypeAlias = Literal["procrustes_to_final", "by_rank"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """The text that a lens is fitted on."""
+
+    text: Sequence[str] = ()
+    """A .txt, .jsonl or .parquet file, or a data set's id on the Hub; repeatable."""
+    field: str = "text"
+    """Name of the field that holds a document's text, in all but .txt files."""
+    tokens: str = "2M"
+    """How much text to read, as 500k or 2M tokens."""
+    seq_len: int | None = None
+    """Positions of a sequence; default: 512, or as many as the model reads if that is fewer."""
+
+
+@dataclass(frozen=True)
+class TunedSettings:
+    """How a tuned lens is fitted."""
+
+    rank: Literal["auto", "full"] | int = "auto"
+    """Rank of the maps: `auto` (full while the lens stays below 1 GiB, then 256 or less), `full`, or a number; 0 for a
+    bias alone."""
+    placement: Placement = "raw"
+    """What is mapped: `raw` (the residual), or `normed` (what the final norm makes of it)."""
+    first_position: int = 1
+    """First position that is fitted to; whatever stands at the very first attracts attention."""
+    steps: int | None = None
+    """Most steps of the refinement; default: 50 to 300, enough to see every position three times."""
+    batch: int = 2048
+    """Positions of a step."""
+    rate: float = 0.5
+    """Length of the first steps, as a share of the way that the divergence leaves to go."""
+    seed: int = 316
+    """Seed of every random draw; recorded."""
+
+
+@dataclass(frozen=True)
+class PrismSettings:
+    """How a prism lens is fitted."""
+
+    method: Method = "procrustes_to_final"
+    """What the rotation pairs: `procrustes_to_final` (each vector with the final one at its position), or `by_rank`."""
+    k: int | None = None
+    """Directions that are rotated on purpose; default: 512, or d_model if that is less."""
+    vectors: int | None = None
+    """Vectors to fit on; default: 100,000 to 160,000, by the model's size."""
+    seed: int = 316
+    """Seed of every random draw; recorded."""

@@ -1,0 +1,21 @@
+"""How a model is opened: the options of `CausalLM.open`, of a probe and of a fit."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOptions:
+    """How a model is opened."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: str = "auto"
+    """Dtype the blocks compute in: `auto`, `float32`, or `bfloat16` (CUDA only)."""
+    memory: str | int | None = None
+    """Working memory, as 4GiB or in bytes; default: half of free memory, nine tenths on CUDA."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id."""
+    bos: str = "auto"
+    """Start sequences with BOS: `auto` (by family), `yes` or `no`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint; recorded."""

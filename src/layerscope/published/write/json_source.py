@@ -1,20 +1,21 @@
 """What the blocks of a published JSON are made of: a run, what it amounts to, and the names that the format uses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Curve, PromptKey
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.milestones import Milestones
 from layerscope.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of
-from layerscope.record.parts import PromptRecord
+from layerscope.published.members import Member, block_of
+from layerscope.record.parts import AlignmentRecord, PromptRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
 
-Tree: TypeAlias = dict[str, object]
+Tree: TypeAlias = dict[str, Any]
 """An object of the JSON."""
 
 ONSET = "L_semantic"
@@ -31,9 +32,9 @@ def label_of(lens: str) -> str:
     return PUBLISHED_LENS_NAMES.get(lens, lens)
 
 
-def layer_of(own: Milestones, name: str) -> int | None:
+def layer_of(milestones: Milestones, name: str) -> int | None:
     """The layer of a milestone; None where it has none, or was not looked for."""
-    return own[name].layer if name in own else None
+    return milestones[name].layer if name in milestones else None
 
 
 def less(later: int | None, earlier: int | None) -> int | None:
@@ -54,7 +55,7 @@ class Source:
         return self.run.record
 
     @property
-    def found(self) -> Diagnostics:
+    def diagnostics(self) -> Diagnostics:
         """Everything about the primary prompt but its milestones."""
         return self.run.diagnostics
 
@@ -81,7 +82,7 @@ class Source:
     @property
     def headline(self) -> str:
         """The lens that keys without a lens mean."""
-        return self.found.headline
+        return self.diagnostics.headline
 
     @property
     def label(self) -> str:
@@ -95,16 +96,16 @@ class Source:
 
     def curve_of(self, lens: str) -> Curve | None:
         """The primary prompt under a lens; None where it was not read."""
-        return self.run.verdict.curves.get(self.found.primary, lens)
+        return self.run.verdict.curves.get(self.diagnostics.primary, lens)
 
     @property
-    def own(self) -> Milestones:
+    def milestones(self) -> Milestones:
         """The milestones of the primary prompt under the headline lens."""
         return self.run.milestones.of()
 
-    def layer(self, name: str) -> int | None:
-        """One of them."""
-        return layer_of(self.own, name)
+    def layer(self, milestone: str) -> int | None:
+        """The layer of such a milestone."""
+        return layer_of(self.milestones, milestone)
 
     def named(self, milestone: str) -> str:
         """A milestone of the headline lens as keys and cells call it."""
@@ -120,16 +121,30 @@ class Source:
             if curve is not None:
                 yield label_of(lens), curve, self.run.milestones.of(lens)
 
-    def prompt(self, asked: PromptKey | None) -> PromptRecord | None:
+    def prompt(self, key: PromptKey | None) -> PromptRecord | None:
         """What the record says of a prompt."""
-        return next((found for found in self.record.suite.prompts if prompt_key_of(found) == asked), None)
+        return next((prompt for prompt in self.record.suite.prompts if prompt_key_of(prompt) == key), None)
+
+    @property
+    def primary_prompt(self) -> PromptRecord | None:
+        """The prompt that blocks are about unless they say otherwise."""
+        return self.prompt(self.diagnostics.primary)
 
     @cached_property
     def control(self) -> PromptRecord | None:
         """The control; None where the suite has none."""
-        return next((found for found in self.record.suite.prompts if found.prompt_id != "pos"), None)
+        return next((prompt for prompt in self.record.suite.prompts if prompt.prompt_id != "pos"), None)
+
+    def block(self, table: Sequence[Member], value: object, **names: str) -> Tree:
+        """Attributes of a value under the keys of a block; `{lens}` in a key is the headline lens by default."""
+        return block_of(table, value, self.dialect, **{"lens": self.label, **names})
 
 
 def prompt_key_of(prompt: PromptRecord) -> PromptKey:
     """What tells a prompt apart."""
     return PromptKey(prompt.fact_index, prompt.prompt_id, prompt.prompt_variant)
+
+
+def gold_of(prompt: PromptRecord | None) -> AlignmentRecord | None:
+    """The first accepted answer, which is the gold one; None where there is none."""
+    return None if prompt is None else next(iter(prompt.answers), None)

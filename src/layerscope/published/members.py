@@ -70,30 +70,24 @@ RUN_IDENTITY = members("schema_version run_id code_version=layerscope_version cr
 MODEL_STATS = members("num_layers=n_layers d_model n_heads d_vocab")
 UNEMBED_BIAS = members("present l2_norm max_abs")
 COPY_MASK = members("ignored_token_ids=ids ignored_token_str_sample=sample size")
-ENVIRONMENT = members(
-    """
-        torch_version=torch cuda_version cudnn=cudnn_version device dtype_compute deterministic_algorithms
-        cudnn_benchmark seed python platform
-    """,
-)
+ENVIRONMENT = members("""
+    torch_version=torch cuda_version cudnn=cudnn_version device dtype_compute deterministic_algorithms
+    cudnn_benchmark seed python platform
+""")
 NUMERIC_HEALTH = members("any_nan any_inf max_abs_logit_p99 min_prob_p01")
 NORM_TEMPERATURE = members("tau_norm_per_layer=tau_per_layer", extended="tau_norm_bound_hits=bound_hits")
 LAYER_FLAG = members("layer lens any_nan any_inf")
-LAST_LAYER = members(
-    """
-        kl_to_final_bits top1_agree p_top1_lens p_top1_model p_answer_lens answer_rank_lens temp_est kl_after_temp_bits
-        cfg_transform/scale=scale cfg_transform/softcap=softcap kl_after_transform_bits/scale=kl_after_scale_bits
-        kl_after_transform_bits/softcap=kl_after_softcap_bits
-        kl_after_transform_bits/scale_then_softcap=kl_after_scale_then_softcap_bits
-    """,
-)
+LAST_LAYER = members("""
+    kl_to_final_bits top1_agree p_top1_lens p_top1_model p_answer_lens answer_rank_lens temp_est kl_after_temp_bits
+    cfg_transform/scale=scale cfg_transform/softcap=softcap kl_after_transform_bits/scale=kl_after_scale_bits
+    kl_after_transform_bits/softcap=kl_after_softcap_bits
+    kl_after_transform_bits/scale_then_softcap=kl_after_scale_then_softcap_bits
+""")
 """Of what was measured; `LAST_LAYER_GATES` is what that amounts to, and stands before `LAST_LAYER_REFINED`."""
-LAST_LAYER_GATES = members(
-    """
-        warn_high_last_layer_kl gates/warn_high_last_layer_kl=warn_high_last_layer_kl
-        gates/threshold_bits=threshold_bits gates/delta_kl_temp_bits=delta_kl_temp_bits
-    """,
-)
+LAST_LAYER_GATES = members("""
+    warn_high_last_layer_kl gates/warn_high_last_layer_kl=warn_high_last_layer_kl
+    gates/threshold_bits=threshold_bits gates/delta_kl_temp_bits=delta_kl_temp_bits
+""")
 LAST_LAYER_REFINED = members(extended="temp_est_refined kl_after_temp_refined_bits")
 
 # Prompts
@@ -133,14 +127,12 @@ CONFIRMATION = members(
 
 SCALED_TARGET = members("uniform_margin_pass_frac top2_gap_pass_frac")
 REPEATABILITY = members("max_rank_dev p95_rank_dev top1_flip_rate")
-DECODING_TARGET = members(
-    """
-        name layer rank1_agree delta_answer_rank top1_token_agree answer_rank_post_ln2
-        answer_rank_next_ln1=answer_rank_next_norm top1_id_post_ln2 top1_id_next_ln1=top1_id_next_norm p_answer_post_ln2
-        p_answer_next_ln1=p_answer_next_norm p_top1_post_ln2 p_top1_next_ln1=p_top1_next_norm
-        {spearman}=spearman_top50_union jaccard@10 jaccard@50 status
-    """,
-)
+DECODING_TARGET = members("""
+    name layer rank1_agree delta_answer_rank top1_token_agree answer_rank_post_ln2
+    answer_rank_next_ln1=answer_rank_next_norm top1_id_post_ln2 top1_id_next_ln1=top1_id_next_norm p_answer_post_ln2
+    p_answer_next_ln1=p_answer_next_norm p_top1_post_ln2 p_top1_next_ln1=p_top1_next_norm
+    {spearman}=spearman_top50_union jaccard@10 jaccard@50 status
+""")
 ONSET_GAP = members("logit norm=next_norm gap_layers")
 LENS_AGREEMENT = members("jaccard@10 jaccard@50 {spearman}=spearman_top50_ref")
 FORWARD_MILESTONES = members("primary pass1/layer=pass1_layer pass2/layer=pass2_layer delta_layers")
@@ -154,31 +146,25 @@ SAMPLED_TRAJECTORY = (*TRAJECTORY, *members("sampled_layers", extended="shape_tr
 
 # Headline lens and raw residual
 
-RAW_SAMPLE = members(
-    """
-        layer kl_norm_vs_raw_bits top1_agree p_top1_{lens}=p_top1 p_top1_raw p_answer_{lens}=p_answer p_answer_raw
-        answer_rank_{lens}=answer_rank answer_rank_raw is_answer_{lens}=is_answer is_answer_raw
-    """,
-)
+RAW_SAMPLE = members("""
+    layer kl_norm_vs_raw_bits top1_agree p_top1_{lens}=p_top1 p_top1_raw p_answer_{lens}=p_answer p_answer_raw
+    answer_rank_{lens}=answer_rank answer_rank_raw is_answer_{lens}=is_answer is_answer_raw
+""")
 RAW_SUMMARY = members("first_norm_only_semantic_layer max_kl_norm_vs_raw_bits lens_artifact_risk")
 RAW_WINDOW = members("radius center_layers layers_checked norm_only_semantics_layers max_kl_norm_vs_raw_bits_window")
-RAW_PREVALENCE = members(
-    """
-        pct_layers_kl_ge_1.0 pct_layers_kl_ge_0.5 n_norm_only_semantics_layers earliest_norm_only_semantic
-        max_kl_norm_vs_raw_bits
-    """,
-)
+RAW_PREVALENCE = members("""
+    pct_layers_kl_ge_1.0 pct_layers_kl_ge_0.5 n_norm_only_semantics_layers earliest_norm_only_semantic
+    max_kl_norm_vs_raw_bits
+""")
 RAW_PERCENTILES = members("js_divergence_percentiles l1_prob_diff_percentiles")
 RAW_FIRST = members("first_js_le_0.1 first_l1_le_0.5 teacher_entropy_bits")
 RAW_FIRST_LATER = members(extended="first_js_le_0.1_after_L_semantic first_l1_le_0.5_after_L_semantic")
 TOPK_OVERLAP = members("K=k jaccard_raw_norm_p50 first_jaccard_raw_norm_ge_0.5")
 ARTEFACT_SCORE = members("lens_artifact_score=v1 lens_artifact_score_v2=v2 tier")
-SCORE_RULE = members(
-    """
-        weights/pct_ge_1.0=share_kl weights/norm_only=norm_only weights/max_kl_scaled=max_kl thresholds/low=medium_from
-        thresholds/high=high_above v2_addends/js_p50=js v2_addends/l1_p50=l1
-    """,
-)
+SCORE_RULE = members("""
+    weights/pct_ge_1.0=share_kl weights/norm_only=norm_only weights/max_kl_scaled=max_kl thresholds/low=medium_from
+    thresholds/high=high_above v2_addends/js_p50=js v2_addends/l1_p50=l1
+""")
 
 # Fitted lenses
 
@@ -205,40 +191,32 @@ TRAINING_DEVICE = members("device dtype")
 
 # Facts, guidance and the pack that evaluations start from
 
-FACT = members(
-    """
-        fact_key fact_index L_copy_strict L_copy_soft_k1 L_semantic_{lens}=L_semantic L_semantic_confirmed
-        L_semantic_margin_ok_{lens}=L_semantic_margin_ok delta_hat
-    """,
-)
+FACT = members("""
+    fact_key fact_index L_copy_strict L_copy_soft_k1 L_semantic_{lens}=L_semantic L_semantic_confirmed
+    L_semantic_margin_ok_{lens}=L_semantic_margin_ok delta_hat
+""")
 PUBLISHED_FACT = (*FACT, *members("row_index=row_in_file"))
 FACT_ROWS = members(extended="row_in_pass row_in_file")
-FACT_AGGREGATES = members(
-    """
-        n L_copy_strict_median=L_copy_strict.median_rounded L_copy_soft_k1_median=L_copy_soft_k1.median_rounded
-        L_semantic_{lens}_median=L_semantic.median_rounded
-        L_semantic_confirmed_median=L_semantic_confirmed.median_rounded
-        L_semantic_margin_ok_{lens}_median=L_semantic_margin_ok.median_rounded delta_hat_median
-    """,
-)
-FACT_MEDIANS = members(
-    """
-        L_copy_strict=L_copy_strict.median L_copy_soft_k1=L_copy_soft_k1.median L_semantic_{lens}=L_semantic.median
-        L_semantic_confirmed=L_semantic_confirmed.median L_semantic_margin_ok_{lens}=L_semantic_margin_ok.median
-        delta_hat=delta_hat_median
-    """,
-)
+FACT_AGGREGATES = members("""
+    n L_copy_strict_median=L_copy_strict.median_rounded L_copy_soft_k1_median=L_copy_soft_k1.median_rounded
+    L_semantic_{lens}_median=L_semantic.median_rounded
+    L_semantic_confirmed_median=L_semantic_confirmed.median_rounded
+    L_semantic_margin_ok_{lens}_median=L_semantic_margin_ok.median_rounded delta_hat_median
+""")
+FACT_MEDIANS = members("""
+    L_copy_strict=L_copy_strict.median L_copy_soft_k1=L_copy_soft_k1.median L_semantic_{lens}=L_semantic.median
+    L_semantic_confirmed=L_semantic_confirmed.median L_semantic_margin_ok_{lens}=L_semantic_margin_ok.median
+    delta_hat=delta_hat_median
+""")
 GUIDANCE = members("prefer_ranks suppress_abs_probs")
-PACK_ARTEFACT = members(
-    """
-        lens_artifact_score=whole.score.v1 lens_artifact_score_v2=whole.score.v2
-        js_divergence_p50=whole.js_divergence_percentiles.p50 l1_prob_diff_p50=whole.l1_prob_diff_percentiles.p50
-        first_js_le_0.1 first_l1_le_0.5 jaccard_raw_norm_p50=topk_overlap.jaccard_raw_norm_p50
-        first_jaccard_raw_norm_ge_0.5=topk_overlap.first_jaccard_raw_norm_ge_0_5
-        pct_layers_kl_ge_1.0=whole.pct_layers_kl_ge_1_0 n_norm_only_semantics_layers=whole.n_norm_only_semantics_layers
-        earliest_norm_only_semantic=whole.earliest_norm_only_semantic risk_tier=whole.score.tier
-    """,
-)
+PACK_ARTEFACT = members("""
+    lens_artifact_score=whole.score.v1 lens_artifact_score_v2=whole.score.v2
+    js_divergence_p50=whole.js_divergence_percentiles.p50 l1_prob_diff_p50=whole.l1_prob_diff_percentiles.p50
+    first_js_le_0.1 first_l1_le_0.5 jaccard_raw_norm_p50=topk_overlap.jaccard_raw_norm_p50
+    first_jaccard_raw_norm_ge_0.5=topk_overlap.first_jaccard_raw_norm_ge_0_5
+    pct_layers_kl_ge_1.0=whole.pct_layers_kl_ge_1_0 n_norm_only_semantics_layers=whole.n_norm_only_semantics_layers
+    earliest_norm_only_semantic=whole.earliest_norm_only_semantic risk_tier=whole.score.tier
+""")
 PACK_ENTROPY = members(
     "entropy_gap_bits_p25=percentiles.p25 entropy_gap_bits_p50=percentiles.p50 entropy_gap_bits_p75=percentiles.p75",
 )

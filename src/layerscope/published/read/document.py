@@ -3,7 +3,8 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -101,18 +102,14 @@ class Block:
 
     def values(self, kind: type[Part], table: Sequence[Member]) -> dict[str, object]:
         """What generation M's members of a table hold, by our names, each of the type that the part has it in."""
-        return {
-            member.attribute: self._value(member.key.split("/"), kind.model_fields[member.attribute].annotation)
-            for member in table
-            if member.since is GENERATION_M
-        }
-
-    def _value(self, path: Sequence[str], annotation: object) -> object:
-        if len(path) > 1:
-            return self.block(path[0])._value(path[1:], annotation)
-        types = _types(annotation)
-        take = next(take for kind, take in _TAKES.items() if kind in types)
-        return take(self, path[0])
+        values: dict[str, object] = {}
+        for member in table:
+            if member.since is GENERATION_M:
+                *outer, key = member.key.split("/")
+                types = _types(kind.model_fields[member.attribute].annotation)
+                take = next(take for of, take in _TAKES.items() if of in types)
+                values[member.attribute] = take(reduce(Block.block, outer, self), key)
+        return values
 
     def part(self, kind: type[P], values: dict[str, object]) -> P | None:
         """A part of the record made of values from here; None, and a problem, where they make no sense."""
@@ -144,12 +141,7 @@ class Block:
         return f"{self.name}.{key}" if self.name else key
 
 
-_TAKES: dict[type, Callable[[Block, str], object]] = {
-    bool: Block.truth,
-    int: Block.whole,
-    float: Block.number,
-    str: Block.text,
-}
+_TAKES = {bool: Block.truth, int: Block.whole, float: Block.number, str: Block.text}
 
 
 def _types(annotation: object) -> list[object]:

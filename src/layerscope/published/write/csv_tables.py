@@ -191,21 +191,14 @@ def _window_rows(source: Source) -> Iterator[dict[str, Value]]:
 
 def _audit_rows(source: Source) -> Iterator[dict[str, Value]]:
     """Medians and verdict, then every layer of the primary prompt."""
-    names = {
-        "js_divergence": "js_divergence_bits",
-        "kl_raw_to_norm_bits": "kl_raw_to_norm_bits",
-        "l1_prob_diff": "l1_prob_diff",
-        "topk_jaccard_raw_norm@50": "topk_jaccard_raw_norm@50",
-    }
     curve, check = source.curve, source.diagnostics.raw_full
     if curve is None or check is None:
         return
-    score = check.whole.score
-    medians: dict[str, Value] = {name: median(curve.values(ours)) for name, ours in names.items()}
-    yield {"layer": "_summary", **medians, "lens_artifact_score_v2": score.v2, "risk_tier": score.tier}
+    columns, score = columns_of(ARTIFACT_AUDIT, source.dialect), check.whole.score
+    medians = {column.name: median(curve.values(column.ours)) for column in columns if column.ours is not None}
+    yield {**medians, "layer": "_summary", "lens_artifact_score_v2": score.v2, "risk_tier": score.tier}
     for row in curve.rows:
-        values: dict[str, Value] = {name: row[ours] for name, ours in names.items()}
-        yield {"layer": str(row["layer"]), **values, "lens_artifact_score_v2": None, "risk_tier": None}
+        yield {**_cells(columns, row), "layer": str(row["layer"])}
 
 
 # Milestones and positions

@@ -83,7 +83,7 @@ LAST_LAYER = members("""
     kl_after_transform_bits/softcap=kl_after_softcap_bits
     kl_after_transform_bits/scale_then_softcap=kl_after_scale_then_softcap_bits
 """)
-"""Of what was measured; `LAST_LAYER_GATES` is what that amounts to, and stands before `LAST_LAYER_REFINED`."""
+"""What was measured; then come the gates that follow from it, and in the extended dialect a finer search."""
 LAST_LAYER_GATES = members("""
     warn_high_last_layer_kl gates/warn_high_last_layer_kl=warn_high_last_layer_kl
     gates/threshold_bits=threshold_bits gates/delta_kl_temp_bits=delta_kl_temp_bits

@@ -232,7 +232,7 @@ _FINDABLE = ("model_stats", "final_prediction", "copy_flag_columns", "provenance
 
 
 def _whole_members(text: str, decoder: json.JSONDecoder) -> dict[str, object]:
-    """The members of an object before the place where its text is damaged, and behind it those that can be told."""
+    """The members of an object before the place where its text is damaged, and those known by name behind it."""
     members: dict[str, object] = {}
     at = _skip(text, 0)
     if not text.startswith("{", at):

@@ -143,7 +143,7 @@ def tuned_variants(
 
     Args:
         table: The table of parts.
-        merged: The rows of the run, by which the table's prompt is told.
+        merged: The rows of the run, by which the table's prompt is recognised.
         n_layers: Number of blocks.
         temperatures: Of the tuned lens by layer, if they are known.
         problems: Where what is wrong is added.

@@ -33,7 +33,7 @@ class Tables:
     rawlens: TableRows | None
 
     def each(self, change: Callable[[TableRows, bool], TableRows]) -> "Tables":
-        """Tables changed one by one; `change` is told whether a table is one at the last position."""
+        """Tables changed one by one; `change` takes the table and whether it is at the last position."""
         return Tables(
             {lens: change(table, True) for lens, table in self.next_token.items()},
             {lens: change(table, False) for lens, table in self.records.items()},
@@ -60,7 +60,7 @@ class FromJson:
 
 @dataclass
 class Merged:
-    """Rows, and what is said of their prompts by the way."""
+    """Rows, with the last position and the tokens of their prompts."""
 
     rows: dict[Key, Row] = field(default_factory=dict)
     last: dict[PromptKey, int] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Merged:
 
     @property
     def facts(self) -> set[int]:
-        """Those that are asked about."""
+        """The facts that have prompts."""
         return {prompt.fact_index for prompt in self.last if prompt.fact_index is not None}
 
     def positions(self, prompt: PromptKey) -> tuple[int, ...]:

@@ -119,7 +119,7 @@ def flags(document: Block) -> dict[str, Literal[True] | str]:
 
 
 def provenance(document: Block) -> ProvenanceRecord | None:
-    """With what the numbers were computed; null before generation H, which first said it."""
+    """With what the numbers were computed; null before generation H, the first to give it."""
     env = document.block("provenance").block("env")
     if not env.members:
         return None
@@ -198,7 +198,7 @@ def _alignment(gold: Block, outcome: Block) -> AlignmentRecord | None:
 def suite_record(
     document: Block, merged: Merged, answers: Mapping[PromptKey, AlignmentRecord], fact_keys: Mapping[PromptKey, str]
 ) -> SuiteRecord:
-    """What was asked, as far as rows and JSON say it."""
+    """The prompts, as far as rows and JSON give them."""
     prompts = tuple(_prompt(document, merged, prompt, answers, fact_keys) for prompt in merged.last)
     name = {1: "berlin", 5: "capitals"}.get(len(merged.facts), "unknown")
     if PRIMARY not in answers or answers[PRIMARY].string != "Berlin":

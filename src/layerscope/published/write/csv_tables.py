@@ -175,7 +175,7 @@ def _rawlens_rows(source: Source) -> Iterator[dict[str, Value]]:
 
 
 def _window_rows(source: Source) -> Iterator[dict[str, Value]]:
-    """The layers around each prompt's own milestones; how wide, the primary prompt's sample says for all of them."""
+    """The layers around each prompt's milestones; the primary prompt's sample decides the radius for all of them."""
     columns = columns_of(RAWLENS_WINDOW, source.dialect)
     for prompt, curve in _curves(source, source.headline):
         raw = source.run.verdict.curves.get(prompt, "raw")

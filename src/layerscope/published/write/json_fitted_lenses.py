@@ -33,7 +33,7 @@ def is_read(source: Source, lens: str) -> bool:
 
 
 def has_raw_tables(source: Source) -> bool:
-    """Whether there are tables that hold the headline lens against the raw one."""
+    """Whether there are tables that compare the headline lens with the raw one."""
     return is_read(source, "raw") and source.headline != "raw"
 
 
@@ -167,7 +167,7 @@ def _side_by_side(lens: str, pairs: Mapping[str, LayerPair] | Mapping[str, BitsP
     }
 
 
-# The tuned lens' own audit, and where its gain comes from
+# The audit of the tuned lens, and where its gain comes from
 
 
 def audit_summary(source: Source) -> Tree | None:
@@ -235,7 +235,7 @@ def skip_layers(source: Source) -> Tree:
 
 
 def _provenance(source: Source, lens: FittedLensRecord) -> Tree:
-    """What its own record says, as far as published files have a place for it."""
+    """What the lens' record says, as far as published files have a place for it."""
     created = lens.created_utc
     return {
         "model_id": lens.fitted_to,

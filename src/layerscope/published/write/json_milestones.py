@@ -19,11 +19,11 @@ from layerscope.record.protocol import Thresholds
 COPY_WINDOW_K = 1
 """Consecutive layers that the strict copy rule looks at."""
 COPY_MATCH_LEVEL = "id_subsequence"
-"""Copies are told by token ids, not by texts."""
+"""Copies are recognised by token ids, not by texts."""
 
 
 def first_crossings(milestones: Milestones, t: Thresholds) -> Tree:
-    """Where one curve copies, has the answer on top, and nears the model's own output."""
+    """Where one curve copies, has the answer on top, and nears the model's output."""
     copy, semantic = layer_of(milestones, "L_copy"), layer_of(milestones, ONSET)
     soft = {k: layer_of(milestones, f"L_copy_soft_k{k}") for k in t.copy_soft_windows}
     deltas = {k: less(semantic, layer) for k, layer in soft.items()}
@@ -64,7 +64,7 @@ def _layers(milestones: Milestones, names: Iterable[str]) -> Tree:
 
 
 def entropy_gap(curve: Curve | None) -> Tree:
-    """By how much a curve's rows are less certain than the model's own output."""
+    """By how much a curve's rows are less certain than the model's output."""
     pairs = [] if curve is None else [(row["entropy_bits"], row["teacher_entropy_bits"]) for row in curve.rows]
     gaps = [lens - teacher for lens, teacher in pairs if lens is not None and teacher is not None]
     return {

@@ -1,4 +1,4 @@
-"""Blocks about prompts: their texts, where answers begin, what the model's own head says, and what control shows."""
+"""Blocks about prompts: their texts, where answers begin, what the model's head says, and what control shows."""
 
 from layerscope.published import members
 from layerscope.published.write.json_source import Source, Tree, gold_of, prompt_key_of
@@ -30,7 +30,7 @@ def gold_answer(source: Source, prompt: PromptRecord | None) -> Tree | None:
 
 
 def gold_alignment(source: Source, prompt: PromptRecord | None) -> Tree | None:
-    """Whether it could be found."""
+    """Whether the gold answer was located."""
     gold = gold_of(prompt)
     if gold is None:
         return None
@@ -74,13 +74,13 @@ def control_prompt(source: Source) -> Tree | None:
 
 
 def final_prediction(source: Source) -> Tree | None:
-    """The model's own output for the primary prompt; None where it was not measured."""
+    """The model's output for the primary prompt; None where it was not measured."""
     prediction = source.record.measured.final_prediction
     return None if prediction is None else {"type": "final_prediction", **_distribution(prediction)}
 
 
 def temperature_exploration(source: Source) -> list[Tree]:
-    """The same with logits divided."""
+    """The same with logits divided by temperatures."""
     return [
         {"type": "temperature_exploration", "temperature": prediction.temperature, **_distribution(prediction)}
         for prediction in source.record.measured.temperature_exploration

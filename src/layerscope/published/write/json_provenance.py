@@ -44,7 +44,7 @@ def model_stats(source: Source) -> Tree:
 
 
 def settings(source: Source) -> Tree:
-    """How the run was made, in the format's own words."""
+    """How the run was made, in the format's words."""
     record = source.record
     machine, measured = record.provenance, record.measured
     prompt, gold = source.primary_prompt, gold_of(source.primary_prompt)
@@ -171,7 +171,7 @@ def layer_map(source: Source) -> list[Tree]:
 def norm_name(source: Source, layer: int) -> str | None:
     """The headline lens' norm at a layer as `blocks[3].ln1`, `ln_final` or `raw`; None where it was not recorded.
 
-    A model's own name for it may be anything; the last layer's is the final norm, and of the others a number in the
+    A model may call it anything; the last layer's is the final norm, and of the others a number in the
     name is the block's.
     """
     sources = source.record.lens_sources[source.headline]

@@ -1,4 +1,4 @@
-"""Blocks that hold the headline lens against the raw residual: at four layers, around milestones, at every layer."""
+"""Blocks that compare the headline lens with the raw residual: at four layers, around milestones, at every layer."""
 
 from collections.abc import Sequence
 

@@ -19,7 +19,7 @@ Tree: TypeAlias = dict[str, Any]
 """An object of the JSON."""
 
 ONSET = "L_semantic"
-"""The one milestone whose published name says the lens wherever other milestones stand beside it."""
+"""The milestone whose published name includes the lens wherever other milestones stand beside it."""
 
 
 def pointer(*keys: str | int) -> str:
@@ -38,7 +38,7 @@ def layer_of(milestones: Milestones, name: str) -> int | None:
 
 
 def less(later: int | None, earlier: int | None) -> int | None:
-    """Layers from one to the other; None without both."""
+    """Layers from the earlier to the later; None without both."""
     return None if later is None or earlier is None else later - earlier
 
 
@@ -86,12 +86,12 @@ class Source:
 
     @property
     def label(self) -> str:
-        """What it is called."""
+        """What the headline lens is called in keys and cells."""
         return label_of(self.headline)
 
     @property
     def curve(self) -> Curve | None:
-        """The primary prompt under it."""
+        """The primary prompt under the headline lens."""
         return self.curve_of(self.headline)
 
     def curve_of(self, lens: str) -> Curve | None:

@@ -49,7 +49,7 @@ def repeatability(source: Source) -> Tree:
 
 
 def rank_deviations(source: Source) -> Tree:
-    """By how much those differ."""
+    """By how much two decodes differ in the rank of the top token."""
     block = source.block(members.REPEATABILITY, source.diagnostics.repeatability)
     most = block["max_rank_dev"]
     return {**block, "max_rank_dev": None if most is None else float(most)}
@@ -120,7 +120,7 @@ def repeatability_forward(source: Source) -> Tree | None:
 
 
 def last_layer_consistency(source: Source) -> Tree | None:
-    """The last layer beside the model's own output; None where that was not measured."""
+    """The last layer beside the model's output; None where that was not measured."""
     last = source.diagnostics.last_layer
     if last is None:
         return None

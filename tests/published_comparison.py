@@ -13,13 +13,13 @@ import polars as pl
 
 from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Verdict, judge
-from layerscope.analysis.facts import ControlSummary, control_summary, published_micro_suite
+from layerscope.analysis.facts import ControlSummary, control_summary
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
-from layerscope.analysis.guidance import published_guidance
 from layerscope.analysis.milestones import Milestones, layers_between
 from layerscope.analysis.percentiles import depth_fraction, depth_layer
 from layerscope.analysis.raw_comparison import window_check
 from layerscope.published.read.reader import read_published
+from layerscope.published.write.json_summary import published_guidance, published_micro_suite
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord

@@ -16,10 +16,10 @@ from layerscope.analysis.facts import (
     micro_suite,
     position_grid,
     position_window,
-    published_micro_suite,
     statistics_over_facts,
 )
 from layerscope.analysis.milestones import find_milestones
+from layerscope.published.write.json_summary import published_micro_suite
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS

@@ -14,8 +14,8 @@ from layerscope.analysis.guidance import (
     Guidance,
     guidance,
     numeric_layers_before,
-    published_guidance,
 )
+from layerscope.published.write.json_summary import published_guidance
 
 PUBLISHED_ORDER = [
     "warn_high_last_layer_kl", "norm_only_semantics_window", "high_lens_artifact_risk", "high_lens_artifact_score",

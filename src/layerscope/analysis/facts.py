@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
@@ -190,41 +189,6 @@ def micro_suite(
         L_semantic_margin_ok=summarize([fact.L_semantic_margin_ok for fact in facts]),
         delta_hat_median=median([fact.delta_hat for fact in facts if fact.delta_hat is not None]),
     )
-
-
-def published_micro_suite(suite: MicroSuite) -> dict[str, Any]:
-    """The block `micro_suite` under the keys, and with the roundings, of files in the published format.
-
-    There `L_semantic_norm` is L_semantic and `row_index` is row_in_file.
-    """
-    facts = [
-        {
-            "fact_key": fact.fact_key,
-            "fact_index": fact.fact_index,
-            "L_copy_strict": fact.L_copy_strict,
-            "L_copy_soft_k1": fact.L_copy_soft_k1,
-            "L_semantic_norm": fact.L_semantic,
-            "L_semantic_confirmed": fact.L_semantic_confirmed,
-            "L_semantic_margin_ok_norm": fact.L_semantic_margin_ok,
-            "delta_hat": fact.delta_hat,
-            "row_index": fact.row_in_file,
-        }
-        for fact in suite.facts
-    ]
-    semantic, delta_hat = suite.L_semantic, suite.delta_hat_median
-    aggregates = {
-        "n": suite.n,
-        "L_copy_strict_median": suite.L_copy_strict.median_rounded,
-        "L_copy_soft_k1_median": suite.L_copy_soft_k1.median_rounded,
-        "L_semantic_norm_median": semantic.median_rounded,
-        "L_semantic_confirmed_median": suite.L_semantic_confirmed.median_rounded,
-        "L_semantic_margin_ok_norm_median": suite.L_semantic_margin_ok.median_rounded,
-        "delta_hat_median": None if delta_hat is None else round(delta_hat, 4),
-        "L_semantic_norm_iqr": [semantic.p25_rounded, semantic.p75_rounded],
-        "n_missing": suite.n_missing,
-    }
-    rows = {fact.fact_key: fact.row_in_file for fact in suite.facts}
-    return {"facts": facts, "aggregates": aggregates, "citations": {"fact_rows": rows}}
 
 
 def statistics_over_facts(milestones: Mapping[PromptKey, Milestones], d_vocab: int, seed: int = SEED) -> FactStatistics:

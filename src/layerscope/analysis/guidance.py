@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from layerscope.analysis.consistency import SCALES_TO_PASS
 from layerscope.analysis.tuned_audit import CALIBRATION_ONLY
@@ -140,26 +140,6 @@ def guidance(evidence: Evidence, protocol: str, headline: str) -> Guidance:
         notes=PUBLISHED_NOTES if published else NOTES,
         notes_append=" ".join(notes) or None,
     )
-
-
-def published_guidance(guidance: Guidance) -> dict[str, Any]:
-    """The block `measurement_guidance` under the keys of files in the published format.
-
-    A reason that those files do not know still counts in the two booleans. Their word for a headline lens is `norm`.
-    """
-    block: dict[str, Any] = {
-        "prefer_ranks": guidance.prefer_ranks,
-        "suppress_abs_probs": guidance.suppress_abs_probs,
-        "reasons": [reason.name for reason in guidance.reasons if reason.name != IDENTITY_FAILED],
-        "notes": guidance.notes,
-        "preferred_lens_for_reporting": "tuned" if guidance.preferred_lens == "tuned" else "norm",
-        "use_confirmed_semantics": bool(guidance.use_confirmed),
-        "notes_append": guidance.notes_append,
-    }
-    if guidance.preferred_semantics_lens_hint is not None:
-        hint = guidance.preferred_semantics_lens_hint
-        block["preferred_semantics_lens_hint"] = hint if hint in ("tuned", CALIBRATION_ONLY) else "norm"
-    return block
 
 
 def negated(known: bool | None) -> bool | None:

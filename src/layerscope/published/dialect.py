@@ -92,8 +92,8 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 _LONG = {short[1]: character for character, short in _SHORT.items()}
 
 
-def _escape(found: re.Match[str]) -> str:
-    return _SHORT.get(found[0], f"\\u{ord(found[0]):04x}")
+def _escape(match: re.Match[str]) -> str:
+    return _SHORT.get(match[0], f"\\u{ord(match[0]):04x}")
 
 
 # Reading
@@ -120,8 +120,8 @@ def parse(data: bytes, dialect: Dialect) -> Sheet:
     next_line = 1 + text.count("\n", 0, head.end)
     crlf: list[int | None] = [None] if head.crlf else []
     for number, record in enumerate(_records(text, head.end, len(header), dialect)):
-        said, cells = _judged(record, header, lossy)
-        faults += [Fault(number, message) for message in said]
+        messages, cells = _judged(record, header, lossy)
+        faults += [Fault(number, message) for message in messages]
         crlf += [number] if record.crlf else []
         line, next_line = next_line, next_line + text.count("\n", record.start, record.end)
         if cells is not None:
@@ -215,9 +215,9 @@ def _plain(body: str, tail: str, quoted: bool, dialect: Dialect, notes: list[str
     elif '"' in tail:
         notes.append(f"an unquoted cell has a quote in it ({tail[:20]!r}), which was kept")
     if dialect is EXTENDED:
-        return _ESCAPE.sub(lambda found: _unescaped(found, notes), body.replace('""', '"') + tail)
-    inside = _IN_QUOTES.sub(lambda found: _single(found[0], notes), body)
-    return inside + _IN_CELL.sub(lambda found: _single(found[0], notes), tail)
+        return _ESCAPE.sub(lambda match: _unescaped(match, notes), body.replace('""', '"') + tail)
+    inside = _IN_QUOTES.sub(lambda match: _single(match[0], notes), body)
+    return inside + _IN_CELL.sub(lambda match: _single(match[0], notes), tail)
 
 
 _IN_QUOTES = re.compile(r'""|\\[\\"]|\\')
@@ -225,19 +225,19 @@ _IN_CELL = re.compile(r"\\\\|\\")
 _ESCAPE = re.compile(r"\\(?:([nrt\\])|u([0-9a-f]{4}))?")
 
 
-def _single(found: str, notes: list[str]) -> str:
-    if found == "\\":
+def _single(text: str, notes: list[str]) -> str:
+    if text == "\\":
         notes.append("a cell has a backslash that escapes nothing, which was kept")
-    return found[-1]
+    return text[-1]
 
 
-def _unescaped(found: re.Match[str], notes: list[str]) -> str:
-    if found[1]:
-        return _LONG[found[1]]
-    if found[2] and not 0xD800 <= int(found[2], 16) < 0xE000:
-        return chr(int(found[2], 16))
+def _unescaped(match: re.Match[str], notes: list[str]) -> str:
+    if match[1]:
+        return _LONG[match[1]]
+    if match[2] and not 0xD800 <= int(match[2], 16) < 0xE000:
+        return chr(int(match[2], 16))
     notes.append("a cell has a backslash that escapes nothing, which was kept")
-    return found[0]
+    return match[0]
 
 
 def _records(text: str, at: int, width: int, dialect: Dialect) -> Iterator[_Record]:
@@ -275,11 +275,11 @@ def _judged(record: _Record, header: tuple[str, ...], lossy: bool) -> tuple[list
     notes = list(record.notes)
     cells = _without_surrogates(record.cells, header, notes) if lossy else record.cells
     if not record.ended:
-        said = "the file ends without a line break"
+        message = "the file ends without a line break"
         if cells[-1] not in (None, "True", "False"):
             cells[-1] = None
-            said += f", so the last cell, `{header[-1]}`, may be cut short; that cell was left out"
-        notes.append(said)
+            message += f", so the last cell, `{header[-1]}`, may be cut short; that cell was left out"
+        notes.append(message)
     return notes, tuple(cells)
 
 

@@ -14,7 +14,7 @@ from layerscope.record.parts import ProblemRecord
 from layerscope.record.run_record import RunRecord
 
 MANIFEST = "manifest.json"
-Told: TypeAlias = dict[str, str | int | list[str] | None]
+Entry: TypeAlias = dict[str, str | int | list[str] | None]
 """A file's entry in the manifest."""
 
 
@@ -28,8 +28,8 @@ class PublishedFile:
     """Data rows; None of a file that is no table."""
     columns: tuple[str, ...] | None = None
 
-    def told(self) -> Told:
-        """What the manifest says of it, which outlives its content."""
+    def entry(self) -> Entry:
+        """Its entry in the manifest, which outlives its content."""
         return {
             "name": self.name,
             "bytes": len(self.content),
@@ -39,16 +39,16 @@ class PublishedFile:
         }
 
 
-def manifest(record: RunRecord, dialect: Dialect, csv: str, files: Sequence[Told]) -> PublishedFile:
+def manifest(record: RunRecord, dialect: Dialect, csv: str, files: Sequence[Entry]) -> PublishedFile:
     """One line that names every file, with what tells whether it is whole.
 
     Args:
         record: of the run.
         dialect: of the files.
         csv: how tables are written, in words.
-        files: what is told of each.
+        files: the entry of each.
     """
-    said = {
+    content = {
         "schema_version": record.schema_version,
         "run_id": record.run_id,
         "code_version": record.layerscope_version,
@@ -57,13 +57,13 @@ def manifest(record: RunRecord, dialect: Dialect, csv: str, files: Sequence[Told
         "csv": csv,
         "files": list(files),
     }
-    return PublishedFile(MANIFEST, json.dumps(said, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    return PublishedFile(MANIFEST, json.dumps(content, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
 def check_manifest(folder: Path, stem: str, problems: list[ProblemRecord]) -> None:
     """Note every file of one model that the folder's manifest names and that is missing, or is not what it was.
 
-    A folder without a manifest, as the published ones are, has nothing to be compared with.
+    A folder without a manifest, as the published ones are, has nothing to be held against.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -71,8 +71,8 @@ def check_manifest(folder: Path, stem: str, problems: list[ProblemRecord]) -> No
     try:
         files = [(str(file["name"]), str(file["sha256"])) for file in json.loads(path.read_bytes())["files"]]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        said = f"the manifest cannot be read ({type(error).__name__}: {error}), so no file was compared with it"
-        note(problems, MANIFEST, [Fault(None, said)])
+        message = f"the manifest cannot be read ({type(error).__name__}: {error}), so no file was held against it"
+        note(problems, MANIFEST, [Fault(None, message)])
         return
     for named, sha256 in files:
         name = Path(named).name  # what a manifest says leads out of its folder to nothing
@@ -87,11 +87,11 @@ def _faults(path: Path, sha256: str) -> list[Fault]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        return [Fault(None, f"the file cannot be read ({error.strerror}), so it was not compared with {MANIFEST}")]
+        return [Fault(None, f"the file cannot be read ({error.strerror}), so it was not held against {MANIFEST}")]
     if _sha256(content) == sha256:
         return []
-    said = f"the file is not the one that {MANIFEST} names: it was changed, cut, or comes from another run"
-    return [Fault(None, said)]
+    message = f"the file is not the one that {MANIFEST} names: it was changed, cut, or comes from another run"
+    return [Fault(None, message)]
 
 
 def _sha256(content: bytes) -> str:

@@ -26,8 +26,8 @@ def within_layers(table: TableRows, n_layers: int, json: str, problems: list[Pro
     beyond = [row for row in table.rows if row.layer > n_layers]
     if beyond:
         layers = in_words(row.layer for row in beyond)
-        said = f"rows of layers {layers} were left out, because {json} says that the model has {n_layers}; {_MIXED}"
-        note(problems, table.file, [Fault(beyond[0].number, said)])
+        message = f"rows of layers {layers} were left out, because {json} says that the model has {n_layers}; {_MIXED}"
+        note(problems, table.file, [Fault(beyond[0].number, message)])
     return replace(table, rows=tuple(row for row in table.rows if row.layer <= n_layers))
 
 
@@ -39,10 +39,10 @@ def in_place(table: TableRows, last: Mapping[PromptKey, int], at_end: bool, prob
         if row.position is None or row.position == end or (not at_end and end is not None and row.position < end):
             kept.append(row)
         else:
-            said = (
+            message = (
                 f"{row.prompt.label} is at position {row.position} here and ends at {end} elsewhere; left out, {_MIXED}"
             )
-            faults.append(Fault(row.number, said))
+            faults.append(Fault(row.number, message))
     note(problems, table.file, faults)
     return replace(table, rows=tuple(kept))
 
@@ -56,16 +56,16 @@ def check_completeness(
         by_prompt: dict[PromptKey, list[TableRow]] = {}
         for row in table.rows:
             by_prompt.setdefault(row.prompt, []).append(row)
-        faults = [Fault(None, f"has no rows of {p.label}, which other tables have") for p in last if p not in by_prompt]
+        faults = [Fault(None, f"has no rows of {p}, which other tables have") for p in last if p not in by_prompt]
         top = max((row.layer for row in table.rows), default=None)
         if top is None:
             faults.append(Fault(None, "has no rows that could be read"))
         elif top < n_layers:
-            said = f"the last layer is {top}, but {json} says that the model has {n_layers} layers"
-            faults.append(Fault(table.rows[-1].number, f"{said}; the file is cut, or {_MIXED}"))
+            message = f"the last layer is {top}, but {json} says that the model has {n_layers} layers"
+            faults.append(Fault(table.rows[-1].number, f"{message}; the file is cut, or {_MIXED}"))
         for prompt, rows in by_prompt.items():
             faults += _missing_layers(prompt, rows, range(first, (top or 0) + 1))
-        if any(table is one for one in tables.records.values()):
+        if any(table is records for records in tables.records.values()):
             faults += _missing_positions(by_prompt, last)
         note(problems, table.file, faults)
 
@@ -84,8 +84,8 @@ def _missing_layers(prompt: PromptKey, rows: list[TableRow], layers: range) -> l
         some = len(positions) < len(places)
         where = f" at {_plural('position', [at for at in positions if at is not None])}" if some else ""
         before = [row.number for row in rows if row.layer < those[0]]
-        said = f"{prompt.label} lacks {_plural('layer', those)}{where}"
-        faults.append(Fault(max(before, default=None), f"{said}, expected after this row" if before else said))
+        message = f"{prompt.label} lacks {_plural('layer', those)}{where}"
+        faults.append(Fault(max(before, default=None), f"{message}, expected after this row" if before else message))
     return faults
 
 
@@ -95,15 +95,15 @@ def _plural(name: str, numbers: list[int]) -> str:
 
 def _missing_positions(by_prompt: Mapping[PromptKey, list[TableRow]], last: Mapping[PromptKey, int]) -> list[Fault]:
     """Positions that prompts lack at every layer, in one fault; a prompt that was read at its end alone lacks none."""
-    said = []
+    messages = []
     for prompt, rows in by_prompt.items():
         have, end = sorted({row.position for row in rows if row.position is not None}), last.get(prompt, 0)
-        gaps = [(one + 1, other - 1) for one, other in pairwise([-1, *have, end + 1]) if other - one > 1]
+        gaps = [(before + 1, after - 1) for before, after in pairwise([-1, *have, end + 1]) if after - before > 1]
         if gaps and have != [end]:
             ranges = ", ".join(f"{first} to {final}" for first, final in gaps[:20])
-            said.append(f"{prompt.label} lacks positions {ranges}")
-    more = f", and {len(said) - 1} other prompts lack some too" if len(said) > 1 else ""
-    return [Fault(None, said[0] + more)] if said else []
+            messages.append(f"{prompt.label} lacks positions {ranges}")
+    more = f", and {len(messages) - 1} other prompts lack some too" if len(messages) > 1 else ""
+    return [Fault(None, messages[0] + more)] if messages else []
 
 
 def check_tables(tables: Tables, problems: list[ProblemRecord]) -> None:
@@ -121,10 +121,10 @@ def check_tables(tables: Tables, problems: list[ProblemRecord]) -> None:
 
 
 def _compare(
-    one: TableRows, its_column: str, other: TableRows, others_column: str, problems: list[ProblemRecord]
+    table: TableRows, its_column: str, other: TableRows, others_column: str, problems: list[ProblemRecord]
 ) -> None:
     """Note the first row at which two tables differ, and how many there are."""
-    known = {(row.prompt, row.layer): row for row in one.rows}
+    known = {(row.prompt, row.layer): row for row in table.rows}
     different = []
     for row in other.rows:
         match = known.get((row.prompt, row.layer))
@@ -134,12 +134,12 @@ def _compare(
             different.append((match, row))
     if different:
         match, row = different[0]
-        said = (
+        message = (
             f"{row.prompt.label}, layer {row.layer}: `{others_column}` is {row.values[others_column]}, but "
-            f"`{its_column}` is {match.values[its_column]} in {one.file}, row {match.number}; "
+            f"`{its_column}` is {match.values[its_column]} in {table.file}, row {match.number}; "
             f"{len(different)} rows differ so; {_MIXED}"
         )
-        note(problems, other.file, [Fault(row.number, said)])
+        note(problems, other.file, [Fault(row.number, message)])
 
 
 def check_json(document: Block, tables: Tables, n_layers: int, problems: list[ProblemRecord]) -> None:
@@ -149,14 +149,14 @@ def check_json(document: Block, tables: Tables, n_layers: int, problems: list[Pr
         return
     rows = {row.layer: row for row in norm.rows if row.prompt == PRIMARY}
     diagnostics = document.block("diagnostics")
-    said = diagnostics.block("last_layer_consistency")
+    last_layer = diagnostics.block("last_layer_consistency")
     for key, column in (
         ("p_top1_lens", "p_top1"), ("p_answer_lens", "p_answer"), ("answer_rank_lens", "answer_rank"),
         ("kl_to_final_bits", "kl_to_final_bits"),
     ):  # fmt: skip
-        value = said.number(key)
+        value = last_layer.number(key)
         if n_layers in rows and not _near(rows[n_layers].values.get(column), value, _BETWEEN_TABLES, 1e-12):
-            _contradiction(document, f"{said.name}.{key}", value, norm, rows[n_layers], column, problems)
+            _contradiction(document, f"{last_layer.name}.{key}", value, norm, rows[n_layers], column, problems)
     entropy = document.block("final_prediction").number("entropy")
     for row in rows.values():
         if not _near(row.values.get("teacher_entropy_bits"), entropy, _OF_ENTROPIES, _OF_ENTROPIES):
@@ -167,15 +167,15 @@ def check_json(document: Block, tables: Tables, n_layers: int, problems: list[Pr
 
 
 def _check_onset(
-    said: int | None, norm: TableRows, rows: list[TableRow], json: str, problems: list[ProblemRecord]
+    stated: int | None, norm: TableRows, rows: list[TableRow], json: str, problems: list[ProblemRecord]
 ) -> None:
     """The first layer whose top token is the answer; not judged where some row does not say."""
     if any(row.values.get("is_answer") is None for row in rows):
         return
-    found = min((row.layer for row in rows if row.values["is_answer"]), default=None)
-    if found != said:
-        number = next((row.number for row in rows if row.layer == (said if found is None else found)), None)
-        message = f"the answer is first on top at layer {found}, but {json} has L_semantic {said}; {_MIXED}"
+    onset = min((row.layer for row in rows if row.values["is_answer"]), default=None)
+    if onset != stated:
+        number = next((row.number for row in rows if row.layer == (stated if onset is None else onset)), None)
+        message = f"the answer is first on top at layer {onset}, but {json} has L_semantic {stated}; {_MIXED}"
         note(problems, norm.file, [Fault(number, message)])
 
 
@@ -186,8 +186,8 @@ def _contradiction(
     note(problems, table.file, [Fault(row.number, message)])
 
 
-def _near(one: Value, other: Value, relative: float, absolute: float) -> bool:
+def _near(first: Value, second: Value, relative: float, absolute: float) -> bool:
     """Whether two numbers agree; one that is absent contradicts nothing."""
-    if isinstance(one, str) or isinstance(other, str) or one is None or other is None:
+    if isinstance(first, str) or isinstance(second, str) or first is None or second is None:
         return True
-    return math.isclose(one, other, rel_tol=relative, abs_tol=absolute)
+    return math.isclose(first, second, rel_tol=relative, abs_tol=absolute)

@@ -1,7 +1,7 @@
 """One table of a published run: its columns by name and type, with everything damaged in it noted."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -60,12 +60,12 @@ def note(problems: list[ProblemRecord], file: str, faults: Iterable[Fault]) -> N
     by_message: dict[str, list[int | None]] = {}
     for fault in faults:
         by_message.setdefault(fault.message, []).append(fault.row)
-    for message, found in by_message.items():
-        rows = [row for row in found if row is not None]
-        said = f"{message} (the same in rows {in_words(rows)})" if len(set(rows)) > 1 else message
+    for message, numbers in by_message.items():
+        rows = [row for row in numbers if row is not None]
+        shared = f" (the same in rows {in_words(rows)})" if len(set(rows)) > 1 else ""
         # A file's name need not be UTF-8, but what is recorded must.
-        named, said = (text.encode(errors="replace").decode() for text in (file, said))
-        problems.append(ProblemRecord(file=named, row=min(rows) if rows else None, message=said))
+        name, whole = (text.encode(errors="replace").decode() for text in (file, message + shared))
+        problems.append(ProblemRecord(file=name, row=min(rows) if rows else None, message=whole))
 
 
 # Columns by name and type
@@ -106,8 +106,10 @@ def frame_of(
     """
     lacking = [key for key in keys if key not in sheet.header]
     if lacking:
-        said = f"lacks the columns {', '.join(lacking)}, without which no row can be placed; nothing was read from it"
-        note(problems, file, [Fault(None, said)])
+        message = (
+            f"lacks the columns {', '.join(lacking)}, without which no row can be placed; nothing was read from it"
+        )
+        note(problems, file, [Fault(None, message)])
         return None
     cells: dict[str, list[str | None]] = {}
     for column in columns:  # of a name that stands twice, `index` gives the first one
@@ -153,11 +155,11 @@ def _lost_cells(texts: pl.DataFrame, frame: pl.DataFrame, columns: Sequence[Tabl
     for column in lost:
         cells = texts[column.name]
         where = (frame[column.name].is_null() & cells.is_not_null()).arg_true()
-        found = f"holds {cells[where[0]][:30]!r}"
+        problem = f"holds {cells[where[0]][:30]!r}"
         if len(where) > 1:
-            found = f"in {len(where)} rows does not (the first {found})"
-        said = f"column `{column.name}` should hold a {_KIND_IN_WORDS[column.kind]}, but {found}; left out"
-        faults += [Fault(number, said) for number in frame[ROW].gather(where)]
+            problem = f"in {len(where)} rows does not (the first {problem})"
+        message = f"column `{column.name}` should hold a {_KIND_IN_WORDS[column.kind]}, but {problem}; left out"
+        faults += [Fault(number, message) for number in frame[ROW].gather(where)]
     return faults
 
 
@@ -178,18 +180,30 @@ def read_table(
         due: Those that the run's generation had.
         problems: Where what is wrong is added.
     """
-    sheet = sheet_of(path, GENERATION_M, problems)
-    if sheet is None or not sheet.header:
-        return None
     keys = (*_KEYS, "pos") if any(column.name == "pos" for column in known) else _KEYS
-    note(problems, path.name, header_faults(sheet.header, known, due, keys))
-    blank_is_none = Sheet(sheet.header, sheet.numbers, tuple(tuple(c or None for c in row) for row in sheet.rows))
-    frame = frame_of(blank_is_none, known, keys, path.name, problems)
+    header, frame = read_frame(path, known, due, keys, problems)
     if frame is None:
         return None
-    rows, faults = _placed(frame, "fact_index" in sheet.header)
+    rows, faults = _placed(frame, "fact_index" in header)
     note(problems, path.name, faults)
-    return TableRows(path.name, tuple(column for column in known if column.name in sheet.header), tuple(rows))
+    return TableRows(path.name, tuple(column for column in known if column.name in header), tuple(rows))
+
+
+def read_frame(
+    path: Path,
+    known: Sequence[TableColumn],
+    due: Sequence[TableColumn],
+    keys: Sequence[str],
+    problems: list[ProblemRecord],
+    least: int | None = 0,
+) -> tuple[tuple[str, ...], pl.DataFrame | None]:
+    """The header of a generation's table, and its cells as in `frame_of`, in which an empty text is no value."""
+    sheet = sheet_of(path, GENERATION_M, problems)
+    if sheet is None or not sheet.header:
+        return (), None
+    note(problems, path.name, header_faults(sheet.header, known, due, keys))
+    blank_is_none = replace(sheet, rows=tuple(tuple(cell or None for cell in row) for row in sheet.rows))
+    return sheet.header, frame_of(blank_is_none, known, keys, path.name, problems, least)
 
 
 def check_table(
@@ -244,17 +258,17 @@ def header_faults(
     later = [name for name in dict.fromkeys(header) if name in names and name not in due_names]
     twice = [name for name in dict.fromkeys(header) if list(header).count(name) > 1]
     unplaced = [c.name for c in known if c.name in header and c.ours is None and c.name.startswith("copy_s")]
-    said = []
+    messages = []
     if missing:
-        said.append(f"lacks the columns {', '.join(missing)}, which it should have; they are null in its rows")
+        messages.append(f"lacks the columns {', '.join(missing)}, which it should have; they are null in its rows")
     if [name for name in header if name in names] != [name for name in names if name in header] and not twice:
-        said.append("the columns stand in another order than they should; they were read by their names")
+        messages.append("the columns stand in another order than they should; they were read by their names")
     if unknown:
-        said.append(f"has the unknown columns {', '.join(map(repr, unknown))}; they were left out")
+        messages.append(f"has the unknown columns {', '.join(map(repr, unknown))}; they were left out")
     if later:
-        said.append(f"has the columns {', '.join(later)}, which the JSON does not announce; they were read")
+        messages.append(f"has the columns {', '.join(later)}, which the JSON does not announce; they were read")
     if twice:
-        said.append(f"has the columns {', '.join(twice)} more than once; the first of each was read")
+        messages.append(f"has the columns {', '.join(twice)} more than once; the first of each was read")
     if unplaced:
-        said.append(f"has the copy flags {', '.join(unplaced)}, for which a run's rows have no column; left out")
-    return [Fault(None, message) for message in said]
+        messages.append(f"has the copy flags {', '.join(unplaced)}, for which a run's rows have no column; left out")
+    return [Fault(None, message) for message in messages]

@@ -3,14 +3,17 @@
 import json
 import re
 import sys
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import ValidationError
 
 from layerscope.errors import RunError
 from layerscope.published.dialect import Fault
-from layerscope.published.layout import GENERATIONS
+from layerscope.published.layout import GENERATION_M, GENERATIONS
+from layerscope.published.members import Member
 from layerscope.published.read.csv_table import note
 from layerscope.record.parts import Part, ProblemRecord
 
@@ -81,21 +84,32 @@ class Block:
 
     def blocks(self, key: str) -> list["Block"]:
         """A list of objects; items of another type are noted and left out."""
-        found = []
+        blocks = []
         for i, item in enumerate(self.items(key) or []):
             name = f"{self._path(key)}[{i}]"
             if isinstance(item, dict):
-                found.append(Block(item, name, self.file, self.problems))
+                blocks.append(Block(item, name, self.file, self.problems))
             else:
                 self.note(f"`{name}` should be an object, but is {_short(item)}; left out")
-        return found
+        return blocks
 
     def has(self, path: str) -> bool:
         """Whether a member is there and not null, by its place: `diagnostics.flags`."""
-        found: object = self.members
+        value: object = self.members
         for key in path.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-        return found is not None
+            value = value.get(key) if isinstance(value, dict) else None
+        return value is not None
+
+    def values(self, kind: type[Part], table: Sequence[Member]) -> dict[str, object]:
+        """What generation M's members of a table hold, by our names, each of the type that the part has it in."""
+        values: dict[str, object] = {}
+        for member in table:
+            if member.since is GENERATION_M:
+                *outer, key = member.key.split("/")
+                types = _types(kind.model_fields[member.attribute].annotation)
+                take = next(take for of, take in _TAKES.items() if of in types)
+                values[member.attribute] = take(reduce(Block.block, outer, self), key)
+        return values
 
     def part(self, kind: type[P], values: dict[str, object]) -> P | None:
         """A part of the record made of values from here; None, and a problem, where they make no sense."""
@@ -106,9 +120,9 @@ class Block:
             self.note(f"`{self.name or 'the document'}` makes no {kind.__name__} ({wrong}); left out")
             return None
 
-    def wrong(self, key: str, said: str) -> None:
+    def wrong(self, key: str, message: str) -> None:
         """Note that a member is not what it should be."""
-        self.note(f"`{self._path(key)}` {said}")
+        self.note(f"`{self._path(key)}` {message}")
 
     def _member(self, key: str, due: str, types: tuple[type, ...]) -> object:
         """The member if it is of one of these types, a truth value being no number; else None."""
@@ -125,6 +139,14 @@ class Block:
 
     def _path(self, key: str) -> str:
         return f"{self.name}.{key}" if self.name else key
+
+
+_TAKES = {bool: Block.truth, int: Block.whole, float: Block.number, str: Block.text}
+
+
+def _types(annotation: object) -> list[object]:
+    """A type and all that it is made of."""
+    return [annotation, *(inner for argument in get_args(annotation) for inner in _types(argument))]
 
 
 def generation_of(document: Block) -> str:
@@ -174,10 +196,10 @@ def _members(text: str, noted: Block, path: Path) -> dict[str, object]:
     def constant(name: str) -> None:
         odd.append(name)
 
-    def pairs(found: list[tuple[str, object]]) -> dict[str, object]:
-        keys = [key for key, _ in found]
+    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
+        keys = [key for key, _ in items]
         odd.extend(f"the key {key!r} twice" for key in dict.fromkeys(keys) if keys.count(key) > 1)
-        return dict(found)
+        return dict(items)
 
     def whole(digits: str) -> int | None:
         if len(digits) <= _MOST_DIGITS:
@@ -187,22 +209,22 @@ def _members(text: str, noted: Block, path: Path) -> dict[str, object]:
 
     decoder = json.JSONDecoder(parse_int=whole, parse_constant=constant, object_pairs_hook=pairs)
     try:
-        found = decoder.decode(text)
+        members = decoder.decode(text)
     except (ValueError, RecursionError) as error:
-        found = _whole_members(text, decoder)
-        if not found:
+        members = _whole_members(text, decoder)
+        if not members:
             raise RunError(f"{path}: not JSON ({error}); the file says: {_start(text)}") from error
-        noted.note(f"the JSON is damaged ({error}); these members are whole and were read: {', '.join(found)}")
+        noted.note(f"the JSON is damaged ({error}); these members are whole and were read: {', '.join(members)}")
     if odd:
         noted.note(f"the JSON has {', '.join(dict.fromkeys(odd))}; numbers that are none were left out")
-    if not isinstance(found, dict):
-        raise RunError(f"{path}: expected a JSON object, found a {type(found).__name__}: {_start(text)}")
+    if not isinstance(members, dict):
+        raise RunError(f"{path}: expected a JSON object, found a {type(members).__name__}: {_start(text)}")
     if r"\ud" in text.lower():
-        whole_text = json.dumps(found, ensure_ascii=False).encode(errors="replace").decode()
-        if whole_text != json.dumps(found, ensure_ascii=False):
+        whole_text = json.dumps(members, ensure_ascii=False).encode(errors="replace").decode()
+        if whole_text != json.dumps(members, ensure_ascii=False):
             noted.note("the JSON has halves of characters (lone surrogates); they were replaced")
             return dict(json.loads(whole_text))
-    return found
+    return members
 
 
 _FINDABLE = ("model_stats", "final_prediction", "copy_flag_columns", "provenance", "control_prompt")
@@ -210,20 +232,20 @@ _FINDABLE = ("model_stats", "final_prediction", "copy_flag_columns", "provenance
 
 
 def _whole_members(text: str, decoder: json.JSONDecoder) -> dict[str, object]:
-    """The members of an object before the place where its text is damaged, and behind it those that can be told."""
-    found: dict[str, object] = {}
+    """The members of an object before the place where its text is damaged, and those known by name behind it."""
+    members: dict[str, object] = {}
     at = _skip(text, 0)
     if not text.startswith("{", at):
-        return found
+        return members
     while (member := _member_at(text, at + 1, decoder)) is not None:
         key, value, at = member
-        found[key] = value
+        members[key] = value
     for key in _FINDABLE:
         places = [place.start() for place in re.finditer(f'"{key}"\\s*:', text[at:])]
-        if key not in found and len(places) == 1:
+        if key not in members and len(places) == 1:
             member = _member_at(text, at + places[0], decoder)
-            found |= {} if member is None else {key: member[1]}
-    return found
+            members |= {} if member is None else {key: member[1]}
+    return members
 
 
 def _member_at(text: str, at: int, decoder: json.JSONDecoder) -> tuple[str, object, int] | None:
@@ -255,5 +277,5 @@ def _start(text: str) -> str:
 
 
 def _short(value: object) -> str:
-    said = repr(value)
-    return said if len(said) <= 60 else said[:57] + "..."
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -44,8 +44,8 @@ def read_extended(folder: Path, stem: str, document: Block) -> AnalysedRun:
     check_lens_names(record.protocol.lenses)
     frames, complete = list[pl.DataFrame](), True
     for lens in record.protocol.lenses:
-        own = None if lens == record.protocol.headline_lens else lens
-        path = folder / csv_name(stem, RECORDS, own)
+        suffix = None if lens == record.protocol.headline_lens else lens
+        path = folder / csv_name(stem, RECORDS, suffix)
         frame = _records(path, lens, problems)
         complete &= frame is not None
         frames += [] if frame is None else [frame]
@@ -59,10 +59,10 @@ def read_extended(folder: Path, stem: str, document: Block) -> AnalysedRun:
         rows = _without_repeated(rows, problems)
         if complete:
             _note_gaps(rows, record, document.file, problems)
-    due, found = document.whole(N_ROWS_KEY), 0 if rows is None else rows.height
-    if due is not None and due != found:
-        said = f"`{N_ROWS_KEY}` is {due}, but the tables of records hold {found} rows that could be read"
-        note(problems, document.file, [Fault(None, said)])
+    due, n_rows = document.whole(N_ROWS_KEY), 0 if rows is None else rows.height
+    if due is not None and due != n_rows:
+        message = f"`{N_ROWS_KEY}` is {due}, but the tables of records hold {n_rows} rows that could be read"
+        note(problems, document.file, [Fault(None, message)])
     _check_others(folder, stem, record, problems)
     record = record.model_copy(update={"problems": (*record.problems, *dict.fromkeys(problems))})
     return AnalysedRun(rows_frame({c.name: [] if rows is None else rows[c.name] for c in COLUMNS}), record)
@@ -121,33 +121,33 @@ def _note_short_lists(
 ) -> None:
     room = sum(column.ours == length.ours and isinstance(column.part, int) for column in columns)
     wrong = frame.filter((pl.col(length.name) > room) | (pl.col(length.name) < 0))
-    said = (
+    message = (
         f"`{length.name}` should be at most the {room} items that a row has room for; the list was cut to what is there"
     )
-    note(problems, file, [Fault(number, said) for number in wrong[ROW]])
+    note(problems, file, [Fault(number, message) for number in wrong[ROW]])
 
 
 def _without_repeated(rows: pl.DataFrame, problems: list[ProblemRecord]) -> pl.DataFrame:
     first = rows["row_in_run"].is_first_distinct()
     repeated = rows.filter(~first)
     for file in repeated[_FILE].unique(maintain_order=True):
-        said = "a row of the run stands here a second time, by its `row_in_run`; the first one was kept"
-        note(problems, file, [Fault(row, said) for row in repeated.filter(pl.col(_FILE) == file)[ROW]])
+        message = "a row of the run stands here a second time, by its `row_in_run`; the first one was kept"
+        note(problems, file, [Fault(row, message) for row in repeated.filter(pl.col(_FILE) == file)[ROW]])
     return rows.filter(first)
 
 
 def _note_gaps(rows: pl.DataFrame, record: RunRecord, file: str, problems: list[ProblemRecord]) -> None:
     """Rows of the run that no table has. Which one lacks them cannot be told: any lens' rows may stand there."""
-    gaps = [(one + 1, other - 1) for one, other in pairwise([-1, *rows["row_in_run"]]) if other - one > 1]
+    gaps = [(before + 1, after - 1) for before, after in pairwise([-1, *rows["row_in_run"]]) if after - before > 1]
     if gaps:
         ranges = [f"{first}" if first == last else f"{first} to {last}" for first, last in gaps[:20]]
         more = f" and {len(gaps) - 20} more ranges" if len(gaps) > 20 else ""
         count = sum(last - first + 1 for first, last in gaps)
-        said = (
+        message = (
             f"{count} rows of the run stand in none of the tables of records, those of the lenses "
             f"{', '.join(record.protocol.lenses)}: rows {', '.join(ranges)}{more} of the run"
         )
-        note(problems, file, [Fault(None, said)])
+        note(problems, file, [Fault(None, message)])
 
 
 def _check_others(folder: Path, stem: str, record: RunRecord, problems: list[ProblemRecord]) -> None:

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
-from layerscope.published.dialect import Fault, Sheet
-from layerscope.published.layout import GENERATION_M, HEADLINE, TableColumn, Value
-from layerscope.published.read.csv_table import PRIMARY, frame_of, header_faults, note, sheet_of
+from layerscope.published.dialect import Fault
+from layerscope.published.layout import HEADLINE, TableColumn, Value
+from layerscope.published.read.csv_table import PRIMARY, note, read_frame
 from layerscope.published.read.document import Block
 from layerscope.published.read.merge import Merged
 from layerscope.record.measured import FittedLensRecord, PrismFitRecord, TunedFitRecord, TunedVariantsRecord
@@ -33,21 +33,21 @@ AuditRow: TypeAlias = Mapping[str, Value]
 
 def sidecars(document: Block, n_layers: int) -> tuple[FittedLensRecord, ...]:
     """The fitted lenses that the JSON speaks of, read through or not."""
-    found = (_tuned(document.block("tuned_lens"), n_layers), _prism(document.block("diagnostics")))
-    return tuple(sidecar for sidecar in found if sidecar is not None)
+    lenses = (_tuned(document.block("tuned_lens"), n_layers), _prism(document.block("diagnostics")))
+    return tuple(lens for lens in lenses if lens is not None)
 
 
 def _tuned(block: Block, n_layers: int) -> FittedLensRecord | None:
-    said = block.text("status")
-    if said is None:
+    status = block.text("status")
+    if status is None:
         return None
-    if said not in _STATUS:
-        block.wrong("status", f"should be one of {', '.join(_STATUS)}, but is {said[:30]!r}; left out")
+    if status not in _STATUS:
+        block.wrong("status", f"should be one of {', '.join(_STATUS)}, but is {status[:30]!r}; left out")
         return None
     provenance = block.block("provenance")
     fit = _fit(provenance.block("translator"), n_layers)
     values = {"fitted_to": provenance.text("model_id"), "created_utc": _created(provenance), "tuned": fit}
-    return _sidecar(block, "tuned", _STATUS[said], block.text("path"), values)
+    return _sidecar(block, "tuned", _STATUS[status], block.text("path"), values)
 
 
 def _prism(diagnostics: Block) -> FittedLensRecord | None:
@@ -127,13 +127,8 @@ def read_audit(
         due: Those that the run's generation had.
         problems: Where what is wrong is added.
     """
-    sheet = sheet_of(path, GENERATION_M, problems)
-    if sheet is None or not sheet.header:
-        return None
     keys = [name for name in ("pos_index", "layer") if name in {column.name for column in known}]
-    note(problems, path.name, header_faults(sheet.header, known, due, keys))
-    blank_is_none = Sheet(sheet.header, sheet.numbers, tuple(tuple(c or None for c in row) for row in sheet.rows))
-    frame = frame_of(blank_is_none, known, keys, path.name, problems, least=None)
+    _, frame = read_frame(path, known, due, keys, problems, least=None)
     rows = () if frame is None else tuple(frame.iter_rows(named=True))
     return AuditTable(path.name, rows) if rows else None
 
@@ -149,7 +144,7 @@ def tuned_variants(
 
     Args:
         table: The table of parts.
-        merged: The rows of the run, by which the table's prompt is told.
+        merged: The rows of the run, by which the table's prompt is recognised.
         n_layers: Number of blocks.
         temperatures: Of the tuned lens by layer, if they are known.
         problems: Where what is wrong is added.
@@ -187,10 +182,10 @@ def add_positions(table: AuditTable | None, merged: Merged, n_layers: int, probl
             continue
         for lens, name in lenses.items():
             columns = {"kl_to_final_bits": "kl_bits", "answer_rank": "answer_rank", "entropy_bits": "entropy_bits"}
-            found = {ours: row[f"{theirs}_{name}"] for ours, theirs in columns.items()}
-            if any(value is not None for value in found.values()):
+            values = {ours: row[f"{theirs}_{name}"] for ours, theirs in columns.items()}
+            if any(value is not None for value in values.values()):
                 known = merged.rows.setdefault((PRIMARY, lens, layer, position), {})
-                known |= {ours: value for ours, value in found.items() if known.get(ours) is None}
+                known |= {ours: value for ours, value in values.items() if known.get(ours) is None}
 
 
 def _is_of_primary(
@@ -201,27 +196,27 @@ def _is_of_primary(
     From generation J on, published ones are about the last fact instead.
     """
     counts = {
-        asked: sum(_agrees(merged, asked, end, row) for row in table.rows if is_at(row, end))
-        for asked, end in merged.last.items()
+        prompt: sum(_agrees(merged, prompt, end, row) for row in table.rows if is_at(row, end))
+        for prompt, end in merged.last.items()
     }
     enough = {
-        asked: n for asked, n in counts.items() if 2 * n > sum(is_at(row, merged.last[asked]) for row in table.rows)
+        prompt: n for prompt, n in counts.items() if 2 * n > sum(is_at(row, merged.last[prompt]) for row in table.rows)
     }
     if not enough:
-        said = "its divergences are those of no prompt in the other tables, so it was left out"
-        note(problems, table.file, [Fault(None, said)])
+        message = "its divergences are those of no prompt in the other tables, so it was left out"
+        note(problems, table.file, [Fault(None, message)])
         return False
-    described = max(enough, key=lambda asked: (enough[asked], asked == PRIMARY))
+    described = max(enough, key=lambda prompt: (enough[prompt], prompt == PRIMARY))
     if described == PRIMARY:
         return True
-    said = f"is about {described}, by its divergences, and not about the first fact, so it was left out"
-    note(problems, table.file, [Fault(None, said)])
+    message = f"is about {described}, by its divergences, and not about the first fact, so it was left out"
+    note(problems, table.file, [Fault(None, message)])
     return False
 
 
-def _agrees(merged: Merged, asked: PromptKey, end: int, row: AuditRow) -> bool:
-    layer, said = row["layer"], row["kl_bits_baseline"]
-    if not isinstance(layer, int) or not isinstance(said, float):
+def _agrees(merged: Merged, prompt: PromptKey, end: int, row: AuditRow) -> bool:
+    layer, divergence = row["layer"], row["kl_bits_baseline"]
+    if not isinstance(layer, int) or not isinstance(divergence, float):
         return False
-    known = merged.rows.get((asked, HEADLINE, layer, end), {}).get("kl_to_final_bits")
-    return isinstance(known, float) and math.isclose(said, known, rel_tol=_SAME, abs_tol=1e-12)
+    known = merged.rows.get((prompt, HEADLINE, layer, end), {}).get("kl_to_final_bits")
+    return isinstance(known, float) and math.isclose(divergence, known, rel_tol=_SAME, abs_tol=1e-12)

@@ -34,7 +34,7 @@ class Tables:
     rawlens: TableRows | None
 
     def each(self, change: Callable[[TableRows, bool], TableRows]) -> "Tables":
-        """Tables changed one by one; `change` is told whether a table is one at the last position."""
+        """Tables changed one by one; `change` takes the table and whether it is at the last position."""
         return Tables(
             {lens: change(table, True) for lens, table in self.next_token.items()},
             {lens: change(table, False) for lens, table in self.records.items()},
@@ -61,7 +61,7 @@ class FromJson:
 
 @dataclass
 class Merged:
-    """Rows, and what is said of their prompts by the way."""
+    """Rows, with the last position and the tokens of their prompts."""
 
     rows: dict[Key, Row] = field(default_factory=dict)
     last: dict[PromptKey, int] = field(default_factory=dict)
@@ -72,20 +72,20 @@ class Merged:
     @property
     def lenses(self) -> list[str]:
         """Those that have rows, in our order."""
-        found = {lens for _, lens, _, _ in self.rows}
-        return [lens for lens in LENSES if lens in found]
+        read = {lens for _, lens, _, _ in self.rows}
+        return [lens for lens in LENSES if lens in read]
 
     @property
     def facts(self) -> set[int]:
-        """Those that are asked about."""
+        """The facts that have prompts."""
         return {prompt.fact_index for prompt in self.last if prompt.fact_index is not None}
 
     def positions(self, prompt: PromptKey) -> tuple[int, ...]:
         """Positions of the prompt that have rows."""
-        return tuple(sorted({position for found, _, _, position in self.rows if found == prompt}))
+        return tuple(sorted({key[3] for key in self.rows if key[0] == prompt}))
 
 
-def merge(tables: Tables, last: dict[PromptKey, int], said: FromJson, problems: list[ProblemRecord]) -> Merged:
+def merge(tables: Tables, last: dict[PromptKey, int], document: FromJson, problems: list[ProblemRecord]) -> Merged:
     """All rows that the tables hold; `last` is where each prompt ends."""
     merged = Merged(last=last, tokens=_tokens(tables.records.values(), problems))
     for lens, table in tables.next_token.items():
@@ -103,7 +103,7 @@ def merge(tables: Tables, last: dict[PromptKey, int], said: FromJson, problems: 
             known.update(dict.fromkeys(_OVERLAPS))
     if tables.rawlens is not None:
         _add_rawlens(merged, tables.rawlens, problems)
-    _add_what_json_says(merged, said, problems)
+    _add_what_json_says(merged, document, problems)
     for (prompt, *_), known in merged.rows.items():
         if prompt.prompt_id == "ctl":  # whose answer is the control's own, so that both leads are one
             known["control_top2_logit_gap"] = known.get("answer_logit_gap")
@@ -122,11 +122,11 @@ def last_positions(tables: Tables) -> dict[PromptKey, int]:
     """Where each prompt ends, by the first table that has it: next-token tables have the last position alone."""
     last: dict[PromptKey, int] = {}
     for table in (*tables.next_token.values(), *tables.records.values()):
-        found: dict[PromptKey, Counter[int]] = {}
+        positions: dict[PromptKey, Counter[int]] = {}
         for row in table.rows:
             if row.position is not None:
-                found.setdefault(row.prompt, Counter())[row.position] += 1
-        for prompt, counts in found.items():
+                positions.setdefault(row.prompt, Counter())[row.position] += 1
+        for prompt, counts in positions.items():
             # Every position has as many rows as any other; one that has few is a damaged cell, and no end.
             most = max(counts.values())
             last.setdefault(prompt, max(position for position, n in counts.items() if 2 * n > most))
@@ -144,8 +144,10 @@ def _tokens(records: Iterable[TableRows], problems: list[ProblemRecord]) -> dict
             token = str(row.values["token"] or "")
             first = tokens.setdefault((row.prompt, row.position), token)
             if token != first:
-                said = f"the input token of {row.prompt.label} at position {row.position} is not the same in all rows"
-                faults.append(Fault(row.number, f"{said} ({first!r} was kept); files of two runs may be mixed"))
+                message = (
+                    f"the input token of {row.prompt.label} at position {row.position} is not the same in all rows"
+                )
+                faults.append(Fault(row.number, f"{message} ({first!r} was kept); files of two runs may be mixed"))
         note(problems, table.file, faults)
     return tokens
 
@@ -174,14 +176,14 @@ def _plain_values(columns: Sequence[TableColumn], values: Mapping[str, Value]) -
 
 def _add_record(merged: Merged, key: Key, columns: Sequence[TableColumn], row: TableRow) -> None:
     """At the last position, a record adds the longer list to the next-token row; elsewhere it is the row."""
-    found = _plain_values(columns, row.values)
-    known = merged.rows.setdefault(key, found)
-    if known is found:
+    record = _plain_values(columns, row.values)
+    known = merged.rows.setdefault(key, record)
+    if known is record:
         return
-    longer, shorter = found.get("top_tokens"), known.get("top_tokens")
+    longer, shorter = record.get("top_tokens"), known.get("top_tokens")
     if isinstance(longer, list) and (not isinstance(shorter, list) or len(longer) > len(shorter)):
-        known |= {name: found.get(name) for name in ("top_tokens", "top_probs", "rest_mass")}
-    for name, value in found.items():
+        known |= {name: record.get(name) for name in ("top_tokens", "top_probs", "rest_mass")}
+    for name, value in record.items():
         if known.get(name) is None:
             known[name] = value
 
@@ -192,35 +194,35 @@ def _add_rawlens(merged: Merged, table: TableRows, problems: list[ProblemRecord]
     for row in table.rows:
         position = merged.last.get(row.prompt)
         if position is None:
-            said = f"no other table says at which position {row.prompt.label} ends, so its rows were left out"
-            faults.append(Fault(row.number, said))
+            message = f"no other table says at which position {row.prompt.label} ends, so its rows were left out"
+            faults.append(Fault(row.number, message))
             continue
         for lens in ("raw", HEADLINE):
-            found: Row = {
+            values: Row = {
                 column.ours: row.values[column.name]
                 for column in table.columns
                 if column.lens == lens and column.ours is not None
             }
-            if found.get("top1") is None and found.get("top1_id") is not None:
-                found["top1"] = ""
+            if values.get("top1") is None and values.get("top1_id") is not None:
+                values["top1"] = ""
             known = merged.rows.setdefault((row.prompt, lens, row.layer, position), {})
-            for name, value in found.items():
+            for name, value in values.items():
                 if known.get(name) is None or (name in _OVERLAPS and value is not None):
                     known[name] = value
     note(problems, table.file, faults)
 
 
-def _add_what_json_says(merged: Merged, said: FromJson, problems: list[ProblemRecord]) -> None:
+def _add_what_json_says(merged: Merged, document: FromJson, problems: list[ProblemRecord]) -> None:
     for (prompt, lens, layer, position), row in merged.rows.items():
-        row["answer_id"] = said.answer_ids.get(prompt)
+        row["answer_id"] = document.answer_ids.get(prompt)
         if prompt != PRIMARY or position != merged.last[prompt]:
             continue
-        if layer < len(said.raw_resid_norms):
-            row["raw_resid_norm"] = said.raw_resid_norms[layer]
-        row["finite"] = (lens, layer) not in said.not_finite
+        if layer < len(document.raw_resid_norms):
+            row["raw_resid_norm"] = document.raw_resid_norms[layer]
+        row["finite"] = (lens, layer) not in document.not_finite
         if not row["finite"] and row.get("entropy_bits") is not None:
             message = f"layer {layer} of {lens} is flagged as not finite, so the metrics of its row were left out"
-            note(problems, said.file, [Fault(None, message)])
+            note(problems, document.file, [Fault(None, message)])
 
 
 def _whole_row(merged: Merged, key: Key, fact_keys: Mapping[PromptKey, str]) -> Row:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from layerscope.errors import RunError
+from layerscope.published import members
 from layerscope.published.layout import HEADLINE, PUBLISHED_LENS_NAMES, stem_of
 from layerscope.published.read.csv_table import PRIMARY
 from layerscope.published.read.document import Block
@@ -50,7 +51,7 @@ def model_record(document: Block, stem: str, layers_of_rows: int | None) -> Mode
     Raises:
         RunError: d_model or d_vocab is not to be had: tables do not say them.
     """
-    stats, said = document.block("model_stats"), document.block("diagnostics").text("model")
+    stats, name = document.block("model_stats"), document.block("diagnostics").text("model")
     n_layers, d_model, d_vocab = (stats.whole(key) for key in ("num_layers", "d_model", "d_vocab"))
     if n_layers is not None and not 0 < n_layers < _TOO_MANY_LAYERS:
         stats.wrong("num_layers", f"is {n_layers}, which no model has; left out")
@@ -65,34 +66,32 @@ def model_record(document: Block, stem: str, layers_of_rows: int | None) -> Mode
         )
     sizes: dict[str, object] = {"n_layers": n_layers, "d_model": d_model, "d_vocab": d_vocab}
     sizes["n_heads"] = stats.whole("n_heads") or None
-    model = stats.part(ModelRecord, {"id": _model_id(document, said, stem), **sizes})
+    model = stats.part(ModelRecord, {"id": _model_id(document, name, stem), **sizes})
     if model is None:
         raise RunError(f"{document.file}: {document.problems[-1].message}; take the JSON from a whole copy.")
     return model
 
 
-def _model_id(document: Block, said: str | None, stem: str) -> str:
-    if said is not None and re.fullmatch(r"[^/\\]+(/[^/\\]+)?", said):
-        return said
+def _model_id(document: Block, name: str | None, stem: str) -> str:
+    if name is not None and re.fullmatch(r"[^/\\]+(/[^/\\]+)?", name):
+        return name
     diagnostics = document.block("diagnostics")
-    diagnostics.wrong("model", f"is {'missing' if said is None else 'no id'}; {stem!r} was taken from the file's name")
+    diagnostics.wrong("model", f"is {'missing' if name is None else 'no id'}; {stem!r} was taken from the file's name")
     return stem
 
 
 def numeric_health(document: Block) -> NumericHealthRecord | None:
     """Whether all numbers of the primary prompt's norm sweep were finite."""
-    found = document.block("diagnostics").block("numeric_health")
-    if not found.members:
+    health = document.block("diagnostics").block("numeric_health")
+    if not health.members:
         return None
     flags = []
-    for flagged in found.blocks("layers_flagged"):
-        lens = flagged.text("lens") or "norm"
-        values: dict[str, object] = {"layer": flagged.whole("layer"), "lens": _OURS.get(lens, lens)}
-        values |= {key: flagged.truth(key) for key in ("any_nan", "any_inf")}
-        flags.append(flagged.part(LayerFlag, values))
-    values = {key: found.truth(key) for key in ("any_nan", "any_inf")}
-    values |= {key: found.number(key) for key in ("max_abs_logit_p99", "min_prob_p01")}
-    return found.part(NumericHealthRecord, values | {"layers_flagged": tuple(f for f in flags if f is not None)})
+    for flagged in health.blocks("layers_flagged"):
+        values = flagged.values(LayerFlag, members.LAYER_FLAG)
+        lens = str(values["lens"] or "norm")
+        flags.append(flagged.part(LayerFlag, {**values, "lens": _OURS.get(lens, lens)}))
+    values = health.values(NumericHealthRecord, members.NUMERIC_HEALTH)
+    return health.part(NumericHealthRecord, values | {"layers_flagged": tuple(f for f in flags if f is not None)})
 
 
 def lens_source(document: Block, lens: str, n_layers: int) -> tuple[str | None, ...]:
@@ -110,47 +109,43 @@ def lens_source(document: Block, lens: str, n_layers: int) -> tuple[str | None, 
 
 def flags(document: Block) -> dict[str, Literal[True] | str]:
     """Cautions by name."""
-    found = document.block("diagnostics").block("flags")
-    said: dict[str, Literal[True] | str] = {}
-    for name, value in found.members.items():
+    block = document.block("diagnostics").block("flags")
+    cautions: dict[str, Literal[True] | str] = {}
+    for name, value in block.members.items():
         if value is True or isinstance(value, str):
-            said[name] = value
+            cautions[name] = value
         elif value is not False and value is not None:
-            found.wrong(name, f"should be true or a reason, but is {value!r}; left out")
-    return said
+            block.wrong(name, f"should be true or a reason, but is {value!r}; left out")
+    return cautions
 
 
 def provenance(document: Block) -> ProvenanceRecord | None:
-    """With what the numbers were computed; null before generation H, which first said it."""
+    """With what the numbers were computed; null before generation H, the first to give it."""
     env = document.block("provenance").block("env")
     if not env.members:
         return None
     cudnn = env.members.get("cudnn")
-    values: dict[str, object] = {key: env.text(key) for key in ("python", "device")}
+    table = [member for member in members.ENVIRONMENT if member.key != "cudnn"]  # a number or a text
+    values = env.values(ProvenanceRecord, table)
     values |= {
-        "torch": env.text("torch_version"),
         "platform": _platform(env.text("platform")),
         "dtype_compute": _dtype(env.text("dtype_compute")),
         "dtype_unembed": _dtype(document.block("diagnostics").text("unembed_dtype")),
-        "seed": env.whole("seed"),
-        "deterministic_algorithms": env.truth("deterministic_algorithms"),
-        "cudnn_benchmark": env.truth("cudnn_benchmark"),
-        "cuda_version": env.text("cuda_version"),
         "cudnn_version": None if cudnn is None else str(cudnn),
     }
     return env.part(ProvenanceRecord, values)
 
 
-def _platform(said: str | None) -> str | None:
+def _platform(platform: str | None) -> str | None:
     """Operating system and processor architecture alone: the rest can name a host's kernel."""
-    if said is None:
+    if platform is None:
         return None
-    machine = re.search(r"x86_64|amd64|aarch64|arm64|i[3-6]86|ppc64le|s390x|riscv64", said, re.IGNORECASE)
-    return " ".join([re.split(r"[-\s]", said, maxsplit=1)[0], *([machine[0]] if machine else [])])
+    machine = re.search(r"x86_64|amd64|aarch64|arm64|i[3-6]86|ppc64le|s390x|riscv64", platform, re.IGNORECASE)
+    return " ".join([re.split(r"[-\s]", platform, maxsplit=1)[0], *([machine[0]] if machine else [])])
 
 
-def _dtype(said: str | None) -> str | None:
-    return None if said is None else said.removeprefix("torch.")
+def _dtype(dtype: str | None) -> str | None:
+    return None if dtype is None else dtype.removeprefix("torch.")
 
 
 # Prompts and answers
@@ -158,19 +153,19 @@ def _dtype(said: str | None) -> str | None:
 
 def alignments(document: Block) -> dict[PromptKey, AlignmentRecord]:
     """The gold answer of every prompt for which the JSON gives one."""
-    found: dict[PromptKey, AlignmentRecord | None] = {}
+    by_prompt: dict[PromptKey, AlignmentRecord | None] = {}
     diagnostics, control = document.block("diagnostics"), document.block("control_prompt")
     primary = _alignment(document.block("gold_answer"), diagnostics)
     # Before generation I, one alignment stood for both wordings of the only fact.
-    found |= {PRIMARY: primary, PromptKey(0, "pos", "no_filler"): primary}
-    found[CONTROL] = _alignment(control.block("gold_answer"), control)
+    by_prompt |= {PRIMARY: primary, PromptKey(0, "pos", "no_filler"): primary}
+    by_prompt[CONTROL] = _alignment(control.block("gold_answer"), control)
     for block in diagnostics.blocks("gold_alignment_prompts"):
         prompt_id, variant = block.text("prompt_id"), block.text("prompt_variant")
         if prompt_id is not None and variant is not None:
             index = block.whole("fact_index") if "fact_index" in block.members else 0
             prompt = PromptKey(index if prompt_id == "pos" else None, prompt_id, variant)
-            found[prompt] = _alignment(block, block) or found.get(prompt)
-    return {prompt: alignment for prompt, alignment in found.items() if alignment is not None}
+            by_prompt[prompt] = _alignment(block, block) or by_prompt.get(prompt)
+    return {prompt: alignment for prompt, alignment in by_prompt.items() if alignment is not None}
 
 
 def _alignment(gold: Block, outcome: Block) -> AlignmentRecord | None:
@@ -179,12 +174,12 @@ def _alignment(gold: Block, outcome: Block) -> AlignmentRecord | None:
     if string is None:
         return None
     status = outcome.members.get("gold_alignment")
-    said = status if isinstance(status, str) else None
+    reason = status if isinstance(status, str) else None
     if isinstance(status, dict):
-        said = outcome.block("gold_alignment").text("reason") or outcome.block("gold_alignment").text("status")
+        reason = outcome.block("gold_alignment").text("reason") or outcome.block("gold_alignment").text("status")
     ids, pieces = (gold.items(key) or [] for key in ("answer_ids", "pieces"))
     if not ids:
-        said = gold.text("reason") or said
+        reason = gold.text("reason") or reason
     elif gold.whole("first_id") != ids[0]:
         gold.wrong("first_id", f"is {gold.whole('first_id')}, but answer_ids begin with {ids[0]}; these were taken")
     values: dict[str, object] = {
@@ -196,7 +191,7 @@ def _alignment(gold: Block, outcome: Block) -> AlignmentRecord | None:
         "answer_ids": tuple(ids),
         "pieces": tuple(pieces[:4]),
         "several_pieces": len(ids) > 1,
-        "reason": None if ids else said or "the file gives no reason",
+        "reason": None if ids else reason or "the file gives no reason",
     }
     return gold.part(AlignmentRecord, values)
 
@@ -204,7 +199,7 @@ def _alignment(gold: Block, outcome: Block) -> AlignmentRecord | None:
 def suite_record(
     document: Block, merged: Merged, answers: Mapping[PromptKey, AlignmentRecord], fact_keys: Mapping[PromptKey, str]
 ) -> SuiteRecord:
-    """What was asked, as far as rows and JSON say it."""
+    """The prompts, as far as rows and JSON give them."""
     prompts = tuple(_prompt(document, merged, prompt, answers, fact_keys) for prompt in merged.last)
     name = {1: "berlin", 5: "capitals"}.get(len(merged.facts), "unknown")
     if PRIMARY not in answers or answers[PRIMARY].string != "Berlin":
@@ -225,7 +220,7 @@ def _prompt(
     answers: Mapping[PromptKey, AlignmentRecord],
     fact_keys: Mapping[PromptKey, str],
 ) -> PromptRecord:
-    tokens = sorted((position, token) for (found, position), token in merged.tokens.items() if found == prompt)
+    tokens = sorted((position, token) for (key, position), token in merged.tokens.items() if key == prompt)
     whole = [position for position, _ in tokens] == list(range(len(tokens))) and len(tokens) == merged.last[prompt] + 1
     # A control is compared with the answer of the primary fact.
     contrast = (answers[PRIMARY],) if prompt.prompt_id == "ctl" and PRIMARY in answers else ()
@@ -307,10 +302,7 @@ def measured_record(
 
 def _unembed_bias(diagnostics: Block) -> UnembedBiasRecord | None:
     bias = diagnostics.block("unembed_bias")
-    if not bias.members:
-        return None
-    values: dict[str, object] = {"present": bias.truth("present")}
-    return bias.part(UnembedBiasRecord, values | {key: bias.number(key) for key in ("l2_norm", "max_abs")})
+    return bias.part(UnembedBiasRecord, bias.values(UnembedBiasRecord, members.UNEMBED_BIAS)) if bias.members else None
 
 
 def _copy_mask(mask: Block) -> CopyMaskRecord | None:
@@ -338,8 +330,8 @@ def _norm_temperature(diagnostics: Block, n_layers: int) -> NormTemperatureRecor
     if taus is None:
         return None
     if len(taus) != n_layers + 1:
-        said = f"has {len(taus)} values, but the model {n_layers + 1} layers, the embedding included; left out"
-        diagnostics.wrong("tau_norm_per_layer", said)
+        message = f"has {len(taus)} values, but the model {n_layers + 1} layers, the embedding included; left out"
+        diagnostics.wrong("tau_norm_per_layer", message)
         return None
     values = tuple(float(tau) if type(tau) is int else tau for tau in taus)
     numbers = [tau for tau in values if isinstance(tau, float)]
@@ -356,36 +348,24 @@ def _norm_temperature(diagnostics: Block, n_layers: int) -> NormTemperatureRecor
     )
 
 
-_LAST_LAYER_NUMBERS = (
-    "kl_to_final_bits", "p_top1_lens", "p_top1_model", "p_answer_lens", "temp_est", "kl_after_temp_bits",
-)  # fmt: skip
-
-
-def _last_layer(found: Block) -> LastLayerRecord | None:
-    if not found.members:
-        return None
-    declared, after = found.block("cfg_transform"), found.block("kl_after_transform_bits")
-    values: dict[str, object] = {key: found.number(key) for key in _LAST_LAYER_NUMBERS}
-    values |= {"top1_agree": found.truth("top1_agree"), "answer_rank_lens": found.whole("answer_rank_lens")}
-    values |= {key: declared.number(key) for key in ("scale", "softcap")}
-    values |= {f"kl_after_{key}_bits": after.number(key) for key in ("scale", "softcap", "scale_then_softcap")}
-    return found.part(LastLayerRecord, values)
+def _last_layer(block: Block) -> LastLayerRecord | None:
+    return block.part(LastLayerRecord, block.values(LastLayerRecord, members.LAST_LAYER)) if block.members else None
 
 
 _MODES = get_args(SecondForwardRecord.model_fields["mode"].annotation)
 
 
-def _second_forward(found: Block) -> SecondForwardRecord | None:
-    mode = found.text("mode")
+def _second_forward(block: Block) -> SecondForwardRecord | None:
+    mode = block.text("mode")
     if mode is not None and mode not in _MODES:
-        found.wrong("mode", f"should be one of {', '.join(_MODES)}, but is {mode!r}; left out")
+        block.wrong("mode", f"should be one of {', '.join(_MODES)}, but is {mode!r}; left out")
         return None
-    return None if mode is None else found.part(SecondForwardRecord, {"mode": mode})
+    return None if mode is None else block.part(SecondForwardRecord, {"mode": mode})
 
 
 def _predictions(document: Block, key: str) -> tuple[PredictionRecord, ...]:
-    found = [_prediction(block) for block in document.blocks(key)]
-    return tuple(prediction for prediction in found if prediction is not None)
+    predictions = [_prediction(block) for block in document.blocks(key)]
+    return tuple(prediction for prediction in predictions if prediction is not None)
 
 
 def _prediction(block: Block) -> PredictionRecord | None:
@@ -427,5 +407,5 @@ def from_json(document: Block, answers: Mapping[PromptKey, AlignmentRecord], n_l
 
 def is_named(document: Block, stem: str) -> bool:
     """Whether the model that the JSON names is the one that the file's name does."""
-    said = document.block("diagnostics").text("model")
-    return said is None or stem_of(said) == stem
+    name = document.block("diagnostics").text("model")
+    return name is None or stem_of(name) == stem

@@ -35,13 +35,10 @@ from layerscope.published.layout import (
     stem_of,
 )
 from layerscope.published.manifest import check_manifest
-from layerscope.published.read import cross_checks as agreement
-from layerscope.published.read import fitted_lenses as fitted
-from layerscope.published.read import metadata
+from layerscope.published.read import cross_checks, fitted_lenses, metadata
 from layerscope.published.read.csv_table import TableRows, check_table, note, read_table
 from layerscope.published.read.document import Block, generation_of, read_document
 from layerscope.published.read.extended import read_extended
-from layerscope.published.read.fitted_lenses import AuditTable, read_audit
 from layerscope.published.read.merge import Merged, Tables, frame_of_rows, last_positions, merge
 from layerscope.record.measured import MeasuredRecord
 from layerscope.record.parts import ModelRecord, ProblemRecord, ProtocolRecord, SuiteRecord
@@ -77,9 +74,9 @@ def read_published(path: str | Path, model: str | None = None) -> AnalysedRun:
         )
     else:
         run = _read_generation(source, document)
-    found = list(run.record.problems)
-    check_manifest(source.folder, source.stem, found)
-    run = AnalysedRun(run.rows, run.record.model_copy(update={"problems": tuple(found)}))
+    noted = list(run.record.problems)
+    check_manifest(source.folder, source.stem, noted)
+    run = AnalysedRun(run.rows, run.record.model_copy(update={"problems": tuple(noted)}))
     if model is not None and "/" in model and "/" in run.record.model.id and model != run.record.model.id:
         raise RunError(f"{source.folder}: does not hold {model}; {document.file} is of {run.record.model.id}.")
     return run
@@ -110,12 +107,12 @@ class _Source:
 
 def _locate(path: Path, model: str | None) -> _Source:
     if path.is_file():
-        found = re.fullmatch(r"output-(.+)\.json", path.name)
-        if found is None:
+        match = re.fullmatch(r"output-(.+)\.json", path.name)
+        if match is None:
             raise RunError(f"{path}: no published run; give its folder, or its output-<model>.json.")
-        if model is not None and stem_of(model) != found[1]:
-            raise RunError(f"{path}: holds the model {found[1]}, not {model}; give its folder to read another one.")
-        return _Source(path.parent, found[1])
+        if model is not None and stem_of(model) != match[1]:
+            raise RunError(f"{path}: holds the model {match[1]}, not {model}; give its folder to read another one.")
+        return _Source(path.parent, match[1])
     if not path.is_dir():
         raise RunError(f"{path}: no such folder; give a folder with output-<model>.json and its tables.")
     stems = _stems(path)
@@ -139,11 +136,11 @@ def _stems(folder: Path) -> list[str]:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise RunError(f"{folder}: cannot be read ({error.strerror}); choose a folder that you may read.") from error
-    stems = {found[1] for name in names if (found := re.fullmatch(r"output-(.+)\.json", name))}
+    stems = {match[1] for name in names if (match := re.fullmatch(r"output-(.+)\.json", name))}
     for name in names:
-        found = _TABLE_NAME.fullmatch(name)
-        if found and not any(is_file_of(stem, name) for stem in stems):
-            stems.add(found[1])
+        match = _TABLE_NAME.fullmatch(name)
+        if match and not any(is_file_of(stem, name) for stem in stems):
+            stems.add(match[1])
     return sorted(stems)
 
 
@@ -157,18 +154,18 @@ def _read_generation(source: _Source, document: Block) -> AnalysedRun:
     layers = {row.layer for table in tables.all for row in table.rows}
     reached = next(layer for layer in count(1) if layer + 1 not in layers) if layers & {0, 1} else None
     model = metadata.model_record(document, source.stem, reached)
-    tables = tables.each(lambda table, _: agreement.within_layers(table, model.n_layers, document.file, problems))
+    tables = tables.each(lambda table, _: cross_checks.within_layers(table, model.n_layers, document.file, problems))
     last = last_positions(tables)
-    tables = tables.each(lambda table, at_end: agreement.in_place(table, last, at_end, problems))
+    tables = tables.each(lambda table, at_end: cross_checks.in_place(table, last, at_end, problems))
     answers, fact_keys = metadata.alignments(document), _fact_keys(tables)
     merged = merge(tables, last, metadata.from_json(document, answers, model.n_layers), problems)
-    fitted.add_positions(audits.get(POSITIONS_TUNED_AUDIT.suffix), merged, model.n_layers, problems)
+    fitted_lenses.add_positions(audits.get(POSITIONS_TUNED_AUDIT.suffix), merged, model.n_layers, problems)
     measured = _measured(document, merged, audits, model.n_layers)
     if not metadata.is_named(document, source.stem):
         document.block("diagnostics").wrong("model", f"is not {source.stem}, as in the file's name")
-    agreement.check_completeness(tables, last, model.n_layers, document.file, problems)
-    agreement.check_tables(tables, problems)
-    agreement.check_json(document, tables, model.n_layers, problems)
+    cross_checks.check_completeness(tables, last, model.n_layers, document.file, problems)
+    cross_checks.check_tables(tables, problems)
+    cross_checks.check_json(document, tables, model.n_layers, problems)
     rows = frame_of_rows(merged, fact_keys)
     lenses = tuple(dict.fromkeys((HEADLINE, *merged.lenses)))
     suite = metadata.suite_record(document, merged, answers, fact_keys)
@@ -177,44 +174,46 @@ def _read_generation(source: _Source, document: Block) -> AnalysedRun:
     return AnalysedRun(rows, record.model_copy(update={"problems": tuple(dict.fromkeys(problems))}))
 
 
-def _measured(document: Block, merged: Merged, audits: Mapping[str, AuditTable], n_layers: int) -> MeasuredRecord:
-    sidecars = fitted.sidecars(document, n_layers)
-    temperatures = next((found.tuned.temperatures for found in sidecars if found.tuned is not None), ())
+def _measured(
+    document: Block, merged: Merged, audits: Mapping[str, fitted_lenses.AuditTable], n_layers: int
+) -> MeasuredRecord:
+    sidecars = fitted_lenses.sidecars(document, n_layers)
+    temperatures = next((lens.tuned.temperatures for lens in sidecars if lens.tuned is not None), ())
     table = audits.get(TUNED_VARIANTS.suffix)
-    variants = fitted.tuned_variants(table, merged, n_layers, temperatures, document.problems)
+    variants = fitted_lenses.tuned_variants(table, merged, n_layers, temperatures, document.problems)
     return metadata.measured_record(document, n_layers, sidecars, variants)
 
 
-def _read_tables(source: _Source, document: Block) -> tuple[Tables, dict[str, AuditTable]]:
+def _read_tables(source: _Source, document: Block) -> tuple[Tables, dict[str, fitted_lenses.AuditTable]]:
     """Every table that rows are made of, and those of the tuned lens' audit by their suffix.
 
     Those that are missing though the JSON speaks of them are noted.
     """
     generation, problems = generation_of(document), document.problems
-    audits: dict[str, AuditTable] = {}
-    found: dict[tuple[str, str | None], TableRows] = {}
+    audits: dict[str, fitted_lenses.AuditTable] = {}
+    tables: dict[tuple[str, str | None], TableRows] = {}
     for table, lens, due in _due(document, generation):
         path = source.csv(table, lens)
         if not path.exists():
-            said = f"the file is missing, though {document.file} (generation {generation}) speaks of what it holds"
-            note(problems, path.name, [Fault(None, said)] if due else [])
+            message = f"the file is missing, though {document.file} (generation {generation}) speaks of what it holds"
+            note(problems, path.name, [Fault(None, message)] if due else [])
             continue
         flags = _copy_flags(document)
         known = None if flags is None else [*flags, *(name for name in FLAG_COLUMNS if name not in flags)]
         columns = columns_of(table, GENERATION_M, flags=known)
         announced = columns_of(table, GENERATION_M, generation=generation, flags=flags)
         if table in (TUNED_VARIANTS, POSITIONS_TUNED_AUDIT):
-            audit = read_audit(path, columns, announced, problems)
+            audit = fitted_lenses.read_audit(path, columns, announced, problems)
             audits |= {} if audit is None else {table.suffix: audit}
         elif table not in (RECORDS, NEXT_TOKEN, RAWLENS):
             check_table(path, columns, announced, problems)
         elif (rows := read_table(path, columns, announced, problems)) is not None:
-            found[table.suffix, lens] = rows
+            tables[table.suffix, lens] = rows
     by_lens = {
-        table.suffix: {lens or HEADLINE: rows for (suffix, lens), rows in found.items() if suffix == table.suffix}
+        table.suffix: {lens or HEADLINE: rows for (suffix, lens), rows in tables.items() if suffix == table.suffix}
         for table in (NEXT_TOKEN, RECORDS)
     }
-    rawlens = found.get((RAWLENS.suffix, None))
+    rawlens = tables.get((RAWLENS.suffix, None))
     return Tables(by_lens[NEXT_TOKEN.suffix], by_lens[RECORDS.suffix], rawlens), audits
 
 
@@ -316,8 +315,8 @@ def _created(stamps: list[Path]) -> str | None:
     if not stamps:
         return None
     try:
-        said = stamps[0].read_text(encoding="utf-8", errors="replace")
-        time = datetime.fromisoformat(said.partition(":")[2].strip())
+        text = stamps[0].read_text(encoding="utf-8", errors="replace")
+        time = datetime.fromisoformat(text.partition(":")[2].strip())
     except (OSError, ValueError):
         return None
     return None if time.utcoffset() is None else time.astimezone(UTC).isoformat()

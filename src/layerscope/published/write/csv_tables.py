@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerscope.analysis import raw_comparison as raw_audit
-from layerscope.analysis import tuned_audit
+from layerscope.analysis import raw_comparison, tuned_audit
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.milestones import Milestone
@@ -29,10 +28,11 @@ from layerscope.published.layout import (
     csv_name,
     value_of,
 )
+from layerscope.published.members import MILESTONE
 from layerscope.published.write.json_fitted_lenses import has_raw_tables, has_variants, is_read
 from layerscope.published.write.json_source import Source, label_of
 from layerscope.published.write.json_summary import row_in_pass, softest_copy
-from layerscope.record.milestone_names import ONSET
+from layerscope.record.milestone_names import CONFIRMED, ONSET, MilestoneName
 from layerscope.record.prompt_key import PromptKey
 
 NEXT_LISTED, VERBOSE_LISTED = 5, 20
@@ -91,11 +91,11 @@ def _by_lens(source: Source) -> Iterator[CsvTable]:
     lenses = source.run.record.protocol.lenses
     others = [lens for lens in lenses if lens != source.headline and (source.extended or lens in FITTED)]
     for lens in (source.headline, *others):
-        own = None if lens == source.headline else lens
+        suffix = None if lens == source.headline else lens
         pairs = _longest_list(source, lens)
         columns = columns_of(RECORDS, source.dialect, pairs=pairs)
-        yield _table(source, RECORDS, _record_rows(source, lens, columns), own, pairs)
-        yield _table(source, NEXT_TOKEN, _next_rows(source, lens), own)
+        yield _table(source, RECORDS, _record_rows(source, lens, columns), suffix, pairs)
+        yield _table(source, NEXT_TOKEN, _next_rows(source, lens), suffix)
 
 
 def _longest_list(source: Source, lens: str) -> int:
@@ -133,7 +133,7 @@ def _next_rows(source: Source, lens: str) -> Iterator[dict[str, Value]]:
 
 def _curves(source: Source, lens: str) -> Iterator[tuple[PromptKey, Curve]]:
     curves = source.run.verdict.curves
-    return ((asked, curve) for asked in curves.passes if (curve := curves.get(asked, lens)) is not None)
+    return ((prompt, curve) for prompt in curves.passes if (curve := curves.get(prompt, lens)) is not None)
 
 
 def _cells(columns: Sequence[TableColumn], row: Row) -> dict[str, Value]:
@@ -152,8 +152,8 @@ def _rest_mass(row: Row, listed: int) -> float | None:
 
 
 def _entropy_gap(row: Row) -> float | None:
-    own, teacher = row["entropy_bits"], row["teacher_entropy_bits"]
-    return None if own is None or teacher is None else own - teacher
+    lens, teacher = row["entropy_bits"], row["teacher_entropy_bits"]
+    return None if lens is None or teacher is None else lens - teacher
 
 
 # Headline lens and raw lens
@@ -163,48 +163,44 @@ def _rawlens_rows(source: Source) -> Iterator[dict[str, Value]]:
     """Both lenses of a layer in one row; a layer that either lacks leaves its cells empty."""
     columns = columns_of(RAWLENS, source.dialect)
     raw_columns = [column for column in columns if column.lens == "raw"]
-    for asked, curve in _curves(source, source.headline):
-        raw = source.run.verdict.curves.get(asked, "raw")
+    for prompt, curve in _curves(source, source.headline):
+        raw = source.run.verdict.curves.get(prompt, "raw")
         for row in curve.rows:
             other = None if raw is None else raw.at(row["layer"])
             cells = _cells(columns, row) | dict.fromkeys(column.name for column in raw_columns)
             cells |= {} if other is None else _cells(raw_columns, other)
-            cells |= {"entropy_gap_bits": _entropy_gap(row), "norm_only_semantics": raw_audit.norm_only(row, other)}
+            cells |= {
+                "entropy_gap_bits": _entropy_gap(row),
+                "norm_only_semantics": raw_comparison.norm_only(row, other),
+            }
             yield cells
 
 
 def _window_rows(source: Source) -> Iterator[dict[str, Value]]:
-    """The layers around each prompt's own milestones; how wide, the primary prompt's sample says for all of them."""
+    """The layers around each prompt's milestones; the primary prompt's sample decides the radius for all of them."""
     columns = columns_of(RAWLENS_WINDOW, source.dialect)
-    for asked, curve in _curves(source, source.headline):
-        raw = source.run.verdict.curves.get(asked, "raw")
-        centres = raw_audit.window_centres(source.run.milestones.of(prompt=asked))
-        window = raw_audit.window_check(curve, raw, centres, source.found.raw_sample)
+    for prompt, curve in _curves(source, source.headline):
+        raw = source.run.verdict.curves.get(prompt, "raw")
+        centres = raw_comparison.window_centres(source.run.milestones.of(prompt=prompt))
+        window = raw_comparison.window_check(curve, raw, centres, source.diagnostics.raw_sample)
         for layer in window.layers_checked:
             kl = curve.value("kl_norm_vs_raw_bits", layer)
-            for own in (curve, raw):
-                row = None if own is None else own.at(layer)
+            for either in (curve, raw):
+                row = None if either is None else either.at(layer)
                 if row is not None:
                     yield {**_cells(columns, row), "lens": label_of(row["lens"]), "kl_norm_vs_raw_bits": kl}
 
 
 def _audit_rows(source: Source) -> Iterator[dict[str, Value]]:
     """Medians and verdict, then every layer of the primary prompt."""
-    names = {
-        "js_divergence": "js_divergence_bits",
-        "kl_raw_to_norm_bits": "kl_raw_to_norm_bits",
-        "l1_prob_diff": "l1_prob_diff",
-        "topk_jaccard_raw_norm@50": "topk_jaccard_raw_norm@50",
-    }
-    curve, found = source.curve, source.found.raw_full
-    if curve is None or found is None:
+    curve, check = source.curve, source.diagnostics.raw_full
+    if curve is None or check is None:
         return
-    score = found.whole.score
-    medians: dict[str, Value] = {name: median(curve.values(ours)) for name, ours in names.items()}
-    yield {"layer": "_summary", **medians, "lens_artifact_score_v2": score.v2, "risk_tier": score.tier}
+    columns, score = columns_of(ARTIFACT_AUDIT, source.dialect), check.whole.score
+    medians = {column.name: median(curve.values(column.ours)) for column in columns if column.ours is not None}
+    yield {**medians, "layer": "_summary", "lens_artifact_score_v2": score.v2, "risk_tier": score.tier}
     for row in curve.rows:
-        values: dict[str, Value] = {name: row[ours] for name, ours in names.items()}
-        yield {"layer": str(row["layer"]), **values, "lens_artifact_score_v2": None, "risk_tier": None}
+        yield {**_cells(columns, row), "layer": str(row["layer"])}
 
 
 # Milestones and positions
@@ -212,47 +208,44 @@ def _audit_rows(source: Source) -> Iterator[dict[str, Value]]:
 
 def _milestone_rows(source: Source) -> Iterator[dict[str, Value]]:
     """The four published ones, each with a layer or without; the extended dialect goes on with all others."""
-    own, k = source.own, softest_copy(source)
-    soft = own.get(f"L_copy_soft_k{k or source.thresholds.copy_soft_windows[0]}")
-    found = source.found.confirmation
-    copy, onset, confirmed = (own.get(name) for name in ("L_copy", ONSET, "L_semantic_confirmed"))
+    milestones, k = source.milestones, softest_copy(source)
+    soft = milestones.get(f"L_copy_soft_k{k or source.thresholds.copy_soft_windows[0]}")
+    confirmation = source.diagnostics.confirmation
+    copy, onset, confirmed = (milestones.get(name) for name in (MilestoneName.COPY, ONSET, CONFIRMED))
     yield _milestone_row(source, "L_copy", copy, is_copy_strict=_has_layer(copy))
     yield _milestone_row(source, "L_copy_soft", soft, is_copy_soft_k=k)
     yield _milestone_row(source, ONSET, onset, is_semantic_norm=_has_layer(onset))
-    confirming = {"is_semantic_confirmed": _has_layer(confirmed), "lens": "none" if found is None else found.source}
+    by_lens = "none" if confirmation is None else confirmation.source
+    confirming = {"is_semantic_confirmed": _has_layer(confirmed), "lens": by_lens}
     yield _milestone_row(source, "L_semantic_confirmed", confirmed, **confirming)
     if source.extended:
-        for name in own:
-            if name not in ("L_copy", ONSET, "L_semantic_confirmed"):
-                yield _milestone_row(source, name, own[name])
+        for name, milestone in milestones.items():
+            if name not in (MilestoneName.COPY, ONSET, CONFIRMED):
+                yield _milestone_row(source, name, milestone)
 
 
 def _has_layer(milestone: Milestone | None) -> bool:
     return milestone is not None and milestone.layer is not None
 
 
-def _milestone_row(source: Source, name: str, found: Milestone | None, **said: Value) -> dict[str, Value]:
-    layer = None if found is None else found.layer
+def _milestone_row(source: Source, name: str, milestone: Milestone | None, **cells: Value) -> dict[str, Value]:
+    layer = None if milestone is None else milestone.layer
     return {
         "milestone": name,
-        "layer": layer,
         "csv_row_index": row_in_pass(source, layer),
         "is_copy_strict": False,
         "is_copy_soft_k": None,
         "is_semantic_norm": False,
         "is_semantic_confirmed": False,
-        "answer_rank": None if found is None else found.answer_rank,
-        "p_answer": None if found is None else found.p_answer,
-        "kl_to_final_bits": None if found is None else found.kl_to_final_bits,
-        "entropy_bits": None if found is None else found.entropy_bits,
+        **source.block(MILESTONE, milestone),
         "lens": source.label,
-        **said,
+        **cells,
     }
 
 
 def _position_rows(source: Source) -> Iterator[dict[str, Value]]:
     """The primary prompt at the places of the position window, layer by layer; tuned cells may be empty."""
-    primary, curve = source.found.primary, source.curve
+    primary, curve = source.diagnostics.primary, source.curve
     if primary is None or curve is None:
         return
     last = curve.rows[0]["position"]

@@ -1,9 +1,10 @@
 """Blocks of milestones: where a curve copies, has the answer on top and nears the model's output, and how clearly."""
 
+from collections.abc import Iterable
+
 from layerscope.analysis.curve import Curve
 from layerscope.analysis.milestones import (
     Gates,
-    Milestone,
     Milestones,
     copies_early,
     entropy_drop_bits,
@@ -13,32 +14,34 @@ from layerscope.analysis.milestones import (
 )
 from layerscope.analysis.percentiles import QUARTERS, depth_fraction, percentile
 from layerscope.analysis.raw_comparison import CopyThresholds
+from layerscope.published import members
 from layerscope.published.write.json_source import Source, Tree, label_of
-from layerscope.record.milestone_names import ONSET
+from layerscope.record.milestone_names import ONSET, MilestoneName, copy_soft
 from layerscope.record.protocol import Thresholds
 
 COPY_WINDOW_K = 1
 """Consecutive layers that the strict copy rule looks at."""
 COPY_MATCH_LEVEL = "id_subsequence"
-"""Copies are told by token ids, not by texts."""
+"""Copies are recognised by token ids, not by texts."""
 
 
-def first_crossings(own: Milestones, t: Thresholds) -> Tree:
-    """Where one curve copies, has the answer on top, and nears the model's own output."""
-    copy, semantic = layer_of(own, "L_copy"), layer_of(own, ONSET)
-    soft = {k: layer_of(own, f"L_copy_soft_k{k}") for k in t.copy_soft_windows}
+def first_crossings(milestones: Milestones, t: Thresholds) -> Tree:
+    """Where one curve copies, has the answer on top, and nears the model's output."""
+    copy, semantic = layer_of(milestones, MilestoneName.COPY), layer_of(milestones, ONSET)
+    soft = {k: layer_of(milestones, copy_soft(k)) for k in t.copy_soft_windows}
     deltas = {k: layers_between(semantic, layer) for k, layer in soft.items()}
     windows = list(t.copy_soft_windows)
+    near = [f"first_kl_below_{bits:.1f}" for bits in sorted(t.kl_to_final_bits)]
+    ranks = [f"first_rank_le_{rank}" for rank in sorted(t.answer_rank)]
     return {
         "L_copy": copy,
-        "L_copy_H": layer_of(own, "L_copy_H"),
+        "L_copy_H": layer_of(milestones, "L_copy_H"),
         "L_semantic": semantic,
         "delta_layers": layers_between(semantic, copy),
         "copy_thresh": t.copy_collapse,
         "copy_window_k": COPY_WINDOW_K,
         "copy_match_level": COPY_MATCH_LEVEL,
-        **{name: layer_of(own, name) for name in (f"first_kl_below_{b:.1f}" for b in sorted(t.kl_to_final_bits))},
-        **{name: layer_of(own, name) for name in (f"first_rank_le_{rank}" for rank in sorted(t.answer_rank))},
+        **_layers(milestones, near + ranks),
         "copy_soft_threshold": t.copy_soft,
         "copy_soft_window_ks": windows,
         "L_copy_soft": {str(k): layer for k, layer in soft.items()},
@@ -55,39 +58,41 @@ def first_crossings(own: Milestones, t: Thresholds) -> Tree:
                 "Δ_sem_minus_copy_soft": {f"k{k}": delta for k, delta in deltas.items()},
             },
         },
-        "answer_margin_thresholds": {
-            name: layer_of(own, name) for name in (f"gap_ge_{gap:.1f}" for gap in t.answer_gap)
-        },
+        "answer_margin_thresholds": _layers(milestones, [f"gap_ge_{gap:.1f}" for gap in t.answer_gap]),
     }
 
 
+def _layers(milestones: Milestones, names: Iterable[str]) -> Tree:
+    return {name: layer_of(milestones, name) for name in names}
+
+
 def entropy_gap(curve: Curve | None) -> Tree:
-    """By how much a curve's rows are less certain than the model's own output."""
+    """By how much a curve's rows are less certain than the model's output."""
     pairs = [] if curve is None else [(row["entropy_bits"], row["teacher_entropy_bits"]) for row in curve.rows]
-    gaps = [own - teacher for own, teacher in pairs if own is not None and teacher is not None]
+    gaps = [lens - teacher for lens, teacher in pairs if lens is not None and teacher is not None]
     return {
         "entropy_gap_bits_percentiles": {f"p{q * 100:.0f}": percentile(gaps, q) for q in QUARTERS},
         "entropy_gap_samples": len(gaps),
     }
 
 
-def copy_thresholds(found: CopyThresholds | None) -> Tree | None:
+def copy_thresholds(sweep: CopyThresholds | None) -> Tree | None:
     """The sweep over thresholds of strict copying; None without a curve."""
-    if found is None:
+    if sweep is None:
         return None
+    by_threshold = ("L_copy_strict", "L_copy_strict_frac", "norm_only_flags")
     return {
-        "tau_list": list(found.L_copy_strict),
-        "L_copy_strict": {f"{p:g}": layer for p, layer in found.L_copy_strict.items()},
-        "L_copy_strict_frac": {f"{p:g}": share for p, share in found.L_copy_strict_frac.items()},
-        "norm_only_flags": {f"{p:g}": flag for p, flag in found.norm_only_flags.items()},
-        "stability": found.stability,
+        "tau_list": list(sweep.L_copy_strict),
+        **{key: {f"{p:g}": value for p, value in getattr(sweep, key).items()} for key in by_threshold},
+        "stability": sweep.stability,
     }
 
 
-def surface_and_geometry(curve: Curve, own: Milestones, t: Thresholds) -> Tree:
+def surface_and_geometry(curve: Curve, milestones: Milestones, t: Thresholds) -> Tree:
     """Where the answer outweighs the prompt and lies nearer than it, and where the echo is gone; keys name the lens."""
     label = label_of(curve.lens)
-    surface, geometry, decay = (layer_of(own, f"L_{name}") for name in ("surface_to_meaning", "geom", "topk_decay"))
+    names = ("L_surface_to_meaning", "L_geom", "L_topk_decay")
+    surface, geometry, decay = (layer_of(milestones, name) for name in names)
     return {
         f"L_surface_to_meaning_{label}": surface,
         f"answer_mass_at_L_surface_{label}": curve.value("answer_mass", surface),
@@ -103,22 +108,20 @@ def surface_and_geometry(curve: Curve, own: Milestones, t: Thresholds) -> Tree:
     }
 
 
-def cosines(own: Milestones, t: Thresholds, centred: bool = False) -> Tree:
-    """Where the logits first point the way of the model's own."""
+def cosines(milestones: Milestones, t: Thresholds, centred: bool = False) -> Tree:
+    """Where the logits first point the way of the model's milestones."""
     prefix = "cos_centered_" if centred else "cos_"
-    return {f"ge_{c:g}": layer_of(own, f"{prefix}ge_{c:g}") for c in t.cos_to_final}
+    return {f"ge_{c:g}": layer_of(milestones, f"{prefix}ge_{c:g}") for c in t.cos_to_final}
 
 
 def cosine_milestones(source: Source) -> Tree:
     """The same by lens; a plain cosine can be high from the start, so the extended dialect gives its least value."""
-    t = source.thresholds
-    block: Tree = {"cos_milestones": {label: cosines(own, t) for label, _, own in source.summarised_lenses()}}
+    t, lenses = source.thresholds, list(source.summarised_lenses())
+    block: Tree = {"cos_milestones": {label: cosines(milestones, t) for label, _, milestones in lenses}}
     if source.extended:
-        block["cos_milestones_centered"] = {
-            label: cosines(own, t, True) for label, _, own in source.summarised_lenses()
-        }
+        block["cos_milestones_centered"] = {label: cosines(milestones, t, True) for label, _, milestones in lenses}
         block["cos_to_final_min"] = {
-            label: min(curve.values("cos_to_final"), default=None) for label, curve, _ in source.summarised_lenses()
+            label: min(curve.values("cos_to_final"), default=None) for label, curve, _ in lenses
         }
     return block
 
@@ -141,14 +144,15 @@ def semantic_margin(source: Source) -> Tree:
     """Whether the answer is more than the most probable of many equals."""
     t = source.thresholds
     block: Tree = {"delta_abs": t.semantic_margin, "p_uniform": 1 / source.record.model.d_vocab}
-    for label, curve, own in source.summarised_lenses():
-        onset = layer_of(own, ONSET)
+    for label, curve, milestones in source.summarised_lenses():
+        onset = layer_of(milestones, ONSET)
         row = curve.at(onset)
         gates = Gates(curve.d_vocab, t)
-        block[f"L_semantic_margin_ok_{label}"] = layer_of(own, "L_semantic_margin_ok")
+        block[f"L_semantic_margin_ok_{label}"] = layer_of(milestones, "L_semantic_margin_ok")
         block[f"margin_ok_at_L_semantic_{label}"] = None if row is None else gates.margin_ok(row)
         block[f"p_answer_at_L_semantic_{label}"] = curve.value("p_answer", onset)
-    confirmed = _confirmed(source)
+    confirmation = source.diagnostics.confirmation
+    confirmed = None if confirmation is None else confirmation.layer
     if confirmed is not None:
         same = confirmed == source.layer("L_semantic_margin_ok")
         block[f"L_semantic_confirmed_margin_ok_{source.label}"] = confirmed if same else None
@@ -159,60 +163,42 @@ def semantic_gate(source: Source) -> Tree:
     """Whether it leads clearly, and in two layers in a row."""
     t = source.thresholds
     block: Tree = {"delta_abs": t.semantic_margin, "delta_top2_logit": t.semantic_gap}
-    for label, curve, own in source.summarised_lenses():
-        layer = layer_of(own, "L_semantic_top2_ok")
+    for label, curve, milestones in source.summarised_lenses():
+        layer = layer_of(milestones, "L_semantic_top2_ok")
         block[f"L_semantic_top2_ok_{label}"] = layer
         block[f"L_semantic_top2_ok_{label}_frac"] = depth_fraction(layer, source.n_layers)
-        block[f"gap_at_L_semantic_{label}"] = curve.value("answer_logit_gap", layer_of(own, ONSET))
+        block[f"gap_at_L_semantic_{label}"] = curve.value("answer_logit_gap", layer_of(milestones, ONSET))
     runs = ("L_semantic_run2", "L_semantic_strong", "L_semantic_strong_run2")
-    block |= {name: source.layer(name) for name in runs}
+    block |= _layers(source.milestones, runs)
     block["run2_overlaps_confirmed_window"] = _run2_overlaps(source)
     return block
 
 
 def _run2_overlaps(source: Source) -> bool | None:
     """Whether the first run of two meets the layers at which the onset may be confirmed; None without either."""
-    found, run2 = source.found.confirmation, source.layer("L_semantic_run2")
-    if found is None or found.layer is None or run2 is None:
+    confirmation, run2 = source.diagnostics.confirmation, source.layer("L_semantic_run2")
+    if confirmation is None or confirmation.layer is None or run2 is None:
         return None
-    return any(abs(layer - found.layer) <= found.window_layers for layer in (run2, run2 + 1))
+    return any(abs(layer - confirmation.layer) <= confirmation.window_layers for layer in (run2, run2 + 1))
 
 
 def confirmed_semantics(source: Source) -> Tree | None:
     """Whether another lens has the answer on top near the onset; None without a curve."""
-    found = source.found.confirmation
-    if found is None:
+    confirmation = source.diagnostics.confirmation
+    if confirmation is None:
         return None
-    block: Tree = {f"L_semantic_{label}": layer_of(own, ONSET) for label, _, own in source.summarised_lenses()}
-    block |= {
-        "L_semantic_raw": found.onset_raw,
-        "L_semantic_tuned": found.onset_tuned,
-        "Δ_window": found.window_layers,
-        "L_semantic_confirmed": found.layer,
-        "confirmed_source": found.source,
-    }
-    if source.extended:
-        block |= {
-            "reason": found.reason,
-            "confirmed_nontrivial": found.nontrivial,
-            "L_semantic_confirmed_any": found.layer_any,
-            "L_semantic_confirmed_any_nontrivial": found.layer_any_nontrivial,
-        }
-    return block
-
-
-def _confirmed(source: Source) -> int | None:
-    return None if source.found.confirmation is None else source.found.confirmation.layer
+    onsets = {f"{ONSET}_{label}": layer_of(milestones, ONSET) for label, _, milestones in source.summarised_lenses()}
+    return {**onsets, **source.block(members.CONFIRMATION, confirmation)}
 
 
 def derived_numbers(source: Source) -> Tree:
     """What reports would otherwise take from rows; of the extended dialect alone."""
-    curve, own = source.curve, source.own
-    peak = None if curve is None or ONSET not in own else rest_mass_peak(curve, own)
-    preferred = source.found.semantic
+    curve, milestones = source.curve, source.milestones
+    peak = None if curve is None or ONSET not in milestones else rest_mass_peak(curve, milestones)
+    preferred = source.diagnostics.semantic
     return {
-        "preferred_milestone": None if preferred is None else {"name": preferred.name, "layer": preferred.layer},
-        "delta_H_bits": entropy_drop_bits(own) if own else None,
+        "preferred_milestone": None if preferred is None else source.block(members.NAMED_LAYER, preferred),
+        "delta_H_bits": entropy_drop_bits(milestones) if milestones else None,
         "rest_mass_max_after_L_semantic": None if peak is None else {"layer": peak[0], "value": peak[1]},
         "copies_early": None if curve is None else copies_early(curve, source.thresholds),
     }
@@ -220,22 +206,9 @@ def derived_numbers(source: Source) -> Tree:
 
 def all_milestones(source: Source) -> Tree:
     """Every milestone of the primary prompt under every lens; of the extended dialect alone."""
-    found = source.run.milestones
-    primary = source.found.primary
+    milestones = source.run.milestones
     return {
-        lens: {name: _milestone(milestone) for name, milestone in found.of(lens).items()}
-        for asked, lens in found.by_curve
-        if asked == primary
-    }
-
-
-def _milestone(found: Milestone) -> Tree:
-    return {
-        "layer": found.layer,
-        "reason": found.reason,
-        "row": found.row,
-        "entropy_bits": found.entropy_bits,
-        "kl_to_final_bits": found.kl_to_final_bits,
-        "p_answer": found.p_answer,
-        "answer_rank": found.answer_rank,
+        lens: {name: source.block(members.MILESTONE, milestone) for name, milestone in milestones.of(lens).items()}
+        for prompt, lens in milestones.by_curve
+        if prompt == source.diagnostics.primary
     }

@@ -2,8 +2,10 @@
 
 import re
 
+from layerscope.published import members
 from layerscope.published.layout import RECORD_KEY
-from layerscope.published.write.json_source import Source, Tree, label_of, pointer
+from layerscope.published.write.json_source import Source, Tree, gold_of, label_of, pointer
+from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import TOP_SET
 
 N_CTX = 2048
@@ -32,29 +34,24 @@ LEARNED_POSITIONS = frozenset({"gpt2", "opt"})
 
 def model_stats(source: Source) -> Tree:
     """Sizes of the model."""
-    model = source.record.model
     return {
         "type": "model_stats",
-        "num_layers": model.n_layers,
-        "d_model": model.d_model,
-        "n_heads": model.n_heads,
-        "d_vocab": model.d_vocab,
+        **source.block(members.MODEL_STATS, source.record.model),
         "n_ctx": None if source.extended else N_CTX,  # what the model can read is not measured
         "architecture": source.record.measured.stack,
     }
 
 
 def settings(source: Source) -> Tree:
-    """How the run was made, in the format's own words."""
+    """How the run was made, in the format's words."""
     record = source.record
     machine, measured = record.provenance, record.measured
-    prompt = source.record.prompt(source.found.primary)
-    gold = None if prompt is None or not prompt.answers else prompt.answers[0].string
+    prompt, gold = source.primary_prompt, gold_of(source.primary_prompt)
     computed = None if machine is None else machine.dtype_compute
     unembedded = None if machine is None else machine.dtype_unembed
     kind = measured.first_block_norm or measured.final_norm
-    sources = record.lens_sources.get(source.headline, ())
-    normed = bool(sources) and sources[0] != "raw"
+    norms = record.lens_sources.get(source.headline, ())
+    normed = bool(norms) and norms[0] != "raw"
     post_block, layer_0 = POST_BLOCK.get(kind or ""), LAYER_0_NORMED
     if source.extended:
         post_block, layer_0 = EXTENDED_NORMS.get(source.headline, (UNNORMED, UNNORMED))
@@ -73,15 +70,14 @@ def settings(source: Source) -> Tree:
         "mixed_precision_fix": MIXED_PRECISION,
         "layer0_position_info": LEARNED if record.model.family in LEARNED_POSITIONS else ROTARY,
         "context_prompt": None if prompt is None else prompt.text,
-        "target_prediction": None if gold is None else TARGET.format(answer=gold),
-        "surface_diagnostics_config": surface_config(source),
+        "target_prediction": None if gold is None else TARGET.format(answer=gold.string),
+        "surface_diagnostics_config": _surface_config(source.thresholds),
         "answer_margin_unit": MARGIN_UNIT,
     }
 
 
-def surface_config(source: Source) -> Tree:
+def _surface_config(t: Thresholds) -> Tree:
     """The thresholds of surface diagnostics and semantic gates."""
-    t = source.thresholds
     return {
         "delta": t.surface_margin,
         "gamma": t.geometry_margin,
@@ -94,64 +90,43 @@ def surface_config(source: Source) -> Tree:
 
 def unembed_bias(source: Source) -> Tree | None:
     """The head's bias; None where that was not recorded."""
-    found = source.record.measured.unembed_bias
-    return None if found is None else {"present": found.present, "l2_norm": found.l2_norm, "max_abs": found.max_abs}
+    bias = source.record.measured.unembed_bias
+    return None if bias is None else source.block(members.UNEMBED_BIAS, bias)
 
 
 def copy_mask(source: Source) -> Tree | str | None:
     """Ids that never count as an echo; the extended dialect has them as ranges, in the record."""
-    found = source.record.measured.copy_mask
-    if found is None:
+    mask = source.record.measured.copy_mask
+    if mask is None:
         return None
-    if source.extended:
-        return pointer(RECORD_KEY, "measured", "copy_mask")
-    return {
-        "ignored_token_ids": found.ids,
-        "ignored_token_str_sample": list(found.sample),
-        "size": found.size,
-    }
+    return pointer(RECORD_KEY, "measured", "copy_mask") if source.extended else source.block(members.COPY_MASK, mask)
 
 
 def environment(source: Source) -> Tree | None:
     """With what the numbers were computed; None where that was not recorded."""
-    found = source.record.provenance
-    if found is None:
+    machine = source.record.provenance
+    if machine is None:
         return None
-    cudnn = found.cudnn_version
+    cudnn = machine.cudnn_version
     return {
-        "torch_version": found.torch,
-        "cuda_version": found.cuda_version,
+        **source.block(members.ENVIRONMENT, machine),
         "cudnn": int(cudnn) if cudnn is not None and cudnn.isdecimal() else cudnn,
-        "device": found.device,
-        "dtype_compute": _torch(found.dtype_compute),
-        "deterministic_algorithms": found.deterministic_algorithms,
-        "cudnn_benchmark": found.cudnn_benchmark,
-        "seed": found.seed,
-        "python": found.python,
-        "platform": found.platform,
+        "dtype_compute": _torch(machine.dtype_compute),
     }
 
 
 def numeric_health(source: Source) -> Tree | None:
     """Whether all numbers were finite; None where that was not recorded."""
-    found = source.record.numeric_health
-    if found is None:
+    health = source.record.numeric_health
+    if health is None:
         return None
-    return {
-        "any_nan": found.any_nan,
-        "any_inf": found.any_inf,
-        "max_abs_logit_p99": found.max_abs_logit_p99,
-        "min_prob_p01": found.min_prob_p01,
-        "layers_flagged": [
-            {"layer": flag.layer, "lens": label_of(flag.lens), "any_nan": flag.any_nan, "any_inf": flag.any_inf}
-            for flag in found.layers_flagged
-        ],
-    }
+    flags = [{**source.block(members.LAYER_FLAG, flag), "lens": label_of(flag.lens)} for flag in health.layers_flagged]
+    return {**source.block(members.NUMERIC_HEALTH, health), "layers_flagged": flags}
 
 
 def normalization_provenance(source: Source) -> Tree:
     """Which norm the headline lens applied at each layer, and what it did to the primary prompt's residual."""
-    tested = source.found.decoding_point.tested
+    tested = source.diagnostics.decoding_point.tested
     return {
         "arch": source.record.measured.stack,
         "strategy": {
@@ -195,18 +170,18 @@ def layer_map(source: Source) -> list[Tree]:
 def norm_name(source: Source, layer: int) -> str | None:
     """The headline lens' norm at a layer as `blocks[3].ln1`, `ln_final` or `raw`; None where it was not recorded.
 
-    A model's own name for it may be anything; the last layer's is the final norm, and of the others a number in the
+    A model may call it anything; the last layer's is the final norm, and of the others a number in the
     name is the block's.
     """
     sources = source.record.lens_sources[source.headline]
-    own = sources[layer]
-    if own is None or own == "raw" or own.startswith(("blocks[", "ln_")):
-        return own
-    if own == sources[-1]:
+    name = sources[layer]
+    if name is None or name == "raw" or name.startswith(("blocks[", "ln_")):
+        return name
+    if name == sources[-1]:
         return "ln_final"
-    block = re.search(r"(?:^|\.)(\d+)(?:\.|$)", own)
+    block = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
     if block is None:
-        return own
+        return name
     return f"blocks[{block[1]}].{'ln2' if source.record.measured.stack == 'post_norm' else 'ln1'}"
 
 

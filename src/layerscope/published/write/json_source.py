@@ -1,21 +1,22 @@
 """What the blocks of a published JSON are made of: a run, what it amounts to, and the names that the format uses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.milestones import Milestones, layer_of
 from layerscope.published.layout import EXTENDED, HEADLINE, PUBLISHED_LENS_NAMES, Dialect, stem_of
+from layerscope.published.members import Member, block_of
 from layerscope.record.milestone_names import ONSET
-from layerscope.record.parts import PromptRecord
+from layerscope.record.parts import AlignmentRecord, PromptRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
 
-Tree: TypeAlias = dict[str, object]
+Tree: TypeAlias = dict[str, Any]
 """An object of the JSON."""
 
 
@@ -42,7 +43,7 @@ class Source:
         return self.run.record
 
     @property
-    def found(self) -> Diagnostics:
+    def diagnostics(self) -> Diagnostics:
         """Everything about the primary prompt but its milestones."""
         return self.run.diagnostics
 
@@ -69,33 +70,33 @@ class Source:
     @property
     def headline(self) -> str:
         """The lens that keys without a lens mean."""
-        return self.found.headline
+        return self.diagnostics.headline
 
     @property
     def label(self) -> str:
-        """What it is called."""
+        """What the headline lens is called in keys and cells."""
         return label_of(self.headline)
 
     @property
     def curve(self) -> Curve | None:
-        """The primary prompt under it."""
+        """The primary prompt under the headline lens."""
         return self.curve_of(self.headline)
 
     def curve_of(self, lens: str) -> Curve | None:
         """The primary prompt under a lens; None where it was not read."""
-        return self.run.verdict.curves.get(self.found.primary, lens)
+        return self.run.verdict.curves.get(self.diagnostics.primary, lens)
 
     @property
-    def own(self) -> Milestones:
+    def milestones(self) -> Milestones:
         """The milestones of the primary prompt under the headline lens."""
         return self.run.milestones.of()
 
-    def layer(self, name: str) -> int | None:
-        """One of them."""
-        return layer_of(self.own, name)
+    def layer(self, milestone: str) -> int | None:
+        """The layer of such a milestone."""
+        return layer_of(self.milestones, milestone)
 
     def named(self, milestone: str) -> str:
-        """A milestone of the headline lens as keys and cells call it; the onset alone says the lens there."""
+        """A milestone of the headline lens as keys and cells call it."""
         return f"{ONSET}_{self.label}" if milestone == ONSET else milestone
 
     def summarised_lenses(self) -> Iterator[tuple[str, Curve, Milestones]]:
@@ -108,7 +109,21 @@ class Source:
             if curve is not None:
                 yield label_of(lens), curve, self.run.milestones.of(lens)
 
+    @property
+    def primary_prompt(self) -> PromptRecord | None:
+        """The prompt that blocks are about unless they say otherwise."""
+        return self.record.prompt(self.diagnostics.primary)
+
     @cached_property
     def control(self) -> PromptRecord | None:
         """The control; None where the suite has none."""
-        return next((found for found in self.record.suite.prompts if found.prompt_id != "pos"), None)
+        return next((prompt for prompt in self.record.suite.prompts if prompt.prompt_id != "pos"), None)
+
+    def block(self, table: Sequence[Member], value: object, **names: str) -> Tree:
+        """Attributes of a value under the keys of a block; `{lens}` in a key is the headline lens by default."""
+        return block_of(table, value, self.dialect, **{"lens": self.label, **names})
+
+
+def gold_of(prompt: PromptRecord | None) -> AlignmentRecord | None:
+    """The first accepted answer, which is the gold one; None where there is none."""
+    return None if prompt is None else next(iter(prompt.answers), None)

@@ -55,18 +55,18 @@ def write_published(run: AnalysedRun, folder: Path, dialect: Dialect = EXTENDED)
     written = []
     for file in _files(run, dialect):  # one at a time, since a table of a large run is large
         _write_new(folder / file.name, file.content)
-        written.append(file.told())
+        written.append(file.entry())
     last = manifest(run.record, dialect, _CSV[dialect], written)
     (folder / last.name).write_bytes(last.content)
     return (*(str(file["name"]) for file in written), last.name)
 
 
 def _check_protocol(record: RunRecord, dialect: Dialect) -> None:
-    said = record.protocol
-    if dialect is GENERATION_M and (said.name != "published" or said.headline_lens != HEADLINE):
+    protocol = record.protocol
+    if dialect is GENERATION_M and (protocol.name != "published" or protocol.headline_lens != HEADLINE):
         raise RunError(
             f"Files of generation M hold numbers of the protocol 'published' under the lens '{HEADLINE}', but this "
-            f"run has '{said.name}' under '{said.headline_lens}'; probe with protocol published, or use the "
+            f"run has '{protocol.name}' under '{protocol.headline_lens}'; probe with protocol published, or use the "
             "extended dialect."
         )
 

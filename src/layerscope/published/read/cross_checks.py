@@ -56,7 +56,7 @@ def check_completeness(
         by_prompt: dict[PromptKey, list[TableRow]] = {}
         for row in table.rows:
             by_prompt.setdefault(row.prompt, []).append(row)
-        faults = [Fault(None, f"has no rows of {p}, which other tables have") for p in last if p not in by_prompt]
+        faults = [Fault(None, f"has no rows of {p.label}, which other tables have") for p in last if p not in by_prompt]
         top = max((row.layer for row in table.rows), default=None)
         if top is None:
             faults.append(Fault(None, "has no rows that could be read"))

@@ -209,7 +209,7 @@ def _is_of_primary(
     described = max(enough, key=lambda prompt: (enough[prompt], prompt == PRIMARY))
     if described == PRIMARY:
         return True
-    message = f"is about {described}, by its divergences, and not about the first fact, so it was left out"
+    message = f"is about {described.label}, by its divergences, and not about the first fact, so it was left out"
     note(problems, table.file, [Fault(None, message)])
     return False
 

@@ -2,6 +2,8 @@
 
 import inspect
 import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
@@ -104,6 +106,19 @@ def test_an_old_keyword_works_with_a_warning_and_not_beside_the_new_one():
         bake(grain="wheat", bread="rye")
 
 
+def test_a_script_sees_the_warning_at_its_own_line(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dataclasses import dataclass\n"
+        "from layerscope.options import keywords\n"
+        "@dataclass\nclass Options:\n    new: int = 0\n"
+        "@keywords(Options, formerly={'old': 'new'})\ndef f(options): return options.new\n"
+        "assert f(old=1) == 1\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stderr.startswith(f"{script}:8: DeprecationWarning: `old` is now called `new`")
+
+
 def test_a_class_without_source_has_no_texts():
     assert field_texts(make_dataclass("Made", [("heat", int, 180)])) == {}
 
@@ -192,9 +207,8 @@ def test_an_old_option_works_with_a_note_on_stderr():
 def test_the_old_names_of_the_lens_folder_still_work(tmp_path):
     folder = tmp_path / "nowhere"
     renamed = pytest.warns(DeprecationWarning, match="`sidecars` is now called `lens_dir`")
-    with renamed as warnings, pytest.raises(LensError, match="no such folder"):
+    with renamed, pytest.raises(LensError, match="no such folder"):
         layerscope.probe(suite="berlin", sidecars=folder)
-    assert warnings[0].filename == __file__
     words = ["probe", "--sidecars", str(folder), "--out", str(tmp_path / "runs")]
     done = CliRunner().invoke(layerscope_app, words)
     assert done.exit_code == 2

@@ -1,4 +1,4 @@
-"""What is measured beside the rows, on the bundled model and on small ones with special parts."""
+"""What is measured once, on the bundled model and on small ones with special parts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,8 +12,9 @@ import torch
 from layerscope import CausalLM, Run, load_suite, probe
 from layerscope.errors import LensError
 from layerscope.model.residuals import read_residuals
+from layerscope.probing.auxiliary_inputs import CALIBRATION_ROWS, choose_auxiliary_inputs
 from layerscope.probing.encode import encode
-from layerscope.probing.primary_prompt import CALIBRATION_ROWS, FAILED_IDENTITY, choose_auxiliary_inputs
+from layerscope.probing.primary_prompt import FAILED_IDENTITY
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.suite.auxiliary_texts import calibration_passage, published_test_prompts
 from layerscope.unembedding import HeadTransform

@@ -16,16 +16,11 @@ from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Ident
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
 from layerscope.model.residuals import Residuals, read_residuals
+from layerscope.probing.auxiliary_inputs import AuxiliaryInputs, choose_auxiliary_inputs
 from layerscope.probing.encode import Encoded, encode
 from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_line, plan_memory, planned_bytes
-from layerscope.probing.primary_prompt import (
-    AuxiliaryInputs,
-    FirstBatch,
-    PrimaryPromptAnalysis,
-    choose_auxiliary_inputs,
-    planned_auxiliary_bytes,
-)
+from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis, planned_auxiliary_bytes
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, run_metadata
 from layerscope.progress import Observer, Silent

@@ -1,0 +1,60 @@
+"""The primary prompt sent through the model once more, to see whether its numbers repeat."""
+
+from collections.abc import Callable
+
+import torch
+
+from layerscope.lenses import Lens
+from layerscope.model.causal_lm import CausalLM
+from layerscope.model.residuals import read_residuals
+from layerscope.probing.encode import Encoded
+from layerscope.readout.position_readout import DecodingView, position_readout
+from layerscope.record.measured import RepeatabilityRecord, SecondForwardRecord
+from layerscope.unembedding import HeadTransform
+
+
+def second_forward(
+    model: CausalLM,
+    primary: Encoded,
+    headline: Lens,
+    lens_transform: HeadTransform | None,
+    mode: str,
+    repeatability: RepeatabilityRecord,
+    progress: Callable[[int, int], None],
+) -> SecondForwardRecord:
+    """Send the primary prompt through the model once more, alone, and read it under the headline lens.
+
+    Args:
+        model: the model.
+        primary: the prompt.
+        headline: the headline lens.
+        lens_transform: what is done to its logits; the head's own transform where None.
+        mode: `always`, `off`, or `auto`: not where kernels are deterministic and a second decode of the first pass
+            agreed with the first to the rank.
+        repeatability: how that second decode went.
+        progress: called with (blocks done, blocks to do).
+    """
+    if mode == "off":
+        return SecondForwardRecord(mode="off")
+    if mode == "auto" and torch.are_deterministic_algorithms_enabled() and not any(repeatability.rank_dev):
+        return SecondForwardRecord(mode="skipped_deterministic")
+    residuals, _ = read_residuals(model, [primary.token_ids], n_logits=0, progress=progress)
+    readout = position_readout(
+        residuals.values[0, :, -1],
+        {headline.name: DecodingView(headline)},
+        headline=headline.name,
+        answer_ids=primary.asked.answer_ids,
+        pairs=(),
+        scales=(),
+        unembedding=model.unembedding,
+        lens_transform=lens_transform,
+    )
+    view = readout.views[headline.name]
+    leads = zip(readout.gap, view.answer_rank, strict=True)
+    return SecondForwardRecord(
+        mode="always" if mode == "always" else "auto",
+        answer_rank=view.answer_rank,
+        p_answer=view.p_answer,
+        answer_logit_gap=tuple(gap if rank == 1 else None for gap, rank in leads),
+        top_ids=tuple(ids or () for ids in view.top_10),
+    )

@@ -55,7 +55,7 @@ def test_what_lies_there_is_read_behind_the_protocols_own_lenses(run: Run):
 
 def test_rows_are_what_the_saved_translators_give(run: Run, model: CausalLM, lenses: Path):
     prompt = run.record.suite.prompts[0]
-    residuals = model.forward([prompt.token_ids]).residuals[0, :, -1]
+    residuals = model.forward([prompt.token_ids]).values[0, :, -1]
     lens = tuned_lens(read_fitted_lens(lenses / "a-tuned"), model.final_norm)
     weight = model.unembedding.weight.double()
     log_p = (model.final_norm(residuals[-1]).double() @ weight.T).log_softmax(-1)  # type: ignore[misc]
@@ -77,7 +77,7 @@ def test_the_last_tuned_row_is_the_model(run: Run):
 def test_parts_of_the_tuned_lens_are_measured_apart(run: Run, model: CausalLM, lenses: Path):
     variants = run.record.measured.tuned_variants
     assert variants is not None and variants.bias_only is not None
-    residuals = model.forward([run.record.suite.prompts[0].token_ids]).residuals[0, :, -1]
+    residuals = model.forward([run.record.suite.prompts[0].token_ids]).values[0, :, -1]
     translators = tuned_lens(read_fitted_lens(lenses / "a-tuned"), None).translators
     norm, weight = model.final_norm, model.unembedding.weight.double()
     assert norm is not None

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from layerscope.errors import NumericError
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.residuals import read_residuals
 from layerscope.readout.head import HeadPrediction, head_prediction, head_predictions, transform_checks
 from layerscope.readout.temperature import head_log_probs
 from layerscope.unembedding import HeadTransform, Unembedding
@@ -162,7 +161,7 @@ def published(shared: Path) -> dict:
 
 
 def _final_rows(model: CausalLM, prompts: list[str]) -> Tensor:
-    residuals, _ = read_residuals(model, [model.tokens.input_ids(prompt) for prompt in prompts], n_logits=1)
+    residuals = model.forward([model.tokens.input_ids(prompt) for prompt in prompts], n_logits=1)
     return model.final_norm(residuals.last())
 
 

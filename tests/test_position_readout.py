@@ -19,7 +19,6 @@ from layerscope.errors import LensError
 from layerscope.lenses import bind_lenses
 from layerscope.model.architecture import read_norm
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.residuals import read_residuals
 from layerscope.readout.position_readout import DecodingView, PositionReadout, position_readout
 from layerscope.suite import load_suite
 from layerscope.unembedding import HeadTransform, Unembedding
@@ -393,7 +392,7 @@ def seen(tiny_qwen3: CausalLM) -> PositionReadout:
     """The first prompt's last position: the norm lens, no norm, and the second norm of the block before."""
     model = tiny_qwen3
     prompt = load_suite("capitals").prompts[0]
-    residuals, _ = read_residuals(model, [model.tokens.input_ids(prompt.text)], n_logits=1)
+    residuals = model.forward([model.tokens.input_ids(prompt.text)], n_logits=1)
     lens, raw = bind_lenses(("next_norm", "raw"), final_norm=model.final_norm, next_norms=model.next_norms)
     second_norms = [
         read_norm(block.post_attention_layernorm, f"blocks[{i}].ln2", model.d_model)

@@ -11,7 +11,6 @@ import torch
 
 from layerscope import CausalLM, Run, load_suite, probe
 from layerscope.errors import LensError
-from layerscope.model.residuals import read_residuals
 from layerscope.probing.auxiliary_inputs import CALIBRATION_ROWS, choose_auxiliary_inputs
 from layerscope.probing.encode import encode
 from layerscope.probing.primary_prompt import FAILED_IDENTITY
@@ -51,8 +50,8 @@ def test_the_published_calibration_is_the_primary_fact_in_both_wordings_and_the_
 
 def test_the_tempered_divergence_is_that_of_softmax_at_the_layers_temperature(model: CausalLM, run: Run):
     tau = run.record.measured.norm_temperature.tau_per_layer
-    residuals, logits = read_residuals(model, [run.record.suite.prompts[0].token_ids])
-    log_final = logits[0].double().log_softmax(-1)
+    residuals = model.forward([run.record.suite.prompts[0].token_ids])
+    log_final = residuals.logits[0].double().log_softmax(-1)
     own = run.rows.filter(lens="logit", fact_index=0, prompt_variant="orig", is_next=True)
     for layer in range(model.n_layers + 1):
         row = model.final_norm(residuals.values[0, layer, -1][None])
@@ -64,7 +63,7 @@ def test_the_tempered_divergence_is_that_of_softmax_at_the_layers_temperature(mo
 def test_a_layers_temperature_cannot_be_bettered_on_the_passage(model: CausalLM, run: Run):
     encoded = encode(load_suite("capitals"), model, "last")
     (passage,) = choose_auxiliary_inputs(model, encoded, STANDARD).passages
-    residuals, _ = read_residuals(model, [passage.token_ids])
+    residuals = model.forward([passage.token_ids])
     rows = residuals.values[0][:, list(passage.positions)]
     p_final = model.unembedding.logits(model.final_norm(rows[-1])).double().softmax(-1)
 
@@ -159,7 +158,7 @@ def test_temperatures_other_than_one_keep_ranks_and_change_entropy(run: Run):
 
 
 def test_divergences_from_raw_equal_whole_distributions(model: CausalLM, run: Run):
-    residuals, _ = read_residuals(model, [run.record.suite.prompts[3].token_ids])
+    residuals = model.forward([run.record.suite.prompts[3].token_ids])
     own = run.rows.filter(lens="logit", fact_index=1, prompt_variant="no_filler", is_next=True)
     floor = torch.tensor(1e-30, dtype=torch.float64).log()
     for layer in range(model.n_layers + 1):

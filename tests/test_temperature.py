@@ -14,7 +14,6 @@ from torch import Tensor
 from layerscope.errors import NumericError
 from layerscope.lenses import bind_lenses
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.residuals import read_residuals
 from layerscope.readout.temperature import (
     TAU_GRID,
     NormTemperatures,
@@ -272,7 +271,7 @@ def calibration(tiny_qwen3: CausalLM) -> tuple[Tensor, Tensor]:
     """Lens rows `[layer, prompt]` and final rows of the first fact's two prompts and the control."""
     prompts = load_suite("capitals").prompts
     ids = [tiny_qwen3.tokens.input_ids(prompt.text) for prompt in (prompts[0], prompts[1], prompts[-1])]
-    residuals, _ = read_residuals(tiny_qwen3, ids, n_logits=1)
+    residuals = tiny_qwen3.forward(ids, n_logits=1)
     (lens,) = bind_lenses(("next_norm",), final_norm=tiny_qwen3.final_norm, next_norms=tiny_qwen3.next_norms)
     at_next = residuals.select([[n - 1] for n in residuals.lengths])
     rows = torch.stack([lens(at_layer, layer) for layer, at_layer in enumerate(at_next)])

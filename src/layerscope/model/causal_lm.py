@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
 from layerscope.model.families import Family, bos_rule, family_of
 from layerscope.model.placement import Placement, place
+from layerscope.model.residuals import Residuals
 from layerscope.model.streaming import Hooks, Prefetcher, StreamedLinear, map_names, stream_weights
 from layerscope.model.tokens import Tokens
 from layerscope.unembedding import Norm, Unembedding
@@ -29,18 +29,6 @@ log = logging.getLogger(__name__)
 BUNDLED = Path(__file__).parent.parent / "reference_model"
 """The small trained model that ships with the package."""
 BUNDLED_ID = "layerscope/reference"
-
-
-@dataclass(frozen=True)
-class Forward:
-    """What one pass leaves."""
-
-    residuals: Float[Tensor, "prompt layer position d_model"]
-    """float32; layer 0 is what enters block 0, layer n_layers leaves the last block unnormed. Right-padded: positions
-    past a prompt's length hold nothing meant."""
-    lengths: tuple[int, ...]
-    logits: Float[Tensor, "some d_vocab"]
-    """The model's own logits at the last token of the first prompts, head transform included, float32."""
 
 
 class CausalLM:
@@ -256,7 +244,7 @@ class CausalLM:
         *,
         n_logits: int | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Forward:
+    ) -> Residuals:
         """Run all prompts through the model in one right-padded batch, visiting every weight once.
 
         Models whose rotary frequencies depend on a batch's longest prompt take a pass for each regime (`batches`).
@@ -290,7 +278,7 @@ class CausalLM:
                 residuals[group, :, : max(own)] = kept
             for own_row, row in zip(own_logits[:, 0].float(), wanted, strict=False):
                 logits[group[row]] = own_row
-        return Forward(residuals, lengths, logits)
+        return Residuals(residuals, lengths, logits)
 
     @torch.inference_mode()
     def forward_blockwise(

@@ -51,8 +51,6 @@ class FirstBatch:
     """What the first pass through the model left."""
 
     residuals: Residuals
-    logits: Float[Tensor, "some d_vocab"]
-    """The model's own, at the last positions of the first prompts."""
     n_prompts: int
     """How many prompts of the suite it held; auxiliary texts come after them."""
 
@@ -107,7 +105,7 @@ class PrimaryPromptAnalysis:
         """Which prompt is the primary one; None where the first batch holds no fact."""
         index = next((i for i, e in enumerate(self.encoded) if e.prompt.prompt_id == "pos"), None)
         # A suite made in Python may ask very many controls first; a file asks facts first.
-        return None if index is None or index >= len(self.batch.logits) else index
+        return None if index is None or index >= len(self.batch.residuals.logits) else index
 
     @property
     def tau(self) -> tuple[float | None, ...] | None:
@@ -234,12 +232,12 @@ class PrimaryPromptAnalysis:
         """The headline lens at the last layer, compared with the model's own output."""
         model, residual = self.model, self.batch.last(prompt)[-1:]
         linear = model.unembedding.logits(model.unembedding.head_input(self.headline(residual, model.n_layers)))[0]
-        if not bool(linear.isfinite().all() and self.batch.logits[prompt].isfinite().all()):
+        if not bool(linear.isfinite().all() and self.batch.residuals.logits[prompt].isfinite().all()):
             return Absent("the last layer or the model's own output is not finite")
         transform = self.lens_transform or model.unembedding.transform
         lens_logits = transform.apply_(linear.double())
         log_p = torch.log_softmax(lens_logits, -1)
-        log_final = torch.log_softmax(self.batch.logits[prompt].double(), -1)
+        log_final = torch.log_softmax(self.batch.residuals.logits[prompt].double(), -1)
         fitted = last_layer_temperature(lens_logits, log_final)
         checks = transform_checks(linear, log_final, model.unembedding.transform)
         answers = self.encoded[prompt].asked.answer_ids

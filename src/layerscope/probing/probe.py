@@ -15,7 +15,7 @@ from layerscope.model.causal_lm import BUNDLED, CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
 from layerscope.model.placement import format_bytes
 from layerscope.model.reproducible import reproducible
-from layerscope.model.residuals import Residuals, read_residuals
+from layerscope.model.residuals import Residuals
 from layerscope.probing.auxiliary_inputs import AuxiliaryInputs, choose_auxiliary_inputs
 from layerscope.probing.encode import Encoded, encode
 from layerscope.probing.lens_selection import choose_lenses
@@ -206,22 +206,20 @@ def _run_batches(
         for i, part in enumerate(parts):
             here = encoded[part.prompts]
             with seconds.stage("forward_s"):
-                residuals, logits = read_residuals(
-                    model,
+                residuals = model.forward(
                     [e.token_ids for e in here] + (beside.token_ids if i == 0 else []),
                     n_logits=min(IDENTITY_PROMPTS, len(here)) if i == 0 else 0,
                     progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
             with seconds.stage("sweep_s"):
                 if identity is None:
-                    identity = _check(model, residuals, logits)
-                    first = FirstBatch(residuals, logits, len(here))
+                    identity = _check(model, residuals)
+                    first = FirstBatch(residuals, len(here))
                     once = PrimaryPromptAnalysis(
                         model, encoded, settings.lenses, settings.protocol, beside, first, identity.ok
                     )
                     record, temperatures = once.record(settings.second_forward, watcher.blocks), once.tau
                     del first, once
-                del logits
                 columns = measure(
                     residuals.select([e.positions for e in here]),
                     settings.lenses,
@@ -243,12 +241,12 @@ def _run_batches(
     return ProbeResult(pl.concat(frames), identity, record)
 
 
-def _check(model: CausalLM, residuals: Residuals, logits: torch.Tensor) -> Identity:
+def _check(model: CausalLM, residuals: Residuals) -> Identity:
     exact = model.placement.dtype == torch.float32
     return check_identity(
         model.unembedding,
-        residuals.last()[: len(logits)],
-        logits,
+        residuals.last()[: len(residuals.logits)],
+        residuals.logits,
         tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
     )
 

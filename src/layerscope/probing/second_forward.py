@@ -6,7 +6,6 @@ import torch
 
 from layerscope.lenses import Lens
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.residuals import read_residuals
 from layerscope.probing.encode import Encoded
 from layerscope.readout.position_readout import DecodingView, position_readout
 from layerscope.record.measured import RepeatabilityRecord, SecondForwardRecord
@@ -38,7 +37,7 @@ def second_forward(
         return SecondForwardRecord(mode="off")
     if mode == "auto" and torch.are_deterministic_algorithms_enabled() and not any(repeatability.rank_dev):
         return SecondForwardRecord(mode="skipped_deterministic")
-    residuals, _ = read_residuals(model, [primary.token_ids], n_logits=0, progress=progress)
+    residuals = model.forward([primary.token_ids], n_logits=0, progress=progress)
     readout = position_readout(
         residuals.values[0, :, -1],
         {headline.name: DecodingView(headline)},

@@ -19,7 +19,7 @@ from layerscope.probing.outcome import Absent, reasons, value_of
 from layerscope.probing.second_forward import second_forward
 from layerscope.readout.decode import Question, Readout, decode
 from layerscope.readout.head import HeadPrediction, head_predictions, transform_checks
-from layerscope.readout.position_readout import DecodingView, PositionReadout, Reading, position_readout
+from layerscope.readout.position_readout import DecodingView, position_readout
 from layerscope.readout.temperature import (
     BYTES_PER_FITTED_LOGIT,
     BYTES_PER_LOGIT,
@@ -234,12 +234,10 @@ class PrimaryPromptAnalysis:
         linear = model.unembedding.logits(model.unembedding.head_input(self.headline(residual, model.n_layers)))[0]
         if not bool(linear.isfinite().all() and self.batch.residuals.logits[prompt].isfinite().all()):
             return Absent("the last layer or the model's own output is not finite")
-        transform = self.lens_transform or model.unembedding.transform
-        lens_logits = transform.apply_(linear.double())
+        declared = model.unembedding.transform
+        lens_logits = (self.lens_transform or declared).apply_(linear.double())
         log_p = torch.log_softmax(lens_logits, -1)
         log_final = torch.log_softmax(self.batch.residuals.logits[prompt].double(), -1)
-        fitted = last_layer_temperature(lens_logits, log_final)
-        checks = transform_checks(linear, log_final, model.unembedding.transform)
         answers = self.encoded[prompt].asked.answer_ids
         answer = max(sorted(set(answers)), key=lambda i: float(linear[i]), default=None)
         return measured.LastLayerRecord(
@@ -249,15 +247,9 @@ class PrimaryPromptAnalysis:
             p_top1_model=float(log_final.max().exp()),
             p_answer_lens=None if answer is None else float(log_p[answer].exp()),
             answer_rank_lens=None if answer is None else 1 + int((linear > linear[answer]).sum()),
-            temp_est=fitted.temp_est,
-            kl_after_temp_bits=fitted.kl_after_temp_bits,
-            temp_est_refined=fitted.temp_est_refined,
-            kl_after_temp_refined_bits=fitted.kl_after_temp_refined_bits,
-            scale=model.unembedding.transform.scale,
-            softcap=model.unembedding.transform.softcap,
-            kl_after_scale_bits=checks.scale_bits,
-            kl_after_softcap_bits=checks.softcap_bits,
-            kl_after_scale_then_softcap_bits=checks.scale_then_softcap_bits,
+            **vars(last_layer_temperature(lens_logits, log_final)),
+            **vars(declared),
+            **vars(transform_checks(linear, log_final, declared)),
         )
 
     def _position_readout(
@@ -268,7 +260,7 @@ class PrimaryPromptAnalysis:
         views |= {other: DecodingView(lens) for other, lens in self.lenses.items()}
         pairs = [(name, other) for other in views if other not in (name, "logit", "next_norm", POST_LN2)]
         pairs += [pair for pair in PAIRS if set(pair) <= set(views)]
-        readout = position_readout(
+        return position_readout(
             residual,
             views,
             headline=name,
@@ -278,7 +270,6 @@ class PrimaryPromptAnalysis:
             unembedding=self.model.unembedding,
             lens_transform=self.lens_transform,
         )
-        return close_up_record(readout, name)
 
     def _tuned_variants(
         self, prompt: Encoded, residual: Float[Tensor, "layer d_model"]
@@ -379,41 +370,14 @@ class PrimaryPromptAnalysis:
     ) -> measured.PredictionRecord:
         ids = prediction.top_ids[:listed]
         strings = self.model.tokens.display(ids)
-        return measured.PredictionRecord(
+        return measured.PredictionRecord.of(
+            prediction,
             prompt=prompt,
             temperature=temperature,
-            entropy_bits=prediction.entropy_bits,
             top_ids=ids,
             top_tokens=tuple(strings[i] for i in ids),
             top_probs=prediction.top_probs[:listed],
-            answer_rank=prediction.answer_rank,
-            p_answer=prediction.p_answer,
         )
-
-
-def close_up_record(found: PositionReadout, headline: str) -> measured.PositionReadoutRecord:
-    """A close-up as the record keeps it."""
-    repeat = found.repeatability
-    return measured.PositionReadoutRecord(
-        headline=headline,
-        views=tuple(_view(name, reading) for name, reading in found.views.items()),
-        overlaps=tuple(
-            measured.OverlapRecord(
-                view=view,
-                against=against,
-                jaccard_10=pair.jaccard_10,
-                jaccard_50=pair.jaccard_50,
-                spearman_top50_union=pair.spearman_top50_union,
-                spearman_top50_ref=pair.spearman_top50_ref,
-            )
-            for (view, against), pair in found.pairs.items()
-        ),
-        answer_gap=found.gap,
-        scaled=tuple(
-            measured.ScaledRecord(scale=scale, p_answer=values) for scale, values in found.scaled_p_answer.items()
-        ),
-        repeatability=measured.RepeatabilityRecord(status="ok", rank_dev=repeat.rank_dev, top1_flip=repeat.top1_flip),
-    )
 
 
 def _variant(readout: Readout, groups: Sequence[int], final_finite: bool) -> measured.TunedVariantRecord:
@@ -425,16 +389,6 @@ def _variant(readout: Readout, groups: Sequence[int], final_finite: bool) -> mea
     return measured.TunedVariantRecord(
         kl_to_final_bits=tuple(None if i is None else float(readout.kl_to_final_bits[i, 0]) for i in usable),
         answer_rank=tuple(None if i is None else int(readout.answer_rank[i, 0]) or None for i in usable),
-    )
-
-
-def _view(name: str, reading: Reading) -> measured.ViewRecord:
-    return measured.ViewRecord(
-        view=name,
-        answer_rank=reading.answer_rank,
-        p_answer=reading.p_answer,
-        top1_id=reading.top1_id,
-        p_top1=reading.p_top1,
     )
 
 

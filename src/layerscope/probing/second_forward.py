@@ -7,7 +7,7 @@ import torch
 from layerscope.lenses import Lens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.probing.encode import Encoded
-from layerscope.readout.position_readout import DecodingView, position_readout
+from layerscope.readout.position_readout import DecodingView, by_layer, read_view
 from layerscope.record.measured import RepeatabilityRecord, SecondForwardRecord
 from layerscope.unembedding import HeadTransform
 
@@ -38,22 +38,13 @@ def second_forward(
     if mode == "auto" and torch.are_deterministic_algorithms_enabled() and not any(repeatability.rank_dev):
         return SecondForwardRecord(mode="skipped_deterministic")
     residuals = model.forward([primary.token_ids], n_logits=0, progress=progress)
-    readout = position_readout(
-        residuals.values[0, :, -1],
-        {headline.name: DecodingView(headline)},
-        headline=headline.name,
-        answer_ids=primary.asked.answer_ids,
-        pairs=(),
-        scales=(),
-        unembedding=model.unembedding,
-        lens_transform=lens_transform,
+    readings = read_view(
+        residuals.values[0, :, -1], DecodingView(headline), primary.asked.answer_ids, model.unembedding, lens_transform
     )
-    view = readout.views[headline.name]
-    leads = zip(readout.gap, view.answer_rank, strict=True)
     return SecondForwardRecord(
         mode="always" if mode == "always" else "auto",
-        answer_rank=view.answer_rank,
-        p_answer=view.p_answer,
-        answer_logit_gap=tuple(gap if rank == 1 else None for gap, rank in leads),
-        top_ids=tuple(ids or () for ids in view.top_10),
+        answer_rank=by_layer(readings, "answer_rank"),
+        p_answer=by_layer(readings, "p_answer"),
+        answer_logit_gap=tuple(r.gap if r is not None and r.answer_rank == 1 else None for r in readings),
+        top_ids=tuple(() if r is None else tuple(r.top_ids[:10].tolist()) for r in readings),
     )

@@ -1,9 +1,14 @@
-"""Parts of `run.json`: what was measured, with what, and how; model, suite, checks, machine."""
+"""Parts of `run.json`: what was measured, with what, and how; model, suite, checks, machine.
+
+What is null in a run that was read from published files is what those do not say.
+"""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from layerscope.lens_record import Count, Positive, RecordModel, Sha256
 
 
 def _utc(text: str) -> str:
@@ -13,23 +18,11 @@ def _utc(text: str) -> str:
 
 
 Utc = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"), AfterValidator(_utc)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Part(BaseModel):
-    """A part of `run.json`: nothing unknown, nothing converted, no NaN or infinity, nothing changed afterwards.
-
-    What is null in a run that was read from published files is what those do not say.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ProtocolRecord(Part):
+class ProtocolRecord(RecordModel):
     """The bundle of definitions by which everything was measured."""
 
     name: str = Field(description="Name of the bundle: `standard` or `published`.")
@@ -40,7 +33,7 @@ class ProtocolRecord(Part):
     thresholds: dict[str, float] = Field(description="Every threshold by name; in bits where the name says so.")
 
 
-class HeadTransformRecord(Part):
+class HeadTransformRecord(RecordModel):
     """What the head does to its logits: softcap * tanh(scale * z / softcap)."""
 
     scale: float | None = Field(None, description="Factor on the logits; null where there is none.")
@@ -48,7 +41,7 @@ class HeadTransformRecord(Part):
     bias: bool = Field(description="Whether the head adds a bias for each vocabulary id.")
 
 
-class BosRecord(Part):
+class BosRecord(RecordModel):
     """How a prompt begins."""
 
     rule: Literal["always", "never", "tokenizer"] = Field(description="The family's rule; `tokenizer` leaves it open.")
@@ -56,7 +49,7 @@ class BosRecord(Part):
     note: str = Field(description="The rule and its outcome in words.")
 
 
-class ModelRecord(Part):
+class ModelRecord(RecordModel):
     """Which model was read."""
 
     id: str = Field(
@@ -83,7 +76,7 @@ class ModelRecord(Part):
     trust_remote_code: bool | None = Field(None, description="Whether code that came with the checkpoint was run.")
 
 
-class AlignmentRecord(Part):
+class AlignmentRecord(RecordModel):
     """Where an answer begins: its ids after the prompt, or why there are none."""
 
     string: str = Field(description="The answer as the suite has it.")
@@ -106,7 +99,7 @@ class AlignmentRecord(Part):
         return self
 
 
-class PromptRecord(Part):
+class PromptRecord(RecordModel):
     """One prompt as the model saw it."""
 
     prompt_id: str = Field(description="`pos` for a fact, `ctl` for a control, as in the rows.")
@@ -133,7 +126,7 @@ class PromptRecord(Part):
         return self
 
 
-class SuiteRecord(Part):
+class SuiteRecord(RecordModel):
     """What was asked."""
 
     name: str = Field(description="Name of the suite.")
@@ -145,7 +138,7 @@ class SuiteRecord(Part):
     )
 
 
-class IdentityRecord(Part):
+class IdentityRecord(RecordModel):
     """Whether the last layer, decoded by us, is the model's own output."""
 
     ok: bool = Field(description="Whether it is, up to rounding; where not, no probability may be headlined.")
@@ -164,7 +157,7 @@ class IdentityRecord(Part):
     note: str = Field(description="The outcome in one sentence.")
 
 
-class LayerFlag(Part):
+class LayerFlag(RecordModel):
     """A layer at which something was not finite."""
 
     layer: Count = Field(description="As in the rows.")
@@ -173,7 +166,7 @@ class LayerFlag(Part):
     any_inf: bool = Field(description="Whether residual, decoded row or logits have an infinity.")
 
 
-class NumericHealthRecord(Part):
+class NumericHealthRecord(RecordModel):
     """Whether all numbers were finite, and how near to the edge they came."""
 
     any_nan: bool = Field(description="Whether any layer of any lens had a NaN.")
@@ -187,7 +180,7 @@ class NumericHealthRecord(Part):
     layers_flagged: tuple[LayerFlag, ...] = Field((), description="Where; those rows have no metrics.")
 
 
-class ProvenanceRecord(Part):
+class ProvenanceRecord(RecordModel):
     """With what the numbers were computed. No host, user or folder is named."""
 
     python: str = Field(description="Version of Python.")
@@ -211,7 +204,7 @@ class ProvenanceRecord(Part):
     memory_planned_bytes: Count | None = Field(None, description="How much the plan meant to use, in bytes.")
 
 
-class ProblemRecord(Part):
+class ProblemRecord(RecordModel):
     """Something that a file should have held and did not."""
 
     file: str = Field(description="Name of the file, without its folder.")
@@ -219,7 +212,7 @@ class ProblemRecord(Part):
     message: str = Field(description="What was expected, what came, and what was done about it.", min_length=1)
 
 
-class TimingsRecord(Part):
+class TimingsRecord(RecordModel):
     """Wall-clock seconds of the stages."""
 
     start_s: Seconds = Field(description="Opening model and tokenizer, in seconds.")

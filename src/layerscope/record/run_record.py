@@ -6,13 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from layerscope.lens_record import Positive, RecordModel
 from layerscope.record.measured import MeasuredRecord, TunedVariantRecord
 from layerscope.record.parts import (
     IdentityRecord,
     ModelRecord,
     NumericHealthRecord,
-    Part,
-    Positive,
     ProblemRecord,
     ProtocolRecord,
     ProvenanceRecord,
@@ -32,7 +31,7 @@ def _raised(version: object) -> object:
     return SCHEMA_VERSION if version in READABLE_VERSIONS else version
 
 
-class RunRecord(Part):
+class RunRecord(RecordModel):
     """Everything of a run that is not a row: `run.json`."""
 
     model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})

@@ -9,12 +9,13 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from layerscope.errors import RunError
+from layerscope.lens_record import RecordModel
 from layerscope.published.dialect import Fault
 from layerscope.published.layout import GENERATIONS
 from layerscope.published.read.csv_table import note
-from layerscope.record.parts import Part, ProblemRecord
+from layerscope.record.parts import ProblemRecord
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=RecordModel)
 
 _MARKERS = {
     "B": ("gold_answer", "raw_lens_check", "ablation_summary"),

@@ -139,7 +139,7 @@ def with_fitted_lenses(run: Run) -> Run:
     protocol = record.protocol.model_copy(update={"lenses": (*record.protocol.lenses, "prism", "tuned")})
     sources = {**record.lens_sources, "prism": ("final_norm",) * (n + 1), "tuned": (None, *("final_norm",) * n)}
     measured = record.measured.model_copy(
-        update={"sidecars": (tuned_lens_folder(n), prism_lens_folder(n)), "tuned_variants": variants(n)}
+        update={"fitted_lenses": (tuned_lens_folder(n), prism_lens_folder(n)), "tuned_variants": variants(n)}
     )
     fields = {"protocol": protocol, "lens_sources": sources, "measured": measured}
     return Run(rows, type(record).model_validate(record.model_copy(update=fields).model_dump()))

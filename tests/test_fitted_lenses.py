@@ -45,7 +45,7 @@ def at_next(run: Run, lens: str) -> pl.DataFrame:
 
 def test_what_lies_there_is_read_behind_the_protocols_own_lenses(run: Run):
     assert run.record.protocol.lenses == ("logit", "next_norm", "raw", "tuned", "prism")
-    assert [(one.kind, one.status, one.path) for one in run.record.measured.sidecars] == [
+    assert [(one.kind, one.status, one.path) for one in run.record.measured.fitted_lenses] == [
         ("tuned", "loaded", "a-tuned"),
         ("prism", "loaded", "a-prism"),
     ]
@@ -104,7 +104,7 @@ def test_parts_of_the_tuned_lens_are_measured_apart(run: Run, model: CausalLM, l
 
 
 def test_the_record_repeats_what_the_sidecars_say(run: Run, lenses: Path):
-    tuned, prism = run.record.measured.sidecars
+    tuned, prism = run.record.measured.fitted_lenses
     said = read_fitted_lens(lenses / "a-tuned").record
     assert tuned.tuned is not None and tuned.tuned.held_out is not None and said.tuned is not None
     assert tuned.weights_sha256 == said.weights_sha256
@@ -129,7 +129,7 @@ def test_a_verdict_is_given_on_them(run: Run):
 def test_only_the_lenses_that_are_asked_for_are_read(model: CausalLM, lenses: Path):
     found = probe(model, suite="berlin", lenses="logit,tuned", sidecars=lenses, positions="last")
     assert found.rows["lens"].unique().sort().to_list() == ["logit", "tuned"]
-    assert [one.status for one in found.record.measured.sidecars] == ["loaded", "off"]
+    assert [one.status for one in found.record.measured.fitted_lenses] == ["loaded", "off"]
 
 
 def test_under_the_published_protocol_they_are_read_too(model: CausalLM, lenses: Path, tmp_path: Path):
@@ -150,7 +150,7 @@ def test_a_lens_of_another_model_is_passed_over_with_a_reason(tiny, lenses: Path
         def vocabulary(self, done: int, total: int) -> None: ...
 
     found = probe(tiny("qwen3"), suite="berlin", sidecars=lenses, positions="last", device="cpu", observer=Told())
-    assert [one.status for one in found.record.measured.sidecars] == ["refused", "refused"]
+    assert [one.status for one in found.record.measured.fitted_lenses] == ["refused", "refused"]
     assert "tuned" not in found.record.protocol.lenses
     assert any("no tuned lens" in line and "layerscope/reference" in line for line in told)
     assert str(lenses) not in found.record.model_dump_json()
@@ -174,7 +174,7 @@ def test_one_that_was_asked_for_is_not_passed_over(tiny, model: CausalLM, lenses
 def test_a_folder_without_lenses_leaves_the_protocols_own(model: CausalLM, tmp_path: Path):
     found = probe(model, suite="berlin", sidecars=tmp_path, positions="last")
     assert found.record.protocol.lenses == ("logit", "next_norm", "raw")
-    assert [one.status for one in found.record.measured.sidecars] == ["missing", "missing"]
+    assert [one.status for one in found.record.measured.fitted_lenses] == ["missing", "missing"]
 
 
 # Auto: what lies in the folder stops no probe

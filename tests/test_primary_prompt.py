@@ -81,7 +81,7 @@ def test_a_suite_cut_into_passes_has_the_same_measurements(model: CausalLM, run:
     assert cut.rows.height == run.rows.height
     here, there = cut.record.measured, run.record.measured
     np.testing.assert_allclose(here.norm_temperature.tau_per_layer, there.norm_temperature.tau_per_layer, rtol=1e-4)
-    for a, b in zip(here.close_up.views, there.close_up.views, strict=True):
+    for a, b in zip(here.position_readout.views, there.position_readout.views, strict=True):
         assert (a.view, a.top1_id) == (b.view, b.top1_id)
 
 
@@ -99,19 +99,19 @@ def test_where_the_identity_check_fails_what_rests_on_it_is_absent_with_the_reas
 
 
 def test_the_views_agree_with_the_rows_at_the_primary_prompt(run: Run):
-    for view in run.record.measured.close_up.views:
+    for view in run.record.measured.position_readout.views:
         rows = run.rows.filter(lens=view.view, fact_index=0, prompt_variant="orig", is_next=True)
         if rows.height:
             first = rows["layer"][0]  # the tuned lens has no row at layer 0
             assert rows["answer_rank"].to_list() == list(view.answer_rank[first:])
             assert rows["top1_id"].to_list() == list(view.top1_id[first:])
-    views = {v.view for v in run.record.measured.close_up.views}
+    views = {v.view for v in run.record.measured.position_readout.views}
     assert views == {"logit", "next_norm", "raw", "post_ln2", "tuned", "prism"}
 
 
 def test_blocks_without_a_second_norm_have_no_post_ln2_and_say_so(tiny: Callable[[str], Path]):
     found = probe(tiny("gptj"), suite="berlin", positions="last", device="cpu").record.measured
-    assert "post_ln2" not in {view.view for view in found.close_up.views}
+    assert "post_ln2" not in {view.view for view in found.position_readout.views}
     assert "second norm" in found.absent["post_ln2"]
 
 

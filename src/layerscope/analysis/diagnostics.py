@@ -237,10 +237,10 @@ class _Judge:
             last_layer=_last_layer(measured.last_layer, self.protocol),
             entropy_gap=None if curve is None else _entropy_gap(curve),
             trajectory=None if curve is None else norm_trajectory(curve, onset, self.protocol.absolute_spikes),
-            decoding_point=consistency.decoding_point(measured.close_up, self.own, preferred, measured.stack),
-            lens_consistency=consistency.lens_consistency(measured.close_up, self.own),
-            gate_stability=consistency.gate_stability(measured.close_up, self.own, self.d_vocab, thresholds),
-            repeatability=consistency.repeatability(measured.close_up),
+            decoding_point=consistency.decoding_point(measured.position_readout, self.own, preferred, measured.stack),
+            lens_consistency=consistency.lens_consistency(measured.position_readout, self.own),
+            gate_stability=consistency.gate_stability(measured.position_readout, self.own, self.d_vocab, thresholds),
+            repeatability=consistency.repeatability(measured.position_readout),
             forward_of_two=None if curve is None else consistency.forward_of_two(second, self.own, curve, thresholds),
             position_window=self._position_window(onset),
             ablation=facts.ablation(by_pass, self.n_layers),
@@ -285,7 +285,7 @@ class _Judge:
 
     def _sidecar(self, kind: str) -> FittedLensRecord | None:
         """What is recorded of a fitted lens that the run was read through."""
-        found = self.record.measured.sidecars
+        found = self.record.measured.fitted_lenses
         return next((one for one in found if one.kind == kind and one.status == "loaded"), None)
 
     def _layer(self, name: str) -> int | None:

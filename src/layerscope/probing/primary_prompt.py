@@ -169,7 +169,7 @@ class PrimaryPromptAnalysis:
         absent = {
             "norm_temperature": temperatures,
             "last_layer": last_layer,
-            "close_up": readout,
+            "position_readout": readout,
             POST_LN2: post_ln2,
             "final_prediction": final,
             "temperature_exploration": explored,
@@ -185,7 +185,7 @@ class PrimaryPromptAnalysis:
             copy_mask=self._copy_mask(),
             norm_temperature=value_of(temperatures),
             last_layer=value_of(last_layer),
-            close_up=value_of(readout),
+            position_readout=value_of(readout),
             tuned_variants=value_of(variants),
             second_forward=second,
             final_prediction=value_of(final),

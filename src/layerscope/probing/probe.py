@@ -138,7 +138,7 @@ def probe(
         settings,
         identity=found.identity,
         health=health,
-        measured=found.measured.model_copy(update={"sidecars": chosen.records}),
+        measured=found.measured.model_copy(update={"fitted_lenses": chosen.records}),
         planned_bytes=planned_bytes(parts),
         created=created,
         timings=seconds.timings(),

@@ -1,8 +1,8 @@
-"""Parts of `run.json` measured beside the rows: temperatures, the last layer, one prompt closely, fitted lenses."""
+"""Parts of `run.json` measured once and not by row: temperatures, last layer, primary prompt, fitted lenses."""
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
 
 from layerscope.lens_record import (
     CorpusRecord,
@@ -21,6 +21,13 @@ from layerscope.record.parts import Fraction, Utc
 ByLayer: TypeAlias = tuple[float | None, ...]
 """A number for each layer 0 to n_layers; null where it is undefined."""
 CountByLayer: TypeAlias = tuple[int | None, ...]
+FORMER_KEYS = {"close_up": "position_readout", "sidecars": "fitted_lenses"}
+"""Keys of `measured` up to schema 2.1, and what they are called now."""
+
+
+def _with_present_keys(absent: object) -> object:
+    """Reasons of an older record under the keys of now."""
+    return {FORMER_KEYS.get(key, key): why for key, why in absent.items()} if isinstance(absent, dict) else absent
 
 
 def _each_kind_once(lenses: tuple["FittedLensRecord", ...]) -> tuple["FittedLensRecord", ...]:
@@ -285,15 +292,23 @@ class MeasuredRecord(RecordModel):
     copy_mask: CopyMaskRecord | None = Field(None, description="Ids that never count as an echo.")
     norm_temperature: NormTemperatureRecord | None = Field(None, description="Temperatures by layer.")
     last_layer: LastLayerRecord | None = Field(None, description="The last layer beside the model's own output.")
-    close_up: PositionReadoutRecord | None = Field(None, description="The primary prompt looked at closely.")
+    position_readout: PositionReadoutRecord | None = Field(
+        None,
+        validation_alias=AliasChoices("position_readout", "close_up"),
+        description="The primary prompt's last position through several views.",
+    )
     second_forward: SecondForwardRecord | None = Field(None, description="The primary prompt sent through again.")
     final_prediction: PredictionRecord | None = Field(None, description="The model's own output for it.")
     temperature_exploration: tuple[PredictionRecord, ...] = Field((), description="The same at other temperatures.")
     test_prompts: tuple[PredictionRecord, ...] = Field((), description="Further prompts, head alone.")
-    sidecars: Annotated[tuple[FittedLensRecord, ...], AfterValidator(_each_kind_once)] = Field(
-        (), description="Fitted lenses, read through or not; each kind once."
+    fitted_lenses: Annotated[tuple[FittedLensRecord, ...], AfterValidator(_each_kind_once)] = Field(
+        (),
+        validation_alias=AliasChoices("fitted_lenses", "sidecars"),
+        description="Fitted lenses, read through or not; each kind once.",
     )
     tuned_variants: TunedVariantsRecord | None = Field(
         None, description="The primary prompt under parts of the tuned lens."
     )
-    absent: dict[str, str] = Field({}, description="For each block that is null or empty, the reason in words.")
+    absent: Annotated[dict[str, str], BeforeValidator(_with_present_keys)] = Field(
+        {}, description="For each block that is null or empty, the reason in words."
+    )

@@ -20,10 +20,10 @@ from layerscope.record.parts import (
     Utc,
 )
 
-SCHEMA_VERSION: Literal["2.1"] = "2.1"
+SCHEMA_VERSION: Literal["2.2"] = "2.2"
 """Of `run.json` and `rows.parquet` together: the first number changes when an older reader would misread a folder."""
-READABLE_VERSIONS = (SCHEMA_VERSION, "2.0")
-"""A record of 2.0 is one of 2.1 without fitted lenses; it is taken for that when it is read."""
+READABLE_VERSIONS = (SCHEMA_VERSION, "2.1", "2.0")
+"""A record of 2.1 has two keys of `measured` by other names, one of 2.0 no fitted lenses either; both are read."""
 
 
 def _raised(version: object) -> object:
@@ -36,7 +36,7 @@ class RunRecord(RecordModel):
 
     model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
 
-    schema_version: Annotated[Literal["2.1"], BeforeValidator(_raised)] = Field(
+    schema_version: Annotated[Literal["2.2"], BeforeValidator(_raised)] = Field(
         description="Version of this format; it holds for the rows too."
     )
     run_id: str = Field(description="Names the run wherever it is cited.", min_length=1)

@@ -35,7 +35,7 @@ def has_variants(source: Source) -> bool:
 
 def lens_folder_of(source: Source, kind: str) -> FittedLensRecord | None:
     """What the record says of a fitted lens; None where it says nothing, as before there were any."""
-    return next((found for found in source.record.measured.sidecars if found.kind == kind), None)
+    return next((found for found in source.record.measured.fitted_lenses if found.kind == kind), None)
 
 
 def prism_summary(source: Source) -> Tree:
@@ -77,8 +77,8 @@ def _more_of_tuned(source: Source, sidecar: FittedLensRecord | None) -> Tree:
     block: Tree = {}
     audit, attribution = source.found.sidecars.get(TUNED), source.found.attribution
     if sidecar is not None:
-        at = source.record.measured.sidecars.index(sidecar)
-        here = pointer("record", "measured", "sidecars", at)
+        at = source.record.measured.fitted_lenses.index(sidecar)
+        here = pointer("record", "measured", "fitted_lenses", at)
         block["provenance"] = here if source.extended else tree_tuned.provenance(source, sidecar)
     if audit is not None:
         block["summary"] = {"metrics": _metrics(audit, source.extended)}

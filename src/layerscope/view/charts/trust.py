@@ -153,7 +153,9 @@ def _audited(run: AnalysedRun, name: str, audit: _Audit) -> ChartSpec:
 
 def _held_out(run: AnalysedRun) -> ChartSpec:
     """Mean KL(model || lens) on text that the fits did not see."""
-    loaded = {one.kind: record for one in run.record.measured.sidecars if (record := _held_out_of(one)) is not None}
+    loaded = {
+        one.kind: record for one in run.record.measured.fitted_lenses if (record := _held_out_of(one)) is not None
+    }
     if not loaded:
         raise RunError("This run has no fitted lens with a record of held-out text; fit one with `layerscope fit`.")
     parts: dict[str, tuple[float | None, ...]] = {}

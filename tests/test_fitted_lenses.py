@@ -103,7 +103,7 @@ def test_parts_of_the_tuned_lens_are_measured_apart(run: Run, model: CausalLM, l
         assert len(part.kl_to_final_bits) == 13
 
 
-def test_the_record_repeats_what_the_sidecars_say(run: Run, lenses: Path):
+def test_the_record_repeats_what_the_lens_folders_say(run: Run, lenses: Path):
     tuned, prism = run.record.measured.fitted_lenses
     said = read_fitted_lens(lenses / "a-tuned").record
     assert tuned.tuned is not None and tuned.tuned.held_out is not None and said.tuned is not None
@@ -139,20 +139,20 @@ def test_under_the_published_protocol_they_are_read_too(model: CausalLM, lenses:
 
 
 def test_a_lens_of_another_model_is_passed_over_with_a_reason(tiny, lenses: Path):
-    told: list[str] = []
+    lines: list[str] = []
 
-    class Told:
+    class Recorder:
         def plan(self, text: str) -> None:
-            told.append(text)
+            lines.append(text)
 
         def blocks(self, done: int, total: int) -> None: ...
 
         def vocabulary(self, done: int, total: int) -> None: ...
 
-    found = probe(tiny("qwen3"), suite="berlin", sidecars=lenses, positions="last", device="cpu", observer=Told())
+    found = probe(tiny("qwen3"), suite="berlin", sidecars=lenses, positions="last", device="cpu", observer=Recorder())
     assert [one.status for one in found.record.measured.fitted_lenses] == ["refused", "refused"]
     assert "tuned" not in found.record.protocol.lenses
-    assert any("no tuned lens" in line and "layerscope/reference" in line for line in told)
+    assert any("no tuned lens" in line and "layerscope/reference" in line for line in lines)
     assert str(lenses) not in found.record.model_dump_json()
 
 
@@ -183,7 +183,7 @@ def test_a_folder_without_lenses_leaves_the_protocols_own(model: CausalLM, tmp_p
 def reasons(model: CausalLM, folder: str | Path) -> dict[str, str]:
     """Status and reason by kind where no lens is asked for."""
     chosen = choose_lenses(model, None, ("logit",), folder)
-    assert chosen.names == ("logit", *chosen.sidecars)
+    assert chosen.names == ("logit", *chosen.fitted)
     return {one.kind: f"{one.status}: {one.reason}" for one in chosen.records}
 
 

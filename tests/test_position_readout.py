@@ -368,7 +368,7 @@ def test_the_second_decode_takes_its_rows_one_by_one(monkeypatch):
 # Cost and refusals
 
 
-def test_the_unembedding_is_swept_once_a_view_and_once_more_for_a_pair_told_backwards(monkeypatch):
+def test_the_unembedding_is_swept_once_a_view_and_once_more_for_a_pair_given_backwards(monkeypatch):
     residual, head = _random(1, N_LAYERS + 1, D_MODEL), Unembedding(_random(0, D_VOCAB, D_MODEL), None)
     sweeps, logits = [], Unembedding.logits
 

@@ -135,7 +135,7 @@ def test_parts_of_a_tuned_lens_have_a_value_for_each_layer_of_the_model():
             _record(measured=wrong)
 
 
-def test_a_sidecar_is_loaded_or_has_a_reason_and_names_no_folder():
+def test_a_fitted_lens_is_loaded_or_has_a_reason_and_names_no_folder():
     assert FittedLensRecord(kind="tuned", status="loaded", path="tiny-tuned").reason is None
     for wrong in (
         {"status": "loaded", "reason": "why not"}, {"status": "missing"}, {"status": "loaded", "path": "/home/anna/x"},
@@ -155,8 +155,8 @@ def test_each_kind_of_fitted_lens_is_recorded_once():
 
 
 def test_a_record_with_fitted_lenses_is_read_back_equal_and_fits_the_schema(tmp_path):
-    sidecars = (tuned_lens_folder(2), prism_lens_folder(2))
-    measured = MeasuredRecord(fitted_lenses=sidecars, tuned_variants=variants(2))
+    fitted = (tuned_lens_folder(2), prism_lens_folder(2))
+    measured = MeasuredRecord(fitted_lenses=fitted, tuned_variants=variants(2))
     run = Run(_run().rows, _record(measured=measured))
     run.save(tmp_path / "run")
     assert Run.read(tmp_path / "run") == run

@@ -17,13 +17,13 @@ SplitName: TypeAlias = Literal["fit", "select", "held_out"]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-R = TypeVar("R", bound="RecordModel")
+R = TypeVar("R", bound="_Record")
 
 
-class RecordModel(BaseModel):
-    """A part of a record: nothing unknown, nothing converted, no NaN or infinity, nothing changed afterwards."""
+class _Record(BaseModel):
+    """A part of `lens.json`: nothing unknown, nothing changed afterwards."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def of(cls: type[R], source: object, **differing: object) -> R:
@@ -34,10 +34,10 @@ class RecordModel(BaseModel):
         return cls.model_validate(same | differing)
 
 
-class _Record(BaseModel):
-    """A part of `lens.json` alone, whose numbers are looked at when it is written and read."""
+class RecordModel(_Record):
+    """A part of `run.json` or of both: besides, nothing converted, and no NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 # What a run's record repeats of a lens it was read through
@@ -215,6 +215,8 @@ class PrismFit(_Record):
 
 class ImportedFrom(ImportedLens):
     """The same, with what its own files say of it, unchecked."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     stated: dict[str, str | int | float | bool | None]
 

@@ -44,7 +44,7 @@ class FitObserver(Protocol):
     def blocks(self, done: int, total: int) -> None:
         """Blocks of the model that all text has passed, and layers that are fitted."""
 
-    def layer(self, layer: int, said: str) -> None:
+    def layer(self, layer: int, worth: str) -> None:
         """A layer is done; what its lens is worth, in words."""
 
 
@@ -58,6 +58,6 @@ class SilentFit:
     def blocks(self, done: int, total: int) -> None:
         """Nothing."""
 
-    def layer(self, layer: int, said: str) -> None:
+    def layer(self, layer: int, worth: str) -> None:
         """Log it."""
-        log.info("layer %d %s", layer, said)
+        log.info("layer %d %s", layer, worth)

@@ -94,9 +94,9 @@ class Bars:
         """Move the bar over the vocabulary."""
         self._move("vocabulary", done, total)
 
-    def layer(self, layer: int, said: str) -> None:
+    def layer(self, layer: int, worth: str) -> None:
         """Print it above the bars."""
-        self._console.print(f"layer {layer} · {said}", soft_wrap=True, markup=False)
+        self._console.print(f"layer {layer} · {worth}", soft_wrap=True, markup=False)
 
     def _move(self, name: str, done: int, total: int) -> None:
         if name not in self._tasks:
@@ -129,9 +129,9 @@ class LogLines:
         """Log progress over the vocabulary."""
         self._say("vocabulary", done, total)
 
-    def layer(self, layer: int, said: str) -> None:
+    def layer(self, layer: int, worth: str) -> None:
         """Log it."""
-        self._log.info("layer %d · %s", layer, said)
+        self._log.info("layer %d · %s", layer, worth)
 
     def _say(self, name: str, done: int, total: int) -> None:
         if done == total or time.monotonic() - self._said > self.EVERY_S:

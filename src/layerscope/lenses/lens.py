@@ -27,7 +27,7 @@ class Lens(Protocol):
 LENS_NAMES = ("logit", "next_norm", "raw")
 """Lenses that need no fitting."""
 FITTED_NAMES = ("tuned", "prism")
-"""Lenses that are fitted to a model and kept in a sidecar."""
+"""Lenses that are fitted to a model and kept in a folder of their own."""
 
 
 def lens_names() -> tuple[str, ...]:

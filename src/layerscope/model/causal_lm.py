@@ -261,23 +261,27 @@ class CausalLM:
         logits = torch.empty(n_logits, self.d_vocab, device=device)
         groups = batches(self.architecture.rope, lengths)
         for done, group in enumerate(groups):
-            own = [lengths[i] for i in group]
+            group_lengths = [lengths[i] for i in group]
             batch = _padded([token_ids[i] for i in group]).to(device)
             wanted = [row for row, i in enumerate(group) if i < n_logits]
-            last = {row: own[row] - 1 for row in wanted or [0]}  # the head needs at least one row
+            last = {row: group_lengths[row] - 1 for row in wanted or [0]}  # the head needs at least one row
             reset_rope(self._module)
             alone = len(groups) == 1  # as a rule: then there is nothing to put together
-            kept = residuals if alone else residuals.new_zeros(len(group), *residuals.shape[1:])[:, :, : max(own)]
+            kept = (
+                residuals
+                if alone
+                else residuals.new_zeros(len(group), *residuals.shape[1:])[:, :, : max(group_lengths)]
+            )
             with self._watched(
                 kept,
                 last,
                 lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
             ):
-                own_logits = self._run(batch)
+                group_logits = self._run(batch)
             if not alone:
-                residuals[group, :, : max(own)] = kept
-            for own_row, row in zip(own_logits[:, 0].float(), wanted, strict=False):
-                logits[group[row]] = own_row
+                residuals[group, :, : max(group_lengths)] = kept
+            for row_logits, row in zip(group_logits[:, 0].float(), wanted, strict=False):
+                logits[group[row]] = row_logits
         return Residuals(residuals, lengths, logits)
 
     @torch.inference_mode()

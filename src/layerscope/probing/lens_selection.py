@@ -31,16 +31,14 @@ class Chosen:
     """The lenses of a probe."""
 
     names: tuple[str, ...]
-    sidecars: dict[str, FittedLens]
+    fitted: dict[str, FittedLens]
     """Of the fitted ones among them."""
     records: tuple[FittedLensRecord, ...]
     """Of those that were read, looked for in vain, or not wanted; empty where none were looked for."""
 
     def bind(self, model: CausalLM) -> tuple[Lens, ...]:
         """The lenses, bound to the model's norms, on its device."""
-        bound = bind_lenses(
-            self.names, final_norm=model.final_norm, next_norms=model.next_norms, sidecars=self.sidecars
-        )
+        bound = bind_lenses(self.names, final_norm=model.final_norm, next_norms=model.next_norms, fitted=self.fitted)
         device = model.placement.device
         return tuple(lens.to(device) if isinstance(lens, TunedLens | PrismLens) else lens for lens in bound)
 
@@ -57,7 +55,7 @@ def choose_lenses(
     model: CausalLM,
     names: Sequence[str] | None,
     default: Sequence[str],
-    sidecars: str | Path | None,
+    lens_dir: str | Path | None,
 ) -> Chosen:
     """Find the fitted lenses of a model.
 
@@ -66,14 +64,14 @@ def choose_lenses(
         names: lenses asked for; a fitted one among them is required. Where not given, the protocol's own, and every
             fitted one that belongs to the model.
         default: the protocol's own.
-        sidecars: folder of fitted lenses, or of one; that of the bundled model where not given.
+        lens_dir: folder of fitted lenses, or of one; that of the bundled model where not given.
 
     Raises:
-        LensError: a fitted lens that was asked for is not there, damaged, or of another model; `sidecars` is no folder.
+        LensError: a fitted lens that was asked for is not there, damaged, or of another model; `lens_dir` is no folder.
     """
-    if sidecars is not None and not Path(sidecars).is_dir():
-        raise LensError(f"{sidecars}: no such folder; give one that holds fitted lenses, or a lens' own folder.")
-    folder = None if sidecars is None else Path(sidecars)
+    if lens_dir is not None and not Path(lens_dir).is_dir():
+        raise LensError(f"{lens_dir}: no such folder; give one that holds fitted lenses, or a lens' own folder.")
+    folder = None if lens_dir is None else Path(lens_dir)
     if folder is None and model.source.folder == BUNDLED and BUNDLED_LENSES.is_dir():
         folder = BUNDLED_LENSES
     if folder is None:
@@ -118,7 +116,7 @@ def _read(model: CausalLM, kind: Kind, folder: Path) -> FittedLens:
         LensError: it is not there, damaged, of another model, or stands on rows that no lens gives.
     """
     lens = read_fitted_lens(find_lens_of(folder, kind, model_signature(model)).folder)
-    bind_lenses((kind,), final_norm=model.final_norm, next_norms=model.next_norms, sidecars={kind: lens})
+    bind_lenses((kind,), final_norm=model.final_norm, next_norms=model.next_norms, fitted={kind: lens})
     return lens
 
 

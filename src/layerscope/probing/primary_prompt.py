@@ -238,7 +238,7 @@ class PrimaryPromptAnalysis:
         lens_logits = (self.lens_transform or declared).apply_(linear.double())
         log_p = torch.log_softmax(lens_logits, -1)
         log_final = torch.log_softmax(self.batch.residuals.logits[prompt].double(), -1)
-        answers = self.encoded[prompt].asked.answer_ids
+        answers = self.encoded[prompt].query.answer_ids
         answer = max(sorted(set(answers)), key=lambda i: float(linear[i]), default=None)
         return measured.LastLayerRecord(
             kl_to_final_bits=float(kl_bits(log_p, log_final)),
@@ -264,7 +264,7 @@ class PrimaryPromptAnalysis:
             residual,
             views,
             headline=name,
-            answer_ids=prompt.asked.answer_ids,
+            answer_ids=prompt.query.answer_ids,
             pairs=pairs,
             scales=self.protocol.thresholds.gate_scales,
             unembedding=self.model.unembedding,
@@ -293,7 +293,7 @@ class PrimaryPromptAnalysis:
         readout = decode(
             torch.stack(rows),
             self._final(residual[-1:]),
-            [Question(1, prompt.asked.answer_ids)],
+            [Question(1, prompt.query.answer_ids)],
             self.model.unembedding,
             lens_transform=self.lens_transform,
         )
@@ -342,7 +342,7 @@ class PrimaryPromptAnalysis:
             self.model.unembedding,
             LISTED_FINAL,
             temperatures,
-            self.encoded[primary].asked.answer_ids,
+            self.encoded[primary].query.answer_ids,
         )
         return [
             self._prediction(prediction, LISTED_FINAL if i == 0 else LISTED_EXPLORED, temperature)

@@ -124,21 +124,23 @@ def probe(
     bound = chosen.bind(opened)
     settings = Settings(rules, bound, positions, top_k, seed, second_forward)
     watcher = observer or Silent()
-    beside = choose_auxiliary_inputs(opened, encoded, rules)
-    parts = plan_memory(opened, encoded, len(bound), top_k, beside.token_ids, planned_auxiliary_bytes(opened, beside))
+    auxiliary = choose_auxiliary_inputs(opened, encoded, rules)
+    parts = plan_memory(
+        opened, encoded, len(bound), top_k, auxiliary.token_ids, planned_auxiliary_bytes(opened, auxiliary)
+    )
     watcher.plan(plan_line(opened, parts, asked))
     for reason in chosen.passed_over:
         watcher.plan(reason)
-    found = _run_batches(opened, encoded, settings, parts, beside, seconds, watcher)
-    rows, health = row_table(found.columns, encoded, opened)
+    result = _run_batches(opened, encoded, settings, parts, auxiliary, seconds, watcher)
+    rows, health = row_table(result.columns, encoded, opened)
     record = run_metadata(
         opened,
         asked,
         encoded,
         settings,
-        identity=found.identity,
+        identity=result.identity,
         health=health,
-        measured=found.measured.model_copy(update={"fitted_lenses": chosen.records}),
+        measured=result.measured.model_copy(update={"fitted_lenses": chosen.records}),
         planned_bytes=planned_bytes(parts),
         created=created,
         timings=seconds.timings(),
@@ -192,7 +194,7 @@ def _run_batches(
     encoded: Sequence[Encoded],
     settings: Settings,
     parts: Sequence[Batch],
-    beside: AuxiliaryInputs,
+    auxiliary: AuxiliaryInputs,
     seconds: Seconds,
     watcher: Observer,
 ) -> ProbeResult:
@@ -207,7 +209,7 @@ def _run_batches(
             here = encoded[part.prompts]
             with seconds.stage("forward_s"):
                 residuals = model.forward(
-                    [e.token_ids for e in here] + (beside.token_ids if i == 0 else []),
+                    [e.token_ids for e in here] + (auxiliary.token_ids if i == 0 else []),
                     n_logits=min(IDENTITY_PROMPTS, len(here)) if i == 0 else 0,
                     progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
@@ -216,14 +218,14 @@ def _run_batches(
                     identity = _check(model, residuals)
                     first = FirstBatch(residuals, len(here))
                     once = PrimaryPromptAnalysis(
-                        model, encoded, settings.lenses, settings.protocol, beside, first, identity.ok
+                        model, encoded, settings.lenses, settings.protocol, auxiliary, first, identity.ok
                     )
                     record, temperatures = once.record(settings.second_forward, watcher.blocks), once.tau
                     del first, once
                 columns = measure(
                     residuals.select([e.positions for e in here]),
                     settings.lenses,
-                    [e.asked for e in here],
+                    [e.query for e in here],
                     model.unembedding,
                     protocol=settings.protocol,
                     trivial=model.tokens.trivial,

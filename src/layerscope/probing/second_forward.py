@@ -39,7 +39,7 @@ def second_forward(
         return SecondForwardRecord(mode="skipped_deterministic")
     residuals = model.forward([primary.token_ids], n_logits=0, progress=progress)
     readings = read_view(
-        residuals.values[0, :, -1], DecodingView(headline), primary.asked.answer_ids, model.unembedding, lens_transform
+        residuals.values[0, :, -1], DecodingView(headline), primary.query.answer_ids, model.unembedding, lens_transform
     )
     return SecondForwardRecord(
         mode="always" if mode == "always" else "auto",

@@ -92,10 +92,10 @@ class AlignmentRecord(RecordModel):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "AlignmentRecord":
         first = self.answer_ids[0] if self.answer_ids else None
-        said = (self.ok, self.first_id, self.several_pieces, self.reason is None)
+        stated = (self.ok, self.first_id, self.several_pieces, self.reason is None)
         due = (self.status == "ok", first, len(self.answer_ids) > 1, self.ok)
-        if said != due or self.ok != bool(self.answer_ids):
-            raise ValueError(f"(ok, first_id, several_pieces, no reason) is {said}; status and answer_ids say {due}")
+        if stated != due or self.ok != bool(self.answer_ids):
+            raise ValueError(f"(ok, first_id, several_pieces, no reason) is {stated}; status and answer_ids say {due}")
         return self
 
 

@@ -93,13 +93,13 @@ class RunRecord(RecordModel):
         return self
 
     def _by_layer_of_the_tuned_lens(self) -> Iterator[tuple[str, Sequence[object]]]:
-        found = self.measured.tuned_variants
-        if found is None:
+        variants = self.measured.tuned_variants
+        if variants is None:
             return
-        if found.temperatures:
-            yield "temperatures", found.temperatures
+        if variants.temperatures:
+            yield "temperatures", variants.temperatures
         for name in ("rotation_only", "temperature_only", "bias_only"):
-            part: TunedVariantRecord | None = getattr(found, name)
+            part: TunedVariantRecord | None = getattr(variants, name)
             if part is not None:
                 yield f"{name}.kl_to_final_bits", part.kl_to_final_bits
                 yield f"{name}.answer_rank", part.answer_rank

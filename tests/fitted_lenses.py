@@ -2,23 +2,20 @@
 
 import polars as pl
 
+from layerscope.lens_record import CorpusRecord, Settings, SplitRecord, TextSource
 from layerscope.record.measured import (
     FittedLensRecord,
     HeldOutRecord,
-    LensCorpusRecord,
-    LensSettingsRecord,
     PrismFitRecord,
     SkipLayersRecord,
-    SplitRecord,
-    TextSourceRecord,
     TunedFitRecord,
     TunedVariantRecord,
     TunedVariantsRecord,
 )
 from layerscope.run import Run
 
-CORPUS = LensCorpusRecord(
-    sources=(TextSourceRecord(name="wiki.txt", format="txt", n_documents=40, sha256="1" * 64),),
+CORPUS = CorpusRecord(
+    sources=(TextSource(name="wiki.txt", format="txt", n_documents=40, sha256="1" * 64),),
     sha256="2" * 64,
     n_documents=40,
     n_repeated=2,
@@ -30,7 +27,7 @@ CORPUS = LensCorpusRecord(
         "held_out": SplitRecord(n_documents=4, n_tokens=4_100, n_sequences=32),
     },
 )
-SETTINGS = LensSettingsRecord(seed=316, device="cpu", dtype="float32", threads=1, torch="2.8.0", layerscope="0.2.0")
+SETTINGS = Settings(seed=316, device="cpu", dtype="float32", threads=1, torch="2.8.0", layerscope="0.2.0")
 
 
 def tuned_lens_folder(n_layers: int, **changes: object) -> FittedLensRecord:
@@ -142,7 +139,7 @@ def with_fitted_lenses(run: Run) -> Run:
     protocol = record.protocol.model_copy(update={"lenses": (*record.protocol.lenses, "prism", "tuned")})
     sources = {**record.lens_sources, "prism": ("final_norm",) * (n + 1), "tuned": (None, *("final_norm",) * n)}
     measured = record.measured.model_copy(
-        update={"sidecars": (tuned_lens_folder(n), prism_lens_folder(n)), "tuned_variants": variants(n)}
+        update={"fitted_lenses": (tuned_lens_folder(n), prism_lens_folder(n)), "tuned_variants": variants(n)}
     )
     fields = {"protocol": protocol, "lens_sources": sources, "measured": measured}
     return Run(rows, type(record).model_validate(record.model_copy(update=fields).model_dump()))

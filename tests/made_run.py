@@ -58,6 +58,6 @@ def made(run: Run, n_layers: int, n_positions: int, lenses: Sequence[str], k: in
         "protocol": record["protocol"] | {"lenses": tuple(lenses)},
         "lens_sources": dict.fromkeys(lenses, ("final_norm",) * (n_layers + 1)),
         "suite": record["suite"] | {"prompts": (first,)},
-        "measured": {"absent": {"close_up": "made by hand"}},
+        "measured": {"absent": {"position_readout": "made by hand"}},
     }
     return Run(rows_frame(columns), RunRecord.model_validate(record))

@@ -367,7 +367,7 @@ def test_trusted_code_is_run_and_recorded(home_made: Path, tmp_path: Path, tiny)
     assert own.record.model.trust_remote_code is False
 
 
-def test_code_beside_a_family_that_transformers_has_is_left_alone(home_made: Path, tmp_path: Path):
+def test_code_next_to_a_family_that_transformers_has_is_left_alone(home_made: Path, tmp_path: Path):
     change_config(home_made, model_type="llama")
     assert CausalLM.open(home_made, device="cpu").family == "llama"
     assert not (tmp_path / "ran").exists()

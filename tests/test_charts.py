@@ -379,7 +379,7 @@ def test_the_artefact_score_of_a_published_run_stands_in_its_chart(reference, pu
 
 
 def test_held_out_divergences_are_those_of_the_lens_records(run):
-    by_kind = {one.kind: (one.tuned or one.prism).held_out for one in run.record.measured.sidecars}
+    by_kind = {one.kind: (one.tuned or one.prism).held_out for one in run.record.measured.fitted_lenses}
     lines = drawn(lens_trust(run, "held_out_bits").vega_lite())
     assert list(lines["tuned"].values()) == pytest.approx(by_kind["tuned"].lens_bits, rel=1e-5)
     assert list(lines["prism"].values()) == pytest.approx(by_kind["prism"].lens_bits, rel=1e-5)

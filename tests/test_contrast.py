@@ -399,9 +399,9 @@ def test_what_was_not_asked_for_is_none():
 
 def test_progress_tells_the_ids_done_after_every_tile():
     head = Unembedding(_random(0, 30, 6), None)
-    rows, told = _random(1, 2, 3, 6), []
-    _asked(rows, rows, rows[0], head, tile=13, progress=lambda done, total: told.append((done, total)))
-    assert told == [(13, 30), (26, 30), (30, 30)]
+    rows, steps = _random(1, 2, 3, 6), []
+    _asked(rows, rows, rows[0], head, tile=13, progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(13, 30), (26, 30), (30, 30)]
 
 
 def test_a_head_stored_in_bfloat16_is_read_as_float32():

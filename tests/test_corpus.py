@@ -345,14 +345,14 @@ def test_reading_stops_at_the_budget_and_cuts_the_last_document(bundled, tmp_pat
     lengths = [len(encode(bundled, text)) for text in texts]
     assert min(lengths) > 3
     budget = sum(lengths[:5]) - short
-    told: list[tuple[int, int]] = []
+    steps: list[tuple[int, int]] = []
     corpus = read_corpus(
         [jsonl(tmp_path / "a.jsonl", texts), jsonl(tmp_path / "never.jsonl", sentences(4, start=20))],
         bundled,
         n_tokens=budget,
         seq_len=2,
         n_embeddings=N_EMBEDDINGS,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: steps.append((done, total)),
     )
     assert sum(split.n_tokens for split in corpus.record.splits.values()) == budget
     assert corpus.record.n_documents == 5
@@ -361,7 +361,7 @@ def test_reading_stops_at_the_budget_and_cuts_the_last_document(bundled, tmp_pat
     cut = tuple(encode(bundled, texts[4]))[: lengths[4] - short]
     assert {document for name in PARTS for document in documents_of(getattr(corpus, name))} == whole | {cut}
     done = [*np.cumsum(lengths[:4]).tolist(), budget]
-    assert told == [(n, budget) for n in (0, *done)]
+    assert steps == [(n, budget) for n in (0, *done)]
 
 
 def test_what_comes_after_the_budget_is_not_looked_at(bundled, tmp_path):

@@ -234,8 +234,8 @@ def test_acceptance_rests_on_every_fact_once_and_on_the_record_of_the_lens(fitte
     assert (criteria["A", "suite"].n, criteria["A", "held_out"].n) == (20, 3000)
     assert criteria["A", "held_out"].value == {"p25": 2.0, "p50": 2.0, "p75": 2.0}
     assert fitted.diagnostics.skip_layers.regression is True
-    sidecars = tuple(one.model_copy(update={"status": "off"}) for one in fitted.record.measured.sidecars)
-    measured = fitted.record.measured.model_copy(update={"sidecars": sidecars})
+    sidecars = tuple(one.model_copy(update={"status": "off"}) for one in fitted.record.measured.fitted_lenses)
+    measured = fitted.record.measured.model_copy(update={"fitted_lenses": sidecars})
     other = judge(fitted.rows, fitted.record.model_copy(update={"measured": measured})).diagnostics
     assert other.skip_layers.regression is None  # what was not loaded says nothing of the rows
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from layerscope.model.causal_lm import CausalLM, Forward
+from layerscope.model.causal_lm import CausalLM
+from layerscope.model.residuals import Residuals
 from tiny_models import D_VOCAB, PROMPTS, TINY, Reference, observe, reference
 
 TOLERANCE = 1e-5
@@ -18,7 +19,7 @@ TOLERANCE = 1e-5
 class Pair:
     """What layerscope computed for all of PROMPTS at once, and what Transformers did for each alone."""
 
-    ours: Forward
+    ours: Residuals
     theirs: list[Reference]
 
 
@@ -34,7 +35,7 @@ def compare(folder: Path) -> Pair:
 
 def assert_residuals_equal(pair: Pair) -> None:
     for prompt, theirs in enumerate(pair.theirs):
-        ours = pair.ours.residuals[prompt, :, : len(PROMPTS[prompt])]
+        ours = pair.ours.values[prompt, :, : len(PROMPTS[prompt])]
         assert ours.shape == theirs.residuals.shape
         for layer, (actual, expected) in enumerate(zip(ours, theirs.residuals, strict=True)):
             assert_close(actual, expected, f"residual of prompt {prompt} after {layer} blocks")
@@ -45,9 +46,9 @@ def assert_logits_equal(pair: Pair) -> None:
         assert_close(pair.ours.logits[prompt], theirs.logits[-1], f"logits of prompt {prompt}")
 
 
-def at_real_positions(forward: Forward) -> torch.Tensor:
+def at_real_positions(forward: Residuals) -> torch.Tensor:
     """Its residuals without those of the padding, which mean nothing."""
-    return torch.cat([forward.residuals[i, :, :length].flatten() for i, length in enumerate(forward.lengths)])
+    return torch.cat([forward.values[i, :, :length].flatten() for i, length in enumerate(forward.lengths)])
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
@@ -66,7 +67,7 @@ def test_logits_at_the_last_token_equal_transformers(pair: Pair):
 def test_a_pass_gives_float32_residuals_and_the_lengths_of_the_prompts(pair: Pair):
     ours = pair.ours
     assert ours.lengths == tuple(len(prompt) for prompt in PROMPTS)
-    assert ours.residuals.dtype == ours.logits.dtype == torch.float32
+    assert ours.values.dtype == ours.logits.dtype == torch.float32
     assert pair.ours.logits.shape == (len(PROMPTS), D_VOCAB)
 
 

@@ -57,13 +57,13 @@ def test_a_planted_rotation_comes_back_through_the_lens_itself():
 def test_held_out_figures_are_those_of_transformers_own_logits(method: str, bundled: CausalLM, text: Path, tmp_path):
     corpus = corpus_for(bundled, text)
     settings = PrismSettings(method=method, k=20, vectors=8000)  # type: ignore[arg-type]
-    sidecar = fit_prism(bundled, corpus, tmp_path / "lens", settings)
+    fitted_lens = fit_prism(bundled, corpus, tmp_path / "lens", settings)
     lens = prism_lens(read_fitted_lens(tmp_path / "lens"), bundled_logit_lens(bundled))
     own = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
     with torch.inference_mode():
         said = own(corpus.held_out, output_hidden_states=True)
     log_p = said.logits[:, 1:-1].double().log_softmax(-1)
-    fit = sidecar.record.prism
+    fit = fitted_lens.record.prism
     assert fit is not None
     assert len(fit.held_out_bits) == 13
     assert fit.logit_bits[-1] < 1e-4  # the last layer is the model

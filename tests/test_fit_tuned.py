@@ -45,10 +45,10 @@ class Killed(SilentFit):
 
     def __init__(self, at: int) -> None:
         self.at = at
-        self.told: list[int] = []
+        self.layers: list[int] = []
 
     def layer(self, layer: int, said: str) -> None:
-        self.told.append(layer)
+        self.layers.append(layer)
         if layer == self.at:
             raise KeyboardInterrupt
 
@@ -76,17 +76,17 @@ def test_held_out_figures_are_those_of_transformers_own_logits(which: str, fitte
     folder = BUNDLED if which == "bundled" else tiny(which)
     model = CausalLM.open(folder, device="cpu")
     corpus = corpus_for(model, text)
-    sidecar = read_fitted_lens(fitted) if which == "bundled" else fit_tuned(model, corpus, tmp_path / "lens", FEW)
+    fitted_lens = read_fitted_lens(fitted) if which == "bundled" else fit_tuned(model, corpus, tmp_path / "lens", FEW)
     own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.inference_mode():
         said = own(corpus.held_out, output_hidden_states=True)
-    assert sidecar.record.tuned is not None
-    lens = tuned_lens(sidecar, model.final_norm)
-    checked = sidecar.record.tuned.layers[:: max(1, model.n_layers // 3)]
+    assert fitted_lens.record.tuned is not None
+    lens = tuned_lens(fitted_lens, model.final_norm)
+    checked = fitted_lens.record.tuned.layers[:: max(1, model.n_layers // 3)]
     for fit in checked:
         found = held_out_bits(folder, corpus, said.hidden_states[fit.layer], said.logits, fit.layer, lens)
         assert fit.tuned_bits == pytest.approx(found, rel=1e-3, abs=2e-5)
-    assert sidecar.record.tuned.n_held_out == len(corpus.held_out) * (corpus.held_out.shape[1] - 2)
+    assert fitted_lens.record.tuned.n_held_out == len(corpus.held_out) * (corpus.held_out.shape[1] - 2)
 
 
 def test_a_lens_that_moved_says_so_and_comes_nearer_to_the_model(fitted: Path):
@@ -158,7 +158,7 @@ def test_layers_that_were_finished_are_not_fitted_again(bundled: CausalLM, text:
     )
     with pytest.raises(KeyboardInterrupt):
         fit_tuned(bundled, corpus, folder, FEW, observer=again)
-    assert again.told == [0, 1, 2, 3]
+    assert again.layers == [0, 1, 2, 3]
     assert asked == [3]
 
 
@@ -236,8 +236,8 @@ def test_a_full_disk_is_said_and_leaves_no_buffer(text: Path, tmp_path: Path, mo
 @pytest.mark.parametrize("rank", [0, 5, "full"])
 def test_every_form_fits(rank: int | str, placement: str, bundled: CausalLM, text: Path, tmp_path: Path):
     settings = TunedSettings(rank=rank, placement=placement, steps=10, batch=128)  # type: ignore[arg-type]
-    sidecar = fit_tuned(bundled, corpus_for(bundled, text), tmp_path / "lens", settings)
-    fit = sidecar.record.tuned
+    fitted_lens = fit_tuned(bundled, corpus_for(bundled, text), tmp_path / "lens", settings)
+    fit = fitted_lens.record.tuned
     assert fit is not None
     assert fit.rank == (96 if rank == "full" else rank)
     assert fit.placement == placement

@@ -45,7 +45,7 @@ def at_next(run: Run, lens: str) -> pl.DataFrame:
 
 def test_what_lies_there_is_read_behind_the_protocols_own_lenses(run: Run):
     assert run.record.protocol.lenses == ("logit", "next_norm", "raw", "tuned", "prism")
-    assert [(one.kind, one.status, one.path) for one in run.record.measured.sidecars] == [
+    assert [(one.kind, one.status, one.path) for one in run.record.measured.fitted_lenses] == [
         ("tuned", "loaded", "a-tuned"),
         ("prism", "loaded", "a-prism"),
     ]
@@ -55,7 +55,7 @@ def test_what_lies_there_is_read_behind_the_protocols_own_lenses(run: Run):
 
 def test_rows_are_what_the_saved_translators_give(run: Run, model: CausalLM, lenses: Path):
     prompt = run.record.suite.prompts[0]
-    residuals = model.forward([prompt.token_ids]).residuals[0, :, -1]
+    residuals = model.forward([prompt.token_ids]).values[0, :, -1]
     lens = tuned_lens(read_fitted_lens(lenses / "a-tuned"), model.final_norm)
     weight = model.unembedding.weight.double()
     log_p = (model.final_norm(residuals[-1]).double() @ weight.T).log_softmax(-1)  # type: ignore[misc]
@@ -77,7 +77,7 @@ def test_the_last_tuned_row_is_the_model(run: Run):
 def test_parts_of_the_tuned_lens_are_measured_apart(run: Run, model: CausalLM, lenses: Path):
     variants = run.record.measured.tuned_variants
     assert variants is not None and variants.bias_only is not None
-    residuals = model.forward([run.record.suite.prompts[0].token_ids]).residuals[0, :, -1]
+    residuals = model.forward([run.record.suite.prompts[0].token_ids]).values[0, :, -1]
     translators = tuned_lens(read_fitted_lens(lenses / "a-tuned"), None).translators
     norm, weight = model.final_norm, model.unembedding.weight.double()
     assert norm is not None
@@ -103,8 +103,8 @@ def test_parts_of_the_tuned_lens_are_measured_apart(run: Run, model: CausalLM, l
         assert len(part.kl_to_final_bits) == 13
 
 
-def test_the_record_repeats_what_the_sidecars_say(run: Run, lenses: Path):
-    tuned, prism = run.record.measured.sidecars
+def test_the_record_repeats_what_the_lens_folders_say(run: Run, lenses: Path):
+    tuned, prism = run.record.measured.fitted_lenses
     said = read_fitted_lens(lenses / "a-tuned").record
     assert tuned.tuned is not None and tuned.tuned.held_out is not None and said.tuned is not None
     assert tuned.weights_sha256 == said.weights_sha256
@@ -129,7 +129,7 @@ def test_a_verdict_is_given_on_them(run: Run):
 def test_only_the_lenses_that_are_asked_for_are_read(model: CausalLM, lenses: Path):
     found = probe(model, suite="berlin", lenses="logit,tuned", lens_dir=lenses, positions="last")
     assert found.rows["lens"].unique().sort().to_list() == ["logit", "tuned"]
-    assert [one.status for one in found.record.measured.sidecars] == ["loaded", "off"]
+    assert [one.status for one in found.record.measured.fitted_lenses] == ["loaded", "off"]
 
 
 def test_under_the_published_protocol_they_are_read_too(model: CausalLM, lenses: Path, tmp_path: Path):
@@ -139,20 +139,20 @@ def test_under_the_published_protocol_they_are_read_too(model: CausalLM, lenses:
 
 
 def test_a_lens_of_another_model_is_passed_over_with_a_reason(tiny, lenses: Path):
-    told: list[str] = []
+    lines: list[str] = []
 
-    class Told:
+    class Recorder:
         def plan(self, text: str) -> None:
-            told.append(text)
+            lines.append(text)
 
         def blocks(self, done: int, total: int) -> None: ...
 
         def vocabulary(self, done: int, total: int) -> None: ...
 
-    found = probe(tiny("qwen3"), suite="berlin", lens_dir=lenses, positions="last", device="cpu", observer=Told())
-    assert [one.status for one in found.record.measured.sidecars] == ["refused", "refused"]
+    found = probe(tiny("qwen3"), suite="berlin", lens_dir=lenses, positions="last", device="cpu", observer=Recorder())
+    assert [one.status for one in found.record.measured.fitted_lenses] == ["refused", "refused"]
     assert "tuned" not in found.record.protocol.lenses
-    assert any("no tuned lens" in line and "layerscope/reference" in line for line in told)
+    assert any("no tuned lens" in line and "layerscope/reference" in line for line in lines)
     assert str(lenses) not in found.record.model_dump_json()
 
 
@@ -174,7 +174,7 @@ def test_one_that_was_asked_for_is_not_passed_over(tiny, model: CausalLM, lenses
 def test_a_folder_without_lenses_leaves_the_protocols_own(model: CausalLM, tmp_path: Path):
     found = probe(model, suite="berlin", lens_dir=tmp_path, positions="last")
     assert found.record.protocol.lenses == ("logit", "next_norm", "raw")
-    assert [one.status for one in found.record.measured.sidecars] == ["missing", "missing"]
+    assert [one.status for one in found.record.measured.fitted_lenses] == ["missing", "missing"]
 
 
 # Auto: what lies in the folder stops no probe
@@ -183,7 +183,7 @@ def test_a_folder_without_lenses_leaves_the_protocols_own(model: CausalLM, tmp_p
 def reasons(model: CausalLM, folder: str | Path) -> dict[str, str]:
     """Status and reason by kind where no lens is asked for."""
     chosen = choose_lenses(model, None, ("logit",), folder)
-    assert chosen.names == ("logit", *chosen.sidecars)
+    assert chosen.names == ("logit", *chosen.fitted)
     return {one.kind: f"{one.status}: {one.reason}" for one in chosen.records}
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from layerscope.errors import NumericError
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.residuals import read_residuals
 from layerscope.readout.head import HeadPrediction, head_prediction, head_predictions, transform_checks
 from layerscope.readout.temperature import head_log_probs
 from layerscope.unembedding import HeadTransform, Unembedding
@@ -123,16 +122,27 @@ def test_the_transform_that_the_model_has_brings_the_last_row_to_it(scale, softc
     row = _random(1, 1, D_MODEL)
     log_final, z = head_log_probs(row, head)[0], head.logits(row)[0]
     found = transform_checks(z, log_final, head.transform)
-    whole = found.scale_then_softcap_bits if scale and softcap else found.scale_bits if scale else found.softcap_bits
+    whole = (
+        found.kl_after_scale_then_softcap_bits
+        if scale and softcap
+        else found.kl_after_scale_bits
+        if scale
+        else found.kl_after_softcap_bits
+    )
     assert whole == pytest.approx(0.0, abs=1e-9)
     assert _kl_bits(z, log_final) > 0.1  # without it they are far apart
     if scale and softcap:
-        assert found.scale_bits == pytest.approx(_kl_bits(z * scale, log_final), rel=1e-6)
-        assert found.softcap_bits == pytest.approx(_kl_bits(softcap * torch.tanh(z / softcap), log_final), rel=1e-6)
-        assert min(found.scale_bits, found.softcap_bits) > 1e-4
+        assert found.kl_after_scale_bits == pytest.approx(_kl_bits(z * scale, log_final), rel=1e-6)
+        assert found.kl_after_softcap_bits == pytest.approx(
+            _kl_bits(softcap * torch.tanh(z / softcap), log_final), rel=1e-6
+        )
+        assert min(found.kl_after_scale_bits, found.kl_after_softcap_bits) > 1e-4
     else:
-        assert found.scale_then_softcap_bits is None
-        assert (found.scale_bits is None, found.softcap_bits is None) == (scale is None, softcap is None)
+        assert found.kl_after_scale_then_softcap_bits is None
+        assert (found.kl_after_scale_bits is None, found.kl_after_softcap_bits is None) == (
+            scale is None,
+            softcap is None,
+        )
 
 
 def test_checks_leave_the_logits_as_they_are():
@@ -145,7 +155,11 @@ def test_checks_leave_the_logits_as_they_are():
 def test_a_head_without_transform_has_nothing_to_check():
     z = _random(0, D_VOCAB)
     found = transform_checks(z, z.log_softmax(-1), HeadTransform())
-    assert (found.scale_bits, found.softcap_bits, found.scale_then_softcap_bits) == (None, None, None)
+    assert (found.kl_after_scale_bits, found.kl_after_softcap_bits, found.kl_after_scale_then_softcap_bits) == (
+        None,
+        None,
+        None,
+    )
 
 
 # The published model
@@ -162,7 +176,7 @@ def published(shared: Path) -> dict:
 
 
 def _final_rows(model: CausalLM, prompts: list[str]) -> Tensor:
-    residuals, _ = read_residuals(model, [model.tokens.input_ids(prompt) for prompt in prompts], n_logits=1)
+    residuals = model.forward([model.tokens.input_ids(prompt) for prompt in prompts], n_logits=1)
     return model.final_norm(residuals.last())
 
 

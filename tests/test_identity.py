@@ -22,7 +22,7 @@ CAPPED_AT_30 = TinyModel("gemma2-30", "gemma2", GEMMA2.config | {"final_logit_so
 def checked(model: CausalLM, **changes: object) -> Identity:
     """The check on a real pass, after `changes` of what we know of the head."""
     forward = model.forward(PROMPTS)
-    last = torch.stack([forward.residuals[i, -1, n - 1] for i, n in enumerate(forward.lengths)])
+    last = torch.stack([forward.values[i, -1, n - 1] for i, n in enumerate(forward.lengths)])
     return check_identity(replace(model.unembedding, **changes), last, forward.logits)
 
 
@@ -117,7 +117,7 @@ def test_a_missing_head_bias_is_found_from_several_prompts(name: str, tiny):
 def test_a_bias_cannot_be_told_from_one_prompt(tiny):
     model = CausalLM.open(tiny("gptj"), device="cpu")
     forward = model.forward(PROMPTS[1:2])
-    found = check_identity(replace(model.unembedding, bias=None), forward.residuals[:, -1, -1], forward.logits)
+    found = check_identity(replace(model.unembedding, bias=None), forward.values[:, -1, -1], forward.logits)
     assert not found.ok
     assert not found.fitted_bias
 
@@ -147,7 +147,7 @@ def test_a_decode_that_is_not_finite_is_not_taken_for_a_perfect_one(tiny):
 def test_a_model_without_finite_output_is_not_compared(tiny):
     model = CausalLM.open(tiny("llama-biases"), device="cpu")
     forward = model.forward(PROMPTS[:1])
-    found = check_identity(model.unembedding, forward.residuals[:, -1, -1], forward.logits * float("nan"))
+    found = check_identity(model.unembedding, forward.values[:, -1, -1], forward.logits * float("nan"))
     assert (found.ok, found.kl_bits, found.n_prompts) == (False, None, 0)
     assert found.note == "No prompt has a finite final residual to compare."
 

@@ -336,7 +336,7 @@ def test_one_kind_is_not_read_as_the_other(tmp_path: Path):
         import_jacobian_lens(_save_tuned(tmp_path / "theirs"), model=MODEL, allow_pickle=True)
 
 
-def test_values_that_are_not_finite_do_not_become_a_sidecar(tmp_path: Path):
+def test_values_that_are_not_finite_do_not_become_a_lens_folder(tmp_path: Path):
     spoilt = {block: torch.full((D, D), torch.inf) for block in range(N - 1)}
     with pytest.raises(LensError, match="holds values that are not finite"):
         _lens(_save_jacobian(tmp_path / "lens.pt", J=spoilt), tmp_path / "ours")

@@ -109,11 +109,11 @@ class Plans:
     """An observer that keeps what it was told."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.lines: list[str] = []
         self.blocks_done: list[tuple[int, int]] = []
 
     def plan(self, text: str) -> None:
-        self.told.append(text)
+        self.lines.append(text)
 
     def blocks(self, done: int, total: int) -> None:
         self.blocks_done.append((done, total))
@@ -131,7 +131,7 @@ def test_a_budget_that_no_prompt_fits_is_refused_before_any_work():
         r"or shorten the longest prompt\.",
         str(caught.value),
     )
-    assert (watcher.told, watcher.blocks_done) == ([], [])
+    assert (watcher.lines, watcher.blocks_done) == ([], [])
 
 
 def test_a_budget_that_forces_several_passes_changes_nothing_but_rounding():
@@ -145,9 +145,9 @@ def test_a_budget_that_forces_several_passes_changes_nothing_but_rounding():
     budget = one_prompt + (whole - one_prompt) // 4
 
     found = probe(suite=suite, memory=budget, observer=several, **options)
-    n_passes = int(re.search(r" in (\d+) passes$", several.told[0])[1])
+    n_passes = int(re.search(r" in (\d+) passes$", several.lines[0])[1])
     assert n_passes > 2
-    assert "passes" not in one.told[0]
+    assert "passes" not in one.lines[0]
     n_layers = expected.record.model.n_layers
     assert one.blocks_done == [(done, n_layers) for done in range(1, n_layers + 1)]
     assert several.blocks_done == [(done, n_passes * n_layers) for done in range(1, n_passes * n_layers + 1)]
@@ -160,7 +160,7 @@ def test_a_budget_that_forces_several_passes_changes_nothing_but_rounding():
 def test_the_plan_says_model_machine_budget_and_suite():
     watcher = Plans()
     probe(suite="berlin", device="cpu", memory=1 << 30, observer=watcher)
-    (line,) = watcher.told
+    (line,) = watcher.lines
     assert line.startswith("layerscope/reference · 12 blocks · ")
     assert " on disk (bfloat16) · cpu float32 · " in line
     assert re.search(r" MiB planned of 1\.0 GiB · suite berlin, \d+ prompts$", line)

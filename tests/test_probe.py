@@ -134,7 +134,7 @@ def test_the_positions_asked_for_have_a_row_for_each_lens_and_layer(positions: s
     assert found.record.positions == positions
 
 
-def test_the_last_position_reads_the_same_whatever_is_decoded_beside_it(run: Run, model: CausalLM):
+def test_the_last_position_reads_the_same_whatever_else_is_decoded(run: Run, model: CausalLM):
     alone = probe(model, suite="capitals", positions="last")
     assert_same_rows(alone.rows, run.rows.filter("is_next"))
 
@@ -184,13 +184,13 @@ def test_lenses_come_in_the_order_asked_for_and_the_first_is_the_headline_where_
     assert set(found.record.lens_sources) == {"raw", "next_norm"}
 
 
-def test_a_lens_reads_the_same_whatever_lenses_are_beside_it(run: Run, model: CausalLM):
+def test_a_lens_reads_the_same_whatever_other_lenses_are_read(run: Run, model: CausalLM):
     alone = probe(model, suite="capitals", positions="all", lenses=("next_norm",))
-    beside = run.rows.filter(lens="next_norm")
+    with_others = run.rows.filter(lens="next_norm")
     assert alone.rows[OVERLAPS[0]].null_count() == alone.rows.height  # nothing raw to overlap with
     headline = "kl_to_final_bits_norm_temp"  # measured for the first lens of the two runs, which is not the same
-    beside = beside.with_columns(pl.lit(None, pl.Float64).alias(OVERLAPS[0])).drop(headline)
-    assert_same_rows(alone.rows.drop(headline), beside)
+    with_others = with_others.with_columns(pl.lit(None, pl.Float64).alias(OVERLAPS[0])).drop(headline)
+    assert_same_rows(alone.rows.drop(headline), with_others)
 
 
 def test_a_probe_leaves_the_generators_and_kernels_as_they_were(model: CausalLM):

@@ -76,7 +76,7 @@ def _changed(run: Run, *sidecars: FittedLensRecord, without: str | None = None) 
     protocol = record.protocol.model_copy(update={"lenses": tuple(x for x in record.protocol.lenses if x != without)})
     sources = {lens: said for lens, said in record.lens_sources.items() if lens != without}
     measured = record.measured.model_copy(
-        update={"sidecars": sidecars, **({"tuned_variants": None} if without == "tuned" else {})}
+        update={"fitted_lenses": sidecars, **({"tuned_variants": None} if without == "tuned" else {})}
     )
     fields = {"protocol": protocol, "lens_sources": sources, "measured": measured}
     return Run(run.rows.filter(pl.col("lens") != (without or "")), record.model_copy(update=fields))
@@ -185,13 +185,15 @@ def test_an_extended_folder_with_fitted_lenses_is_read_back_as_the_run_that_it_w
 
 def test_an_extended_folder_of_the_version_before_is_read_as_one_without_fitted_lenses(tmp_path):
     probed = layerscope.probe(suite="berlin", positions="last", lenses="logit,next_norm,raw")
-    measured = probed.record.measured.model_copy(update={"sidecars": ()})
+    measured = probed.record.measured.model_copy(update={"fitted_lenses": ()})
     run = layerscope.Run(probed.rows, probed.record.model_copy(update={"measured": measured}))
     folder = _written(run, tmp_path, EXTENDED)
     (folder / "manifest.json").unlink()
     tree = _json(folder)
     tree["record"]["schema_version"] = "2.0"
-    del tree["record"]["measured"]["sidecars"], tree["record"]["measured"]["tuned_variants"]
+    measured = tree["record"]["measured"]
+    del measured["fitted_lenses"], measured["tuned_variants"]
+    measured["close_up"] = measured.pop("position_readout")
     (path,) = folder.glob("output-*.json")
     path.write_text(json.dumps(tree), encoding="utf-8")
     assert read_published(folder) == run
@@ -294,7 +296,7 @@ def test_what_a_lens_was_fitted_on_is_told_in_short(standard, extended_folder, m
         assert said["temperatures_stats"] == pytest.approx(
             {"min": 1.0, "max": max(taus), **{f"p{q}": np.percentile(taus, q) for q in (25, 50, 75)}}
         )
-    assert _json(extended_folder)["diagnostics"]["tuned_lens"]["provenance"] == "#/record/measured/sidecars/0"
+    assert _json(extended_folder)["diagnostics"]["tuned_lens"]["provenance"] == "#/record/measured/fitted_lenses/0"
     provenance = _json(m_folder)["tuned_lens"]["provenance"]
     assert (provenance["model_id"], provenance["tl_version"]) == ("house/tiny", "20260301T0930Z")
     assert provenance["translator"]["temperatures"] == pytest.approx(taus)
@@ -310,7 +312,7 @@ def test_a_lens_that_was_not_read_through_says_why(published, tmp_path, dialect,
     n = published.record.model.n_layers
     why = {"status": status, "reason": f"it is {status}", "path": "here"}
     without = _changed(published, tuned_lens_folder(n, **why), prism_lens_folder(n, **why), without="tuned")
-    run = _changed(without, *without.record.measured.sidecars, without="prism")
+    run = _changed(without, *without.record.measured.fitted_lenses, without="prism")
     tree = _json(_written(run, tmp_path, dialect))
     tuned, prism = tree["diagnostics"]["tuned_lens"], tree["diagnostics"]["prism_summary"]
     assert (tuned["status"], tuned["mode"], tuned["path"]) == (said, mode, "here")
@@ -322,7 +324,7 @@ def test_a_lens_that_was_not_read_through_says_why(published, tmp_path, dialect,
     assert (prism["error"], prism["artifact_path"]) == (f"it is {status}", "here")
     back = read_published(tmp_path).record
     assert back.problems == ()
-    assert [(x.kind, x.status, x.path) for x in back.measured.sidecars] == [
+    assert [(x.kind, x.status, x.path) for x in back.measured.fitted_lenses] == [
         ("tuned", status, "here"), ("prism", status, "here")
     ]  # fmt: skip
 
@@ -349,13 +351,13 @@ def test_generation_m_gives_the_parts_and_the_positions_back(published, m_folder
     assert theirs.head_mismatch.temperature == published.record.measured.last_layer.temp_est  # the coarser one
     assert back.diagnostics.attribution.percentiles["p50"].bias_bits is None
     assert back.guidance.preferred_semantics_lens_hint == published.guidance.preferred_semantics_lens_hint
-    tuned = back.record.measured.sidecars[0]
+    tuned = back.record.measured.fitted_lenses[0]
     assert (tuned.kind, tuned.status, tuned.path, tuned.fitted_to) == ("tuned", "loaded", "tiny-tuned", "house/tiny")
     assert tuned.tuned.temperatures == before.temperatures
 
 
 def test_a_lens_of_which_no_norms_are_recorded_is_read_again_without_a_problem(published, tmp_path):
-    tuned = published.record.measured.sidecars[0]
+    tuned = published.record.measured.fitted_lenses[0]
     bare = tuned.tuned.model_copy(update={"map_norms": (), "temperatures": (), "held_out": None, "skip_layers": ()})
     run = _changed(published, tuned.model_copy(update={"tuned": bare, "corpus": None, "settings": None}))
     folder = _written(run, tmp_path, GENERATION_M)
@@ -364,7 +366,7 @@ def test_a_lens_of_which_no_norms_are_recorded_is_read_again_without_a_problem(p
     assert block["provenance_snapshot"]["temperatures_stats"] == dict.fromkeys(("min", "p25", "p50", "p75", "max"))
     assert "skip_layers_sanity" not in _json(folder)["diagnostics"]
     back = read_published(folder).record
-    assert back.problems == () and back.measured.sidecars[0].tuned.map_norms == ()
+    assert back.problems == () and back.measured.fitted_lenses[0].tuned.map_norms == ()
 
 
 def test_positions_of_the_audit_alone_have_divergences_after_generation_m(published, m_folder):
@@ -446,7 +448,7 @@ def test_published_lenses_are_in_the_record_as_their_json_has_them(shared, model
     folder = shared / "reference" / "run-20251004-1804"
     said = json.loads((folder / f"output-{model}.json").read_text(encoding="utf-8"))
     measured = read_published(folder, model).record.measured
-    found = {sidecar.kind: sidecar for sidecar in measured.sidecars}
+    found = {sidecar.kind: sidecar for sidecar in measured.fitted_lenses}
     prism = said["diagnostics"]["prism_summary"]
     assert (found["prism"].status, found["prism"].prism.k) == ("loaded", prism["k"])
     assert found["prism"].prism.layers == tuple(map(str, prism["layers"]))
@@ -487,7 +489,7 @@ def test_no_folder_of_another_machine_is_taken_into_the_record(published, m_fold
     (path,) = tmp_path.glob("output-*.json")
     said = {"status": "error", "path": "/home/anna/lenses/mine", "error": "cannot open /home/anna/lenses/mine: denied"}
     path.write_text(json.dumps(_json(tmp_path) | {"tuned_lens": said}), encoding="utf-8")
-    found = read_published(tmp_path).record.measured.sidecars[0]
+    found = read_published(tmp_path).record.measured.fitted_lenses[0]
     assert (found.status, found.path, found.reason) == ("refused", "mine", "cannot open mine: denied")
 
 

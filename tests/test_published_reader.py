@@ -404,7 +404,7 @@ def test_the_record_holds_what_was_measured_beside_the_rows(whole):
     assert measured.final_prediction is not None and measured.final_prediction.top_tokens == (" Berlin", "")
     assert measured.temperature_exploration[0].temperature == 0.1
     assert measured.test_prompts[0].prompt == "Berlin is the capital of"
-    assert set(measured.absent) == {"close_up", "tuned_variants"}
+    assert set(measured.absent) == {"position_readout", "tuned_variants"}
 
 
 def test_the_record_holds_prompts_answers_and_tokens(whole):

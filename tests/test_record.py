@@ -7,6 +7,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def _record(**changes: object) -> RunRecord:
         "several_pieces": False, "reason": "context_retokenised",
     }  # fmt: skip
     fields = {
-        "schema_version": "2.1",
+        "schema_version": "2.2",
         "source": "layerscope",
         "run_id": "tiny-berlin-20260301T093000Z",
         "created_utc": "2026-03-01T09:30:00Z",
@@ -88,7 +89,7 @@ def _record(**changes: object) -> RunRecord:
             "any_nan": True, "any_inf": False, "max_abs_logit_p99": 12.5, "min_prob_p01": 0.0,
             "layers_flagged": ({"layer": 1, "lens": "raw", "any_nan": True, "any_inf": False},),
         },
-        "measured": {"absent": {"close_up": "a record made by hand"}},
+        "measured": {"absent": {"position_readout": "a record made by hand"}},
         "flags": {"gold_alignment_partial": True, "repeatability_skipped": "asked for one pass"},
         "provenance": {
             "python": "3.11.9", "platform": "Linux x86_64", "torch": "2.13.0", "transformers": "5.23.0",
@@ -134,7 +135,7 @@ def test_parts_of_a_tuned_lens_have_a_value_for_each_layer_of_the_model():
             _record(measured=wrong)
 
 
-def test_a_sidecar_is_loaded_or_has_a_reason_and_names_no_folder():
+def test_a_fitted_lens_is_loaded_or_has_a_reason_and_names_no_folder():
     assert FittedLensRecord(kind="tuned", status="loaded", path="tiny-tuned").reason is None
     for wrong in (
         {"status": "loaded", "reason": "why not"}, {"status": "missing"}, {"status": "loaded", "path": "/home/anna/x"},
@@ -148,14 +149,14 @@ def test_a_sidecar_is_loaded_or_has_a_reason_and_names_no_folder():
 def test_each_kind_of_fitted_lens_is_recorded_once():
     tuned = FittedLensRecord(kind="tuned", status="loaded")
     prism = FittedLensRecord(kind="prism", status="off", reason="not asked for")
-    assert MeasuredRecord(sidecars=(tuned, prism)).sidecars == (tuned, prism)
+    assert MeasuredRecord(fitted_lenses=(tuned, prism)).fitted_lenses == (tuned, prism)
     with pytest.raises(ValidationError, match="each kind of fitted lens should be there once"):
-        MeasuredRecord(sidecars=(tuned, tuned))
+        MeasuredRecord(fitted_lenses=(tuned, tuned))
 
 
 def test_a_record_with_fitted_lenses_is_read_back_equal_and_fits_the_schema(tmp_path):
-    sidecars = (tuned_lens_folder(2), prism_lens_folder(2))
-    measured = MeasuredRecord(sidecars=sidecars, tuned_variants=variants(2))
+    fitted = (tuned_lens_folder(2), prism_lens_folder(2))
+    measured = MeasuredRecord(fitted_lenses=fitted, tuned_variants=variants(2))
     run = Run(_run().rows, _record(measured=measured))
     run.save(tmp_path / "run")
     assert Run.read(tmp_path / "run") == run
@@ -436,22 +437,49 @@ def _change(saved: Path, **changes: object) -> None:
     (saved / "run.json").write_text(json.dumps(record | changes), encoding="utf-8")
 
 
-@pytest.mark.parametrize("version", ["1.0", "0.9", "2.2"])
+@pytest.mark.parametrize("version", ["1.0", "0.9", "2.3"])
 def test_another_version_says_which_layerscope_reads_it(saved, version):
     _change(saved, schema_version=version, layerscope_version="7.4.0", unheard_of=1)
     said = _refusal(saved)
-    assert f"`schema_version` is {version}, but this layerscope reads 2.1 and 2.0" in said
+    assert f"`schema_version` is {version}, but this layerscope reads 2.2 and 2.1 and 2.0" in said
     assert "layerscope 7.4.0 wrote the folder and reads it" in said
 
 
-def test_a_folder_of_the_version_before_is_read_as_one_without_fitted_lenses(saved):
-    record = json.loads((saved / "run.json").read_text(encoding="utf-8"))
-    for later in ("sidecars", "tuned_variants"):
-        del record["measured"][later]
-    (saved / "run.json").write_text(json.dumps(record | {"schema_version": "2.0"}), encoding="utf-8")
+def _with_former_keys(path: Path, version: str, without: tuple[str, ...] = ()) -> None:
+    """Give a record the keys that it had in an older version."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    former = {"position_readout": "close_up", "fitted_lenses": "sidecars"}
+    measured = {former.get(key, key): value for key, value in record["measured"].items() if key not in without}
+    measured["absent"] = {former.get(key, key): why for key, why in measured["absent"].items()}
+    text = json.dumps(record | {"schema_version": version, "measured": measured})
+    assert "position_readout" not in text and "fitted_lenses" not in text
+    path.write_text(text, encoding="utf-8")
+
+
+def test_a_folder_of_2_0_is_read_as_one_without_fitted_lenses(saved):
+    _with_former_keys(saved / "run.json", "2.0", without=("fitted_lenses", "tuned_variants"))
     found = Run.read(saved).record
     assert found == _record()
-    assert (found.schema_version, found.measured.sidecars, found.measured.tuned_variants) == ("2.1", (), None)
+    assert (found.schema_version, found.measured.fitted_lenses, found.measured.tuned_variants) == ("2.2", (), None)
+    assert found.measured.absent == {"position_readout": "a record made by hand"}
+
+
+def test_a_folder_of_2_1_is_read_under_the_keys_of_now_and_written_with_them(tmp_path):
+    readout = {
+        "headline": "logit", "views": (), "overlaps": (), "answer_gap": (0.5, None, 1.0), "scaled": (),
+        "repeatability": {"status": "ok", "rank_dev": (0, None, 0), "top1_flip": (False, None, False)},
+    }  # fmt: skip
+    measured = {"fitted_lenses": (tuned_lens_folder(2), prism_lens_folder(2)), "position_readout": readout}
+    run = Run(_run().rows, _record(measured=measured))
+    run.save(tmp_path / "now")
+    shutil.copytree(tmp_path / "now", tmp_path / "former")
+    _with_former_keys(tmp_path / "former" / "run.json", "2.1")
+    former = Run.read(tmp_path / "former")
+    assert former == run
+    assert former.record.measured.position_readout.answer_gap == (0.5, None, 1.0)
+    assert [lens.kind for lens in former.record.measured.fitted_lenses] == ["tuned", "prism"]
+    former.save(tmp_path / "again")
+    assert (tmp_path / "again" / "run.json").read_bytes() == (tmp_path / "now" / "run.json").read_bytes()
 
 
 def test_something_else_than_a_record_is_refused(saved):

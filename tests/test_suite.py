@@ -85,7 +85,7 @@ def test_a_fact_may_fill_further_placeholders_and_accept_several_answers(toml):
     assert asked(suite) == [("orig", "{The} capital of Italy is", ("Rome", "Roma"), "it")]
 
 
-def test_a_fact_may_carry_wordings_of_its_own_beside_the_templates(toml):
+def test_a_fact_may_carry_wordings_of_its_own_with_the_templates(toml):
     suite = toml(
         TEMPLATES
         + GERMANY

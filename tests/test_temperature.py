@@ -14,7 +14,6 @@ from torch import Tensor
 from layerscope.errors import NumericError
 from layerscope.lenses import bind_lenses
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.residuals import read_residuals
 from layerscope.readout.temperature import (
     TAU_GRID,
     NormTemperatures,
@@ -236,7 +235,7 @@ def test_refining_finds_a_temperature_between_the_grids_points(seed, temperature
 
 @given(SEEDS, st.floats(0.01, 100.0))
 @settings(max_examples=30, deadline=None)
-def test_no_point_of_a_finer_grid_beside_the_best_is_better(seed, size):
+def test_no_point_of_a_finer_grid_near_the_best_is_better(seed, size):
     final = _random(seed, D_VOCAB).double().log_softmax(-1)
     z = size * (_random(seed + 1, D_VOCAB).double() + final)
 
@@ -272,7 +271,7 @@ def calibration(tiny_qwen3: CausalLM) -> tuple[Tensor, Tensor]:
     """Lens rows `[layer, prompt]` and final rows of the first fact's two prompts and the control."""
     prompts = load_suite("capitals").prompts
     ids = [tiny_qwen3.tokens.input_ids(prompt.text) for prompt in (prompts[0], prompts[1], prompts[-1])]
-    residuals, _ = read_residuals(tiny_qwen3, ids, n_logits=1)
+    residuals = tiny_qwen3.forward(ids, n_logits=1)
     (lens,) = bind_lenses(("next_norm",), final_norm=tiny_qwen3.final_norm, next_norms=tiny_qwen3.next_norms)
     at_next = residuals.select([[n - 1] for n in residuals.lengths])
     rows = torch.stack([lens(at_layer, layer) for layer, at_layer in enumerate(at_next)])
@@ -302,7 +301,7 @@ def test_divergences_after_the_temperature_are_those_published(tiny_qwen3, publi
         assert found == pytest.approx(float(row["kl_to_final_bits_norm_temp"]), rel=1e-4, abs=1e-5)
 
 
-def test_the_exact_temperatures_stand_beside_the_grids(tiny_qwen3, calibration):
+def test_the_exact_temperatures_stand_next_to_the_grids(tiny_qwen3, calibration):
     grid, exact = (_fit(*calibration, tiny_qwen3.unembedding, legacy=legacy).tau for legacy in (True, False))
     step = 25 ** (1 / 24)
     assert all(b / step <= a <= b * step for a, b in zip(exact, grid, strict=True))

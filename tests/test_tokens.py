@@ -200,7 +200,7 @@ def test_a_tokenizer_without_bos_is_said_to_have_none(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("family", "wish", "rule"),
+    ("family", "choice", "rule"),
     [
         ("llama", "auto", "always"),
         ("qwen2", "auto", "never"),
@@ -209,8 +209,8 @@ def test_a_tokenizer_without_bos_is_said_to_have_none(tmp_path: Path):
         ("qwen2", "yes", "always"),
     ],
 )
-def test_the_user_s_wish_goes_before_the_family_s_rule(family: str, wish: str, rule: str):
-    assert bos_rule(FAMILIES[family], wish) == rule
+def test_the_user_s_choice_goes_before_the_family_s_rule(family: str, choice: str, rule: str):
+    assert bos_rule(FAMILIES[family], choice) == rule
 
 
 def test_a_run_records_rule_id_and_first_token(tiny):

@@ -10,7 +10,7 @@ from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError
 from layerscope.lenses import LogitLens, RawLens, Translator, TunedLens
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.residuals import Residuals, read_residuals
+from layerscope.model.residuals import Residuals
 from layerscope.unembedding import Norm
 
 D = 6
@@ -167,7 +167,7 @@ def bundled() -> CausalLM:
 @pytest.fixture(scope="module")
 def residuals(bundled: CausalLM) -> Residuals:
     ids = torch.randint(5, bundled.d_vocab, (2, 12), generator=torch.Generator().manual_seed(0)).tolist()
-    return read_residuals(bundled, ids)[0]
+    return bundled.forward(ids)
 
 
 @pytest.mark.parametrize("variant", ["full", "rotation_only", "bias_only"])

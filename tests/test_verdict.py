@@ -271,7 +271,7 @@ def test_the_gap_is_taken_from_the_close_up_where_a_lens_has_no_rows(run):
     sources = {lens: run.record.lens_sources[lens] for lens in lenses}
     fewer = changed(run, run.rows.filter(pl.col("lens").is_in(lenses)), protocol=protocol, lens_sources=sources)
     assert "rank 1 comes at one layer under logit and next_norm: 4 (gap 0)" in said(fewer)
-    blind = changed(fewer, measured=MeasuredRecord(absent={"close_up": "not asked for"}))
+    blind = changed(fewer, measured=MeasuredRecord(absent={"position_readout": "not asked for"}))
     assert "the gap between logit and next_norm is not known: next_norm was not read" in said(blind)
 
 
@@ -624,11 +624,11 @@ def test_bias_and_map_are_told_together_where_they_were_not_decoded_apart(fitted
 
 def test_a_run_without_fitted_lenses_says_nothing_of_them_and_a_refused_one_says_why(run, fitted):
     assert about_fitted(run) == []
-    tuned = fitted.record.measured.sidecars[0]
+    tuned = fitted.record.measured.fitted_lenses[0]
     why = {"status": "refused", "reason": "its weights are of another model"}
-    refused = with_measured(run, sidecars=(tuned.model_copy(update=why),))
+    refused = with_measured(run, fitted_lenses=(tuned.model_copy(update=why),))
     assert about_fitted(refused) == ["tuned was refused: its weights are of another model"]
-    missing = with_measured(run, sidecars=(tuned.model_copy(update=why | {"status": "missing"}),))
+    missing = with_measured(run, fitted_lenses=(tuned.model_copy(update=why | {"status": "missing"}),))
     assert about_fitted(missing) == []
 
 

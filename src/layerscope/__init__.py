@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerscope.errors import LayerscopeError
     from layerscope.model.causal_lm import CausalLM
-    from layerscope.model.residuals import Residuals, read_residuals
+    from layerscope.model.residuals import Residuals
     from layerscope.probing.probe import probe
     from layerscope.run import Run
     from layerscope.suite import Prompt, Suite, builtin_suites, load_suite
@@ -32,7 +32,6 @@ _HOMES = {
     "builtin_suites": "layerscope.suite",
     "load_suite": "layerscope.suite",
     "probe": "layerscope.probing.probe",
-    "read_residuals": "layerscope.model.residuals",
 }
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
     "builtin_suites",
     "load_suite",
     "probe",
-    "read_residuals",
 ]
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 FORMAT = "layerscope-lens"
 SCHEMA_VERSION = "1.0"
@@ -17,6 +17,10 @@ Placement: TypeAlias = Literal["raw", "normed"]
 """What a translator is applied to: the residual before the final norm, or the normed vector after it."""
 SplitName: TypeAlias = Literal["fit", "select", "held_out"]
 """Tokens that are fitted to, tokens by which ridge and stopping are chosen, tokens that only measure."""
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Positive: TypeAlias = Annotated[int, Field(ge=1)]
+Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+R = TypeVar("R", bound="_Record")
 
 
 def utc_stamp(time: datetime) -> str:
@@ -25,44 +29,96 @@ def utc_stamp(time: datetime) -> str:
 
 
 class _Record(BaseModel):
+    """A part of `lens.json`: nothing unknown, nothing changed afterwards."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-class TextSource(_Record):
-    """One file or data set that text was read from."""
-
-    name: str
-    """File name without its folder, or the data set's id with its revision."""
-    format: Literal["txt", "jsonl", "parquet", "datasets"]
-    n_documents: int
-    """Read from it before the budget was reached; repeated ones count, blank ones do not."""
-    sha256: str
-    """Over the documents that were read, in order."""
+    @classmethod
+    def of(cls: type[R], source: object, **differing: object) -> R:
+        """A record of an object whose attributes have the fields' names; fields that differ from it are given."""
+        same = {
+            name: getattr(source, name) for name in cls.model_fields if name not in differing and hasattr(source, name)
+        }
+        return cls.model_validate(same | differing)
 
 
-class SplitRecord(_Record):
-    """Size of one part of a corpus, counted."""
+class RecordModel(_Record):
+    """A part of `run.json` or of both: besides, nothing converted, and no NaN or infinity."""
 
-    n_documents: int
-    n_tokens: int
-    """Of its documents, BOS not counted."""
-    n_sequences: int
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-class CorpusRecord(_Record):
+# What a run's record repeats of a lens it was read through
+
+
+class TextSource(RecordModel):
+    """One file or data set that a lens was fitted on."""
+
+    name: str = Field(description="File name without its folder, or the data set's id with its revision.")
+    format: Literal["txt", "jsonl", "parquet", "datasets"] = Field(description="How it was read.")
+    n_documents: Count = Field(
+        description="Read from it, before any budget was reached; repeated ones count, blank ones do not."
+    )
+    sha256: Sha256 = Field(description="Over the documents that were read, in order.")
+
+
+class SplitRecord(RecordModel):
+    """Size of one part of that text, counted."""
+
+    n_documents: Count = Field(description="Documents.")
+    n_tokens: Count = Field(description="Tokens of them, BOS not counted.")
+    n_sequences: Count = Field(description="Sequences they were packed to.")
+
+
+class CorpusRecord(RecordModel):
     """The text that a lens was fitted on; every number is counted while it is read."""
 
-    sources: tuple[TextSource, ...]
-    sha256: str
-    """Over the packed ids of all parts."""
-    n_documents: int
-    n_repeated: int
-    """Documents that had been read before word for word, and were left out."""
-    seq_len: int
-    """Positions of a sequence, BOS included."""
-    bos: bool
-    """Whether every sequence starts with BOS."""
-    splits: dict[SplitName, SplitRecord]
+    sources: tuple[TextSource, ...] = Field(description="Where it was read from.")
+    sha256: Sha256 = Field(description="Over the packed ids of all parts.")
+    n_documents: Count = Field(description="Documents that were read.")
+    n_repeated: Count = Field(description="Documents left out, because they had been read before word for word.")
+    seq_len: Positive = Field(description="Positions of a sequence, BOS included.")
+    bos: bool = Field(description="Whether every sequence starts with BOS.")
+    splits: dict[SplitName, SplitRecord] = Field(
+        description="Text that was fitted to, by which something was chosen, and that only measured."
+    )
+
+
+class Settings(RecordModel):
+    """How a fit was made; two fits with equal settings, text and model give equal weights."""
+
+    seed: int = Field(description="Seed of every generator.")
+    device: str = Field(description="Where it was computed.")
+    dtype: str = Field(description="Number format of the blocks' arithmetic.")
+    threads: Positive = Field(description="Threads of the tensor library.")
+    torch: str = Field(description="Version of PyTorch.")
+    layerscope: str = Field(description="Version of layerscope.")
+
+
+class ImportedLens(RecordModel):
+    """Where a lens came from that was fitted elsewhere."""
+
+    format: Literal["tuned-lens", "jacobian-lens"] = Field(description="The format of its files.")
+    name: str = Field(description="Name of its file or folder, without a path.")
+    sha256: Sha256 = Field(description="Of the file that held its weights.")
+
+
+class SkipLayers(_Record):
+    """The last blocks replaced by the translator of the layer before them, on held-out text."""
+
+    blocks: Positive = Field(description="How many blocks were skipped.")
+    layer: Count = Field(description="The layer that was decoded: n_layers less the blocks.")
+    n_tokens: Count = Field(description="How many tokens were predicted.")
+    perplexity_lens: float = Field(description="Of the lens at that layer.")
+    perplexity_model: float = Field(description="Of the model itself.")
+
+    @property
+    def relative_loss(self) -> float:
+        """By what share the perplexity grows."""
+        return (self.perplexity_lens - self.perplexity_model) / self.perplexity_model
+
+
+# What `lens.json` alone says
 
 
 class FittedModel(_Record):
@@ -105,22 +161,6 @@ class LayerFit(_Record):
     """of the ridge regression,"""
     tuned_bits: float
     """and of the lens as it is kept."""
-
-
-class SkipLayers(_Record):
-    """The last blocks replaced by the translator, on held-out text."""
-
-    blocks: int
-    """How many blocks are skipped: the residual after `n_layers - blocks` of them is decoded."""
-    layer: int
-    n_tokens: int
-    perplexity_lens: float
-    perplexity_model: float
-
-    @property
-    def relative_loss(self) -> float:
-        """By what share the perplexity grows."""
-        return (self.perplexity_lens - self.perplexity_model) / self.perplexity_model
 
 
 class TunedFit(_Record):
@@ -181,31 +221,16 @@ class PrismFit(_Record):
     n_held_out: int
 
 
-class ImportedFrom(_Record):
-    """Where a lens came from that was fitted elsewhere."""
+class ImportedFrom(ImportedLens):
+    """The same, with what its own files say of it, unchecked."""
 
-    format: Literal["tuned-lens", "jacobian-lens"]
-    name: str
-    sha256: str
-    """Of the file that held its weights."""
+    model_config = ConfigDict(allow_inf_nan=True)
+
     stated: dict[str, str | int | float | bool | None]
-    """What its own files say of it, unchecked."""
-
-
-class Settings(_Record):
-    """How a fit was asked for; two fits with equal settings, text and model give equal weights."""
-
-    seed: int
-    device: str
-    dtype: str
-    """In which the blocks computed."""
-    threads: int
-    torch: str
-    layerscope: str
 
 
 class LensRecord(_Record):
-    """Everything that a sidecar says beside its weights."""
+    """Everything that a lens folder says of its weights: `lens.json`."""
 
     format: Literal["layerscope-lens"]
     schema_version: str

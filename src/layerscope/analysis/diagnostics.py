@@ -233,7 +233,7 @@ class _Judge:
         by_pass = self.milestones.by_pass()
         tuned, variants = self._beside("tuned"), measured.tuned_variants
         audit = self._tuned_audit()
-        second = measured.second_forward
+        readout, second = measured.position_readout, measured.second_forward
         return Diagnostics(
             headline=self.headline,
             primary=self.primary,
@@ -249,10 +249,10 @@ class _Judge:
             last_layer=_last_layer(measured.last_layer, self.protocol),
             entropy_gap=None if curve is None else _entropy_gap(curve),
             trajectory=None if curve is None else norm_trajectory(curve, onset, self.protocol.absolute_spikes),
-            decoding_point=consistency.decoding_point(measured.close_up, self.headlined, preferred, measured.stack),
-            lens_consistency=consistency.lens_consistency(measured.close_up, self.headlined),
-            gate_stability=consistency.gate_stability(measured.close_up, self.headlined, self.d_vocab, thresholds),
-            repeatability=consistency.repeatability(measured.close_up),
+            decoding_point=consistency.decoding_point(readout, self.headlined, preferred, measured.stack),
+            lens_consistency=consistency.lens_consistency(readout, self.headlined),
+            gate_stability=consistency.gate_stability(readout, self.headlined, self.d_vocab, thresholds),
+            repeatability=consistency.repeatability(readout),
             forward_of_two=None
             if curve is None
             else consistency.forward_of_two(second, self.headlined, curve, thresholds),
@@ -302,7 +302,7 @@ class _Judge:
 
     def _sidecar(self, kind: str) -> FittedLensRecord | None:
         """What is recorded of a fitted lens that the run was read through."""
-        records = self.record.measured.sidecars
+        records = self.record.measured.fitted_lenses
         return next((record for record in records if record.kind == kind and record.status == "loaded"), None)
 
     def _layer(self, name: str) -> int | None:

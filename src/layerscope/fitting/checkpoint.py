@@ -68,13 +68,13 @@ class Checkpoint:
         Raises:
             LensError: the files are damaged.
         """
-        found = sorted(self._workspace.folder.glob(REACHED.format("*")))
-        if not found:
+        files = sorted(self._workspace.folder.glob(REACHED.format("*")))
+        if not files:
             return []
-        layer = int(found[-1].stem.rpartition("-")[2])
+        layer = int(files[-1].stem.rpartition("-")[2])
         try:
             gathered = [load_file(self._gathered(i)) for i in range(layer + 1)]
-            whole = self._read(found[-1])
+            whole = self._read(files[-1])
         except (OSError, SafetensorError) as error:
             raise damaged(self._workspace.folder, layer) from error
         if not whole:

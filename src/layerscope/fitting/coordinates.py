@@ -91,21 +91,23 @@ class Parameters:
         """
         d_model = len(translator.bias)
         at_mean = translator(basis.mean.float()[None])[0].double() - basis.mean
-        own = cls(basis, (at_mean @ basis.outputs_back.T).float(), log_temperature=math.log(translator.temperature))
+        parameters = cls(
+            basis, (at_mean @ basis.outputs_back.T).float(), log_temperature=math.log(translator.temperature)
+        )
         if translator.full is not None and rank:
             matrix = basis.inputs_back @ translator.full.double() @ basis.outputs_back.T
             if rank == d_model:
-                own.whole = matrix.float()
+                parameters.whole = matrix.float()
             else:
-                own.down, own.up = _nearest_product(matrix, rank)
+                parameters.down, parameters.up = _nearest_product(matrix, rank)
         elif translator.down is not None and translator.up is not None and rank:
-            own.down = (basis.inputs_back @ translator.down.double()).float()
-            own.up = (translator.up.double() @ basis.outputs_back.T).float()
+            parameters.down = (basis.inputs_back @ translator.down.double()).float()
+            parameters.up = (translator.up.double() @ basis.outputs_back.T).float()
         elif rank == d_model:
-            own.whole = torch.zeros_like(basis.inputs, dtype=torch.float32)
+            parameters.whole = torch.zeros_like(basis.inputs, dtype=torch.float32)
         elif rank:
-            own.down, own.up = _random_and_zero(d_model, rank, generator, at_mean.device)
-        return own
+            parameters.down, parameters.up = _random_and_zero(d_model, rank, generator, at_mean.device)
+        return parameters
 
     def tensors(self) -> dict[str, Tensor]:
         """What Adam moves."""
@@ -129,13 +131,13 @@ class Parameters:
     def gradients(self, white: Float[Tensor, "n d_model"], by_output: Float[Tensor, "n d_model"]) -> dict[str, Tensor]:
         """Means over positions, for every tensor that Adam moves."""
         slope = by_output @ self._from_white.T / len(by_output)
-        found = {"bias": slope.sum(0)}
+        gradients = {"bias": slope.sum(0)}
         if self.whole is not None:
-            found["whole"] = white.T @ slope
+            gradients["whole"] = white.T @ slope
         if self.down is not None and self.up is not None:
-            found["down"] = white.T @ (slope @ self.up.T)
-            found["up"] = (white @ self.down).T @ slope
-        return found
+            gradients["down"] = white.T @ (slope @ self.up.T)
+            gradients["up"] = (white @ self.down).T @ slope
+        return gradients
 
     def translator(self) -> Translator:
         """In plain coordinates, float32."""

@@ -200,7 +200,7 @@ class Head:
         n = len(rows)
         peak, total = rows.new_full((n, 1), -torch.inf), rows.new_zeros(n, 1)
         cross = rows.new_zeros(n, 1)
-        own, model = (torch.zeros_like(rows) if gradient else rows[:0] for _ in range(2))
+        by_lens, by_model = (torch.zeros_like(rows) if gradient else rows[:0] for _ in range(2))
         for weight, bias in self._tiles(n):
             logits = self._logits(rows, weight, bias)
             p = self._logits(model_rows, weight, bias).sub_(targets.log_sum_exp[:, None]).exp_()
@@ -211,10 +211,10 @@ class Head:
             total.mul_(shrink).add_(exponentials.sum(-1, keepdim=True))
             if gradient:
                 slope = 1 - (logits / cap).square_()
-                own.mul_(shrink).addmm_(exponentials.mul_(slope), weight)
-                model.addmm_(p.mul_(slope), weight)
+                by_lens.mul_(shrink).addmm_(exponentials.mul_(slope), weight)
+                by_model.addmm_(p.mul_(slope), weight)
         nats = (peak + total.log() - cross)[:, 0] - targets.entropy
-        return nats, self.scale * (own / total - model) if gradient else None
+        return nats, self.scale * (by_lens / total - by_model) if gradient else None
 
 
 @dataclass(frozen=True)

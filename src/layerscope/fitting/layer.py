@@ -71,18 +71,18 @@ def fit_layer(layer: int, problem: Problem, *, rank: int, budget: Budget, seed: 
 
 def closed_form(problem: Problem) -> tuple[float, Candidate]:
     """The ridge regression whose penalty gives the least divergence on `select`, and the penalty."""
-    found = {}
+    candidates = {}
     for penalty in RIDGES:
         matrix, bias = problem.regression.ridge(penalty)
         translator = Translator(bias.float(), 1.0, full=matrix.float())
-        found[penalty] = Candidate("closed_form", translator, problem.bits(translator, problem.samples.select))
-    nearest = _nearest(tuple(found.values()))
-    return next(penalty for penalty, one in found.items() if one is nearest), nearest
+        candidates[penalty] = Candidate("closed_form", translator, problem.bits(translator, problem.samples.select))
+    nearest = _nearest(tuple(candidates.values()))
+    return next(penalty for penalty, candidate in candidates.items() if candidate is nearest), nearest
 
 
 def _nearest(candidates: Sequence[Candidate]) -> Candidate:
     """The one of least divergence; one that is not finite only where all are."""
-    return min(candidates, key=lambda one: (not math.isfinite(one.bits), one.bits))
+    return min(candidates, key=lambda candidate: (not math.isfinite(candidate.bits), candidate.bits))
 
 
 def _of_rank(closed: Candidate, problem: Problem, rank: int, generator: torch.Generator) -> Candidate:

@@ -70,11 +70,13 @@ class Objective:
         """The divergence of translated rows, and how it changes with them and with the temperature."""
         temperature = math.exp(log_temperature)
         row = self.row(output, temperature)
-        found = self.head.divergence(row, targets)
-        if found.gradient is None:
+        divergence = self.head.divergence(row, targets)
+        if divergence.gradient is None:
             raise AssertionError("a gradient was asked for")
-        by_temperature = -float((found.gradient * row).sum(-1).mean())
-        return Gradients(float(found.nats.mean()), self._back(output, found.gradient / temperature), by_temperature)
+        by_temperature = -float((divergence.gradient * row).sum(-1).mean())
+        return Gradients(
+            float(divergence.nats.mean()), self._back(output, divergence.gradient / temperature), by_temperature
+        )
 
     def text_gradients(
         self, output: Float[Tensor, "n d_model"], targets: Targets, gold: Int[Tensor, " n"]
@@ -84,13 +86,13 @@ class Objective:
         Their second moment, the empirical Fisher matrix (Martens 2020, section 11), stands for the curvature of the
         divergence. It only scales steps, so the slope of a softcap is left out of the token's own part.
         """
-        found = self.head.divergence(self.row(output, 1.0), targets)
-        if found.gradient is None:
+        divergence = self.head.divergence(self.row(output, 1.0), targets)
+        if divergence.gradient is None:
             raise AssertionError("a gradient was asked for")
         columns = self.head.unembedding.columns(gold)
         rest = self.head.scale * (targets.mean_unembedding - columns)
         projection = self.head.unembedding.projection
-        return self._back(output, found.gradient + (rest if projection is None else rest @ projection))
+        return self._back(output, divergence.gradient + (rest if projection is None else rest @ projection))
 
     def _back(
         self, output: Float[Tensor, "n d_model"], gradient: Float[Tensor, "n d_model"]

@@ -64,7 +64,7 @@ def fit_prism(
     *,
     observer: FitObserver | None = None,
 ) -> FittedLens:
-    """Fit a prism lens and write it as a sidecar.
+    """Fit a prism lens and write it into a folder.
 
     While the text goes through the blocks, it is kept beside `out` how far it has come; called again with the same
     model, text and settings after it was interrupted, the fit goes on from there and ends with the same weights.
@@ -72,7 +72,7 @@ def fit_prism(
     Args:
         model: the model; all text goes through it once, block by block.
         corpus: text in three parts; `fit` gives vectors, `held_out` measures.
-        out: folder of the sidecar, which must not be there yet.
+        out: folder of the lens, which must not be there yet.
         settings: how; the defaults where not given.
         observer: is told how it goes.
 
@@ -81,8 +81,7 @@ def fit_prism(
         PlacementError: the vectors do not fit the memory.
         NumericError: a residual that is not finite.
     """
-    wish = settings or PrismSettings()
-    return _PrismFitter(model, corpus, out, wish, observer or SilentFit()).run()
+    return _PrismFitter(model, corpus, out, settings or PrismSettings(), observer or SilentFit()).run()
 
 
 class _PrismFitter:
@@ -106,7 +105,7 @@ class _PrismFitter:
         self.lens: Lens = LogitLens(model.final_norm)
 
     def run(self) -> FittedLens:
-        """The pass, the map, what it is worth, and the sidecar."""
+        """The pass, the map, what it is worth, and the lens folder."""
         device = self.model.placement.device
         with self.workspace.held():
             with (
@@ -114,13 +113,13 @@ class _PrismFitter:
                 reproducible(self.settings.seed, device),
                 torch.inference_mode(),
             ):
-                found, record = self._found()
-            tensors = prism_tensors(found.mean, found.variance, found.rotation)
-            sidecar = write_fitted_lens(self.out, record, tensors)
+                prism_map, record = self._fitted()
+            tensors = prism_tensors(prism_map.mean, prism_map.variance, prism_map.rotation)
+            lens = write_fitted_lens(self.out, record, tensors)
             self.workspace.discard()
-        return sidecar
+        return lens
 
-    def _found(self) -> tuple[PrismMap, LensRecord]:
+    def _fitted(self) -> tuple[PrismMap, LensRecord]:
         generator = torch.Generator().manual_seed(self.settings.seed)
         text = self._enough_text(generator)
         self._check_room(text)
@@ -133,15 +132,15 @@ class _PrismFitter:
         self.observer.plan(self._plan(len(fit_at), len(gathered)) + checkpoint.shortage)
         self._pass(stream, fit_at, held_at, checkpoint, gathered)
         # Taken away, not copied: together they are larger than the text.
-        vectors = torch.cat([found.pop("vectors") for found in gathered if "vectors" in found])
-        held = torch.stack([found.pop("held") for found in gathered])
+        vectors = torch.cat([layer.pop("vectors") for layer in gathered if "vectors" in layer])
+        held = torch.stack([layer.pop("held") for layer in gathered])
         try:
-            found = self._map(vectors, stream.rows(fit_at), generator)
+            prism_map = self._map(vectors, stream.rows(fit_at), generator)
         except (LensError, NumericError):
             self.workspace.discard()  # the same command would come to the same
             raise
-        bits = self._measured(held, found, stream, held_at)
-        return found, self._record(found, len(vectors), bits, len(held_at))
+        bits = self._measured(held, prism_map, stream, held_at)
+        return prism_map, self._record(prism_map, len(vectors), bits, len(held_at))
 
     def _per_layer(self) -> int:
         return max(1, self.wanted // len(self.rows))
@@ -202,11 +201,11 @@ class _PrismFitter:
         """Add to `gathered` the residuals of held-out positions at every layer, and the vectors of a few layers."""
 
         def after(layer: int) -> None:
-            found: Gathered = {"held": stream.rows(held_at).clone()}
-            refuse_non_finite(found["held"], f"residuals of the held_out part at layer {layer}")
+            layer_rows: Gathered = {"held": stream.rows(held_at).clone()}
+            refuse_non_finite(layer_rows["held"], f"residuals of the held_out part at layer {layer}")
             if layer in self.rows:
-                found["vectors"] = self._stream_rows(stream.rows(fit_at), layer).cpu()
-            gathered.append(found)
+                layer_rows["vectors"] = self._stream_rows(stream.rows(fit_at), layer).cpu()
+            gathered.append(layer_rows)
             checkpoint.offer(gathered)
             self.observer.blocks(layer, self.model.n_layers)
 
@@ -235,25 +234,27 @@ class _PrismFitter:
         return fit_procrustes_to_final(vectors, targets, standardiser, k=self.k, device=device)
 
     def _measured(
-        self, held: Float[Tensor, "layer held d_model"], found: PrismMap, stream: Stream, held_at: Tensor
+        self, held: Float[Tensor, "layer held d_model"], prism_map: PrismMap, stream: Stream, held_at: Tensor
     ) -> list[tuple[float, float]]:
         """Mean KL(model || prism) and KL(model || logit lens) in bits at every layer."""
         device = self.model.placement.device
         head = Head(self.model.unembedding)
-        prism = PrismLens(self.lens, found.mean, found.variance, found.eps, found.rotation).to(device)
+        prism = PrismLens(self.lens, prism_map.mean, prism_map.variance, prism_map.eps, prism_map.rotation).to(device)
         targets = targets_at(self.model, head, stream.residuals.view(-1, self.model.d_model), held_at)
         bits = []
         for layer, residuals in enumerate(held):
             sums = [0.0, 0.0]
             for chunk in torch.split(torch.arange(len(residuals)), DECODED_TOGETHER):
-                own, at = residuals[chunk].to(device), targets.at(chunk.to(device))
+                rows, at = residuals[chunk].to(device), targets.at(chunk.to(device))
                 for i, lens in enumerate((prism, self.lens)):
-                    nats = head.divergence(lens(own, layer), at, gradient=False).nats
+                    nats = head.divergence(lens(rows, layer), at, gradient=False).nats
                     sums[i] += float(nats.double().sum()) / (LN2 * len(residuals))
             bits.append((sums[0], max(0.0, sums[1])))
         return bits
 
-    def _record(self, found: PrismMap, n_vectors: int, bits: Sequence[tuple[float, float]], n_held: int) -> LensRecord:
+    def _record(
+        self, prism_map: PrismMap, n_vectors: int, bits: Sequence[tuple[float, float]], n_held: int
+    ) -> LensRecord:
         return LensRecord(
             format=FORMAT,
             schema_version=SCHEMA_VERSION,
@@ -264,24 +265,16 @@ class _PrismFitter:
             settings=settings_record(self.model, self.settings.seed),
             corpus=self.corpus.record,
             tuned=None,
-            prism=PrismFit(
-                method=found.method,
-                pairing=found.pairing,
-                k=found.k,
-                k_asked=found.k_asked,
-                rank_effective=found.rank_effective,
+            prism=PrismFit.of(
+                prism_map,
                 stream=self.lens.name,
                 rows=self.rows,
                 layers=tuple("embed" if row == 0 else str(row - 1) for row in self.rows),
                 vectors=n_vectors,
-                distinct_vectors=found.distinct_vectors,
-                reservoir=found.reservoir,
-                eps=found.eps,
-                orthogonality_error=found.orthogonality_error,
-                held_out_bits=tuple(own for own, _ in bits),
+                held_out_bits=tuple(prism_bits for prism_bits, _ in bits),
                 logit_bits=tuple(logit for _, logit in bits),
                 n_held_out=n_held,
             ),
             imported=None,
-            notes=found.notes,
+            notes=prism_map.notes,
         )

@@ -96,12 +96,12 @@ def _step(
     chosen = torch.randint(len(fit), (min(batch, len(fit)),), generator=generator).sort().values
     x = problem.inputs(fit.index[chosen])
     white = parameters.white(x)
-    found = problem.objective.gradients(
+    gradients = problem.objective.gradients(
         parameters.output(x, white), parameters.log_temperature, fit.targets.at(chosen.to(x.device))
     )
-    if math.isfinite(found.nats):
-        adam.step(parameters.gradients(white, found.by_output), found.by_log_temperature, size)
-    return found.nats
+    if math.isfinite(gradients.nats):
+        adam.step(parameters.gradients(white, gradients.by_output), gradients.by_log_temperature, size)
+    return gradients.nats
 
 
 def _ended(best: Refined, steps: int, stopped: Stop) -> Refined:

@@ -42,7 +42,7 @@ def shortage_message(model: CausalLM) -> str:
 
 
 def settings_record(model: CausalLM, seed: int) -> Settings:
-    """Whatever else than text and wishes decides the weights."""
+    """Whatever else than text and settings decides the weights."""
     return Settings(
         seed=seed,
         device=model.placement.device.type,
@@ -53,7 +53,9 @@ def settings_record(model: CausalLM, seed: int) -> Settings:
     )
 
 
-def fit_key(kind: Kind, model: CausalLM, corpus: Corpus, seed: int, wishes: Mapping[str, object]) -> dict[str, object]:
+def fit_key(
+    kind: Kind, model: CausalLM, corpus: Corpus, seed: int, settings: Mapping[str, object]
+) -> dict[str, object]:
     """Whatever decides the weights of a lens, by name: one and the same for a fit that goes on."""
     return {
         "kind": kind,
@@ -64,7 +66,7 @@ def fit_key(kind: Kind, model: CausalLM, corpus: Corpus, seed: int, wishes: Mapp
         "transformers": version("transformers"),
         "n_parameters": model.architecture.n_parameters,
         "corpus": corpus.record.sha256,
-        **wishes,
+        **settings,
         **settings_record(model, seed).model_dump(),
     }
 

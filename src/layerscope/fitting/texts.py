@@ -195,14 +195,14 @@ def _reason(error: Exception) -> str:
 
 
 def _find_dataset(text: str, field: str) -> Source:
-    asked = _DATASET_ID.fullmatch(text)
-    if asked is None or text.lower().endswith((".txt", ".jsonl", ".parquet")):
+    named = _DATASET_ID.fullmatch(text)
+    if named is None or text.lower().endswith((".txt", ".jsonl", ".parquet")):
         _no_such_file(text)
     try:
         datasets = import_module("datasets")
     except ImportError:
         _no_such_file(text)
-    repository, subset, revision = asked.groups()
+    repository, subset, revision = named.groups()
     try:
         builder = datasets.load_dataset_builder(repository, subset, revision=revision)
         rows = builder.as_streaming_dataset(split="train")

@@ -76,19 +76,19 @@ Fitted: TypeAlias = tuple[Translator, LayerFit, SkipLayers | None]
 """One layer: its translator, what it is worth, and what it costs to put it in the place of the blocks after it."""
 
 
-def rank_of(wish: int | Literal["auto", "full"], d_model: int, n_layers: int) -> int:
+def rank_of(rank: int | Literal["auto", "full"], d_model: int, n_layers: int) -> int:
     """The rank that is meant.
 
     Raises:
         LensError: a rank below 0 or above d_model.
     """
-    if wish == "full" or (wish == "auto" and 4 * n_layers * d_model**2 <= FULL_MAPS_BYTES):
+    if rank == "full" or (rank == "auto" and 4 * n_layers * d_model**2 <= FULL_MAPS_BYTES):
         return d_model
-    if wish == "auto":
+    if rank == "auto":
         return 256 if d_model >= 4096 else min(256, max(64, d_model // 32))
-    if not 0 <= int(wish) <= d_model:
-        raise LensError(f"The rank of a tuned lens is between 0 and d_model = {d_model}, but {wish} was asked for.")
-    return int(wish)
+    if not 0 <= int(rank) <= d_model:
+        raise LensError(f"The rank of a tuned lens is between 0 and d_model = {d_model}, but {rank} was asked for.")
+    return int(rank)
 
 
 def fit_tuned(
@@ -99,7 +99,7 @@ def fit_tuned(
     *,
     observer: FitObserver | None = None,
 ) -> FittedLens:
-    """Fit a tuned lens and write it as a sidecar.
+    """Fit a tuned lens and write it into a folder.
 
     Every layer that is finished is kept beside `out`; called again with the same model, text and settings after it was
     interrupted, the fit goes on behind them and ends with the same weights.
@@ -107,7 +107,7 @@ def fit_tuned(
     Args:
         model: the model.
         corpus: text in three parts.
-        out: folder of the sidecar, which must not be there yet.
+        out: folder of the lens, which must not be there yet.
         settings: how; the defaults where not given.
         observer: is told how it goes.
 
@@ -116,8 +116,7 @@ def fit_tuned(
         PlacementError: neither memory nor disk has room.
         NumericError: a residual that is not finite.
     """
-    wish = settings or TunedSettings()
-    return _TunedFitter(model, corpus, out, wish, observer or SilentFit()).run()
+    return _TunedFitter(model, corpus, out, settings or TunedSettings(), observer or SilentFit()).run()
 
 
 class _TunedFitter:
@@ -134,15 +133,15 @@ class _TunedFitter:
         self.workspace = Workspace(out, fit_key("tuned", model, corpus, settings.seed, asdict(settings)))
 
     def run(self) -> FittedLens:
-        """Both passes, then the sidecar."""
+        """Both passes, then the lens folder."""
         with self.workspace.held():
-            found, samples, stream = self._passes()
-            skips = [skip for _, _, skip in found if skip is not None]
-            record = self._record(samples, stream, [fit for _, fit, _ in found], skips)
-            tensors = tuned_tensors([translator.to("cpu") for translator, _, _ in found])
-            sidecar = write_fitted_lens(self.out, record, tensors)
+            fitted, samples, stream = self._passes()
+            skips = [skip for _, _, skip in fitted if skip is not None]
+            record = self._record(samples, stream, [fit for _, fit, _ in fitted], skips)
+            tensors = tuned_tensors([translator.to("cpu") for translator, _, _ in fitted])
+            lens = write_fitted_lens(self.out, record, tensors)
             self.workspace.discard()
-        return sidecar
+        return lens
 
     def _passes(self) -> tuple[list[Fitted], Samples, Stream]:
         """What every layer came to, where it was measured, and how the text lay."""
@@ -235,7 +234,7 @@ class _TunedFitter:
         )
 
     def _second_pass(self, stream: Stream, finals: Tensor, samples: Samples) -> list[Fitted]:
-        found: list[Fitted] = []
+        fitted: list[Fitted] = []
         n_layers = self.model.n_layers
 
         def after(layer: int) -> None:
@@ -245,15 +244,15 @@ class _TunedFitter:
                 self.workspace.keep(layer, translator, fit, skip)
             else:
                 translator, fit, skip = kept[0], kept[1].fit, kept[1].skip
-            found.append((translator, fit, skip))
+            fitted.append((translator, fit, skip))
             self.observer.layer(layer, in_words(fit))
             self.observer.blocks(n_layers + layer + 1, 2 * n_layers)
 
         stream.visit_again(after)
-        return found
+        return fitted
 
     def _fit(self, layer: int, stream: Stream, finals: Tensor, samples: Samples) -> Fitted:
-        wish = self.settings
+        settings = self.settings
         for part in ("fit", "select", "held_out"):
             index = getattr(samples, part).index
             refuse_non_finite_at(index, stream.rows, f"residuals of the {part} part at layer {layer}")
@@ -261,8 +260,8 @@ class _TunedFitter:
             layer,
             Problem(self.objective, stream.rows, samples, self._regression(stream, finals)),
             rank=self.rank,
-            budget=Budget(self._steps(samples), wish.batch, wish.rate),
-            seed=wish.seed,
+            budget=Budget(self._steps(samples), settings.batch, settings.rate),
+            seed=settings.seed,
         )
         return translator, fit, self._skip(layer, translator, stream, finals)
 
@@ -306,7 +305,6 @@ class _TunedFitter:
     def _record(
         self, samples: Samples, stream: Stream, layers: Sequence[LayerFit], skips: Sequence[SkipLayers]
     ) -> LensRecord:
-        wish = self.settings
         return LensRecord(
             format=FORMAT,
             schema_version=SCHEMA_VERSION,
@@ -314,17 +312,14 @@ class _TunedFitter:
             created_utc=utc_stamp(datetime.now(UTC)),
             weights_sha256="",
             model=model_signature(self.model),
-            settings=settings_record(self.model, wish.seed),
+            settings=settings_record(self.model, self.settings.seed),
             corpus=self.corpus.record,
-            tuned=TunedFit(
-                placement=wish.placement,
+            tuned=TunedFit.of(
+                self.settings,
                 rank=self.rank,
                 temperatures=(*(fit.temperature for fit in layers), 1.0),
-                first_position=wish.first_position,
                 steps=self._steps(samples),
-                batch=wish.batch,
-                rate=wish.rate,
-                n_moments=len(stream.positions("fit", wish.first_position)),
+                n_moments=len(stream.positions("fit", self.settings.first_position)),
                 n_refined=len(samples.fit),
                 n_select=len(samples.select),
                 n_held_out=len(samples.held_out),

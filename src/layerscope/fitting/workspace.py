@@ -41,17 +41,17 @@ class FinishedLayer(BaseModel):
 
 
 class Workspace:
-    """A hidden folder beside the sidecar that is being made, bound to one model, corpus and choice of settings."""
+    """A hidden folder beside the lens folder that is being made, bound to one model, corpus and choice of settings."""
 
     def __init__(self, target: Path, settings: dict[str, object]) -> None:
         """Name the folder; it is made by `held`, or by whatever is first put there.
 
         Args:
-            target: the sidecar's folder, which must not be there yet.
+            target: the lens' folder, which must not be there yet.
             settings: whatever decides the result; another choice gets another folder.
 
         Raises:
-            LensError: the sidecar is there already.
+            LensError: the folder is there already.
         """
         self._target, self._settings = target, settings
         self._refuse_taken()
@@ -64,12 +64,12 @@ class Workspace:
 
     @property
     def leftovers(self) -> tuple[Path, ...]:
-        """Folders of other fits of the same sidecar, by name: with other settings, and unfinished or still running."""
+        """Folders of other fits of the same lens, by name: with other settings, and unfinished or still running."""
         if not self._target.parent.is_dir():
             return ()
         name = re.compile(rf"\.{re.escape(self._target.name)}\.fit-[0-9a-f]{{16}}")
-        beside = sorted(path for path in self._target.parent.iterdir() if name.fullmatch(path.name))
-        return tuple(path for path in beside if path.is_dir() and path != self.folder)
+        others = sorted(path for path in self._target.parent.iterdir() if name.fullmatch(path.name))
+        return tuple(path for path in others if path.is_dir() and path != self.folder)
 
     def room(self) -> Path:
         """The folder, made if it was not there yet.
@@ -80,8 +80,8 @@ class Workspace:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "settings.json").exists():
-                said = json.dumps(self._settings, indent=2, sort_keys=True) + "\n"
-                (self.folder / "settings.json").write_text(said, "utf-8")
+                text = json.dumps(self._settings, indent=2, sort_keys=True) + "\n"
+                (self.folder / "settings.json").write_text(text, "utf-8")
         except OSError as error:
             raise LensError(
                 f"The folder '{self.folder}' cannot be made ({error.strerror}); give another --out."
@@ -143,11 +143,11 @@ class Workspace:
         if not record.exists():
             return None
         try:
-            found = FinishedLayer.model_validate_json(record.read_text("utf-8"))
+            finished = FinishedLayer.model_validate_json(record.read_text("utf-8"))
             parts = load_file(weights)
         except (OSError, ValueError, SafetensorError) as error:
             raise damaged(self.folder, layer) from error
-        return Translator(temperature=found.temperature, **parts), found
+        return Translator(temperature=finished.temperature, **parts), finished
 
     def discard(self) -> None:
         """Delete it all, once nothing of it is needed; what a filesystem will not let go of yet stays."""

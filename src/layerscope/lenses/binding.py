@@ -1,4 +1,4 @@
-"""Lenses by name, bound to a model's norms and, where they are fitted, to their sidecars."""
+"""Lenses by name, bound to a model's norms and, where they are fitted, to what was read of them."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -20,20 +20,20 @@ def bind_lenses(
     *,
     final_norm: Norm | None,
     next_norms: tuple[Norm | None, ...],
-    sidecars: Mapping[str, FittedLens] = _NONE,
+    fitted: Mapping[str, FittedLens] = _NONE,
 ) -> tuple[Lens, ...]:
     """The lenses of that name, bound to a model's norms, in the order asked for.
 
     Args:
-        names: of `LENS_NAMES` and, where a sidecar is given, of `FITTED_NAMES`.
+        names: of `LENS_NAMES` and, where a fitted lens is given, of `FITTED_NAMES`.
         final_norm: the model's final norm.
         next_norms: for each layer 0..n_layers the norm that reads it.
-        sidecars: the fitted lenses of this model by name (see `matching`). Their tensors stay where they are; move a
+        fitted: the fitted lenses of this model by name. Their tensors stay where they are; move a
             lens with its `to`.
 
     Raises:
-        LensError: a name that is no lens, one given twice, or no name at all; a fitted lens without its sidecar, or
-            with one of another kind or depth.
+        LensError: a name that is no lens, one given twice, or no name at all; a fitted lens that is not given, or
+            is of another kind or depth.
     """
     choices = ", ".join((*LENS_NAMES, *FITTED_NAMES))
     if not names:
@@ -49,37 +49,37 @@ def bind_lenses(
     if unknown:
         raise LensError(f"There is no lens called '{unknown[0]}'; choose from {choices}.")
     n_layers = len(next_norms) - 1
-    fitted = {name: _sidecar_of(name, sidecars, n_layers) for name in names if name in FITTED_NAMES}
+    chosen = {name: _fitted_lens(name, fitted, n_layers) for name in names if name in FITTED_NAMES}
     made: dict[str, Lens] = dict(plain)
-    if "tuned" in fitted:
-        made["tuned"] = tuned_lens(fitted["tuned"], final_norm)
-    if "prism" in fitted:
-        made["prism"] = _prism_lens(fitted["prism"], plain)
+    if "tuned" in chosen:
+        made["tuned"] = tuned_lens(chosen["tuned"], final_norm)
+    if "prism" in chosen:
+        made["prism"] = _prism_lens(chosen["prism"], plain)
     return tuple(made[name] for name in names)
 
 
-def _sidecar_of(name: str, sidecars: Mapping[str, FittedLens], n_layers: int) -> FittedLens:
-    if name not in sidecars:
+def _fitted_lens(name: str, fitted: Mapping[str, FittedLens], n_layers: int) -> FittedLens:
+    if name not in fitted:
         raise LensError(
             f"The lens '{name}' has to be fitted to a model first, by "
             f"`layerscope fit {name} MODEL --text FILE --out FOLDER`; then give its place with `--lens-dir FOLDER`."
         )
-    record = sidecars[name].record
+    record = fitted[name].record
     if record.kind != name:
-        raise LensError(f"{sidecars[name].folder}: a {name} lens was asked for, but this is a {record.kind} lens.")
+        raise LensError(f"{fitted[name].folder}: a {name} lens was asked for, but this is a {record.kind} lens.")
     if record.model.n_layers != n_layers:
         raise LensError(
-            f"{sidecars[name].folder}: the lens was fitted to {record.model.id} with {record.model.n_layers} layers, "
+            f"{fitted[name].folder}: the lens was fitted to {record.model.id} with {record.model.n_layers} layers, "
             f"but this model has {n_layers}; fit one to this model."
         )
-    return sidecars[name]
+    return fitted[name]
 
 
-def _prism_lens(sidecar: FittedLens, plain: Mapping[str, Lens]) -> PrismLens:
-    named = prism_fit(sidecar.record).stream
+def _prism_lens(lens: FittedLens, plain: Mapping[str, Lens]) -> PrismLens:
+    named = prism_fit(lens.record).stream
     if named not in plain:
         raise LensError(
-            f"{sidecar.folder}: a prism lens stands on the rows of {', '.join(plain)}, but this one names '{named}'; "
+            f"{lens.folder}: a prism lens stands on the rows of {', '.join(plain)}, but this one names '{named}'; "
             "fit it again."
         )
-    return prism_lens(sidecar, plain[named])
+    return prism_lens(lens, plain[named])

@@ -1,4 +1,4 @@
-"""Lenses that others fitted: the files of the tuned-lens library and of Jacobian lenses, made into tuned sidecars."""
+"""Lenses that others fitted: the files of the tuned-lens library and of Jacobian lenses, made into tuned lenses."""
 
 import hashlib
 import json
@@ -135,22 +135,22 @@ def _tuned_config(path: Path, model: FittedModel) -> dict[str, object]:
     kind = config.get("lens_type", "linear_tuned_lens")
     if kind != "linear_tuned_lens":
         raise LensError(f"{path}: a lens of type {kind}, but only linear_tuned_lens can be imported.")
-    said, ours = (config["d_model"], config["num_hidden_layers"]), (model.d_model, model.n_layers)
-    if said != ours:
+    theirs, ours = (config["d_model"], config["num_hidden_layers"]), (model.d_model, model.n_layers)
+    if theirs != ours:
         raise LensError(
-            f"{path}: a lens of {said[1]} layers with d_model {said[0]}, but {model.id} has {ours[1]} layers with "
+            f"{path}: a lens of {theirs[1]} layers with d_model {theirs[0]}, but {model.id} has {ours[1]} layers with "
             f"d_model {ours[0]}; open the model that it was fitted to."
         )
     return config
 
 
-def _hash_note(said: object, unembedding: Float[Tensor, "d_vocab d_head"] | None) -> list[str]:
+def _hash_note(stated: object, unembedding: Float[Tensor, "d_vocab d_head"] | None) -> list[str]:
     """What the hash of the head has to say; a difference is no proof, since it changes with the dtype too."""
-    if said is None:
+    if stated is None:
         return ["Its config gives no hash of the unembedding, so that nothing shows which weights it was fitted to."]
     if unembedding is None:
         return ["The hash of the unembedding in its config was not compared with the model's."]
-    if said == unembedding_hash(unembedding):
+    if stated == unembedding_hash(unembedding):
         return []
     return [
         "The hash of the unembedding in its config is not this model's: it was fitted to other weights, or to these "
@@ -177,9 +177,9 @@ def _jacobian(weights: ForeignWeights, model: FittedModel) -> tuple[LensRecord, 
     if not isinstance(matrices, Mapping) or not matrices:
         raise LensError(f"{weights.path}: `J` should map blocks to matrices, but it is {type(matrices).__name__}.")
     d = model.d_model
-    said = weights.content.get("d_model")
-    if said != d:
-        raise LensError(f"{weights.path}: a lens with d_model {said}, but {model.id} has {d}; open its own model.")
+    d_model = weights.content.get("d_model")
+    if d_model != d:
+        raise LensError(f"{weights.path}: a lens with d_model {d_model}, but {model.id} has {d}; open its own model.")
     _check_keys(weights)
     blocks = _blocks(weights, matrices, model)
     translators = []
@@ -230,13 +230,13 @@ def _tensor(weights: ForeignWeights, value: object, name: str, shape: tuple[int,
     return value.detach().float()
 
 
-def _plain_parts(said: Mapping[object, object] | Mapping[str, object]) -> dict[str, _Plain]:
+def _plain_parts(content: Mapping[object, object] | Mapping[str, object]) -> dict[str, _Plain]:
     """Words and numbers, one level deep: what may stand in a record."""
     plain: dict[str, _Plain] = {}
-    for key, value in said.items():
+    for key, value in content.items():
         if isinstance(value, Mapping):
-            inner = {f"{key}.{name}": one for name, one in value.items()}
-            plain.update({name: one for name, one in inner.items() if isinstance(one, _Plain)})
+            inner = {f"{key}.{name}": part for name, part in value.items()}
+            plain.update({name: part for name, part in inner.items() if isinstance(part, _Plain)})
         elif isinstance(value, _Plain):
             plain[str(key)] = value
     return plain

@@ -41,58 +41,62 @@ class FittedLens:
 
 
 def tuned_tensors(translators: Sequence[Translator]) -> dict[str, Tensor]:
-    """The tensors of a tuned sidecar: `layers.003.down` and so on, and the `temperatures` of layers 0 to n_layers."""
-    named = {f"layers.{i:03d}.{part}": t for i, one in enumerate(translators) for part, t in one.parts().items()}
-    taus = [*(one.temperature for one in translators), 1.0]
+    """The tensors of a tuned lens: `layers.003.down` and so on, and the `temperatures` of layers 0 to n_layers."""
+    named = {
+        f"layers.{i:03d}.{part}": t
+        for i, translator in enumerate(translators)
+        for part, t in translator.parts().items()
+    }
+    taus = [*(translator.temperature for translator in translators), 1.0]
     return {**named, "temperatures": torch.tensor(taus, dtype=torch.float64)}
 
 
-def tuned_translators(sidecar: FittedLens) -> tuple[Translator, ...]:
-    """The translators of a tuned sidecar, layers 0 to n_layers - 1.
+def tuned_translators(lens: FittedLens) -> tuple[Translator, ...]:
+    """The translators of a tuned lens, layers 0 to n_layers - 1.
 
     Raises:
         LensError: it holds a lens of another kind.
     """
-    fit, model = tuned_fit(sidecar.record), sidecar.record.model
+    fit, model = tuned_fit(lens.record), lens.record.model
     names = translator_shapes(model.d_model, fit.rank)
     return tuple(
         Translator(
             temperature=fit.temperatures[i],
-            mean=sidecar.tensors.get(f"layers.{i:03d}.mean"),
-            **{part: sidecar.tensors[f"layers.{i:03d}.{part}"] for part in names},
+            mean=lens.tensors.get(f"layers.{i:03d}.mean"),
+            **{part: lens.tensors[f"layers.{i:03d}.{part}"] for part in names},
         )
         for i in range(model.n_layers)
     )
 
 
-def tuned_lens(sidecar: FittedLens, final_norm: Norm | None) -> TunedLens:
-    """The lens of a tuned sidecar, round a model's final norm.
+def tuned_lens(lens: FittedLens, final_norm: Norm | None) -> TunedLens:
+    """A tuned lens, round a model's final norm.
 
     Raises:
         LensError: it holds a lens of another kind.
     """
-    return TunedLens(final_norm, tuned_translators(sidecar), tuned_fit(sidecar.record).placement)
+    return TunedLens(final_norm, tuned_translators(lens), tuned_fit(lens.record).placement)
 
 
 def prism_tensors(
     mean: Float[Tensor, " d_model"], variance: Float[Tensor, " d_model"], rotation: Float[Tensor, "d_model d_model"]
 ) -> dict[str, Tensor]:
-    """The tensors of a prism sidecar; eps is in the record."""
+    """The tensors of a prism lens; eps is in the record."""
     return {"mean": mean, "variance": variance, "rotation": rotation}
 
 
-def prism_lens(sidecar: FittedLens, stream: Lens) -> PrismLens:
-    """The lens of a prism sidecar, on the rows of `stream`.
+def prism_lens(lens: FittedLens, stream: Lens) -> PrismLens:
+    """A prism lens, on the rows of `stream`.
 
     Raises:
         LensError: it holds a lens of another kind.
     """
-    eps, named = prism_fit(sidecar.record).eps, sidecar.tensors
+    eps, named = prism_fit(lens.record).eps, lens.tensors
     return PrismLens(stream, named["mean"], named["variance"], eps, named["rotation"])
 
 
 def write_fitted_lens(folder: Path, record: LensRecord, tensors: dict[str, Tensor]) -> FittedLens:
-    """Write a sidecar, whole or not at all; equal tensors give an equal file.
+    """Write a lens folder, whole or not at all; equal tensors give an equal file.
 
     Args:
         folder: is made, with the folders above it; until it is whole it lies beside as `.<name>.partial-<random>`.
@@ -120,7 +124,7 @@ def write_fitted_lens(folder: Path, record: LensRecord, tensors: dict[str, Tenso
 
 
 def read_fitted_lens(folder: Path, *, verify: bool = True) -> FittedLens:
-    """Read a sidecar.
+    """Read a lens folder.
 
     Args:
         folder: holds `lens.json` and `lens.safetensors`.
@@ -147,7 +151,7 @@ def read_fitted_lens(folder: Path, *, verify: bool = True) -> FittedLens:
 
 
 def read_record(folder: Path) -> LensRecord:
-    """Read a sidecar's `lens.json` alone.
+    """Read a lens folder's `lens.json` alone.
 
     Raises:
         LensError: it is missing, no record of a lens, or of another version.
@@ -161,13 +165,15 @@ def read_record(folder: Path) -> LensRecord:
             f"{WEIGHTS_NAME}."
         ) from error
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LensError(f"{path}: not JSON ({error}); the file is damaged, take it from a copy.") from error
-    said = found.get("format") if isinstance(found, dict) else None
-    if said != FORMAT:
-        raise LensError(f"{path}: field `format` should be {FORMAT}, but it is {said}; this is no fitted lens of ours.")
-    _check_version(path, found.get("schema_version"))
+    format_name = content.get("format") if isinstance(content, dict) else None
+    if format_name != FORMAT:
+        raise LensError(
+            f"{path}: field `format` should be {FORMAT}, but it is {format_name}; this is no fitted lens of ours."
+        )
+    _check_version(path, content.get("schema_version"))
     return _parse(text, path)
 
 
@@ -177,10 +183,10 @@ def find_lens_folders(folder: Path, kind: Kind) -> list[LensFolder]:
     Raises:
         LensError: no such folder, or a `lens.json` in it that cannot be read.
     """
-    found, unreadable = look_for(folder, kind)
+    folders, unreadable = look_for(folder, kind)
     if unreadable:
         raise unreadable[0]
-    return found
+    return folders
 
 
 def look_for(folder: Path, kind: Kind) -> tuple[list[LensFolder], list[LensError]]:
@@ -191,13 +197,13 @@ def look_for(folder: Path, kind: Kind) -> tuple[list[LensFolder], list[LensError
     """
     if not folder.is_dir():
         raise LensError(f"{folder}: no such folder; give one that holds fitted lenses, or a lens' own folder.")
-    found, unreadable = [], []
+    folders, unreadable = [], []
     for place in _places(folder):
         try:
-            found.append(LensFolder(read_record(place), place))
+            folders.append(LensFolder(read_record(place), place))
         except LensError as error:
             unreadable.append(error)
-    return [one for one in found if one.record.kind == kind], unreadable
+    return [lens for lens in folders if lens.record.kind == kind], unreadable
 
 
 def _places(folder: Path) -> list[Path]:
@@ -226,17 +232,17 @@ def find_lens_of(folder: Path, kind: Kind, model: FittedModel) -> LensFolder:
     Raises:
         LensError: there is none, and what there is instead, with what cannot be read; or there are several.
     """
-    found, unreadable = look_for(folder, kind)
-    fitting = [one for one in found if not mismatch(one.record.model, model)]
+    folders, unreadable = look_for(folder, kind)
+    fitting = [lens for lens in folders if not mismatch(lens.record.model, model)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        names = ", ".join(str(one.folder) for one in fitting)
+        names = ", ".join(str(lens.folder) for lens in fitting)
         raise LensError(
             f"{folder}: {len(fitting)} {kind} lenses belong to {model.id}; name the folder of one: {names}."
         )
     fit = f"`layerscope fit {kind} MODEL --text FILE --out {folder}` fits one"
-    others = [f"{one.folder}: {mismatch(one.record.model, model)}" for one in found]
+    others = [f"{lens.folder}: {mismatch(lens.record.model, model)}" for lens in folders]
     others += [str(error).removesuffix(".") for error in unreadable]
     if not others:
         raise LensError(f"{folder}: there is no {kind} lens in it or directly below it; {fit}.")
@@ -330,8 +336,8 @@ def _errno(error: OSError | SafetensorError) -> int | None:
     """The system's number; safetensors says it in words alone."""
     if isinstance(error, OSError):
         return error.errno
-    said = re.search(r"\(os error (\d+)\)", str(error))
-    return int(said[1]) if said else None
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else None
 
 
 def _sync(path: Path) -> None:

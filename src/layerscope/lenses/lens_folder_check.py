@@ -90,7 +90,7 @@ def _check_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
             raise LensError(f"{where}: by its record the lens {words} the tensor `{min(names)}`; fit the lens again.")
     for name, shape in shapes.items():
         dtype = torch.float64 if name == "temperatures" else torch.float32
-        found = tensors[name]
-        if tuple(found.shape) != shape or found.dtype != dtype:
-            wanted, came = f"{dtype} of shape {shape}", f"{found.dtype} of shape {tuple(found.shape)}"
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            wanted, came = f"{dtype} of shape {shape}", f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             raise LensError(f"{where}: by its record `{name}` is {wanted}, but it is {came}; fit the lens again.")

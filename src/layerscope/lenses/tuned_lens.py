@@ -55,9 +55,9 @@ class Translator:
             raise LensError("The linear part of a translator is `full`, or `down` with `up`, or absent.")
         d_model = len(self.bias)
         for name, wanted in _linear_shapes(d_model, self.rank).items():
-            found = tuple(getattr(self, name).shape)
-            if found != wanted:
-                raise LensError(f"`{name}` of a translator should have shape {wanted}, but it has {found}.")
+            shape = tuple(getattr(self, name).shape)
+            if shape != wanted:
+                raise LensError(f"`{name}` of a translator should have shape {wanted}, but it has {shape}.")
 
     def __call__(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """The mapped rows, not yet divided by the temperature."""
@@ -92,7 +92,7 @@ class Translator:
         return Translator(bias, self.temperature, **moved)
 
     def parts(self) -> dict[str, Tensor]:
-        """The tensors there are, by their names in a sidecar."""
+        """The tensors there are, by their names in a lens folder."""
         named = {"full": self.full, "down": self.down, "up": self.up, "bias": self.bias, "mean": self.mean}
         return {name: part for name, part in named.items() if part is not None}
 
@@ -176,7 +176,7 @@ class TunedLens:
     @property
     def has_means(self) -> bool:
         """Whether the variant `bias_only` is defined."""
-        return all(one.mean is not None or not one.rank for one in self.translators)
+        return all(translator.mean is not None or not translator.rank for translator in self.translators)
 
     @property
     def temperatures(self) -> tuple[float, ...]:

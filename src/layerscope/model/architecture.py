@@ -128,8 +128,8 @@ def _length_dependent_rope(config: Any) -> Rope | None:
     for entry in per_type:
         kind = entry.get("rope_type", "default")
         if kind in ("longrope", "dynamic"):
-            own = entry.get("original_max_position_embeddings")
-            return Rope(kind, int(own or config.max_position_embeddings))
+            original = entry.get("original_max_position_embeddings")
+            return Rope(kind, int(original or config.max_position_embeddings))
     return None
 
 
@@ -163,9 +163,9 @@ def _find_blocks(model: nn.Module, n_layers: int) -> str:
 
 def _find_final_norm(model: nn.Module, blocks: str) -> str | None:
     """The first norm that is defined after the blocks, or the last one in front of them."""
-    parent, _, own = blocks.rpartition(".")
+    parent, _, name_of_blocks = blocks.rpartition(".")
     children = list(model.get_submodule(parent).named_children())
-    at = [name for name, _ in children].index(own)
+    at = [name for name, _ in children].index(name_of_blocks)
     norms = [name for name, child in children if "norm" in type(child).__name__.lower()]
     behind = [name for name, child in children[at:] if "norm" in type(child).__name__.lower()]
     return f"{parent}.{behind[0] if behind else norms[-1]}".lstrip(".") if norms else None
@@ -226,8 +226,8 @@ def read_norm(module: nn.Module | None, source: str, d_model: int) -> Norm | Non
     expected = reference(probe)
 
     def error(norm: Norm) -> float:
-        own = replace(norm, gain=_cpu(norm.gain), bias=_cpu(norm.bias))
-        return float((own(probe) - expected).abs().nan_to_num().max())
+        candidate = replace(norm, gain=_cpu(norm.gain), bias=_cpu(norm.bias))
+        return float((candidate(probe) - expected).abs().nan_to_num().max())
 
     candidates = [
         Norm(kind, gain, bias, eps, source)

@@ -105,10 +105,10 @@ def run_blockwise(
             if i < start:
                 drop(i)
                 return
-            own = output[0] if isinstance(output, tuple) else output
-            residuals[0] = own
+            stream = output[0] if isinstance(output, tuple) else output
+            residuals[0] = stream
             for batch in range(1, len(token_ids)):
-                residuals[batch] = call(block, residuals[batch].to(device, own.dtype))
+                residuals[batch] = call(block, residuals[batch].to(device, stream.dtype))
             drop(i)
             after(i + 1)
             if i == last:
@@ -156,13 +156,13 @@ def _forward(module: nn.Module, ids: Int[Tensor, "sequence position"]) -> None:
         module(input_ids=ids, attention_mask=None, use_cache=False)
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, int | float | str | None):
-        return bool(one == other)
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor):
+        return isinstance(second, Tensor) and first.shape == second.shape and torch.equal(first, second)
+    if isinstance(first, tuple | list):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
+    if isinstance(first, int | float | str | None):
+        return bool(first == second)
     return True  # caches and the like: they are empty, or the stream itself would not be enough

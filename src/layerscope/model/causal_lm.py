@@ -22,24 +22,13 @@ from layerscope.model.config import build_empty, read_config
 from layerscope.model.families import Family, bos_rule, family_of
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import Placement, place
+from layerscope.model.residuals import Residuals
 from layerscope.model.streaming import Hooks, Prefetcher, StreamedLinear, map_names, stream_weights
 from layerscope.model.tokens import Tokens
 from layerscope.options import keywords
 from layerscope.unembedding import Norm, Unembedding
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Forward:
-    """What one pass leaves."""
-
-    residuals: Float[Tensor, "prompt layer position d_model"]
-    """float32; layer 0 is what enters block 0, layer n_layers leaves the last block unnormed. Right-padded: positions
-    past a prompt's length hold nothing meant."""
-    lengths: tuple[int, ...]
-    logits: Float[Tensor, "some d_vocab"]
-    """The model's own logits at the last token of the first prompts, head transform included, float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +234,7 @@ class CausalLM:
         *,
         n_logits: int | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Forward:
+    ) -> Residuals:
         """Run all prompts through the model in one right-padded batch, visiting every weight once.
 
         Models whose rotary frequencies depend on a batch's longest prompt take a pass for each regime (`batches`).
@@ -262,24 +251,28 @@ class CausalLM:
         logits = torch.empty(n_logits, self.d_vocab, device=device)
         groups = batches(self.architecture.rope, lengths)
         for done, group in enumerate(groups):
-            own = [lengths[i] for i in group]
+            group_lengths = [lengths[i] for i in group]
             batch = _padded([token_ids[i] for i in group]).to(device)
             wanted = [row for row, i in enumerate(group) if i < n_logits]
-            last = {row: own[row] - 1 for row in wanted or [0]}  # the head needs at least one row
+            last = {row: group_lengths[row] - 1 for row in wanted or [0]}  # the head needs at least one row
             reset_rope(self._module)
             alone = len(groups) == 1  # as a rule: then there is nothing to put together
-            kept = residuals if alone else residuals.new_zeros(len(group), *residuals.shape[1:])[:, :, : max(own)]
+            kept = (
+                residuals
+                if alone
+                else residuals.new_zeros(len(group), *residuals.shape[1:])[:, :, : max(group_lengths)]
+            )
             with self._watched(
                 kept,
                 last,
                 lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
             ):
-                own_logits = self._run(batch)
+                group_logits = self._run(batch)
             if not alone:
-                residuals[group, :, : max(own)] = kept
-            for own_row, row in zip(own_logits[:, 0].float(), wanted, strict=False):
-                logits[group[row]] = own_row
-        return Forward(residuals, lengths, logits)
+                residuals[group, :, : max(group_lengths)] = kept
+            for row_logits, row in zip(group_logits[:, 0].float(), wanted, strict=False):
+                logits[group[row]] = row_logits
+        return Residuals(residuals, lengths, logits)
 
     @torch.inference_mode()
     def forward_blockwise(

@@ -62,7 +62,7 @@ def locate(model: str | Path, *, revision: str | None = None, with_code: bool = 
         )
     patterns = [*WANTED, "*.py"] if with_code else WANTED
     try:
-        found = Path(
+        snapshot = Path(
             huggingface_hub.snapshot_download(
                 str(model), revision=revision, allow_patterns=patterns, ignore_patterns=UNWANTED
             )
@@ -74,7 +74,7 @@ def locate(model: str | Path, *, revision: str | None = None, with_code: bool = 
             f"'{model}' is neither a folder here nor a model that could be had from the Hub{at} ({reason}); "
             "check the name, log in with `hf auth login` if it is gated, or give a folder."
         ) from error
-    return Source(found, str(model), revision, found.name)
+    return Source(snapshot, str(model), revision, snapshot.name)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Checkpoint:
         return tensor
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Ask the kernel to read the pages of these tensors; returns when it has taken the wish down."""
+        """Ask the kernel to read the pages of these tensors; returns when it has taken the request down."""
         if not hasattr(os, "posix_fadvise"):  # only Linux and some BSDs have it; elsewhere pages come when touched
             return
         by_file: dict[Path, list[_Place]] = {}
@@ -156,11 +156,11 @@ def _shards(folder: Path) -> list[Path]:
                 f"(first: {missing[0]}); complete the download."
             )
         return [folder / name for name in named]
-    found = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors"))
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    if found:
-        return found
+    if files:
+        return files
     pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
     if pickles:
         raise CheckpointError(

@@ -112,13 +112,13 @@ def family_of(config: Any) -> tuple[Family, bool]:
     return known, True
 
 
-def bos_rule(family: Family, wish: str) -> Bos:
+def bos_rule(family: Family, bos: str) -> Bos:
     """The family's rule, or the user's own.
 
     Raises:
-        TokenizerError: a wish that is not `auto`, `yes` or `no`.
+        TokenizerError: a word that is not `auto`, `yes` or `no`.
     """
     rules: dict[str, Bos] = {"auto": family.bos, "yes": "always", "no": "never"}
-    if wish not in rules:
-        raise TokenizerError(f"'{wish}' does not say whether prompts start with BOS; choose auto, yes or no.")
-    return rules[wish]
+    if bos not in rules:
+        raise TokenizerError(f"'{bos}' does not say whether prompts start with BOS; choose auto, yes or no.")
+    return rules[bos]

@@ -83,7 +83,7 @@ def _explain(
 ) -> tuple[HeadTransform | None, bool, str]:
     """The simplest of scale, softcap, both, and a bias by id that brings the divergence down to rounding."""
     z, y = linear.double(), target.double()
-    said = f"declared: scale {declared.scale}, softcap {declared.softcap}"
+    stated = f"declared: scale {declared.scale}, softcap {declared.softcap}"
     scale = _fit_scale(z, y)
     cap = _fit_softcap(z, y, 1.0)
     both = _fit_softcap_and_scale(z, y)
@@ -98,11 +98,11 @@ def _explain(
     allowed = max(tolerance_bits, 1e-5)
     for transform, words in candidates:
         if _kl_bits(transform.apply_(z.clone()), y) <= allowed:
-            return transform, False, f"The decode lacks {words} ({said})."
+            return transform, False, f"The decode lacks {words} ({stated})."
     bias = (y - declared.apply_(z.clone())).mean(0)
     if len(z) > 1 and _kl_bits(declared.apply_(z.clone()) + bias, y) <= allowed:
-        return None, True, f"The decode lacks a bias by vocabulary id, up to {float(bias.abs().max()):.4g} ({said})."
-    return None, False, f"Neither scale, softcap nor bias explains the difference ({said})."
+        return None, True, f"The decode lacks a bias by vocabulary id, up to {float(bias.abs().max()):.4g} ({stated})."
+    return None, False, f"Neither scale, softcap nor bias explains the difference ({stated})."
 
 
 def _fit_scale(z: Tensor, y: Tensor) -> float:

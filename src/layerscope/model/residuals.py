@@ -1,17 +1,15 @@
-"""One pass over a suite: the residual stream of every prompt after every block.
+"""What one pass over a suite leaves: the residual stream of every prompt after every block, and the model's own logits.
 
 Layers count how many blocks have written: 0 is what enters block 0 (the embedding, with whatever a family adds or
 multiplies), n_layers leaves the last block, before the final norm.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from layerscope.model.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,8 @@ class Residuals:
     """float32; positions past a prompt's length are zero or meaningless."""
     lengths: tuple[int, ...]
     """Number of real positions of each prompt."""
+    logits: Float[Tensor, "some d_vocab"]
+    """The model's own logits at the last token of the first prompts, head transform included, float32."""
 
     @property
     def n_layers(self) -> int:
@@ -37,25 +37,3 @@ class Residuals:
         """Chosen positions of every prompt side by side, prompt by prompt."""
         parts = [self.values[i, :, list(chosen)] for i, chosen in enumerate(positions)]
         return torch.cat(parts, dim=1)
-
-
-def read_residuals(
-    model: CausalLM,
-    token_ids: Sequence[Sequence[int]],
-    *,
-    n_logits: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Residuals, Float[Tensor, "some d_vocab"]]:
-    """Run prompts through the model once.
-
-    Args:
-        model: an open model.
-        token_ids: what the model reads, prompt by prompt, BOS included.
-        n_logits: of how many prompts, from the first on, the model's own logits are kept; of all by default.
-        progress: called with (blocks done, blocks to do).
-
-    Returns:
-        The residuals, and the model's own logits at the last position of the first `n_logits` prompts.
-    """
-    forward = model.forward(token_ids, n_logits=n_logits, progress=progress)
-    return Residuals(forward.residuals, forward.lengths), forward.logits

@@ -5,15 +5,5 @@ from layerscope.model.causal_lm import CausalLM
 
 
 def model_signature(model: CausalLM) -> FittedModel:
-    """The model as a sidecar names it."""
-    return FittedModel(
-        id=model.id,
-        commit=model.source.commit,
-        family=model.family,
-        n_layers=model.n_layers,
-        d_model=model.d_model,
-        d_vocab=model.d_vocab,
-        fingerprint=model.fingerprint,
-        blocks_fingerprint=model.blocks_fingerprint,
-        tokenizer_sha256=model.tokens.sha256,
-    )
+    """The model as a lens folder names it."""
+    return FittedModel.of(model, commit=model.source.commit, tokenizer_sha256=model.tokens.sha256)

@@ -73,11 +73,11 @@ def _converted(
     names = tuple(name for _, name in sources)
 
     def convert_all() -> dict[str, Tensor]:
-        own = deepcopy(converter)
+        fresh = deepcopy(converter)
         for pattern, name in sources:
             # Transformers takes a callable as a tensor whose reading is put off.
-            own.add_tensor(first, name, pattern, lambda name=name: checkpoint.tensor(name))
-        made = own.convert(first, model=model, config=model.config)
+            fresh.add_tensor(first, name, pattern, lambda name=name: checkpoint.tensor(name))
+        made = fresh.convert(first, model=model, config=model.config)
         return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
 
     targets = [first.replace(converter.target_patterns[0], other, 1) for other in converter.target_patterns]
@@ -102,11 +102,11 @@ def _check_complete(model: Any, wanted: dict[str, Tensor], stored: dict[str, Sto
         )
     for name, source in stored.items():
         if source.convert is None:
-            found, expected = source.checkpoint.shape(source.names[0]), tuple(wanted[name].shape)
-            if found != expected:
+            stored_shape, expected = source.checkpoint.shape(source.names[0]), tuple(wanted[name].shape)
+            if stored_shape != expected:
                 raise CheckpointError(
                     f"Tensor '{source.names[0]}' should have shape {list(expected)} by config.json, but the checkpoint "
-                    f"holds {list(found)}; use the config.json that belongs to these weights."
+                    f"holds {list(stored_shape)}; use the config.json that belongs to these weights."
                 )
 
 
@@ -175,9 +175,13 @@ def stream_embedding(module: nn.Embedding, stored: Tensor) -> None:
     The class is put *behind* the family's own in the order of methods, so a scaled or shifted embedding keeps its own
     forward and only the look-up at its end changes.
     """
-    own = type(module)
+    family_class = type(module)
     module._stored = stored
-    module.__class__ = _Gather if own is nn.Embedding else type(f"Streamed{own.__name__}", (own, _Gather), {})
+    module.__class__ = (
+        _Gather
+        if family_class is nn.Embedding
+        else type(f"Streamed{family_class.__name__}", (family_class, _Gather), {})
+    )
 
 
 class BlockLoader:
@@ -219,13 +223,13 @@ class Prefetcher:
         self._thread: threading.Thread | None = None
 
     def start(self, names: Iterable[str]) -> None:
-        """Begin reading; waits for the wish before it, which has had a block's time."""
+        """Begin reading; waits for the request before it, which has had a block's time."""
         self.wait()
         self._thread = threading.Thread(target=self._checkpoint.prefetch, args=(tuple(names),), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last wish is taken down."""
+        """Until the last request is taken down."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -70,14 +70,17 @@ class Tokens:
         self._display: dict[int, str] = {}
 
     def _find_bos(self, rule: Bos) -> tuple[int | None, str]:
-        own: int | None = self._tokenizer.bos_token_id
+        bos_id: int | None = self._tokenizer.bos_token_id
         if rule == "never":
             return None, "the family uses no BOS"
         if rule == "always":
-            return own, "the family uses BOS" if own is not None else "the family uses BOS, the tokenizer defines none"
+            return (
+                bos_id,
+                "the family uses BOS" if bos_id is not None else "the family uses BOS, the tokenizer defines none",
+            )
         with_special = self._tokenizer("a", add_special_tokens=True)["input_ids"]
-        added = own is not None and with_special[:1] == [own]
-        return (own if added else None), f"the tokenizer {'adds' if added else 'does not add'} BOS by itself"
+        added = bos_id is not None and with_special[:1] == [bos_id]
+        return (bos_id if added else None), f"the tokenizer {'adds' if added else 'does not add'} BOS by itself"
 
     @property
     def n_ids(self) -> int:

@@ -23,7 +23,7 @@ class Encoded:
     contrast: tuple[Alignment, ...]
 
     @property
-    def asked(self) -> PromptQuery:
+    def query(self) -> PromptQuery:
         """What the readout needs to know of it."""
         return PromptQuery(
             token_ids=self.token_ids,
@@ -84,7 +84,7 @@ def _check_ids(model: CausalLM, i: int, token_ids: tuple[int, ...]) -> None:
 
 def _align(model: CausalLM, text: str, answer: str) -> Alignment:
     """Where the answer begins; unresolved where its first id has no logit."""
-    found = model.tokens.align(text, answer)
-    if found.first_id is None or found.first_id < model.d_vocab:
-        return found
+    alignment = model.tokens.align(text, answer)
+    if alignment.first_id is None or alignment.first_id < model.d_vocab:
+        return alignment
     return Alignment(answer, "unresolved", "unknown", (), (), "no_logit_for_first_id")

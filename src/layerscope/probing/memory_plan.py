@@ -33,7 +33,7 @@ def plan_memory(
     encoded: Sequence[Encoded],
     n_lenses: int,
     top_k: int,
-    beside: Sequence[Sequence[int]] = (),
+    auxiliary: Sequence[Sequence[int]] = (),
     auxiliary_bytes: int = 0,
 ) -> list[Batch]:
     """Cut a suite into parts that fit the budget; each part is one pass over the weights.
@@ -43,7 +43,7 @@ def plan_memory(
         encoded: the suite's prompts.
         n_lenses: how many lenses decode them.
         top_k: how many tokens a row lists.
-        beside: token ids of further texts, which go through the model with the first part.
+        auxiliary: token ids of further texts, which go through the model with the first part.
         auxiliary_bytes: what is measured of them and of the primary prompt takes, before the first part's sweep.
 
     Raises:
@@ -52,7 +52,7 @@ def plan_memory(
     at, parts = 0, []
     while at < len(encoded):
         stop = len(encoded)
-        extra: tuple[Sequence[Sequence[int]], int] = (beside, auxiliary_bytes) if at == 0 else ((), 0)
+        extra: tuple[Sequence[Sequence[int]], int] = (auxiliary, auxiliary_bytes) if at == 0 else ((), 0)
         part = _part(model, encoded, slice(at, stop), n_lenses, top_k, *extra)
         while stop - at > 1 and part.memory.total > model.placement.memory:
             stop = at + -(-(stop - at) // 2)
@@ -69,12 +69,12 @@ def _part(
     prompts: slice,
     n_lenses: int,
     top_k: int,
-    beside: Sequence[Sequence[int]],
+    auxiliary: Sequence[Sequence[int]],
     auxiliary_bytes: int,
 ) -> Batch:
     here = encoded[prompts]
-    width = max(map(len, [*(e.token_ids for e in here), *beside]))
-    tokens = width * (len(here) + len(beside))
+    width = max(map(len, [*(e.token_ids for e in here), *auxiliary]))
+    tokens = width * (len(here) + len(auxiliary))
     rows = sum(len(e.positions) for e in here)
     n_layers = model.n_layers + 1
     groups = n_lenses * n_layers

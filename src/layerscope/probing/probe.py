@@ -17,19 +17,14 @@ from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Ident
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
-from layerscope.model.residuals import Residuals, read_residuals
+from layerscope.model.residuals import Residuals
 from layerscope.options import keywords
+from layerscope.probing.auxiliary_inputs import AuxiliaryInputs, choose_auxiliary_inputs
 from layerscope.probing.encode import Encoded, encode
 from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_line, plan_memory, planned_bytes
 from layerscope.probing.options import RENAMED, ProbeOptions
-from layerscope.probing.primary_prompt import (
-    AuxiliaryInputs,
-    FirstBatch,
-    PrimaryPromptAnalysis,
-    choose_auxiliary_inputs,
-    planned_auxiliary_bytes,
-)
+from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis, planned_auxiliary_bytes
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, run_metadata
 from layerscope.progress import Observer, Silent
@@ -90,22 +85,22 @@ def probe(request: ProbeRequest) -> Run:
     bound = chosen.bind(opened)
     settings = Settings(rules, bound, positions, request.top_k, request.seed, request.second_forward)
     watcher = request.observer or Silent()
-    beside = choose_auxiliary_inputs(opened, encoded, rules)
-    auxiliary_bytes = planned_auxiliary_bytes(opened, beside)
-    parts = plan_memory(opened, encoded, len(bound), request.top_k, beside.token_ids, auxiliary_bytes)
+    auxiliary = choose_auxiliary_inputs(opened, encoded, rules)
+    auxiliary_bytes = planned_auxiliary_bytes(opened, auxiliary)
+    parts = plan_memory(opened, encoded, len(bound), request.top_k, auxiliary.token_ids, auxiliary_bytes)
     watcher.plan(plan_line(opened, parts, suite))
     for reason in chosen.passed_over:
         watcher.plan(reason)
-    found = _run_batches(opened, encoded, settings, parts, beside, seconds, watcher)
-    rows, health = row_table(found.columns, encoded, opened)
+    result = _run_batches(opened, encoded, settings, parts, auxiliary, seconds, watcher)
+    rows, health = row_table(result.columns, encoded, opened)
     record = run_metadata(
         opened,
         suite,
         encoded,
         settings,
-        identity=found.identity,
+        identity=result.identity,
         health=health,
-        measured=found.measured.model_copy(update={"sidecars": chosen.records}),
+        measured=result.measured.model_copy(update={"fitted_lenses": chosen.records}),
         planned_bytes=planned_bytes(parts),
         created=created,
         timings=seconds.timings(),
@@ -163,7 +158,7 @@ def _run_batches(
     encoded: Sequence[Encoded],
     settings: Settings,
     parts: Sequence[Batch],
-    beside: AuxiliaryInputs,
+    auxiliary: AuxiliaryInputs,
     seconds: Seconds,
     watcher: Observer,
 ) -> ProbeResult:
@@ -181,26 +176,24 @@ def _run_batches(
         for i, part in enumerate(parts):
             here = encoded[part.prompts]
             with seconds.stage("forward_s"):
-                residuals, logits = read_residuals(
-                    model,
-                    [e.token_ids for e in here] + (beside.token_ids if i == 0 else []),
+                residuals = model.forward(
+                    [e.token_ids for e in here] + (auxiliary.token_ids if i == 0 else []),
                     n_logits=min(IDENTITY_PROMPTS, len(here)) if i == 0 else 0,
                     progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
             with seconds.stage("sweep_s"):
                 if identity is None:
-                    identity = _check(model, residuals, logits)
-                    first = FirstBatch(residuals, logits, len(here))
+                    identity = _check(model, residuals)
+                    first = FirstBatch(residuals, len(here))
                     once = PrimaryPromptAnalysis(
-                        model, encoded, settings.lenses, settings.protocol, beside, first, identity.ok
+                        model, encoded, settings.lenses, settings.protocol, auxiliary, first, identity.ok
                     )
                     record, temperatures = once.record(settings.second_forward, watcher.blocks), once.tau
                     del first, once
-                del logits
                 columns = measure(
                     residuals.select([e.positions for e in here]),
                     settings.lenses,
-                    [e.asked for e in here],
+                    [e.query for e in here],
                     model.unembedding,
                     protocol=settings.protocol,
                     trivial=model.tokens.trivial,
@@ -218,11 +211,11 @@ def _run_batches(
     return ProbeResult(pl.concat(frames), identity, record)
 
 
-def _check(model: CausalLM, residuals: Residuals, logits: torch.Tensor) -> Identity:
+def _check(model: CausalLM, residuals: Residuals) -> Identity:
     exact = model.placement.dtype == torch.float32
     return check_identity(
         model.unembedding,
-        residuals.last()[: len(logits)],
-        logits,
+        residuals.last()[: len(residuals.logits)],
+        residuals.logits,
         tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
     )

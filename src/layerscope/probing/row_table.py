@@ -45,5 +45,5 @@ def row_table(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalL
     spelled = pl.col("top1").str.strip_chars().is_in(pl.col("accepted"))
     table = table.with_columns(pl.coalesce("is_answer", spelled).alias("is_answer"))
     health = table.select("prompt", "lens", "layer", "is_next", "any_nan", "any_inf", "max_abs_logit", "min_prob")
-    own = table.drop("prompt", "accepted", "any_nan", "any_inf", "max_abs_logit", "min_prob")
-    return rows_frame({name: own[name] for name in own.columns}), health
+    columns = table.drop("prompt", "accepted", "any_nan", "any_inf", "max_abs_logit", "min_prob")
+    return rows_frame({name: columns[name] for name in columns.columns}), health

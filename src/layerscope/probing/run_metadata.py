@@ -103,9 +103,8 @@ def run_metadata(
 
 def _protocol(settings: Settings) -> parts.ProtocolRecord:
     protocol = settings.protocol
-    return parts.ProtocolRecord(
-        name=protocol.name,
-        version=protocol.version,
+    return parts.ProtocolRecord.of(
+        protocol,
         lenses=tuple(lens.name for lens in settings.lenses),
         headline_lens=protocol.headline,
         lens_head_transform=protocol.lens_transform,
@@ -114,45 +113,28 @@ def _protocol(settings: Settings) -> parts.ProtocolRecord:
 
 
 def _model(model: CausalLM) -> parts.ModelRecord:
-    sizes, transform = model.architecture, model.architecture.transform
-    return parts.ModelRecord(
-        id=model.id,
+    transform = parts.HeadTransformRecord.of(model.architecture.transform, bias=model.unembedding.bias is not None)
+    return parts.ModelRecord.of(
+        model,
         revision=model.source.revision,
         commit=model.source.commit,
-        family=model.family,
-        family_verified=model.family_verified,
-        n_layers=sizes.n_layers,
-        d_model=sizes.d_model,
-        n_heads=sizes.n_heads,
-        d_vocab=sizes.d_vocab,
-        n_parameters=sizes.n_parameters,
-        tied_unembedding=sizes.tied,
-        stored_dtype=model.stored_dtype,
+        n_parameters=model.architecture.n_parameters,
+        tied_unembedding=model.architecture.tied,
         bytes_on_disk=model.checkpoint.bytes_on_disk,
-        head_transform=parts.HeadTransformRecord(
-            scale=transform.scale, softcap=transform.softcap, bias=model.unembedding.bias is not None
-        ),
-        fingerprint=model.fingerprint,
+        head_transform=transform,
         tokenizer_sha256=model.tokens.sha256,
         bos=parts.BosRecord(rule=model.tokens.bos_rule, id=model.tokens.bos_id, note=model.tokens.bos_note),
-        trust_remote_code=model.trust_remote_code,
     )
 
 
 def _suite(suite: Suite, encoded: Sequence[Encoded], model: CausalLM) -> parts.SuiteRecord:
     strings = model.tokens.display({i for e in encoded for i in e.token_ids})
     resolved = [any(a.first_id is not None for a in e.answers) for e in encoded]
-    return parts.SuiteRecord(
-        name=suite.name,
-        description=suite.description,
-        sha256=suite.sha256,
+    return parts.SuiteRecord.of(
+        suite,
         prompts=tuple(
-            parts.PromptRecord(
-                prompt_id=e.prompt.prompt_id,
-                prompt_variant=e.prompt.prompt_variant,
-                fact_key=e.prompt.fact_key,
-                fact_index=e.prompt.fact_index,
-                text=e.prompt.text,
+            parts.PromptRecord.of(
+                e.prompt,
                 token_ids=e.token_ids,
                 tokens=tuple(strings[i] for i in e.token_ids),
                 decoded_positions=e.positions,
@@ -166,33 +148,16 @@ def _suite(suite: Suite, encoded: Sequence[Encoded], model: CausalLM) -> parts.S
 
 
 def _alignment(alignment: Alignment) -> parts.AlignmentRecord:
-    return parts.AlignmentRecord(
-        string=alignment.string,
-        status=alignment.status,
-        ok=alignment.status == "ok",
-        variant=alignment.variant,
-        first_id=alignment.first_id,
-        answer_ids=alignment.answer_ids,
-        pieces=alignment.pieces,
-        several_pieces=alignment.several_pieces,
-        reason=alignment.reason,
-    )
+    return parts.AlignmentRecord.of(alignment, ok=alignment.status == "ok")
 
 
 def _identity(identity: Identity) -> parts.IdentityRecord:
     fitted = identity.fitted
-    explained = fitted is not None or identity.fitted_bias
-    return parts.IdentityRecord(
-        ok=identity.ok,
-        kl_bits=identity.kl_bits,
-        max_abs_logit_difference=identity.max_abs_logit_difference,
-        tolerance_bits=identity.tolerance_bits,
-        n_prompts=identity.n_prompts,
-        explanation=identity.note if explained else None,
+    return parts.IdentityRecord.of(
+        identity,
+        explanation=identity.note if fitted is not None or identity.fitted_bias else None,
         fitted_scale=None if fitted is None else fitted.scale,
         fitted_softcap=None if fitted is None else fitted.softcap,
-        fitted_bias=identity.fitted_bias,
-        note=identity.note,
     )
 
 

@@ -86,17 +86,17 @@ class Columns:
         order = np.concatenate(
             [
                 np.arange(np.prod(self.axes)).reshape(self.axes)[:, :, self.shape.columns_of(i)].ravel()
-                for i in range(len(self.shape.asked))
+                for i in range(len(self.shape.queries))
             ]
         )
         return {name: series.gather(order).alias(name) for name, series in columns.items()}
 
     def _keys(self) -> dict[str, pl.Series]:
         n_lenses, n_layers, n_positions = self.axes
-        prompt = np.repeat(np.arange(len(self.shape.asked)), [len(a.positions) for a in self.shape.asked])
-        position = np.concatenate([np.array(a.positions) for a in self.shape.asked])
-        token_id = np.concatenate([np.array(a.token_ids)[list(a.positions)] for a in self.shape.asked])
-        is_next = np.concatenate([np.array(a.positions) == len(a.token_ids) - 1 for a in self.shape.asked])
+        prompt = np.repeat(np.arange(len(self.shape.queries)), [len(a.positions) for a in self.shape.queries])
+        position = np.concatenate([np.array(a.positions) for a in self.shape.queries])
+        token_id = np.concatenate([np.array(a.token_ids)[list(a.positions)] for a in self.shape.queries])
+        is_next = np.concatenate([np.array(a.positions) == len(a.token_ids) - 1 for a in self.shape.queries])
         repeat = n_lenses * n_layers
         return {
             "prompt": pl.Series(np.tile(prompt, repeat)),
@@ -168,29 +168,29 @@ class Columns:
         top1 = self.top_ids[..., 0]
         p1 = np.exp(self.top_log_probs[..., 0])
         p2 = np.exp(self.top_log_probs[..., min(1, self.top_log_probs.shape[-1] - 1)])
-        found: dict[str, NDArray[np.bool_]] = {}
-        for prompt, (asked, own) in enumerate(zip(self.shape.asked, self.echoes, strict=True)):
+        columns: dict[str, NDArray[np.bool_]] = {}
+        for prompt, (query, echoes) in enumerate(zip(self.shape.queries, self.echoes, strict=True)):
             at = self.shape.columns_of(prompt)
-            echo = Echo(asked.context_ids, (1, *self.thresholds.copy_soft_windows))
-            trivial = self.trivial({int(i) for i in np.unique(top1[:, :, at]) if i >= 0} & set(asked.context_ids))
+            echo = Echo(query.context_ids, (1, *self.thresholds.copy_soft_windows))
+            trivial = self.trivial({int(i) for i in np.unique(top1[:, :, at]) if i >= 0} & set(query.context_ids))
             for lens in range(self.axes[0]):
                 flags = copy_flags(
-                    top1[lens, :, at], p1[lens, :, at], p2[lens, :, at], own.upto, echo, trivial, self.thresholds
+                    top1[lens, :, at], p1[lens, :, at], p2[lens, :, at], echoes.upto, echo, trivial, self.thresholds
                 )
                 for name, values in flags.items():
-                    found.setdefault(name, np.zeros(self.axes, dtype=np.bool_))[lens, :, at] = values
-        return {name: self._column(values) for name, values in found.items()}
+                    columns.setdefault(name, np.zeros(self.axes, dtype=np.bool_))[lens, :, at] = values
+        return {name: self._column(values) for name, values in columns.items()}
 
     def _surface(self) -> dict[str, pl.Series]:
         echo_mass = np.zeros(self.axes)
         top_mass = np.zeros(self.axes)
         top_p = np.exp(self.top_log_probs[..., :TOP_SET])
-        for prompt, own in enumerate(self.echoes):
+        for prompt, echoes in enumerate(self.echoes):
             at = self.shape.columns_of(prompt)
             known = np.exp(self._known(prompt))
-            echo_mass[:, :, at] = (known[..., : len(own.ids)] * own.seen).sum(-1)
-            for j, token_id in enumerate(own.ids):
-                hit = (self.top_ids[:, :, at, :TOP_SET] == token_id) & own.seen[:, j][:, None]
+            echo_mass[:, :, at] = (known[..., : len(echoes.ids)] * echoes.seen).sum(-1)
+            for j, token_id in enumerate(echoes.ids):
+                hit = (self.top_ids[:, :, at, :TOP_SET] == token_id) & echoes.seen[:, j][:, None]
                 top_mass[:, :, at] += np.where(hit, top_p[:, :, at], 0.0).sum(-1)
         answer = np.exp(self._lift(self.readout.answer_log_prob))
         return {
@@ -228,11 +228,11 @@ class Columns:
         raw_finite = self.finite[names.index("raw")] if "raw" in names else np.zeros(self.axes[1:], np.bool_)
         for lens in range(len(names)):
             for layer in range(self.axes[1]):
-                own = sets[lens, layer]
+                top_set = sets[lens, layer]
                 if raw is not None:
-                    with_raw[lens, layer] = jaccard(own, raw[layer]).numpy()
+                    with_raw[lens, layer] = jaccard(top_set, raw[layer]).numpy()
                 if layer > 0:
-                    with_previous[lens, layer] = jaccard(own, sets[lens, layer - 1]).numpy()
+                    with_previous[lens, layer] = jaccard(top_set, sets[lens, layer - 1]).numpy()
         previous_finite = np.concatenate([np.zeros_like(self.finite[:, :1]), self.finite[:, :-1]], axis=1)
         return {
             "topk_jaccard_raw_norm@50": self._column(with_raw, self.normed & raw_finite[None]),
@@ -240,14 +240,14 @@ class Columns:
         }
 
     def _contrast(self) -> dict[str, pl.Series]:
-        found = self.at_next.contrast
+        contrast = self.at_next.contrast
         raw_finite = np.zeros(self.axes[1:], np.bool_)
         names = [lens.name for lens in self.shape.lenses]
         if "raw" in names:
             raw_finite = self.finite[names.index("raw")]
         pairs = ("kl_norm_vs_raw_bits", "kl_raw_to_norm_bits", "js_divergence_bits", "l1_prob_diff")
-        columns = {name: self._placed(getattr(found, name, None), raw_finite) for name in pairs}
-        tempered = self._placed(getattr(found, "kl_to_final_bits_norm_temp", None), self.against_final)
+        columns = {name: self._placed(getattr(contrast, name, None), raw_finite) for name in pairs}
+        tempered = self._placed(getattr(contrast, "kl_to_final_bits_norm_temp", None), self.against_final)
         return columns | {"kl_to_final_bits_norm_temp": tempered}
 
     def _placed(self, values: NDArray[np.float64] | None, valid: NDArray[np.bool_]) -> pl.Series:
@@ -255,7 +255,7 @@ class Columns:
         placed = np.full(self.axes, np.nan)
         if values is not None:
             lens = [lens.name for lens in self.shape.lenses].index(self.at_next.lens)
-            last = [self.shape.columns_of(i).stop - 1 for i in range(len(self.shape.asked))]
+            last = [self.shape.columns_of(i).stop - 1 for i in range(len(self.shape.queries))]
             placed[lens][:, last] = values
         return self._column(placed, np.broadcast_to(valid, self.axes) & ~np.isnan(placed))
 
@@ -263,13 +263,13 @@ class Columns:
         margin, gap = np.zeros(self.axes), np.zeros(self.axes)
         has_margin, has_gap = np.zeros(self.axes, np.bool_), np.zeros(self.axes, np.bool_)
         lead = self.top_log_probs[..., 0] - self.top_log_probs[..., min(1, self.top_log_probs.shape[-1] - 1)]
-        for prompt, asked in enumerate(self.shape.asked):
-            if not asked.is_control or asked.gold_id is None:
+        for prompt, query in enumerate(self.shape.queries):
+            if not query.is_control or query.gold_id is None:
                 continue
             at = self.shape.columns_of(prompt)
             gap[:, :, at] = lead[:, :, at]
-            has_gap[:, :, at] = self.top_ids[:, :, at, 0] == asked.gold_id
-            if asked.contrast_id is not None:
+            has_gap[:, :, at] = self.top_ids[:, :, at, 0] == query.gold_id
+            if query.contrast_id is not None:
                 known = np.exp(self._known(prompt))
                 margin[:, :, at] = known[..., -2] - known[..., -1]
                 has_margin[:, :, at] = True

@@ -110,8 +110,8 @@ def contrast(
     if raw_rows is not None and raw is not None:
         pair = _PairSums(headline, _Rows(raw_rows, raw, unembedding, transform))
     if temperatures is not None:
-        own = _Rows(final_rows[None], final, unembedding, unembedding.transform)
-        tempered = _TemperedSums(headline, norm, own, temperatures)
+        model_rows = _Rows(final_rows[None], final, unembedding, unembedding.transform)
+        tempered = _TemperedSums(headline, norm, model_rows, temperatures)
     _Visit(headline, pair, tempered, unembedding, tile).run(progress)
     kl, kl_back, js, l1 = (None, None, None, None) if pair is None else pair.results()
     return Contrast(kl, kl_back, js, l1, None if tempered is None else tempered.kl_bits())

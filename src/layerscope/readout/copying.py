@@ -52,10 +52,10 @@ def copy_flags(
     inside = {k: np.zeros(shape, dtype=np.bool_) for k in {1, *thresholds.copy_soft_windows}}
     for position in range(shape[1]):
         column = [int(i) for i in top1_ids[:, position]]
-        for k, found in inside.items():
+        for k, flag in inside.items():
             for layer in range(k - 1, shape[0]):
                 run = tuple(column[layer - k + 1 : layer + 1])
-                found[layer, position] = run[-1] not in trivial and echo.contains(run, upto[position])
+                flag[layer, position] = run[-1] not in trivial and echo.contains(run, upto[position])
     lead = p1 - p2 > thresholds.copy_margin
     flags = {f"copy_strict@{threshold:g}": inside[1] & (p1 > threshold) & lead for threshold in thresholds.copy_strict}
     flags["copy_collapse"] = inside[1] & (p1 > thresholds.copy_collapse) & lead

@@ -72,8 +72,8 @@ def norm_ratio(
     rows: Float[Tensor, "*rows d_model"], residuals: Float[Tensor, "*rows d_model"]
 ) -> Float[Tensor, "*rows"]:
     """Length of the decoded row over length of the residual."""
-    lengths, own = (torch.linalg.vector_norm(x.double(), dim=-1) for x in (residuals, rows))
-    ratio: Tensor = own / (lengths + TINY)
+    residual_lengths, row_lengths = (torch.linalg.vector_norm(x.double(), dim=-1) for x in (residuals, rows))
+    ratio: Tensor = row_lengths / (residual_lengths + TINY)
     return ratio.cpu()
 
 

@@ -33,9 +33,9 @@ class TransformChecks:
     None where the model has no such part.
     """
 
-    scale_bits: float | None
-    softcap_bits: float | None
-    scale_then_softcap_bits: float | None
+    kl_after_scale_bits: float | None
+    kl_after_softcap_bits: float | None
+    kl_after_scale_then_softcap_bits: float | None
 
 
 def head_prediction(
@@ -132,7 +132,7 @@ def transform_checks(
         return float(kl_bits(torch.log_softmax(changed, -1), final_log_probs))
 
     return TransformChecks(
-        scale_bits=None if scale is None else bits(HeadTransform(scale=scale)),
-        softcap_bits=None if softcap is None else bits(HeadTransform(softcap=softcap)),
-        scale_then_softcap_bits=None if scale is None or softcap is None else bits(transform),
+        kl_after_scale_bits=None if scale is None else bits(HeadTransform(scale=scale)),
+        kl_after_softcap_bits=None if softcap is None else bits(HeadTransform(softcap=softcap)),
+        kl_after_scale_then_softcap_bits=None if scale is None or softcap is None else bits(transform),
     )

@@ -26,7 +26,7 @@ PER_ROW = ("raw_resid_norm", "resid_norm_ratio", "delta_resid_cos", "any_nan", "
 def measure(
     residuals: Float[Tensor, "layer row d_model"],
     lenses: Sequence[Lens],
-    asked: Sequence[PromptQuery],
+    queries: Sequence[PromptQuery],
     unembedding: Unembedding,
     *,
     protocol: Protocol,
@@ -56,10 +56,10 @@ def measure(
     Raises:
         NumericError: the unembedding is not finite.
     """
-    shape = Shape(tuple(lenses), residuals.shape[0], tuple(asked))
-    echoes = [Echoes.of(a, trivial(set(a.context_ids))) for a in asked]
+    shape = Shape(tuple(lenses), residuals.shape[0], tuple(queries))
+    echoes = [Echoes.of(a, trivial(set(a.context_ids))) for a in queries]
     questions = [
-        Question(len(a.positions), a.answer_ids, (*e.ids, *a.control_ids)) for a, e in zip(asked, echoes, strict=True)
+        Question(len(a.positions), a.answer_ids, (*e.ids, *a.control_ids)) for a, e in zip(queries, echoes, strict=True)
     ]
     sweeper = _Sweeper(residuals, shape, questions, echoes, unembedding, protocol, max(TOP_SET, top_k))
     readout, extra = sweeper.run(sweep_bytes, progress)
@@ -125,7 +125,7 @@ class _Sweeper:
         if self.headline not in lenses:
             return None
         n_layers = self.shape.n_layers
-        columns = [self.shape.columns_of(i).stop - 1 for i in range(len(self.shape.asked))]
+        columns = [self.shape.columns_of(i).stop - 1 for i in range(len(self.shape.queries))]
         residuals = self.residuals[:, columns]
         final = Normaliser(
             torch.from_numpy(readout.final_log_sum_exp[columns]), torch.from_numpy(readout.final_peak[columns])
@@ -166,19 +166,19 @@ class _Sweeper:
     def _geometry(
         self, rows: Float[Tensor, "group row d_model"], layers: list[int], readout: Readout
     ) -> dict[str, NDArray[np.float64]]:
-        found: dict[str, list[Tensor]] = {"cos_to_answer": [], "cos_to_prompt_max": []}
+        cosines: dict[str, list[Tensor]] = {"cos_to_answer": [], "cos_to_prompt_max": []}
         for prompt, echo in enumerate(self.echoes):
             columns = self.shape.columns_of(prompt)
-            own = geometry(
+            at_prompt = geometry(
                 rows[:, columns],
                 torch.from_numpy(readout.answer_id[:, columns]),
                 torch.tensor(echo.ids, dtype=torch.int64),
                 torch.from_numpy(echo.seen),
                 self.unembedding,
             )
-            found["cos_to_answer"].append(own.cos_to_answer)
-            found["cos_to_prompt_max"].append(own.cos_to_prompt_max)
-        result = {name: torch.cat(parts, dim=1).numpy() for name, parts in found.items()}
+            cosines["cos_to_answer"].append(at_prompt.cos_to_answer)
+            cosines["cos_to_prompt_max"].append(at_prompt.cos_to_prompt_max)
+        result = {name: torch.cat(parts, dim=1).numpy() for name, parts in cosines.items()}
         per_group: dict[str, list[Tensor]] = {name: [] for name in PER_ROW}
         for row, layer in zip(rows, layers, strict=True):
             residual = self.residuals[layer]
@@ -193,14 +193,14 @@ class _Sweeper:
 def _joined(parts: Sequence[Contrast]) -> Contrast:
     """Contrasts of consecutive layers, one after the other."""
     values = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Contrast)}
-    return Contrast(**{name: None if own[0] is None else np.concatenate(own) for name, own in values.items()})
+    return Contrast(**{name: None if arrays[0] is None else np.concatenate(arrays) for name, arrays in values.items()})
 
 
-def _without(found: Contrast, layers: list[int]) -> Contrast:
+def _without(contrast: Contrast, layers: list[int]) -> Contrast:
     """The same, but for tempered divergences of layers that have no temperature."""
-    if found.kl_to_final_bits_norm_temp is not None:
-        found.kl_to_final_bits_norm_temp[layers] = np.nan
-    return found
+    if contrast.kl_to_final_bits_norm_temp is not None:
+        contrast.kl_to_final_bits_norm_temp[layers] = np.nan
+    return contrast
 
 
 def _concatenate(readouts: list[Readout]) -> Readout:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,13 @@ from torch import Tensor
 from layerscope.errors import LensError
 from layerscope.readout.decode import TILE_BYTES
 from layerscope.readout.geometry import jaccard
+from layerscope.record.measured import (
+    OverlapRecord,
+    PositionReadoutRecord,
+    RepeatabilityRecord,
+    ScaledRecord,
+    ViewRecord,
+)
 from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
 
@@ -26,71 +34,29 @@ class DecodingView:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one view says, layer by layer; None where it is undefined or its logits are not finite."""
-
-    answer_rank: tuple[int | None, ...]
-    """1 + number of ids with a larger logit than the judged answer; ties share the best rank. None without an answer.
-    """
-    p_answer: tuple[float | None, ...]
-    top1_id: tuple[int | None, ...]
-    """Id of the largest logit, the smaller id among equals."""
-    p_top1: tuple[float | None, ...]
-    top_10: tuple[tuple[int, ...] | None, ...]
-    """Ids of the ten largest logits, largest first."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How alike two views order the vocabulary, layer by layer; None where one of them says nothing."""
-
-    jaccard_10: tuple[float | None, ...]
-    """Shared share of the two sets of the ten largest logits."""
-    jaccard_50: tuple[float | None, ...]
-    spearman_top50_union: tuple[float | None, ...]
-    """Correlation of the ranks in both top-50 lists, over the ids of either; an id missing from one has rank 51 there.
-    None where a list of ranks does not vary."""
-    spearman_top50_ref: tuple[float | None, ...]
-    """Correlation over the first view's top 50: their ranks there, and among the whole vocabulary in the second view.
-    """
-
-
-@dataclass(frozen=True)
-class Repeatability:
-    """A second decode of the headline view, row by row, against the first, all layers at once.
-
-    None where the view says nothing.
-    """
-
-    rank_dev: tuple[int | None, ...]
-    """How many ranks the first decode's top-1 id has fallen in the second."""
-    top1_flip: tuple[bool | None, ...]
-    """Whether the second decode has another top-1 id."""
-
-
-@dataclass(frozen=True)
-class PositionReadout:
-    """Everything looked at; every tuple has a value for each layer, from the embedding on."""
-
-    views: Mapping[str, Reading]
-    pairs: Mapping[tuple[str, str], Agreement]
-    scaled_p_answer: Mapping[float, tuple[float | None, ...]]
-    """For each scale, the answer's probability when the headline view's logits are multiplied by it."""
-    gap: tuple[float | None, ...]
-    """The answer's logit minus the largest of the others, in the headline view; negative where another leads."""
-    repeatability: Repeatability
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One view at one layer."""
+class LayerReading:
+    """What one view says at one layer."""
 
     top_ids: Int[Tensor, " k"]
+    """Ids of the largest logits, largest first, the smaller id first among equals."""
     p_top1: float
     answer_rank: int | None = None
+    """1 + number of ids with a larger logit than the judged answer; ties share the best rank. None without an answer.
+    """
     p_answer: float | None = None
     gap: float | None = None
+    """The answer's logit minus the largest of the others; negative where another leads."""
     scaled: tuple[float | None, ...] = ()
+    """The answer's probability when the logits are multiplied by each of the scales."""
+
+    @property
+    def top1_id(self) -> int:
+        """Id of the largest logit."""
+        return int(self.top_ids[0])
+
+
+Readings: TypeAlias = list[LayerReading | None]
+"""Of one view, from the embedding on; None where it is undefined or its logits are not finite."""
 
 
 def position_readout(
@@ -103,7 +69,7 @@ def position_readout(
     scales: Sequence[float],
     unembedding: Unembedding,
     lens_transform: HeadTransform | None,
-) -> PositionReadout:
+) -> PositionReadoutRecord:
     """Look at one position's residual stream through several views.
 
     One view's logits are held at a time. The unembedding is swept once for each view and once for the second decode;
@@ -125,30 +91,51 @@ def position_readout(
     _check(len(residual), views, headline, pairs)
     transform = unembedding.transform if lens_transform is None else lens_transform
     answers = tuple(sorted(set(answer_ids)))
-    layers: dict[str, list[_Layer | None]] = {}
+    readings: dict[str, Readings] = {}
     ranks: dict[tuple[str, str], list[list[int] | None]] = {}
     for name in _visits(tuple(views), pairs):
         logits = _view_logits(residual, views[name], unembedding)
-        if name not in layers:
-            asked = tuple(scales) if name == headline else ()
-            layers[name] = [None if z is None else _read(z, answers, asked, transform) for z in logits]
+        if name not in readings:
+            factors = tuple(scales) if name == headline else ()
+            readings[name] = [None if z is None else _read(z, answers, factors, transform) for z in logits]
         for pair in pairs:
-            if pair[1] == name and pair[0] in layers and pair not in ranks:
+            if pair[1] == name and pair[0] in readings and pair not in ranks:
                 ranks[pair] = [
                     None if z is None or first is None else _ranks(z, first.top_ids)
-                    for z, first in zip(logits, layers[pair[0]], strict=True)
+                    for z, first in zip(logits, readings[pair[0]], strict=True)
                 ]
         del logits  # before the next view's are made
-    told = layers[headline]
-    return PositionReadout(
-        views={name: _reading(layers[name]) for name in views},
-        pairs={pair: _agreement(layers[pair[0]], layers[pair[1]], ranks[pair]) for pair in pairs},
-        scaled_p_answer={
-            scale: tuple(None if layer is None else layer.scaled[i] for layer in told) for i, scale in enumerate(scales)
-        },
-        gap=tuple(None if layer is None else layer.gap for layer in told),
-        repeatability=_repeat(residual, views[headline], told, unembedding),
+    scaled = by_layer(readings[headline], "scaled")
+    return PositionReadoutRecord(
+        headline=headline,
+        views=tuple(_view_record(name, readings[name]) for name in views),
+        overlaps=tuple(_overlap(pair, readings, ranks[pair]) for pair in pairs),
+        answer_gap=by_layer(readings[headline], "gap"),
+        scaled=tuple(
+            ScaledRecord(scale=scale, p_answer=tuple(None if values is None else values[i] for values in scaled))
+            for i, scale in enumerate(scales)
+        ),
+        repeatability=_repeat(residual, views[headline], readings[headline], unembedding),
     )
+
+
+def read_view(
+    residual: Float[Tensor, "layers d_model"],
+    view: DecodingView,
+    answer_ids: tuple[int, ...],
+    unembedding: Unembedding,
+    lens_transform: HeadTransform | None,
+) -> Readings:
+    """Look at one position through one view alone; for the arguments see `position_readout`."""
+    transform = unembedding.transform if lens_transform is None else lens_transform
+    answers = tuple(sorted(set(answer_ids)))
+    logits = _view_logits(residual, view, unembedding)
+    return [None if z is None else _read(z, answers, (), transform) for z in logits]
+
+
+def by_layer(readings: Readings, name: str) -> tuple[Any, ...]:
+    """One attribute of a view's readings; None where the view says nothing."""
+    return tuple(None if reading is None else getattr(reading, name) for reading in readings)
 
 
 def _check(n: int, views: Mapping[str, DecodingView], headline: str, pairs: Sequence[tuple[str, str]]) -> None:
@@ -178,27 +165,27 @@ def _view_logits(
 ) -> list[Float[Tensor, " d_vocab"] | None]:
     """Linear logits of every layer from one product; None where undefined or not finite."""
     rows = _rows(residual, view)
-    found: list[Tensor | None] = [None] * len(residual)
+    linear: list[Tensor | None] = [None] * len(residual)
     if rows:
         logits = unembedding.logits(unembedding.head_input(torch.stack(list(rows.values()))))
         for layer, z in zip(rows, logits, strict=True):
-            found[layer] = z if bool(z.isfinite().all()) else None
-    return found
+            linear[layer] = z if bool(z.isfinite().all()) else None
+    return linear
 
 
 def _read(
     linear: Float[Tensor, " d_vocab"], answers: tuple[int, ...], scales: tuple[float, ...], transform: HeadTransform
-) -> _Layer:
+) -> LayerReading:
     """All numbers of one row of logits."""
     top_ids = _top_ids(linear, TOP_SET)
     z = transform.apply_(linear.double())
     log_probs = torch.log_softmax(z, -1)
     p_top1 = float(log_probs[top_ids[0]].exp())
     if not answers:
-        return _Layer(top_ids, p_top1, scaled=(None,) * len(scales))
+        return LayerReading(top_ids, p_top1, scaled=(None,) * len(scales))
     answer = max(answers, key=lambda token_id: float(linear[token_id]))
     others = [token_id for token_id in top_ids[:2].tolist() if token_id != answer]
-    return _Layer(
+    return LayerReading(
         top_ids,
         p_top1,
         answer_rank=1 + int((linear > linear[answer]).sum()),
@@ -224,27 +211,23 @@ def _ranks(linear: Float[Tensor, " d_vocab"], ids: Int[Tensor, " k"]) -> list[in
     return ranks
 
 
-def _reading(layers: list[_Layer | None]) -> Reading:
-    return Reading(
-        answer_rank=tuple(None if layer is None else layer.answer_rank for layer in layers),
-        p_answer=tuple(None if layer is None else layer.p_answer for layer in layers),
-        top1_id=tuple(None if layer is None else int(layer.top_ids[0]) for layer in layers),
-        p_top1=tuple(None if layer is None else layer.p_top1 for layer in layers),
-        top_10=tuple(None if layer is None else tuple(layer.top_ids[:10].tolist()) for layer in layers),
-    )
+def _view_record(name: str, readings: Readings) -> ViewRecord:
+    columns = ("answer_rank", "p_answer", "top1_id", "p_top1")
+    return ViewRecord(view=name, **{column: by_layer(readings, column) for column in columns})
 
 
-def _agreement(first: list[_Layer | None], second: list[_Layer | None], ranks: list[list[int] | None]) -> Agreement:
+def _overlap(pair: tuple[str, str], readings: Mapping[str, Readings], ranks: list[list[int] | None]) -> OverlapRecord:
     """Two views against each other; `ranks` are those of the first one's top ids in the second."""
-    layers = [_compare(a, b, ranks_in_b) for a, b, ranks_in_b in zip(first, second, ranks, strict=True)]
-    jaccard_10, jaccard_50, union, ref = zip(*layers, strict=True)
-    return Agreement(jaccard_10, jaccard_50, spearman_top50_union=union, spearman_top50_ref=ref)
+    columns = ("jaccard_10", "jaccard_50", "spearman_top50_union", "spearman_top50_ref")
+    layers = [_compare(a, b, at) for a, b, at in zip(readings[pair[0]], readings[pair[1]], ranks, strict=True)]
+    by_column = dict(zip(columns, zip(*layers, strict=True), strict=True))
+    return OverlapRecord(view=pair[0], against=pair[1], **by_column)
 
 
 def _compare(
-    a: _Layer | None, b: _Layer | None, ranks_in_b: list[int] | None
+    a: LayerReading | None, b: LayerReading | None, ranks_in_b: list[int] | None
 ) -> tuple[float | None, float | None, float | None, float | None]:
-    """The four numbers of `Agreement` at one layer."""
+    """The four numbers of an `OverlapRecord` at one layer."""
     if a is None or b is None or ranks_in_b is None:
         return None, None, None, None
     return (
@@ -276,8 +259,8 @@ def _pearson(x: Sequence[int], y: Sequence[int]) -> float | None:
 
 
 def _repeat(
-    residual: Float[Tensor, "layers d_model"], view: DecodingView, first: list[_Layer | None], unembedding: Unembedding
-) -> Repeatability:
+    residual: Float[Tensor, "layers d_model"], view: DecodingView, first: Readings, unembedding: Unembedding
+) -> RepeatabilityRecord:
     """Decode the view again, row by row, and look where the top-1 ids of the first decode have gone."""
     sound = {i: row for i, row in _rows(residual, view).items() if first[i] is not None}
     rank_dev: list[int | None] = [None] * len(residual)
@@ -285,10 +268,10 @@ def _repeat(
     if sound:
         rows = unembedding.head_input(torch.stack(list(sound.values())))
         for i, again in zip(sound, _logits_row_by_row(rows, unembedding), strict=True):
-            layer = first[i]
-            if layer is not None:
-                rank_dev[i], flip[i] = _moved(again, int(layer.top_ids[0]))
-    return Repeatability(tuple(rank_dev), tuple(flip))
+            reading = first[i]
+            if reading is not None:
+                rank_dev[i], flip[i] = _moved(again, reading.top1_id)
+    return RepeatabilityRecord(status="ok", rank_dev=tuple(rank_dev), top1_flip=tuple(flip))
 
 
 def _moved(again: Float[Tensor, " d_vocab"], top1_id: int) -> tuple[int, bool]:

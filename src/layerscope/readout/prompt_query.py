@@ -47,17 +47,17 @@ class Shape:
     lenses: tuple[Lens, ...]
     n_layers: int
     """Number of layers decoded, n_layers + 1 of the model."""
-    asked: tuple[PromptQuery, ...]
+    queries: tuple[PromptQuery, ...]
 
     @property
     def n_positions(self) -> int:
         """Decoded positions of all prompts."""
-        return sum(len(a.positions) for a in self.asked)
+        return sum(len(a.positions) for a in self.queries)
 
     def columns_of(self, prompt: int) -> slice:
         """Where a prompt's positions stand on the position axis."""
-        start = sum(len(a.positions) for a in self.asked[:prompt])
-        return slice(start, start + len(self.asked[prompt].positions))
+        start = sum(len(a.positions) for a in self.queries[:prompt])
+        return slice(start, start + len(self.queries[prompt].positions))
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class Echoes:
     """For each decoded position the last index of the context read there, -1 on the BOS."""
 
     @classmethod
-    def of(cls, asked: PromptQuery, trivial: Set[int]) -> "Echoes":
+    def of(cls, query: PromptQuery, trivial: Set[int]) -> "Echoes":
         """Distinct ids that are not trivial, in order of first occurrence."""
         first: dict[int, int] = {}
-        for index, token_id in enumerate(asked.context_ids):
+        for index, token_id in enumerate(query.context_ids):
             if token_id not in trivial:
                 first.setdefault(token_id, index)
-        upto = tuple(position - asked.n_special for position in asked.positions)
+        upto = tuple(position - query.n_special for position in query.positions)
         starts = np.array(list(first.values()), dtype=np.int64).reshape(1, -1)
         return cls(tuple(first), starts <= np.array(upto).reshape(-1, 1), upto)

@@ -221,11 +221,11 @@ def last_layer_temperature(
     losses = [divergence(s) for s in grid]
     best = losses.index(min(losses))
     low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
-    found = math.exp(_golden_section(lambda log_s: divergence(math.exp(log_s)), math.log(low), math.log(high)))
-    at_found = divergence(found)
-    if at_found >= losses[best]:
-        found, at_found = grid[best], losses[best]
-    return LastLayerTemperature(grid[best], losses[best], found, at_found)
+    refined = math.exp(_golden_section(lambda log_s: divergence(math.exp(log_s)), math.log(low), math.log(high)))
+    at_refined = divergence(refined)
+    if at_refined >= losses[best]:
+        refined, at_refined = grid[best], losses[best]
+    return LastLayerTemperature(grid[best], losses[best], refined, at_refined)
 
 
 def _golden_section(loss: Callable[[float], float], low: float, high: float, tolerance: float = 1e-8) -> float:

@@ -96,8 +96,8 @@ class TopK:
 
 def _sorted(values: Float[Tensor, "rows n"]) -> tuple[Float[Tensor, "rows n"], Int[Tensor, "rows n"]]:
     """Largest first; equal values keep their order, which is that of their ids, since earlier finds are smaller."""
-    found = torch.sort(values, dim=-1, descending=True, stable=True)
-    return found.values, found.indices
+    descending = torch.sort(values, dim=-1, descending=True, stable=True)
+    return descending.values, descending.indices
 
 
 class VocabularyStatistics:

@@ -1,21 +1,40 @@
-"""Parts of `run.json` measured beside the rows: temperatures, the last layer, one prompt closely, fitted lenses."""
+"""Parts of `run.json` measured once and not by row: temperatures, last layer, primary prompt, fitted lenses."""
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
 
-from layerscope.record.parts import Count, Fraction, Part, Positive, Sha256, Utc
+from layerscope.lens_record import (
+    CorpusRecord,
+    Count,
+    ImportedLens,
+    Kind,
+    Placement,
+    Positive,
+    RecordModel,
+    Settings,
+    Sha256,
+    SkipLayers,
+)
+from layerscope.record.parts import Fraction, Utc
 
 ByLayer: TypeAlias = tuple[float | None, ...]
 """A number for each layer 0 to n_layers; null where it is undefined."""
 CountByLayer: TypeAlias = tuple[int | None, ...]
+FORMER_KEYS = {"close_up": "position_readout", "sidecars": "fitted_lenses"}
+"""Keys of `measured` up to schema 2.1, and what they are called now."""
 
 
-def _each_kind_once(sidecars: tuple["FittedLensRecord", ...]) -> tuple["FittedLensRecord", ...]:
-    kinds = [sidecar.kind for sidecar in sidecars]
+def _with_present_keys(absent: object) -> object:
+    """Reasons of an older record under the keys of now."""
+    return {FORMER_KEYS.get(key, key): why for key, why in absent.items()} if isinstance(absent, dict) else absent
+
+
+def _each_kind_once(lenses: tuple["FittedLensRecord", ...]) -> tuple["FittedLensRecord", ...]:
+    kinds = [lens.kind for lens in lenses]
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"each kind of fitted lens should be there once, but there are {', '.join(kinds)}")
-    return sidecars
+    return lenses
 
 
 def _ascending(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
@@ -25,7 +44,7 @@ def _ascending(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ..
     return ranges
 
 
-class NormTemperatureRecord(Part):
+class NormTemperatureRecord(RecordModel):
     """The temperature at which each layer's headline distribution comes nearest to the model's own."""
 
     lens: str = Field(description="The lens whose logits were divided.")
@@ -36,7 +55,7 @@ class NormTemperatureRecord(Part):
     bound_hits: Count | None = Field(None, description="How many of them stand on a bound, which then decided them.")
 
 
-class LastLayerRecord(Part):
+class LastLayerRecord(RecordModel):
     """The primary prompt's last layer under the headline lens, beside the model's own output."""
 
     kl_to_final_bits: float | None = Field(None, ge=0, description="KL(lens || model), in bits.")
@@ -56,7 +75,7 @@ class LastLayerRecord(Part):
     kl_after_scale_then_softcap_bits: float | None = Field(None, ge=0, description="After both, in bits.")
 
 
-class ViewRecord(Part):
+class ViewRecord(RecordModel):
     """The primary prompt's last position through one view at every layer."""
 
     view: str = Field(description="A lens, or `post_ln2`: the second norm of the block that wrote last.")
@@ -66,7 +85,7 @@ class ViewRecord(Part):
     p_top1: ByLayer = Field(description="Its probability.")
 
 
-class OverlapRecord(Part):
+class OverlapRecord(RecordModel):
     """How alike two views rank the vocabulary, at every layer."""
 
     view: str = Field(description="The view whose top tokens `spearman_top50_ref` follows.")
@@ -77,14 +96,14 @@ class OverlapRecord(Part):
     spearman_top50_ref: ByLayer = Field(description="Over the view's top-50 ids and their ranks under the other.")
 
 
-class ScaledRecord(Part):
+class ScaledRecord(RecordModel):
     """The headline lens' logits multiplied by a scale near 1."""
 
     scale: float = Field(gt=0, description="The factor.")
     p_answer: ByLayer = Field(description="The answer's probability then.")
 
 
-class RepeatabilityRecord(Part):
+class RepeatabilityRecord(RecordModel):
     """Every layer of the primary prompt decoded a second time, row by row."""
 
     status: Literal["ok", "skipped", "unavailable"] = Field(description="Whether it was done.")
@@ -93,7 +112,7 @@ class RepeatabilityRecord(Part):
     top1_flip: tuple[bool | None, ...] = Field((), description="By layer: whether the top token changed.")
 
 
-class PositionReadoutRecord(Part):
+class PositionReadoutRecord(RecordModel):
     """What was looked at closely: the primary prompt at its last position."""
 
     headline: str = Field(description="The view that `answer_gap`, `scaled` and `repeatability` are about.")
@@ -104,7 +123,7 @@ class PositionReadoutRecord(Part):
     repeatability: RepeatabilityRecord = Field(description="Whether a second decode agrees.")
 
 
-class SecondForwardRecord(Part):
+class SecondForwardRecord(RecordModel):
     """The primary prompt sent through the model once more, under the headline lens; by layer."""
 
     mode: Literal["auto", "always", "off", "skipped_deterministic"] = Field(description="What was asked for or done.")
@@ -114,7 +133,7 @@ class SecondForwardRecord(Part):
     top_ids: tuple[tuple[Count, ...], ...] = Field((), description="The ten most likely ids.")
 
 
-class PredictionRecord(Part):
+class PredictionRecord(RecordModel):
     """A distribution of the model's own head at the last position of a prompt."""
 
     prompt: str | None = Field(None, description="The prompt; null for the primary one.")
@@ -127,7 +146,7 @@ class PredictionRecord(Part):
     p_answer: Fraction | None = Field(None, description="Its probability.")
 
 
-class CopyMaskRecord(Part):
+class CopyMaskRecord(RecordModel):
     """Ids that never count as an echo of the prompt: blank or ASCII punctuation."""
 
     size: Count = Field(description="How many.")
@@ -142,7 +161,7 @@ class CopyMaskRecord(Part):
         return [i for first, last in self.id_ranges for i in range(first, last + 1)]
 
 
-class UnembedBiasRecord(Part):
+class UnembedBiasRecord(RecordModel):
     """The head's bias by vocabulary id."""
 
     present: bool = Field(description="Whether it has one.")
@@ -150,49 +169,7 @@ class UnembedBiasRecord(Part):
     max_abs: float = Field(ge=0, description="Largest size, in logits; 0 without one.")
 
 
-class TextSourceRecord(Part):
-    """One file or data set that a lens was fitted on."""
-
-    name: str = Field(description="File name without its folder, or the data set's id with its revision.")
-    format: str = Field(description="How it was read: `txt`, `jsonl`, `parquet` or `datasets`.")
-    n_documents: Count = Field(description="Read from it, before any budget was reached.")
-    sha256: Sha256 = Field(description="Over the documents that were read, in order.")
-
-
-class SplitRecord(Part):
-    """Size of one part of that text, counted."""
-
-    n_documents: Count = Field(description="Documents.")
-    n_tokens: Count = Field(description="Tokens of them, BOS not counted.")
-    n_sequences: Count = Field(description="Sequences they were packed to.")
-
-
-class LensCorpusRecord(Part):
-    """The text that a lens was fitted on."""
-
-    sources: tuple[TextSourceRecord, ...] = Field(description="Where it was read from.")
-    sha256: Sha256 = Field(description="Over the packed ids of all parts.")
-    n_documents: Count = Field(description="Documents that were read.")
-    n_repeated: Count = Field(description="Documents left out, because they had been read before word for word.")
-    seq_len: Positive = Field(description="Positions of a sequence, BOS included.")
-    bos: bool = Field(description="Whether every sequence starts with BOS.")
-    splits: dict[Literal["fit", "select", "held_out"], SplitRecord] = Field(
-        description="Text that was fitted to, by which something was chosen, and that only measured."
-    )
-
-
-class LensSettingsRecord(Part):
-    """How a fit was made; equal settings, text and model give equal weights."""
-
-    seed: int = Field(description="Seed of every generator.")
-    device: str = Field(description="Where it was computed.")
-    dtype: str = Field(description="Number format of the blocks' arithmetic.")
-    threads: Positive = Field(description="Threads of the tensor library.")
-    torch: str = Field(description="Version of PyTorch.")
-    layerscope: str = Field(description="Version of layerscope.")
-
-
-class HeldOutRecord(Part):
+class HeldOutRecord(RecordModel):
     """Mean KL(model || lens) over text that nothing was chosen by, in bits, by layer."""
 
     n_positions: Count | None = Field(None, description="Positions of that text.")
@@ -202,22 +179,17 @@ class HeldOutRecord(Part):
     closed_form_bits: ByLayer = Field((), description="Of the ridge regression; empty where none was measured.")
 
 
-class SkipLayersRecord(Part):
+class SkipLayersRecord(RecordModel, SkipLayers):
     """The last blocks replaced by the translator of the layer before them, on held-out text."""
 
-    blocks: Positive = Field(description="How many blocks were skipped.")
-    layer: Count = Field(description="The layer that was decoded: n_layers less the blocks.")
-    n_tokens: Count = Field(description="How many tokens were predicted.")
     perplexity_lens: float = Field(gt=0, description="Of the lens at that layer.")
     perplexity_model: float = Field(gt=0, description="Of the model itself.")
 
 
-class TunedFitRecord(Part):
+class TunedFitRecord(RecordModel):
     """An affine map for each layer, and how it was found; by layer from 0 to n_layers, null where there is none."""
 
-    placement: Literal["raw", "normed"] | None = Field(
-        None, description="Whether it is applied before or after the final norm."
-    )
+    placement: Placement | None = Field(None, description="Whether it is applied before or after the final norm.")
     rank: Count | None = Field(
         None, description="Of the linear part: d_model where it is a full matrix, 0 where there is none."
     )
@@ -234,7 +206,7 @@ class TunedFitRecord(Part):
     skip_layers: tuple[SkipLayersRecord, ...] = Field((), description="With the last blocks replaced, on that text.")
 
 
-class PrismFitRecord(Part):
+class PrismFitRecord(RecordModel):
     """One standardisation and rotation for all layers, and how it was found."""
 
     method: Literal["procrustes_to_final", "by_rank"] | None = Field(
@@ -253,18 +225,10 @@ class PrismFitRecord(Part):
     held_out: HeldOutRecord | None = Field(None, description="What it is worth on other text.")
 
 
-class ImportedLensRecord(Part):
-    """Where a lens came from that was fitted elsewhere."""
-
-    format: str = Field(description="The format of its files: `tuned-lens` or `jacobian-lens`.")
-    name: str = Field(description="Name of its file or folder, without a path.")
-    sha256: Sha256 = Field(description="Of the file that held its weights.")
-
-
-class FittedLensRecord(Part):
+class FittedLensRecord(RecordModel):
     """A fitted lens: whether it was read through, and what its own record says of it."""
 
-    kind: Literal["tuned", "prism"] = Field(description="Which lens.")
+    kind: Kind = Field(description="Which lens.")
     status: Literal["loaded", "missing", "refused", "off"] = Field(
         description="`refused`: found, but of another model or damaged; `off`: not asked for."
     )
@@ -275,11 +239,11 @@ class FittedLensRecord(Part):
     weights_sha256: Sha256 | None = Field(None, description="Of its weights.")
     fitted_to: str | None = Field(None, description="Id of the model that it was fitted to.")
     created_utc: Utc | None = Field(None, description="When it was fitted or imported.")
-    corpus: LensCorpusRecord | None = Field(None, description="On which text; null for a lens fitted elsewhere.")
-    settings: LensSettingsRecord | None = Field(None, description="How; null for a lens fitted elsewhere.")
+    corpus: CorpusRecord | None = Field(None, description="On which text; null for a lens fitted elsewhere.")
+    settings: Settings | None = Field(None, description="How; null for a lens fitted elsewhere.")
     tuned: TunedFitRecord | None = Field(None, description="Of a tuned lens.")
     prism: PrismFitRecord | None = Field(None, description="Of a prism lens.")
-    imported: ImportedLensRecord | None = Field(None, description="Of a lens fitted elsewhere.")
+    imported: ImportedLens | None = Field(None, description="Of a lens fitted elsewhere.")
     notes: tuple[str, ...] = Field((), description="What its own record warns of, in sentences.")
 
     @model_validator(mode="after")
@@ -288,18 +252,18 @@ class FittedLensRecord(Part):
             raise ValueError(f"status is {self.status!r}; a reason should be given exactly where it is not 'loaded'")
         other = self.prism if self.kind == "tuned" else self.tuned
         if other is not None:
-            raise ValueError(f"a sidecar of kind {self.kind!r} should have no part about the other kind")
+            raise ValueError(f"a fitted lens of kind {self.kind!r} should have no part about the other kind")
         return self
 
 
-class TunedVariantRecord(Part):
+class TunedVariantRecord(RecordModel):
     """The tuned lens with a part of it taken away."""
 
     kl_to_final_bits: ByLayer = Field(description="KL(lens || model) in bits; null at layer 0 and where not finite.")
     answer_rank: CountByLayer = Field(description="Rank of the answer, from 1; null in the same places.")
 
 
-class TunedVariantsRecord(Part):
+class TunedVariantsRecord(RecordModel):
     """The primary prompt's last position under parts of the tuned lens; by layer from 0 to n_layers, 0 being null."""
 
     temperatures: ByLayer = Field(
@@ -316,7 +280,7 @@ class TunedVariantsRecord(Part):
     )
 
 
-class MeasuredRecord(Part):
+class MeasuredRecord(RecordModel):
     """Everything that was measured beside the rows; a block that is null has its reason in `absent`."""
 
     stack: Literal["pre_norm", "post_norm"] | None = Field(
@@ -328,15 +292,23 @@ class MeasuredRecord(Part):
     copy_mask: CopyMaskRecord | None = Field(None, description="Ids that never count as an echo.")
     norm_temperature: NormTemperatureRecord | None = Field(None, description="Temperatures by layer.")
     last_layer: LastLayerRecord | None = Field(None, description="The last layer beside the model's own output.")
-    close_up: PositionReadoutRecord | None = Field(None, description="The primary prompt looked at closely.")
+    position_readout: PositionReadoutRecord | None = Field(
+        None,
+        validation_alias=AliasChoices("position_readout", "close_up"),
+        description="The primary prompt's last position through several views.",
+    )
     second_forward: SecondForwardRecord | None = Field(None, description="The primary prompt sent through again.")
     final_prediction: PredictionRecord | None = Field(None, description="The model's own output for it.")
     temperature_exploration: tuple[PredictionRecord, ...] = Field((), description="The same at other temperatures.")
     test_prompts: tuple[PredictionRecord, ...] = Field((), description="Further prompts, head alone.")
-    sidecars: Annotated[tuple[FittedLensRecord, ...], AfterValidator(_each_kind_once)] = Field(
-        (), description="Fitted lenses, read through or not; each kind once."
+    fitted_lenses: Annotated[tuple[FittedLensRecord, ...], AfterValidator(_each_kind_once)] = Field(
+        (),
+        validation_alias=AliasChoices("fitted_lenses", "sidecars"),
+        description="Fitted lenses, read through or not; each kind once.",
     )
     tuned_variants: TunedVariantsRecord | None = Field(
         None, description="The primary prompt under parts of the tuned lens."
     )
-    absent: dict[str, str] = Field({}, description="For each block that is null or empty, the reason in words.")
+    absent: Annotated[dict[str, str], BeforeValidator(_with_present_keys)] = Field(
+        {}, description="For each block that is null or empty, the reason in words."
+    )

@@ -1,10 +1,14 @@
-"""Parts of `run.json`: what was measured, with what, and how; model, suite, checks, machine."""
+"""Parts of `run.json`: what was measured, with what, and how; model, suite, checks, machine.
+
+What is null in a run that was read from published files is what those do not say.
+"""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from layerscope.lens_record import Count, Positive, RecordModel, Sha256
 from layerscope.record.prompt_key import PromptKey
 
 
@@ -15,23 +19,11 @@ def _utc(text: str) -> str:
 
 
 Utc = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"), AfterValidator(_utc)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Part(BaseModel):
-    """A part of `run.json`: nothing unknown, nothing converted, no NaN or infinity, nothing changed afterwards.
-
-    What is null in a run that was read from published files is what those do not say.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ProtocolRecord(Part):
+class ProtocolRecord(RecordModel):
     """The bundle of definitions by which everything was measured."""
 
     name: str = Field(description="Name of the bundle: `standard` or `published`.")
@@ -42,7 +34,7 @@ class ProtocolRecord(Part):
     thresholds: dict[str, float] = Field(description="Every threshold by name; in bits where the name says so.")
 
 
-class HeadTransformRecord(Part):
+class HeadTransformRecord(RecordModel):
     """What the head does to its logits: softcap * tanh(scale * z / softcap)."""
 
     scale: float | None = Field(None, description="Factor on the logits; null where there is none.")
@@ -50,7 +42,7 @@ class HeadTransformRecord(Part):
     bias: bool = Field(description="Whether the head adds a bias for each vocabulary id.")
 
 
-class BosRecord(Part):
+class BosRecord(RecordModel):
     """How a prompt begins."""
 
     rule: Literal["always", "never", "tokenizer"] = Field(description="The family's rule; `tokenizer` leaves it open.")
@@ -58,7 +50,7 @@ class BosRecord(Part):
     note: str = Field(description="The rule and its outcome in words.")
 
 
-class ModelRecord(Part):
+class ModelRecord(RecordModel):
     """Which model was read."""
 
     id: str = Field(
@@ -85,7 +77,7 @@ class ModelRecord(Part):
     trust_remote_code: bool | None = Field(None, description="Whether code that came with the checkpoint was run.")
 
 
-class AlignmentRecord(Part):
+class AlignmentRecord(RecordModel):
     """Where an answer begins: its ids after the prompt, or why there are none."""
 
     string: str = Field(description="The answer as the suite has it.")
@@ -101,14 +93,14 @@ class AlignmentRecord(Part):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "AlignmentRecord":
         first = self.answer_ids[0] if self.answer_ids else None
-        said = (self.ok, self.first_id, self.several_pieces, self.reason is None)
+        stated = (self.ok, self.first_id, self.several_pieces, self.reason is None)
         due = (self.status == "ok", first, len(self.answer_ids) > 1, self.ok)
-        if said != due or self.ok != bool(self.answer_ids):
-            raise ValueError(f"(ok, first_id, several_pieces, no reason) is {said}; status and answer_ids say {due}")
+        if stated != due or self.ok != bool(self.answer_ids):
+            raise ValueError(f"(ok, first_id, several_pieces, no reason) is {stated}; status and answer_ids say {due}")
         return self
 
 
-class PromptRecord(Part):
+class PromptRecord(RecordModel):
     """One prompt as the model saw it."""
 
     prompt_id: str = Field(description="`pos` for a fact, `ctl` for a control, as in the rows.")
@@ -140,7 +132,7 @@ class PromptRecord(Part):
         return self
 
 
-class SuiteRecord(Part):
+class SuiteRecord(RecordModel):
     """What was asked."""
 
     name: str = Field(description="Name of the suite.")
@@ -152,7 +144,7 @@ class SuiteRecord(Part):
     )
 
 
-class IdentityRecord(Part):
+class IdentityRecord(RecordModel):
     """Whether the last layer, decoded by us, is the model's own output."""
 
     ok: bool = Field(description="Whether it is, up to rounding; where not, no probability may be headlined.")
@@ -171,7 +163,7 @@ class IdentityRecord(Part):
     note: str = Field(description="The outcome in one sentence.")
 
 
-class LayerFlag(Part):
+class LayerFlag(RecordModel):
     """A layer at which something was not finite."""
 
     layer: Count = Field(description="As in the rows.")
@@ -180,7 +172,7 @@ class LayerFlag(Part):
     any_inf: bool = Field(description="Whether residual, decoded row or logits have an infinity.")
 
 
-class NumericHealthRecord(Part):
+class NumericHealthRecord(RecordModel):
     """Whether all numbers were finite, and how near to the edge they came."""
 
     any_nan: bool = Field(description="Whether any layer of any lens had a NaN.")
@@ -194,7 +186,7 @@ class NumericHealthRecord(Part):
     layers_flagged: tuple[LayerFlag, ...] = Field((), description="Where; those rows have no metrics.")
 
 
-class ProvenanceRecord(Part):
+class ProvenanceRecord(RecordModel):
     """With what the numbers were computed. No host, user or folder is named."""
 
     python: str = Field(description="Version of Python.")
@@ -218,7 +210,7 @@ class ProvenanceRecord(Part):
     memory_planned_bytes: Count | None = Field(None, description="How much the plan meant to use, in bytes.")
 
 
-class ProblemRecord(Part):
+class ProblemRecord(RecordModel):
     """Something that a file should have held and did not."""
 
     file: str = Field(description="Name of the file, without its folder.")
@@ -226,7 +218,7 @@ class ProblemRecord(Part):
     message: str = Field(description="What was expected, what came, and what was done about it.", min_length=1)
 
 
-class TimingsRecord(Part):
+class TimingsRecord(RecordModel):
     """Wall-clock seconds of the stages."""
 
     start_s: Seconds = Field(description="Opening model and tokenizer, in seconds.")

@@ -49,8 +49,8 @@ class Thresholds:
             if isinstance(field.default, tuple):
                 kind = type(field.default[0])
                 names = takewhile(lambda name: name in flat, (f"{field.name}[{i}]" for i in count()))
-                found = [kind(flat[name]) for name in names]
-                values |= {field.name: tuple(found)} if found else {}
+                stated = [kind(flat[name]) for name in names]
+                values |= {field.name: tuple(stated)} if stated else {}
             elif field.name in flat:
                 values[field.name] = flat[field.name]
         return cls(**values)

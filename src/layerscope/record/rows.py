@@ -176,8 +176,8 @@ def _check_names(names: Mapping[str, object]) -> None:
     missing = [name for name in _NAMES if name not in names]
     unknown = [name for name in names if name not in _NAMES]
     if missing or unknown:
-        said = [f"{what}: {', '.join(those)}" for what, those in (("missing", missing), ("unknown", unknown)) if those]
-        raise RunError(f"a run's rows have the {len(_NAMES)} columns of COLUMNS; {'; '.join(said)}")
+        wrong = [f"{what}: {', '.join(those)}" for what, those in (("missing", missing), ("unknown", unknown)) if those]
+        raise RunError(f"a run's rows have the {len(_NAMES)} columns of COLUMNS; {'; '.join(wrong)}")
 
 
 def _series(column: Column, values: Values) -> pl.Series:

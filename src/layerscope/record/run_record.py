@@ -6,13 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from layerscope.lens_record import Positive, RecordModel
 from layerscope.record.measured import MeasuredRecord, TunedVariantRecord
 from layerscope.record.parts import (
     IdentityRecord,
     ModelRecord,
     NumericHealthRecord,
-    Part,
-    Positive,
     ProblemRecord,
     PromptRecord,
     ProtocolRecord,
@@ -23,10 +22,10 @@ from layerscope.record.parts import (
 )
 from layerscope.record.prompt_key import PromptKey
 
-SCHEMA_VERSION: Literal["2.1"] = "2.1"
+SCHEMA_VERSION: Literal["2.2"] = "2.2"
 """Of `run.json` and `rows.parquet` together: the first number changes when an older reader would misread a folder."""
-READABLE_VERSIONS = (SCHEMA_VERSION, "2.0")
-"""A record of 2.0 is one of 2.1 without fitted lenses; it is taken for that when it is read."""
+READABLE_VERSIONS = (SCHEMA_VERSION, "2.1", "2.0")
+"""A record of 2.1 has two keys of `measured` by other names, one of 2.0 no fitted lenses either; both are read."""
 
 
 def _raised(version: object) -> object:
@@ -34,12 +33,12 @@ def _raised(version: object) -> object:
     return SCHEMA_VERSION if version in READABLE_VERSIONS else version
 
 
-class RunRecord(Part):
+class RunRecord(RecordModel):
     """Everything of a run that is not a row: `run.json`."""
 
     model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
 
-    schema_version: Annotated[Literal["2.1"], BeforeValidator(_raised)] = Field(
+    schema_version: Annotated[Literal["2.2"], BeforeValidator(_raised)] = Field(
         description="Version of this format; it holds for the rows too."
     )
     run_id: str = Field(description="Names the run wherever it is cited.", min_length=1)
@@ -100,13 +99,13 @@ class RunRecord(Part):
         return self
 
     def _by_layer_of_the_tuned_lens(self) -> Iterator[tuple[str, Sequence[object]]]:
-        found = self.measured.tuned_variants
-        if found is None:
+        variants = self.measured.tuned_variants
+        if variants is None:
             return
-        if found.temperatures:
-            yield "temperatures", found.temperatures
+        if variants.temperatures:
+            yield "temperatures", variants.temperatures
         for name in ("rotation_only", "temperature_only", "bias_only"):
-            part: TunedVariantRecord | None = getattr(found, name)
+            part: TunedVariantRecord | None = getattr(variants, name)
             if part is not None:
                 yield f"{name}.kl_to_final_bits", part.kl_to_final_bits
                 yield f"{name}.answer_rank", part.answer_rank

@@ -172,21 +172,21 @@ def _question(entry: _Entry, templates: Mapping[str, str], place: Place) -> Ques
     for variant, text in wording.texts.items():
         field = wording.field_of(variant)
         texts[variant] = checked_text(write(text, field, fields, place), field, place)
-    asked = entry.subject.strip() if entry.subject is not None else next(iter(texts.values()))
-    return Question(place, entry.subject, entry.key or f"{asked}→{answers[0]}", None, answers, texts)
+    subject = entry.subject.strip() if entry.subject is not None else next(iter(texts.values()))
+    return Question(place, entry.subject, entry.key or f"{subject}→{answers[0]}", None, answers, texts)
 
 
 def _wording(entry: _Entry, templates: Mapping[str, str], place: Place) -> _Wording:
     """The entry's own wording, else the file's templates, which may be none."""
-    own = [field for field in ("prompt", "prompts", "template", "templates") if getattr(entry, field) is not None]
-    if len(own) > 1:
-        raise place.error(own[1], f"`{own[0]}` is there too, and only one of them can be asked; keep one")
-    if entry.variant is not None and own not in (["prompt"], ["template"]):
+    given = [field for field in ("prompt", "prompts", "template", "templates") if getattr(entry, field) is not None]
+    if len(given) > 1:
+        raise place.error(given[1], f"`{given[0]}` is there too, and only one of them can be asked; keep one")
+    if entry.variant is not None and given not in (["prompt"], ["template"]):
         raise place.error("variant", "it names a lone `prompt` or `template`, and there is none; leave it out")
-    if not own:
+    if not given:
         return _Wording("templates", templates)
-    texts = getattr(entry, own[0])
-    return _Wording(own[0], {entry.variant or DEFAULT_VARIANT: texts} if isinstance(texts, str) else texts)
+    texts = getattr(entry, given[0])
+    return _Wording(given[0], {entry.variant or DEFAULT_VARIANT: texts} if isinstance(texts, str) else texts)
 
 
 def _placeholder_fields(entry: _Entry, placeholders: set[str], place: Place) -> dict[str, str]:
@@ -230,10 +230,10 @@ def _placeholders(templates: _Wording, place: Place) -> set[str]:
     for variant, template in templates.texts.items():
         field = templates.field_of(variant)
         checked_text(template, field, place)
-        found = {placeholder for _, placeholder in _pieces(template, field, place) if placeholder is not None}
-        if not found:
+        named = {placeholder for _, placeholder in _pieces(template, field, place) if placeholder is not None}
+        if not named:
             raise place.error(field, f"{template!r} would ask every fact the same; add {{subject}}, or use `prompt`")
-        placeholders |= found
+        placeholders |= named
     return placeholders
 
 

@@ -170,8 +170,8 @@ def _header_lines(text: str, header: str, count: int) -> Sequence[int | None]:
     tomllib keeps no lines, so the headers are looked for in the text. When there are not as many as tables (inline
     tables, a header inside a string) no line is claimed.
     """
-    found = [text.count("\n", 0, match.start()) + 1 for match in re.finditer(rf"^[ \t]*{header}", text, re.MULTILINE)]
-    return found if len(found) == count else [None] * count
+    lines = [text.count("\n", 0, match.start()) + 1 for match in re.finditer(rf"^[ \t]*{header}", text, re.MULTILINE)]
+    return lines if len(lines) == count else [None] * count
 
 
 def _read_jsonl(text: str, file: str, stem: str) -> Suite:
@@ -223,14 +223,14 @@ def _assembled(heading: _Heading, facts: Sequence[Question], controls: Sequence[
         for index, (key, fact) in enumerate(by_key.items())
         for variant, text in fact.texts.items()
     ]
-    asked: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     for control in controls:
         question, contrast = control.question, _contrasted(control, by_key)
         for variant, text in question.texts.items():
-            if variant in asked:
-                sentence = f"{asked[variant]} has `{variant}` already, and rows could not tell the two apart; keep one"
+            if variant in places:
+                sentence = f"{places[variant]} has `{variant}` already, and rows could not tell the two apart; keep one"
                 raise question.place.error("variants", sentence)
-            asked[variant] = question.place
+            places[variant] = question.place
             prompts.append(Prompt("ctl", variant, text, question.answers, None, None, contrast.answers))
     return Suite(heading.name, heading.description, tuple(prompts))
 

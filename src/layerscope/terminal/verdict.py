@@ -275,7 +275,7 @@ class VerdictText:
         if self.trusted:
             said += _lines("raw lens", raw_against_norm(found))
             said.append(LabelledLine("last layer", self._last_layer()))
-            said += _lines("fitted", fitted(found, self.record.measured.sidecars))
+            said += _lines("fitted", fitted(found, self.record.measured.fitted_lenses))
         return said
 
     def _norms(self) -> str:

@@ -11,13 +11,14 @@ from typing import TypeVar, get_args
 from pydantic import ValidationError
 
 from layerscope.errors import RunError
+from layerscope.lens_record import RecordModel
 from layerscope.published.dialect import Fault
 from layerscope.published.layout import GENERATION_M, GENERATIONS
 from layerscope.published.members import Member
 from layerscope.published.read.csv_table import note
-from layerscope.record.parts import Part, ProblemRecord
+from layerscope.record.parts import ProblemRecord
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=RecordModel)
 
 _MARKERS = {
     "B": ("gold_answer", "raw_lens_check", "ablation_summary"),
@@ -100,7 +101,7 @@ class Block:
             value = value.get(key) if isinstance(value, dict) else None
         return value is not None
 
-    def values(self, kind: type[Part], table: Sequence[Member]) -> dict[str, object]:
+    def values(self, kind: type[RecordModel], table: Sequence[Member]) -> dict[str, object]:
         """What generation M's members of a table hold, by our names, each of the type that the part has it in."""
         values: dict[str, object] = {}
         for member in table:

@@ -276,18 +276,18 @@ def measured_record(
         "copy_mask": _copy_mask(diagnostics.block("copy_mask")),
         "norm_temperature": _norm_temperature(diagnostics, n_layers),
         "last_layer": _last_layer(diagnostics.block("last_layer_consistency")),
-        "close_up": None,
+        "position_readout": None,
         "second_forward": _second_forward(diagnostics.block("repeatability_forward")),
         "final_prediction": _prediction(document.block("final_prediction"))
         if document.has("final_prediction")
         else None,
         "temperature_exploration": _predictions(document, "temperature_exploration"),
         "test_prompts": _predictions(document, "test_prompts"),
-        "sidecars": sidecars,
+        "fitted_lenses": sidecars,
         "tuned_variants": variants,
     }
     absent = {name: "the published file does not hold it" for name, value in values.items() if not value}
-    absent["close_up"] = "published files hold summaries of it alone, not the numbers of every layer"
+    absent["position_readout"] = "published files hold summaries of it alone, not the numbers of every layer"
     architecture = document.block("model_stats").text("architecture")
     return MeasuredRecord.model_validate(
         values

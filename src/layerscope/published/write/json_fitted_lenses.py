@@ -11,6 +11,7 @@ from layerscope.analysis.fitted_lens_audit import Attribution, BitsPair, FittedL
 from layerscope.analysis.milestones import Milestones
 from layerscope.analysis.percentiles import percentile
 from layerscope.analysis.tuned_audit import CALIBRATION_ONLY, RotationVsTemperature
+from layerscope.lens_record import CorpusRecord
 from layerscope.published import members
 from layerscope.published.write.json_milestones import (
     copy_thresholds,
@@ -20,7 +21,7 @@ from layerscope.published.write.json_milestones import (
     surface_and_geometry,
 )
 from layerscope.published.write.json_source import Source, Tree, label_of, pointer
-from layerscope.record.measured import ByLayer, FittedLensRecord, LensCorpusRecord, TunedFitRecord
+from layerscope.record.measured import ByLayer, FittedLensRecord, TunedFitRecord
 
 PRISM, TUNED = "prism", "tuned"
 STAMP = "%Y%m%dT%H%MZ"
@@ -44,7 +45,7 @@ def has_variants(source: Source) -> bool:
 
 def lens_folder_of(source: Source, kind: str) -> FittedLensRecord | None:
     """What the record says of a fitted lens; None where it says nothing, as before there were any."""
-    return next((lens for lens in source.record.measured.sidecars if lens.kind == kind), None)
+    return next((lens for lens in source.record.measured.fitted_lenses if lens.kind == kind), None)
 
 
 def prism_summary(source: Source) -> Tree:
@@ -86,8 +87,8 @@ def _more_of_tuned(source: Source, lens: FittedLensRecord | None) -> Tree:
     block: Tree = {}
     audit, attribution = source.diagnostics.sidecars.get(TUNED), source.diagnostics.attribution
     if lens is not None:
-        at = source.record.measured.sidecars.index(lens)
-        here = pointer("record", "measured", "sidecars", at)
+        at = source.record.measured.fitted_lenses.index(lens)
+        here = pointer("record", "measured", "fitted_lenses", at)
         block["provenance"] = here if source.extended else _provenance(source, lens)
     if audit is not None:
         block["summary"] = {"metrics": _metrics(source, audit)}
@@ -306,7 +307,7 @@ def _training(source: Source, lens: FittedLensRecord) -> Tree | None:
     }
 
 
-def _names(corpus: LensCorpusRecord) -> str:
+def _names(corpus: CorpusRecord) -> str:
     return ", ".join(text.name for text in corpus.sources)
 
 

@@ -142,7 +142,7 @@ def fitted(quotes: Quotes) -> Section:
 
 
 def _absent(quotes: Quotes, lens: str) -> Sentence:
-    found = next((one for one in quotes.record.measured.sidecars if one.kind == lens), None)
+    found = next((one for one in quotes.record.measured.fitted_lenses if one.kind == lens), None)
     if quotes.headline == lens:
         return sentence("The lens ", Name(lens), " is the headline lens itself.")
     why: tuple[Part, ...] = (Text(": "), Name(found.reason)) if found is not None and found.reason else ()

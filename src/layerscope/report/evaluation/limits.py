@@ -140,9 +140,9 @@ def _rows(quotes: Quotes) -> list[Sentence]:
 
 
 def _fitted(quotes: Quotes) -> list[Sentence]:
-    said = [sentence(Name(note)) for one in quotes.record.measured.sidecars for note in one.notes]
+    said = [sentence(Name(note)) for one in quotes.record.measured.fitted_lenses for note in one.notes]
     foreign = quotes.record.source == "published" and quotes.record.layerscope_version is None
-    loaded = [one.kind for one in quotes.record.measured.sidecars if one.status == "loaded"]
+    loaded = [one.kind for one in quotes.record.measured.fitted_lenses if one.status == "loaded"]
     if foreign and loaded:
         said.append(sentence("How fitted lenses (", *names(loaded), ") were made cannot be checked from these files; "
                              "their figures describe that fit and are no property of the model."))  # fmt: skip

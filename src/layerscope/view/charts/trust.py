@@ -156,7 +156,9 @@ def _audited(run: AnalysedRun, name: str, audit: _Audit) -> ChartSpec:
 
 def _held_out(run: AnalysedRun) -> ChartSpec:
     """Mean KL(model || lens) on text that the fits did not see."""
-    loaded = {lens.kind: record for lens in run.record.measured.sidecars if (record := _held_out_of(lens)) is not None}
+    loaded = {
+        lens.kind: record for lens in run.record.measured.fitted_lenses if (record := _held_out_of(lens)) is not None
+    }
     if not loaded:
         raise RunError("This run has no fitted lens with a record of held-out text; fit one with `layerscope fit`.")
     parts: dict[str, tuple[float | None, ...]] = {}

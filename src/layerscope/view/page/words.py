@@ -234,7 +234,7 @@ def _groups(run: AnalysedRun) -> Mapping[str, tuple[Fact, ...]]:
         "Fitted lenses": {
             one.kind: f"{one.status}{f': {one.reason}' if one.reason else ''}"
             f"{f' · weights {one.weights_sha256}' if one.weights_sha256 else ''}"
-            for one in record.measured.sidecars
+            for one in record.measured.fitted_lenses
         },
         "Missing or damaged": {
             f"{problem.file}{'' if problem.row is None else f', row {problem.row}'}": problem.message

@@ -19,8 +19,8 @@ from layerscope.errors import LensError
 from layerscope.lenses import bind_lenses
 from layerscope.model.architecture import read_norm
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.residuals import read_residuals
-from layerscope.readout.position_readout import DecodingView, PositionReadout, position_readout
+from layerscope.readout.position_readout import DecodingView, position_readout
+from layerscope.record.measured import OverlapRecord, PositionReadoutRecord, RepeatabilityRecord, ViewRecord
 from layerscope.suite import load_suite
 from layerscope.unembedding import HeadTransform, Unembedding
 
@@ -46,6 +46,33 @@ def _head(seed: int = 0, **parts: Any) -> Unembedding:
     return Unembedding(_integers(seed, D_VOCAB, D_MODEL), None, **parts)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A readout by the names of its views and by its scales."""
+
+    record: PositionReadoutRecord
+
+    @property
+    def views(self) -> dict[str, ViewRecord]:
+        return {view.view: view for view in self.record.views}
+
+    @property
+    def pairs(self) -> dict[tuple[str, str], OverlapRecord]:
+        return {(overlap.view, overlap.against): overlap for overlap in self.record.overlaps}
+
+    @property
+    def scaled_p_answer(self) -> dict[float, tuple[float | None, ...]]:
+        return {scaled.scale: scaled.p_answer for scaled in self.record.scaled}
+
+    @property
+    def gap(self) -> tuple[float | None, ...]:
+        return self.record.answer_gap
+
+    @property
+    def repeatability(self) -> RepeatabilityRecord:
+        return self.record.repeatability
+
+
 def _look(
     residual: Tensor,
     head: Unembedding,
@@ -56,8 +83,8 @@ def _look(
     pairs: tuple[tuple[str, str], ...] = (),
     scales: tuple[float, ...] = (),
     lens_transform: HeadTransform | None = None,
-) -> PositionReadout:
-    return position_readout(
+) -> _Seen:
+    record = position_readout(
         residual,
         views,
         headline=headline,
@@ -67,6 +94,7 @@ def _look(
         unembedding=head,
         lens_transform=lens_transform,
     )
+    return _Seen(record)
 
 
 @dataclass(frozen=True)
@@ -340,7 +368,7 @@ def test_the_second_decode_takes_its_rows_one_by_one(monkeypatch):
 # Cost and refusals
 
 
-def test_the_unembedding_is_swept_once_a_view_and_once_more_for_a_pair_told_backwards(monkeypatch):
+def test_the_unembedding_is_swept_once_a_view_and_once_more_for_a_pair_given_backwards(monkeypatch):
     residual, head = _random(1, N_LAYERS + 1, D_MODEL), Unembedding(_random(0, D_VOCAB, D_MODEL), None)
     sweeps, logits = [], Unembedding.logits
 
@@ -389,11 +417,11 @@ def diagnostics(published: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def seen(tiny_qwen3: CausalLM) -> PositionReadout:
+def seen(tiny_qwen3: CausalLM) -> _Seen:
     """The first prompt's last position: the norm lens, no norm, and the second norm of the block before."""
     model = tiny_qwen3
     prompt = load_suite("capitals").prompts[0]
-    residuals, _ = read_residuals(model, [model.tokens.input_ids(prompt.text)], n_logits=1)
+    residuals = model.forward([model.tokens.input_ids(prompt.text)], n_logits=1)
     lens, raw = bind_lenses(("next_norm", "raw"), final_norm=model.final_norm, next_norms=model.next_norms)
     second_norms = [
         read_norm(block.post_attention_layernorm, f"blocks[{i}].ln2", model.d_model)

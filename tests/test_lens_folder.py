@@ -184,7 +184,7 @@ def test_equal_tensors_give_equal_files_whatever_their_order_and_memory(tmp_path
 # What is not written
 
 
-def test_a_sidecar_is_never_overwritten(tmp_path: Path):
+def test_a_lens_folder_is_never_overwritten(tmp_path: Path):
     (tmp_path / "lens").mkdir()
     with pytest.raises(LensError, match="is already there, and a fitted lens is never overwritten"):
         _write_tuned(tmp_path / "lens")
@@ -488,11 +488,11 @@ def test_of_several_lenses_of_a_model_one_has_to_be_named(tmp_path: Path):
 # Lenses by name
 
 
-def _bind(names: tuple[str, ...], n_layers: int = N, **sidecars: FittedLens):
-    return bind_lenses(names, final_norm=NORM, next_norms=(NORM,) * (n_layers + 1), sidecars=sidecars)
+def _bind(names: tuple[str, ...], n_layers: int = N, **fitted: FittedLens):
+    return bind_lenses(names, final_norm=NORM, next_norms=(NORM,) * (n_layers + 1), fitted=fitted)
 
 
-def test_fitted_lenses_are_bound_from_their_sidecars(tmp_path: Path):
+def test_fitted_lenses_are_bound_from_their_folders(tmp_path: Path):
     tuned = _write_tuned(tmp_path / "tuned")
     parts = _prism_parts()
     prism = write_fitted_lens(tmp_path / "prism", _prism_record(), parts)
@@ -505,18 +505,18 @@ def test_fitted_lenses_are_bound_from_their_sidecars(tmp_path: Path):
 
 def test_a_tuned_lens_is_bound_with_the_placement_that_it_was_fitted_with(tmp_path: Path):
     record = _tuned_record(2, TAUS, placement="normed")
-    sidecar = write_fitted_lens(tmp_path / "lens", record, tuned_tensors(_translators(2)))
-    (lens,) = _bind(("tuned",), tuned=sidecar)
+    written = write_fitted_lens(tmp_path / "lens", record, tuned_tensors(_translators(2)))
+    (lens,) = _bind(("tuned",), tuned=written)
     assert torch.equal(lens(RESIDUAL, 0), _translators(2)[0](NORM(RESIDUAL)) / 0.7)
 
 
 @pytest.mark.parametrize("name", ["tuned", "prism"])
-def test_a_fitted_lens_without_its_sidecar_is_refused_with_the_way_to_one(name: str):
+def test_a_fitted_lens_that_is_not_there_is_refused_with_the_way_to_one(name: str):
     with pytest.raises(LensError, match=f"`layerscope fit {name} MODEL --text FILE --out FOLDER`.*`--lens-dir FOLDER`"):
         _bind((name,))
 
 
-def test_a_sidecar_of_another_kind_depth_or_stream_is_refused(tmp_path: Path):
+def test_a_fitted_lens_of_another_kind_depth_or_stream_is_refused(tmp_path: Path):
     tuned = _write_tuned(tmp_path / "tuned")
     with pytest.raises(LensError, match="a prism lens was asked for, but this is a tuned lens"):
         _bind(("prism",), prism=tuned)

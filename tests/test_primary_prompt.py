@@ -1,4 +1,4 @@
-"""What is measured beside the rows, on the bundled model and on small ones with special parts."""
+"""What is measured once, on the bundled model and on small ones with special parts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import torch
 
 from layerscope import CausalLM, Run, load_suite, probe
 from layerscope.errors import LensError
-from layerscope.model.residuals import read_residuals
+from layerscope.probing.auxiliary_inputs import CALIBRATION_ROWS, choose_auxiliary_inputs
 from layerscope.probing.encode import encode
-from layerscope.probing.primary_prompt import CALIBRATION_ROWS, FAILED_IDENTITY, choose_auxiliary_inputs
+from layerscope.probing.primary_prompt import FAILED_IDENTITY
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.suite.auxiliary_texts import calibration_passage, published_test_prompts
 from layerscope.unembedding import HeadTransform
@@ -50,8 +50,8 @@ def test_the_published_calibration_is_the_primary_fact_in_both_wordings_and_the_
 
 def test_the_tempered_divergence_is_that_of_softmax_at_the_layers_temperature(model: CausalLM, run: Run):
     tau = run.record.measured.norm_temperature.tau_per_layer
-    residuals, logits = read_residuals(model, [run.record.suite.prompts[0].token_ids])
-    log_final = logits[0].double().log_softmax(-1)
+    residuals = model.forward([run.record.suite.prompts[0].token_ids])
+    log_final = residuals.logits[0].double().log_softmax(-1)
     own = run.rows.filter(lens="logit", fact_index=0, prompt_variant="orig", is_next=True)
     for layer in range(model.n_layers + 1):
         row = model.final_norm(residuals.values[0, layer, -1][None])
@@ -63,7 +63,7 @@ def test_the_tempered_divergence_is_that_of_softmax_at_the_layers_temperature(mo
 def test_a_layers_temperature_cannot_be_bettered_on_the_passage(model: CausalLM, run: Run):
     encoded = encode(load_suite("capitals"), model, "last")
     (passage,) = choose_auxiliary_inputs(model, encoded, STANDARD).passages
-    residuals, _ = read_residuals(model, [passage.token_ids])
+    residuals = model.forward([passage.token_ids])
     rows = residuals.values[0][:, list(passage.positions)]
     p_final = model.unembedding.logits(model.final_norm(rows[-1])).double().softmax(-1)
 
@@ -81,7 +81,7 @@ def test_a_suite_cut_into_passes_has_the_same_measurements(model: CausalLM, run:
     assert cut.rows.height == run.rows.height
     here, there = cut.record.measured, run.record.measured
     np.testing.assert_allclose(here.norm_temperature.tau_per_layer, there.norm_temperature.tau_per_layer, rtol=1e-4)
-    for a, b in zip(here.close_up.views, there.close_up.views, strict=True):
+    for a, b in zip(here.position_readout.views, there.position_readout.views, strict=True):
         assert (a.view, a.top1_id) == (b.view, b.top1_id)
 
 
@@ -99,19 +99,19 @@ def test_where_the_identity_check_fails_what_rests_on_it_is_absent_with_the_reas
 
 
 def test_the_views_agree_with_the_rows_at_the_primary_prompt(run: Run):
-    for view in run.record.measured.close_up.views:
+    for view in run.record.measured.position_readout.views:
         rows = run.rows.filter(lens=view.view, fact_index=0, prompt_variant="orig", is_next=True)
         if rows.height:
             first = rows["layer"][0]  # the tuned lens has no row at layer 0
             assert rows["answer_rank"].to_list() == list(view.answer_rank[first:])
             assert rows["top1_id"].to_list() == list(view.top1_id[first:])
-    views = {v.view for v in run.record.measured.close_up.views}
+    views = {v.view for v in run.record.measured.position_readout.views}
     assert views == {"logit", "next_norm", "raw", "post_ln2", "tuned", "prism"}
 
 
 def test_blocks_without_a_second_norm_have_no_post_ln2_and_say_so(tiny: Callable[[str], Path]):
     found = probe(tiny("gptj"), suite="berlin", positions="last", device="cpu").record.measured
-    assert "post_ln2" not in {view.view for view in found.close_up.views}
+    assert "post_ln2" not in {view.view for view in found.position_readout.views}
     assert "second norm" in found.absent["post_ln2"]
 
 
@@ -158,7 +158,7 @@ def test_temperatures_other_than_one_keep_ranks_and_change_entropy(run: Run):
 
 
 def test_divergences_from_raw_equal_whole_distributions(model: CausalLM, run: Run):
-    residuals, _ = read_residuals(model, [run.record.suite.prompts[3].token_ids])
+    residuals = model.forward([run.record.suite.prompts[3].token_ids])
     own = run.rows.filter(lens="logit", fact_index=1, prompt_variant="no_filler", is_next=True)
     floor = torch.tensor(1e-30, dtype=torch.float64).log()
     for layer in range(model.n_layers + 1):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from published import SHARED
+
 torch.set_num_threads(1)  # sums keep their order, and parallel test workers do not fight for cores
 
 
@@ -31,10 +33,32 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder `shared` beside this checkout: the specification and the published runs."""
-    path = Path(__file__).resolve().parents[2] / "shared"
-    if not path.is_dir():
-        pytest.skip(f"the published runs are not beside this checkout: no folder {path}")
-    return path
+    if not SHARED.is_dir():
+        pytest.skip(f"the published runs are not beside this checkout: no folder {SHARED}")
+    return SHARED
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where the published runs are absent, a test that needs them is skipped once, and not for each parameter."""
+    if SHARED.is_dir():
+        return
+    seen, kept, left = set(), list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        needs = "shared" in getattr(item, "fixturenames", ())
+        (left if needs and test in seen else kept).append(item)
+        if needs:
+            seen.add(test)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def made_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the published files of every model of `made_sweep.MADE`; not to be written to."""
+    from made_sweep import make_sweep  # only tests that ask for it pay for importing the readout
+
+    return make_sweep(tmp_path_factory.mktemp("made") / "sweep")
 
 
 @pytest.fixture(scope="session")

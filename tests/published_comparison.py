@@ -104,10 +104,14 @@ def read_run(folder: Path, model: str) -> tuple[pl.DataFrame, RunRecord]:
     return found.rows, found.record
 
 
-@cache
 def published_run(shared: Path, sweep: str, model: str) -> PublishedRun:
-    """One model, read once in a session."""
-    folder = shared / "reference" / sweep
+    """One model of a published folder."""
+    return run_of(shared / "reference" / sweep, sweep, model)
+
+
+@cache
+def run_of(folder: Path, sweep: str, model: str) -> PublishedRun:
+    """One model of any folder, read once in a session."""
     rows, record = read_run(folder, model)
     document = json.loads((folder / f"output-{model}.json").read_text(encoding="utf-8"))
     return PublishedRun(sweep, model, folder, rows, record, judge(rows, record), document)

@@ -11,10 +11,10 @@ from layerscope.report.cited.archive import Archive
 
 
 @pytest.fixture
-def two(shared: Path, tmp_path: Path) -> Path:
-    """A folder of two published models and one that failed."""
-    for stem in ("Yi-34B", "Qwen2.5-72B"):
-        for path in (shared / "reference" / "run-20251004-1804").glob(f"output-{stem}*"):
+def two(made_sweep: Path, tmp_path: Path) -> Path:
+    """A folder of two models' published files and one model that failed."""
+    for stem in ("echo", "mute"):
+        for path in made_sweep.glob(f"output-{stem}*"):
             shutil.copyfile(path, tmp_path / path.name)
     failed = {"status": "failed", "reason": "no memory", "error_type": "MemoryError", "stage": "forward"}
     (tmp_path / "output-Llama-X.json").write_text(json.dumps(failed))
@@ -23,18 +23,18 @@ def two(shared: Path, tmp_path: Path) -> Path:
 
 def test_a_model_that_failed_is_left_out_with_its_reason(two: Path) -> None:
     found, reasons = Archive(two).readable()
-    assert {evidence.stem for evidence in found} == {"Yi-34B", "Qwen2.5-72B"}
+    assert {evidence.stem for evidence in found} == {"echo", "mute"}
     (reason,) = reasons
     assert "no memory" in reason
 
 
 def test_one_models_json_is_that_model_alone(two: Path) -> None:
-    assert Archive(two / "output-Yi-34B.json").stems == ("Yi-34B",)
+    assert Archive(two / "output-echo.json").stems == ("echo",)
     with pytest.raises(RunError, match="no model"):
-        Archive(two / "output-Yi-34B.json").evidence("Qwen2.5-72B")
+        Archive(two / "output-echo.json").evidence("mute")
 
 
-@pytest.mark.parametrize("name", ["nowhere", "output-Typo.json", "output-Yi-34B.json/deeper"])
+@pytest.mark.parametrize("name", ["nowhere", "output-Typo.json", "output-echo.json/deeper"])
 def test_a_path_that_is_not_there_is_refused(two: Path, name: str) -> None:
     with pytest.raises(RunError, match="no such"):
         Archive(two / name)

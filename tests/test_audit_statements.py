@@ -9,7 +9,8 @@ from layerscope.audit.parse.read_report import Reference, Statement, read_report
 from layerscope.audit.statements import judge_statements
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Finding, Judgement
-from published_archives import archive_of
+from made_sweep import FITTED
+from published_archives import archive_of, folder_of, with_made
 
 SEVEN = (
     "Meta-Llama-3-70B",
@@ -36,6 +37,12 @@ def september(shared: Path) -> Archive:
     return archive_of(shared / "reference" / "run-20250921-1713")
 
 
+@pytest.fixture
+def archive(stem: str, request: pytest.FixtureRequest) -> Archive:
+    """Of a self-made model or of a published one."""
+    return archive_of(folder_of(stem, request))
+
+
 @cache
 def published(folder: Path, stem: str, lens: str = "") -> list[dict[str, str]]:
     """The rows of the first prompt in a published table, as the csv module reads them."""
@@ -58,6 +65,37 @@ def first(values: dict[int, float], holds: Callable[[float], bool]) -> int | Non
     return next((layer for layer in sorted(values) if holds(values[layer])), None)
 
 
+def first_ranks(archive: Archive, stem: str, *bounds: int, lens: str = "") -> list[int | None]:
+    """For each bound the first layer at which the answer's rank is within it."""
+    ranks = column(archive, stem, "answer_rank", lens)
+    return [first(ranks, lambda v, bound=bound: v <= bound) for bound in bounds]
+
+
+def unreached(archive: Archive, stem: str, what: str) -> int:
+    """A layer at which no lens crosses a bound first: what is wrong of one lens may be right of another."""
+    name, op, bound = what.split()
+    name = {"rank": "answer_rank", "KL": "kl_to_final_bits"}.get(name, name)
+    holds = {"<=": lambda v: v <= float(bound), ">": lambda v: v > float(bound), ">=": lambda v: v >= float(bound)}[op]
+    depth, found = 0, set[int | None]()
+    for lens, column_name in (("", name), ("prism", name), ("tuned", name), ("rawlens", f"{name}_raw")):
+        if has_column(archive, stem, column_name, lens):
+            values = column(archive, stem, column_name, lens)
+            depth = max(depth, *values)
+            found.add(first(values, holds))
+    return next(layer for layer in range(1, depth) if layer not in found)
+
+
+def has_column(archive: Archive, stem: str, name: str, lens: str) -> bool:
+    path = archive.path / f"output-{stem}-pure-next-token{'-' + lens if lens else ''}.csv"
+    return path.is_file() and name in published(archive.path, stem, lens)[0]
+
+
+def row_line(archive: Archive, file: str, layer: int) -> int:
+    """The line on which the first prompt's row of a layer begins, counted from 1."""
+    said = (archive.path / file).read_text(encoding="utf-8").split("\n")
+    return next(n for n, line in enumerate(said, start=1) if f"pos,orig,{layer}," in line)
+
+
 def of(stem: str, text: str, *references: Reference, headings: tuple[str, ...] = ()) -> Statement:
     return Statement(1, text, text, references, headings, (stem,))
 
@@ -73,65 +111,96 @@ def lines(file: str, *spans: tuple[int, int]) -> Reference:
 # Crossings
 
 
-@pytest.mark.parametrize("stem", SEVEN)
+@pytest.mark.parametrize("stem", with_made(*SEVEN))
 def test_first_crossings_read_from_the_tables_are_supported_and_others_contradicted(
-    october: Archive, stem: str
+    archive: Archive, stem: str
 ) -> None:
     told = {
-        "rank <= 10": first(column(october, stem, "answer_rank"), lambda v: v <= 10),
-        "rank <= 1": first(column(october, stem, "answer_rank"), lambda v: v <= 1),
-        "KL <= 1.0": first(column(october, stem, "kl_to_final_bits"), lambda v: v <= 1.0),
-        "p_top1 > 0.30": first(column(october, stem, "p_top1"), lambda v: v > 0.30),
-        "p_top1 > 0.60": first(column(october, stem, "p_top1"), lambda v: v > 0.60),
-        "cos_to_final >= 0.4": first(column(october, stem, "cos_to_final"), lambda v: v >= 0.4),
+        "rank <= 10": first(column(archive, stem, "answer_rank"), lambda v: v <= 10),
+        "rank <= 1": first(column(archive, stem, "answer_rank"), lambda v: v <= 1),
+        "KL <= 1.0": first(column(archive, stem, "kl_to_final_bits"), lambda v: v <= 1.0),
+        "p_top1 > 0.30": first(column(archive, stem, "p_top1"), lambda v: v > 0.30),
+        "p_top1 > 0.60": first(column(archive, stem, "p_top1"), lambda v: v > 0.60),
+        "cos_to_final >= 0.4": first(column(archive, stem, "cos_to_final"), lambda v: v >= 0.4),
     }
     for what, layer in told.items():
         right = f"first {what} at layer {layer}." if layer is not None else f"first {what}: none."
-        assert judged(october, stem, right) == [SUPPORTED], right
-    for what, lens in (("rank <= 10", "prism"), ("KL <= 1.0", "prism")):
-        name, bound = ("answer_rank", 10) if "rank" in what else ("kl_to_final_bits", 1)
-        assert first(column(october, stem, name, lens), lambda v, bound=bound: v <= bound) is None
-        assert judged(october, stem, f"Prism never reaches {what}.") == [SUPPORTED]
-    assert told["rank <= 1"] not in (None, 1)
-    assert judged(october, stem, "The first rank <= 1 at layer 1.") == [CONTRADICTED]
-    assert judged(october, stem, "The answer never reaches rank <= 10.") == [CONTRADICTED]
+        assert judged(archive, stem, right) == [SUPPORTED], right
+        changed = f"first {what} at layer {unreached(archive, stem, what)}."
+        assert judged(archive, stem, changed) == [CONTRADICTED], changed
+    assert (told["rank <= 1"] is None) is (stem == "mute")
+    assert judged(archive, stem, "The first rank <= 1 at layer 1.") == [CONTRADICTED]
+    assert judged(archive, stem, "The answer never reaches rank <= 10.") == [CONTRADICTED]
 
 
-@pytest.mark.parametrize("stem", TUNED)
-def test_crossings_of_the_tuned_lens_are_held_against_its_own_rows(october: Archive, stem: str) -> None:
-    tuned = [first(column(october, stem, "answer_rank", "tuned"), lambda v, k=k: v <= k) for k in (10, 5, 1)]
+@pytest.mark.parametrize("stem", with_made(*SEVEN, made=FITTED))
+def test_that_prism_never_crosses_is_held_against_its_own_rows(archive: Archive, stem: str) -> None:
+    for what, name, bound in (("rank <= 10", "answer_rank", 10), ("KL <= 1.0", "kl_to_final_bits", 1)):
+        never = first(column(archive, stem, name, "prism"), lambda v, bound=bound: v <= bound) is None
+        assert never is (stem in SEVEN)
+        assert judged(archive, stem, f"Prism never reaches {what}.") == [SUPPORTED if never else CONTRADICTED]
+
+
+@pytest.mark.parametrize("stem", with_made(*TUNED, made=FITTED))
+def test_crossings_of_the_tuned_lens_are_held_against_its_own_rows(archive: Archive, stem: str) -> None:
+    tuned = first_ranks(archive, stem, 10, 5, 1, lens="tuned")
     text = "Tuned milestones: first_rank_le_10 at L {}; first_rank_le_5 at L {}; first_rank_le_1 at L {}."
     found = [
         judgement
         for place, k in enumerate((10, 5, 1))
-        for judgement in judged(october, stem, f"Tuned: first_rank_le_{k} at L {tuned[place]}.")
+        for judgement in judged(archive, stem, f"Tuned: first_rank_le_{k} at L {tuned[place]}.")
     ]
     assert found == [SUPPORTED] * 3
     braces = f"Tuned: rank<={{10,5,1}} at {{{tuned[0]},{tuned[1]},{tuned[2]}}}."
-    assert set(judged(october, stem, braces)) == {SUPPORTED}
-    assert CONTRADICTED not in judged(october, stem, text.format(*tuned))
+    assert set(judged(archive, stem, braces)) == {SUPPORTED}
+    assert CONTRADICTED not in judged(archive, stem, text.format(*tuned))
 
 
-def test_a_list_of_bounds_has_a_layer_for_each(october: Archive) -> None:
-    assert judged(october, "Qwen3-8B", "rank<={10,5,1} at {29,29,31}") == [SUPPORTED]
-    wrong = judge_statements([of("Qwen3-8B", "rank<={10,5,1} at {29,28,31}")], october)
+@pytest.mark.parametrize("stem", with_made("Qwen3-8B"))
+def test_a_list_of_bounds_has_a_layer_for_each(archive: Archive, stem: str) -> None:
+    ten, five, one = first_ranks(archive, stem, 10, 5, 1)
+    bounds = "rank<={10,5,1}" if one is not None else "rank<={10,5}"
+    layers = f"{ten},{{}},{one}" if one is not None else f"{ten},{{}}"
+    assert judged(archive, stem, f"{bounds} at {{{layers.format(five)}}}") == [SUPPORTED]
+    wrong = judge_statements([of(stem, f"{bounds} at {{{layers.format(five - 1)}}}")], archive)
     assert CONTRADICTED in [found.judgement for found in wrong]
-    assert any(found.correct == "answer_rank <= 5 first at layer 29" for found in wrong)
+    assert any(found.correct == f"answer_rank <= 5 first at layer {five}" for found in wrong)
 
 
-def test_a_quantity_carries_over_to_the_bounds_that_follow(october: Archive) -> None:
-    text = "Cosine milestones: cos_to_final >= 0.2 at L5, >= 0.4 at L29, >= 0.6 at L36."
-    assert judged(october, "Qwen3-14B", text) == [SUPPORTED] * 3
-    assert CONTRADICTED in judged(october, "Qwen3-14B", text.replace("L29", "L30"))
+@pytest.mark.parametrize("stem", with_made("Qwen3-14B", made=("reference", "echo", "fickle")))
+def test_a_quantity_carries_over_to_the_bounds_that_follow(archive: Archive, stem: str) -> None:
+    cosine = column(archive, stem, "cos_to_final")
+    low, middle, high = (first(cosine, lambda v, bound=bound: v >= bound) for bound in (0.2, 0.4, 0.6))
+    text = "Cosine milestones: cos_to_final >= 0.2 at L{}, >= 0.4 at L{}, >= 0.6 at L{}."
+    assert judged(archive, stem, text.format(low, middle, high)) == [SUPPORTED] * 3
+    assert CONTRADICTED in judged(archive, stem, text.format(low, middle + 1, high))
 
 
-def test_the_nearest_quantity_before_a_bound_is_meant(october: Archive) -> None:
-    assert judged(october, "Qwen3-8B", "Entropy is low as rank <= 5 at L29.") == [SUPPORTED]
+@pytest.mark.parametrize("stem", with_made("Qwen3-8B", made=("echo", "fickle", "mute")))
+def test_the_nearest_quantity_before_a_bound_is_meant(archive: Archive, stem: str) -> None:
+    [five] = first_ranks(archive, stem, 5)
+    assert judged(archive, stem, f"Entropy is low as rank <= 5 at L{five}.") == [SUPPORTED]
+    assert judged(archive, stem, f"Entropy is low as rank <= 5 at L{five - 2}.") == [CONTRADICTED]
 
 
-def test_by_a_layer_means_there_at_the_latest(october: Archive) -> None:
-    assert judged(october, "Qwen2.5-72B", "first cos_to_final >= 0.6 by L60") == [SUPPORTED]
-    assert judged(october, "Qwen2.5-72B", "first cos_to_final >= 0.6 by L50") == [CONTRADICTED]
+@pytest.mark.parametrize("stem", with_made("Qwen2.5-72B", made=("echo", "fickle", "mute")))
+def test_by_a_layer_means_there_at_the_latest(archive: Archive, stem: str) -> None:
+    layer = first(column(archive, stem, "cos_to_final"), lambda v: v >= 0.6)
+    assert layer is not None and layer > 2
+    assert judged(archive, stem, f"first cos_to_final >= 0.6 by L{layer + 2}") == [SUPPORTED]
+    assert judged(archive, stem, f"first cos_to_final >= 0.6 by L{layer - 2}") == [CONTRADICTED]
+
+
+@pytest.mark.parametrize("stem", with_made(made=("reference", "echo", "fickle")))
+def test_a_crossing_whose_cited_row_is_another_layers_is_told_the_right_row(archive: Archive, stem: str) -> None:
+    table = f"output-{stem}-pure-next-token.csv"
+    layer = first(column(archive, stem, "cos_to_final"), lambda v: v >= 0.6)
+    assert layer is not None
+    right, wrong = (row_line(archive, table, at) for at in (layer, layer - 1))
+    text = f"first cos_to_final >= 0.6 at layer {layer}"
+    [found] = judge_statements([of(stem, text, lines(table, (2, 2), (wrong, wrong)))], archive)
+    assert (found.judgement, found.found_at and found.found_at.line) == (ELSEWHERE, right)
+    assert judged(archive, stem, text, lines(table, (right, right))) == [SUPPORTED]
 
 
 def test_a_crossing_whose_cited_rows_are_others_is_supported_elsewhere(september: Archive) -> None:
@@ -157,23 +226,24 @@ def test_a_crossing_whose_cited_rows_are_others_is_supported_elsewhere(september
         "KL rises in layers 3-9.",
     ],
 )
-def test_what_is_of_other_rows_is_not_judged(october: Archive, text: str) -> None:
-    assert judged(october, "Qwen3-14B", text) == []
+@pytest.mark.parametrize("stem", with_made("Qwen3-14B", made=FITTED))
+def test_what_is_of_other_rows_is_not_judged(archive: Archive, stem: str, text: str) -> None:
+    assert judged(archive, stem, text) == []
 
 
 # Shapes
 
 
-@pytest.mark.parametrize("stem", SEVEN)
+@pytest.mark.parametrize("stem", with_made(*SEVEN))
 @pytest.mark.parametrize("name", ["kl_to_final_bits", "entropy", "cos_to_final"])
-def test_a_movement_is_contradicted_only_where_the_curve_turns_far(october: Archive, stem: str, name: str) -> None:
-    values = column(october, stem, name)
+def test_a_movement_is_contradicted_only_where_the_curve_turns_far(archive: Archive, stem: str, name: str) -> None:
+    values = column(archive, stem, name)
     words = {"kl_to_final_bits": "KL decreases", "entropy": "Entropy decreases", "cos_to_final": "cos_to_final rises"}
     sign = -1 if name == "cos_to_final" else 1
     curve = [sign * values[layer] for layer in sorted(values) if layer >= 2]
     back = max(b - a for i, a in enumerate(curve) for b in curve[i:])
     span = max(curve) - min(curve)
-    found = judged(october, stem, f"{words[name]} with depth.")
+    found = judged(archive, stem, f"{words[name]} with depth.")
     if back < 0.15 * span:
         assert CONTRADICTED not in found
     if back >= 0.25 * span:
@@ -195,24 +265,25 @@ def test_a_movement_is_contradicted_only_where_the_curve_turns_far(october: Arch
         "The direction may be an early alignment.",
     ],
 )
-def test_hedged_and_partial_movements_are_not_judged(october: Archive, text: str) -> None:
-    assert judged(october, "Qwen3-8B", text) == []
+@pytest.mark.parametrize("stem", with_made("Qwen3-8B", made=("mute",)))
+def test_hedged_and_partial_movements_are_not_judged(archive: Archive, stem: str, text: str) -> None:
+    assert judged(archive, stem, text) == []
 
 
 def test_a_curve_that_goes_both_ways_a_little_is_undecided(october: Archive) -> None:
     assert judged(october, "Qwen3-14B", "Entropy decreases with depth.") == [Judgement.UNDECIDED]
 
 
-@pytest.mark.parametrize("stem", SEVEN)
-def test_peaks_are_where_the_largest_value_is(october: Archive, stem: str) -> None:
+@pytest.mark.parametrize("stem", with_made(*SEVEN))
+def test_peaks_are_where_the_largest_value_is(archive: Archive, stem: str) -> None:
     for name, word in (("kl_to_final_bits", "KL"), ("entropy", "Entropy")):
-        values = column(october, stem, name)
+        values = column(archive, stem, name)
         top = max(sorted(values), key=lambda layer: values[layer])
         span = max(values.values()) - min(values.values())
-        assert judged(october, stem, f"{word} peaks at layer {top}.") == [SUPPORTED]
-        assert judged(october, stem, f"The largest {word} is at layer {top}.") == [SUPPORTED]
+        assert judged(archive, stem, f"{word} peaks at layer {top}.") == [SUPPORTED]
+        assert judged(archive, stem, f"The largest {word} is at layer {top}.") == [SUPPORTED]
         off = next(layer for layer in sorted(values) if values[top] - values[layer] > 0.2 * span)
-        assert judged(october, stem, f"{word} peaks at layer {off}.") == [CONTRADICTED]
+        assert judged(archive, stem, f"{word} peaks at layer {off}.") == [CONTRADICTED]
 
 
 def test_staying_on_one_side_is_judged_over_the_layers_that_are_meant(september: Archive) -> None:
@@ -226,39 +297,58 @@ def test_staying_on_one_side_is_judged_over_the_layers_that_are_meant(september:
     assert judged(september, "Qwen2.5-72B", "rest_mass stays below 0.4 after L_semantic.") == []
 
 
-@pytest.mark.parametrize(
-    ("stem", "wrong"),
-    [("Qwen2.5-72B", True), ("Qwen3-8B", True), ("Yi-34B", True), ("Qwen3-14B", False), ("gemma-2-9b", None)],
-)
-def test_early_alignment_is_wrong_where_the_cosine_then_points_away(
-    october: Archive, stem: str, wrong: bool | None
-) -> None:
-    cosine = column(october, stem, "cos_to_final")
+@pytest.mark.parametrize("stem", ["reference", "echo"])
+def test_staying_above_a_bound_is_judged_over_the_layers_that_are_named(archive: Archive, stem: str) -> None:
+    kl = column(archive, stem, "kl_to_final_bits")
+    below = first(kl, lambda v: v <= 3.0)
+    assert below is not None and below > 2
+    assert judged(archive, stem, f"KL stays above 3 bits until L{below - 1}.") == [SUPPORTED]
+    assert judged(archive, stem, f"KL stays above 3 bits from L{below - 2}.") == [CONTRADICTED]
+
+
+EARLY_ALIGNMENT_IS_WRONG = {"Qwen2.5-72B": True, "Qwen3-8B": True, "Yi-34B": True, "Qwen3-14B": False, "echo": False}
+
+
+@pytest.mark.parametrize("stem", with_made(*SEVEN[2:]))
+def test_early_alignment_is_wrong_where_the_cosine_then_points_away(archive: Archive, stem: str) -> None:
+    cosine = column(archive, stem, "cos_to_final")
     start = first(cosine, lambda v: v >= 0.2)
     assert start is not None
     after = [value for layer, value in cosine.items() if start < layer < max(cosine)]
     away = start > 0.75 * max(cosine) or sum(value < 0 for value in after) > len(after) / 2
-    assert wrong is None or wrong == away
+    assert EARLY_ALIGNMENT_IS_WRONG.get(stem, away) == away
     text = "The cosine shows an early directional lock-in."
-    assert judged(october, stem, text) == ([CONTRADICTED] if away else [])
-    assert judged(october, stem, "There is no early cosine alignment.") == []
+    assert judged(archive, stem, text) == ([CONTRADICTED] if away else [])
+    assert judged(archive, stem, "There is no early cosine alignment.") == []
 
 
 # Tokens
 
 
-@pytest.mark.parametrize("stem", SEVEN)
-def test_when_the_answer_leads(october: Archive, stem: str) -> None:
-    ranks = column(october, stem, "answer_rank")
+@pytest.mark.parametrize("stem", with_made(*SEVEN, made=("reference", "echo")))
+def test_when_the_answer_leads(archive: Archive, stem: str) -> None:
+    ranks = column(archive, stem, "answer_rank")
     onset, five = first(ranks, lambda v: v == 1), first(ranks, lambda v: v <= 5)
-    assert judged(october, stem, f"'Berlin' first becomes rank-1 at L{onset}.") == [SUPPORTED]
-    assert SUPPORTED in judged(october, stem, f"Berlin first enters the top-5 at L {five}.")
-    assert judged(october, stem, "'Berlin' is top-1 at layer 2.") == [CONTRADICTED]
+    assert judged(archive, stem, f"'Berlin' first becomes rank-1 at L{onset}.") == [SUPPORTED]
+    assert SUPPORTED in judged(archive, stem, f"Berlin first enters the top-5 at L {five}.")
+    assert judged(archive, stem, "'Berlin' is top-1 at layer 1.") == [CONTRADICTED]
     held = max((layer for layer, rank in ranks.items() if rank != 1), default=-1) + 1
-    assert judged(october, stem, f"Berlin stabilises as the persistent top-1 from L{held} onward.") == [SUPPORTED]
-    early = judged(october, stem, f"Berlin stabilises as the persistent top-1 from L{held - 1} onward.")
+    assert judged(archive, stem, f"Berlin stabilises as the persistent top-1 from L{held} onward.") == [SUPPORTED]
+    early = judged(archive, stem, f"Berlin stabilises as the persistent top-1 from L{held - 1} onward.")
     assert early == [CONTRADICTED]
-    assert judged(october, stem, "Paris becomes rank-1 at L2.") == []
+    assert judged(archive, stem, "Paris becomes rank-1 at L2.") == []
+
+
+@pytest.mark.parametrize("stem", with_made())
+def test_a_list_of_tokens_is_held_against_the_row_that_is_cited(archive: Archive, stem: str) -> None:
+    table = f"output-{stem}-pure-next-token.csv"
+    [row] = [row for row in published(archive.path, stem) if row["layer"] == "9"]
+    five, before = [[row[f"top{k}"].strip() for k in range(1, 6)] for row in (row, published(archive.path, stem)[0])]
+    shown = next(word for word in five if word.isalpha())
+    absent = next(word for word in before if word.isalpha() and word not in five)
+    cited = lines(table, (row_line(archive, table, 9),) * 2)
+    assert judged(archive, stem, f"L9 top-5 includes {shown}", cited) == [SUPPORTED]
+    assert judged(archive, stem, f"L9 top-5 includes {absent} alongside {shown}", cited) == [CONTRADICTED]
 
 
 def test_lists_of_tokens_are_held_against_the_cited_rows(september: Archive) -> None:
@@ -289,14 +379,14 @@ def test_kinds_of_tokens_over_named_and_over_cited_layers(october: Archive, sept
 # Flags
 
 
-@pytest.mark.parametrize("stem", SEVEN)
-def test_copying_early(october: Archive, stem: str) -> None:
-    early = [row for row in published(october.path, stem) if int(row["layer"]) <= 3]
+@pytest.mark.parametrize("stem", with_made(*SEVEN))
+def test_copying_early(archive: Archive, stem: str) -> None:
+    early = [row for row in published(archive.path, stem) if int(row["layer"]) <= 3]
     copies = any(row[flag] == "True" for row in early for flag in ("copy_collapse", "copy_soft_k1@0.5"))
     denied, affirmed = "Copy-reflex? ✗ (no strict/soft hits in L0-3)", "Copy-reflex? ✓ (fires at L0)"
-    assert judged(october, stem, denied) == [CONTRADICTED if copies else SUPPORTED]
-    assert judged(october, stem, affirmed) == [SUPPORTED if copies else CONTRADICTED]
-    assert copies == stem.startswith("gemma")
+    assert judged(archive, stem, denied) == [CONTRADICTED if copies else SUPPORTED]
+    assert judged(archive, stem, affirmed) == [SUPPORTED if copies else CONTRADICTED]
+    assert copies == stem.startswith(("gemma", "echo", "fickle"))
 
 
 def test_wider_windows_of_soft_copying_are_no_reflex(october: Archive) -> None:
@@ -313,6 +403,14 @@ def test_clean_bills_are_held_against_flags(october: Archive) -> None:
     assert judged(october, "gemma-2-9b", "The head is not well-calibrated.") == []
 
 
+@pytest.mark.parametrize("stem", with_made())
+def test_a_clean_bill_is_supported_where_nothing_is_flagged(archive: Archive, stem: str) -> None:
+    divergence = column(archive, stem, "kl_to_final_bits")
+    assert divergence[max(divergence)] < 1e-3
+    assert judged(archive, stem, "Numeric health is clean.") == [SUPPORTED]
+    assert judged(archive, stem, "Final-head calibration is excellent.") == [SUPPORTED]
+
+
 # Sums
 
 
@@ -324,12 +422,24 @@ def test_percentages_and_differences_are_computed_anew(october: Archive) -> None
     assert judged(october, "Qwen3-14B", "Δ rank = +3 (39 vs 36)") == []
 
 
-def test_an_entropy_drop_is_the_difference_of_two_entropies(october: Archive) -> None:
-    entropy = column(october, "Qwen3-14B", "entropy")
-    text = "ΔH ≈ {} bits (entropy@L_copy≈{:.3f} vs entropy@L_sem≈{:.3f})"
-    right = text.format("0.50", entropy[32], entropy[36])
-    assert judged(october, "Qwen3-14B", right) == [SUPPORTED]
-    assert judged(october, "Qwen3-14B", text.format("0.70", entropy[32], entropy[36])) == [CONTRADICTED]
+@pytest.mark.parametrize("stem", with_made())
+def test_a_share_of_the_depth_is_computed_anew(archive: Archive, stem: str) -> None:
+    [layer], depth = first_ranks(archive, stem, 10), max(column(archive, stem, "entropy"))
+    assert layer is not None
+    assert judged(archive, stem, f"{layer}/{depth} ≈ {100 * layer / depth:.0f}%") == [SUPPORTED]
+    assert judged(archive, stem, f"{layer}/{depth} ≈ {100 * layer / depth + 10:.0f}%") == [CONTRADICTED]
+
+
+@pytest.mark.parametrize("stem", with_made("Qwen3-14B", made=("reference", "echo", "fickle")))
+def test_an_entropy_drop_is_the_difference_of_two_entropies(archive: Archive, stem: str) -> None:
+    entropy = column(archive, stem, "entropy")
+    [onset] = first_ranks(archive, stem, 1)
+    assert onset is not None
+    before = entropy[onset - 4]
+    text = "ΔH ≈ {:.2f} bits (entropy@L_copy≈{:.3f} vs entropy@L_sem≈{:.3f})"
+    drop = before - entropy[onset]
+    assert judged(archive, stem, text.format(drop, before, entropy[onset])) == [SUPPORTED]
+    assert judged(archive, stem, text.format(drop + 0.2, before, entropy[onset])) == [CONTRADICTED]
 
 
 # Fitted lenses
@@ -342,31 +452,35 @@ def gains(archive: Archive, stem: str, lens: str) -> list[float]:
     return [base[round(depth * q)] - fitted[round(depth * q)] for q in (0.25, 0.5, 0.75)]
 
 
-FITTED = [*((stem, "prism") for stem in SEVEN), *((stem, "tuned") for stem in TUNED)]
+PAIRS = [
+    *((stem, "prism") for stem in with_made(*SEVEN, made=FITTED)),
+    *((stem, "tuned") for stem in with_made(*TUNED, made=FITTED)),
+]
 
 
-@pytest.mark.parametrize(("stem", "lens"), FITTED)
-def test_gains_have_the_sign_that_the_text_says_they_have(october: Archive, stem: str, lens: str) -> None:
-    true = gains(october, stem, lens)
+@pytest.mark.parametrize(("stem", "lens"), PAIRS)
+def test_gains_have_the_sign_that_the_text_says_they_have(archive: Archive, stem: str, lens: str) -> None:
+    true = gains(archive, stem, lens)
     as_gain = "{" + ", ".join(f"{gain:+.2f}" for gain in true) + "}"
     as_change = "{" + ", ".join(f"{-gain:+.2f}" for gain in true) + "}"
     base = f"ΔKL_{lens}"
-    assert judged(october, stem, f"{base} = {as_gain} bits ({lens})") == [SUPPORTED]
-    assert judged(october, stem, f"{base} = {as_change} bits ({lens})") == [CONTRADICTED]
-    assert judged(october, stem, f"{base} = {as_change} bits ({lens} − baseline)") == [SUPPORTED]
-    assert judged(october, stem, f"{base} = {as_gain} bits ({lens} − baseline)") == [CONTRADICTED]
-    assert judged(october, stem, f"{base} = {as_gain} bits (baseline − {lens})") == [SUPPORTED]
-    assert judged(october, stem, f"{base} = {as_change} bits (baseline − {lens})") == [CONTRADICTED]
-    assert CONTRADICTED not in judged(october, stem, f"{base} vs baseline = {as_change} bits ({lens})")
+    assert judged(archive, stem, f"{base} = {as_gain} bits ({lens})") == [SUPPORTED]
+    assert judged(archive, stem, f"{base} = {as_change} bits ({lens})") == [CONTRADICTED]
+    assert judged(archive, stem, f"{base} = {as_change} bits ({lens} − baseline)") == [SUPPORTED]
+    assert judged(archive, stem, f"{base} = {as_gain} bits ({lens} − baseline)") == [CONTRADICTED]
+    assert judged(archive, stem, f"{base} = {as_gain} bits (baseline − {lens})") == [SUPPORTED]
+    assert judged(archive, stem, f"{base} = {as_change} bits (baseline − {lens})") == [CONTRADICTED]
+    assert CONTRADICTED not in judged(archive, stem, f"{base} vs baseline = {as_change} bits ({lens})")
 
 
-@pytest.mark.parametrize(("stem", "lens"), FITTED)
-def test_words_on_gains_count_before_signs(october: Archive, stem: str, lens: str) -> None:
-    true = gains(october, stem, lens)
+@pytest.mark.parametrize(("stem", "lens"), PAIRS)
+def test_words_on_gains_count_before_signs(archive: Archive, stem: str, lens: str) -> None:
+    true = gains(archive, stem, lens)
     amounts = "{" + ", ".join(f"{abs(gain):.2f}" for gain in true) + "}"
-    better, worse = (judged(october, stem, f"{lens} {verb} KL by {amounts} bits.") for verb in ("lowers", "raises"))
-    assert (CONTRADICTED in better) == all(gain < 0 for gain in true)
-    assert (CONTRADICTED in worse) == all(gain > 0 for gain in true)
+    better, worse = (judged(archive, stem, f"{lens} {verb} KL by {amounts} bits.") for verb in ("lowers", "raises"))
+    telling = [gain for gain in true if abs(gain) > 0.05]  # words say nothing of less
+    assert (CONTRADICTED in better) == all(gain < 0 for gain in telling)
+    assert (CONTRADICTED in worse) == all(gain > 0 for gain in telling)
 
 
 def test_words_on_ranks_say_nothing_of_bits(october: Archive) -> None:
@@ -375,29 +489,31 @@ def test_words_on_ranks_say_nothing_of_bits(october: Archive) -> None:
     assert judged(october, "Yi-34B", text) == [SUPPORTED, SUPPORTED]
 
 
-@pytest.mark.parametrize("stem", TUNED)
-def test_shifts_in_layers_are_fitted_less_baseline(october: Archive, stem: str) -> None:
+@pytest.mark.parametrize("stem", with_made(*TUNED, made=FITTED))
+def test_shifts_in_layers_are_fitted_less_baseline(archive: Archive, stem: str) -> None:
     shifts = {}
     for k in (10, 5, 1):
-        base, tuned = (first(column(october, stem, "answer_rank", w), lambda v, k=k: v <= k) for w in ("", "tuned"))
+        base, tuned = (first(column(archive, stem, "answer_rank", w), lambda v, k=k: v <= k) for w in ("", "tuned"))
         assert base is not None and tuned is not None
         shifts[k] = tuned - base
     for k, shift in shifts.items():
-        assert judged(october, stem, f"Tuned rank deltas: le_{k} {shift:+d}") == [SUPPORTED]
-        assert judged(october, stem, f"Tuned rank deltas: le_{k} {-shift - 1:+d}") == [CONTRADICTED]
-    assert min(shifts.values()) >= 0
-    assert judged(october, stem, "Tuned gives consistent rank improvements.") == [CONTRADICTED]
-    assert judged(october, stem, "Tuned gives no earlier rank milestones.") == [SUPPORTED]
-    assert judged(october, stem, "Tuned may give earlier rank milestones.") == []
-    assert judged(october, stem, "The baseline has earlier rank milestones than tuned.") == []
-    later = judged(october, stem, "Tuned milestones are later.")
+        assert judged(archive, stem, f"Tuned rank deltas: le_{k} {shift:+d}") == [SUPPORTED]
+        assert judged(archive, stem, f"Tuned rank deltas: le_{k} {-shift - 1:+d}") == [CONTRADICTED]
+    earlier = max(shifts.values()) < 0
+    assert earlier or min(shifts.values()) >= 0
+    better, never = "Tuned gives consistent rank improvements.", "Tuned gives no earlier rank milestones."
+    assert judged(archive, stem, better) == [SUPPORTED if earlier else CONTRADICTED]
+    assert judged(archive, stem, never) == [CONTRADICTED if earlier else SUPPORTED]
+    assert judged(archive, stem, "Tuned may give earlier rank milestones.") == []
+    assert judged(archive, stem, "The baseline has earlier rank milestones than tuned.") == []
+    later = judged(archive, stem, "Tuned milestones are later.")
     assert later == [SUPPORTED if max(shifts.values()) > 0 else CONTRADICTED]
 
 
-@pytest.mark.parametrize("stem", SEVEN)
-def test_higher_or_lower_divergence_of_a_fitted_lens(october: Archive, stem: str) -> None:
-    true = gains(october, stem, "prism")
-    higher = judged(october, stem, "Prism is regressive (higher KL).")
+@pytest.mark.parametrize("stem", with_made(*SEVEN, made=FITTED))
+def test_higher_or_lower_divergence_of_a_fitted_lens(archive: Archive, stem: str) -> None:
+    true = gains(archive, stem, "prism")
+    higher = judged(archive, stem, "Prism is regressive (higher KL).")
     assert (CONTRADICTED in higher) == all(gain > 0 for gain in true)
     assert (SUPPORTED in higher) == all(gain < 0 for gain in true)
 
@@ -405,28 +521,42 @@ def test_higher_or_lower_divergence_of_a_fitted_lens(october: Archive, stem: str
 # Several models, and reports on other runs
 
 
-def test_each_model_of_a_sentence_is_judged_by_its_own_rows(october: Archive) -> None:
-    text = "Examples: Qwen3-8B rank<={10,5,1} at {29,29,31}; Yi-34B rank<={10,5,1} at {43,44,45}."
-    statement = Statement(1, text, text, (), (), ("Qwen3-8B", "Yi-34B"))
-    found = judge_statements([statement], october)
-    assert {(one.judgement, "45" in one.claim) for one in found} == {(SUPPORTED, False), (CONTRADICTED, True)}
+BESIDE = {"echo": "fickle", "Qwen3-8B": "Yi-34B"}
 
 
-def test_a_sentence_on_all_models_is_not_taken_for_one_on_the_model_beside_it(october: Archive) -> None:
-    general = Statement(1, "KL decreases with depth.", "", (), (), ("Qwen3-8B",))
-    other = Statement(2, "Yi-34B is late.", "", (), (), ("Yi-34B",))
-    named = Statement(3, "For Qwen3-8B KL decreases with depth.", "", (), (), ("Qwen3-8B",))
-    assert [found.line for found in judge_statements([general, other, named], october)] == [3]
+@pytest.mark.parametrize("stem", with_made("Qwen3-8B", made=("echo",)))
+def test_each_model_of_a_sentence_is_judged_by_its_own_rows(archive: Archive, stem: str) -> None:
+    other = BESIDE[stem]
+    ten, five, one = first_ranks(archive, stem, 10, 5, 1)
+    far, near, lead = first_ranks(archive, other, 10, 5, 1)
+    text = f"Examples: {stem} rank<={{10,5,1}} at {{{ten},{five},{one}}}; "
+    text += f"{other} rank<={{10,5,1}} at {{{far},{near - 1},{lead}}}."
+    found = judge_statements([Statement(1, text, text, (), (), (stem, other))], archive)
+    assert {(one.judgement, f"{{{far},{near - 1}" in one.claim) for one in found} == {
+        (SUPPORTED, False), (CONTRADICTED, True)
+    }  # fmt: skip
 
 
-def test_a_report_that_cites_other_files_of_the_model_is_not_judged(october: Archive) -> None:
-    cited = Reference("output-Qwen3-8B.txt:1", "output-Qwen3-8B.txt", ((1, 1),))
-    assert judged(october, "Qwen3-8B", "KL decreases with depth.", cited) == []
+@pytest.mark.parametrize("stem", with_made("Qwen3-8B", made=("echo",)))
+def test_a_sentence_on_all_models_is_not_taken_for_one_on_the_model_beside_it(archive: Archive, stem: str) -> None:
+    general = Statement(1, "Entropy decreases with depth.", "", (), (), (stem,))
+    beside = Statement(2, f"{BESIDE[stem]} is late.", "", (), (), (BESIDE[stem],))
+    named = Statement(3, f"For {stem} entropy decreases with depth.", "", (), (), (stem,))
+    assert [found.line for found in judge_statements([general, beside, named], archive)] == [3]
+
+
+@pytest.mark.parametrize("stem", with_made("Qwen3-8B", made=FITTED))
+def test_a_report_that_cites_other_files_of_the_model_is_not_judged(archive: Archive, stem: str) -> None:
+    cited = Reference(f"output-{stem}.txt:1", f"output-{stem}.txt", ((1, 1),))
+    text = "Entropy peaks at layer 1."
+    assert judged(archive, stem, text) != []
+    assert judged(archive, stem, text, cited) == []
 
 
 @pytest.mark.parametrize("text", ["KL decreases ", "fillers/", "rank ", "'Berlin' ", "1.0,", "{", ">= 0.2 ", "L 1 - "])
-def test_long_texts_without_a_claim_say_nothing(october: Archive, text: str) -> None:
-    assert judged(october, "Qwen3-8B", text * (6000 // len(text))) == []
+@pytest.mark.parametrize("stem", with_made("Qwen3-8B", made=FITTED))
+def test_long_texts_without_a_claim_say_nothing(archive: Archive, stem: str, text: str) -> None:
+    assert judged(archive, stem, text * (6000 // len(text))) == []
 
 
 # The published reports

@@ -1,7 +1,9 @@
 """The comparison of runs as a table: the figures printed for ten published models, runs of our own, files on disk."""
 
+import csv
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +16,9 @@ from layerscope.errors import RunError
 from layerscope.published.layout import EXTENDED
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.synthesis.comparison_table import comparison_files, comparison_table
-from published_archives import archive_of
+from made_sweep import MADE, PLAIN
+from published import SHARED
+from published_archives import archive_of, folder_of, with_made
 
 OCTOBER, SEPTEMBER, TINY = "run-20251004-1804", "run-20250928-1722", "tiny-qwen3/published"
 
@@ -27,6 +31,17 @@ def october_runs(shared: Path) -> list[Evidence]:
 @pytest.fixture(scope="module")
 def october(october_runs: list[Evidence]) -> pl.DataFrame:
     return comparison_table(october_runs)
+
+
+@pytest.fixture(scope="module", params=["made", *([OCTOBER] if SHARED.is_dir() else [])])
+def sweep_runs(request: pytest.FixtureRequest) -> list[Evidence]:
+    """The self-made models, and the published ones where they are present."""
+    return list(archive_of(folder_of(MADE[0] if request.param == "made" else "", request)))
+
+
+@pytest.fixture(scope="module")
+def sweep(sweep_runs: list[Evidence]) -> pl.DataFrame:
+    return comparison_table(sweep_runs)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +156,39 @@ def test_the_table_has_the_figures_printed_for_ten_models(shared: Path, october:
     assert n == 10 * sum(name is not None for _, names in COLUMNS[section].values() for name in names)
 
 
+FIRST = {
+    "first_rank_le_10": lambda row: int(row["answer_rank"]) <= 10,
+    "first_rank_le_1": lambda row: int(row["answer_rank"]) == 1,
+    "first_kl_below_1.0": lambda row: float(row["kl_to_final_bits"]) <= 1.0,
+    "cos_ge_0.4": lambda row: float(row["cos_to_final"]) >= 0.4,
+    "first_p_top1_gt_0.60": lambda row: float(row["p_top1"]) > 0.60,
+    "L_copy": lambda row: row["copy_collapse"] == "True",
+}
+
+
+def test_the_table_has_the_layers_of_each_models_own_rows(sweep_runs: list[Evidence], sweep: pl.DataFrame) -> None:
+    """Rows are read without our reader."""
+    assert sorted(sweep["model"]) == sorted(run.stem for run in sweep_runs)
+    for found in sweep.to_dicts():
+        path = sweep_runs[0].sources.folder / f"output-{found['model']}-pure-next-token.csv"
+        with path.open(newline="", encoding="utf-8") as file:
+            key = ("pos", "orig", "0")
+            rows = list(csv.DictReader(file))
+            rows = [r for r in rows if (r["prompt_id"], r["prompt_variant"], r.get("fact_index", "0")) == key]
+        for name, holds in FIRST.items():
+            layer = next((int(row["layer"]) for row in rows if holds(row)), None)
+            assert found[name] == layer, (found["model"], name)
+        assert found["n_layers"] == len(rows) - 1
+
+
+def test_self_made_models_are_early_late_and_weak_by_their_rows(made_sweep: Path) -> None:
+    found = {row["model"]: row for row in comparison_table(list(archive_of(made_sweep))).to_dicts()}
+    earliness = {name: row["earliness"] for name, row in found.items()}
+    assert earliness == {"reference": "early", "fickle": "early", "echo": "late", "mute": None}
+    assert found["echo"]["L_semantic_frac"] == 0.75
+    assert found["mute"]["strength"] is None
+
+
 def test_confirmations_by_the_tuned_lens_own_last_row_are_marked_as_trivial(october: pl.DataFrame) -> None:
     trivial = october.filter(~pl.col("confirmed_nontrivial"))["model"].to_list()
     assert sorted(trivial) == ["gemma-2-27b", "gemma-2-9b"]
@@ -152,21 +200,25 @@ def test_one_model_alone_has_a_weak_headline_milestone_and_one_alone_is_early(oc
 
 
 def test_reasons_are_those_of_the_files_and_what_older_files_could_not_know(
-    shared: Path, october: pl.DataFrame
+    sweep_runs: list[Evidence], sweep: pl.DataFrame
 ) -> None:
-    for row in october.to_dicts():
-        path = shared / "reference" / OCTOBER / f"output-{row['model']}.json"
+    for row in sweep.to_dicts():
+        later = () if row["model"] in MADE else ("rank_only_near_uniform",)
+        path = sweep_runs[0].sources.folder / f"output-{row['model']}.json"
         stated = json.loads(path.read_text(encoding="utf-8"))["measurement_guidance"]["reasons"]
-        assert [name for name in row["guidance_reasons"] if name != "rank_only_near_uniform"] == stated
+        assert [name for name in row["guidance_reasons"] if name not in later] == stated
 
 
-def test_fitted_lenses_have_the_signs_of_the_files(shared: Path, october: pl.DataFrame) -> None:
+def test_fitted_lenses_have_the_signs_of_the_files(sweep_runs: list[Evidence], sweep: pl.DataFrame) -> None:
     """Bits are baseline less variant, layers variant less baseline."""
-    for row in october.to_dicts():
-        path = shared / "reference" / OCTOBER / f"output-{row['model']}.json"
+    for row in sweep.to_dicts():
+        path = sweep_runs[0].sources.folder / f"output-{row['model']}.json"
         document = json.loads(path.read_text(encoding="utf-8"))
-        prism = document["diagnostics"]["prism_summary"]["metrics"]
-        assert row["prism_delta_kl_p50_bits"] == pytest.approx(prism["kl_bits_at_percentiles"]["delta"]["p50"])
+        if row["model"] in PLAIN:
+            assert row["prism_delta_kl_p50_bits"] is None
+        else:
+            prism = document["diagnostics"]["prism_summary"]["metrics"]
+            assert row["prism_delta_kl_p50_bits"] == pytest.approx(prism["kl_bits_at_percentiles"]["delta"]["p50"])
         tuned = document["tuned_lens"] if isinstance(document["tuned_lens"], dict) else {}
         if "summary" in tuned:
             assert row["tuned_delta_rank_le_1"] == tuned["summary"]["metrics"]["rank_milestones"]["delta"]["le_1"]
@@ -180,10 +232,11 @@ def test_a_score_whose_distances_are_missing_is_absent(october: pl.DataFrame) ->
     assert october["artefact_score_v1"].is_not_null().all()
 
 
-def test_the_second_score_is_there_where_its_distances_are(shared: Path) -> None:
-    folder = shared / "reference" / TINY
-    frame = comparison_table([Evidence.of(folder)])
-    stated = json.loads((folder / "output-tiny-qwen3.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("stem", with_made("tiny-qwen3", made=("reference",)))
+def test_the_second_score_is_there_where_its_distances_are(stem: str, request: pytest.FixtureRequest) -> None:
+    folder = folder_of(stem, request, TINY)
+    frame = comparison_table([Evidence.of(folder, stem)])
+    stated = json.loads((folder / f"output-{stem}.json").read_text(encoding="utf-8"))
     assert frame["artefact_score_v2"].item() == pytest.approx(
         stated["diagnostics"]["raw_lens_full"]["score"]["lens_artifact_score_v2"]
     )
@@ -209,18 +262,24 @@ def test_files_without_raw_lens_have_no_tier_and_say_so(shared: Path) -> None:
     assert all(any(said.startswith("no_raw_lens") for said in row) for row in frame["not_comparable"].to_list())
 
 
-def test_runs_of_different_protocols_are_marked_in_every_row(october_runs: list[Evidence], own: Evidence) -> None:
-    frame = comparison_table([own, *october_runs])
-    assert frame.height == 11
+def test_runs_of_different_protocols_are_marked_in_every_row(sweep_runs: list[Evidence], own: Evidence) -> None:
+    frame = comparison_table([own, *sweep_runs])
+    assert frame.height == 1 + len(sweep_runs)
     for row in frame.to_dicts():
         kinds = {said.split(":")[0] for said in row["not_comparable"]}
         assert {"mixed_protocols", "mixed_norm_strategies", "mixed_facts"} <= kinds
     high = frame.filter(pl.col("not_comparable").list.eval(pl.element().str.starts_with("high_last")).list.any())
-    assert sorted(high["model"]) == ["gemma-2-27b", "gemma-2-9b"]
+    far = [run.stem for run in sweep_runs if run.curve().value("kl_to_final_bits", run.record.model.n_layers) > 0.25]
+    assert sorted(high["model"]) == sorted(far)
+    assert far == ([] if "mute" in frame["model"] else ["gemma-2-27b", "gemma-2-9b"])
 
 
-def test_runs_of_one_sweep_are_not_marked_as_mixed(october: pl.DataFrame) -> None:
-    assert not any("mixed_" in said for row in october["not_comparable"].to_list() for said in row)
+def test_runs_of_one_suite_and_protocol_are_not_marked_as_mixed(sweep_runs: list[Evidence]) -> None:
+    frame = comparison_table([run for run in sweep_runs if run.stem != "reference"])  # which was asked more
+    assert not any("mixed_" in said for row in frame["not_comparable"].to_list() for said in row)
+    if len(sweep_runs) == len(MADE):
+        mixed = comparison_table(sweep_runs)["not_comparable"].to_list()
+        assert all(any("mixed_facts" in said for said in row) for row in mixed)
 
 
 def test_an_interval_comes_with_enough_facts(own: Evidence) -> None:
@@ -236,6 +295,17 @@ def test_an_interval_comes_with_enough_facts(own: Evidence) -> None:
     assert row["facts_median"] == median
     assert row["facts_interval_95_low"] <= median <= row["facts_interval_95_high"]
     assert row["facts_median_frac"] == round(median / row["n_layers"], 3)
+
+
+def test_two_folders_of_a_self_made_model_have_two_names(made_sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(made_sweep, tmp_path / "two")
+    document = tmp_path / "two" / "output-mute.json"
+    later = document.read_text(encoding="utf-8").replace('"seed": 316', '"seed": 317')
+    document.write_text(later, encoding="utf-8")
+    one, two = (Evidence.of(folder, "mute") for folder in (made_sweep, tmp_path / "two"))
+    frame = comparison_table([one, two, Evidence.of(made_sweep, "mute")])
+    assert frame["model"].to_list() == [f"mute ({made_sweep.name})", "mute (two)"]
+    assert comparison_table([one, Evidence.of(made_sweep, "mute")])["model"].to_list() == ["mute"]
 
 
 def test_two_runs_of_a_model_have_two_names_and_a_run_given_twice_one_row(shared: Path) -> None:
@@ -254,20 +324,20 @@ def test_nothing_to_compare_is_refused() -> None:
 # On disk
 
 
-def test_the_table_is_written_twice_with_equal_values(october: pl.DataFrame, tmp_path: Path) -> None:
-    files = comparison_files(october)
+def test_the_table_is_written_twice_with_equal_values(sweep: pl.DataFrame, tmp_path: Path) -> None:
+    files = comparison_files(sweep)
     assert sorted(files) == ["comparison.csv", "comparison.parquet"]
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    assert pl.read_parquet(tmp_path / "comparison.parquet").equals(october)
+    assert pl.read_parquet(tmp_path / "comparison.parquet").equals(sweep)
     flat = pl.read_csv(tmp_path / "comparison.csv", infer_schema_length=None)
-    assert flat["L_semantic"].to_list() == october["L_semantic"].to_list()
-    assert flat["L_semantic_frac"].to_list() == october["L_semantic_frac"].to_list()
-    assert flat["guidance_reasons"].to_list() == ["; ".join(row) for row in october["guidance_reasons"].to_list()]
+    assert flat["L_semantic"].to_list() == sweep["L_semantic"].to_list()
+    assert flat["L_semantic_frac"].to_list() == sweep["L_semantic_frac"].to_list()
+    assert flat["guidance_reasons"].to_list() == ["; ".join(row) for row in sweep["guidance_reasons"].to_list()]
 
 
-def test_columns_have_one_type_whatever_the_runs(october: pl.DataFrame, own: Evidence) -> None:
-    assert comparison_table([own]).schema == october.schema
-    assert october.schema["L_semantic"] == pl.Int32
-    assert october.schema["L_semantic_frac"] == pl.Float64
-    assert october.schema["not_comparable"] == pl.List(pl.String)
+def test_columns_have_one_type_whatever_the_runs(sweep: pl.DataFrame, own: Evidence) -> None:
+    assert comparison_table([own]).schema == sweep.schema
+    assert sweep.schema["L_semantic"] == pl.Int32
+    assert sweep.schema["L_semantic_frac"] == pl.Float64
+    assert sweep.schema["not_comparable"] == pl.List(pl.String)

@@ -25,6 +25,9 @@ from layerscope.report.evaluation.lenses import fitted
 from layerscope.report.evaluation.overview import fingerprint
 from layerscope.report.evaluation.quotes import Quotes
 from layerscope.run import Run
+from made_sweep import FITTED, MADE
+from published import SHARED
+from published_archives import folder_of, with_made
 
 STEMS = {
     "Mistral-7B-v0.1": "Mistral-7B-v0.1", "Mistral-7B": "Mistral-7B-v0.1",
@@ -52,8 +55,12 @@ def report_of(path: Path, model: str | None = None) -> Report:
     return evaluation(evidence_of(path, model))
 
 
-def every_run(shared: Path) -> Iterator[tuple[Path, str | None]]:
-    reference = shared / "reference"
+def every_run(made_sweep: Path) -> Iterator[tuple[Path, str | None]]:
+    """The self-made models, and the published ones where they are present."""
+    yield from ((made_sweep, stem) for stem in MADE)
+    if not SHARED.is_dir():
+        return
+    reference = SHARED / "reference"
     yield from ((reference / run, stem) for run in RUNS for stem in MODELS)
     yield reference / "run-20250921-1713", "Qwen2.5-72B"
     yield reference / "tiny-qwen3" / "published", None
@@ -287,8 +294,8 @@ def test_the_published_temperatures_are_in_the_report(shared, run, stem):
 # What guidance forbids
 
 
-def test_probabilities_that_must_not_be_quoted_stand_in_marked_columns_alone(shared):
-    for path, stem in every_run(shared):
+def test_probabilities_that_must_not_be_quoted_stand_in_marked_columns_alone(made_sweep):
+    for path, stem in every_run(made_sweep):
         report = report_of(path, stem)
         if not evidence_of(path, stem).verdict.guidance.suppress_abs_probs:
             continue
@@ -327,8 +334,8 @@ def test_a_run_without_a_blocking_reason_shows_probabilities_unmarked(own):
 # What sentences say
 
 
-def test_the_decoding_point_stands_before_any_statement_on_the_answer(shared, own):
-    for path, stem in [*every_run(shared), (own, None)]:
+def test_the_decoding_point_stands_before_any_statement_on_the_answer(made_sweep, own):
+    for path, stem in [*every_run(made_sweep), (own, None)]:
         text = markdown(report_of(path, stem))
         said = min(text.find(start) for start in ("Only the norm of the next block", "Through the final norm")
                    if start in text)  # fmt: skip
@@ -337,8 +344,8 @@ def test_the_decoding_point_stands_before_any_statement_on_the_answer(shared, ow
         assert 0 < said < first
 
 
-def test_the_bold_row_is_the_layer_of_the_shared_resolver(shared, own):
-    for path, stem in [*every_run(shared), (own, None)]:
+def test_the_bold_row_is_the_layer_of_the_made_sweep_resolver(made_sweep, own):
+    for path, stem in [*every_run(made_sweep), (own, None)]:
         table = next(b for b in section(report_of(path, stem), "Layer by layer").blocks if isinstance(b, Table))
         bold = [line.cells[0][0].parts[0].value for line in table.rows if isinstance(line.cells[0][0], Strong)]
         semantic = evidence_of(path, stem).verdict.diagnostics.semantic
@@ -349,12 +356,26 @@ def plain_rows(path: Path, stem: str) -> list[dict[str, str]]:
     """The primary rows of a published table by the standard library's own reader."""
     text = (path / f"output-{stem}-pure-next-token.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text), escapechar="\\"))
-    return [row for row in rows if row["prompt_id"] == "pos" and row["prompt_variant"] == "orig"]
+    key = ("pos", "orig", "0")
+    return [row for row in rows if (row["prompt_id"], row["prompt_variant"], row.get("fact_index", "0")) == key]
 
 
-@pytest.mark.parametrize("stem", MODELS)
-def test_what_is_said_of_the_divergence_holds_in_the_rows(shared, stem):
-    path = shared / "reference" / RUNS[0]
+@pytest.mark.parametrize("stem", with_made(*MODELS))
+def test_the_layers_of_the_report_are_the_rows_of_the_table(stem, request):
+    path = folder_of(stem, request)
+    table = next(b for b in section(report_of(path, stem), "Layer by layer").blocks if isinstance(b, Table))
+    at = [table.header.index(name) for name in ("layer", "top-1 token", "rank of answer", "KL to final (bits)")]
+    cells = [[part for part, *_ in line.cells] for line in table.rows]
+    found = [[(row[i].parts[0] if isinstance(row[i], Strong) else row[i]).value for i in at] for row in cells]
+    assert found == [
+        [int(row["layer"]), row["top1"], int(row["answer_rank"]), float(row["kl_to_final_bits"])]
+        for row in plain_rows(path, stem)
+    ]
+
+
+@pytest.mark.parametrize("stem", with_made(*MODELS))
+def test_what_is_said_of_the_divergence_holds_in_the_rows(stem, request):
+    path = folder_of(stem, request)
     kl = [float(row["kl_to_final_bits"]) for row in plain_rows(path, stem)]
     rises = sum(after > before for before, after in pairwise(kl))
     said = markdown(report_of(path, stem)).split("### Rank and gates")[0]
@@ -365,9 +386,9 @@ def test_what_is_said_of_the_divergence_holds_in_the_rows(shared, stem):
         assert f"largest at layer {kl.index(max(kl))} " in said
 
 
-@pytest.mark.parametrize("stem", MODELS)
-def test_a_first_rank_1_that_is_lost_is_called_weak(shared, stem):
-    path = shared / "reference" / RUNS[0]
+@pytest.mark.parametrize("stem", with_made(*MODELS))
+def test_a_first_rank_1_that_is_lost_is_called_weak(stem, request):
+    path = folder_of(stem, request)
     ranks = [int(row["answer_rank"]) for row in plain_rows(path, stem)]
     lost = any(before == 1 and after > 1 for before, after in pairwise(ranks))
     text = markdown(report_of(path, stem)).split("## Method")[0]
@@ -403,27 +424,28 @@ def test_the_wrong_stability_of_gemma_is_corrected(shared):
     assert "The file calls the copy thresholds mixed; by the rule they are stable" in text
 
 
-def test_mass_that_is_low_at_every_layer_makes_the_decay_say_nothing(shared):
-    path = shared / "reference" / RUNS[0]
-    for stem in MODELS:
-        low = all(float(row["topk_prompt_mass@50"]) <= 0.33 for row in plain_rows(path, stem))
-        text = markdown(report_of(path, stem))
-        assert ("says nothing here: the mass is low at every layer" in text) is low
+@pytest.mark.parametrize("stem", with_made(*MODELS))
+def test_mass_that_is_low_at_every_layer_makes_the_decay_say_nothing(stem, request):
+    path = folder_of(stem, request)
+    low = all(float(row["topk_prompt_mass@50"]) <= 0.33 for row in plain_rows(path, stem))
+    text = markdown(report_of(path, stem))
+    assert ("says nothing here: the mass is low at every layer" in text) is low
 
 
 # Form
 
 
-def test_every_claim_with_a_value_has_a_place_and_every_absent_one_a_reason(shared, own):
-    for path, stem in [*every_run(shared), (own, None)]:
+def test_every_claim_with_a_value_has_a_place_and_every_absent_one_a_reason(made_sweep, own):
+    for path, stem in [*every_run(made_sweep), (own, None)]:
         for claim in report_of(path, stem).claims:
             assert claim.citations or claim.value is None, claim
             assert claim.value is not None or claim.reason or claim.citations, claim
 
 
-def test_copied_values_stand_in_the_lines_that_are_cited(shared, own):
-    places = [(shared / "reference" / run, stem) for run in RUNS for stem in ("Qwen3-8B", "gemma-2-9b")]
-    for path, stem in [*places, (shared / "reference" / "tiny-qwen3" / "published", None), (own, None)]:
+def test_copied_values_stand_in_the_lines_that_are_cited(made_sweep, own):
+    chosen = (*MADE, "Qwen3-8B", "gemma-2-9b", None)
+    places = [(path, stem) for path, stem in every_run(made_sweep) if stem in chosen]
+    for path, stem in [*places, (own, None)]:
         found, files = evidence_of(path, stem), {}
         for claim in report_of(path, stem).claims:
             if claim.derived or claim.value is None or claim.unit is Unit.TOKEN:
@@ -453,8 +475,8 @@ def spelt(value: object, text: str) -> bool:
     return any(n == pytest.approx(value, rel=1e-9) for n in numbers)
 
 
-def test_the_sections_stand_in_their_order(shared):
-    for path, stem in every_run(shared):
+def test_the_sections_stand_in_their_order(made_sweep):
+    for path, stem in every_run(made_sweep):
         assert [one.title for one in report_of(path, stem).sections] == [
             "Overview", "Method sanity-check", "Quantitative findings", "Patterns and anomalies", "Checklist",
             "Limitations", "Fingerprint",
@@ -479,11 +501,9 @@ def test_several_facts_are_told_one_by_one_with_their_middle(own):
 @pytest.mark.parametrize("cut", ["diagnostics", "final_prediction", "model_stats", "gold_answer", "control_summary",
                                  "raw_lens_check", "measurement_guidance", "temperature_exploration", "micro_suite",
                                  "provenance", "test_prompts", "ablation_summary"])  # fmt: skip
-def test_a_run_whose_json_lacks_a_block_is_still_reported_on(shared, tmp_path, cut):
-    source = shared / "reference" / "tiny-qwen3" / "published"
-    for file in source.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    path = tmp_path / "output-tiny-qwen3.json"
+@pytest.mark.parametrize("stem", with_made("tiny-qwen3", made=("reference",)))
+def test_a_run_whose_json_lacks_a_block_is_still_reported_on(stem, request, tmp_path, cut):
+    path = copied(stem, request, tmp_path)
     whole = json.loads(path.read_text(encoding="utf-8"))
     if cut == "diagnostics":
         kept = {key: whole[cut][key] for key in ("type", "model", "context_prompt")}
@@ -494,7 +514,7 @@ def test_a_run_whose_json_lacks_a_block_is_still_reported_on(shared, tmp_path, c
         del whole[cut]
     path.write_text(json.dumps(whole, indent=2), encoding="utf-8")
     text = markdown(evaluation(Evidence.of(tmp_path)))
-    assert "## Fingerprint" in text and "| 8 |" in text
+    assert "## Fingerprint" in text and f"| {plain_rows(tmp_path, stem)[-1]['layer']} |" in text
 
 
 # What is missing, or does not stand
@@ -516,9 +536,9 @@ def test_a_rank_1_that_is_lost_before_the_headline_layer_is_not_lost_after_it(sh
     assert late.count("rank 1 is lost again at a deeper layer") == 2 and "the first rank 1 is lost" not in late
 
 
-def test_an_answer_that_is_not_listed_has_no_probability(shared, tmp_path):
-    copied(shared, tmp_path)
-    path = tmp_path / "output-tiny-qwen3.json"
+@pytest.mark.parametrize("stem", with_made("tiny-qwen3", made=("reference",)))
+def test_an_answer_that_is_not_listed_has_no_probability(stem, request, tmp_path):
+    path = copied(stem, request, tmp_path)
     whole = json.loads(path.read_text(encoding="utf-8"))
     for one in whole["temperature_exploration"]:
         one["topk"][0][0] = " Paris"
@@ -528,17 +548,21 @@ def test_an_answer_that_is_not_listed_has_no_probability(shared, tmp_path):
         assert [cell[0].value for cell in line.cells[2:]] == [None, None, " Paris"]
 
 
-def copied(shared: Path, folder: Path) -> None:
-    for file in (shared / "reference" / "tiny-qwen3" / "published").iterdir():
+def copied(stem: str, request: pytest.FixtureRequest, folder: Path) -> Path:
+    """The JSON of a model whose files were copied."""
+    for file in folder_of(stem, request, "tiny-qwen3/published").glob(f"output-{stem}*"):
         (folder / file.name).write_bytes(file.read_bytes())
+    return folder / f"output-{stem}.json"
 
 
-def test_without_rows_nothing_is_denied(shared, tmp_path):
-    name = "output-gemma-2-9b.json"
-    (tmp_path / name).write_bytes((shared / "reference" / RUNS[0] / name).read_bytes())
+@pytest.mark.parametrize("stem", with_made("gemma-2-9b", made=("echo",)))
+def test_without_rows_nothing_is_denied(stem, request, tmp_path):
+    name = f"output-{stem}.json"
+    (tmp_path / name).write_bytes((folder_of(stem, request) / name).read_bytes())
+    layer = json.loads((tmp_path / name).read_text(encoding="utf-8"))["diagnostics"]["L_semantic"]
     text = markdown(evaluation(Evidence.of(tmp_path)))
     assert "Whether the answer has rank 1 at any layer was not measured" in text
-    assert "The file states layer 42, which no row is there to show" in text
+    assert f"The file states layer {layer}, which no row is there to show" in text
     assert "Whether any layer copies the prompt was not measured" in text
     assert "- n.a. copy reflex: not measured" in text and "- n.a. entropy rises" in text
     assert "whether the answer leads under `next_norm` was not measured" in text
@@ -553,9 +577,10 @@ def test_only_flags_that_exist_are_denied(shared):
     assert "no copy flag at layers 0 to 3; soft copies were not measured" in text
 
 
-def test_a_failed_identity_check_leaves_no_layer_named(shared):
+@pytest.mark.parametrize("stem", with_made("gemma-2-9b"))
+def test_a_failed_identity_check_leaves_no_layer_named(stem, request):
     failed = IdentityRecord(ok=False, kl_bits=3.0, tolerance_bits=0.001, n_prompts=1, fitted_bias=False, note="far")
-    found = altered(evidence_of(shared / "reference" / RUNS[0], "gemma-2-9b"), identity=failed)
+    found = altered(evidence_of(folder_of(stem, request), stem), identity=failed)
     report = evaluation(found)
     ranks = {"answer_rank", "p_answer", "n_spikes", "radius", "verdict"}
     named = {claim.name for claim in report.claims} - {claim.name for claim in claims_in(
@@ -569,8 +594,9 @@ def test_a_failed_identity_check_leaves_no_layer_named(shared):
     )  # fmt: skip
 
 
-def test_nothing_is_concluded_from_entropies_that_must_not_be_quoted(shared):
-    report = report_of(shared / "reference" / RUNS[0], "gemma-2-9b")
+@pytest.mark.parametrize("stem", with_made("gemma-2-9b", made=("reference",)))
+def test_nothing_is_concluded_from_entropies_that_must_not_be_quoted(stem, request):
+    report = report_of(folder_of(stem, request), stem)
     assert "- n.a. entropy rises in the last step" in markdown(report)
     assert not [claim for claim in report.claims if claim.name == "delta_H_bits"]
 
@@ -595,12 +621,13 @@ def test_a_missing_last_layer_is_not_spoken_for(shared):
     assert "the last layer, which would tell, is missing" in text and "does not hold to the last layer" not in text
 
 
-def test_what_both_lenses_say_together_cites_all_their_rows(shared):
-    found = evidence_of(shared / "reference" / RUNS[0], "gemma-2-9b")
-    lines = found.sources.lines("output-gemma-2-9b-pure-next-token-rawlens.csv")
-    cited = [c for claim in report_of(shared / "reference" / RUNS[0], "gemma-2-9b").claims for c in claim.citations
+@pytest.mark.parametrize("stem", with_made("gemma-2-9b", made=("echo", "mute")))
+def test_what_both_lenses_say_together_cites_all_their_rows(stem, request):
+    found = evidence_of(folder_of(stem, request), stem)
+    lines = found.sources.lines(f"output-{stem}-pure-next-token-rawlens.csv")
+    cited = [c for claim in report_of(folder_of(stem, request), stem).claims for c in claim.citations
              if c.file.endswith("-rawlens.csv")]  # fmt: skip
-    last = next(i for i, line in enumerate(lines) if line.startswith("pos,orig,42,")) + 1
+    last = next(i for i, line in enumerate(lines) if f"pos,orig,{found.record.model.n_layers}," in line) + 1
     assert {(one.line, one.last_line) for one in cited} == {(2, last)}
 
 
@@ -642,8 +669,9 @@ def test_rows_that_no_table_holds_are_left_out_with_the_reason(own, tmp_path):
     assert "no row can be cited" in words(block.sentences[0].parts)
 
 
-def test_depths_that_are_one_layer_stand_once(shared):
-    found = evidence_of(shared / "reference" / RUNS[0], "Qwen3-8B")
+@pytest.mark.parametrize("stem", with_made("Qwen3-8B", made=FITTED))
+def test_depths_that_are_one_layer_stand_once(stem, request):
+    found = evidence_of(folder_of(stem, request), stem)
     model = found.record.model.model_copy(update={"n_layers": 2})
     quotes = Quotes(altered(found, pl.col("layer") <= 2, model=model))
     for block in fitted(quotes).blocks:

@@ -1,4 +1,4 @@
-"""Ten published models and a small one: what we find in their tables is what their JSON and the printed figures say.
+"""Ten published models, a small one and self-made ones: what their tables hold is what JSON and printed figures say.
 
 Everything that a file's generation holds and that follows from its tables is compared, group by group; run with `-rP`
 to see how many there are. What cannot be compared with the files at hand: the tuned lens' own audit, decodes through a
@@ -6,12 +6,18 @@ second norm, at other scales and a second time (their rows were not published), 
 later generations added: trajectory, micro-suite, Jensen-Shannon and L1 distances, gates, the evaluation pack.
 """
 
+import math
 import re
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
+from made_sweep import FITTED, MADE
+from published import SHARED
+from published_archives import folder_of, with_made
 from published_comparison import (
     GROUPS,
     NO_TUNED,
@@ -26,6 +32,7 @@ from published_comparison import (
     checks,
     control_with_leads,
     published_run,
+    run_of,
 )
 
 # What the files say of themselves
@@ -147,6 +154,109 @@ def test_what_published_files_say_is_what_follows_from_their_tables(group, share
     assert (len(found), len(values)) == TESTS[group]
 
 
+NARROW_WINDOW = "raw lens, window of radius 4"
+"""Published by others whatever the sample warns of, and not by us."""
+
+
+@pytest.mark.parametrize("group", [group for group in GROUPS if group != NARROW_WINDOW])
+def test_what_our_files_say_is_what_follows_from_their_tables(group, made_sweep):
+    found = [check for model in MADE for check in checks(group, run_of(made_sweep, "made", model))]
+    if group == "last layer":  # measured in float64 for the JSON, and in float32 for the table
+        found = [replace(check, absolute=1e-6) for check in found]
+    assert [check for check in found if not check.agrees] == []
+    assert sum((check.published, check.ours) != (None, None) for check in found) >= len(MADE)
+
+
+Cells = Mapping[str, str]
+
+
+def _at_least(name: str, least: float) -> Callable[[Cells], bool]:
+    return lambda cells: bool(cells[name]) and float(cells[name]) >= least
+
+
+def _at_most(name: str, most: float) -> Callable[[Cells], bool]:
+    return lambda cells: bool(cells[name]) and float(cells[name]) <= most
+
+
+def _leads_by(lead: float) -> Callable[[Cells], bool]:
+    return lambda cells: (
+        cells["answer_rank"] == "1" and math.log(float(cells["prob1"]) / (float(cells["prob2"]) or 5e-324)) >= lead
+    )
+
+
+ONSETS: dict[str, Callable[[Cells], bool]] = {
+    "L_copy": lambda cells: cells["copy_collapse"] == "True",
+    "L_copy_H": lambda cells: cells["entropy_collapse"] == "True",
+    "L_semantic": lambda cells: cells["is_answer"] == "True",
+    "first_rank_le_1": _at_most("answer_rank", 1),
+    "first_rank_le_5": _at_most("answer_rank", 5),
+    "first_rank_le_10": _at_most("answer_rank", 10),
+    "first_kl_below_1.0": _at_most("kl_to_final_bits", 1.0),
+    "first_kl_below_0.5": _at_most("kl_to_final_bits", 0.5),
+    "cos_ge_0.2": _at_least("cos_to_final", 0.2),
+    "cos_ge_0.4": _at_least("cos_to_final", 0.4),
+    "cos_ge_0.6": _at_least("cos_to_final", 0.6),
+    "first_p_top1_gt_0.30": lambda cells: float(cells["p_top1"]) > 0.30,
+    "first_p_top1_gt_0.60": lambda cells: float(cells["p_top1"]) > 0.60,
+    "gap_ge_0.5": _leads_by(0.5),
+    "gap_ge_1.0": _leads_by(1.0),
+    "L_surface_to_meaning": lambda cells: float(cells["answer_mass"]) >= float(cells["echo_mass_prompt"]) + 0.05,
+    "L_geom": lambda cells: float(cells["cos_to_answer"]) >= float(cells["cos_to_prompt_max"]) + 0.02,
+    "L_topk_decay": _at_most("topk_prompt_mass@50", 0.33),
+}
+IN_JSON = {
+    **{f"cos_ge_{bound}": f"cos_milestones/norm/ge_{bound}" for bound in ("0.2", "0.4", "0.6")},
+    **{f"gap_ge_{lead}": f"answer_margin_thresholds/gap_ge_{lead}" for lead in ("0.5", "1.0")},
+    **{name: f"{name}_norm" for name in ("L_surface_to_meaning", "L_geom", "L_topk_decay")},
+}
+"""Where a milestone stands under another name."""
+
+
+@pytest.mark.parametrize("model", with_made(*TEN))
+def test_milestones_are_the_first_rows_of_the_tables_that_hold_them(model, request):
+    """The tables are read without our reader, and what each milestone asks is written out above."""
+    run = run_of(folder_of(model, request, OCTOBER_4), OCTOBER_4, model)
+    primary = [
+        cells
+        for cells in run.table("pure-next-token")
+        if (cells["prompt_id"], cells["prompt_variant"], cells.get("fact_index", "0")) == ("pos", "orig", "0")
+    ]
+    assert [int(cells["layer"]) for cells in primary] == [*range(run.n_layers + 1)]
+    for name, holds in ONSETS.items():
+        layer = next((int(cells["layer"]) for cells in primary if holds(cells)), None)
+        assert run.own[name].layer == layer, name
+        if not name.startswith("first_p_top1") and (model in MADE or not name.startswith("gap_")):  # caveat C2
+            assert run.said(f"diagnostics/{IN_JSON.get(name, name)}") == layer, name
+
+
+@pytest.mark.parametrize("model", with_made(*TEN))
+def test_shares_of_layers_are_those_of_the_raw_table_read_without_our_reader(model, request):
+    run = run_of(folder_of(model, request, OCTOBER_4), OCTOBER_4, model)
+    bits = [
+        float(cells["kl_norm_vs_raw_bits"])
+        for cells in run.table("pure-next-token-rawlens")
+        if (cells["prompt_id"], cells["prompt_variant"], cells.get("fact_index", "0")) == ("pos", "orig", "0")
+    ]
+    found = run.verdict.diagnostics.raw_full.whole
+    for least, ours in ((1.0, found.pct_layers_kl_ge_1_0), (0.5, found.pct_layers_kl_ge_0_5)):
+        share = sum(x >= least for x in bits) / (run.n_layers + 1)
+        assert ours == pytest.approx(share, rel=1e-12)
+        assert run.said(f"diagnostics/raw_lens_full/pct_layers_kl_ge_{least}") == pytest.approx(share, rel=1e-12)
+    assert found.max_kl_norm_vs_raw_bits == max(bits)
+
+
+@pytest.mark.parametrize("model", with_made(made=FITTED))
+def test_facts_have_the_onsets_of_their_own_rows(model, request):
+    run = run_of(folder_of(model, request), "made", model)
+    onsets: dict[str, int] = {}
+    for cells in run.table("pure-next-token"):
+        if (cells["prompt_id"], cells["prompt_variant"], cells["is_answer"]) == ("pos", "orig", "True"):
+            onsets.setdefault(cells["fact_key"], int(cells["layer"]))
+    assert len(onsets) == 5
+    assert {fact["fact_key"]: fact["L_semantic_norm"] for fact in run.said("micro_suite/facts")} == onsets
+    assert run.said("micro_suite/aggregates/L_semantic_norm_median") == sorted(onsets.values())[2]
+
+
 def test_a_guidance_departs_by_the_reason_that_came_later_and_by_nothing_else(shared):
     for sweep, model, place in DEPARTURES["guidance"][MARGIN]:
         run = published_run(shared, sweep, model)
@@ -174,7 +284,9 @@ NOT_COMPARED = {
     r"|normalization_provenance/|gold_alignment|repeatability|decoding_point/|lens_consistency/"
     r"|gate_stability_small_scale/|prism_summary/(?!metrics)|skip_layers_sanity/|tuned_lens_|last_layer_consistency/)",
     "a copy of what stands elsewhere": r"summary/|diagnostics/(micro_suite|tuned_lens)/|evaluation_pack/",
-    "of the tuned lens without a raw one beside it": r"tuned_lens/summaries/\d/copy_thresholds/(norm_only|stability)",
+    "of the tuned lens without a raw one beside it": r"tuned_lens/summaries/\d+/copy_thresholds/(norm_only|stability)",
+    "the entropy gap under the tuned lens, which no judgement rests on": r"tuned_lens/summaries/\d+/entropy_gap_",
+    "the tuned lens' own audit, without rows in published files": r"tuned_lens/audit_summary/",
     "no raw-lens table before generation G": r"raw_lens_check/s",
     "no entropy of the model's own output before generation E": r"final_prediction/entropy",
     "samples of other facts (caveat C4)": r"raw_lens_check/samples/",
@@ -184,9 +296,12 @@ NOT_COMPARED = {
 """Why, and which places of the JSON, by a pattern that they begin with."""
 
 
-@pytest.mark.parametrize(("sweep", "model"), [(s, m) for s, models in SWEEPS.items() for m in models])
-def test_what_is_not_compared_is_listed_with_its_reason(sweep, model, shared):
-    run = published_run(shared, sweep, model)
+PUBLISHED = [(sweep, model) for sweep, models in SWEEPS.items() for model in models] if SHARED.is_dir() else []
+
+
+@pytest.mark.parametrize(("sweep", "model"), [*(("made", model) for model in MADE), *PUBLISHED])
+def test_what_is_not_compared_is_listed_with_its_reason(sweep, model, request):
+    run = run_of(folder_of(model, request, sweep), sweep, model)
     compared = {check.place for group in GROUPS for check in checks(group, run)}
     listed = re.compile("|".join(f"(?:{pattern})" for pattern in NOT_COMPARED.values()))
     left = [place for place in _leaves(run.document) if place not in compared and not listed.match(place)]

@@ -19,13 +19,19 @@ PICTURES = Path(__file__).resolve().parents[1] / "test-output"
 DESKTOP = {"width": 1360, "height": 900}
 PHONE = {"width": 390, "height": 844}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+# Without a sandbox, which root has not. Drawn by the processor: where there is no accelerator Chromium imitates one in a
+# process of its own, which a watchdog ends when a busy machine keeps it waiting, and a picture that was being made then
+# never comes.
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-gpu-watchdog")
+HANGS_MS = 600_000
+"""Every wait is for something that the page says or does. This only ends one that would never end."""
 
 
 def launched(playwright: Playwright) -> Browser:
     """A Chromium: the system's, else Playwright's own; without either the tests skip, but fail where CI is set."""
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     try:
-        return playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        return playwright.chromium.launch(executable_path=found, args=FLAGS, timeout=HANGS_MS)
     except Error as error:
         _without(f"no browser can be had: {error.message.splitlines()[0]}; `make test` installs Debian's chromium")
 
@@ -59,7 +65,7 @@ class Opened:
         """
         options = {"viewport": DESKTOP, "color_scheme": "light", "reduced_motion": "reduce"} | options
         context = browser.new_context(accept_downloads=True, **options)
-        context.set_default_timeout(120_000)
+        context.set_default_timeout(HANGS_MS)
         opened = cls(context.new_page(), context, path, [])
         context.route("**/*", opened._routed)
         opened.page.on(
@@ -141,7 +147,10 @@ class Opened:
     # Files
 
     def downloaded(self, locator: Locator) -> tuple[str, bytes]:
-        """Name and content of the file that a click saves."""
+        """Name and content of the file that a click saves; of a chart once it is drawn, so that nothing else is due."""
+        figure = locator.locator("xpath=ancestor::figure[contains(@class, 'chart')]")
+        if figure.count():
+            self.drawn(figure)
         with self.page.expect_download() as waiting:
             locator.click()
         download: Download = waiting.value
@@ -161,8 +170,12 @@ class Opened:
     def draw_charts(self) -> None:
         """Bring every chart that is shown into view, so that it is drawn."""
         for figure in self.page.locator("figure.chart:visible").all():
-            figure.scroll_into_view_if_needed()
-            figure.locator(".plot svg").first.wait_for()
+            self.drawn(figure)
+
+    def drawn(self, figure: Locator) -> None:
+        """Bring a chart into view and wait until it says that it is drawn."""
+        figure.scroll_into_view_if_needed()
+        figure.and_(self.page.locator(".drawn")).wait_for()
 
     # Layout and access
 

@@ -1,4 +1,4 @@
-"""What every test may rely on: no network, one thread, tiny models built once, and the published runs when present."""
+"""What every test may rely on: no network, one thread, what is costly built once in a run, and the published runs."""
 
 import os
 
@@ -9,25 +9,52 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
+from hypothesis import settings
 
+from properties import THOROUGH
 from published import SHARED
 
-torch.set_num_threads(1)  # sums keep their order, and parallel test workers do not fight for cores
+# As many as OMP_NUM_THREADS says, else one: sums keep their order, and parallel workers do not fight for cores.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
+
+# Without the long profile every run tries the same examples, so that a change is never blamed for another's find.
+settings.register_profile("short", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("thorough", deadline=None)
+settings.load_profile("thorough" if THOROUGH else "short")
+
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`tiny(name)` is the folder of that model of `tiny_models.TINY`, built once in a session."""
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """`once(name, build)` is the path that `build(path)` wrote, called once in a run however many workers there are.
+
+    What is built takes its name when it is whole, so that a builder that fails or is killed leaves nothing behind.
+    Nobody may write to it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    built = (own if worker_id == "master" else own.parent) / "built"
+    built.mkdir(exist_ok=True)
+
+    def path_of(name: str, build: Callable[[Path], object]) -> Path:
+        done = built / name
+        with FileLock(built / f".{name}.lock"):
+            if not done.exists():
+                unfinished = tmp_path_factory.mktemp("unfinished") / name
+                build(unfinished)
+                unfinished.rename(done)
+        return done
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def tiny(once: Once) -> Callable[[str], Path]:
+    """`tiny(name)` is the folder of that model of `tiny_models.TINY`."""
     from tiny_models import TINY  # only tests that ask for a model pay for importing transformers
 
-    folders: dict[str, Path] = {}
-
-    def folder_of(name: str) -> Path:
-        if name not in folders:
-            folders[name] = TINY[name].build(tmp_path_factory.mktemp(name))
-        return folders[name]
-
-    return folder_of
+    return lambda name: once(name, TINY[name].build)
 
 
 @pytest.fixture(scope="session")
@@ -62,11 +89,13 @@ def made_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def five_lens_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def five_lens_run(once: Once) -> Path:
     """A run's folder of the bundled model under all five lenses, published files inside; not to be written to."""
-    import layerscope
-    from layerscope.published.layout import EXTENDED
 
-    folder = tmp_path_factory.mktemp("five") / "run"
-    layerscope.probe(suite="capitals").save(folder, published=EXTENDED)
-    return folder
+    def build(folder: Path) -> None:
+        import layerscope
+        from layerscope.published.layout import EXTENDED
+
+        layerscope.probe(suite="capitals").save(folder, published=EXTENDED)
+
+    return once("five-lens-run", build)

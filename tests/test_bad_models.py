@@ -1,6 +1,8 @@
 """Damaged, foreign and half-made models: each is refused by its own class of error and one sentence with a remedy.
 
 Where numbers inside the model are broken, the run goes on and the broken rows are marked.
+
+Tolerances. Two float32 passes of three small blocks: 3e-5 of logits of some ten (see `rounding.of_residual`).
 """
 
 import json
@@ -276,7 +278,7 @@ def test_a_pickle_is_refused_with_a_command_that_converts_it(folder: Path, tmp_p
     converted = folder.with_name("llama-safetensors")
     tiny_tokenizer().save_pretrained(converted)
     after = CausalLM.open(converted, device="cpu").forward([[1, 2, 3]])
-    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=1e-4)
 
 
 # --- Models that are no causal language models, or bring code
@@ -531,7 +533,7 @@ def test_a_prompt_as_long_as_the_model_reads_is_read(tiny):
     run = probe(model, suite=asking(Prompt("pos", "orig", text, ("Berlin",), "Germany→Berlin", 0)), positions="last")
     theirs = observe(TINY["gpt2"].resident(), list(model.tokens.input_ids(text))).logits[-1].log_softmax(-1)
     last = run.rows.filter(lens="logit", layer=run.record.model.n_layers)
-    assert last["p_top1"].item() == pytest.approx(float(theirs.exp().max()), rel=1e-5)
+    assert last["p_top1"].item() == pytest.approx(float(theirs.exp().max()), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Tests of briefs: small, typed, and true to the rows."""
+"""Tests of briefs: small, typed, and true to the rows.
+
+Tolerances. A brief states six significant digits.
+"""
 
 import json
 from pathlib import Path

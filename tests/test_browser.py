@@ -1,4 +1,8 @@
-"""The page in a real browser, opened from disk without a network: what it shows is what the rows say, at every turn."""
+"""The page in a real browser, opened from disk without a network: what it shows is what the rows say, at every turn.
+
+Tolerances. Numbers are read as shown: six digits in a download, two or three beside a chart, and 16 bits of a
+logarithm (3.4e-4) in what the page packs.
+"""
 
 import re
 import struct
@@ -21,9 +25,9 @@ LENSES = ("logit", "next_norm", "raw", "tuned", "prism")
 Open = Callable[..., Opened]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """One for all tests of a worker; it starts before any page is built, so that without one nothing is."""
+    """One for all tests of the page, which stay on one worker; it starts before any page is built, so that without one nothing is."""
     with sync_playwright() as playwright:
         found = launched(playwright)
         yield found

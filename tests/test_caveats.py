@@ -1,6 +1,9 @@
 """Caveats C1 to C18 on published files: each is as described, and what we compute instead is right.
 
 Where the files at hand do not show a caveat, its test checks the nearest thing that they do show, and says what not.
+
+Tolerances. Published figures are held to half of their last printed digit; thresholds state the effect that they are
+about.
 """
 
 import math

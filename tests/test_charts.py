@@ -1,4 +1,8 @@
-"""Charts of runs: what is drawn is what the rows hold, labels never overlap, and every chart has its words."""
+"""Charts of runs: what is drawn is what the rows hold, labels never overlap, and every chart has its words.
+
+Tolerances. A chart's numbers are written with six significant digits: 1e-5; what is computed from them again is
+float64's.
+"""
 
 import html
 import io

@@ -335,7 +335,7 @@ def test_a_run_by_the_published_definitions_holds_published_files(published):
         for found in (run, read)
     ]
     assert rows[0]["answer_rank"].to_list() == rows[1]["answer_rank"].to_list()
-    assert rows[0]["entropy_bits"].to_list() == pytest.approx(rows[1]["entropy_bits"].to_list(), rel=1e-9)
+    assert rows[0]["entropy_bits"].to_list() == pytest.approx(rows[1]["entropy_bits"].to_list(), rel=1e-9)  # as printed
     shown = layerscope("show", str(folder / "published" / "output-reference.json"), cwd=published)
     assert shown.returncode == 0, shown.stderr
     assert "lens next_norm: " in " ".join(shown.stdout.split())

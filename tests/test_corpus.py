@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -21,6 +21,7 @@ import layerscope
 from layerscope.errors import CorpusError
 from layerscope.fitting.corpus import PARTS, Corpus, parse_tokens, read_corpus
 from layerscope.model.tokens import Tokens
+from properties import examples
 from tiny_models import tiny_tokenizer
 
 BUNDLED = Path(layerscope.__file__).parent / "reference_model"
@@ -225,7 +226,7 @@ TEXTS = st.lists(st.text("ab .é\n", min_size=1, max_size=12).filter(str.strip),
 SHARES = st.floats(0.01, 0.49)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(texts=TEXTS, select=SHARES, held_out=SHARES)
 def test_every_document_stands_in_exactly_one_part(bundled, folder, texts, select, held_out):
     corpus = read_corpus(
@@ -242,7 +243,7 @@ def test_every_document_stands_in_exactly_one_part(bundled, folder, texts, selec
     assert sorted(itertools.chain(*parts)) == sorted(tuple(bundled.context_ids(text)) for text in texts)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(texts=TEXTS, select=SHARES, held_out=SHARES)
 def test_measuring_and_choosing_get_their_share_as_long_as_documents_last(bundled, folder, texts, select, held_out):
     record = read_corpus(
@@ -262,7 +263,7 @@ def test_measuring_and_choosing_get_their_share_as_long_as_documents_last(bundle
         assert own.n_tokens < share * total + longest
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(texts=TEXTS, data=st.data())
 def test_the_order_of_texts_changes_no_part(bundled, folder, texts, data):
     cuts = sorted(data.draw(st.lists(st.integers(1, len(texts) - 1), max_size=3, unique=True)))
@@ -278,7 +279,7 @@ def test_the_order_of_texts_changes_no_part(bundled, folder, texts, data):
     assert one.record.splits == other.record.splits
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(texts=TEXTS, seq_len=st.integers(2, 5))
 def test_packing_keeps_the_order_of_reading_and_loses_less_than_a_sequence(bundled, folder, texts, seq_len):
     path = jsonl(folder / "packed.jsonl", texts)
@@ -300,7 +301,7 @@ def test_packing_keeps_the_order_of_reading_and_loses_less_than_a_sequence(bundl
         assert len(stream) - len(kept) < seq_len
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(texts=TEXTS)
 def test_each_format_gives_the_same_corpus(bundled, folder, texts):
     texts = ["\n".join(line.strip() or "-" for line in text.split("\n")) for text in texts]  # no blank line inside

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from layerscope.analysis.curve import Curve, Curves
@@ -23,6 +23,7 @@ from layerscope.published.write.json_summary import published_micro_suite
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.rows import COLUMNS
+from properties import examples
 
 T = Thresholds()
 D_VOCAB = 4096
@@ -164,7 +165,7 @@ def test_the_aggregates_are_those_published_of_ten_models(n_layers, semantic, me
     assert (aggregates["n"], aggregates["n_missing"]) == (5, semantic.count(None))
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(st.lists(st.none() | st.integers(0, 3), min_size=1, max_size=12), st.randoms(use_true_random=False))
 def test_the_order_of_the_facts_changes_no_aggregate(semantic, rng):
     found, shuffled = _suite_of(semantic, 3), _suite_of(rng.sample(semantic, len(semantic)), 3)

@@ -1,4 +1,8 @@
-"""Whole prism fits: held-out figures as an independent computation finds them, and the fit's own path to the decode."""
+"""Whole prism fits: held-out figures as an independent computation finds them, and the fit's own path to the decode.
+
+Tolerances. Whitening divides by standard deviations down to a hundredth, so float32's 1e-6 becomes 1e-3 of a row
+after it and 1e-2 of a logit, a sum of sixteen of those.
+"""
 
 import signal
 import subprocess

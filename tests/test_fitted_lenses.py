@@ -63,7 +63,8 @@ def test_rows_are_what_the_saved_translators_give(run: Run, model: CausalLM, len
         layer = row["layer"]
         log_q = (lens(residuals[layer], layer).double() @ weight.T).log_softmax(-1)
         kl = float((log_q.exp() * (log_q - log_p)).sum()) / torch.log(torch.tensor(2.0)).item()
-        assert row["kl_to_final_bits"] == pytest.approx(kl, rel=1e-3, abs=1e-5)
+        # Two float32 passes are up to 7e-5 of a logit apart (`rounding.of_residual`), which is below 30.
+        assert row["kl_to_final_bits"] == pytest.approx(kl, rel=2e-3, abs=1e-4)
         answer = row["answer_id"]
         assert row["answer_rank"] == 1 + int((log_q > log_q[answer]).sum())
 
@@ -71,7 +72,7 @@ def test_rows_are_what_the_saved_translators_give(run: Run, model: CausalLM, len
 def test_the_last_tuned_row_is_the_model(run: Run):
     last = at_next(run, "tuned").tail(1)
     assert last["kl_to_final_bits"].item() == pytest.approx(0.0, abs=1e-6)
-    assert last["entropy_bits"].item() == pytest.approx(at_next(run, "logit").tail(1)["entropy_bits"].item(), rel=1e-6)
+    assert last["entropy_bits"].item() == pytest.approx(at_next(run, "logit").tail(1)["entropy_bits"].item(), rel=1e-4)
 
 
 def test_parts_of_the_tuned_lens_are_measured_apart(run: Run, model: CausalLM, lenses: Path):
@@ -97,7 +98,7 @@ def test_parts_of_the_tuned_lens_are_measured_apart(run: Run, model: CausalLM, l
         }
         for name, row in expected.items():
             found = getattr(variants, name).kl_to_final_bits[layer]
-            assert found == pytest.approx(kl(row), rel=1e-3, abs=1e-5)
+            assert found == pytest.approx(kl(row), rel=2e-3, abs=1e-4)
     for part in (variants.rotation_only, variants.temperature_only, variants.bias_only):
         assert part.kl_to_final_bits[0] is None
         assert len(part.kl_to_final_bits) == 13

@@ -1,4 +1,7 @@
-"""Cosines, norm ratios and overlaps against textbook definitions."""
+"""Cosines, norm ratios and overlaps against textbook definitions.
+
+Tolerances. Cosines of float32 rows of few entries, in float64 sums: each row's rounding is SINGLE of its size.
+"""
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from layerscope.readout.geometry import geometry, jaccard, norm_ratio, row_residual_cosine
 from layerscope.unembedding import Unembedding
+from rounding import DOUBLE, SINGLE
 
 HEAD = Unembedding(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), None)
 ROWS = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
@@ -23,7 +27,7 @@ def test_the_answers_cosine_is_that_of_the_row_and_the_answers_vector():
     for g in range(3):
         for p in range(3):
             due = _cosine(ROWS[g, p], HEAD.weight[answer[g, p]])
-            assert found.cos_to_answer[g, p].item() == pytest.approx(due, abs=1e-6)
+            assert found.cos_to_answer[g, p].item() == pytest.approx(due, abs=SINGLE)
     assert found.cos_to_answer[:, 3].isnan().all()
     assert found.cos_to_prompt_max.isnan().all()
 
@@ -36,7 +40,7 @@ def test_the_prompts_cosine_is_the_largest_to_a_token_read_so_far():
     for g in range(3):
         for p in range(1, 4):
             due = max(_cosine(ROWS[g, p], HEAD.weight[i]) for i in ids[seen[p]])
-            assert found[g, p].item() == pytest.approx(due, abs=1e-6)
+            assert found[g, p].item() == pytest.approx(due, abs=SINGLE)
 
 
 def test_a_projection_before_the_head_is_part_of_the_row():
@@ -45,8 +49,8 @@ def test_a_projection_before_the_head_is_part_of_the_row():
     rows = ROWS[..., :5].contiguous()
     found = geometry(rows, torch.full((3, 4), 2), torch.tensor([7]), torch.ones(4, 1, dtype=torch.bool), head)
     projected = rows[1, 1] @ projection.T
-    assert found.cos_to_answer[1, 1].item() == pytest.approx(_cosine(projected, HEAD.weight[2]), abs=1e-6)
-    assert found.cos_to_prompt_max[1, 1].item() == pytest.approx(_cosine(projected, HEAD.weight[7]), abs=1e-6)
+    assert found.cos_to_answer[1, 1].item() == pytest.approx(_cosine(projected, HEAD.weight[2]), abs=SINGLE)
+    assert found.cos_to_prompt_max[1, 1].item() == pytest.approx(_cosine(projected, HEAD.weight[7]), abs=SINGLE)
 
 
 def test_a_row_of_zeros_has_cosine_zero_and_ratio_zero():
@@ -58,7 +62,7 @@ def test_a_row_of_zeros_has_cosine_zero_and_ratio_zero():
 
 def test_the_norm_ratio_is_length_over_length():
     # 3-4-5 over 6-8-10.
-    assert norm_ratio(torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0])).item() == pytest.approx(0.5, rel=1e-12)
+    assert norm_ratio(torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0])).item() == pytest.approx(0.5, rel=DOUBLE)
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3), st.floats(0.015625, 64.0, width=32))
@@ -68,12 +72,12 @@ def test_a_row_along_its_residual_has_a_cosine_of_one_at_most(values, scale):
         found = row_residual_cosine(residual * scale * sign, residual).item()
         assert -1.0 <= found <= 1.0
         if residual.norm() > 0.1:  # a far shorter one feels the 1e-12 that keeps a zero from dividing
-            assert found == pytest.approx(sign, abs=1e-6)
+            assert found == pytest.approx(sign, abs=SINGLE)
 
 
 def test_the_cosine_of_row_and_residual_is_the_textbooks():
     found = row_residual_cosine(ROWS[0], ROWS[1])
-    np.testing.assert_allclose(found, torch.cosine_similarity(ROWS[0].double(), ROWS[1].double(), dim=-1), atol=1e-12)
+    np.testing.assert_allclose(found, torch.cosine_similarity(ROWS[0].double(), ROWS[1].double(), dim=-1), atol=DOUBLE)
 
 
 @given(st.integers(1, 12), st.data())
@@ -81,4 +85,4 @@ def test_jaccard_is_the_shared_share_of_two_sets(k, data):
     sets = st.lists(st.integers(0, 20), min_size=k, max_size=k, unique=True)
     a, b = data.draw(sets), data.draw(sets)
     due = len(set(a) & set(b)) / len(set(a) | set(b))
-    assert jaccard(torch.tensor([a]), torch.tensor([b])).item() == pytest.approx(due, rel=1e-12)
+    assert jaccard(torch.tensor([a]), torch.tensor([b])).item() == pytest.approx(due, rel=DOUBLE)

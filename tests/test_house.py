@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import layerscope
@@ -61,3 +62,12 @@ def test_links_between_pages_lead_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_shapes_are_checked_wherever_signatures_have_some():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    (listed,) = [option.split("=")[1].split(",") for option in options["addopts"] if "jaxtyping" in option]
+    for path in (ROOT / "src").rglob("*.py"):
+        if "from jaxtyping import" in path.read_text(encoding="utf-8"):
+            module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+            assert any(f"{module}.".startswith(f"{name}.") for name in listed), f"{module} is not checked"

@@ -48,7 +48,8 @@ def test_the_last_residual_decodes_to_the_model_s_own_distribution(name: str, ti
     assert found.kl_bits is not None
     assert 0 <= found.kl_bits <= TOLERANCE_BITS == 1e-6
     assert found.max_abs_logit_difference is not None
-    assert found.max_abs_logit_difference < 1e-4
+    # Two products of one residual: 64 terms, logits below 30, 2^-24 each.
+    assert found.max_abs_logit_difference < 2e-4
     assert found.n_prompts == len(PROMPTS)
     assert (found.fitted, found.fitted_bias, found.note) == (None, False, "The last layer is the model itself.")
 

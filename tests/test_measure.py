@@ -14,6 +14,7 @@ from layerscope.readout.measure import measure
 from layerscope.readout.prompt_query import PromptQuery
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
+from rounding import DOUBLE, SINGLE, ReadoutError, of_readout
 
 D_MODEL, D_VOCAB, N_LAYERS = 6, 80, 3
 BOS, COMMA, DOT = 1, 2, 3
@@ -32,6 +33,9 @@ N_ROWS = sum(len(asked.positions) for asked in ASKED)
 AT_NEXT_OF_THE_HEADLINE = [
     "kl_norm_vs_raw_bits", "kl_raw_to_norm_bits", "js_divergence_bits", "l1_prob_diff", "kl_to_final_bits_norm_temp",
 ]  # fmt: skip
+ALIKE = {"rtol": 1e-4, "atol": 1e-5}
+"""Two float32 readings of one row: logits below 20 in products of 6 terms, 8 x 20 x 2^-24 twice, and twice that for a
+log-probability or a divergence; what is added or divided, again."""
 KEYS = ["prompt", "lens", "layer", "position", "token_id", "is_next", "finite", "any_nan", "any_inf"]
 
 
@@ -109,6 +113,11 @@ def rows(table: pl.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
+def _error(*rows: dict[str, Any]) -> ReadoutError:
+    """Of float32 logits: the norm before the head adds its own few roundings to the product's."""
+    return of_readout(_head(), *(row["decoded"][None] for row in rows)) * 2
+
+
 def _nulls(table: pl.DataFrame, column: str) -> list[bool]:
     return table[column].is_null().to_list()
 
@@ -130,19 +139,20 @@ def test_the_distributions_numbers_equal_a_direct_computation(rows):
     for r in rows:
         p, q = r["p"], final[r["prompt"], r["position"]]
         top = p.sort(descending=True).values
-        assert r["entropy_bits"] == pytest.approx(-(p * p.log2()).sum().item(), rel=1e-5)
-        assert r["teacher_entropy_bits"] == pytest.approx(-(q["p"] * q["p"].log2()).sum().item(), rel=1e-5)
-        assert r["kl_to_final_bits"] == pytest.approx((p * (p / q["p"]).log2()).sum().item(), rel=1e-4, abs=1e-6)
-        assert r["p_top1"] == pytest.approx(top[0].item(), rel=1e-5)
-        assert r["p_top5"] == pytest.approx(top[:5].sum().item(), rel=1e-5)
-        assert r["rest_mass"] == pytest.approx(1 - top[:20].sum().item(), rel=1e-4, abs=1e-6)
+        error = _error(r, q)
+        rel, kl = error.relative, (p * (p / q["p"]).log2()).sum().item()
+        assert r["entropy_bits"] == pytest.approx(-(p * p.log2()).sum().item(), rel=rel)
+        assert r["teacher_entropy_bits"] == pytest.approx(-(q["p"] * q["p"].log2()).sum().item(), rel=rel)
+        assert r["kl_to_final_bits"] == pytest.approx(kl, rel=rel, abs=error.bits)
+        assert r["p_top1"] == pytest.approx(top[0].item(), rel=rel)
+        assert r["p_top5"] == pytest.approx(top[:5].sum().item(), rel=rel)
+        assert r["rest_mass"] == pytest.approx(1 - top[:20].sum().item(), abs=rel)
         assert len(r["top_ids"]) == 20 and r["top_ids"][0] == r["top1_id"]
-        assert r["top_probs"] == pytest.approx(p[r["top_ids"]].tolist(), rel=1e-5)
-        assert r["top_probs"] == pytest.approx(top[:20].tolist(), rel=1e-5)
-        assert r["min_prob"] == pytest.approx(p.min().item(), rel=1e-5)
-        assert r["max_abs_logit"] == pytest.approx(
-            (_head().weight.double() @ r["decoded"]).abs().max().item(), rel=1e-5
-        )
+        assert r["top_probs"] == pytest.approx(p[r["top_ids"]].tolist(), rel=rel)
+        assert r["top_probs"] == pytest.approx(top[:20].tolist(), rel=rel)
+        assert r["min_prob"] == pytest.approx(p.min().item(), rel=rel)
+        largest = (_head().weight.double() @ r["decoded"]).abs().max().item()
+        assert r["max_abs_logit"] == pytest.approx(largest, abs=error.logit)
         assert r["entropy_collapse"] == (r["entropy_bits"] <= 1.0)
         assert r["kl_saturated"] is False
 
@@ -151,10 +161,11 @@ def test_after_the_last_block_the_logit_lens_is_the_model(rows):
     last = [r for r in rows if r["lens"] == "logit" and r["layer"] == N_LAYERS]
     assert len(last) == N_ROWS
     for r in last:
-        assert r["kl_to_final_bits"] == pytest.approx(0.0, abs=1e-9)
-        assert r["entropy_bits"] == pytest.approx(r["teacher_entropy_bits"], rel=1e-9)
-        assert r["cos_to_final"] == pytest.approx(1.0, abs=1e-6)
-        assert r["cos_to_final_centered"] == pytest.approx(1.0, abs=1e-6)
+        assert r["kl_to_final_bits"] == pytest.approx(0.0, abs=1e-9)  # of second order in logits that are 1e-6 apart
+        assert r["entropy_bits"] == pytest.approx(r["teacher_entropy_bits"], rel=_error(r).relative)
+        # Sums of squares of `D_VOCAB` float32 products, in float64.
+        assert r["cos_to_final"] == pytest.approx(1.0, abs=SINGLE)
+        assert r["cos_to_final_centered"] == pytest.approx(1.0, abs=SINGLE)
 
 
 def test_after_the_last_block_next_norm_equals_logit(table):
@@ -168,7 +179,7 @@ def test_after_the_last_block_next_norm_equals_logit(table):
     for name in a.columns:
         if a[name].dtype == pl.Float64:
             assert a[name].is_null().equals(b[name].is_null())
-            np.testing.assert_allclose(a[name].drop_nulls(), b[name].drop_nulls(), rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(a[name].drop_nulls(), b[name].drop_nulls(), **ALIKE, err_msg=name)
         elif name != "top_probs":
             assert a[name].equals(b[name]), name
 
@@ -183,18 +194,18 @@ def test_the_answers_numbers_equal_a_direct_computation(rows):
         # Rounding cannot tell the twins apart, which are one by definition.
         larger = [v for v in range(D_VOCAB) if p[v] > p[best] and {v, best} != {TWIN, PARIS}]
         assert r["answer_id"] == best
-        assert r["p_answer"] == r["answer_mass"] == pytest.approx(p[best].item(), rel=1e-5)
+        assert r["p_answer"] == r["answer_mass"] == pytest.approx(p[best].item(), rel=_error(r).relative)
         assert r["answer_rank"] == 1 + len(larger)
         assert r["is_answer"] == (not larger)
-        assert r["answer_minus_uniform"] == pytest.approx(p[best].item() - 1 / D_VOCAB, abs=1e-6)
+        assert r["answer_minus_uniform"] == pytest.approx(p[best].item() - 1 / D_VOCAB, abs=_error(r).relative)
         order = log_p.sort(descending=True).values
         if larger:
             assert r["answer_logit_gap"] is None
-            assert r["answer_vs_top1_gap"] == pytest.approx((log_p[best] - order[0]).item(), abs=1e-5)
+            assert r["answer_vs_top1_gap"] == pytest.approx((log_p[best] - order[0]).item(), abs=_error(r).log_prob)
         else:
             assert r["answer_vs_top1_gap"] is None
             if r["top1_id"] == best:
-                assert r["answer_logit_gap"] == pytest.approx((order[0] - order[1]).item(), abs=1e-5)
+                assert r["answer_logit_gap"] == pytest.approx((order[0] - order[1]).item(), abs=_error(r).log_prob)
             else:
                 assert r["answer_logit_gap"] is None
         seen.add((not larger, r["top1_id"] == best, r["answer_id"]))
@@ -235,23 +246,23 @@ def test_whether_the_answer_stands_out_is_not_judged_under_the_raw_lens(table):
 def test_what_a_norm_did_is_said_of_lenses_with_a_norm_alone(rows):
     for r in rows:
         residual, decoded = r["residual"], r["decoded"]
-        assert r["raw_resid_norm"] == pytest.approx(residual.norm().item(), rel=1e-6)
+        assert r["raw_resid_norm"] == pytest.approx(residual.norm().item(), rel=SINGLE)
         if r["lens"] == "raw":
             assert r["resid_norm_ratio"] is None and r["delta_resid_cos"] is None
         else:
-            assert r["resid_norm_ratio"] == pytest.approx((decoded.norm() / residual.norm()).item(), rel=1e-5)
+            assert r["resid_norm_ratio"] == pytest.approx((decoded.norm() / residual.norm()).item(), rel=2 * SINGLE)
             cosine = torch.cosine_similarity(residual, decoded, dim=0).item()
-            assert r["delta_resid_cos"] == pytest.approx(cosine, abs=1e-6)
+            assert r["delta_resid_cos"] == pytest.approx(cosine, abs=SINGLE)
 
 
 def test_masses_are_sums_over_the_prompts_content_read_so_far(rows):
     for r in rows:
         echo = sum(r["p"][i].item() for i in r["read"])
-        assert r["echo_mass_prompt"] == pytest.approx(echo, rel=1e-5, abs=1e-9)
+        assert r["echo_mass_prompt"] == pytest.approx(echo, rel=_error(r).relative)
         if r["asked"].answer_ids:
             answer = max(r["p"][i].item() for i in r["asked"].answer_ids)
-            assert r["answer_minus_echo_mass"] == pytest.approx(answer - echo, abs=1e-6)
-            assert r["mass_ratio_ans_over_prompt"] == pytest.approx(answer / (echo + 1e-9), rel=1e-5)
+            assert r["answer_minus_echo_mass"] == pytest.approx(answer - echo, abs=2 * _error(r).relative)
+            assert r["mass_ratio_ans_over_prompt"] == pytest.approx(answer / (echo + 1e-9), rel=2 * _error(r).relative)
 
 
 def test_the_prompts_mass_among_the_top_fifty_is_a_part_of_its_mass(rows):
@@ -259,8 +270,8 @@ def test_the_prompts_mass_among_the_top_fifty_is_a_part_of_its_mass(rows):
     for r in rows:
         fifty = set(r["p"].topk(50).indices.tolist())
         due = sum(r["p"][i].item() for i in r["read"] & fifty)
-        assert r["topk_prompt_mass@50"] == pytest.approx(due, rel=1e-5, abs=1e-9)
-        assert r["topk_prompt_mass@50"] <= r["echo_mass_prompt"] + 1e-6
+        assert r["topk_prompt_mass@50"] == pytest.approx(due, rel=_error(r).relative)
+        assert r["topk_prompt_mass@50"] <= r["echo_mass_prompt"] * (1 + _error(r).relative)
         missed += bool(r["read"] - fifty)
     assert missed  # else both masses would be one
 
@@ -271,8 +282,8 @@ def test_directions_equal_a_direct_computation(rows):
         cosines = torch.cosine_similarity(weight, r["decoded"][None], dim=-1)
         to_answer = cosines[r["answer_id"]].item() if r["asked"].answer_ids else None
         to_prompt = max((cosines[i].item() for i in r["read"]), default=None)
-        assert r["cos_to_answer"] == (None if to_answer is None else pytest.approx(to_answer, abs=1e-6))
-        assert r["cos_to_prompt_max"] == (None if to_prompt is None else pytest.approx(to_prompt, abs=1e-6))
+        assert r["cos_to_answer"] == (None if to_answer is None else pytest.approx(to_answer, abs=SINGLE))
+        assert r["cos_to_prompt_max"] == (None if to_prompt is None else pytest.approx(to_prompt, abs=SINGLE))
         if to_answer is None or to_prompt is None:
             assert r["geom_crossover"] is None
         else:
@@ -296,7 +307,7 @@ def test_overlaps_are_jaccard_indices_of_the_fifty_on_top():
             "topk_jaccard_consecutive@50": fifty.get((prompt, lens, layer - 1, position)),
         }
         for name, other in others.items():
-            due = None if other is None else pytest.approx(len(own & other) / len(own | other), rel=1e-12)
+            due = None if other is None else pytest.approx(len(own & other) / len(own | other), rel=DOUBLE)
             assert r[name] == due
 
 
@@ -310,13 +321,15 @@ def test_a_control_is_held_against_its_fact_and_nothing_else_is(rows):
     for r in rows:
         if r["prompt"] == 2:
             due = (r["p"][PARIS] - r["p"][BERLIN]).item()
-            assert r["control_margin"] == pytest.approx(due, rel=1e-4, abs=1e-7)
+            assert r["control_margin"] == pytest.approx(
+                due, abs=2 * _error(r).relative * max(r["p"][PARIS], r["p"][BERLIN]).item()
+            )
         else:
             assert r["control_margin"] is None
         gap = r["control_top2_logit_gap"]
         if r["prompt"] in (2, 3) and r["top1_id"] == PARIS:
             top = r["log_p"].topk(2).values
-            assert gap == pytest.approx((top[0] - top[1]).item(), abs=1e-5)
+            assert gap == pytest.approx((top[0] - top[1]).item(), abs=_error(r).log_prob)
         else:
             assert gap is None
 
@@ -374,13 +387,13 @@ def test_a_divergence_decided_by_its_floor_is_flagged():
         residuals, lenses=LENSES[2:], asked=(PromptQuery((0, 1), 0, (1,), (), None, None, False),), head=head
     )
     assert found["kl_saturated"].to_list() == [True, False]
-    assert found["kl_to_final_bits"].to_list() == pytest.approx([math.log2(1e30), 0.0], rel=1e-6)
+    assert found["kl_to_final_bits"].to_list() == pytest.approx([math.log2(1e30), 0.0], rel=SINGLE)
 
 
 def test_as_many_tokens_are_listed_as_were_asked_for():
     found = _measure(top_k=3)
     assert found["top_ids"].list.len().to_list() == [3] * len(found)
-    np.testing.assert_allclose(found["rest_mass"], 1 - found["top_probs"].list.sum(), atol=1e-12)
+    np.testing.assert_allclose(found["rest_mass"], 1 - found["top_probs"].list.sum(), atol=DOUBLE)
     # `p_top5` and the sets of fifty do not depend on how many are listed.
     more = _measure(top_k=70)
     assert more["top_ids"].list.len().to_list() == [70] * len(more)
@@ -392,8 +405,8 @@ def test_the_published_protocol_decodes_lenses_without_the_heads_transform():
     head = _head(transform=HeadTransform(scale=3.0, softcap=2.0))
     plain = _measure()
     standard, published = (_measure(head=head, protocol=name) for name in ("standard", "published"))
-    np.testing.assert_allclose(published["entropy_bits"], plain["entropy_bits"], rtol=1e-9)
-    np.testing.assert_allclose(published["teacher_entropy_bits"], standard["teacher_entropy_bits"], rtol=1e-9)
+    np.testing.assert_allclose(published["entropy_bits"], plain["entropy_bits"], **ALIKE)
+    np.testing.assert_allclose(published["teacher_entropy_bits"], standard["teacher_entropy_bits"], **ALIKE)
     assert published["answer_rank"].equals(standard["answer_rank"], null_equal=True)
     last = (pl.col("lens") == "logit") & (pl.col("layer") == N_LAYERS)
     assert standard.filter(last)["kl_to_final_bits"].max() < 1e-9
@@ -410,7 +423,7 @@ def test_several_sweeps_give_what_one_gives(table, sweep_bytes):
             a, b = a.explode(empty_as_null=True), b.explode(empty_as_null=True)
         if a.dtype == pl.Float64:
             assert a.is_null().equals(b.is_null()), name
-            np.testing.assert_allclose(a.drop_nulls(), b.drop_nulls(), rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(a.drop_nulls(), b.drop_nulls(), **ALIKE, err_msg=name)
         else:
             assert a.equals(b, null_equal=True), name
 

@@ -1,4 +1,8 @@
-"""The page: its numbers are the run's, its text cannot become markup, it loads nothing, and writing it is safe."""
+"""The page: its numbers are the run's, its text cannot become markup, it loads nothing, and writing it is safe.
+
+Tolerances. The page packs the logarithm to base 2 in 16 bits, 1024 to the bit: half a step is 2^(1/2048) - 1 =
+3.4e-4.
+"""
 
 import base64
 import hashlib

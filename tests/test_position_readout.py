@@ -1,4 +1,9 @@
-"""What is seen from close up equals dense formulas on small integers, where ties abound, and the published values."""
+"""What is seen from close up equals dense formulas on small integers, where ties abound, and the published values.
+
+Tolerances. Logits are given, so that all sums are float64's, of at most some hundred terms: 1e-12 relative, 1e-9 of a
+probability whose logarithm is up to 1e3. Where a lens or a model computes them in float32, a product of logits below
+20 leaves 1e-5, and twice that of a probability.
+"""
 
 import csv
 import json
@@ -11,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -23,6 +28,8 @@ from layerscope.readout.position_readout import DecodingView, position_readout
 from layerscope.record.measured import OverlapRecord, PositionReadoutRecord, RepeatabilityRecord, ViewRecord
 from layerscope.suite import load_suite
 from layerscope.unembedding import HeadTransform, Unembedding
+from properties import examples
+from rounding import DOUBLE
 
 SEEDS = st.integers(0, 2**32 - 1)
 N_LAYERS, D_MODEL, D_VOCAB = 3, 6, 90
@@ -133,7 +140,7 @@ def _overlap(a: list[int], b: list[int]) -> float:
 
 
 @given(SEEDS)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_every_view_is_read_as_by_sorting_all_of_its_logits(seed):
     head = _head(seed, bias=_integers(seed + 1, D_VOCAB))
     residual = _integers(seed + 2, N_LAYERS + 1, D_MODEL)
@@ -154,7 +161,7 @@ def test_every_view_is_read_as_by_sorting_all_of_its_logits(seed):
 
 
 @given(SEEDS)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_pairs_agree_as_far_as_their_sorted_lists_do(seed):
     head, residual = _head(seed), _integers(seed + 1, N_LAYERS + 1, D_MODEL)
     pairs = (("plain", "rolled"), ("rolled", "late"))
@@ -180,11 +187,11 @@ def test_pairs_agree_as_far_as_their_sorted_lists_do(seed):
                 _correlation(list(range(1, 51)), [b.rank(v) for v in top_a]),
             ]
             for value, expected in zip(values, due, strict=True):
-                assert value == (None if expected is None else pytest.approx(expected, abs=1e-12))
+                assert value == (None if expected is None else pytest.approx(expected, abs=DOUBLE))
 
 
 @given(SEEDS)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_scaled_probabilities_and_gap_are_those_of_the_headlines_logits(seed):
     head, residual = _head(seed), _integers(seed + 1, N_LAYERS + 1, D_MODEL)
     scales = (0.9, 1.0, 1.1)
@@ -194,15 +201,15 @@ def test_scaled_probabilities_and_gap_are_those_of_the_headlines_logits(seed):
         for scale in scales:
             assert found.scaled_p_answer[scale][layer] == pytest.approx(due.p(5, scale), rel=1e-9)
         rival = max(z for v, z in enumerate(due.z) if v != 5)
-        assert found.gap[layer] == pytest.approx(due.z[5] - rival, abs=1e-12)
+        assert found.gap[layer] == pytest.approx(due.z[5] - rival, abs=DOUBLE)
         assert (found.gap[layer] >= 0) == (found.views["rolled"].answer_rank[layer] == 1)
-    assert found.scaled_p_answer[1.0] == pytest.approx(found.views["rolled"].p_answer, rel=1e-12)
+    assert found.scaled_p_answer[1.0] == pytest.approx(found.views["rolled"].p_answer, rel=DOUBLE)
 
 
 def test_a_view_agrees_wholly_with_itself():
     head, residual = Unembedding(_random(0, D_VOCAB, D_MODEL), None), _random(1, N_LAYERS + 1, D_MODEL)
     seen = _look(residual, head, pairs=(("plain", "plain"),)).pairs["plain", "plain"]
-    whole = pytest.approx((1.0,) * (N_LAYERS + 1), abs=1e-12)
+    whole = pytest.approx((1.0,) * (N_LAYERS + 1), abs=DOUBLE)
     assert seen.jaccard_10 == seen.jaccard_50 == (1.0,) * (N_LAYERS + 1)
     assert seen.spearman_top50_union == whole
     assert seen.spearman_top50_ref == whole
@@ -218,7 +225,7 @@ def test_opposite_views_share_no_top_and_correlate_negatively():
     seen = _look(torch.ones(1, 1), head, views=views, headline="up", pairs=(("up", "down"),)).pairs["up", "down"]
     assert seen.jaccard_10 == (0.0,)
     assert seen.jaccard_50 == (pytest.approx(10 / 90),)
-    assert seen.spearman_top50_ref == (pytest.approx(-1.0, abs=1e-12),)
+    assert seen.spearman_top50_ref == (pytest.approx(-1.0, abs=DOUBLE),)
     assert seen.spearman_top50_union[0] < 0
 
 
@@ -287,9 +294,9 @@ def test_the_order_of_vocabulary_ids_changes_no_number():
         assert b.answer_rank == a.answer_rank
         assert b.top1_id == tuple(None if i is None else new_id[i] for i in a.top1_id)
         for p_a, p_b in zip((*a.p_answer, *a.p_top1), (*b.p_answer, *b.p_top1), strict=True):
-            assert p_b == (None if p_a is None else pytest.approx(p_a, rel=1e-5))
+            assert p_b == (None if p_a is None else pytest.approx(p_a, rel=1e-4))
     assert moved.pairs["plain", "rolled"] == found.pairs["plain", "rolled"]
-    assert moved.gap == pytest.approx(found.gap, rel=1e-4, abs=1e-5)
+    assert moved.gap == pytest.approx(found.gap, rel=1e-4, abs=5e-5)
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
@@ -325,7 +332,7 @@ def test_a_projection_before_the_head_is_part_of_the_logits():
 
 
 @given(SEEDS)
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_exact_arithmetic_repeats_exactly(seed):
     found = _look(_integers(seed, N_LAYERS + 1, D_MODEL), _head(seed + 1, bias=_integers(seed + 2, D_VOCAB)))
     assert found.repeatability.rank_dev == (0,) * (N_LAYERS + 1)

@@ -1,4 +1,9 @@
-"""What is measured once, on the bundled model and on small ones with special parts."""
+"""What is measured once, on the bundled model and on small ones with special parts.
+
+Tolerances. Two float32 passes with logits below 30 that are cut into batches differently: 12 blocks of width 96 are
+1e-5 of a logit apart, 3e-4 of it a probability (`rounding.of_residual` says how); 1e-3, and 1e-4 where numbers are
+small.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -57,7 +62,7 @@ def test_the_tempered_divergence_is_that_of_softmax_at_the_layers_temperature(mo
         row = model.final_norm(residuals.values[0, layer, -1][None])
         log_p = (model.unembedding.logits(row)[0].double() / tau[layer]).log_softmax(-1)
         bits = (log_p.exp() * (log_p - log_final)).sum().item() / np.log(2)
-        assert own["kl_to_final_bits_norm_temp"][layer] == pytest.approx(bits, rel=1e-4, abs=1e-6)
+        assert own["kl_to_final_bits_norm_temp"][layer] == pytest.approx(bits, rel=1e-3, abs=1e-4)
 
 
 def test_a_layers_temperature_cannot_be_bettered_on_the_passage(model: CausalLM, run: Run):
@@ -80,7 +85,7 @@ def test_a_suite_cut_into_passes_has_the_same_measurements(model: CausalLM, run:
     cut = probe(CausalLM.open(device="cpu", memory="120MiB"), suite="capitals", positions="last")
     assert cut.rows.height == run.rows.height
     here, there = cut.record.measured, run.record.measured
-    np.testing.assert_allclose(here.norm_temperature.tau_per_layer, there.norm_temperature.tau_per_layer, rtol=1e-4)
+    np.testing.assert_allclose(here.norm_temperature.tau_per_layer, there.norm_temperature.tau_per_layer, rtol=1e-3)
     for a, b in zip(here.position_readout.views, there.position_readout.views, strict=True):
         assert (a.view, a.top1_id) == (b.view, b.top1_id)
 
@@ -119,7 +124,7 @@ def test_a_gemma_s_softcap_is_what_its_published_last_row_lacks(tiny: Callable[[
     found = probe(tiny("gemma2"), suite="berlin", positions="last", device="cpu", protocol="published")
     last = found.record.measured.last_layer
     assert last.softcap is not None and last.kl_to_final_bits > 1e-3
-    assert last.kl_after_softcap_bits == pytest.approx(0, abs=1e-9)
+    assert last.kl_after_softcap_bits == pytest.approx(0, abs=1e-8)  # of second order in float32 logits, 1e-5 apart
 
 
 def test_the_copy_mask_is_every_id_that_is_blank_or_punctuation(model: CausalLM, run: Run):
@@ -141,7 +146,7 @@ def test_a_second_forward_is_made_on_demand_and_repeats(model: CausalLM, run: Ru
     assert list(second.answer_rank) == own["answer_rank"].to_list()
     assert [list(ids) for ids in second.top_ids] == [ids[:10] for ids in own["top_ids"].to_list()]
     np.testing.assert_allclose(
-        np.array(second.answer_logit_gap, dtype=float), own["answer_logit_gap"].to_numpy(), rtol=1e-4
+        np.array(second.answer_logit_gap, dtype=float), own["answer_logit_gap"].to_numpy(), rtol=1e-3, atol=1e-4
     )
     off = probe(model, suite="berlin", positions="last", second_forward="off")
     assert off.record.measured.second_forward.mode == "off" and not off.diagnostics.forward_of_two.enabled
@@ -154,7 +159,7 @@ def test_temperatures_other_than_one_keep_ranks_and_change_entropy(run: Run):
     assert cold.top_ids == final.top_ids[:15] and hot.top_ids == final.top_ids[:15]
     assert cold.entropy_bits < final.entropy_bits < hot.entropy_bits
     teacher = run.rows.filter(fact_index=0, prompt_variant="orig", is_next=True)["teacher_entropy_bits"]
-    assert teacher.to_list() == pytest.approx([final.entropy_bits] * len(teacher), rel=1e-4, abs=1e-6)
+    assert teacher.to_list() == pytest.approx([final.entropy_bits] * len(teacher), rel=1e-3, abs=1e-4)
 
 
 def test_divergences_from_raw_equal_whole_distributions(model: CausalLM, run: Run):
@@ -176,6 +181,7 @@ def test_divergences_from_raw_equal_whole_distributions(model: CausalLM, run: Ru
             "l1_prob_diff": (n - r).abs().sum(),
         }
         for name, value in expected.items():
-            assert own[name][layer] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), (layer, name)
+            # Raw logits reach thousands, where float32 has steps of 2e-4 to 5e-4.
+            assert own[name][layer] == pytest.approx(value.item(), rel=5e-3, abs=2e-3), (layer, name)
     others = run.rows.filter((pl.col("lens") != "logit") | ~pl.col("is_next"))
     assert all(others[name].null_count() == others.height for name in expected)

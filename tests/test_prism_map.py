@@ -1,4 +1,9 @@
-"""The Prism map's mathematics: planted rotations, plain torch and numpy, and polar factors made another way."""
+"""The Prism map's mathematics: planted rotations, plain torch and numpy, and polar factors made another way.
+
+Tolerances. What is float64 is within 1e-16 times the width (up to 40) times the condition stated beside it; what was
+stored or read as float32 is within 2^-24 times as much: 1e-5 for rotations of condition below ten, 1e-3 for a
+hundred.
+"""
 
 import math
 from inspect import unwrap
@@ -6,7 +11,7 @@ from inspect import unwrap
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,6 +26,7 @@ from layerscope.fitting.prism_map import (
     unembedding_directions,
 )
 from layerscope.unembedding import Unembedding
+from properties import examples
 
 SEEDS = st.integers(0, 2**32 - 1)
 D, N, D_VOCAB = 12, 600, 90
@@ -89,7 +95,7 @@ def _rotation_by_bases(source: Tensor, target: Tensor) -> Tensor:
 
 
 @given(SEEDS, st.lists(st.integers(0, 40), min_size=1, max_size=8), st.sampled_from([0.0, 1.0, 1e4]))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_streamed_statistics_are_those_of_all_vectors_at_once(seed, portions, offset):
     x = (_normal(seed, sum(portions) + 2, 5) * _normal(seed + 1, 5).exp() + offset).float()
     standardiser = Standardiser()
@@ -158,7 +164,7 @@ def test_constant_features_are_counted_whatever_their_value_and_the_portions():
 
 
 @given(SEEDS, st.integers(2, 10), st.data())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_a_rotation_takes_source_to_target_and_is_nearest_to_the_identity_elsewhere(seed, d, data):
     k = data.draw(st.integers(1, d))
     source, target = _orthonormal(seed, d, k), _orthonormal(seed + 1, d, k)
@@ -194,7 +200,7 @@ def test_nearly_equal_directions_give_nearly_the_identity():
     target = torch.linalg.qr(source + 1e-9 * _normal(5, 8, 3))[0]
     target = target * (target * source).sum(0).sign()
     q = complete_rotation(source, target)
-    torch.testing.assert_close(q @ source, target, rtol=0, atol=1e-15 * 8)
+    torch.testing.assert_close(q @ source, target, rtol=0, atol=1e-13)
     torch.testing.assert_close(q, torch.eye(8, dtype=torch.float64), rtol=0, atol=1e-7)
 
 

@@ -16,11 +16,19 @@ from polars.testing import assert_frame_equal
 from layerscope import CausalLM, Run, Suite, load_suite, probe
 from layerscope.bundled import BUNDLED
 from layerscope.record.rows import COLUMNS
+from rounding import SINGLE
 from tiny_models import _load, reference
 
 KEYS = ["fact_key", "fact_index", "prompt_id", "prompt_variant", "lens", "layer", "position"]
+AGAINST_RAW = ["kl_norm_vs_raw_bits", "kl_raw_to_norm_bits", "js_divergence_bits", "l1_prob_diff"]
 OVERLAPS = ["topk_jaccard_raw_norm@50", "topk_jaccard_consecutive@50"]
 REFERENCE_VOCABULARY = 2048
+ROUNDING = {"rel_tol": 1e-3, "abs_tol": 1e-4}
+"""Of what two passes read through a norm, whose logits are below 30. They lie `of_residual` of 30 apart at most, 2e-3
+with its ten standard deviations; a hundred thousand numbers stay within half of that, and most are small."""
+ROUNDING_OF_RAW = {"rel_tol": 5e-3, "abs_tol": 5e-3}
+"""Of what is read without one: raw logits of this model reach thousands, where float32 has steps of 2e-4 to 5e-4, and a
+sum of a hundred products is some ten of them off."""
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +44,12 @@ def run(model: CausalLM) -> Run:
 def assert_same_rows(found: pl.DataFrame, expected: pl.DataFrame) -> None:
     """Equal up to float32 sums in another order; ids, ranks and flags exactly."""
     for lens in expected["lens"].unique(maintain_order=True):
-        # Raw logits of this model reach thousands, where float32 has steps of 5e-4; those of a normed row are below 30.
-        rounding = {"rel_tol": 2e-3, "abs_tol": 2e-3} if lens == "raw" else {"rel_tol": 1e-4, "abs_tol": 1e-5}
         ours, theirs = found.filter(lens=lens), expected.filter(lens=lens)
-        assert_frame_equal(ours.drop(OVERLAPS), theirs.drop(OVERLAPS), **rounding)
+        coarse = theirs.columns if lens == "raw" else AGAINST_RAW
+        fine = [name for name in theirs.columns if name not in (*coarse, *OVERLAPS)]
+        assert_frame_equal(ours.select(fine), theirs.select(fine), **ROUNDING)
+        coarse = [name for name in coarse if name not in OVERLAPS and name in theirs.columns]
+        assert_frame_equal(ours.select(coarse), theirs.select(coarse), **ROUNDING_OF_RAW)
         # The 50th and 51st of a raw row can change places, and one id of the union is up to a fiftieth.
         assert_frame_equal(ours.select(OVERLAPS), theirs.select(OVERLAPS), abs_tol=0.05)
 
@@ -85,7 +95,7 @@ def test_rows_equal_transformers_own_modules_at_every_layer_and_position(prompt:
     ]
     for name, values in expected.items():
         found = torch.tensor(rows[name].to_list(), dtype=torch.float64).view(values.shape)
-        torch.testing.assert_close(found, values, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found, values, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
     assert rows["top1_id"].to_list() == logits.argmax(-1).flatten().tolist()
     assert rows["answer_rank"].to_list() == (1 + (logits > logits[..., [gold]]).sum(-1)).flatten().tolist()
     assert rows["token_id"].to_list() == list(asked.token_ids) * len(log_p)
@@ -93,10 +103,11 @@ def test_rows_equal_transformers_own_modules_at_every_layer_and_position(prompt:
 
 def test_the_logit_lens_at_the_last_layer_is_the_model(run: Run):
     last = run.rows.filter(lens="logit", layer=run.record.model.n_layers)
-    assert last["entropy_bits"].to_numpy() == pytest.approx(last["teacher_entropy_bits"].to_numpy(), abs=1e-5)
-    assert last["kl_to_final_bits"].abs().max() < 1e-6
-    assert last["cos_to_final"].to_numpy() == pytest.approx(1.0, abs=1e-6)
-    assert last["cos_to_final_centered"].to_numpy() == pytest.approx(1.0, abs=1e-6)
+    assert last["entropy_bits"].to_numpy() == pytest.approx(last["teacher_entropy_bits"].to_numpy(), abs=1e-4)
+    assert last["kl_to_final_bits"].abs().max() < 1e-6  # of second order in the difference
+    # Sums of squares of 2048 float32 products, in float64: each product is SINGLE off at most.
+    assert last["cos_to_final"].to_numpy() == pytest.approx(1.0, abs=2 * SINGLE)
+    assert last["cos_to_final_centered"].to_numpy() == pytest.approx(1.0, abs=2 * SINGLE)
 
 
 def test_two_probes_give_the_same_rows_and_fingerprints(run: Run):
@@ -163,7 +174,7 @@ def test_as_many_tokens_are_listed_as_asked_for(top_k: int, run: Run, model: Cau
     for name in ("top_ids", "top_tokens", "top_probs"):
         assert found.rows[name].list.len().unique().to_list() == [top_k]
     rows = found.rows.with_columns(total=pl.col("top_probs").list.sum() + pl.col("rest_mass"))
-    assert rows["total"].to_numpy() == pytest.approx(1.0, abs=1e-6)
+    assert rows["total"].to_numpy() == pytest.approx(1.0, abs=SINGLE)
     assert (rows["top_ids"].list.first() == rows["top1_id"]).all()
     assert (rows["top_tokens"].list.first() == rows["top1"]).all()
     assert rows["top_probs"].list.eval(pl.element().diff() <= 0).list.all().all()
@@ -173,7 +184,8 @@ def test_as_many_tokens_are_listed_as_asked_for(top_k: int, run: Run, model: Cau
 def test_no_more_tokens_are_listed_than_there_are(model: CausalLM):
     found = probe(model, suite="berlin", positions="last", top_k=REFERENCE_VOCABULARY + 1, lenses=("logit",))
     assert found.rows["top_ids"].list.len().unique().to_list() == [model.d_vocab] == [REFERENCE_VOCABULARY]
-    assert found.rows["rest_mass"].to_numpy() == pytest.approx(0.0, abs=1e-6)
+    # The probabilities' exponentials are float64, and only their normaliser has seen float32: one exponential's error.
+    assert found.rows["rest_mass"].to_numpy() == pytest.approx(0.0, abs=5 * SINGLE)
 
 
 def test_lenses_come_in_the_order_asked_for_and_the_first_is_the_headline_where_logit_is_none(model: CausalLM):
@@ -231,7 +243,7 @@ def test_the_published_protocol_decodes_lenses_without_the_head_s_transform(tiny
     teacher = [
         found.rows.filter(lens="next_norm")["teacher_entropy_bits"].to_numpy() for found in (published, standard)
     ]
-    np.testing.assert_allclose(*teacher, rtol=1e-6)  # texts beside the suite change a batch's rounding
+    np.testing.assert_allclose(*teacher, rtol=1e-4)  # texts beside the suite change a batch's rounding: `of_residual`
     top1 = [found.rows.filter(lens="next_norm", is_next=True)["top1_id"] for found in (published, standard)]
     assert top1[0].equals(top1[1])
     assert published.record.identity.ok  # which is about the model, not about the protocol

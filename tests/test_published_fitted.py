@@ -1,4 +1,7 @@
-"""Fitted lenses in the published format: blocks and tables of both dialects, and what is read of them again."""
+"""Fitted lenses in the published format: blocks and tables of both dialects, and what is read of them again.
+
+Tolerances. What is in a file is what a run holds in float64, and sums of it: 1e-12.
+"""
 
 import csv
 import json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from layerscope.errors import RunError
@@ -28,6 +28,7 @@ from layerscope.published.layout import (
     value_of,
 )
 from layerscope.record import COLUMNS
+from properties import examples
 
 AWKWARD = ["", '"', '""', "\\", "\\n", "\n", "\r", "\r\n", "\t", "\x00", "\x0b", "\x85", "\u2028", "\ufeff", ",", " ",
            "\\u2028", "a\\", '\\"', "→", "𝄞", "\ufffd", "None", "True", "1e-5"]  # fmt: skip
@@ -315,7 +316,7 @@ def test_an_open_quote_in_an_extended_file_costs_one_line():
     assert sheet.rows == (("4", "5", "6"),)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(data=st.binary(max_size=60) | st.lists(st.sampled_from(list(b'a,b"\\\r\n\xff0')), max_size=60).map(bytes))
 def test_nothing_that_is_read_raises_and_rows_are_as_wide_as_the_header(data):
     for dialect in (GENERATION_M, EXTENDED):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from layerscope.errors import RunError
@@ -36,6 +36,7 @@ from layerscope.published.layout import (
 from layerscope.published.read.reader import read_published
 from layerscope.record import COLUMNS, SCHEMA_VERSION, RunRecord, rows_frame
 from layerscope.run import Run
+from properties import examples
 
 # A small folder of generation M, written here
 
@@ -1100,7 +1101,7 @@ def _tables(draw: st.DrawFn) -> pl.DataFrame:
     return rows_frame(columns)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@examples(25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(table=_tables())
 def test_an_extended_folder_is_read_back_exactly(table, tmp_path_factory):
     run = Run(table, _record())

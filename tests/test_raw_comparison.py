@@ -1,4 +1,7 @@
-"""The raw lens held against the headline lens, on curves made by hand."""
+"""The raw lens held against the headline lens, on curves made by hand.
+
+Tolerances. Float64 arithmetic on a few numbers, and published scores to their four decimals.
+"""
 
 import pytest
 from hypothesis import given

@@ -17,7 +17,7 @@ import jsonschema
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -29,6 +29,7 @@ from layerscope.record.measured import FittedLensRecord, MeasuredRecord, TunedVa
 from layerscope.record.parts import AlignmentRecord
 from layerscope.run import Run
 from layerscope.run_folder import default_folder_name
+from properties import examples
 
 SOURCE = Path(run_record.__file__).parents[2]
 SCHEMA = Path(run_record.__file__).with_name("run.schema.json")
@@ -276,7 +277,7 @@ def _tables(draw: st.DrawFn) -> pl.DataFrame:
     return rows_frame(columns)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@examples(25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(table=_tables())
 def test_what_was_saved_is_read_back_equal(table, tmp_path_factory):
     run = Run(table, _record())

@@ -1,4 +1,8 @@
-"""The bundled model is what its card says: small, whole, and sure of `capitals-20` from the middle layers on."""
+"""The bundled model is what its card says: small, whole, and sure of `capitals-20` from the middle layers on.
+
+Tolerances. Two float32 passes of the bundled model's twelve blocks of width 96, logits below 30: 7e-5 of a logit at
+most (`rounding.of_residual`), a tenth of it seen; 1e-3 of a probability or an entropy.
+"""
 
 import warnings
 from importlib import resources
@@ -57,6 +61,6 @@ def test_transformers_loads_it_and_answers_the_same(rows: pl.DataFrame):
         log_probs = model(**tokenizer(text, return_tensors="pt")).logits[0, -1].double().log_softmax(-1)
     own = rows.filter(pl.col("layer") == rows["layer"].max(), fact_key="Japan→Tokyo", prompt_variant="orig")
     assert own["top1_id"].item() == int(log_probs.argmax())
-    assert own["p_top1"].item() == pytest.approx(float(log_probs.max().exp()), rel=1e-5)
+    assert own["p_top1"].item() == pytest.approx(float(log_probs.max().exp()), rel=1e-3)
     entropy_bits = float(-(log_probs.exp() * log_probs).sum() / torch.log(torch.tensor(2.0, dtype=torch.float64)))
-    assert own["entropy_bits"].item() == pytest.approx(entropy_bits, rel=1e-4)
+    assert own["entropy_bits"].item() == pytest.approx(entropy_bits, rel=1e-3)

@@ -1,4 +1,8 @@
-"""Statistics over facts: worked by hand, held to exact and to naive computations, and to what a median promises."""
+"""Statistics over facts: worked by hand, held to exact and to naive computations, and to what a median promises.
+
+Tolerances. Shares and widths are from simulated samples, whose own spread is stated beside them; the rest is
+float64's.
+"""
 
 import random
 from math import comb, log2, sqrt

@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from layerscope.errors import SuiteError
 from layerscope.suite import Prompt, Suite, builtin_suites, load_suite
+from properties import examples
 
 DOCS = Path(__file__).parent.parent / "docs" / "suites.md"
 ORIG = "Give the city name only, plain text. The capital of {} is called simply"
@@ -222,7 +223,7 @@ def as_toml(suite_facts: list[dict], name: str) -> str:
     return "\n".join(tables)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(facts)
 def test_a_suite_written_as_toml_and_as_jsonl_reads_back_as_the_same_prompts(tmp_path_factory, suite_facts):
     folder = tmp_path_factory.mktemp("suites")

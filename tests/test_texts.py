@@ -9,12 +9,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from layerscope.errors import CorpusError
 from layerscope.fitting import texts as texts_module
 from layerscope.fitting.texts import Source, find_sources
+from properties import examples
 
 
 def found(path: str | Path, field: str = "text") -> Source:
@@ -84,7 +85,7 @@ BLOCKS = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\ufeff"), 
 )
 
 
-@settings(deadline=None)
+@examples(100)
 @given(blocks=st.lists(st.lists(BLOCKS, min_size=1, max_size=3), max_size=4), gap=st.sampled_from(["", " \n", "\t\n"]))
 def test_blocks_of_lines_are_read_back_as_they_were_written(tmp_path_factory, blocks, gap):
     """Whatever else Python calls a line's end (form feeds, U+2028) is left alone."""
@@ -116,7 +117,7 @@ def test_a_character_that_the_files_end_cuts_off_is_no_utf8(tmp_path):
 # --- .jsonl
 
 
-@settings(deadline=None)
+@examples(100)
 @given(st.lists(st.text(st.characters(codec="utf-8")), max_size=6), st.booleans())
 def test_any_text_can_be_had_back_from_jsonl(tmp_path_factory, texts, ascii_only):
     lines = [json.dumps({"id": i, "body": text}, ensure_ascii=ascii_only) for i, text in enumerate(texts)]

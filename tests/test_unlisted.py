@@ -1,4 +1,7 @@
-"""Models of families that no table lists: tried, judged by the identity check, or refused with a sentence."""
+"""Models of families that no table lists: tried, judged by the identity check, or refused with a sentence.
+
+Tolerances. Two float32 passes of three small blocks: 3e-5 of logits of some ten (see `rounding.of_residual`), 1e-3.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +49,7 @@ def test_an_unlisted_family_is_tried_and_passes_where_its_parts_are_found(family
     assert all(source.endswith(norm) for source in run.record.lens_sources["next_norm"][:-1])
     log_probs = model(torch.tensor([run.record.suite.prompts[0].token_ids])).logits[0, -1].detach().log_softmax(-1)
     last = run.rows.filter("is_next", lens="logit", layer=3)
-    assert last["p_top1"].item() == pytest.approx(float(log_probs.exp().max()), rel=1e-4)
+    assert last["p_top1"].item() == pytest.approx(float(log_probs.exp().max()), rel=1e-3)
 
 
 def test_an_unlisted_family_without_a_known_norm_says_that_next_norm_is_raw(tmp_path: Path):

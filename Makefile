@@ -4,13 +4,20 @@ BIN := .venv/bin
 BROWSER := chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test browser bench check clean
+.PHONY: demo test test-all browser bench check clean
 
 demo: .venv/user
 	$(BIN)/layerscope probe
 
+# A file's tests stay on one worker, where they share what they read.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet
+
 test: .venv/dev check browser
-	$(BIN)/python -m pytest --numprocesses 2 --quiet
+	$(PYTEST)
+
+# Everything but what needs an accelerator, with long properties: before a change is called done.
+test-all: .venv/dev check browser
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) -m "not gpu"
 
 # For the tests of the page; where it cannot be had they say so. The fonts are for tokens in other scripts than Latin.
 browser:

@@ -19,9 +19,9 @@ PICTURES = Path(__file__).resolve().parents[1] / "test-output"
 DESKTOP = {"width": 1360, "height": 900}
 PHONE = {"width": 390, "height": 844}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# Without a sandbox, which root has not. Drawn by the processor: where there is no accelerator Chromium imitates one in a
-# process of its own, which a watchdog ends when a busy machine keeps it waiting, and a picture that was being made then
-# never comes.
+# Without a sandbox, which root has not. Drawn by the processor: where there is no accelerator Chromium imitates one in
+# a process of its own, which a watchdog ends when a busy machine keeps it waiting, and a picture that was being made
+# then never comes.
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-gpu-watchdog")
 HANGS_MS = 600_000
 """Every wait is for something that the page says or does. This only ends one that would never end."""

@@ -27,7 +27,7 @@ Open = Callable[..., Opened]
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """One for all tests of the page, which stay on one worker; it starts before any page is built, so that without one nothing is."""
+    """One for all tests of the page; it starts before any page is built, so that without one nothing is."""
     with sync_playwright() as playwright:
         found = launched(playwright)
         yield found

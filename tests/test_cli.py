@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a real process, its exit code, and what stands on stdout and stderr."""
+"""The command line as a user meets it: its exit code, and what stands on stdout and stderr."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+from command_line import from_a_shell, in_a_process, layerscope
 from layerscope.cli.main import app
 from layerscope.published.layout import EXTENDED
 from layerscope.published.write.writer import write_published
@@ -21,15 +22,10 @@ from layerscope.run import Run
 COMMAND = (sys.executable, "-m", "layerscope")
 
 
-def layerscope(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    return subprocess.run([*COMMAND, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     cwd = tmp_path_factory.mktemp("work")
-    return cwd, layerscope("probe", "--suite", "berlin", "--top-k", "7", cwd=cwd)
+    return cwd, in_a_process("probe", "--suite", "berlin", "--top-k", "7", cwd=cwd)
 
 
 def test_probe_prints_a_table_a_prompt_and_writes_a_run_folder(probed):
@@ -195,7 +191,7 @@ def test_a_mistake_is_one_sentence_with_the_remedy_and_exit_code_2(words, says, 
 
 
 def test_a_mistake_shows_no_traceback_from_the_shell(tmp_path):
-    done = layerscope("probe", "./nope", cwd=tmp_path)
+    done = in_a_process("probe", "./nope", cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
@@ -231,16 +227,8 @@ def test_help_ends_with_three_commands_that_work_as_they_stand(command, probed, 
     examples = [" ".join(block.split()) for block in text.split("\n\n") if block.strip().startswith("layerscope")]
     examples = examples or [line.strip() for line in text.splitlines() if line.strip().startswith("layerscope")]
     assert len(examples) == 3
-    binary = str(Path(sys.executable).with_name("layerscope"))
     for example in examples:
-        done = subprocess.run(
-            example.replace("layerscope", binary, 1),
-            shell=True,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = from_a_shell(example, tmp_path)
         assert done.returncode == 0, (example, done.stderr)
 
 

@@ -1,10 +1,7 @@
 """The commands on what people look at, as a user meets them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +9,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from command_line import from_a_shell
 from layerscope.cli.main import app
 from layerscope.report.cited.report_files import is_untouched
 
@@ -39,17 +37,8 @@ def test_help_ends_with_three_commands_that_work_as_they_stand(command: str, wor
     lines = [line.strip() for line in text[text.index("Examples") :].splitlines()]
     examples = [line for line in lines if line.startswith("layerscope ")]
     assert len(examples) == 3
-    binary = str(Path(sys.executable).with_name("layerscope"))
     for example in examples:
-        done = subprocess.run(
-            example.replace("layerscope", binary, 1),
-            shell=True,
-            cwd=work,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = from_a_shell(example, work)
         assert done.returncode == 0, (example, done.stderr)
 
 

@@ -52,6 +52,7 @@ def test_every_fact_of_the_json_stands_on_the_line_it_cites(five_lens_run: Path)
     assert checked > 60
 
 
+@pytest.mark.slow
 def test_a_brief_of_ten_thousand_rows_fits_a_context_of_32_000_tokens(tmp_path: Path) -> None:
     run = layerscope.probe(suite="capitals-20", positions="all", lenses="logit,next_norm,raw")
     assert run.rows.height > 10_000

@@ -23,6 +23,7 @@ from layerscope.lenses.lens_folder import find_lens_of, read_fitted_lens, tuned_
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.signature import model_signature
 from layerscope.progress import SilentFit
+from properties import slow
 
 FEW = TunedSettings(steps=12, batch=256)
 
@@ -75,7 +76,7 @@ def held_out_bits(folder: Path, corpus: Corpus, hidden: torch.Tensor, logits: to
     return float(kl[:, 1:-1].mean())
 
 
-@pytest.mark.parametrize("which", ["bundled", "gemma2", "gptj", "opt-projected"])
+@pytest.mark.parametrize("which", ["bundled", "gemma2", slow("gptj"), slow("opt-projected")])
 def test_held_out_figures_are_those_of_transformers_own_logits(which: str, fitted: Path, text: Path, tiny, tmp_path):
     folder = BUNDLED if which == "bundled" else tiny(which)
     model = CausalLM.open(folder, device="cpu")
@@ -102,6 +103,7 @@ def test_a_lens_that_moved_says_so_and_comes_nearer_to_the_model(fitted: Path):
         assert fit.tuned_bits <= fit.bias_bits
 
 
+@pytest.mark.slow
 def test_a_bias_alone_is_as_good_as_another_optimiser_makes_it_however_short_the_fit(
     fitted: Path, bundled: CausalLM, text: Path
 ):
@@ -138,6 +140,7 @@ def test_a_bias_alone_is_as_good_as_another_optimiser_makes_it_however_short_the
     assert record.layers[layer].bias_bits <= 1.05 * best
 
 
+@pytest.mark.slow  # as an interrupted one does on the command line
 def test_a_killed_fit_goes_on_to_the_same_weights(fitted: Path, bundled: CausalLM, text: Path, tmp_path: Path):
     corpus, folder = corpus_for(bundled, text), tmp_path / "lens"
     with pytest.raises(KeyboardInterrupt):
@@ -198,7 +201,7 @@ def test_residuals_on_disk_give_the_same_weights(fitted: Path, text: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["lens"]
 
 
-@pytest.mark.parametrize(("layers_in_memory", "passes"), [(14, 1), (13, 2)])
+@pytest.mark.parametrize(("layers_in_memory", "passes"), [slow(14, 1), (13, 2)])
 def test_blocks_run_once_where_memory_holds_every_layer(
     layers_in_memory: int, passes: int, fitted: Path, bundled: CausalLM, text: Path, tmp_path: Path, monkeypatch
 ):
@@ -236,8 +239,10 @@ def test_a_full_disk_is_said_and_leaves_no_buffer(text: Path, tmp_path: Path, mo
     assert not (tmp_path / "lens").exists()
 
 
-@pytest.mark.parametrize("placement", ["raw", "normed"])
-@pytest.mark.parametrize("rank", [0, 5, "full"])
+@pytest.mark.parametrize(
+    ("rank", "placement"),
+    [(0, "raw"), (5, "normed"), ("full", "raw"), slow(0, "normed"), slow(5, "raw"), slow("full", "normed")],
+)
 def test_every_form_fits(rank: int | str, placement: str, bundled: CausalLM, text: Path, tmp_path: Path):
     settings = TunedSettings(rank=rank, placement=placement, steps=10, batch=128)  # type: ignore[arg-type]
     fitted_lens = fit_tuned(bundled, corpus_for(bundled, text), tmp_path / "lens", settings)
@@ -251,7 +256,7 @@ def test_every_form_fits(rank: int | str, placement: str, bundled: CausalLM, tex
     assert fit.layers[0].tuned_bits < fit.layers[0].logit_bits
 
 
-@pytest.mark.parametrize("part", ["fit", "select", "held_out"])
+@pytest.mark.parametrize("part", ["fit", slow("select"), slow("held_out")])
 def test_a_residual_that_is_not_finite_is_named_in_whatever_part_of_the_text(
     part: str, bundled: CausalLM, text: Path, tmp_path: Path, monkeypatch
 ):

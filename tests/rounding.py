@@ -23,7 +23,6 @@ from layerscope.unembedding import HeadTransform, Unembedding
 
 FLOAT32 = 2.0**-24
 """Unit roundoff: the largest relative error of one operation in float32."""
-FLOAT64 = 2.0**-53
 SINGLE = 16 * FLOAT32
 """Relative error of a handful of float32 operations on numbers that do not cancel, an exponential (4 units) included:
 1e-6."""

@@ -147,6 +147,7 @@ def same_order(ids: object, values: Tensor, error: float) -> bool:
     return distinct and bool(((found - due).abs() <= 2 * error).all())
 
 
-def same_rank(rank: int, value: float, others: Tensor, error: float) -> bool:
-    """Whether `rank` is one more than how many of `others` are above `value`, each off by at most `error`."""
-    return 1 + int((others > value + 2 * error).sum()) <= rank <= 1 + int((others > value - 2 * error).sum())
+def same_rank(rank: int, value: float, values: Tensor, error: float) -> bool:
+    """Whether `rank` is one more than how many of `values` are above the one given, each off by at most `error`."""
+    least, most = (int((values > value + shift).sum()) for shift in (2 * error, -2 * error))
+    return 1 + least <= rank <= most  # among those above, give or take, is the value itself

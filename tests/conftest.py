@@ -81,11 +81,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def made_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_sweep(once: Once) -> Path:
     """The folder with the published files of every model of `made_sweep.MADE`; not to be written to."""
     from made_sweep import make_sweep  # only tests that ask for it pay for importing the readout
 
-    return make_sweep(tmp_path_factory.mktemp("made") / "sweep")
+    return once("made-sweep", make_sweep)
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def _say_the_last_token(weights: Weights, until: int) -> None:
     model = layerscope.CausalLM.open(device="cpu")
     asked = layerscope.probe(model, suite="berlin", positions="last", lenses="logit").record.suite.prompts
     prompts = [prompt.token_ids for prompt in asked]
-    deep = torch.cat([model.forward([ids]).residuals[0, until:, -1] for ids in prompts]).float()
+    deep = torch.cat([model.forward([ids]).values[0, until:, -1] for ids in prompts]).float()
     basis = torch.linalg.svd(_normed(deep) @ weights["model.norm.weight"].diag(), full_matrices=False)
     kept = basis.Vh[0.05 * basis.S[0] < basis.S]
     token = prompts[0][-1]

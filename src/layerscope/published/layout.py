@@ -35,6 +35,10 @@ HEADLINE = "next_norm"
 """The lens of the published tables that name none."""
 PUBLISHED_LENS_NAMES = {"next_norm": "norm", "raw": "raw", "prism": "prism", "tuned": "tuned"}
 """Lenses as published cells and keys call them."""
+LENS_STATUSES = {"loaded": "loaded", "missing": "missing", "off": "disabled", "refused": "error"}
+"""Statuses of fitted lenses as published files call them."""
+FIT_TIME = "%Y%m%dT%H%MZ"
+"""How published files write the time of a fit."""
 PAIRS = 20
 """Numbers of pairs `top{i}`, `prob{i}` in a row."""
 FLAG_COLUMNS = (

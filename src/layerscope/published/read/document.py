@@ -121,6 +121,10 @@ class Block:
             self.note(f"`{self.name or 'the document'}` makes no {kind.__name__} ({wrong}); left out")
             return None
 
+    def part_of(self, kind: type[P], table: Sequence[Member]) -> P | None:
+        """The part of the record that the members of a table make; None of a block that is absent."""
+        return self.part(kind, self.values(kind, table)) if self.members else None
+
     def wrong(self, key: str, message: str) -> None:
         """Note that a member is not what it should be."""
         self.note(f"`{self._path(key)}` {message}")

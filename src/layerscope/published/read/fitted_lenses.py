@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from layerscope.published.dialect import Fault
-from layerscope.published.layout import HEADLINE, TableColumn, Value
+from layerscope.published.layout import FIT_TIME, HEADLINE, LENS_STATUSES, TableColumn, Value
 from layerscope.published.read.csv_table import PRIMARY, note, read_frame
 from layerscope.published.read.document import Block
 from layerscope.published.read.merge import Merged
@@ -17,7 +17,7 @@ from layerscope.record.measured import FittedLensRecord, PrismFitRecord, TunedFi
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.prompt_key import PromptKey
 
-_STATUS = {"loaded": "loaded", "missing": "missing", "disabled": "off", "error": "refused"}
+_STATUS = {published: ours for ours, published in LENS_STATUSES.items()}
 """What a record calls a published status."""
 _STAMP = re.compile(r"\d{8}T\d{4}Z")
 _FOLDERS = re.compile(r"(?<!\S)/(?:[^\s/]+/)*")
@@ -78,7 +78,7 @@ def _created(provenance: Block) -> str | None:
     """When it was fitted, from its version's stamp."""
     stamp = provenance.text("tl_version") or ""
     try:
-        time = datetime.strptime(stamp, "%Y%m%dT%H%MZ") if _STAMP.fullmatch(stamp) else None
+        time = datetime.strptime(stamp, FIT_TIME) if _STAMP.fullmatch(stamp) else None
     except ValueError:
         time = None
     return None if time is None else time.replace(tzinfo=UTC).isoformat()

@@ -272,10 +272,10 @@ def measured_record(
     """
     diagnostics = document.block("diagnostics")
     values: dict[str, object] = {
-        "unembed_bias": _unembed_bias(diagnostics),
+        "unembed_bias": diagnostics.block("unembed_bias").part_of(UnembedBiasRecord, members.UNEMBED_BIAS),
         "copy_mask": _copy_mask(diagnostics.block("copy_mask")),
         "norm_temperature": _norm_temperature(diagnostics, n_layers),
-        "last_layer": _last_layer(diagnostics.block("last_layer_consistency")),
+        "last_layer": diagnostics.block("last_layer_consistency").part_of(LastLayerRecord, members.LAST_LAYER),
         "position_readout": None,
         "second_forward": _second_forward(diagnostics.block("repeatability_forward")),
         "final_prediction": _prediction(document.block("final_prediction"))
@@ -298,11 +298,6 @@ def measured_record(
             "absent": absent,
         }
     )
-
-
-def _unembed_bias(diagnostics: Block) -> UnembedBiasRecord | None:
-    bias = diagnostics.block("unembed_bias")
-    return bias.part(UnembedBiasRecord, bias.values(UnembedBiasRecord, members.UNEMBED_BIAS)) if bias.members else None
 
 
 def _copy_mask(mask: Block) -> CopyMaskRecord | None:
@@ -346,10 +341,6 @@ def _norm_temperature(diagnostics: Block, n_layers: int) -> NormTemperatureRecor
             "bound_hits": hits,
         },
     )
-
-
-def _last_layer(block: Block) -> LastLayerRecord | None:
-    return block.part(LastLayerRecord, block.values(LastLayerRecord, members.LAST_LAYER)) if block.members else None
 
 
 _MODES = get_args(SecondForwardRecord.model_fields["mode"].annotation)

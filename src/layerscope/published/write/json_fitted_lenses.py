@@ -13,6 +13,7 @@ from layerscope.analysis.percentiles import percentile
 from layerscope.analysis.tuned_audit import CALIBRATION_ONLY, RotationVsTemperature
 from layerscope.lens_record import CorpusRecord
 from layerscope.published import members
+from layerscope.published.layout import FIT_TIME, LENS_STATUSES
 from layerscope.published.write.json_milestones import (
     copy_thresholds,
     cosines,
@@ -24,8 +25,6 @@ from layerscope.published.write.json_source import Source, Tree, label_of, point
 from layerscope.record.measured import ByLayer, FittedLensRecord, TunedFitRecord
 
 PRISM, TUNED = "prism", "tuned"
-STAMP = "%Y%m%dT%H%MZ"
-"""How published files write the time of a fit."""
 
 
 def is_read(source: Source, lens: str) -> bool:
@@ -71,16 +70,12 @@ def tuned_lens(source: Source, *, whole: bool) -> Tree:
     block: Tree = {"mode": _mode(lens), "path": _path(source, TUNED)}
     if not is_read(source, TUNED):
         reason = _why_not(lens)
-        status = _STATUS["missing" if lens is None or lens.status == "loaded" else lens.status]
+        status = LENS_STATUSES["missing" if lens is None or lens.status == "loaded" else lens.status]
         block = {"status": status, **block}
         gives_reason = reason is not None and (status == "error" or source.extended)
         return {**block, "error": reason} if gives_reason else block
     block = {"status": "loaded", **block, "summaries": _summaries(source)}
     return {**block, **_more_of_tuned(source, lens)} if whole else block
-
-
-_STATUS = {"missing": "missing", "refused": "error", "off": "disabled"}
-"""What published files call a lens that was not read through."""
 
 
 def _more_of_tuned(source: Source, lens: FittedLensRecord | None) -> Tree:
@@ -241,7 +236,7 @@ def _provenance(source: Source, lens: FittedLensRecord) -> Tree:
     return {
         "model_id": lens.fitted_to,
         "clean_model_name": source.stem,
-        "tl_version": None if created is None else datetime.fromisoformat(created).strftime(STAMP),
+        "tl_version": None if created is None else datetime.fromisoformat(created).strftime(FIT_TIME),
         "model_commit": None,
         "tokenizer_commit": None,
         "translator": None if lens.tuned is None else _translator(source, lens.tuned),

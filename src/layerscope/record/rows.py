@@ -103,7 +103,9 @@ COLUMNS: tuple[Column, ...] = (
     _float("js_divergence_bits", "bits", "Jensen-Shannon divergence of the two, within [0, 1]."),
     _float("l1_prob_diff", "probability", "Sum over the vocabulary of the two's absolute differences, within [0, 2]."),
     _float("kl_to_final_bits_norm_temp", "bits", "kl_to_final_bits with logits divided by the layer's temperature."),
-    _float("control_margin", "probability", "On a control: its own answer's less that of the fact it is compared with."),
+    _float(
+        "control_margin", "probability", "On a control: its own answer's less that of the fact it is compared with."
+    ),
     _float("control_top2_logit_gap", "logits (nats)", "On a control with its answer on top: its logit less the next."),
 )
 """In the order in which they are stored."""

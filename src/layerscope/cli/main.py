@@ -17,7 +17,7 @@ from layerscope.cli.console import (
     watching,
 )
 from layerscope.cli.lenses import fit_app, lens_app
-from layerscope.cli.options import Model, ModelInFolder, RunSource, command
+from layerscope.cli.options import Model, RunSource, command
 from layerscope.cli.reports import add_report_commands, newest
 from layerscope.errors import RunError
 from layerscope.probing.options import RENAMED, ProbeOptions
@@ -43,6 +43,11 @@ app.add_typer(lens_app, name="lens")
 
 DIALECTS = {"extended": EXTENDED, "generation-m": GENERATION_M}
 """Ways of writing the published format, by their names here."""
+
+
+ModelInFolder = Annotated[
+    str | None, typer.Option("--model", help="Which model, where a folder of published files holds several.")
+]
 
 
 @app.callback()

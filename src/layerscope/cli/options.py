@@ -27,10 +27,6 @@ RunSource: TypeAlias = Annotated[
         help="A run's folder, or a folder or output-<M>.json of published files.", show_default="the newest in runs/"
     ),
 ]
-ModelInFolder: TypeAlias = Annotated[
-    str | None, typer.Option("--model", help="One model of a folder of published files that holds several.")
-]
-Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace a file that somebody wrote or changed.")]
 
 _PLAIN = (bool, int, float, str, Path)
 """Types that a shell can give."""

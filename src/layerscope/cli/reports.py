@@ -17,7 +17,7 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.audit.audit_report import audit_report, beside, read_report_file
 from layerscope.audit.output import annotated, audit_json, needs_mending
 from layerscope.cli.console import print_line, print_parts, warn
-from layerscope.cli.options import Force, ModelInFolder, RunSource, command
+from layerscope.cli.options import RunSource, command
 from layerscope.errors import RunError
 from layerscope.published.write.writer import write_published
 from layerscope.record.store import new_folder
@@ -41,7 +41,11 @@ FORMATS = ("table", "json", "markdown")
 RUNS = Path("runs")
 """Where runs are looked for, unless another place is named."""
 
+OnlyModel = Annotated[
+    str | None, typer.Option("--model", help="Only this model of a folder of published files.", show_default="all")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder to write into.", show_default="the run's own")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that somebody wrote or changed.")]
 
 
 def newest(parent: Path = RUNS) -> Path:
@@ -94,7 +98,7 @@ def view(
             help="Runs' folders, or folders or output-<M>.json of published files.", show_default="the newest in runs/"
         ),
     ] = None,
-    model: ModelInFolder = None,
+    model: OnlyModel = None,
     out: Annotated[
         Path | None,
         typer.Option(help="File to write.", show_default="view.html in the run's folder, or here for several runs"),
@@ -127,7 +131,7 @@ def _has_browser() -> bool:
 
 
 @command()
-def report(run: RunSource = None, model: ModelInFolder = None, out: Out = None, force: Force = False) -> None:
+def report(run: RunSource = None, model: OnlyModel = None, out: Out = None, force: Force = False) -> None:
     """Write the evaluation of a run: every number with the file and line that shows it."""
     source = run or newest()
     for evidence in _evidences(source, model):
@@ -154,7 +158,7 @@ def compare(
 
 
 @command()
-def brief(run: RunSource = None, model: ModelInFolder = None, out: Out = None, force: Force = False) -> None:
+def brief(run: RunSource = None, model: OnlyModel = None, out: Out = None, force: Force = False) -> None:
     """Write what is needed to write about a run: facts with sources, rules, structure; as Markdown and JSON."""
     source = run or newest()
     for evidence in _evidences(source, model):
@@ -200,7 +204,7 @@ def verify(
         list[Path] | None,
         typer.Argument(help="Runs' folders, or folders of published files.", show_default="the newest in runs/"),
     ] = None,
-    model: ModelInFolder = None,
+    model: OnlyModel = None,
 ) -> None:
     """Recompute a run's milestones, guidance and reports from its rows; exit code 1 when a file differs."""
     holds = True

@@ -4,6 +4,7 @@ Tolerances. A chart's numbers are written with six significant digits: 1e-5; wha
 float64's.
 """
 
+import csv
 import html
 import io
 import json
@@ -11,6 +12,7 @@ import re
 import statistics
 import subprocess
 import sys
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -28,6 +30,9 @@ from layerscope.view.charts.palette import DARK_GROUND, LENSES, LIGHT_GROUND, SE
 from layerscope.view.charts.rules import Rule, place
 from layerscope.view.charts.trust import LENS_TRUST
 from layerscope.view.charts.words import course, listed, measured, visible
+from made_sweep import MADE, PLAIN
+from published import SHARED
+from published_archives import folder_of, with_made
 
 PUBLISHED = ("Qwen3-8B", "gemma-2-9b", "Mistral-7B-v0.1", "Meta-Llama-3-70B", "Yi-34B", "Qwen2.5-72B")
 LETTER = 0.62
@@ -55,6 +60,37 @@ def reference(shared: Path) -> Path:
 @pytest.fixture(scope="module")
 def published(reference: Path) -> dict[str, Run]:
     return {model: Run.read(reference, model) for model in PUBLISHED}
+
+
+@cache
+def run_at(folder: Path, model: str) -> Run:
+    return Run.read(folder, model)
+
+
+@pytest.fixture
+def folder(model: str, request: pytest.FixtureRequest) -> Path:
+    """Of a self-made model or of a published one."""
+    return folder_of(model, request)
+
+
+@pytest.fixture
+def one(model: str, folder: Path) -> Run:
+    return run_at(folder, model)
+
+
+@pytest.fixture(params=["made", *(["published"] if SHARED.is_dir() else [])])
+def several(request: pytest.FixtureRequest) -> dict[str, Run]:
+    """Models that were asked the same: self-made ones, and published ones where they are present."""
+    models = PLAIN if request.param == "made" else PUBLISHED
+    return {model: run_at(folder_of(model, request), model) for model in models}
+
+
+def primary_cells(folder: Path, model: str) -> list[dict[str, str]]:
+    """The first prompt's rows of the table, read without our reader."""
+    with (folder / f"output-{model}-pure-next-token.csv").open(newline="", encoding="utf-8") as file:
+        key = ("pos", "orig", "0")
+        rows = csv.DictReader(file, escapechar="\\")
+        return [row for row in rows if (row["prompt_id"], row["prompt_variant"], row.get("fact_index", "0")) == key]
 
 
 def with_values(run: Run, where: pl.Expr, **values: object) -> Run:
@@ -162,11 +198,11 @@ def test_the_table_keeps_every_digit(run):
     assert read["value"].to_list() == table["value"].to_list()
 
 
-def test_published_values_are_drawn_as_they_stand_in_the_published_table(reference, published):
-    rows = pl.read_csv(reference / "output-Qwen3-8B-pure-next-token.csv", infer_schema_length=None)
-    due = rows.filter(prompt_id="pos", prompt_variant="orig").sort("layer")
-    lines = drawn(trajectories(published["Qwen3-8B"], "entropy_bits").vega_lite())
-    assert list(lines["next_norm"].values()) == pytest.approx([float(v) for v in due["entropy"]], rel=1e-5)
+@pytest.mark.parametrize("model", with_made("Qwen3-8B"))
+def test_values_are_drawn_as_they_stand_in_the_table(folder, one, model):
+    lines = drawn(trajectories(one, "entropy_bits").vega_lite())
+    due = [float(cells["entropy"]) for cells in primary_cells(folder, model)]
+    assert list(lines["next_norm"].values()) == pytest.approx(due, rel=1e-5, abs=1e-9)
 
 
 def test_over_depth_every_place_is_the_share_of_the_layers(run):
@@ -231,11 +267,13 @@ def test_a_chart_of_several_quantities_shows_the_headline_lens_alone_unless_aske
     assert pairs == {(lens, what) for lens in ("logit", "raw") for what in ("answer", "echo of the prompt")}
 
 
-def test_the_dashed_line_is_the_models_own_entropy(run, published):
-    for one, lens in ((run, "logit"), (published["gemma-2-9b"], "next_norm")):
-        spec = trajectories(one, "entropy_bits").vega_lite()
-        (line,) = [layer for layer in layers_of(spec, "rule") if layer["mark"].get("style") == "reference"]
-        assert line["rows"] == [{"y": pytest.approx(own_rows(one, lens)["teacher_entropy_bits"][0], rel=1e-5)}]
+@pytest.mark.parametrize("model", ["bundled", *with_made("gemma-2-9b", made=("echo", "mute"))])
+def test_the_dashed_line_is_the_models_own_entropy(run, request, model):
+    bundled = model == "bundled"
+    one, lens = (run, "logit") if bundled else (run_at(folder_of(model, request), model), "next_norm")
+    spec = trajectories(one, "entropy_bits").vega_lite()
+    (line,) = [layer for layer in layers_of(spec, "rule") if layer["mark"].get("style") == "reference"]
+    assert line["rows"] == [{"y": pytest.approx(own_rows(one, lens)["teacher_entropy_bits"][0], rel=1e-5)}]
 
 
 def test_another_prompt_has_its_own_values_and_no_reference_of_the_first(run):
@@ -253,14 +291,14 @@ def test_another_prompt_has_its_own_values_and_no_reference_of_the_first(run):
 # Milestones
 
 
-@pytest.mark.parametrize("model", PUBLISHED)
-def test_rules_stand_at_the_published_layers(reference, published, model):
-    stated = json.loads((reference / f"output-{model}.json").read_text(encoding="utf-8"))["diagnostics"]
+@pytest.mark.parametrize("model", with_made(*PUBLISHED, made=("fickle", "mute", "reference")))
+def test_rules_stand_at_the_published_layers(folder, one, model):
+    stated = json.loads((folder / f"output-{model}.json").read_text(encoding="utf-8"))["diagnostics"]
     due: dict[str, float] = {}
     for name, label in (("L_copy", "copy"), ("L_semantic", "rank 1"), ("first_kl_below_1.0", "KL ≤ 1")):
         if stated[name] is not None:
             due[label] = stated[name]
-    labels = rule_labels(trajectories(published[model], "entropy_bits").vega_lite())
+    labels = rule_labels(trajectories(one, "entropy_bits").vega_lite())
     found = {
         part: x for text, x in labels.items() for part in text.rsplit(" · L", 1)[0].split(", ") if "strong" not in part
     }
@@ -287,14 +325,14 @@ def test_where_the_identity_check_failed_only_ranks_have_rules(run):
 @pytest.mark.parametrize(
     ("model", "metric"),
     [
-        *((model, "answer_rank") for model in PUBLISHED),
-        *((model, "masses") for model in ("gemma-2-9b", "Mistral-7B-v0.1")),
-        ("Qwen3-8B", "cosines"),
+        *((model, "answer_rank") for model in with_made(*PUBLISHED)),
+        *((model, "masses") for model in with_made("gemma-2-9b", "Mistral-7B-v0.1", made=("echo",))),
+        *((model, "cosines") for model in with_made("Qwen3-8B", made=("reference",))),
         *(("bundled", metric) for metric in ("entropy_bits", "answer_rank", "masses", "cosines")),
     ],
 )
 def test_labels_of_rules_never_lie_on_each_other(request, metric, width, model):
-    one = request.getfixturevalue("run") if model == "bundled" else request.getfixturevalue("published")[model]
+    one = request.getfixturevalue("run") if model == "bundled" else run_at(folder_of(model, request), model)
     spec = trajectories(one, metric)
     labels = rule_labels(spec.vega_lite())
     found = boxes(spec.svg(width=width), set(labels))
@@ -347,9 +385,10 @@ def test_milestones_over_facts_are_medians_of_those_that_have_one(run):
     assert max(onsets) == 9 and at == statistics.median(onsets)
 
 
-def test_a_run_of_one_fact_has_no_band(published):
+@pytest.mark.parametrize("model", with_made("Qwen3-8B", made=("echo",)))
+def test_a_run_of_one_fact_has_no_band(one):
     with pytest.raises(RunError, match="for 1 of 1 facts, and a band needs two; use trajectories"):
-        facts(published["Qwen3-8B"], "entropy_bits")
+        facts(one, "entropy_bits")
 
 
 # Lens trust
@@ -373,13 +412,14 @@ def test_shared_top_tokens_have_a_line_for_every_lens_but_raw(run):
         assert list(values.values()) == pytest.approx(due, rel=1e-5)
 
 
-@pytest.mark.parametrize("model", PUBLISHED[:3])
-def test_the_artefact_score_of_a_published_run_stands_in_its_chart(reference, published, model):
-    stated = json.loads((reference / f"output-{model}.json").read_text(encoding="utf-8"))["diagnostics"]
+@pytest.mark.parametrize("model", with_made(*PUBLISHED[:3]))
+def test_the_artefact_score_of_a_published_run_stands_in_its_chart(folder, one, model):
+    stated = json.loads((folder / f"output-{model}.json").read_text(encoding="utf-8"))["diagnostics"]
     summary = stated["raw_lens_full"]
-    text = " ".join(lens_trust(published[model], "kl_norm_vs_raw_bits").vega_lite()["title"]["subtitle"])
+    found = lens_trust(one, "kl_norm_vs_raw_bits")
+    text = " ".join(found.vega_lite()["title"]["subtitle"])
     assert f"Artefact score {summary['score']['lens_artifact_score']:.2f} of 1, {summary['score']['tier']}" in text
-    assert "Left out: KL(raw || headline)" in lens_trust(published[model], "kl_norm_vs_raw_bits").description
+    assert ("Left out: KL(raw || headline)" in found.description) is (model not in MADE)
 
 
 def test_held_out_divergences_are_those_of_the_lens_records(run):
@@ -418,10 +458,12 @@ def test_what_a_published_run_was_not_audited_for_is_said_in_one_sentence(publis
 # Across models
 
 
-def test_depths_across_models_are_the_published_layers_over_the_number_of_blocks(reference, published):
-    found = across_models(list(published.values())).table
-    for model, one in published.items():
-        stated = json.loads((reference / f"output-{model}.json").read_text(encoding="utf-8"))["diagnostics"]
+def test_depths_across_models_are_the_published_layers_over_the_number_of_blocks(several, request):
+    found = across_models(list(several.values())).table
+    for model, one in several.items():
+        stated = json.loads((folder_of(model, request) / f"output-{model}.json").read_text(encoding="utf-8"))[
+            "diagnostics"
+        ]
         own = found.filter(model=one.record.model.id)
         for name in ("L_copy", "L_semantic", "first_kl_below_1.0"):
             (row,) = own.filter(milestone=name).to_dicts()
@@ -431,15 +473,16 @@ def test_depths_across_models_are_the_published_layers_over_the_number_of_blocks
             assert (row["absent"] is None) == (layer is not None)
 
 
-def test_models_stand_in_the_order_of_their_onset(published):
-    spec = across_models(list(published.values())).vega_lite()
+def test_models_stand_in_the_order_of_their_onset(several):
+    spec = across_models(list(several.values())).vega_lite()
     (names,) = layers_of(spec, "text")
-    assert names["rows"][0]["name"] == "Meta-Llama-3-70B"  # rank 1 at layer 40 of 80
-    assert {row["name"] for row in names["rows"]} == set(PUBLISHED)
+    earliest = "fickle" if "fickle" in several else "Meta-Llama-3-70B"  # layer 5 of 12; layer 40 of 80
+    assert names["rows"][0]["name"] == earliest
+    assert {row["name"] for row in names["rows"]} == set(several)
 
 
-def test_a_run_under_another_protocol_is_drawn_open_and_says_why(run, published):
-    found = across_models([*published.values(), run])
+def test_a_run_under_another_protocol_is_drawn_open_and_says_why(run, several):
+    found = across_models([*several.values(), run])
     solid, hollow = layers_of(found.vega_lite(), "point")
     assert solid["mark"]["filled"] and not hollow["mark"]["filled"]
     assert {row["model"] for row in hollow["rows"]} == {"reference"}
@@ -452,8 +495,8 @@ def test_a_run_under_another_protocol_is_drawn_open_and_says_why(run, published)
     assert "Open marks" in " ".join(found.vega_lite()["title"]["subtitle"])
 
 
-def test_runs_of_one_kind_are_all_comparable(published):
-    kept = [one for model, one in published.items() if not model.startswith("gemma")]
+def test_runs_of_one_kind_are_all_comparable(several):
+    kept = [one for model, one in several.items() if not model.startswith(("gemma", "mute"))]
     assert obstacles(kept) == [{}] * len(kept)
     assert across_models(kept).table["comparable"].all()
 
@@ -541,16 +584,20 @@ def test_a_course_names_ends_and_the_extremes_between_them():
     assert (measured(1, " bits"), measured(12345, ""), measured(0.0001234, "")) == ("1 bit", "12,345", "0.000123")
 
 
-def test_the_description_tells_what_a_reader_of_the_published_tables_would_say(reference, published):
-    rows = pl.read_csv(reference / "output-Qwen3-8B-pure-next-token.csv", infer_schema_length=None)
-    own = rows.filter(prompt_id="pos", prompt_variant="orig").sort("layer")
-    entropies = [float(value) for value in own["entropy"]]
-    said = trajectories(published["Qwen3-8B"], "entropy_bits").description
-    least = min(entropies)
-    assert f"lowest {least:.3g} bits at layer {entropies.index(least)}" in said
-    assert f"next_norm: {entropies[0]:.3g} bits at layer 0, {entropies[-1]:.3g} bits at layer 36" in said
-    assert "rank 1 and strong at layer 31; KL ≤ 1 at layer 36" in said
-    assert "none of copy and soft copy (holds at no layer)" in said
+@pytest.mark.parametrize("model", with_made("Qwen3-8B", made=("reference",)))
+def test_the_description_tells_what_a_reader_of_the_tables_would_say(folder, one, model):
+    own = primary_cells(folder, model)
+    entropies = [float(cells["entropy"]) for cells in own]
+    said = trajectories(one, "entropy_bits").description
+    least, last = min(entropies), len(own) - 1
+    near = next(cells["layer"] for cells in own if float(cells["kl_to_final_bits"]) <= 1)
+    assert least == entropies[-1] or f"lowest {least:.3g} bits at layer {entropies.index(least)}" in said
+    assert f"next_norm: {entropies[0]:.3g} bits at layer 0, {entropies[-1]:.3g} bits at layer {last}" in said
+    assert f"KL ≤ 1 at layer {near}" in said
+    first = next((cells["layer"] for cells in own if cells["answer_rank"] == "1"), None)
+    assert (f"strong at layer {first}" in said or f"strong ×2 at layer {first}" in said) is (first is not None)
+    absent = [cells["copy_collapse"] + cells["copy_soft_k1@0.5"] for cells in own]
+    assert set(absent) == {"FalseFalse"} and "none of copy and soft copy" in said
 
 
 # Specifications
@@ -566,13 +613,13 @@ def test_every_chart_of_the_bundled_run_draws_without_a_warning(charts, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("model", PUBLISHED[:2])
-def test_every_chart_of_a_published_run_draws(published, model, capfd):
-    found = every_chart(published[model])
+@pytest.mark.parametrize("model", with_made(*PUBLISHED[:2], made=("echo",)))
+def test_every_chart_of_a_published_run_draws(one, capfd):
+    found = every_chart(one)
     assert "trajectories-entropy_bits" in {one.name for one in found}
-    for one in found:
-        assert one.svg(width=640).startswith("<svg")
-        assert one.table.height > 0
+    for chart in found:
+        assert chart.svg(width=640).startswith("<svg")
+        assert chart.table.height > 0
     assert capfd.readouterr().err == ""
 
 

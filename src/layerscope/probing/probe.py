@@ -125,9 +125,8 @@ def probe(
     settings = Settings(rules, bound, positions, top_k, seed, second_forward)
     watcher = observer or Silent()
     auxiliary = choose_auxiliary_inputs(opened, encoded, rules)
-    parts = plan_memory(
-        opened, encoded, len(bound), top_k, auxiliary.token_ids, planned_auxiliary_bytes(opened, auxiliary)
-    )
+    auxiliary_bytes = planned_auxiliary_bytes(opened, auxiliary)
+    parts = plan_memory(opened, encoded, len(bound), top_k, auxiliary.token_ids, auxiliary_bytes)
     watcher.plan(plan_line(opened, parts, asked))
     for reason in chosen.passed_over:
         watcher.plan(reason)

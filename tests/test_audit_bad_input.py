@@ -141,11 +141,11 @@ def test_five_megabytes_are_read_and_looked_up_in_seconds(archive: Archive) -> N
     cited = f"Then p_top1≈0.25 at L 3 [output-{archive.stems[0]}.json:5-9].\n\n"
     block = sentence * 400 + "\n\n" + cited
     reader = Reader(archive.sources)
-    began = time.perf_counter()
+    began = time.process_time()
     for statement in read_report(block * (LARGE // len(block)), archive.stems):
         reader.read(statement.references, statement.stems)
         pairs_of(statement.text)
-    assert time.perf_counter() - began < SECONDS
+    assert time.process_time() - began < SECONDS
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_a_long_line_is_read_in_time_that_grows_with_its_length(unit: str) -> No
     """Four times the text may take no more than eight times as long, and a constant for short ones."""
     took = []
     for size in (20_000, 80_000):
-        began = time.perf_counter()
+        began = time.process_time()
         for statement in read_report(unit * (size // len(unit))):
             pairs_of(statement.text)
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
     assert took[1] < 8 * took[0] + 1

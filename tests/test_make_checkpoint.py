@@ -212,13 +212,13 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(tmp_p
 def test_an_interrupt_leaves_nothing_behind(tmp_path):
     command = [sys.executable, str(SCRIPT), "--shape", "qwen3-1.7b", "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600  # only ends what hangs
         while not list(tmp_path.glob(".out.part/*.safetensors")):
             assert writer.poll() is None, writer.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         writer.send_signal(signal.SIGINT)
-        _, errors = writer.communicate(timeout=60)
+        _, errors = writer.communicate(timeout=600)
     assert writer.returncode == 130
     assert f"interrupted; {tmp_path / 'out'} was not written" in errors
     assert not list(tmp_path.iterdir())

@@ -577,7 +577,7 @@ from layerscope.record.store import new_folder
 with new_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     print("writing", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -588,7 +588,7 @@ def _interrupt(path: Path, sent: signal.Signals) -> None:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"writing\n"
         writer.send_signal(sent)
-        assert writer.wait(timeout=30) != 0
+        assert writer.wait(timeout=600) != 0
 
 
 def _environment() -> dict[str, str]:

@@ -214,7 +214,7 @@ def _is_of_primary(
     described = max(enough, key=lambda asked: (enough[asked], asked == PRIMARY))
     if described == PRIMARY:
         return True
-    said = f"is about {described}, by its divergences, and not about the first fact, so it was left out"
+    said = f"is about {described.label}, by its divergences, and not about the first fact, so it was left out"
     note(problems, table.file, [Fault(None, said)])
     return False
 

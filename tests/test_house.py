@@ -58,6 +58,33 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch, capsys):
     assert " Berlin" in capsys.readouterr().out
 
 
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def test_every_documented_import_works():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for example in PYTHON.findall(page.read_text(encoding="utf-8")):
+            imports = [n for n in ast.parse(example).body if isinstance(n, ast.Import | ast.ImportFrom)]
+            exec(compile(ast.Module(imports, []), page.name, "exec"), {})
+
+
+def test_every_public_name_is_documented_and_every_documented_one_is_public():
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    used = set(re.findall(r"layerscope\.(\w+)", "".join(PYTHON.findall(text)))) - {"published"}
+    rows = re.findall(r"^\| (`[^|]+) \|", text, flags=re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(layerscope.__all__)
+    assert used <= set(layerscope.__all__)
+
+
+def test_the_examples_of_the_python_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    for example in PYTHON.findall(page):
+        if "fit_tuned" not in example:  # which asks for a text of the reader's own
+            exec(compile(example, "python.md", "exec"), {})
+    assert " Berlin" in capsys.readouterr().out
+
+
 def test_links_between_pages_lead_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

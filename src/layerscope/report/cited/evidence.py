@@ -111,8 +111,9 @@ class Evidence:
         """The place of a member of the JSON."""
         return Citation(self.json.name, entry.line, entry.last_line, pointer=entry.pointer)
 
-    def stated(self, *path: str | int, unit: Unit, name: str | None = None, lens: str | None = None,
-               layer: int | None = None) -> Claim | None:  # fmt: skip
+    def stated(
+        self, *path: str | int, unit: Unit, name: str | None = None, lens: str | None = None, layer: int | None = None
+    ) -> Claim | None:
         """What the JSON states at a path, as it stands there; None where it has no such member."""
         entry = self.entry(*path)
         if entry is None or entry.is_container:
@@ -194,9 +195,12 @@ class Evidence:
             return None
         table = self.sources.csv(name)
         rows = table.select(
-            prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, fact_index=asked.fact_index, layer=layer,
+            prompt_id=asked.prompt_id,
+            prompt_variant=asked.prompt_variant,
+            fact_index=asked.fact_index,
+            layer=layer,
             pos=curve.value("position", layer),
-        )  # fmt: skip
+        )
         return (table, rows[0]) if rows else None
 
     def derived(

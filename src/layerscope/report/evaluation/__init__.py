@@ -25,9 +25,8 @@ def evaluation(evidence: Evidence) -> Report:
     opening = Paragraph(
         (
             sentence(
-                "Numbers are followed by the file and the lines that show them; ",
+                "Numbers are followed by the file and the lines that show them; {} is what the run does not hold.",
                 Name("n.a."),
-                " is what the run does not hold.",
             ),
         )
     )
@@ -50,8 +49,10 @@ def _findings(quotes: Quotes) -> Section:
     """All tables; of a run whose ranks do not stand, those of the model's own head alone."""
     title = "Quantitative findings"
     if not quotes.ranked:
-        why = sentence("The identity check failed, so that ranks, milestones, facts and what lenses say of each other "
-                       "do not stand and are left out.")  # fmt: skip
+        why = sentence(
+            "The identity check failed, so that ranks, milestones, facts and what lenses say of each other "
+            "do not stand and are left out."
+        )
         return Section(title, (Paragraph((why,)),), (temperatures(quotes),))
     sections = (
         layer_by_layer(quotes),

@@ -28,12 +28,25 @@ def raw_lens(quotes: Quotes) -> Section:
     blocks: list[Block] = [Paragraph((*sampled, *_window(quotes)))]
     if rows:
         caption = quotes.caption(
-            "Shares of layers at least ", Name("1.0"), " and ", Name("0.5"), " bits from the raw lens, layers with "
-            "rank 1 under the headline lens alone, and the score. At the last layer the headline lens is the model's "
-            "own head, so the second row is the fairer one.", marked=False,
-        )  # fmt: skip
-        header = ("layers", "≥1.0", "≥0.5", "norm-only", "first", "max KL (bits)", "JS p50", "score", "score v2",
-                  "tier")  # fmt: skip
+            "Shares of layers at least {} and {} bits from the raw lens, layers with rank 1 under the headline "
+            "lens alone, and the score. At the last layer the headline lens is the model's own head, so the "
+            "second row is the fairer one.",
+            Name("1.0"),
+            Name("0.5"),
+            marked=False,
+        )
+        header = (
+            "layers",
+            "≥1.0",
+            "≥0.5",
+            "norm-only",
+            "first",
+            "max KL (bits)",
+            "JS p50",
+            "score",
+            "score v2",
+            "tier",
+        )
         blocks.append(table(header, rows, caption))
     else:
         blocks.append(Paragraph((sentence("The run has no rows of both lenses to compare at every layer."),)))
@@ -47,23 +60,37 @@ def _sampled(quotes: Quotes) -> list[Sentence]:
     if risk.value is None:
         return [sentence("No layers were sampled under the raw lens.")]
     largest = quotes.figure(
-        "max_kl_norm_vs_raw_bits", None if found is None else found.max_kl_norm_vs_raw_bits, Unit.BITS,
+        "max_kl_norm_vs_raw_bits",
+        None if found is None else found.max_kl_norm_vs_raw_bits,
+        Unit.BITS,
         (*base, "max_kl_norm_vs_raw_bits"),
-    )  # fmt: skip
+    )
     first = quotes.figure(
-        "first_norm_only_semantic_layer", None if found is None else found.first_norm_only_semantic_layer, Unit.LAYER,
-        (*base, "first_norm_only_semantic_layer"), reason="at no sampled layer",
-    )  # fmt: skip
-    return [sentence("Sampled layers: risk ", risk, ", largest divergence ", largest, " bits, first layer with rank 1 "
-                     "under the norm alone ", first, ".")]  # fmt: skip
+        "first_norm_only_semantic_layer",
+        None if found is None else found.first_norm_only_semantic_layer,
+        Unit.LAYER,
+        (*base, "first_norm_only_semantic_layer"),
+        reason="at no sampled layer",
+    )
+    return [
+        sentence(
+            "Sampled layers: risk {}, largest divergence {} bits, first layer with rank 1 under the norm alone {}.",
+            risk,
+            largest,
+            first,
+        )
+    ]
 
 
 def _risk(quotes: Quotes) -> Claim:
     found = quotes.found.raw_sample
     return quotes.figure(
-        "lens_artifact_risk", None if found is None else found.lens_artifact_risk, Unit.TEXT,
-        ("raw_lens_check", "summary", "lens_artifact_risk"), basis=quotes.evidence.raw_rows(),
-    )  # fmt: skip
+        "lens_artifact_risk",
+        None if found is None else found.lens_artifact_risk,
+        Unit.TEXT,
+        ("raw_lens_check", "summary", "lens_artifact_risk"),
+        basis=quotes.evidence.raw_rows(),
+    )
 
 
 def _window(quotes: Quotes) -> list[Sentence]:
@@ -72,21 +99,37 @@ def _window(quotes: Quotes) -> list[Sentence]:
         return []
     entry = quotes.evidence.entry(*base, "norm_only_semantics_layers")
     ours = found.norm_only_semantics_layers
-    radius = quotes.figure("radius", found.radius, Unit.COUNT, (*base, "radius"), basis=(_risk(quotes),),
-                           how="rule for the sampled risk")  # fmt: skip
+    radius = quotes.figure(
+        "radius", found.radius, Unit.COUNT, (*base, "radius"), basis=(_risk(quotes),), how="rule for the sampled risk"
+    )
     largest = quotes.figure(
-        "max_kl_norm_vs_raw_bits_window", found.max_kl_norm_vs_raw_bits_window, Unit.BITS,
-        (*base, "max_kl_norm_vs_raw_bits_window"), basis=quotes.evidence.raw_rows(),
-    )  # fmt: skip
+        "max_kl_norm_vs_raw_bits_window",
+        found.max_kl_norm_vs_raw_bits_window,
+        Unit.BITS,
+        (*base, "max_kl_norm_vs_raw_bits_window"),
+        basis=quotes.evidence.raw_rows(),
+    )
     same = entry is not None and _same_items(quotes, ours)
     basis: Sequence[Citation] = (
         (quotes.evidence.cite(entry),) if same and entry is not None else quotes.evidence.raw_rows()
     )
     text = None if ours is None else listed_layers(ours)
-    layers = quotes.figure("norm_only_semantics_layers", text, Unit.TEXT, basis=basis, how="layers with rank 1 under "
-                           "the headline lens and not under the raw one")  # fmt: skip
-    return [sentence("Window of radius ", radius, " around milestones: layers with rank 1 under the norm alone ",
-                     layers, ", largest divergence ", largest, " bits.")]  # fmt: skip
+    layers = quotes.figure(
+        "norm_only_semantics_layers",
+        text,
+        Unit.TEXT,
+        basis=basis,
+        how="layers with rank 1 under the headline lens and not under the raw one",
+    )
+    return [
+        sentence(
+            "Window of radius {} around milestones: layers with rank 1 under the norm alone {}, largest "
+            "divergence {} bits.",
+            radius,
+            layers,
+            largest,
+        )
+    ]
 
 
 def _same_items(quotes: Quotes, ours: tuple[int, ...] | None) -> bool:
@@ -107,28 +150,33 @@ def _full_row(quotes: Quotes, label: str, found: Comparison, base: Path, score: 
         figure("pct_layers_kl_ge_1.0", found.pct_layers_kl_ge_1_0, Unit.SHARE, (*base, "pct_layers_kl_ge_1.0")),
         figure("pct_layers_kl_ge_0.5", found.pct_layers_kl_ge_0_5, Unit.SHARE, (*base, "pct_layers_kl_ge_0.5")),
         figure(
-            "n_norm_only_semantics_layers", found.n_norm_only_semantics_layers, Unit.COUNT,
+            "n_norm_only_semantics_layers",
+            found.n_norm_only_semantics_layers,
+            Unit.COUNT,
             (*base, "n_norm_only_semantics_layers"),
         ),
         figure(
-            "earliest_norm_only_semantic", found.earliest_norm_only_semantic, Unit.LAYER,
+            "earliest_norm_only_semantic",
+            found.earliest_norm_only_semantic,
+            Unit.LAYER,
             (*base, "earliest_norm_only_semantic"),
         ),
+        figure("max_kl_norm_vs_raw_bits", found.max_kl_norm_vs_raw_bits, Unit.BITS, (*base, "max_kl_norm_vs_raw_bits")),
         figure(
-            "max_kl_norm_vs_raw_bits", found.max_kl_norm_vs_raw_bits, Unit.BITS, (*base, "max_kl_norm_vs_raw_bits")
-        ),
-        figure(
-            "js_divergence_p50", found.js_divergence_percentiles["p50"], Unit.BITS,
+            "js_divergence_p50",
+            found.js_divergence_percentiles["p50"],
+            Unit.BITS,
             (*base, "js_divergence_percentiles", "p50"),
         ),
         figure("lens_artifact_score", found.score.v1, Unit.NUMBER, (*score, "lens_artifact_score")),
         figure(
             "lens_artifact_score_v2",
             found.score.v2 if found.js_divergence_percentiles["p50"] is not None else None,
-            Unit.NUMBER, (*score, "lens_artifact_score_v2"),
+            Unit.NUMBER,
+            (*score, "lens_artifact_score_v2"),
         ),
         figure("tier", found.score.tier, Unit.TEXT, (*score, "tier")),
-    )  # fmt: skip
+    )
 
 
 def fitted(quotes: Quotes) -> Section:
@@ -144,10 +192,10 @@ def fitted(quotes: Quotes) -> Section:
 def _absent(quotes: Quotes, lens: str) -> Sentence:
     found = next((one for one in quotes.record.measured.sidecars if one.kind == lens), None)
     if quotes.headline == lens:
-        return sentence("The lens ", Name(lens), " is the headline lens itself.")
+        return sentence("The lens {} is the headline lens itself.", Name(lens))
     why: tuple[Part, ...] = (Text(": "), Name(found.reason)) if found is not None and found.reason else ()
     words = " lens was read through" if why else " lens has rows in this run"
-    return sentence("No ", Name(lens), words, *why, ".")
+    return sentence("No {}{}{}.", Name(lens), words, why)
 
 
 def _audit(quotes: Quotes, audit: FittedLensAudit) -> list[Block]:
@@ -156,10 +204,17 @@ def _audit(quotes: Quotes, audit: FittedLensAudit) -> list[Block]:
     rows = []
     for rank, pair in audit.rank_milestones.items():
         cells = [
-            quotes.figure(f"le_{rank}", value, Unit.LAYER, (*base, "rank_milestones", side, f"le_{rank}"),
-                          basis=quotes.rows(of), lens=of, reason="rank is not reached")
+            quotes.figure(
+                f"le_{rank}",
+                value,
+                Unit.LAYER,
+                (*base, "rank_milestones", side, f"le_{rank}"),
+                basis=quotes.rows(of),
+                lens=of,
+                reason="rank is not reached",
+            )
             for side, of, value in (("baseline", quotes.headline, pair.baseline), (lens, lens, pair.sidecar))
-        ]  # fmt: skip
+        ]
         delta = quotes.figure(
             f"delta.le_{rank}",
             pair.delta,
@@ -173,21 +228,42 @@ def _audit(quotes: Quotes, audit: FittedLensAudit) -> list[Block]:
     for layer, quarter in sorted(_by_layer({q: _layer_of(q, quotes) for q in audit.kl_bits_at_percentiles}).items()):
         bits = audit.kl_bits_at_percentiles[quarter]
         own, other = (quotes.cell("kl_to_final_bits", layer, Unit.BITS, lens=of) for of in (quotes.headline, lens))
-        delta = quotes.figure(f"delta.{quarter}", bits.delta, Unit.BITS, (*base, "kl_bits_at_percentiles", "delta",
-                              quarter), basis=[own, other], how="headline less fitted")  # fmt: skip
+        delta = quotes.figure(
+            f"delta.{quarter}",
+            bits.delta,
+            Unit.BITS,
+            (*base, "kl_bits_at_percentiles", "delta", quarter),
+            basis=[own, other],
+            how="headline less fitted",
+        )
         rows.append(row(Name(f"KL at layer {layer} (bits)"), own, other, delta))
     near = [quotes.milestone("first_kl_below_1.0", lens=of) for of in (quotes.headline, lens)]
-    step = quotes.figure("delta.first_kl_le_1.0", audit.first_kl_le_1_0.delta, Unit.COUNT,
-                         (*base, "first_kl_le_1.0", "delta"), basis=near, how="fitted less headline",
-                         reason="one has no layer")  # fmt: skip
+    step = quotes.figure(
+        "delta.first_kl_le_1.0",
+        audit.first_kl_le_1_0.delta,
+        Unit.COUNT,
+        (*base, "first_kl_le_1.0", "delta"),
+        basis=near,
+        how="fitted less headline",
+        reason="one has no layer",
+    )
     rows.append(row(Name("first KL ≤ 1.0 (layer)"), *map(layer_cell, near), step))
-    verdict = quotes.figure("verdict", audit.verdict, Unit.TEXT, (*base, "verdict"), basis=_both(quotes, lens),
-                            how="gains and losses of ranks and divergences")  # fmt: skip
+    verdict = quotes.figure(
+        "verdict",
+        audit.verdict,
+        Unit.TEXT,
+        (*base, "verdict"),
+        basis=_both(quotes, lens),
+        how="gains and losses of ranks and divergences",
+    )
     caption = quotes.caption(
-        "Lens ", Name(lens), " against ", Name(quotes.headline), ": ", verdict, ". A difference of layers is fitted "
-        "less headline (negative is earlier), one of KL is headline less fitted (positive is nearer to the model).",
+        "Lens {} against {}: {}. A difference of layers is fitted less headline (negative is earlier), one "
+        "of KL is headline less fitted (positive is nearer to the model).",
+        Name(lens),
+        Name(quotes.headline),
+        verdict,
         marked=False,
-    )  # fmt: skip
+    )
     return [table(("measure", quotes.headline, lens, "difference"), rows, caption)]
 
 
@@ -212,21 +288,31 @@ def _attribution(quotes: Quotes) -> list[Block]:
     places = _by_layer({quarter: gain.layer for quarter, gain in found.percentiles.items()})
     gains = {quarter: found.percentiles[quarter] for _, quarter in sorted(places.items())}
     rows = [_gain(quotes, quarter, gain) for quarter, gain in gains.items()]
-    prefer = quotes.figure("prefer_tuned", found.prefer_tuned, Unit.TRUTH,
-                           ("tuned_lens", "attribution", "prefer_tuned"), basis=_both(quotes, "tuned"))  # fmt: skip
+    prefer = quotes.figure(
+        "prefer_tuned",
+        found.prefer_tuned,
+        Unit.TRUTH,
+        ("tuned_lens", "attribution", "prefer_tuned"),
+        basis=_both(quotes, "tuned"),
+    )
     caption = quotes.caption(
-        "What the tuned lens gains in bits, and how much of it a temperature alone would give; to be preferred: ",
-        prefer, ".", marked=False,
-    )  # fmt: skip
+        "What the tuned lens gains in bits, and how much of it a temperature alone would give; to be preferred: {}.",
+        prefer,
+        marked=False,
+    )
     header = ["layer", "in all", "temperature", "rotation"]
     if any(gain.linear_bits is not None for gain in gains.values()):
         header += ["of it bias", "of it map"]
         rows = [_parts(quotes, one, gain) for one, gain in zip(rows, gains.values(), strict=True)]
     blocks: list[Block] = [table(header, rows, caption)]
-    hint = quotes.stated("hint", Unit.TEXT, ("tuned_lens", "audit_summary", "preferred_semantics_lens_hint"),
-                         ("measurement_guidance", "preferred_semantics_lens_hint"))  # fmt: skip
+    hint = quotes.stated(
+        "hint",
+        Unit.TEXT,
+        ("tuned_lens", "audit_summary", "preferred_semantics_lens_hint"),
+        ("measurement_guidance", "preferred_semantics_lens_hint"),
+    )
     if hint.value is not None:
-        blocks.append(Paragraph((sentence("Hint of the tuned lens' own audit: ", hint, "."),)))
+        blocks.append(Paragraph((sentence("Hint of the tuned lens' own audit: {}.", hint),)))
     return blocks
 
 
@@ -236,9 +322,11 @@ def _gain(quotes: Quotes, quarter: str, gain: AttributedGain) -> Row:
     cells = [
         quotes.figure(key, value, Unit.BITS, (*base, key), basis=basis, how="differences of divergences")
         for key, value in (
-            ("ΔKL_tuned", gain.tuned_bits), ("ΔKL_temp", gain.temperature_bits), ("ΔKL_rot", gain.rotation_bits),
+            ("ΔKL_tuned", gain.tuned_bits),
+            ("ΔKL_temp", gain.temperature_bits),
+            ("ΔKL_rot", gain.rotation_bits),
         )
-    ]  # fmt: skip
+    ]
     return row(quotes.cell("layer", gain.layer, Unit.LAYER), *cells)
 
 
@@ -261,8 +349,17 @@ def lens_check(quotes: Quotes) -> list[Sentence]:
         "tier", score.tier, Unit.TEXT, (*_FULL, "score_prefinal", "tier"), basis=quotes.evidence.raw_rows()
     )
     alone = quotes.figure(
-        "n_norm_only_semantics_layers", found.prefinal.n_norm_only_semantics_layers, Unit.COUNT,
-        (*_FULL, "prefinal", "n_norm_only_semantics_layers"), basis=quotes.evidence.raw_rows(),
-    )  # fmt: skip
-    return [sentence("Against the raw lens, without the last layer, the tier is ", tier, " and the number "
-                     "of layers with the answer under the norm alone ", alone, ".")]  # fmt: skip
+        "n_norm_only_semantics_layers",
+        found.prefinal.n_norm_only_semantics_layers,
+        Unit.COUNT,
+        (*_FULL, "prefinal", "n_norm_only_semantics_layers"),
+        basis=quotes.evidence.raw_rows(),
+    )
+    return [
+        sentence(
+            "Against the raw lens, without the last layer, the tier is {} and the number of layers with the "
+            "answer under the norm alone {}.",
+            tier,
+            alone,
+        )
+    ]

@@ -34,7 +34,7 @@ def _cautions(quotes: Quotes) -> list[Sentence]:
     ):
         of_weight = [reason.name for reason in quotes.guidance.reasons if reason.severity == weight]
         if of_weight:
-            said.append(sentence("Because of ", *names(of_weight), f", {effect}."))
+            said.append(sentence("Because of {}, {}.", names(of_weight), effect))
     return said
 
 
@@ -52,11 +52,15 @@ def _scope(quotes: Quotes) -> list[Sentence]:
         risk, tier = sample.lens_artifact_risk, full.whole.score.tier
         if risk is not None and tier is not None and risk != tier:
             said.append(
-                sentence("The sampled risk (", Name(risk), ") and the tier over all layers (", Name(tier),
-                         ") are two instruments; one does not stand for the other.")
-            )  # fmt: skip
+                sentence(
+                    "The sampled risk ({}) and the tier over all layers ({}) are two instruments; one does not stand "
+                    "for the other.",
+                    Name(risk),
+                    Name(tier),
+                )
+            )
     for problem in quotes.record.problems:
-        said.append(sentence(Name(f"{problem.file}: {problem.message}"), "."))
+        said.append(sentence("{}.", Name(f"{problem.file}: {problem.message}")))
     return said
 
 
@@ -68,20 +72,39 @@ def _files(quotes: Quotes) -> list[Sentence]:
     gaps = [quotes.evidence.otherwise(name) for name in (STRONG, "L_semantic_top2_ok", "gap_ge_0.5")]
     nulls = tuple(claim for claim in gaps if claim is not None and claim.value is None)
     if nulls:
-        said.append(sentence("The file has null for gates that rest on the lead of logits", Basis(nulls),
-                             ", though its rows hold that lead; the layers above are recomputed."))  # fmt: skip
+        said.append(
+            sentence(
+                "The file has null for gates that rest on the lead of logits{}, though its rows hold that lead; "
+                "the layers above are recomputed.",
+                Basis(nulls),
+            )
+        )
     copies = quotes.found.copy_thresholds
-    stability = None if copies is None else quotes.otherwise("stability", copies.stability, Unit.TEXT,
-                                                             (_D, "copy_thresholds", "stability"))  # fmt: skip
+    stability = (
+        None
+        if copies is None
+        else quotes.otherwise("stability", copies.stability, Unit.TEXT, (_D, "copy_thresholds", "stability"))
+    )
     if stability is not None and copies is not None:
-        said.append(sentence("The file calls the copy thresholds ", stability, "; by the rule they are ",
-                             Name(copies.stability), "."))  # fmt: skip
+        said.append(
+            sentence(
+                "The file calls the copy thresholds {}; by the rule they are {}.", stability, Name(copies.stability)
+            )
+        )
     window = quotes.found.raw_window
-    radius = None if window is None else quotes.otherwise("radius", window.radius, Unit.COUNT,
-                                                          (_D, "raw_lens_window", "radius"))  # fmt: skip
+    radius = (
+        None
+        if window is None
+        else quotes.otherwise("radius", window.radius, Unit.COUNT, (_D, "raw_lens_window", "radius"))
+    )
     if radius is not None:
-        said.append(sentence("The file looked ", radius, " layers around milestones, fewer than its sampled risk calls "
-                             "for; the window above is the wider one."))  # fmt: skip
+        said.append(
+            sentence(
+                "The file looked {} layers around milestones, fewer than its sampled risk calls for; the window "
+                "above is the wider one.",
+                radius,
+            )
+        )
     return said + _format(quotes)
 
 
@@ -90,67 +113,107 @@ def _format(quotes: Quotes) -> list[Sentence]:
     promoted = quotes.stated("use_fp32_unembed", Unit.TRUTH, (_D, "use_fp32_unembed"))
     dtype = quotes.stated("unembed_dtype", Unit.TEXT, (_D, "unembed_dtype"))
     if promoted.value is False and dtype.value == "torch.float32":
-        said.append(sentence("The flag ", Name("use_fp32_unembed"), " tells whether a promotion was needed (", promoted,
-                             "), not the precision, which is ", dtype, "."))  # fmt: skip
+        said.append(
+            sentence(
+                "The flag {} tells whether a promotion was needed ({}), not the precision, which is {}.",
+                Name("use_fp32_unembed"),
+                promoted,
+                dtype,
+            )
+        )
     samples = quotes.evidence.entry("raw_lens_check", "samples")
     count = 0 if samples is None else len(quotes.evidence.json.children(samples))
     if samples is not None and quotes.found.raw_sample is not None and count > len(quotes.found.raw_sample.samples) > 0:
         cited = quotes.evidence.derived("samples", count, Unit.COUNT, [quotes.evidence.cite(samples)], "count")
-        said.append(sentence("The file's raw-lens samples mix several facts (", cited, " entries)."))
+        said.append(sentence("The file's raw-lens samples mix several facts ({} entries).", cited))
     window = quotes.found.position_window
     if window is not None and window.rank1_frac is None and window.rank1_frac_reason is not None:
         stated = quotes.stated("rank1_frac", Unit.SHARE, (_D, "position_window", "rank1_frac"))
         if stated.value is not None:
-            said.append(sentence("The file's share of positions with rank 1, ", stated, ", rests on the last position "
-                                 "alone."))  # fmt: skip
+            said.append(
+                sentence("The file's share of positions with rank 1, {}, rests on the last position alone.", stated)
+            )
     table_ = quotes.evidence.table()
     if table_ is not None and table_.rows and table_.n_lines > len(table_.rows) + 1:
         whole = Citation(table_.name, 1, table_.n_lines)
         rows = quotes.evidence.derived("rows", len(table_.rows), Unit.COUNT, [whole], "count of rows")
         lines = quotes.evidence.derived("lines", table_.n_lines, Unit.COUNT, [whole], "count of lines")
-        said.append(sentence("Tokens contain line breaks: the table has ", rows, " rows in ", lines, " lines, and "
-                             "citations give physical lines."))  # fmt: skip
+        said.append(
+            sentence(
+                "Tokens contain line breaks: the table has {} rows in {} lines, and citations give physical lines.",
+                rows,
+                lines,
+            )
+        )
     return said
 
 
 def _rows(quotes: Quotes) -> list[Sentence]:
     """What floors and underflow have done to rows."""
     said, curve = [], quotes.curve
-    floored = [] if curve is None else [
-        one["layer"] for one in curve.rows if one["p_answer"] == 0 and one["answer_rank"] is not None
-    ]  # fmt: skip
+    floored = (
+        []
+        if curve is None
+        else [one["layer"] for one in curve.rows if one["p_answer"] == 0 and one["answer_rank"] is not None]
+    )
     if floored:
         count = quotes.shape("p_answer_zero", len(floored), "rows with p_answer of zero and a rank", unit=Unit.COUNT)
-        said.append(sentence("At ", count, " layers the answer's probability has underflowed, and its rank counts only "
-                             "tokens whose probability has not."))  # fmt: skip
+        said.append(
+            sentence(
+                "At {} layers the answer's probability has underflowed, and its rank counts only tokens whose "
+                "probability has not.",
+                count,
+            )
+        )
     for column, word in (("kl_to_final_bits", "from the output"), ("kl_norm_vs_raw_bits", "from the raw lens")):
         high = [layer for layer, bits in quotes.points(column) if bits >= SATURATED_BITS]
         if high:
-            one = quotes.cell(column, high[0], Unit.BITS) if column == "kl_to_final_bits" else quotes.raw_cell(
-                column, high[0], Unit.BITS)  # fmt: skip
+            one = (
+                quotes.cell(column, high[0], Unit.BITS)
+                if column == "kl_to_final_bits"
+                else quotes.raw_cell(column, high[0], Unit.BITS)
+            )
             basis = [one] if one.citations else quotes.rows()
             count = quotes.evidence.derived(f"{column}_saturated", len(high), Unit.COUNT, basis, "count of layers")
-            said.append(sentence("At ", count, f" layers the divergence {word} is the floor under probabilities and no "
-                                 "measurement."))  # fmt: skip
+            said.append(
+                sentence(
+                    "At {} layers the divergence {} is the floor under probabilities and no measurement.", count, word
+                )
+            )
     found = quotes.found.last_layer
     if found is not None and found.warn_high_last_layer_kl and found.measured.softcap is None:
         cap = quotes.stated("softcap", Unit.LOGIT, (_D, "last_layer_consistency", "cfg_transform", "softcap"))
-        said.append(sentence("The file has no soft cap", Basis((cap,)), ": its constant was not found, which is no "
-                             "proof that the model has none."))  # fmt: skip
+        said.append(
+            sentence(
+                "The file has no soft cap{}: its constant was not found, which is no proof that the model has none.",
+                Basis((cap,)),
+            )
+        )
     return said
 
 
 def _fitted(quotes: Quotes) -> list[Sentence]:
-    said = [sentence(Name(note)) for one in quotes.record.measured.sidecars for note in one.notes]
+    said = [sentence("{}", Name(note)) for one in quotes.record.measured.sidecars for note in one.notes]
     foreign = quotes.record.source == "published" and quotes.record.layerscope_version is None
     loaded = [one.kind for one in quotes.record.measured.sidecars if one.status == "loaded"]
     if foreign and loaded:
-        said.append(sentence("How fitted lenses (", *names(loaded), ") were made cannot be checked from these files; "
-                             "their figures describe that fit and are no property of the model."))  # fmt: skip
+        said.append(
+            sentence(
+                "How fitted lenses ({}) were made cannot be checked from these files; their figures describe that "
+                "fit and are no property of the model.",
+                names(loaded),
+            )
+        )
     skip = quotes.stated("m", Unit.NUMBER, (_D, "skip_layers_sanity", "m=2"))
     if skip.value is not None and foreign:
-        said.append(sentence("The file's skip-layer figures rest on a few prompts, and ", Name("m=2"), " skips one "
-                             "block (", skip, "); nothing is concluded from them."))  # fmt: skip
+        said.append(
+            sentence(
+                "The file's skip-layer figures rest on a few prompts, and {} skips one block ({}); nothing is "
+                "concluded from them.",
+                Name("m=2"),
+                skip,
+            )
+        )
     return said
 
 

@@ -7,6 +7,7 @@ from layerscope.report.cited.document import (
     Basis,
     Block,
     Bullets,
+    Filling,
     Name,
     Paragraph,
     Part,
@@ -41,8 +42,8 @@ def method(quotes: Quotes) -> Section:
     return Section("Method sanity-check", (Bullets(tuple(items)),), sections)
 
 
-def _item(title: str, *parts: Part | str) -> Sentence:
-    return sentence(Strong((Text(title + "."),)), " ", *parts)
+def _item(title: str, template: str, *values: Filling) -> Sentence:
+    return sentence(f"{{}} {template}", Strong((Text(f"{title}."),)), *values)
 
 
 def _indexing(quotes: Quotes) -> Sentence:
@@ -51,9 +52,12 @@ def _indexing(quotes: Quotes) -> Sentence:
     where: list[Part | str] = ["; rows are those of position ", position] if position is not None else []
     last = quotes.figure("n_layers", quotes.n_layers, Unit.LAYER, ("model_stats", "num_layers"))
     return _item(
-        "Indexing", "A layer is the number of blocks that have written: the embedding comes first, ", last,
-        " is what the final norm receives", *where, " (the first counts as zero), where the next token is predicted.",
-    )  # fmt: skip
+        "Indexing",
+        "A layer is the number of blocks that have written: the embedding comes first, {} is what the "
+        "final norm receives{} (the first counts as zero), where the next token is predicted.",
+        last,
+        where,
+    )
 
 
 def _norms(quotes: Quotes) -> Sentence:
@@ -65,11 +69,10 @@ def _norms(quotes: Quotes) -> Sentence:
     last = quotes.stated("ln_source", Unit.TEXT, (*base, "per_layer", quotes.n_layers, "ln_source"))
     parts: list[Part | str] = ["The norm of the first block is ", kind, ", the one before the head ", final]
     if strategy.value is None:
-        return _item("Norms", *parts, "; the file does not say which norm was applied at which layer.")
+        return _item("Norms", "{}; the file does not say which norm was applied at which layer.", parts)
     return _item(
-        "Norms", *parts, "; strategy ", strategy, ", with ", first, " at the embedding and ", last,
-        " at the last layer.",
-    )  # fmt: skip
+        "Norms", "{}; strategy {}, with {} at the embedding and {} at the last layer.", parts, strategy, first, last
+    )
 
 
 def _norm_effect(quotes: Quotes) -> list[Sentence]:
@@ -79,15 +82,23 @@ def _norm_effect(quotes: Quotes) -> list[Sentence]:
     if ratio.value is None:
         return [_item("What the norm does", "It is not recorded layer by layer.")]
     said: list[Part | str] = [
-        "At the embedding it multiplies the length by ", ratio, " (cosine ",
-        quotes.cell("delta_resid_cos", 0, Unit.COSINE), ")",
-    ]  # fmt: skip
+        "At the embedding it multiplies the length by ",
+        ratio,
+        " (cosine ",
+        quotes.cell("delta_resid_cos", 0, Unit.COSINE),
+        ")",
+    ]
     if onset is not None and quotes.ranked:
         said += [
-            ", at layer ", quotes.milestone(ONSET), " by ", quotes.cell("resid_norm_ratio", onset, Unit.NUMBER),
-            " (cosine ", quotes.cell("delta_resid_cos", onset, Unit.COSINE), ")",
-        ]  # fmt: skip
-    return [_item("What the norm does", *said, "."), *_trajectory(quotes)]
+            ", at layer ",
+            quotes.milestone(ONSET),
+            " by ",
+            quotes.cell("resid_norm_ratio", onset, Unit.NUMBER),
+            " (cosine ",
+            quotes.cell("delta_resid_cos", onset, Unit.COSINE),
+            ")",
+        ]
+    return [_item("What the norm does", "{}.", said), *_trajectory(quotes)]
 
 
 def _trajectory(quotes: Quotes) -> list[Sentence]:
@@ -105,9 +116,14 @@ def _trajectory(quotes: Quotes) -> list[Sentence]:
     if quotes.ranked and found.n_spikes is not None:  # counted up to the onset
         spikes = quotes.figure("n_spikes", found.n_spikes, Unit.COUNT, (*base, "n_spikes"))
         relative = quotes.figure("n_spikes_relative", found.n_spikes_relative, Unit.COUNT, (*base, "n_spikes_relative"))
-        said += ["; the norm is abrupt at ", spikes, f" {layers_word(spikes)} by the absolute rule, at ", relative,
-                 " by comparison with neighbours"]  # fmt: skip
-    return [_item("Length of the stream", *said, ".")]
+        said += [
+            "; the norm is abrupt at ",
+            spikes,
+            f" {layers_word(spikes)} by the absolute rule, at ",
+            relative,
+            " by comparison with neighbours",
+        ]
+    return [_item("Length of the stream", "{}.", said)]
 
 
 def _head(quotes: Quotes) -> Sentence:
@@ -117,11 +133,15 @@ def _head(quotes: Quotes) -> Sentence:
     if present.value is None:
         bias: tuple[Part | str, ...] = ("Whether it has a bias is not recorded",)
     elif present.value:
-        bias = ("It has a bias", Basis((present,)), " of length ",
-                quotes.stated("l2_norm", Unit.LOGIT, (_D, "unembed_bias", "l2_norm")))  # fmt: skip
+        bias = (
+            "It has a bias",
+            Basis((present,)),
+            " of length ",
+            quotes.stated("l2_norm", Unit.LOGIT, (_D, "unembed_bias", "l2_norm")),
+        )
     else:
         bias = ("It has no bias", Basis((present,)))
-    return _item("Unembedding", *bias, "; it was computed in ", dtype, " (promotion needed: ", promoted, ").")
+    return _item("Unembedding", "{}; it was computed in {} (promotion needed: {}).", bias, dtype, promoted)
 
 
 def _machine(quotes: Quotes) -> Sentence:
@@ -131,11 +151,16 @@ def _machine(quotes: Quotes) -> Sentence:
     torch, dtype, seed = (quotes.stated(key, unit, (*env, key)) for key, unit in keys)
     kernels = quotes.stated("deterministic_algorithms", Unit.TRUTH, (*env, "deterministic_algorithms"))
     if kernels.value is None:
-        return _item("Environment", "Device ", device, "; the file has no more on the machine.")
+        return _item("Environment", "Device {}; the file has no more on the machine.", device)
     return _item(
-        "Environment", "Device ", device, ", PyTorch ", torch, ", blocks in ", dtype, ", seed ", seed,
-        ", deterministic kernels: ", kernels, ".",
-    )  # fmt: skip
+        "Environment",
+        "Device {}, PyTorch {}, blocks in {}, seed {}, deterministic kernels: {}.",
+        device,
+        torch,
+        dtype,
+        seed,
+        kernels,
+    )
 
 
 def _health(quotes: Quotes) -> Sentence:
@@ -145,7 +170,7 @@ def _health(quotes: Quotes) -> Sentence:
     if nan.value is None:
         return _item("Numeric health", "Not recorded in these files.")
     largest = quotes.stated("max_abs_logit_p99", Unit.LOGIT, (*base, "max_abs_logit_p99"))
-    return _item("Numeric health", "NaN: ", nan, ", infinities: ", inf, ", largest logit ", largest, ".")
+    return _item("Numeric health", "NaN: {}, infinities: {}, largest logit {}.", nan, inf, largest)
 
 
 def _alignment(quotes: Quotes) -> Sentence:
@@ -156,28 +181,39 @@ def _alignment(quotes: Quotes) -> Sentence:
     variant = quotes.stated("variant", Unit.TEXT, ("gold_answer", "variant"))
     rate = quotes.stated("gold_alignment_rate", Unit.SHARE, (_D, "gold_alignment_rate"))
     share: list[Part | str] = [", share of prompts resolved ", rate] if rate.value is not None else []
-    return _item("Gold alignment", "Status ", status, ": ", answer, " is id ", first, ", ", variant, *share, ".")
+    return _item("Gold alignment", "Status {}: {} is id {}, {}{}.", status, answer, first, variant, share)
 
 
 def _mask(quotes: Quotes) -> Sentence:
     found = quotes.record.measured.copy_mask
-    size = quotes.figure("size", None if found is None else found.size, Unit.COUNT,
-                         (_D, "copy_mask", "size"), ("record", "measured", "copy_mask", "size"))  # fmt: skip
+    size = quotes.figure(
+        "size",
+        None if found is None else found.size,
+        Unit.COUNT,
+        (_D, "copy_mask", "size"),
+        ("record", "measured", "copy_mask", "size"),
+    )
     if size.value is None:
         return _item("Copy mask", "Not recorded in these files.")
-    return _item("Copy mask", size, " ids of blanks and punctuation never count as an echo.")
+    return _item("Copy mask", "{} ids of blanks and punctuation never count as an echo.", size)
 
 
 def _detectors(quotes: Quotes) -> Sentence:
     threshold = quotes.figure("copy_thresh", quotes.thresholds.copy_collapse, Unit.PROBABILITY, (_D, "copy_thresh"))
     window = quotes.stated("copy_window_k", Unit.COUNT, (_D, "copy_window_k"))
     match = quotes.stated("copy_match_level", Unit.TEXT, (_D, "copy_match_level"))
-    soft = quotes.stated("copy_soft_threshold", Unit.PROBABILITY, (_D, "copy_soft_threshold"),
-                         (_D, "copy_soft_config", "threshold"))  # fmt: skip
+    soft = quotes.stated(
+        "copy_soft_threshold", Unit.PROBABILITY, (_D, "copy_soft_threshold"), (_D, "copy_soft_config", "threshold")
+    )
     return _item(
-        "Copy detectors", "Strict above ", threshold, " over ", window,
-        f" {layers_word(window)}, by ", match, "; soft above ", soft, ".",
-    )  # fmt: skip
+        "Copy detectors",
+        "Strict above {} over {} {}, by {}; soft above {}.",
+        threshold,
+        window,
+        layers_word(window),
+        match,
+        soft,
+    )
 
 
 def _calibration(quotes: Quotes) -> Section:
@@ -185,19 +221,24 @@ def _calibration(quotes: Quotes) -> Section:
     title, found = "Head calibration", quotes.found.last_layer
     if found is None:
         why = quotes.record.measured.absent.get("last_layer", "the files do not say")
-        return Section(title, (Paragraph((sentence("Not measured: ", Name(why), "."),)),))
+        return Section(title, (Paragraph((sentence("Not measured: {}.", Name(why)),)),))
     measured = found.measured
     kl = quotes.figure("kl_to_final_bits", measured.kl_to_final_bits, Unit.BITS, (*_LAST, "kl_to_final_bits"))
     temperature = quotes.figure("temp_est", measured.temp_est, Unit.NUMBER, (*_LAST, "temp_est"))
     after = quotes.figure("kl_after_temp_bits", measured.kl_after_temp_bits, Unit.BITS, (*_LAST, "kl_after_temp_bits"))
     agree = quotes.figure("top1_agree", measured.top1_agree, Unit.TRUTH, (*_LAST, "top1_agree"))
-    warn = quotes.figure("warn_high_last_layer_kl", found.warn_high_last_layer_kl, Unit.TRUTH,
-                         (*_LAST, "warn_high_last_layer_kl"))  # fmt: skip
+    warn = quotes.figure(
+        "warn_high_last_layer_kl", found.warn_high_last_layer_kl, Unit.TRUTH, (*_LAST, "warn_high_last_layer_kl")
+    )
     said = [
-        sentence("The last layer under ", Name(quotes.headline), " is ", kl, " bits from the model's output; same "
-                 "top-1 token: ", agree, "."),
-        sentence("The best temperature, ", temperature, ", leaves ", after, " bits; warning: ", warn, "."),
-    ]  # fmt: skip
+        sentence(
+            "The last layer under {} is {} bits from the model's output; same top-1 token: {}.",
+            Name(quotes.headline),
+            kl,
+            agree,
+        ),
+        sentence("The best temperature, {}, leaves {} bits; warning: {}.", temperature, after, warn),
+    ]
     return Section(title, (Paragraph((*said, *_transform(quotes))),))
 
 
@@ -221,16 +262,14 @@ def _transform(quotes: Quotes) -> list[Sentence]:
             "which accounts for the distance" if value < found.threshold_bits else "which does not account for it"
         )
         declared: list[Part | str] = ["soft cap ", cap] if measured.softcap is not None else ["scale ", scale]
-        said = [sentence("The model declares ", *declared, "; with its ", name, " ", left, " bits remain, ", explains,
-                         ".")]  # fmt: skip
+        said = [sentence("The model declares {}; with its {} {} bits remain, {}.", declared, name, left, explains)]
         return said + ([_why_softcap()] if measured.softcap is not None else [])
     if not found.warn_high_last_layer_kl:
         return []
     return [
         sentence(
-            "The file declares no scale and no soft cap",
+            "The file declares no scale and no soft cap{}, so the model's own transform could not be tried.",
             Basis((scale, cap)),
-            ", so the model's own transform could not be tried.",
         ),
         *_like_a_softcap(quotes, found.measured),
     ]
@@ -248,10 +287,11 @@ def _like_a_softcap(quotes: Quotes, measured: LastLayerRecord) -> list[Sentence]
         return []
     return [
         sentence(
-            "The last row is more certain than the model", Basis((lens, model)), ", and one temperature mends a part "
-            "of it alone: that is what a soft cap on the model's logits leaves in rows that do not pass it.",
+            "The last row is more certain than the model{}, and one temperature mends a part of it alone: that "
+            "is what a soft cap on the model's logits leaves in rows that do not pass it.",
+            Basis((lens, model)),
         )
-    ]  # fmt: skip
+    ]
 
 
 def _why_softcap() -> Sentence:
@@ -264,23 +304,31 @@ def _why_softcap() -> Sentence:
 def _repetition(quotes: Quotes) -> Section:
     """Whether a second time gives the same."""
     base, found = (_D, "repeatability"), quotes.found.repeatability
-    status = quotes.figure("status", found.status if found.status != "unavailable" else None, Unit.TEXT,
-                           (*base, "status"))  # fmt: skip
+    status = quotes.figure(
+        "status", found.status if found.status != "unavailable" else None, Unit.TEXT, (*base, "status")
+    )
     deviation = quotes.figure("max_rank_dev", found.max_rank_dev, Unit.COUNT, (*base, "max_rank_dev"))
     flips = quotes.figure("top1_flip_rate", found.top1_flip_rate, Unit.SHARE, (*base, "top1_flip_rate"))
     if deviation.value is None:
         why: list[Part | str] = [" (", Name(found.reason), ")"] if found.reason else []
-        said = [sentence("No second decode was made or kept", *why, ".")]
+        said = [sentence("No second decode was made or kept{}.", why)]
     else:
-        said = [sentence("Second decode ", status, ": largest rank deviation ", deviation, ", share of layers whose "
-                         "top-1 token flipped ", flips, ".")]  # fmt: skip
+        said = [
+            sentence(
+                "Second decode {}: largest rank deviation {}, share of layers whose top-1 token flipped {}.",
+                status,
+                deviation,
+                flips,
+            )
+        ]
     mode = quotes.stated("mode", Unit.TEXT, (_D, "repeatability_forward", "mode"))
     if mode.value is not None:
         passed = quotes.stated(
-            "repeatability_forward_pass", Unit.TRUTH,
+            "repeatability_forward_pass",
+            Unit.TRUTH,
             (_D, "repeatability_forward", "gate", "repeatability_forward_pass"),
-        )  # fmt: skip
-        said.append(sentence("Second forward pass: ", mode, ", agreement ", passed, "."))
+        )
+        said.append(sentence("Second forward pass: {}, agreement {}.", mode, passed))
     return Section("Repeatability", (Paragraph(tuple(said)),))
 
 
@@ -288,16 +336,18 @@ def _decoding(quotes: Quotes) -> Section:
     """Whether milestones hang on the norm of the block that wrote, or of the next."""
     point, title = quotes.found.decoding_point, "Decoding point"
     gate = quotes.figure(
-        "decoding_point_consistent", point.consistent, Unit.TRUTH,
+        "decoding_point_consistent",
+        point.consistent,
+        Unit.TRUTH,
         (_D, "decoding_point", "gate", "decoding_point_consistent"),
-    )  # fmt: skip
+    )
     if not quotes.ranked:
         return Section(title, (Paragraph((sentence("The identity check failed, and milestones do not stand."),)),))
     if not point.targets:
         if gate.value is None:
             why = point.reason or "the files do not say"
-            return Section(title, (Paragraph((sentence("Not tested: ", Name(why), "."),)),))
-        return Section(title, (Paragraph((sentence("Consistent, as the file states it: ", gate, "."),)),))
+            return Section(title, (Paragraph((sentence("Not tested: {}.", Name(why)),)),))
+        return Section(title, (Paragraph((sentence("Consistent, as the file states it: {}.", gate),)),))
     rows = [
         row(
             Name(target.name),
@@ -309,9 +359,11 @@ def _decoding(quotes: Quotes) -> Section:
         for target in point.targets
     ]
     caption = quotes.caption(
-        "Rank of the answer under the norm of the block that wrote last and under that of the next, and the share of "
-        "their most likely tokens; consistent: ", gate, ".", marked=False,
-    )  # fmt: skip
+        "Rank of the answer under the norm of the block that wrote last and under that of the next, and "
+        "the share of their most likely tokens; consistent: {}.",
+        gate,
+        marked=False,
+    )
     header = ("milestone", "layer", "post_ln2", "next_norm", "Jaccard@10")
     return Section(title, (table(header, rows, caption),))
 
@@ -334,11 +386,12 @@ def _guidance(quotes: Quotes) -> Section:
     prefer = quotes.figure("prefer_ranks", found.prefer_ranks, Unit.TRUTH, (*base, "prefer_ranks"))
     lens = "norm" if found.preferred_lens == "next_norm" else found.preferred_lens
     preferred = quotes.figure("preferred_lens_for_reporting", lens, Unit.TEXT, (*base, "preferred_lens_for_reporting"))
-    confirmed = quotes.figure("use_confirmed_semantics", found.use_confirmed, Unit.TRUTH,
-                              (*base, "use_confirmed_semantics"))  # fmt: skip
+    confirmed = quotes.figure(
+        "use_confirmed_semantics", found.use_confirmed, Unit.TRUTH, (*base, "use_confirmed_semantics")
+    )
     said = [
-        sentence("Prefer ranks: ", prefer, "; suppress absolute probabilities: ", suppress, "."),
-        sentence("Preferred lens: ", preferred, "; use the confirmed semantic layer: ", confirmed, "."),
+        sentence("Prefer ranks: {}; suppress absolute probabilities: {}.", prefer, suppress),
+        sentence("Preferred lens: {}; use the confirmed semantic layer: {}.", preferred, confirmed),
     ]
     if quotes.evidence.entry("measurement_guidance") is None:
         said.append(sentence("The files hold no guidance; this is what their rows call for."))
@@ -350,10 +403,11 @@ def _guidance(quotes: Quotes) -> Section:
     further = [claim for name, claim in stated.items() if name not in {reason.name for reason in found.reasons}]
     if further:
         parts = [part for claim in further for part in (Text(", "), claim)][1:]
-        blocks.append(Paragraph((sentence("The file gives reasons that its rows do not bear out, or cannot: ", *parts,
-                                          "."),)))  # fmt: skip
+        blocks.append(
+            Paragraph((sentence("The file gives reasons that its rows do not bear out, or cannot: {}.", parts),))
+        )
     if found.undetermined:
-        unknown = sentence("Neither raised nor ruled out, for want of data: ", *names(found.undetermined), ".")
+        unknown = sentence("Neither raised nor ruled out, for want of data: {}.", names(found.undetermined))
         blocks.append(Paragraph((unknown,)))
     return Section("Guidance", tuple(blocks))
 

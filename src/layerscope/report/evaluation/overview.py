@@ -6,7 +6,7 @@ from layerscope.analysis.milestones import NEVER_SEEN, STABLE
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Basis, Name, Paragraph, Part, Section, Sentence, Text, sentence
 from layerscope.report.evaluation.quotes import Quotes, at_layer, names, not_measured
-from layerscope.report.weaknesses import weaknesses
+from layerscope.report.sentences.weaknesses import weaknesses
 
 ONSET, STRONG, STRONG_RUN2 = "L_semantic", "L_semantic_strong", "L_semantic_strong_run2"
 _BASIS = {
@@ -45,8 +45,12 @@ def fingerprint(quotes: Quotes) -> Section:
 def _never(quotes: Quotes, claim: Claim) -> list[Part]:
     """That the answer does not lead, as far as that is known."""
     if not_measured(claim):
-        return [Text("whether the answer leads under "), Name(quotes.headline), Text(" was not measured"),
-                Basis((claim,))]  # fmt: skip
+        return [
+            Text("whether the answer leads under "),
+            Name(quotes.headline),
+            Text(" was not measured"),
+            Basis((claim,)),
+        ]
     tail = " where its rank is known" if claim.reason == NEVER_SEEN else ""
     return [Text("the answer never leads under "), Name(quotes.headline), Text(tail), Basis((claim,))]
 
@@ -59,8 +63,13 @@ def _last_layer(quotes: Quotes) -> list[Part]:
     if found.warn_high_last_layer_kl:
         return [Text("; the last layer is far from the output (KL "), last, Text(" bits).")]
     gate = Name(f"{found.threshold_bits:g}")
-    return [Text("; the last layer is the model's output within the gate of "), gate, Text(" bits (KL "), last,
-            Text(" bits).")]  # fmt: skip
+    return [
+        Text("; the last layer is the model's output within the gate of "),
+        gate,
+        Text(" bits (KL "),
+        last,
+        Text(" bits)."),
+    ]
 
 
 def semantic(quotes: Quotes) -> Claim:
@@ -93,33 +102,41 @@ def decoding_point(quotes: Quotes) -> list[Sentence]:
     """Through which norm rows were decoded, and how much hangs on it."""
     lenses = quotes.record.protocol.lenses
     point = quotes.found.decoding_point
-    said = [sentence("Lenses: ", *names(lenses), "; figures are those of ", Name(quotes.headline),
-                     " unless another is named.")]  # fmt: skip
+    said = [
+        sentence("Lenses: {}; figures are those of {} unless another is named.", names(lenses), Name(quotes.headline))
+    ]
     if "logit" not in lenses:
         said.append(
             sentence(
-                "Only the norm of the next block was decoded (",
+                "Only the norm of the next block was decoded ({}, which these files call norm), not the model's "
+                "final norm at every layer ({}): how many layers hang on that choice cannot be told from this run, "
+                "and every layer named below stands under it.",
                 Name("next_norm"),
-                ", which these files call norm), not the model's final norm at every layer (",
                 Name("logit"),
-                "): how many layers hang on that choice cannot be told from this run, and every layer named below "
-                "stands under it.",
             )
         )
     elif point.onset_gap is not None and quotes.ranked:
         a, b = quotes.milestone(ONSET, lens="logit"), quotes.milestone(ONSET, lens="next_norm")
         gap = quotes.figure(
-            "gap_layers", point.onset_gap.gap_layers, Unit.COUNT,
-            ("diagnostics", "decoding_point", "onset_gap", "gap_layers"), basis=(a, b), how="difference of layers",
+            "gap_layers",
+            point.onset_gap.gap_layers,
+            Unit.COUNT,
+            ("diagnostics", "decoding_point", "onset_gap", "gap_layers"),
+            basis=(a, b),
+            how="difference of layers",
             reason="one of the two lenses has no onset",
-        )  # fmt: skip
+        )
         said.append(
             sentence(
-                "Through the final norm (", Name("logit"), ") the answer first has rank 1 ", *at_layer(a),
-                ", through the next block's norm (", Name("next_norm"), ") ", *at_layer(b), ": a gap of ", gap,
-                " layers.",
+                "Through the final norm ({}) the answer first has rank 1 {}, through the next block's norm ({}) "
+                "{}: a gap of {} layers.",
+                Name("logit"),
+                at_layer(a),
+                Name("next_norm"),
+                at_layer(b),
+                gap,
             )
-        )  # fmt: skip
+        )
     return said
 
 
@@ -136,15 +153,19 @@ def _model(quotes: Quotes) -> Sentence:
     created = quotes.stated("created_utc", Unit.TEXT, ("created_utc",))
     when: list[Part] = [Text(", measured "), created] if created.value is not None else []
     return sentence(
-        Name(model.id), " has ", sizes[0], " layers, a residual stream of ", sizes[1], " and a vocabulary of ",
-        sizes[2], *when, ".",
-    )  # fmt: skip
+        "{} has {} layers, a residual stream of {} and a vocabulary of {}{}.",
+        Name(model.id),
+        sizes[0],
+        sizes[1],
+        sizes[2],
+        when,
+    )
 
 
 def _prompt(quotes: Quotes) -> Sentence:
     text = quotes.stated("context_prompt", Unit.TOKEN, ("prompt", "context_prompt"), ("diagnostics", "context_prompt"))
     gold = quotes.stated("gold_answer", Unit.TOKEN, ("gold_answer", "string"), ("prompt", "ground_truth"))
-    return sentence("The prompt is ", text, "; the answer looked for is ", gold, ".")
+    return sentence("The prompt is {}; the answer looked for is {}.", text, gold)
 
 
 def _result(quotes: Quotes) -> list[Sentence]:
@@ -155,23 +176,24 @@ def _result(quotes: Quotes) -> list[Sentence]:
         return _no_rank_1(quotes, claim)
     said = [
         sentence(
-            "The answer becomes readable at layer ", claim, " (depth fraction ", depth(quotes), "): ",
-            _BASIS[found.name], " (", Name(found.name), ").",
+            "The answer becomes readable at layer {} (depth fraction {}): {} ({}).",
+            claim,
+            depth(quotes),
+            _BASIS[found.name],
+            Name(found.name),
         )
-    ]  # fmt: skip
+    ]
     weak = weaknesses(quotes.evidence)
     if weak:
-        said.append(sentence("This is weak evidence: ", "; ".join(weak), "."))
+        said.append(sentence("This is weak evidence: {}.", "; ".join(weak)))
     said += _held(quotes)
     if quotes.guidance.preferred_lens != quotes.headline:
         own = quotes.milestone(ONSET, lens=quotes.guidance.preferred_lens)
         said.append(
             sentence(
-                "Guidance prefers the lens ",
+                "Guidance prefers the lens {}, under which rank 1 comes {}.",
                 Name(quotes.guidance.preferred_lens),
-                ", under which rank 1 comes ",
-                *at_layer(own),
-                ".",
+                at_layer(own),
             )
         )
     if quotes.guidance.suppress_abs_probs:
@@ -187,19 +209,26 @@ def _result(quotes: Quotes) -> list[Sentence]:
 def _no_rank_1(quotes: Quotes, claim: Claim) -> list[Sentence]:
     """That there is none, where that was measured, and how near it comes."""
     if not_measured(claim):
-        said = [sentence("Whether the answer has rank 1 at any layer was not measured: ", Name(claim.reason or ""),
-                         Basis((claim,)), ".")]  # fmt: skip
+        said = [
+            sentence(
+                "Whether the answer has rank 1 at any layer was not measured: {}{}.",
+                Name(claim.reason or ""),
+                Basis((claim,)),
+            )
+        ]
         stated = quotes.stated(ONSET, Unit.LAYER, ("diagnostics", ONSET))
         if stated.value is not None:
-            said.append(sentence("The file states layer ", stated, ", which no row is there to show."))
+            said.append(sentence("The file states layer {}, which no row is there to show.", stated))
         return said
     some = ", among those that have one" if claim.reason == NEVER_SEEN else ""
-    said = [sentence(f"The answer has rank 1 at no layer{some}", Basis((claim,)), ".")]
+    said = [sentence("The answer has rank 1 at no layer{}{}.", some, Basis((claim,)))]
     best = shapes.trough(quotes.points("answer_rank"))
-    rank, layer = (quotes.cell(column, None if best is None else best[0], unit)
-                   for column, unit in (("answer_rank", Unit.RANK), ("layer", Unit.LAYER)))  # fmt: skip
+    rank, layer = (
+        quotes.cell(column, None if best is None else best[0], unit)
+        for column, unit in (("answer_rank", Unit.RANK), ("layer", Unit.LAYER))
+    )
     if rank.value is not None:
-        said.append(sentence("Its best rank is ", rank, ", at layer ", layer, "."))
+        said.append(sentence("Its best rank is {}, at layer {}.", rank, layer))
     return said
 
 
@@ -216,4 +245,4 @@ def _held(quotes: Quotes) -> list[Sentence]:
         known = ranks[-1][0] == quotes.n_layers
         words = "it does not hold to the last layer" if known else "the last layer, which would tell, is missing"
         tail = (words, Basis((stable,)))
-    return [sentence("Rank 1 comes first at layer ", first, ", is lost at layer ", gone, ", and ", *tail, ".")]
+    return [sentence("Rank 1 comes first at layer {}, is lost at layer {}, and {}.", first, gone, tail)]

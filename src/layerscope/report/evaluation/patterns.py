@@ -62,10 +62,14 @@ def _rotation(quotes: Quotes) -> list[Sentence]:
         return []
     said = [
         sentence(
-            "The cosine to the output first reaches ", Name(f"{c:g}"), " ", *at_layer(cosine), ", rank 1 comes ",
-            *at_layer(rank), ", a divergence of at most ", Name(f"{bits:.1f}"), " bits ", *at_layer(kl), ".",
+            "The cosine to the output first reaches {} {}, rank 1 comes {}, a divergence of at most {} bits {}.",
+            Name(f"{c:g}"),
+            at_layer(cosine),
+            at_layer(rank),
+            Name(f"{bits:.1f}"),
+            at_layer(kl),
         )
-    ]  # fmt: skip
+    ]
     return said + _reading(quotes, cosine, kl, c)
 
 
@@ -79,23 +83,43 @@ def _reading(quotes: Quotes, cosine: Claim, kl: Claim, bound: float) -> list[Sen
         gone = shapes.returns(curve, lambda value: value >= bound)
         layers = (quotes.cell("layer", gone[0], Unit.LAYER), quotes.cell("cos_to_final", gone[0], Unit.COSINE))
         tail: tuple[Part | str, ...] = (Basis((quotes.shape("cos_held", False, "every later layer"),)),)
-        return [sentence("That crossing is no early direction: at layer ", layers[0], " the cosine is back at ",
-                         layers[1], *tail, ".")]  # fmt: skip
+        return [
+            sentence(
+                "That crossing is no early direction: at layer {} the cosine is back at {}{}.",
+                layers[0],
+                layers[1],
+                tail,
+            )
+        ]
     basis = Basis((quotes.shape("cos_held", True, "every later layer"),))
     if not_measured(kl):
         return []
     if kl.value is None and held == quotes.n_layers:
-        return [sentence("The direction is there at the last layer alone", basis, ", and even there the divergence is "
-                         "not that small: the size of the logits is not the model's.")]  # fmt: skip
+        return [
+            sentence(
+                "The direction is there at the last layer alone{}, and even there the divergence is not that "
+                "small: the size of the logits is not the model's.",
+                basis,
+            )
+        ]
     if kl.value is None:
-        return [sentence("The direction stays", basis, ", but the divergence never comes that near: the size of the "
-                         "logits is not the model's.")]  # fmt: skip
+        return [
+            sentence(
+                "The direction stays{}, but the divergence never comes that near: the size of the logits is not "
+                "the model's.",
+                basis,
+            )
+        ]
     if not isinstance(kl.value, int) or cosine.value == kl.value:
-        return [sentence("Direction and distribution come at one layer", basis, ".")]
+        return [sentence("Direction and distribution come at one layer{}.", basis)]
     if cosine.value < kl.value:
-        return [sentence("The direction comes first and stays", basis, "; the distribution follows later: rotation "
-                         "before amplification.")]  # fmt: skip
-    return [sentence("The distribution is near before the direction is", basis, ".")]
+        return [
+            sentence(
+                "The direction comes first and stays{}; the distribution follows later: rotation before amplification.",
+                basis,
+            )
+        ]
+    return [sentence("The distribution is near before the direction is{}.", basis)]
 
 
 def _control_curve(quotes: Quotes) -> list[Sentence]:
@@ -110,12 +134,21 @@ def _control_curve(quotes: Quotes) -> list[Sentence]:
     first = shapes.first_where(margins, lambda value: value > 0)
     if held is None or first is None:
         return []
-    claim = quotes.evidence.derived("control_margin_held_from", held, Unit.LAYER, quotes.rows(asked=asked),
-                                    "first layer from which every margin is positive")  # fmt: skip
+    claim = quotes.evidence.derived(
+        "control_margin_held_from",
+        held,
+        Unit.LAYER,
+        quotes.rows(asked=asked),
+        "first layer from which every margin is positive",
+    )
     if held == first:
-        return [sentence("On the control its own answer leads the fact's from layer ", claim, " on without a break.")]
-    return [sentence("On the control the margin changes sign after it is first positive; it stays positive from layer ",
-                     claim, " on.")]  # fmt: skip
+        return [sentence("On the control its own answer leads the fact's from layer {} on without a break.", claim)]
+    return [
+        sentence(
+            "On the control the margin changes sign after it is first positive; it stays positive from layer {} on.",
+            claim,
+        )
+    ]
 
 
 def _last_step(quotes: Quotes) -> list[Sentence]:
@@ -129,7 +162,7 @@ def _last_step(quotes: Quotes) -> list[Sentence]:
     word = "rises" if change > 0 else "falls" if change < 0 else "stays"
     how = "sign of the difference of two layers"
     claim = quotes.evidence.derived("entropy_last_step", word, Unit.TEXT, ends, how)
-    return [sentence("In the step to the last layer the entropy ", claim, ".")]
+    return [sentence("In the step to the last layer the entropy {}.", claim)]
 
 
 def _temperature(quotes: Quotes) -> list[Sentence]:
@@ -142,10 +175,20 @@ def _temperature(quotes: Quotes) -> list[Sentence]:
     basis = Basis(tuple(one["rank"] for one in found))
     ends = [found[0]["temperature"], found[-1]["temperature"]]
     if all(rank == 1 for rank in ranks):
-        return [sentence("In the model's head the answer has rank 1 at temperatures ", ends[0], " and ", ends[1],
-                         basis, ", as it must: a temperature changes no order.")]  # fmt: skip
-    return [sentence("In the model's head the answer does not have rank 1 at temperatures ", ends[0], " and ", ends[1],
-                     basis, ".")]  # fmt: skip
+        return [
+            sentence(
+                "In the model's head the answer has rank 1 at temperatures {} and {}{}, as it must: a temperature "
+                "changes no order.",
+                ends[0],
+                ends[1],
+                basis,
+            )
+        ]
+    return [
+        sentence(
+            "In the model's head the answer does not have rank 1 at temperatures {} and {}{}.", ends[0], ends[1], basis
+        )
+    ]
 
 
 def _drift(quotes: Quotes) -> Section:
@@ -154,19 +197,23 @@ def _drift(quotes: Quotes) -> Section:
     if found is None or not found.n_layers:
         return Section(title, (Paragraph((sentence("The files do not hold the model's own entropy beside rows."),)),))
     base = ("diagnostics", "entropy_gap_bits_percentiles")
-    cells = [quotes.figure(f"entropy_gap_bits_{p}", found.percentiles[p], Unit.BITS, (*base, p)) for p in
-             ("p25", "p50", "p75")]  # fmt: skip
+    cells = [
+        quotes.figure(f"entropy_gap_bits_{p}", found.percentiles[p], Unit.BITS, (*base, p))
+        for p in ("p25", "p50", "p75")
+    ]
     count = quotes.figure("entropy_gap_samples", found.n_layers, Unit.COUNT, ("diagnostics", "entropy_gap_samples"))
-    caption = quotes.caption("Entropy of rows less that of the model's output, over layers; above zero is less certain "
-                             "than the model.")  # fmt: skip
+    caption = quotes.caption(
+        "Entropy of rows less that of the model's output, over layers; above zero is less certain than the model."
+    )
     header = ("layers", *(quotes.mark(f"{p} (bits)") for p in ("p25", "p50", "p75")))
     blocks: list[Block] = [table(header, [row(count, *cells)], caption)]
     if not quotes.quotable:
         return Section(title, tuple(blocks))
     over = [layer for layer, gap in _gaps(quotes) if gap < 0]
-    below = quotes.shape("layers_more_certain_than_the_model", len(over), "layers whose gap is negative",
-                         unit=Unit.COUNT)  # fmt: skip
-    blocks.append(Paragraph((sentence("Rows are more certain than the model at ", below, " layers."),)))
+    below = quotes.shape(
+        "layers_more_certain_than_the_model", len(over), "layers whose gap is negative", unit=Unit.COUNT
+    )
+    blocks.append(Paragraph((sentence("Rows are more certain than the model at {} layers.", below),)))
     return Section(title, tuple(blocks))
 
 
@@ -215,7 +262,7 @@ def _trajectory(quotes: Quotes) -> Section:
         blocks.append(table(header, rows, sentence(where)))
     else:
         claim = quotes.evidence.derived("positions_with_answer", 0, Unit.COUNT, _span(records, by_position), "count")
-        blocks.append(Paragraph((sentence("The answer is listed at ", claim, " positions."),)))
+        blocks.append(Paragraph((sentence("The answer is listed at {} positions.", claim),)))
     last = by_position[max(by_position)]
     blocks += _words(quotes, records, last)
     return Section(title, tuple(blocks))
@@ -228,10 +275,12 @@ def _words(quotes: Quotes, records: CsvFile, last: Sequence[CsvRow]) -> list[Blo
     seen = {word: _follow(word, 0, last) for word in words if word != quotes.answer}
     known = {word: one for word, one in seen.items() if one.listed is not None}
     if not known:
-        claim = quotes.evidence.derived("prompt_words_listed", 0, Unit.COUNT,
-                                        _span(records, {0: last}), "count of words")  # fmt: skip
-        return [Paragraph((sentence("At the last position ", claim, " of the prompt's own words are listed at any "
-                                    "layer."),))]  # fmt: skip
+        claim = quotes.evidence.derived(
+            "prompt_words_listed", 0, Unit.COUNT, _span(records, {0: last}), "count of words"
+        )
+        return [
+            Paragraph((sentence("At the last position {} of the prompt's own words are listed at any layer.", claim),))
+        ]
     rows = [row(token(word), *_layers(quotes, records, one)) for word, one in known.items()]
     header = ("word of the prompt", "first listed (layer)", "first on top (layer)", "layers on top")
     return [table(header, rows, sentence("The prompt's own words at its last position."))]
@@ -278,14 +327,21 @@ def _layers(quotes: Quotes, records: CsvFile, one: _Seen) -> list[Claim]:
 
 def _place(quotes: Quotes, records: CsvFile, one: CsvRow) -> Claim:
     cited = Citation(records.name, one.line, one.last_line, row=one.number, column="token")
-    return Claim(subject=quotes.evidence.stem, name="token", value=one.cells.get("token"), unit=Unit.TOKEN,
-                 citations=(cited,))  # fmt: skip
+    return Claim(
+        subject=quotes.evidence.stem, name="token", value=one.cells.get("token"), unit=Unit.TOKEN, citations=(cited,)
+    )
 
 
 def _value(quotes: Quotes, records: CsvFile, one: CsvRow, column: str, unit: Unit) -> Claim:
     cited = Citation(records.name, one.line, one.last_line, row=one.number, column=column)
-    return Claim(subject=quotes.evidence.stem, name=column, value=one.number_in(column), unit=unit,
-                 citations=(cited,), lens=quotes.headline)  # fmt: skip
+    return Claim(
+        subject=quotes.evidence.stem,
+        name=column,
+        value=one.number_in(column),
+        unit=unit,
+        citations=(cited,),
+        lens=quotes.headline,
+    )
 
 
 def _span(records: CsvFile, by_position: dict[int, list[CsvRow]] | dict[int, Sequence[CsvRow]]) -> list[Citation]:

@@ -22,18 +22,43 @@ def control(quotes: Quotes) -> Section:
     asked = next((one for one in passes if not one.is_fact), None)
     rows = quotes.rows(asked=asked) if asked is not None else ()
     text = quotes.stated("context_prompt", Unit.TOKEN, ("control_prompt", "context_prompt"))
-    first = quotes.figure("first_control_margin_pos", found.first_control_margin_pos, Unit.LAYER,
-                          (*base, "first_control_margin_pos"), basis=rows, reason=found.reason)  # fmt: skip
-    largest = quotes.figure("max_control_margin", found.max_control_margin, Unit.PROBABILITY,
-                            (*base, "max_control_margin"), basis=rows, reason=found.reason)  # fmt: skip
-    strong = quotes.figure("first_control_strong_pos", found.first_control_strong_pos, Unit.LAYER,
-                           (*base, "first_control_strong_pos"), basis=rows, reason=found.reason)  # fmt: skip
-    lead = quotes.figure("max_control_top2_logit_gap", found.max_control_top2_logit_gap, Unit.LOGIT,
-                         (*base, "max_control_top2_logit_gap"), basis=rows)  # fmt: skip
-    said = [sentence("The control asks ", text, ".")] if text.value is not None else []
+    first = quotes.figure(
+        "first_control_margin_pos",
+        found.first_control_margin_pos,
+        Unit.LAYER,
+        (*base, "first_control_margin_pos"),
+        basis=rows,
+        reason=found.reason,
+    )
+    largest = quotes.figure(
+        "max_control_margin",
+        found.max_control_margin,
+        Unit.PROBABILITY,
+        (*base, "max_control_margin"),
+        basis=rows,
+        reason=found.reason,
+    )
+    strong = quotes.figure(
+        "first_control_strong_pos",
+        found.first_control_strong_pos,
+        Unit.LAYER,
+        (*base, "first_control_strong_pos"),
+        basis=rows,
+        reason=found.reason,
+    )
+    lead = quotes.figure(
+        "max_control_top2_logit_gap",
+        found.max_control_top2_logit_gap,
+        Unit.LOGIT,
+        (*base, "max_control_top2_logit_gap"),
+        basis=rows,
+    )
+    said = [sentence("The control asks {}.", text)] if text.value is not None else []
     header = ("margin first above zero", quotes.mark("largest margin"), "clear lead first", "largest lead (logits)")
-    caption = quotes.caption("Layers at which the control's own answer leads that of the fact. A first positive "
-                             "margin on near-uniform rows is rounding; a clear lead is not.")  # fmt: skip
+    caption = quotes.caption(
+        "Layers at which the control's own answer leads that of the fact. A first positive "
+        "margin on near-uniform rows is rounding; a clear lead is not."
+    )
     blocks: list[Block] = [Paragraph(tuple(said))] if said else []
     blocks.append(table(header, [row(first, largest, strong, lead)], caption))
     return Section("Negative control", tuple(blocks))
@@ -54,14 +79,25 @@ def ablation(quotes: Quotes) -> Section:
         return quotes.figure(key, value, Unit.LAYER, (*base, key), basis=basis, reason="there is none in that wording")
 
     rows = [
-        row("semantic", layer("L_sem_orig", found.L_sem_orig), layer("L_sem_nf", found.L_sem_nf),
-            layer("delta_L_sem", found.delta_L_sem)),
-        row("strict copy", layer("L_copy_orig", found.L_copy_orig), layer("L_copy_nf", found.L_copy_nf),
-            layer("delta_L_copy", found.delta_L_copy)),
-    ]  # fmt: skip
+        row(
+            "semantic",
+            layer("L_sem_orig", found.L_sem_orig),
+            layer("L_sem_nf", found.L_sem_nf),
+            layer("delta_L_sem", found.delta_L_sem),
+        ),
+        row(
+            "strict copy",
+            layer("L_copy_orig", found.L_copy_orig),
+            layer("L_copy_nf", found.L_copy_nf),
+            layer("delta_L_copy", found.delta_L_copy),
+        ),
+    ]
     sensitive = quotes.figure("sensitive", found.sensitive, Unit.TRUTH, basis=basis, how="a tenth of the depth or more")
-    caption = quotes.caption("First layers in both wordings; the difference is other wording less first. Sensitive to "
-                             "the wording: ", sensitive, ".", marked=False)  # fmt: skip
+    caption = quotes.caption(
+        "First layers in both wordings; the difference is other wording less first. Sensitive to the wording: {}.",
+        sensitive,
+        marked=False,
+    )
     header = ("layer of", found.variant_orig or "first", found.variant_nf, "difference")
     return Section("Ablation", (table(header, rows, caption),))
 
@@ -73,11 +109,13 @@ def facts(quotes: Quotes) -> Section:
         return Section(title, (Paragraph((sentence("The run has no rows of any fact."),)),))
     if suite.n < 2:
         return Section(title, (Paragraph((sentence("One fact alone was asked: nothing tells how its layers vary."),)),))
-    asked = dict(zip([fact.asked for fact in suite.facts], fact_passes(quotes.evidence.verdict.curves.passes),
-                     strict=True))  # fmt: skip
+    asked = dict(
+        zip([fact.asked for fact in suite.facts], fact_passes(quotes.evidence.verdict.curves.passes), strict=True)
+    )
     rows = [_fact(quotes, fact, asked[fact.asked]) for fact in suite.facts]
-    caption = quotes.caption("First layers of each fact; δ is from copy to meaning as a share of the depth.",
-                             marked=False)  # fmt: skip
+    caption = quotes.caption(
+        "First layers of each fact; δ is from copy to meaning as a share of the depth.", marked=False
+    )
     first = table(("fact", "semantic", "confirmed", "clear margin", "strong", "δ"), rows, caption)
     return Section(title, (first, _spread(quotes)))
 
@@ -92,8 +130,10 @@ def _fact(quotes: Quotes, fact: Fact, asked: PromptKey) -> Row:
 def _spread(quotes: Quotes) -> Block:
     found = quotes.found.statistics.by_milestone
     rows = [_summary(quotes, name, found[name]) for name in (ONSET, STRONG, "L_semantic_strong_run2") if name in found]
-    caption = quotes.caption("Over facts. The interval is one of the median, by resampling; it is given where enough "
-                             "facts have a layer.", marked=False)  # fmt: skip
+    caption = quotes.caption(
+        "Over facts. The interval is one of the median, by resampling; it is given where enough facts have a layer.",
+        marked=False,
+    )
     header = ("milestone", "facts", "without", "median", "p25", "p75", "95% from", "to")
     return table(header, rows, caption)
 
@@ -105,10 +145,14 @@ def _summary(quotes: Quotes, name: str, found: Summary) -> Row:
         behind = _aggregate(quotes, found) or behind
     low, high = found.interval_95 or (None, None)
     values: list[tuple[str, int | float | None, Unit]] = [
-        ("n", found.n, Unit.COUNT), ("n_missing", found.n_missing, Unit.COUNT), ("median", found.median, Unit.LAYER),
-        ("p25", found.p25, Unit.LAYER), ("p75", found.p75, Unit.LAYER), ("low", low, Unit.LAYER),
+        ("n", found.n, Unit.COUNT),
+        ("n_missing", found.n_missing, Unit.COUNT),
+        ("median", found.median, Unit.LAYER),
+        ("p25", found.p25, Unit.LAYER),
+        ("p75", found.p75, Unit.LAYER),
+        ("low", low, Unit.LAYER),
         ("high", high, Unit.LAYER),
-    ]  # fmt: skip
+    ]
     return row(
         Name(name),
         *(
@@ -154,12 +198,26 @@ def temperature_claims(quotes: Quotes, place: int) -> dict[str, Claim]:
     return {
         "temperature": quotes.figure("temperature", found.temperature, Unit.NUMBER, (*base, "temperature")),
         "entropy": quotes.figure("entropy", found.entropy_bits, Unit.BITS, (*base, "entropy")),
-        "rank": quotes.figure("answer_rank", rank, Unit.RANK, (*base, "answer_rank"), basis=_up_to(quotes, place),
-                              how="place among the listed tokens", reason="the answer is not listed"),
-        "p": quotes.figure("p_answer", p, Unit.PROBABILITY, *listed, (*base, "p_answer"),
-                           basis=basis, reason="the answer is not listed"),
+        "rank": quotes.figure(
+            "answer_rank",
+            rank,
+            Unit.RANK,
+            (*base, "answer_rank"),
+            basis=_up_to(quotes, place),
+            how="place among the listed tokens",
+            reason="the answer is not listed",
+        ),
+        "p": quotes.figure(
+            "p_answer",
+            p,
+            Unit.PROBABILITY,
+            *listed,
+            (*base, "p_answer"),
+            basis=basis,
+            reason="the answer is not listed",
+        ),
         "top": quotes.figure("top1", top, Unit.TOKEN, (*base, "topk", 0, 0), basis=basis),
-    }  # fmt: skip
+    }
 
 
 def _up_to(quotes: Quotes, place: int) -> list[Citation]:
@@ -207,4 +265,4 @@ def head_on_test_prompt(quotes: Quotes) -> list[Sentence]:
     leak = (
         "" if answer is None else f"; the answer itself is {'' if answer in named else 'not '}among the listed tokens"
     )
-    return [sentence("Asked the other way round, ", text, ", the model's head says ", *parts, leak, ".")]
+    return [sentence("Asked the other way round, {}, the model's head says {}{}.", text, parts, leak)]

@@ -15,7 +15,19 @@ from layerscope.record.parts import PromptRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
-from layerscope.report.cited.document import MARK, Basis, Name, Part, Row, Sentence, Table, Text, Token
+from layerscope.report.cited.document import (
+    MARK,
+    Basis,
+    Filling,
+    Name,
+    Part,
+    Row,
+    Sentence,
+    Table,
+    Text,
+    Token,
+    sentence,
+)
 from layerscope.report.cited.evidence import Evidence, agree
 from layerscope.report.cited.sources import CsvFile, Entry
 
@@ -66,8 +78,9 @@ class Quotes:
 
     def absent(self, name: str, unit: Unit, reason: str, *, lens: str | None = None) -> Claim:
         """A figure that there is not."""
-        return Claim(subject=self.evidence.stem, name=name, value=None, unit=unit, citations=(), lens=lens or None,
-                     reason=reason)  # fmt: skip
+        return Claim(
+            subject=self.evidence.stem, name=name, value=None, unit=unit, citations=(), lens=lens or None, reason=reason
+        )
 
     def stated(self, name: str, unit: Unit, *paths: Path, reason: str = "the files do not state it") -> Claim:
         """What the JSON states at the first of several paths; absent where it states nothing."""
@@ -111,8 +124,15 @@ class Quotes:
         if entry is not None and (value is None or agree(entry.value, value)):
             if value is not None or entry.value is not None:
                 return self.stated(name, unit, entry.path)
-            return Claim(subject=self.evidence.stem, name=name, value=None, unit=unit, lens=lens,
-                         citations=(self.evidence.cite(entry),), reason=reason)  # fmt: skip
+            return Claim(
+                subject=self.evidence.stem,
+                name=name,
+                value=None,
+                unit=unit,
+                lens=lens,
+                citations=(self.evidence.cite(entry),),
+                reason=reason,
+            )
         if value is None:
             return self.absent(name, unit, reason or "it could not be found", lens=lens)
         ours = self.evidence.derived(
@@ -181,8 +201,15 @@ class Quotes:
         if not rows:
             return self.absent(column, unit, "that table has no such row")
         cited = Citation(table.name, rows[0].line, rows[0].last_line, row=rows[0].number, column=column)
-        return Claim(subject=self.evidence.stem, name=column, value=value, unit=unit, citations=(cited,), layer=layer,
-                     lens=self.headline)  # fmt: skip
+        return Claim(
+            subject=self.evidence.stem,
+            name=column,
+            value=value,
+            unit=unit,
+            citations=(cited,),
+            layer=layer,
+            lens=self.headline,
+        )
 
     def side_table(self, name: str) -> CsvFile | None:
         """A further table of the run; None where the folder lacks it."""
@@ -199,12 +226,10 @@ class Quotes:
         """A column's header, marked where its figures are not to be quoted."""
         return header if self.quotable else header + MARK
 
-    def caption(self, *parts: Part | str, marked: bool = True) -> Sentence:
+    def caption(self, template: str, *values: Filling, marked: bool = True, **named: Filling) -> Sentence:
         """A caption; it explains the mark where columns have it."""
-        words = [Text(part) if isinstance(part, str) else part for part in parts]
-        if marked and not self.quotable:
-            words += [Text(f" Columns with{MARK} are not to be quoted.")]
-        return Sentence(tuple(words))
+        explained = f" Columns with{MARK} are not to be quoted." if marked and not self.quotable else ""
+        return sentence(template + explained, *values, **named)
 
 
 def not_measured(claim: Claim) -> bool:
@@ -256,5 +281,7 @@ def table(header: Sequence[str], rows: Sequence[Row], caption: Sentence | None =
 
 def _is(prompt: PromptRecord, asked: PromptKey) -> bool:
     return (prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == (
-        asked.fact_index, asked.prompt_id, asked.prompt_variant,
-    )  # fmt: skip
+        asked.fact_index,
+        asked.prompt_id,
+        asked.prompt_variant,
+    )

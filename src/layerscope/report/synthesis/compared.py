@@ -13,7 +13,7 @@ from layerscope.analysis.percentiles import depth_fraction
 from layerscope.errors import RunError
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
 from layerscope.report.cited.evidence import Evidence, agree
-from layerscope.report.weaknesses import weaknesses
+from layerscope.report.sentences.weaknesses import weaknesses
 
 EARLY_BELOW = 0.70
 """Depth fraction of rank 1 below which a model counts as early; a fixed bound, so that groups do not depend on which

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from layerscope.analysis.facts import Fact
 from layerscope.analysis.statistics import Summary
 from layerscope.report.cited.claims import Claim, Unit, Value
-from layerscope.report.cited.document import Name, Section, Sentence, Table, row
+from layerscope.report.cited.document import Name, Section, Sentence, Table, row, sentence
 from layerscope.report.synthesis.compared import Compared
-from layerscope.report.synthesis.words import names, paragraph, said, shown, with_values
+from layerscope.report.synthesis.words import names, paragraph, shown, with_values
 
 _SEMANTIC = "L_semantic"
 
@@ -19,8 +19,8 @@ def facts_section(runs: Sequence[Compared]) -> Section:
     title = "Statistics over facts"
     if not several:
         sentences = (
-            said("Every run asks one fact alone, so there is no spread over facts and no interval."),
-            said("A layer that rests on one fact may lie anywhere in the range that other facts would have."),
+            sentence("Every run asks one fact alone, so there is no spread over facts and no interval."),
+            sentence("A layer that rests on one fact may lie anywhere in the range that other facts would have."),
         )
         return Section(title, (paragraph(*sentences),))
     rows = [
@@ -51,13 +51,13 @@ def _sentences(several: Sequence[Compared], single: Sequence[Compared]) -> list[
     deepest = [run for run in several if _extreme(run) == "deepest"]
     too_few = [run for run in several if (found := summary_of(run)) is not None and found.interval_95 is None]
     return [
-        said(
+        sentence(
             "The layers of rank 1 under the headline lens, each fact asked once; medians are over facts that have one."
         ),
-        said("The first fact is the shallowest of all in ", with_values(lowest, _first), ".") if lowest else None,
-        said("It is the deepest of all in ", with_values(deepest, _first), ".") if deepest else None,
-        said("Too few facts have a layer for an interval in ", names(too_few), ".") if too_few else None,
-        said("One fact alone was asked of ", names(single), ".") if single else None,
+        sentence("The first fact is the shallowest of all in {}.", with_values(lowest, _first)) if lowest else None,
+        sentence("It is the deepest of all in {}.", with_values(deepest, _first)) if deepest else None,
+        sentence("Too few facts have a layer for an interval in {}.", names(too_few)) if too_few else None,
+        sentence("One fact alone was asked of {}.", names(single)) if single else None,
     ]
 
 

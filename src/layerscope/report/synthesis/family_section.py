@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from layerscope.analysis.milestones import STABLE
-from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Text
+from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Text, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
 from layerscope.report.synthesis.trust_sections import tier_of
-from layerscope.report.synthesis.words import listed, names, paragraph, said, shown
+from layerscope.report.synthesis.words import listed, names, paragraph, shown
 
 _SEMANTIC = "L_semantic"
 _UNKNOWN = "not known"
@@ -31,8 +31,8 @@ def family_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
         families.setdefault(run.family, []).append(run)
     several = {name: members for name, members in families.items() if len({run.model for run in members}) > 1}
     alone = [run for run in runs if run.family not in several]
-    intro = said("Families are told by the models' names: what stands before the size.")
-    rest = said("Alone in their family: ", names(alone), ".") if alone else None
+    intro = sentence("Families are told by the models' names: what stands before the size.")
+    rest = sentence("Alone in their family: {}.", names(alone)) if alone else None
     bullets = [Bullets(tuple(_of_family(name, members, found))) for name, members in several.items()]
     return Section("Families", (paragraph(intro, rest), *bullets, *_repeats(runs)))
 
@@ -40,22 +40,21 @@ def family_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
 def _of_family(name: str, members: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence]:
     depths = _depths(members)
     if not layers_compare(members, found):
-        yield said(Name(name), " (", names(members), "): their layers do not compare, see above.")
+        yield sentence("{} ({}): their layers do not compare, see above.", Name(name), names(members))
         return
-    yield said(Name(name), ": depth of rank 1, shallow models first: ", depths, _trend(members), ".")
+    yield sentence("{}: depth of rank 1, shallow models first: {}{}.", Name(name), depths, _trend(members))
     alike = [
         (trait, values[0]) for trait, values in _values(members) if len(set(values)) == 1 and values[0] is not None
     ]
     differ = [(trait, values) for trait, values in _values(members) if len(set(values) - {None}) > 1]
     if alike:
-        yield said(
+        yield sentence(
+            "{} is alike in {}.",
             Name(name),
-            " is alike in ",
             listed([[Text(f"{trait} ("), Name(value), Text(")")] for trait, value in alike]),
-            ".",
         )
     if differ:
-        yield said(Name(name), " differs in ", listed([_difference(members, *one) for one in differ]), ".")
+        yield sentence("{} differs in {}.", Name(name), listed([_difference(members, *one) for one in differ]))
 
 
 def _values(members: Sequence[Compared]) -> Iterator[tuple[str, list[str | None]]]:
@@ -106,12 +105,12 @@ def _repeats(runs: Sequence[Compared]) -> Iterator[Bullets]:
             verb = "agree on" if same else "differ in"
             values = listed([[shown(run.milestone(_SEMANTIC)), Text(" in "), Name(run.run)] for run in members])
             items.append(
-                said(
-                    f"{'Both' if len(members) == 2 else 'All'} runs of ",
+                sentence(
+                    "{} runs of {} {} the layer of rank 1: {}.",
+                    "Both" if len(members) == 2 else "All",
                     Name(model),
-                    f" {verb} the layer of rank 1: ",
+                    verb,
                     values,
-                    ".",
                 )
             )
     if items:

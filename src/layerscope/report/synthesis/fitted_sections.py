@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
 from layerscope.analysis.percentiles import QUARTERS, depth_layer
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Table, row
+from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Table, row, sentence
 from layerscope.report.synthesis.compared import Compared
-from layerscope.report.synthesis.words import listed, names, paragraph, remarks, said, shown, word
+from layerscope.report.synthesis.words import listed, names, paragraph, remarks, shown, word
 
 _PLACES = {
     "prism": ("diagnostics", "prism_summary", "metrics"),
@@ -20,7 +20,7 @@ _VERDICTS = ("helpful", "neutral", "mixed", "regressive")
 
 def fitted_section(runs: Sequence[Compared]) -> Section:
     """Prism and tuned lens, each in a table."""
-    signs = said(
+    signs = sentence(
         "Signs: a change of divergence is the headline lens less the fitted one, so positive is nearer to the model; a "
         "change of a layer is the fitted lens less the headline one, so negative is earlier. Changes in bits belong to "
         "one model each.",
@@ -34,9 +34,9 @@ def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
     title = f"{lens.capitalize()} lens"
     having = [run for run in runs if lens in run.diagnostics.sidecars]
     without = [run for run in runs if run not in having]
-    missing = said("Not read for ", names(without), ".") if without else None
+    missing = sentence("Not read for {}.", names(without)) if without else None
     if not having:
-        return Section(title, (paragraph(said("No run was read through this lens.")),))
+        return Section(title, (paragraph(sentence("No run was read through this lens.")),))
     rows = [
         row(
             Name(run.name),
@@ -47,8 +47,17 @@ def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
         )
         for run in having
     ]
-    header = ("model", "rank 1, fitted", "Δ rank <= 10", "Δ rank <= 5", "Δ rank 1", "ΔKL at 25 %", "ΔKL at 50 %",
-              "ΔKL at 75 %", "verdict")  # fmt: skip
+    header = (
+        "model",
+        "rank 1, fitted",
+        "Δ rank <= 10",
+        "Δ rank <= 5",
+        "Δ rank 1",
+        "ΔKL at 25 %",
+        "ΔKL at 50 %",
+        "ΔKL at 75 %",
+        "verdict",
+    )
     return Section(title, (Table(header, tuple(rows)), *_sentences(having, lens, missing)))
 
 
@@ -60,14 +69,14 @@ def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) 
     later = [run for run, pair in audits.items() if pair.delta is not None and pair.delta > 0]
     earlier = [run for run, pair in audits.items() if pair.delta is not None and pair.delta < 0]
     verdicts = [(word_, [run for run in having if _audit(run, lens).verdict == word_]) for word_ in _VERDICTS]
-    groups = listed([[Name(word_), *said(" for ", names(found)).parts] for word_, found in verdicts if found])
+    groups = listed([[Name(word_), *sentence(" for {}", names(found)).parts] for word_, found in verdicts if found])
     return remarks(
-        said("Nearer to the model at all three depths: ", names(nearer), ".") if nearer else None,
-        said("Farther at all three: ", names(farther), ".") if farther else None,
-        said("Through it rank 1 comes earlier in ", names(earlier), ".") if earlier else None,
-        said("Through it rank 1 comes later in ", names(later), ".") if later else None,
-        said("Through it rank 1 is never reached in ", names(never), ".") if never else None,
-        said("By the whole: ", groups, ".") if groups else None,
+        sentence("Nearer to the model at all three depths: {}.", names(nearer)) if nearer else None,
+        sentence("Farther at all three: {}.", names(farther)) if farther else None,
+        sentence("Through it rank 1 comes earlier in {}.", names(earlier)) if earlier else None,
+        sentence("Through it rank 1 comes later in {}.", names(later)) if later else None,
+        sentence("Through it rank 1 is never reached in {}.", names(never)) if never else None,
+        sentence("By the whole: {}.", groups) if groups else None,
         missing,
     )
 

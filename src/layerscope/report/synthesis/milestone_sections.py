@@ -8,10 +8,10 @@ from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.analysis.milestones import STABLE
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, row
+from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, row, sentence
 from layerscope.report.synthesis.compared import EARLY_BELOW, Compared, by_family
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
-from layerscope.report.synthesis.words import names, paragraph, remarks, said, shown, with_values, word
+from layerscope.report.synthesis.words import names, paragraph, remarks, shown, with_values, word
 
 SEMANTIC, STRONG, STRONG_RUN2 = "L_semantic", "L_semantic_strong", "L_semantic_strong_run2"
 _EARLY_LAYERS = range(4)
@@ -35,21 +35,20 @@ def glance_section(runs: Sequence[Compared]) -> Section:
         for run in runs
     ]
     header = ("model", "rank 1", "depth", "headline milestone", "layer", "depth", "gates", "weak points", "copy reflex")
-    note = said(
-        "The headline milestone is the first that exists of ",
+    note = sentence(
+        "The headline milestone is the first that exists of {}, {}, {} and {}; by its gates it is strong, "
+        "confirmed by another lens, or weak, which is rank 1 alone. Weak points are what speaks against it "
+        "for other reasons too, as in the evaluation of each model. Depth is the layer over the number of "
+        "blocks.",
         Name("L_semantic_strong_run2"),
-        ", ",
         Name("L_semantic_strong"),
-        ", ",
         Name("L_semantic_confirmed"),
-        " and ",
         Name("L_semantic"),
-        "; by its gates it is strong, confirmed by another lens, or weak, which is rank 1 alone. Weak points are what "
-        "speaks against it for other reasons too, as in the evaluation of each model. Depth is the layer over the "
-        "number of blocks.",
     )
     points = dict.fromkeys(point for run in runs for point in run.weaknesses)
-    items = [said(f"Weak point, {one}: ", names([run for run in runs if one in run.weaknesses]), ".") for one in points]
+    items = [
+        sentence("Weak point, {}: {}.", one, names([run for run in runs if one in run.weaknesses])) for one in points
+    ]
     listed = (Bullets(tuple(items)),) if items else ()
     return Section("At a glance", (Table(header, tuple(rows)), paragraph(note), *listed))
 
@@ -82,10 +81,10 @@ def copy_section(runs: Sequence[Compared]) -> Section:
     none = [run for run in runs if run.diagnostics.copies_early is False]
     other = [run for run in runs if run.diagnostics.copies_early is None]
     sentences = (
-        said("An early echo of the prompt shows in ", with_values(reflex, _early_layers), ".") if reflex else None,
-        said("Layers 0 to 3 hold no echo in ", names(none), ".") if none else None,
-        said("No copy flags were recorded for ", names(other), ".") if other else None,
-        said("Entropy collapse is low entropy on any token; it is no evidence of copying."),
+        sentence("An early echo of the prompt shows in {}.", with_values(reflex, _early_layers)) if reflex else None,
+        sentence("Layers 0 to 3 hold no echo in {}.", names(none)) if none else None,
+        sentence("No copy flags were recorded for {}.", names(other)) if other else None,
+        sentence("Entropy collapse is low entropy on any token; it is no evidence of copying."),
     )
     return Section("Copy reflex in layers 0 to 3", (Table(header, tuple(rows)), paragraph(*sentences)))
 
@@ -137,9 +136,16 @@ def rank_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
         for run in ordered
     ]
     header = (
-        "model", "layers", "rank <= 10", "rank <= 5", "rank 1", "rank 1 for good", "depth, rank <= 10",
-        "depth, rank <= 5", "depth, rank 1",
-    )  # fmt: skip
+        "model",
+        "layers",
+        "rank <= 10",
+        "rank <= 5",
+        "rank 1",
+        "rank 1 for good",
+        "depth, rank <= 10",
+        "depth, rank <= 5",
+        "depth, rank 1",
+    )
     return Section("Rank milestones", (Table(header, tuple(rows)), *remarks(*_rank_sentences(ordered, found))))
 
 
@@ -149,18 +155,18 @@ def _rank_sentences(ordered: Sequence[Compared], found: Sequence[Limit]) -> Iter
         first, last = there[0].fraction(SEMANTIC), there[-1].fraction(SEMANTIC)
         if first != last:
             earliest = [run for run in there if run.fraction(SEMANTIC) == first]
-            yield said(
-                "The answer first leads shallowest in ", with_values(earliest, lambda run: run.depth(SEMANTIC)), "."
+            yield sentence(
+                "The answer first leads shallowest in {}.", with_values(earliest, lambda run: run.depth(SEMANTIC))
             )
     at_last = [run for run in there if run.layer(SEMANTIC) == run.n_layers]
     if at_last:
-        yield said("The answer leads at the last layer alone in ", with_values(at_last, _rank_1), ".")
+        yield sentence("The answer leads at the last layer alone in {}.", with_values(at_last, _rank_1))
     lost = [run for run in there if run.layer(SEMANTIC + STABLE) != run.layer(SEMANTIC)]
     if lost:
-        yield said("The lead is lost again after its first layer in ", with_values(lost, _rank_1), ".")
+        yield sentence("The lead is lost again after its first layer in {}.", with_values(lost, _rank_1))
     never = [run for run in ordered if run.layer(SEMANTIC) is None]
     if never:
-        yield said("The answer leads at no layer, or its rank is not known, in ", names(never), ".")
+        yield sentence("The answer leads at no layer, or its rank is not known, in {}.", names(never))
 
 
 def _rank_1(run: Compared) -> Claim | None:
@@ -183,7 +189,7 @@ def gate_section(runs: Sequence[Compared]) -> Section:
         "strong twice in a row",
         "lead at rank 1",
     )
-    note = said(
+    note = sentence(
         "Margin: rank 1 and a probability above uniform by the threshold; lead: rank 1 and a lead over the second "
         "logit of at least the threshold; strong: both. The last column is the lead in logits at the first rank 1.",
     )
@@ -193,20 +199,21 @@ def gate_section(runs: Sequence[Compared]) -> Section:
     later = [run for run in strong if run.layer(STRONG) != run.layer(SEMANTIC)]
     unsure = [run for run in strong if warns(run) and run.layer(STRONG) == run.n_layers]
     sentences = (
-        said("A strong layer exists in ", with_values(strong, lambda run: run.depth(STRONG)), ".") if strong else None,
-        said(
-            "It is the last layer, where lens and head differ, so that margin and lead are the lens' own, in ",
+        sentence("A strong layer exists in {}.", with_values(strong, lambda run: run.depth(STRONG)))
+        if strong
+        else None,
+        sentence(
+            "It is the last layer, where lens and head differ, so that margin and lead are the lens' own, in {}.",
             with_values(unsure, lambda run: run.milestone(STRONG)),
-            ".",
         )
         if unsure
         else None,
-        said("It lies deeper than the first rank 1 in ", with_values(later, lambda run: run.milestone(STRONG)), ".")
+        sentence("It lies deeper than the first rank 1 in {}.", with_values(later, lambda run: run.milestone(STRONG)))
         if later
         else None,
-        said("Neither strong nor confirmed is the rank 1 of ", with_values(weak, _rank_1), ".") if weak else None,
-        said(
-            "The lead was not recorded where it counts, so that nothing can be said of strength, in ", names(open_), "."
+        sentence("Neither strong nor confirmed is the rank 1 of {}.", with_values(weak, _rank_1)) if weak else None,
+        sentence(
+            "The lead was not recorded where it counts, so that nothing can be said of strength, in {}.", names(open_)
         )
         if open_
         else None,
@@ -227,14 +234,12 @@ def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
         empty = [run for run, stated in pairs.items() if stated is not None and stated.value is None]
         if empty:
             layers = with_values(empty, _layer_against(name))
-            items.append(said("Files leave ", Name(name), " empty where their rows give a layer: ", layers, "."))
+            items.append(sentence("Files leave {} empty where their rows give a layer: {}.", Name(name), layers))
         for run, stated in pairs.items():
             if stated is not None and stated.value is not None:
                 rows = shown(run.milestone(name))
                 items.append(
-                    said(
-                        "The file of ", Name(run.name), " has ", Name(name), " at ", stated, ", its rows at ", rows, "."
-                    )
+                    sentence("The file of {} has {} at {}, its rows at {}.", Name(run.name), Name(name), stated, rows)
                 )
     if items:
         yield Bullets(tuple(items))
@@ -272,17 +277,16 @@ def _confirmation(runs: Sequence[Compared]) -> Section:
     ]
     without = [run for run in runs if run not in new and run not in trivial and run not in unread]
     sentences = (
-        said("Another lens confirms the first rank 1 in ", with_values(new, _rank_1), ".") if new else None,
-        said(
-            "The confirmation rests on a row at which the other lens is the headline lens itself, so that it counts as "
-            "none, in ",
+        sentence("Another lens confirms the first rank 1 in {}.", with_values(new, _rank_1)) if new else None,
+        sentence(
+            "The confirmation rests on a row at which the other lens is the headline lens itself, so that it "
+            "counts as none, in {}.",
             with_values(trivial, _rank_1),
-            ".",
         )
         if trivial
         else None,
-        said("No other lens has the answer near it in ", names(without), ".") if without else None,
-        said("No other lens was read that could confirm a layer of ", names(unread), ".") if unread else None,
+        sentence("No other lens has the answer near it in {}.", names(without)) if without else None,
+        sentence("No other lens was read that could confirm a layer of {}.", names(unread)) if unread else None,
     )
     return Section("Confirmation by another lens", (Table(header, tuple(rows)), *remarks(*sentences)))
 
@@ -330,7 +334,7 @@ def surface_section(runs: Sequence[Compared]) -> Section:
         for run in runs
     ]
     header = ("model", "surface", "depth", "geometry", "depth", "echo gone", "cos 0.2", "cos 0.4", "cos 0.6")
-    note = said(
+    note = sentence(
         "Surface: the answer's probability exceeds that of the prompt's tokens by the threshold. Geometry: the row "
         "points at the answer more than at any token of the prompt. Echo gone: prompt tokens hold little among the "
         "most likely; where shallow rows are near uniform this holds from the embedding on and says nothing.",
@@ -344,11 +348,13 @@ def surface_section(runs: Sequence[Compared]) -> Section:
     after = [run for run, surface, geometry in pairs if geometry > surface]
     never = [run for run in runs if run.evidence.curve() and run.layer("L_geom") is None]
     sentences = (
-        said("The row turns to the answer before the answer outweighs the prompt in ", with_values(before, _turn), ".")
+        sentence(
+            "The row turns to the answer before the answer outweighs the prompt in {}.", with_values(before, _turn)
+        )
         if before
         else None,
-        said("It turns to it after that in ", with_values(after, _turn), ".") if after else None,
-        said("It never does, or that is not known, in ", names(never), ".") if never else None,
+        sentence("It turns to it after that in {}.", with_values(after, _turn)) if after else None,
+        sentence("It never does, or that is not known, in {}.", names(never)) if never else None,
     )
     return Section("Surface and geometry", (Table(header, tuple(rows)), paragraph(note, *sentences)))
 
@@ -363,14 +369,14 @@ def _turn(run: Compared) -> Claim | None:
 def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
     """Groups by a fixed bound."""
     bound = Name(f"{EARLY_BELOW:.2f}")
-    note = said("Early: the layer lies below ", bound, " of the depth; late: at ", bound, " or deeper.")
+    note = sentence("Early: the layer lies below {} of the depth; late: at {} or deeper.", bound, bound)
     groups: list[Sentence] = []
     for title, name in (("rank 1", SEMANTIC), ("the strong layer", STRONG)):
         for word_, holds in (("Early", True), ("Late", False)):
             members = [r for r in runs if (f := r.fraction(name)) is not None and (f < EARLY_BELOW) is holds]
             members.sort(key=lambda run: run.fraction(name) or 0.0)
             if members:
-                groups.append(said(f"{word_} by {title}: ", with_values(members, _depth_of(name)), "."))
+                groups.append(sentence("{} by {}: {}.", word_, title, with_values(members, _depth_of(name))))
     moved = [
         run
         for run in by_family(runs)
@@ -378,8 +384,8 @@ def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Secti
         and (strong := run.fraction(STRONG)) is not None
         and (weak < EARLY_BELOW) != (strong < EARLY_BELOW)
     ]
-    change = said("The group changes with the milestone in ", names(moved), ".") if moved else None
-    mixed = None if layers_compare(runs, found) else said("Groups mix runs whose layers do not compare, see above.")
+    change = sentence("The group changes with the milestone in {}.", names(moved)) if moved else None
+    mixed = None if layers_compare(runs, found) else sentence("Groups mix runs whose layers do not compare, see above.")
     return Section("Early and late", (paragraph(note, change, mixed), *([Bullets(tuple(groups))] if groups else [])))
 
 

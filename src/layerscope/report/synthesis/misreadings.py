@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from layerscope.report.cited.claims import ABSENT, Citation, Claim, Unit
-from layerscope.report.cited.document import Name, Part, Section, Table, Text, Token, row
+from layerscope.report.cited.document import Name, Part, Section, Table, Text, Token, row, sentence
 from layerscope.report.cited.findings import Finding
-from layerscope.report.synthesis.words import listed, paragraph, said
+from layerscope.report.synthesis.words import listed, paragraph
 
 TITLE = "Misreadings in existing reports"
 
@@ -13,17 +13,20 @@ TITLE = "Misreadings in existing reports"
 def misreadings_section(findings: Mapping[str, Sequence[Finding]]) -> Section:
     """What would mislead a reader, report by report."""
     if not findings:
-        return Section(TITLE, (paragraph(said("No reports lie beside these runs.")),))
+        return Section(TITLE, (paragraph(sentence("No reports lie beside these runs.")),))
     wrong = {name: [one for one in found if one.judgement.is_wrong] for name, found in findings.items()}
     clean = [name for name, found in wrong.items() if not found]
-    nothing = said("Nothing was found wrong in ", listed([Name(name) for name in clean]), ".") if clean else None
+    nothing = sentence("Nothing was found wrong in {}.", listed([Name(name) for name in clean])) if clean else None
     sections = tuple(_of_report(name, found, findings[name]) for name, found in wrong.items() if found)
     return Section(TITLE, (paragraph(nothing),) if nothing else (), sections)
 
 
 def _of_report(name: str, wrong: Sequence[Finding], all_: Sequence[Finding]) -> Section:
-    intro = said("Wrong, or sent to the wrong place: ", _count(name, "wrong", wrong), " of ",
-                 _count(name, "judged", all_), " claims.")  # fmt: skip
+    intro = sentence(
+        "Wrong, or sent to the wrong place: {} of {} claims.",
+        _count(name, "wrong", wrong),
+        _count(name, "judged", all_),
+    )
     rows = [
         row(
             _claim(name, "line", one.line, Unit.COUNT, Citation(name, one.line, one.line)),

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from layerscope.analysis.percentiles import depth_layer
 from layerscope.report.cited.claims import Citation, Claim, Unit
-from layerscope.report.cited.document import MARK, Name, Section, Sentence, Table, row
+from layerscope.report.cited.document import MARK, Name, Section, Sentence, Table, row, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import warns
-from layerscope.report.synthesis.words import names, paragraph, said, shown, with_values, word
+from layerscope.report.synthesis.words import names, paragraph, shown, with_values, word
 
 _LAST = ("diagnostics", "last_layer_consistency")
 _FULL = ("diagnostics", "raw_lens_full")
@@ -30,9 +30,16 @@ def head_section(runs: Sequence[Compared]) -> Section:
         for run in runs
     ]
     header = (
-        "model", "last-layer KL", "too far", "temperature", "KL after it", "softcap", "KL after it", "KL <= 1.0 from",
+        "model",
+        "last-layer KL",
+        "too far",
+        "temperature",
+        "KL after it",
+        "softcap",
+        "KL after it",
+        "KL <= 1.0 from",
         "KL <= 0.5 from",
-    )  # fmt: skip
+    )
     return Section("Head calibration", (Table(header, tuple(rows)), paragraph(*_head_sentences(runs))))
 
 
@@ -61,25 +68,23 @@ def _head_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
     open_ = [run for run in far if _softcap_explains(run) is None]
     other = [run for run in far if _softcap_explains(run) is False]
     return [
-        said("Divergences are in bits and belong to one model each."),
-        said("The last layer is the model's own output within the threshold in ", names(near), ".") if near else None,
-        said(
-            "It is not in ",
+        sentence("Divergences are in bits and belong to one model each."),
+        sentence("The last layer is the model's own output within the threshold in {}.", names(near)) if near else None,
+        sentence(
+            "It is not in {}; their milestones of divergence are left out of any comparison, and final "
+            "probabilities are to be taken from the head.",
             with_values(far, lambda run: last(run, "kl_to_final_bits", Unit.BITS)),
-            "; their milestones of divergence are left out of any comparison, and final probabilities are to be taken "
-            "from the head.",
         )
         if far
         else None,
-        said(
-            "The model's own softcap on its logits, which lens rows do not pass, explains it in ",
+        sentence(
+            "The model's own softcap on its logits, which lens rows do not pass, explains it in {}.",
             with_values(capped, lambda run: last(run, "kl_after_softcap_bits", Unit.BITS)),
-            ".",
         )
         if capped
         else None,
-        said("The softcap does not explain it in ", names(other), ".") if other else None,
-        said("The files record no softcap that could explain it for ", names(open_), ".") if open_ else None,
+        sentence("The softcap does not explain it in {}.", names(other)) if other else None,
+        sentence("The files record no softcap that could explain it for {}.", names(open_)) if open_ else None,
     ]
 
 
@@ -110,9 +115,15 @@ def artefact_section(runs: Sequence[Compared]) -> Section:
         for run in runs
     ]
     header = (
-        "model", "sampled risk", "score", "tier", "tier without last layer", "share of layers apart",
-        "norm-only layers", "first of them",
-    )  # fmt: skip
+        "model",
+        "sampled risk",
+        "score",
+        "tier",
+        "tier without last layer",
+        "share of layers apart",
+        "norm-only layers",
+        "first of them",
+    )
     return Section("Artefact tiers", (Table(header, tuple(rows)), paragraph(*_artefact_sentences(runs))))
 
 
@@ -121,19 +132,18 @@ def _artefact_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
     apart = [run for run in runs if None not in (tier_of(run), risk_of(run)) and tier_of(run) != risk_of(run)]
     only_last = [run for run in runs if tier_of(run) == "high" and prefinal_tier_of(run) in ("low", "medium")]
     return [
-        said(
+        sentence(
             "Sampled risk looks at a few layers, score and tier at all of them; layers apart are at least one bit from "
             "the raw lens, and norm-only layers give the answer under the headline lens alone.",
         ),
         *(
-            said(f"Tier {tier}: ", with_values(found, _score), ".") if found else None
+            sentence("Tier {}: {}.", tier, with_values(found, _score)) if found else None
             for tier, found in by_tier.items()
         ),
-        said("The two instruments disagree on ", names(apart), ".") if apart else None,
-        said(
-            "The tier falls once the last layer, where a raw lens is no meaningful decode, is left out in ",
+        sentence("The two instruments disagree on {}.", names(apart)) if apart else None,
+        sentence(
+            "The tier falls once the last layer, where a raw lens is no meaningful decode, is left out in {}.",
             with_values(only_last, _prefinal),
-            ".",
         )
         if only_last
         else None,
@@ -210,15 +220,17 @@ def drift_section(runs: Sequence[Compared]) -> Section:
     less, more = ([run for run, sign in signs if sign * way > 0] for way in (1, -1))
     kept = [run for run in runs if not run.quotable]
     sentences = (
-        said(
+        sentence(
             "Drift is the entropy of the lens less that of the model's own output, in bits; the quartiles are over all "
             "layers. Sizes belong to one model each and compare with no other; the sign is all that is told here.",
         ),
-        said(f"Columns with{MARK} are not to be quoted, and no sign is concluded from them, for ", names(kept), ".")
+        sentence("Columns with{} are not to be quoted, and no sign is concluded from them, for {}.", MARK, names(kept))
         if kept
         else None,
-        said("At half depth the lens is less certain than the model's output in ", names(less), ".") if less else None,
-        said("At half depth it is more certain in ", names(more), ".") if more else None,
+        sentence("At half depth the lens is less certain than the model's output in {}.", names(less))
+        if less
+        else None,
+        sentence("At half depth it is more certain in {}.", names(more)) if more else None,
     )
     return Section("Entropy drift at half depth", (Table(header, tuple(rows)), paragraph(*sentences)))
 

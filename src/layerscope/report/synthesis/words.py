@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from layerscope.report.cited.claims import ABSENT, Claim
-from layerscope.report.cited.document import Name, Paragraph, Part, Sentence, Text, sentence
+from layerscope.report.cited.document import Name, Paragraph, Part, Sentence, Text
 from layerscope.report.synthesis.compared import Compared
 
 
@@ -37,14 +37,6 @@ def names(runs: Iterable[Compared]) -> list[Part]:
 def with_values(runs: Sequence[Compared], value: Callable[[Compared], Claim | None]) -> list[Part]:
     """The runs' names, each with a value in brackets."""
     return listed([[Name(run.name), Text(" ("), shown(value(run)), Text(")")] for run in runs])
-
-
-def said(*parts: Part | str | Sequence[Part]) -> Sentence:
-    """A sentence of words, claims and lists of them."""
-    flat: list[Part | str] = []
-    for part in parts:
-        flat += [part] if isinstance(part, Part | str) else part
-    return sentence(*flat)
 
 
 def remarks(*sentences: Sentence | None) -> tuple[Paragraph, ...]:

@@ -19,9 +19,13 @@ from layerscope.analysis.statistics import summarize
 from layerscope.errors import RunError
 from layerscope.record.measured import LastLayerRecord, MeasuredRecord
 from layerscope.record.parts import HeadTransformRecord, ProblemRecord
+from layerscope.report.sentences.circumstances import spread
+from layerscope.report.sentences.guidance import quoting
+from layerscope.report.sentences.last_layer import explained
+from layerscope.report.sentences.lines import layers
 from layerscope.run import Run
 from layerscope.terminal.run_tables import milestone_table, problem_lines
-from layerscope.terminal.verdict import explained, layers, quoting, run_verdict, spread, verdict_of
+from layerscope.terminal.verdict import run_verdict, verdict_of
 
 PRIMARY = (pl.col("fact_index") == 0) & (pl.col("prompt_variant") == "orig") & pl.col("is_next")
 

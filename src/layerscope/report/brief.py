@@ -23,6 +23,7 @@ from layerscope.report.cited.document import (
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import code, markdown, plain, token_text
 from layerscope.report.evaluation import evaluation
+from layerscope.report.sentences.guidance import instructions
 
 MOST_ROWS = 24
 """Rows of one table that a brief keeps: those about milestones, and of the rest an even choice."""
@@ -86,6 +87,7 @@ def brief(evidence: Evidence) -> Brief:
 
 
 def _preface(evidence: Evidence) -> str:
+    guidance = instructions(evidence.verdict.guidance, evidence.record, evidence.headline)
     return "\n\n".join(
         (
             f"# Brief on {plain(evidence.record.model.id)}",
@@ -93,25 +95,9 @@ def _preface(evidence: Evidence) -> str:
             f"{code(f'evaluation-{evidence.stem}.md')}; `layerscope audit` then checks every number and source in it.",
             "## Structure\n\n" + _list(_STRUCTURE),
             "## Rules\n\n" + _list(_RULES),
-            "## Guidance of this run\n\n" + _list(_quoting(evidence)),
+            "## Guidance of this run\n\n" + _list(guidance),
         )
     )
-
-
-def _quoting(evidence: Evidence) -> list[str]:
-    """What may be quoted of this run, and why not more."""
-    guidance, identity = evidence.verdict.guidance, evidence.record.identity
-    if identity is not None and not identity.ok:
-        said = "The last layer is not the model's own output: quote no layer, rank, probability or entropy of any lens."
-    elif guidance.suppress_abs_probs:
-        said = (
-            "Quote ranks and layers. Quote no probability and no entropy of a row of any lens; those of the model's "
-            "own head may be quoted. Columns with † are among those not to be quoted."
-        )
-    else:
-        said = "Probabilities and entropies of rows may be quoted, within this model alone."
-    lens = f"The lens to report by is {guidance.preferred_lens}; where no lens is named, {evidence.headline} is meant."
-    return [said, lens, *(f"`{reason.name}` ({reason.severity}): {reason.text}" for reason in guidance.reasons)]
 
 
 def _list(items: Sequence[str]) -> str:

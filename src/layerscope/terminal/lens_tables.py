@@ -19,8 +19,9 @@ from layerscope.lens_record import (
     SkipLayers,
     TunedFit,
 )
+from layerscope.report.sentences.lines import LINE, LabelledLine, under_one_label
 from layerscope.report.text import ABSENT, number, printable
-from layerscope.terminal.verdict import LABEL_WIDTH, TEXT_WIDTH, LabelledLine
+from layerscope.terminal.verdict import LABEL_WIDTH, STYLES
 
 HASH_SHOWN = 8
 """Digits of a hash that tell one lens from another."""
@@ -55,7 +56,7 @@ def lens_lines(record: LensRecord) -> Table:
         said += _corpus_lines(record.corpus)
     said.append(LabelledLine("made", _made(record.created_utc, record.settings)))
     said.append(LabelledLine("weights", f"sha256 {record.weights_sha256[:HASH_SHOWN]}"))
-    said += _labelled("note", record.notes, "yellow")
+    said += under_one_label("note", record.notes, "advise")
     return _grid(said)
 
 
@@ -180,7 +181,7 @@ def _tuned_lines(fit: TunedFit) -> list[LabelledLine]:
     return [
         LabelledLine("positions", positions),
         LabelledLine("stopped", _stopped(fit.layers)),
-        *_labelled("skipping", _skipping(fit.skip_layers)),
+        *under_one_label("skipping", _skipping(fit.skip_layers)),
     ]
 
 
@@ -234,7 +235,7 @@ def _corpus_lines(corpus: CorpusRecord) -> list[LabelledLine]:
         f"{parts['held_out'].n_tokens:,} held out; {corpus.n_documents:,} documents{repeated}; sequences of "
         f"{corpus.seq_len}, {'each with BOS' if corpus.bos else 'without BOS'}"
     )
-    return [*_labelled("text", sources), LabelledLine("tokens", tokens)]
+    return [*under_one_label("text", sources), LabelledLine("tokens", tokens)]
 
 
 def _imported(source: ImportedFrom) -> list[LabelledLine]:
@@ -257,19 +258,14 @@ def _made(created_utc: str, settings: Settings | None) -> str:
     )
 
 
-def _labelled(label: str, texts: Sequence[str], style: str = "") -> list[LabelledLine]:
-    """Several texts under one label."""
-    return [LabelledLine("" if place else label, text, style) for place, text in enumerate(texts)]
-
-
 def _grid(said: Sequence[LabelledLine]) -> Table:
     """Labels to the left, texts wrapped beside them."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(min_width=LABEL_WIDTH, no_wrap=True)
-    grid.add_column(max_width=TEXT_WIDTH, overflow="fold")
+    grid.add_column(max_width=LINE, overflow="fold")
     for one in said:
         # What stands in a record came from names of files and from other programs.
-        grid.add_row(Text(one.label, style="dim"), Text(printable(one.text), style=one.style))
+        grid.add_row(Text(one.label, style="dim"), Text(printable(one.text), style=STYLES.get(one.weight, "")))
     return grid
 
 

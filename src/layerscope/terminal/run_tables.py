@@ -14,6 +14,7 @@ from layerscope.analysis.milestones import NOT_TO_THE_END, STABLE, Milestone, Mi
 from layerscope.errors import RunError
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
+from layerscope.report.sentences.guidance import identity
 from layerscope.report.text import ABSENT, number, printable
 
 PROBLEMS_SHOWN = 10
@@ -92,26 +93,9 @@ def problem_lines(run: AnalysedRun) -> Iterator[Text]:
 
 def identity_line(run: AnalysedRun) -> Text:
     """Whether the last layer is the model itself, in one line."""
-    identity = run.record.identity
-    if identity is None:
-        return Text("identity check · none: the run was read from published files", style="dim")
-    if identity.ok:
-        kl = f"{identity.kl_bits:.1e}"
-        return Text(
-            f"identity check · passed · KL {kl} bits over {identity.n_prompts} prompts "
-            f"(tolerance {identity.tolerance_bits:.0e})",
-            style="green",
-        )
-    kl = "not finite" if identity.kl_bits is None else f"{identity.kl_bits:.3g} bits"
-    if identity.kl_bits is None:
-        left = "Probabilities are withheld."
-    else:
-        left = (
-            "Probabilities are withheld; ranks stand."
-            if run.record.ranks_stand
-            else "Neither probabilities nor ranks stand."
-        )
-    return Text(f"identity check · FAILED · KL {kl} · {identity.note} {left}", style="bold red")
+    check = run.record.identity
+    style = "dim" if check is None else "green" if check.ok else "bold red"
+    return Text(f"identity check · {identity(run.record)}", style=style)
 
 
 def _lens_of(record: RunRecord, lens: str | None) -> str:

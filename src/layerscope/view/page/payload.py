@@ -10,7 +10,7 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import PromptKey
 from layerscope.published.layout import RECORDS, csv_name, stem_of
 from layerscope.record.parts import PromptRecord
-from layerscope.terminal.verdict import STRONG, rank_1
+from layerscope.report.sentences.readable import STRONG, rank_1
 from layerscope.view.page.blocks import PASS, Block, Key, Vocabulary, blocks, listed
 from layerscope.view.page.packing import packed
 

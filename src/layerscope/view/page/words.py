@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
+from layerscope.report.sentences.guidance import identity, quoting
+from layerscope.report.sentences.lines import LabelledLine
+from layerscope.report.sentences.readable import ONSET, STRONG, STRONG_RUN2
+from layerscope.report.sentences.verdict import VerdictText
 from layerscope.suite import builtin_suites
-from layerscope.terminal.run_tables import identity_line
-from layerscope.terminal.verdict import ONSET, STRONG, STRONG_RUN2, LabelledLine, VerdictText, lens_columns, quoting
 
 BUNDLED_ID = "layerscope/reference"
 """How records name the model that comes with the package; it is probed where none is named."""
@@ -71,29 +72,28 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
     Where the identity check failed, nothing that rests on a probability is said; where it casts doubt on ranks too, no
     layer is named at all.
     """
-    record = run.record
-    teller = VerdictText(run.verdict, record)
-    told = teller.ranked and bool(teller.own)
-    semantic = teller.semantic() if told else None
-    first, *reasons = quoting(run.guidance, run.diagnostics.headline, ranked=teller.ranked)
-    identity = record.identity
+    record, check = run.record, run.record.identity
+    verdict = VerdictText(run.verdict, record)
+    semantic = verdict.semantic() if verdict.names_layers else None
+    quotable, *reasons = quoting(run.guidance, run.diagnostics.headline, ranked=verdict.ranked)
+    lines = [*verdict.strength(), *verdict.circumstances()] if verdict.names_layers else []
     return VerdictWords(
-        headline=teller.headline(),
+        headline=verdict.headline(),
         model=record.model.id,
         suite=record.suite.name,
-        prompt=teller.prompt,
+        prompt=verdict.prompt,
         layer=None if semantic is None else semantic.layer,
         n_layers=record.model.n_layers,
         lens=run.diagnostics.headline,
-        identity=identity_line(run).plain.removeprefix("identity check · "),
-        identity_state="none" if identity is None else "ok" if identity.ok else "failed",
-        quotable=_sentence(first.text),
+        identity=identity(record),
+        identity_state="none" if check is None else "ok" if check.ok else "failed",
+        quotable=_sentence(quotable.text),
         suppressed=run.guidance.suppress_abs_probs,
-        ranked=teller.ranked,
-        reasons=tuple(_reasons(reasons)),
-        said=tuple(_told([*teller.strength(), *teller.circumstances()])) if told else (),
-        columns=tuple(header.replace("<=", "≤").replace(" x ", " ×") for header in _columns(run)),
-        depths=tuple(_depths(run, teller)) if told else (),
+        ranked=verdict.ranked,
+        reasons=tuple(Sentence(line.label, line.text, _WEIGHTS.get(line.label, "")) for line in reasons),
+        said=tuple(_by_label(lines)),
+        columns=tuple(header.replace("<=", "≤").replace(" x ", " ×") for header in verdict.columns),
+        depths=tuple(_depth(verdict, lens) for lens in record.protocol.lenses) if verdict.names_layers else (),
     )
 
 
@@ -103,40 +103,24 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _reasons(said: Sequence[LabelledLine]) -> Iterator[Sentence]:
-    for one in said:
-        yield Sentence(one.label, one.text, _WEIGHTS.get(one.label, ""))
-
-
-def _told(said: Sequence[LabelledLine]) -> Iterator[Sentence]:
+def _by_label(lines: Sequence[LabelledLine]) -> Iterator[Sentence]:
     """Lines of one label drawn together."""
-    label, texts = "", list[str]()
-    for one in said:
-        if one.label and texts:
-            yield Sentence(label, "; ".join(texts))
-            texts = []
-        label = one.label or label
-        texts.append(one.text)
-    if texts:
-        yield Sentence(label, "; ".join(texts))
+    texts: dict[str, list[str]] = {}
+    label = ""
+    for line in lines:
+        label = line.label or label
+        texts.setdefault(label, []).append(line.text)
+    for label, of_label in texts.items():
+        yield Sentence(label, "; ".join(of_label))
 
 
-def _columns(run: AnalysedRun) -> Mapping[str, str]:
-    thresholds = protocol_in_force(run.record).thresholds
-    columns = lens_columns(thresholds)
-    if run.record.probabilities_stand:
-        return columns
-    return {header: name for header, name in columns.items() if name.startswith(ONSET) and STRONG not in name}
-
-
-def _depths(run: AnalysedRun, teller: VerdictText) -> Iterator[Depth]:
-    columns = _columns(run)
-    trusted = run.record.probabilities_stand
-    for lens in run.record.protocol.lenses:
-        cells = tuple(teller.cell(lens, name) for name in columns.values())
-        at = {name: int(cell) if cell.isdigit() else None for name, cell in zip(columns.values(), cells, strict=True)}
-        strong = at.get(STRONG_RUN2) if at.get(STRONG_RUN2) is not None else at.get(STRONG)
-        yield Depth(lens, lens == run.diagnostics.headline, at.get(ONSET), strong if trusted else None, cells)
+def _depth(verdict: VerdictText, lens: str) -> Depth:
+    cells = verdict.cells(lens)
+    at = {
+        name: int(cell) if cell.isdigit() else None for name, cell in zip(verdict.columns.values(), cells, strict=True)
+    }
+    strong = at.get(STRONG_RUN2, at.get(STRONG))
+    return Depth(lens, lens == verdict.diagnostics.headline, at.get(ONSET), strong, tuple(cells))
 
 
 @dataclass(frozen=True)

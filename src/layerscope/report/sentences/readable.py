@@ -1,0 +1,77 @@
+"""Where the answer becomes readable, and what that rests on.
+
+Fields of a template are filled with numbers for a terminal or a page, and with claims for a report.
+"""
+
+from layerscope.analysis.confirmation import Confirmation
+from layerscope.analysis.diagnostics import CONFIRMED, Diagnostics
+from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, STABLE, Milestone, Milestones
+
+ONSET, RANK_1, STRONG, STRONG_RUN2 = "L_semantic", "first_rank_le_1", "L_semantic_strong", "L_semantic_strong_run2"
+
+READABLE = "{answer} becomes readable at layer {layer} ({depth}){lens}: {basis} ({milestone})."
+NEVER_READABLE = "{answer} never becomes readable under lens {lens}: {why}."
+IDENTITY_FAILED = "the identity check failed"
+NOTHING_STANDS = "No layer can be named: the identity check failed, and neither probabilities nor ranks stand."
+NO_FACT = "No layer can be named: there is no prompt about a fact under lens {lens}."
+
+IN_A_ROW, NOT_IN_A_ROW = "strong at two layers in a row", "strong, but not at two layers in a row"
+BY_RANK, TRIVIAL = "rank 1 alone", "confirmed by trivial agreement alone"
+BASIS = {STRONG_RUN2: IN_A_ROW, STRONG: NOT_IN_A_ROW, CONFIRMED: "rank 1, not strong", ONSET: BY_RANK}
+"""What each semantic milestone rests on, in short."""
+
+
+def rank_1(milestones: Milestones) -> Milestone:
+    """The first layer with the answer on top; by rank where a table says no more than that."""
+    onset = milestones[ONSET]
+    return milestones.get(RANK_1, onset) if onset.reason == NOT_MEASURED else onset
+
+
+def strength_known(milestones: Milestones) -> bool:
+    """Whether the rows tell if the answer is strong anywhere."""
+    return milestones[STRONG].reason not in (NOT_MEASURED, NEVER_SEEN)
+
+
+def is_trivial(confirmation: Confirmation | None) -> bool:
+    """Whether a layer is confirmed only where the other lens is the headline lens itself."""
+    return confirmation is not None and confirmation.nontrivial is False
+
+
+def basis(diagnostics: Diagnostics, milestone: Milestone, n_layers: int, *, never_strong: bool) -> str:
+    """What the layer of the headline rests on, in full.
+
+    Args:
+        diagnostics: of the run.
+        milestone: the headline's.
+        n_layers: number of blocks.
+        never_strong: whether every layer was looked at and none is strong.
+    """
+    if milestone.name == STRONG_RUN2:
+        return IN_A_ROW
+    if milestone.name == STRONG:
+        return "strong, at the last layer alone" if milestone.layer == n_layers else NOT_IN_A_ROW
+    weak = "never strong" if never_strong else "how strongly is not known"
+    if milestone.name == CONFIRMED:
+        trivially = "trivially " if is_trivial(diagnostics.confirmation) else ""
+        return f"rank 1, {trivially}confirmed by another lens, {weak}"
+    return f"{BY_RANK}, {weak}, confirmed by no other lens"
+
+
+def held(onset: Milestone, milestones: Milestones, *, trusted: bool) -> str:
+    """Whether rank 1, and strength where probabilities stand, hold from their first layer on."""
+    first, stable = onset.layer, milestones[onset.name + STABLE].layer
+    if stable is None:
+        lead = f"rank 1 first at layer {first}, which does not hold to the last layer"
+    elif stable == first:
+        lead = f"rank 1 at every layer from {first} on"
+    else:
+        lead = f"rank 1 first at layer {first}, but at every layer only from {stable} on"
+    strong, kept = milestones[STRONG].layer, milestones[STRONG + STABLE].layer
+    if not trusted or strong is None or strong == kept:
+        return lead
+    return f"{lead}; strong {'not to the last layer' if kept is None else f'at every layer from {kept} on'}"
+
+
+HELD = "Rank 1 comes first at layer {first}, is lost at layer {lost}, and {rest}."
+HELD_FROM = "it holds from layer {} on"
+HELD_NOWHERE, HELD_UNKNOWN = "it does not hold to the last layer", "the last layer, which would tell, is missing"

@@ -144,6 +144,16 @@ class Report:
         return list(_claims(self))
 
 
+def paragraph(*sentences: Sentence | None) -> Paragraph:
+    """A paragraph of the sentences that there are."""
+    return Paragraph(tuple(each for each in sentences if each is not None))
+
+
+def short_section(title: str, *sentences: Sentence) -> Section:
+    """A section of one paragraph."""
+    return Section(title, (Paragraph(sentences),))
+
+
 Filling: TypeAlias = Part | str | Sequence[Part | str]
 """What fills a field of a template: one part, plain words, or several of them."""
 
@@ -198,8 +208,8 @@ def claims_of(parts: Sequence[Part]) -> list[Claim]:
 
 
 def _claims(report: Report) -> Iterator[Claim]:
-    for one in report.opening.sentences:
-        yield from claims_of(one.parts)
+    for opening in report.opening.sentences:
+        yield from claims_of(opening.parts)
     for section in report.sections:
         yield from _section_claims(section)
 
@@ -208,8 +218,8 @@ def _section_claims(section: Section) -> Iterator[Claim]:
     for block in section.blocks:
         match block:
             case Paragraph(sentences) | Bullets(sentences):
-                for one in sentences:
-                    yield from claims_of(one.parts)
+                for each in sentences:
+                    yield from claims_of(each.parts)
             case Checklist(checks):
                 for check in checks:
                     yield from claims_of(check.note.parts)

@@ -5,36 +5,18 @@ from collections.abc import Sequence
 
 from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve import Row
-from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.claims import Unit
 from layerscope.report.cited.document import Basis, Check, Checklist, Filling, Name, Section, Sentence, sentence
 from layerscope.report.evaluation.findings import unmeasured_copies
 from layerscope.report.evaluation.quotes import Path, Quotes
+from layerscope.report.sentences.readable import TRIVIAL, is_trivial
 
 _D = "diagnostics"
 NOT_THERE = "not in these files"
 FILLERS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "as",
-        "at",
-        "be",
-        "by",
-        "in",
-        "is",
-        "it",
-        "of",
-        "on",
-        "or",
-        "so",
-        "that",
-        "the",
-        "this",
-        "to",
-        "was",
-        "with",
-    ]
+    {"a", "an", "it", "so", "that", "the", "this"}
+    | {"as", "at", "by", "in", "of", "on", "to", "with"}
+    | {"and", "be", "is", "or", "was"}
 )
 """Words that carry grammar and no content."""
 SHALLOW = 5
@@ -92,7 +74,7 @@ def _anchors(quotes: Quotes) -> list[Check]:
 
 
 def _reflex(quotes: Quotes) -> Check:
-    reflex = quotes.found.copies_early
+    reflex = quotes.diagnostics.copies_early
     if reflex is None:
         return _check("copy reflex", None, "not measured")
     flag = f"{'a' if reflex else 'no'} copy flag at layers 0 to 3{unmeasured_copies(quotes)}"
@@ -103,7 +85,7 @@ def _reflex(quotes: Quotes) -> Check:
 def _rise(quotes: Quotes) -> tuple[bool | None, Sentence]:
     if not quotes.quotable:
         return None, sentence("entropies of lens rows are not to be quoted here")
-    cells = [quotes.cell("entropy_bits", layer, Unit.BITS) for layer in (quotes.n_layers - 1, quotes.n_layers)]
+    cells = quotes.cells("entropy_bits", (quotes.n_layers - 1, quotes.n_layers))
     values = [cell.value for cell in cells if isinstance(cell.value, int | float)]
     if len(values) < 2:
         return None, sentence("not measured")
@@ -118,24 +100,24 @@ def _marks(text: str) -> bool:
 def _anchor(quotes: Quotes, label: str, shallow: Sequence[Row], hits: Sequence[Row]) -> Check:
     if not shallow:
         return _check(label, None, "no rows")
-    behind: list[Claim] = [quotes.cell("top1", one["layer"], Unit.TOKEN) for one in hits or shallow]
+    behind = quotes.cells("top1", (row["layer"] for row in hits or shallow))
     count = quotes.evidence.derived("top1_count", len(hits), Unit.COUNT, behind, "count of layers")
     return _check(label, bool(hits), "number of layers {}", count)
 
 
 def _confirmed(quotes: Quotes) -> tuple[bool | None, str]:
     """Whether another lens confirms the onset, and why not where that needs a word."""
-    found = quotes.found.confirmation
-    if found is None or found.onset is None:
+    confirmation = quotes.diagnostics.confirmation
+    if confirmation is None or confirmation.onset is None:
         return None, "no layer to confirm"
-    if found.reason == NO_OTHER_LENS:
+    if confirmation.reason == NO_OTHER_LENS:
         return None, "no other lens was read"
-    trivial = found.nontrivial is False
-    return found.layer is not None and not trivial, "confirmed by trivial agreement alone" if trivial else ""
+    trivial = is_trivial(confirmation)
+    return confirmation.layer is not None and not trivial, TRIVIAL if trivial else ""
 
 
 def _conclusions(quotes: Quotes) -> list[Check]:
-    found = quotes.found
+    found = quotes.diagnostics
     full = found.raw_full is not None and found.raw_full.whole.n_layers > 0
     confirmed, why = _confirmed(quotes)
     attributed = found.attribution is not None

@@ -11,6 +11,22 @@ from layerscope.report.sentences.lines import at_layer, layers, plural
 from layerscope.report.sentences.readable import ONSET, STRONG_RUN2, rank_1
 from layerscope.report.text import number, printable
 
+GAP = (
+    "Through the final norm ({logit}) the answer first has rank 1 {at_logit}, through the next block's norm "
+    "({next_norm}) {at_next_norm}: a gap of {gap} layers."
+)
+ONE_NORM = (
+    "Only the norm of the next block was decoded ({next_norm}, which these files call norm), not the model's final "
+    "norm at every layer ({logit}): how many layers hang on that choice cannot be told from this run, and every layer "
+    "named below stands under it."
+)
+GATES = (
+    "Rank of the answer and gates. {margin_ok}: {margin} above uniform; {top2_ok}: a lead of {gap} logits; {strong}: "
+    "both; {run2}: two layers in a row."
+)
+CONFIRMED = "Confirmed {where} (source {source}); own onset of the raw lens {raw}, of the tuned lens {tuned}."
+UNCONFIRMED = "No other lens was read that could confirm a layer{}."
+TRIVIAL = "The confirmation is trivial: there the other lens computes what {} computes, so it counts for nothing."
 GAP_UNKNOWN = "the gap between logit and next_norm is not known"
 
 

@@ -6,6 +6,19 @@ from layerscope.record.parts import HeadTransformRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.report.text import number
 
+ACCOUNTS = {True: "which accounts for the distance", False: "which does not account for it"}
+UNKNOWN = "; how far the last layer is from the output was not measured.{}"
+FAR = "; the last layer is far from the output (KL {kl} bits)."
+NEAR = "; the last layer is the model's output within the gate of {gate} bits (KL {kl} bits)."
+WHY_SOFTCAP = (
+    "A soft cap bends large logits more than small ones, so no single temperature stands for it; rows that do not pass "
+    "it are too certain."
+)
+LIKE_A_SOFTCAP = (
+    "The last row is more certain than the model{}, and one temperature mends a part of it alone: that is what a soft "
+    "cap on the model's logits leaves in rows that do not pass it."
+)
+
 
 def sentence(diagnostics: Diagnostics, record: RunRecord) -> str:
     """The distance, and where it is large what a temperature, a scale or a softcap would leave of it."""

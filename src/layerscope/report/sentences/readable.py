@@ -11,8 +11,22 @@ ONSET, RANK_1, STRONG, STRONG_RUN2 = "L_semantic", "first_rank_le_1", "L_semanti
 
 READABLE = "{answer} becomes readable at layer {layer} ({depth}){lens}: {basis} ({milestone})."
 NEVER_READABLE = "{answer} never becomes readable under lens {lens}: {why}."
-IDENTITY_FAILED = "the identity check failed"
+READABLE_IN_SHORT = (
+    "the answer becomes readable under {lens} at depth fraction {depth} (layer {layer}, {milestone}){weak}"
+)
+NEVER_LEADS, LEAD_UNKNOWN = (
+    "the answer never leads under {}{}{}",
+    "whether the answer leads under {} was not measured{}",
+)
+NO_RANK_1 = "The answer has rank 1 at no layer{}{}."
+RANK_1_UNKNOWN = "Whether the answer has rank 1 at any layer was not measured: {}{}."
+AT_ONSET = (
+    "At the first rank 1, layer {layer} (depth fraction {depth}), the answer leads by {gap} logits; clearly above "
+    "uniform: {margin}."
+)
+WEAK = "This is weak evidence: {}."
 NOTHING_STANDS = "No layer can be named: the identity check failed, and neither probabilities nor ranks stand."
+NOTHING_STANDS_HERE = "The identity check failed: neither probabilities nor ranks stand, and no layer is named."
 NO_FACT = "No layer can be named: there is no prompt about a fact under lens {lens}."
 
 IN_A_ROW, NOT_IN_A_ROW = "strong at two layers in a row", "strong, but not at two layers in a row"

@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from layerscope.analysis.diagnostics import Diagnostics
-from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED
 from layerscope.analysis.percentiles import depth_fraction
 from layerscope.errors import RunError
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
 from layerscope.report.cited.evidence import Evidence, agree
+from layerscope.report.sentences.readable import ONSET, STRONG, STRONG_RUN2, strength_known
 from layerscope.report.sentences.weaknesses import weaknesses
 
 EARLY_BELOW = 0.70
 """Depth fraction of rank 1 below which a model counts as early; a fixed bound, so that groups do not depend on which
 models are compared."""
-_STRONG = ("L_semantic_strong_run2", "L_semantic_strong")
 _SIZE = re.compile(r"[-_ ]?\d+(\.\d+)?(x\d+)?[bm](?![a-z])", re.IGNORECASE)
 """The part of a name that says how many parameters: `-8B`, `-34b`, `-8x7B`."""
 
@@ -69,7 +68,7 @@ class Compared:
     @property
     def earliness(self) -> str | None:
         """Whether rank 1 comes `early` or `late` in depth; None where it does not come."""
-        return earliness(self.fraction("L_semantic"))
+        return earliness(self.fraction(ONSET))
 
     @property
     def preferred(self) -> str | None:
@@ -85,7 +84,7 @@ class Compared:
         """
         if self.preferred is None:
             return None
-        if self.preferred in _STRONG:
+        if self.preferred in (STRONG, STRONG_RUN2):
             return "strong"
         confirmed = self.diagnostics.confirmation
         return "confirmed" if confirmed is not None and confirmed.nontrivial else "weak"
@@ -103,8 +102,8 @@ class Compared:
     @property
     def gates_open(self) -> bool:
         """Whether there is no strong layer only because values are missing that would tell."""
-        found = self.evidence.verdict.milestones.of().get("L_semantic_strong")
-        return found is not None and found.layer is None and found.reason in (NOT_MEASURED, NEVER_SEEN)
+        milestones = self.evidence.verdict.milestones.of()
+        return STRONG in milestones and milestones[STRONG].layer is None and not strength_known(milestones)
 
     @cached_property
     def strategy(self) -> str | None:

@@ -1,7 +1,7 @@
 """Runs side by side as one table for other programs: a row for each, every column of one type."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,46 +21,19 @@ _DataType: TypeAlias = Any
 """A `polars.DataType`, a class that beartype refuses to check because of its `repr`."""
 CSV, PARQUET = "comparison.csv", "comparison.parquet"
 _LAYERS = (
-    "first_rank_le_10",
-    "first_rank_le_5",
-    "first_rank_le_1",
-    "L_semantic",
-    "L_semantic_stable",
-    "L_semantic_run2",
-    "L_semantic_margin_ok",
-    "L_semantic_top2_ok",
-    "gap_ge_1.0",
-    "L_semantic_strong",
-    "L_semantic_strong_run2",
-    "L_semantic_confirmed",
-    "L_copy",
-    "L_copy_soft_k1",
-    "L_copy_soft_k2",
-    "L_copy_soft_k3",
-    "L_copy_H",
-    "L_surface_to_meaning",
-    "L_geom",
-    "L_topk_decay",
-    "cos_ge_0.2",
-    "cos_ge_0.4",
-    "cos_ge_0.6",
-    "first_p_top1_gt_0.30",
-    "first_p_top1_gt_0.60",
-    "first_kl_below_1.0",
-    "first_kl_below_0.5",
+    *("first_rank_le_10", "first_rank_le_5", "first_rank_le_1"),
+    *("L_semantic", "L_semantic_stable", "L_semantic_run2", "L_semantic_margin_ok", "L_semantic_top2_ok"),
+    *("gap_ge_1.0", "L_semantic_strong", "L_semantic_strong_run2", "L_semantic_confirmed"),
+    *("L_copy", "L_copy_soft_k1", "L_copy_soft_k2", "L_copy_soft_k3", "L_copy_H"),
+    *("L_surface_to_meaning", "L_geom", "L_topk_decay"),
+    *("cos_ge_0.2", "cos_ge_0.4", "cos_ge_0.6", "first_p_top1_gt_0.30", "first_p_top1_gt_0.60"),
+    *("first_kl_below_1.0", "first_kl_below_0.5"),
 )
 """Milestones of the primary prompt under the headline lens."""
 _FRACTIONS = (
-    "first_rank_le_10",
-    "first_rank_le_5",
-    "L_semantic",
-    "L_semantic_run2",
-    "L_semantic_strong",
-    "L_semantic_strong_run2",
-    "L_semantic_confirmed",
-    "L_copy",
-    "L_surface_to_meaning",
-    "L_geom",
+    *("first_rank_le_10", "first_rank_le_5", "L_semantic", "L_semantic_run2"),
+    *("L_semantic_strong", "L_semantic_strong_run2", "L_semantic_confirmed"),
+    *("L_copy", "L_surface_to_meaning", "L_geom"),
 )
 """Those that stand as a share of the depth too, to three decimals."""
 
@@ -223,7 +196,7 @@ def _fraction(name: str) -> _Get:
     return lambda run: run.fraction(name)
 
 
-def _columns(dtype: _DataType, of: Mapping[str, _Get]) -> tuple[_Column, ...]:
+def _columns(dtype: _DataType, /, **of: _Get) -> tuple[_Column, ...]:
     return tuple(_Column(name, dtype, get) for name, get in of.items())
 
 
@@ -232,66 +205,56 @@ _QUARTERS = ("p25", "p50", "p75")
 _COLUMNS = (
     *_columns(
         _TEXT,
-        {
-            "model": lambda run: run.name,
-            "model_id": lambda run: run.model,
-            "run": lambda run: run.run,
-            "family": lambda run: run.family,
-            "protocol": lambda run: run.evidence.record.protocol.name,
-            "protocol_version": lambda run: run.evidence.record.protocol.version,
-            "headline_lens": lambda run: run.evidence.headline,
-            "norm_strategy": lambda run: run.strategy,
-            "stack": lambda run: run.evidence.record.measured.stack,
-        },
+        model=lambda run: run.name,
+        model_id=lambda run: run.model,
+        run=lambda run: run.run,
+        family=lambda run: run.family,
+        protocol=lambda run: run.evidence.record.protocol.name,
+        protocol_version=lambda run: run.evidence.record.protocol.version,
+        headline_lens=lambda run: run.evidence.headline,
+        norm_strategy=lambda run: run.strategy,
+        stack=lambda run: run.evidence.record.measured.stack,
     ),
     *_columns(
         _INT,
-        {
-            "n_layers": lambda run: run.n_layers,
-            "d_model": lambda run: run.evidence.record.model.d_model,
-            "d_vocab": lambda run: run.evidence.record.model.d_vocab,
-        },
+        n_layers=lambda run: run.n_layers,
+        d_model=lambda run: run.evidence.record.model.d_model,
+        d_vocab=lambda run: run.evidence.record.model.d_vocab,
     ),
-    *_columns(_TRUTH, {"answer_resolved": gold_resolved}),
-    *_columns(_INT, {name: _layer(name) for name in _LAYERS}),
-    *_columns(_REAL, {f"{name}_frac": _fraction(name) for name in _FRACTIONS}),
-    *_columns(_TEXT, {"preferred_milestone": lambda run: run.preferred}),
-    *_columns(_INT, {"preferred_layer": _preferred_layer}),
-    *_columns(_REAL, {"preferred_frac": _preferred_frac}),
-    *_columns(_TEXT, {"strength": lambda run: run.strength, "earliness": lambda run: run.earliness}),
-    *_columns(pl.List(pl.String), {"weaknesses": lambda run: [*run.weaknesses]}),
+    *_columns(_TRUTH, answer_resolved=gold_resolved),
+    *_columns(_INT, **{name: _layer(name) for name in _LAYERS}),
+    *_columns(_REAL, **{f"{name}_frac": _fraction(name) for name in _FRACTIONS}),
+    *_columns(_TEXT, preferred_milestone=lambda run: run.preferred),
+    *_columns(_INT, preferred_layer=_preferred_layer),
+    *_columns(_REAL, preferred_frac=_preferred_frac),
+    *_columns(_TEXT, strength=lambda run: run.strength, earliness=lambda run: run.earliness),
+    *_columns(pl.List(pl.String), weaknesses=lambda run: [*run.weaknesses]),
     *_columns(
         _TRUTH,
-        {
-            "margin_ok_at_L_semantic": lambda run: run.diagnostics.margin_ok_at_semantic,
-            "copy_reflex": lambda run: run.diagnostics.copies_early,
-        },
+        margin_ok_at_L_semantic=lambda run: run.diagnostics.margin_ok_at_semantic,
+        copy_reflex=lambda run: run.diagnostics.copies_early,
     ),
-    *_columns(_REAL, {"gap_at_L_semantic": lambda run: run.diagnostics.gap_at_semantic}),
-    *_columns(_TEXT, {"confirmed_source": _part(lambda run: run.diagnostics.confirmation, "source")}),
-    *_columns(_TRUTH, {"confirmed_nontrivial": _part(lambda run: run.diagnostics.confirmation, "nontrivial")}),
+    *_columns(_REAL, gap_at_L_semantic=lambda run: run.diagnostics.gap_at_semantic),
+    *_columns(_TEXT, confirmed_source=_part(lambda run: run.diagnostics.confirmation, "source")),
+    *_columns(_TRUTH, confirmed_nontrivial=_part(lambda run: run.diagnostics.confirmation, "nontrivial")),
     *_columns(
         _INT,
-        {
-            "L_semantic_raw": _part(lambda run: run.diagnostics.confirmation, "onset_raw"),
-            "L_semantic_tuned": _part(lambda run: run.diagnostics.confirmation, "onset_tuned"),
-        },
+        L_semantic_raw=_part(lambda run: run.diagnostics.confirmation, "onset_raw"),
+        L_semantic_tuned=_part(lambda run: run.diagnostics.confirmation, "onset_tuned"),
     ),
     *_columns(
         _REAL,
-        {
-            "last_layer_kl_bits": _part(_last, "measured", "kl_to_final_bits"),
-            "last_layer_temperature": _part(_last, "measured", "temp_est"),
-            "last_layer_kl_after_temperature_bits": _part(_last, "measured", "kl_after_temp_bits"),
-            "softcap": _part(_last, "measured", "softcap"),
-            "last_layer_kl_after_softcap_bits": _part(_last, "measured", "kl_after_softcap_bits"),
-        },
+        last_layer_kl_bits=_part(_last, "measured", "kl_to_final_bits"),
+        last_layer_temperature=_part(_last, "measured", "temp_est"),
+        last_layer_kl_after_temperature_bits=_part(_last, "measured", "kl_after_temp_bits"),
+        softcap=_part(_last, "measured", "softcap"),
+        last_layer_kl_after_softcap_bits=_part(_last, "measured", "kl_after_softcap_bits"),
     ),
-    *_columns(_TRUTH, {"warn_high_last_layer_kl": _part(_last, "warn_high_last_layer_kl")}),
-    *_columns(_TEXT, {"sampled_risk": _part(lambda run: run.diagnostics.raw_sample, "lens_artifact_risk")}),
+    *_columns(_TRUTH, warn_high_last_layer_kl=_part(_last, "warn_high_last_layer_kl")),
+    *_columns(_TEXT, sampled_risk=_part(lambda run: run.diagnostics.raw_sample, "lens_artifact_risk")),
     *_columns(
         _REAL,
-        {
+        **{
             "sampled_max_kl_bits": _part(lambda run: run.diagnostics.raw_sample, "max_kl_norm_vs_raw_bits"),
             "artefact_score_v1": _part(_whole, "score", "v1"),
             "artefact_score_v2": _score_v2,
@@ -302,33 +265,27 @@ _COLUMNS = (
         },
     ),
     *_columns(
-        _TEXT,
-        {
-            "artefact_tier": _part(_whole, "score", "tier"),
-            "artefact_tier_prefinal": _part(_prefinal, "score", "tier"),
-        },
+        _TEXT, artefact_tier=_part(_whole, "score", "tier"), artefact_tier_prefinal=_part(_prefinal, "score", "tier")
     ),
     *_columns(
         _INT,
-        {
-            "n_norm_only_layers": _part(_whole, "n_norm_only_semantics_layers"),
-            "first_norm_only_layer": _part(_whole, "earliest_norm_only_semantic"),
-        },
+        n_norm_only_layers=_part(_whole, "n_norm_only_semantics_layers"),
+        first_norm_only_layer=_part(_whole, "earliest_norm_only_semantic"),
     ),
     *_columns(
         _REAL,
-        {
+        **{
             "entropy_drift_mid_bits": _drift,
             **{f"entropy_gap_{quarter}_bits": _entropy_gap(quarter) for quarter in _QUARTERS},
             "trajectory_slope": _line("slope"),
             "trajectory_r2": _line("r2"),
         },
     ),
-    *_columns(_INT, {"trajectory_spikes": _part(lambda run: run.diagnostics.trajectory, "n_spikes")}),
-    *_columns(_REAL, {f"{lens}_delta_kl_{q}_bits": _gain(lens, q) for lens in ("prism", "tuned") for q in _QUARTERS}),
+    *_columns(_INT, trajectory_spikes=_part(lambda run: run.diagnostics.trajectory, "n_spikes")),
+    *_columns(_REAL, **{f"{lens}_delta_kl_{q}_bits": _gain(lens, q) for lens in ("prism", "tuned") for q in _QUARTERS}),
     *_columns(
         _INT,
-        {
+        **{
             f"{lens}_delta_rank_le_{rank}": _rank_change(lens, rank)
             for lens in ("prism", "tuned")
             for rank in (10, 5, 1)
@@ -336,36 +293,30 @@ _COLUMNS = (
     ),
     *_columns(
         _TEXT,
-        {
-            "prism_verdict": _part(lambda run: run.diagnostics.sidecars.get("prism"), "verdict"),
-            "tuned_verdict": _part(lambda run: run.diagnostics.sidecars.get("tuned"), "verdict"),
-            "preferred_lens": lambda run: run.evidence.verdict.guidance.preferred_lens,
-        },
+        prism_verdict=_part(lambda run: run.diagnostics.sidecars.get("prism"), "verdict"),
+        tuned_verdict=_part(lambda run: run.diagnostics.sidecars.get("tuned"), "verdict"),
+        preferred_lens=lambda run: run.evidence.verdict.guidance.preferred_lens,
     ),
     *_columns(
         _TRUTH,
-        {
-            "prefer_tuned": _part(lambda run: run.diagnostics.attribution, "prefer_tuned"),
-            "prefer_ranks": lambda run: run.evidence.verdict.guidance.prefer_ranks,
-            "suppress_abs_probs": lambda run: run.evidence.verdict.guidance.suppress_abs_probs,
-        },
+        prefer_tuned=_part(lambda run: run.diagnostics.attribution, "prefer_tuned"),
+        prefer_ranks=lambda run: run.evidence.verdict.guidance.prefer_ranks,
+        suppress_abs_probs=lambda run: run.evidence.verdict.guidance.suppress_abs_probs,
     ),
     *_columns(
         pl.List(pl.String),
-        {"guidance_reasons": lambda run: [reason.name for reason in run.evidence.verdict.guidance.reasons]},
+        guidance_reasons=lambda run: [reason.name for reason in run.evidence.verdict.guidance.reasons],
     ),
-    *_columns(_INT, {"facts_n": lambda run: run.diagnostics.statistics.n, "facts_missing": _facts("n_missing")}),
+    *_columns(_INT, facts_n=lambda run: run.diagnostics.statistics.n, facts_missing=_facts("n_missing")),
     *_columns(
         _REAL,
-        {
-            "facts_median": _facts("median"),
-            "facts_median_frac": _median_frac,
-            "facts_p25": _facts("p25"),
-            "facts_p75": _facts("p75"),
-            "facts_interval_95_low": _bound(0),
-            "facts_interval_95_high": _bound(1),
-        },
+        facts_median=_facts("median"),
+        facts_median_frac=_median_frac,
+        facts_p25=_facts("p25"),
+        facts_p75=_facts("p75"),
+        facts_interval_95_low=_bound(0),
+        facts_interval_95_high=_bound(1),
     ),
-    *_columns(_TEXT, {"facts_interval_reason": _facts("interval_reason")}),
+    *_columns(_TEXT, facts_interval_reason=_facts("interval_reason")),
 )
 """In the order of the table; `not_comparable` comes last."""

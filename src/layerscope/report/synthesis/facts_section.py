@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from layerscope.analysis.facts import Fact
 from layerscope.analysis.statistics import Summary
 from layerscope.report.cited.claims import Claim, Unit, Value
-from layerscope.report.cited.document import Name, Section, Sentence, Table, row, sentence
+from layerscope.report.cited.document import Name, Section, Sentence, Table, paragraph, row, sentence
+from layerscope.report.sentences.readable import ONSET
 from layerscope.report.synthesis.compared import Compared
-from layerscope.report.synthesis.words import names, paragraph, shown, with_values
-
-_SEMANTIC = "L_semantic"
+from layerscope.report.synthesis.words import of_runs, shown
 
 
 def facts_section(runs: Sequence[Compared]) -> Section:
@@ -28,7 +27,7 @@ def facts_section(runs: Sequence[Compared]) -> Section:
             Name(run.name),
             shown(_about(run, "n")),
             shown(_about(run, "n_missing")),
-            shown(run.milestone(_SEMANTIC)),
+            shown(run.milestone(ONSET)),
             shown(_about(run, "median")),
             shown(_median_depth(run)),
             shown(_about(run, "p25")),
@@ -43,7 +42,7 @@ def facts_section(runs: Sequence[Compared]) -> Section:
 
 def summary_of(run: Compared) -> Summary | None:
     """The layer of rank 1 over facts."""
-    return run.diagnostics.statistics.by_milestone.get(_SEMANTIC)
+    return run.diagnostics.statistics.by_milestone.get(ONSET)
 
 
 def _sentences(several: Sequence[Compared], single: Sequence[Compared]) -> list[Sentence | None]:
@@ -54,20 +53,20 @@ def _sentences(several: Sequence[Compared], single: Sequence[Compared]) -> list[
         sentence(
             "The layers of rank 1 under the headline lens, each fact asked once; medians are over facts that have one."
         ),
-        sentence("The first fact is the shallowest of all in {}.", with_values(lowest, _first)) if lowest else None,
-        sentence("It is the deepest of all in {}.", with_values(deepest, _first)) if deepest else None,
-        sentence("Too few facts have a layer for an interval in {}.", names(too_few)) if too_few else None,
-        sentence("One fact alone was asked of {}.", names(single)) if single else None,
+        of_runs("The first fact is the shallowest of all in {}.", lowest, _first),
+        of_runs("It is the deepest of all in {}.", deepest, _first),
+        of_runs("Too few facts have a layer for an interval in {}.", too_few),
+        of_runs("One fact alone was asked of {}.", single),
     ]
 
 
 def _first(run: Compared) -> Claim | None:
-    return run.milestone(_SEMANTIC)
+    return run.milestone(ONSET)
 
 
 def _extreme(run: Compared) -> str | None:
     """Where the primary fact lies among all; None for between, and where all are equal."""
-    own = run.layer(_SEMANTIC)
+    own = run.layer(ONSET)
     layers = [fact.L_semantic for fact in _facts(run) if fact.L_semantic is not None]
     if own is None or len(set(layers)) < 2:
         return None
@@ -80,7 +79,7 @@ def _facts(run: Compared) -> Sequence[Fact]:
 
 def _basis(run: Compared) -> list[Claim]:
     """The layer of every fact."""
-    found = (run.own(run.evidence.milestone(_SEMANTIC, asked=fact.asked)) for fact in _facts(run))
+    found = (run.own(run.evidence.milestone(ONSET, asked=fact.asked)) for fact in _facts(run))
     return [claim for claim in found if claim is not None]
 
 
@@ -91,7 +90,7 @@ def _about(run: Compared, name: str) -> Claim | None:
     unit = Unit.COUNT if name in ("n", "n_missing") else Unit.LAYER
     if value is None or not basis:
         return None
-    return run.derived(f"{_SEMANTIC}_{name}", value, unit, basis, f"{name} over facts")
+    return run.derived(f"{ONSET}_{name}", value, unit, basis, f"{name} over facts")
 
 
 def _median_depth(run: Compared) -> Claim | None:
@@ -99,7 +98,7 @@ def _median_depth(run: Compared) -> Claim | None:
     if found is None or size is None or not isinstance(found.value, int | float):
         return None
     value = round(found.value / run.n_layers, 3)
-    return run.derived(f"{_SEMANTIC}_median_frac", value, Unit.SHARE, [found, size], "layer / n_layers")
+    return run.derived(f"{ONSET}_median_frac", value, Unit.SHARE, [found, size], "layer / n_layers")
 
 
 def _interval(run: Compared) -> Claim | None:
@@ -108,4 +107,4 @@ def _interval(run: Compared) -> Claim | None:
         return None
     low, high = found.interval_95
     text = f"{low:g} to {high:g}"
-    return run.derived(f"{_SEMANTIC}_interval_95", text, Unit.TEXT, _basis(run), "bootstrap over facts")
+    return run.derived(f"{ONSET}_interval_95", text, Unit.TEXT, _basis(run), "bootstrap over facts")

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from layerscope.analysis.milestones import STABLE
-from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Text, sentence
+from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Text, paragraph, sentence
+from layerscope.report.sentences.readable import ONSET
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
 from layerscope.report.synthesis.trust_sections import tier_of
-from layerscope.report.synthesis.words import listed, names, paragraph, shown
+from layerscope.report.synthesis.words import listed, names, of_runs, shown
 
-_SEMANTIC = "L_semantic"
 _UNKNOWN = "not known"
 _TRAITS: Mapping[str, Callable[[Compared], str | None]] = {
     "copy reflex": lambda run: _yes(run.diagnostics.copies_early),
@@ -32,7 +32,7 @@ def family_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
     several = {name: members for name, members in families.items() if len({run.model for run in members}) > 1}
     alone = [run for run in runs if run.family not in several]
     intro = sentence("Families are told by the models' names: what stands before the size.")
-    rest = sentence("Alone in their family: {}.", names(alone)) if alone else None
+    rest = of_runs("Alone in their family: {}.", alone)
     bullets = [Bullets(tuple(_of_family(name, members, found))) for name, members in several.items()]
     return Section("Families", (paragraph(intro, rest), *bullets, *_repeats(runs)))
 
@@ -75,12 +75,12 @@ def _difference(members: Sequence[Compared], trait: str, values: Sequence[str | 
 
 
 def _depths(members: Sequence[Compared]) -> list[Part]:
-    return listed([[Name(run.name), Text(" "), shown(run.depth(_SEMANTIC))] for run in members])
+    return listed([[Name(run.name), Text(" "), shown(run.depth(ONSET))] for run in members])
 
 
 def _trend(members: Sequence[Compared]) -> str:
     """Whether rank 1 moves one way with the number of layers; empty where it does not, or sizes are equal."""
-    fractions = [run.fraction(_SEMANTIC) for run in members]
+    fractions = [run.fraction(ONSET) for run in members]
     known = [fraction for fraction in fractions if fraction is not None]
     sizes = [run.n_layers for run in members]
     if len(known) < len(members) or len(set(sizes)) < len(sizes):
@@ -101,9 +101,9 @@ def _repeats(runs: Sequence[Compared]) -> Iterator[Bullets]:
     items = []
     for model, members in by_model.items():
         if len(members) > 1:
-            same = len({run.layer(_SEMANTIC) for run in members}) == 1
+            same = len({run.layer(ONSET) for run in members}) == 1
             verb = "agree on" if same else "differ in"
-            values = listed([[shown(run.milestone(_SEMANTIC)), Text(" in "), Name(run.run)] for run in members])
+            values = listed([[shown(run.milestone(ONSET)), Text(" in "), Name(run.run)] for run in members])
             items.append(
                 sentence(
                     "{} runs of {} {} the layer of rank 1: {}.",
@@ -118,13 +118,13 @@ def _repeats(runs: Sequence[Compared]) -> Iterator[Bullets]:
 
 
 def _at_last(run: Compared) -> bool | None:
-    layer = run.layer(_SEMANTIC)
+    layer = run.layer(ONSET)
     return None if layer is None else layer == run.n_layers
 
 
 def _lost(run: Compared) -> bool | None:
-    layer = run.layer(_SEMANTIC)
-    return None if layer is None else run.layer(_SEMANTIC + STABLE) != layer
+    layer = run.layer(ONSET)
+    return None if layer is None else run.layer(ONSET + STABLE) != layer
 
 
 def _yes(known: bool | None) -> str | None:

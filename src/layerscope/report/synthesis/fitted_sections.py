@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
 from layerscope.analysis.percentiles import QUARTERS, depth_layer
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Table, row, sentence
+from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Table, paragraph, row, sentence
 from layerscope.report.synthesis.compared import Compared
-from layerscope.report.synthesis.words import listed, names, paragraph, remarks, shown, word
+from layerscope.report.synthesis.words import listed, names, of_runs, remarks, shown, word
 
 _PLACES = {
     "prism": ("diagnostics", "prism_summary", "metrics"),
@@ -34,7 +34,7 @@ def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
     title = f"{lens.capitalize()} lens"
     having = [run for run in runs if lens in run.diagnostics.sidecars]
     without = [run for run in runs if run not in having]
-    missing = sentence("Not read for {}.", names(without)) if without else None
+    missing = of_runs("Not read for {}.", without)
     if not having:
         return Section(title, (paragraph(sentence("No run was read through this lens.")),))
     rows = [
@@ -71,11 +71,11 @@ def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) 
     verdicts = [(word_, [run for run in having if _audit(run, lens).verdict == word_]) for word_ in _VERDICTS]
     groups = listed([[Name(word_), *sentence(" for {}", names(found)).parts] for word_, found in verdicts if found])
     return remarks(
-        sentence("Nearer to the model at all three depths: {}.", names(nearer)) if nearer else None,
-        sentence("Farther at all three: {}.", names(farther)) if farther else None,
-        sentence("Through it rank 1 comes earlier in {}.", names(earlier)) if earlier else None,
-        sentence("Through it rank 1 comes later in {}.", names(later)) if later else None,
-        sentence("Through it rank 1 is never reached in {}.", names(never)) if never else None,
+        of_runs("Nearer to the model at all three depths: {}.", nearer),
+        of_runs("Farther at all three: {}.", farther),
+        of_runs("Through it rank 1 comes earlier in {}.", earlier),
+        of_runs("Through it rank 1 comes later in {}.", later),
+        of_runs("Through it rank 1 is never reached in {}.", never),
         sentence("By the whole: {}.", groups) if groups else None,
         missing,
     )

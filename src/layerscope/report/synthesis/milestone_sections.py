@@ -8,14 +8,14 @@ from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.analysis.milestones import STABLE
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, row, sentence
+from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, paragraph, row, sentence
+from layerscope.report.sentences.readable import ONSET, STRONG, STRONG_RUN2
 from layerscope.report.synthesis.compared import EARLY_BELOW, Compared, by_family
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
-from layerscope.report.synthesis.words import names, paragraph, remarks, shown, with_values, word
+from layerscope.report.synthesis.words import names, of_runs, remarks, shown, with_values, word
 
-SEMANTIC, STRONG, STRONG_RUN2 = "L_semantic", "L_semantic_strong", "L_semantic_strong_run2"
 _EARLY_LAYERS = range(4)
-_GATES = (SEMANTIC, "L_semantic_run2", "L_semantic_margin_ok", "L_semantic_top2_ok", STRONG, STRONG_RUN2)
+_GATES = (ONSET, "L_semantic_run2", "L_semantic_margin_ok", "L_semantic_top2_ok", STRONG, STRONG_RUN2)
 
 
 def glance_section(runs: Sequence[Compared]) -> Section:
@@ -23,8 +23,8 @@ def glance_section(runs: Sequence[Compared]) -> Section:
     rows = [
         row(
             Name(run.name),
-            shown(run.milestone(SEMANTIC)),
-            shown(run.depth(SEMANTIC)),
+            shown(run.milestone(ONSET)),
+            shown(run.depth(ONSET)),
             word(run.preferred),
             shown(run.milestone(run.preferred) if run.preferred else None),
             shown(run.depth(run.preferred) if run.preferred else None),
@@ -46,9 +46,8 @@ def glance_section(runs: Sequence[Compared]) -> Section:
         Name("L_semantic"),
     )
     points = dict.fromkeys(point for run in runs for point in run.weaknesses)
-    items = [
-        sentence("Weak point, {}: {}.", one, names([run for run in runs if one in run.weaknesses])) for one in points
-    ]
+    weak = {point: [run for run in runs if point in run.weaknesses] for point in points}
+    items = [sentence("Weak point, {}: {}.", point, names(runs_with)) for point, runs_with in weak.items()]
     listed = (Bullets(tuple(items)),) if items else ()
     return Section("At a glance", (Table(header, tuple(rows)), paragraph(note), *listed))
 
@@ -81,9 +80,9 @@ def copy_section(runs: Sequence[Compared]) -> Section:
     none = [run for run in runs if run.diagnostics.copies_early is False]
     other = [run for run in runs if run.diagnostics.copies_early is None]
     sentences = (
-        sentence("An early echo of the prompt shows in {}.", with_values(reflex, _early_layers)) if reflex else None,
-        sentence("Layers 0 to 3 hold no echo in {}.", names(none)) if none else None,
-        sentence("No copy flags were recorded for {}.", names(other)) if other else None,
+        of_runs("An early echo of the prompt shows in {}.", reflex, _early_layers),
+        of_runs("Layers 0 to 3 hold no echo in {}.", none),
+        of_runs("No copy flags were recorded for {}.", other),
         sentence("Entropy collapse is low entropy on any token; it is no evidence of copying."),
     )
     return Section("Copy reflex in layers 0 to 3", (Table(header, tuple(rows)), paragraph(*sentences)))
@@ -122,16 +121,16 @@ def _held(run: Compared, column: str) -> Claim | None:
 
 def rank_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
     """Rank milestones, in the order of the depth at which the answer first leads."""
-    ordered = sorted(runs, key=lambda run: (run.fraction(SEMANTIC) is None, run.fraction(SEMANTIC) or 0.0))
+    ordered = sorted(runs, key=lambda run: (run.fraction(ONSET) is None, run.fraction(ONSET) or 0.0))
     rows = [
         row(
             Name(run.name),
             shown(run.size()),
             *(shown(run.milestone(f"first_rank_le_{rank}")) for rank in (10, 5, 1)),
-            shown(run.milestone(SEMANTIC + STABLE)),
+            shown(run.milestone(ONSET + STABLE)),
             shown(run.depth("first_rank_le_10")),
             shown(run.depth("first_rank_le_5")),
-            shown(run.depth(SEMANTIC)),
+            shown(run.depth(ONSET)),
         )
         for run in ordered
     ]
@@ -150,27 +149,22 @@ def rank_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
 
 
 def _rank_sentences(ordered: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence | None]:
-    there = [run for run in ordered if run.layer(SEMANTIC) is not None]
+    there = [run for run in ordered if run.layer(ONSET) is not None]
     if len(there) > 1 and layers_compare(there, found):
-        first, last = there[0].fraction(SEMANTIC), there[-1].fraction(SEMANTIC)
+        first, last = there[0].fraction(ONSET), there[-1].fraction(ONSET)
         if first != last:
-            earliest = [run for run in there if run.fraction(SEMANTIC) == first]
-            yield sentence(
-                "The answer first leads shallowest in {}.", with_values(earliest, lambda run: run.depth(SEMANTIC))
-            )
-    at_last = [run for run in there if run.layer(SEMANTIC) == run.n_layers]
-    if at_last:
-        yield sentence("The answer leads at the last layer alone in {}.", with_values(at_last, _rank_1))
-    lost = [run for run in there if run.layer(SEMANTIC + STABLE) != run.layer(SEMANTIC)]
-    if lost:
-        yield sentence("The lead is lost again after its first layer in {}.", with_values(lost, _rank_1))
-    never = [run for run in ordered if run.layer(SEMANTIC) is None]
-    if never:
-        yield sentence("The answer leads at no layer, or its rank is not known, in {}.", names(never))
+            earliest = [run for run in there if run.fraction(ONSET) == first]
+            yield of_runs("The answer first leads shallowest in {}.", earliest, lambda run: run.depth(ONSET))
+    at_last = [run for run in there if run.layer(ONSET) == run.n_layers]
+    yield of_runs("The answer leads at the last layer alone in {}.", at_last, _rank_1)
+    lost = [run for run in there if run.layer(ONSET + STABLE) != run.layer(ONSET)]
+    yield of_runs("The lead is lost again after its first layer in {}.", lost, _rank_1)
+    never = [run for run in ordered if run.layer(ONSET) is None]
+    yield of_runs("The answer leads at no layer, or its rank is not known, in {}.", never)
 
 
 def _rank_1(run: Compared) -> Claim | None:
-    return run.milestone(SEMANTIC)
+    return run.milestone(ONSET)
 
 
 # Gates and confirmation
@@ -196,34 +190,25 @@ def gate_section(runs: Sequence[Compared]) -> Section:
     strong = [run for run in runs if run.strength == "strong"]
     open_ = [run for run in runs if run.gates_open]
     weak = [run for run in runs if run.strength == "weak" and not run.gates_open]
-    later = [run for run in strong if run.layer(STRONG) != run.layer(SEMANTIC)]
+    later = [run for run in strong if run.layer(STRONG) != run.layer(ONSET)]
     unsure = [run for run in strong if warns(run) and run.layer(STRONG) == run.n_layers]
     sentences = (
-        sentence("A strong layer exists in {}.", with_values(strong, lambda run: run.depth(STRONG)))
-        if strong
-        else None,
-        sentence(
+        of_runs("A strong layer exists in {}.", strong, lambda run: run.depth(STRONG)),
+        of_runs(
             "It is the last layer, where lens and head differ, so that margin and lead are the lens' own, in {}.",
-            with_values(unsure, lambda run: run.milestone(STRONG)),
-        )
-        if unsure
-        else None,
-        sentence("It lies deeper than the first rank 1 in {}.", with_values(later, lambda run: run.milestone(STRONG)))
-        if later
-        else None,
-        sentence("Neither strong nor confirmed is the rank 1 of {}.", with_values(weak, _rank_1)) if weak else None,
-        sentence(
-            "The lead was not recorded where it counts, so that nothing can be said of strength, in {}.", names(open_)
-        )
-        if open_
-        else None,
+            unsure,
+            lambda run: run.milestone(STRONG),
+        ),
+        of_runs("It lies deeper than the first rank 1 in {}.", later, lambda run: run.milestone(STRONG)),
+        of_runs("Neither strong nor confirmed is the rank 1 of {}.", weak, _rank_1),
+        of_runs("The lead was not recorded where it counts, so that nothing can be said of strength, in {}.", open_),
     )
     gates = Section("Gates", (Table(header, tuple(rows)), paragraph(note, *sentences), *_otherwise(runs)))
     return Section("Strong and confirmed layers", (), (gates, _confirmation(runs)))
 
 
 def _gap(run: Compared) -> Claim | None:
-    return run.cell("answer_logit_gap", run.layer(SEMANTIC), Unit.LOGIT)
+    return run.cell("answer_logit_gap", run.layer(ONSET), Unit.LOGIT)
 
 
 def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
@@ -261,7 +246,7 @@ def _confirmation(runs: Sequence[Compared]) -> Section:
     rows = [
         row(
             Name(run.name),
-            shown(run.milestone(SEMANTIC)),
+            shown(run.milestone(ONSET)),
             shown(run.milestone("L_semantic_confirmed")),
             *_by(run),
             shown(_onset(run, "raw")),
@@ -277,16 +262,15 @@ def _confirmation(runs: Sequence[Compared]) -> Section:
     ]
     without = [run for run in runs if run not in new and run not in trivial and run not in unread]
     sentences = (
-        sentence("Another lens confirms the first rank 1 in {}.", with_values(new, _rank_1)) if new else None,
-        sentence(
+        of_runs("Another lens confirms the first rank 1 in {}.", new, _rank_1),
+        of_runs(
             "The confirmation rests on a row at which the other lens is the headline lens itself, so that it "
             "counts as none, in {}.",
-            with_values(trivial, _rank_1),
-        )
-        if trivial
-        else None,
-        sentence("No other lens has the answer near it in {}.", names(without)) if without else None,
-        sentence("No other lens was read that could confirm a layer of {}.", names(unread)) if unread else None,
+            trivial,
+            _rank_1,
+        ),
+        of_runs("No other lens has the answer near it in {}.", without),
+        of_runs("No other lens was read that could confirm a layer of {}.", unread),
     )
     return Section("Confirmation by another lens", (Table(header, tuple(rows)), *remarks(*sentences)))
 
@@ -299,7 +283,7 @@ def _onset(run: Compared, lens: str) -> Claim | None:
     stated = run.agreed(f"L_semantic_{lens}", layer, Unit.LAYER, path)
     return (
         stated
-        or run.milestone(SEMANTIC, lens=lens)
+        or run.milestone(ONSET, lens=lens)
         or run.agreed(
             f"L_semantic_{lens}", layer, Unit.LAYER, basis=run.raw_rows() if lens == "raw" else (), how="first rank 1"
         )
@@ -348,13 +332,9 @@ def surface_section(runs: Sequence[Compared]) -> Section:
     after = [run for run, surface, geometry in pairs if geometry > surface]
     never = [run for run in runs if run.evidence.curve() and run.layer("L_geom") is None]
     sentences = (
-        sentence(
-            "The row turns to the answer before the answer outweighs the prompt in {}.", with_values(before, _turn)
-        )
-        if before
-        else None,
-        sentence("It turns to it after that in {}.", with_values(after, _turn)) if after else None,
-        sentence("It never does, or that is not known, in {}.", names(never)) if never else None,
+        of_runs("The row turns to the answer before the answer outweighs the prompt in {}.", before, _turn),
+        of_runs("It turns to it after that in {}.", after, _turn),
+        of_runs("It never does, or that is not known, in {}.", never),
     )
     return Section("Surface and geometry", (Table(header, tuple(rows)), paragraph(note, *sentences)))
 
@@ -371,7 +351,7 @@ def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Secti
     bound = Name(f"{EARLY_BELOW:.2f}")
     note = sentence("Early: the layer lies below {} of the depth; late: at {} or deeper.", bound, bound)
     groups: list[Sentence] = []
-    for title, name in (("rank 1", SEMANTIC), ("the strong layer", STRONG)):
+    for title, name in (("rank 1", ONSET), ("the strong layer", STRONG)):
         for word_, holds in (("Early", True), ("Late", False)):
             members = [r for r in runs if (f := r.fraction(name)) is not None and (f < EARLY_BELOW) is holds]
             members.sort(key=lambda run: run.fraction(name) or 0.0)
@@ -380,11 +360,11 @@ def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Secti
     moved = [
         run
         for run in by_family(runs)
-        if (weak := run.fraction(SEMANTIC)) is not None
+        if (weak := run.fraction(ONSET)) is not None
         and (strong := run.fraction(STRONG)) is not None
         and (weak < EARLY_BELOW) != (strong < EARLY_BELOW)
     ]
-    change = sentence("The group changes with the milestone in {}.", names(moved)) if moved else None
+    change = of_runs("The group changes with the milestone in {}.", moved)
     mixed = None if layers_compare(runs, found) else sentence("Groups mix runs whose layers do not compare, see above.")
     return Section("Early and late", (paragraph(note, change, mixed), *([Bullets(tuple(groups))] if groups else [])))
 

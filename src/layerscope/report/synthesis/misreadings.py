@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from layerscope.report.cited.claims import ABSENT, Citation, Claim, Unit
-from layerscope.report.cited.document import Name, Part, Section, Table, Text, Token, row, sentence
+from layerscope.report.cited.document import Name, Part, Section, Table, Text, Token, paragraph, row, sentence
 from layerscope.report.cited.findings import Finding
-from layerscope.report.synthesis.words import listed, paragraph
+from layerscope.report.synthesis.words import listed
 
 TITLE = "Misreadings in existing reports"
 

@@ -3,10 +3,22 @@
 from collections.abc import Iterator, Sequence
 
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Table, Text, Token, row, sentence
+from layerscope.report.cited.document import (
+    Bullets,
+    Name,
+    Part,
+    Section,
+    Sentence,
+    Table,
+    Text,
+    Token,
+    paragraph,
+    row,
+    sentence,
+)
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import NOT_RECORDED, Limit, gold_resolved
-from layerscope.report.synthesis.words import listed, paragraph, shown, word
+from layerscope.report.synthesis.words import listed, shown, word
 
 _MOST_NAMED = 3
 """Up to so many runs the largest group of a mixture is named run by run."""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from layerscope.analysis.percentiles import depth_layer
 from layerscope.report.cited.claims import Citation, Claim, Unit
-from layerscope.report.cited.document import MARK, Name, Section, Sentence, Table, row, sentence
+from layerscope.report.cited.document import MARK, Name, Section, Sentence, Table, paragraph, row, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import warns
-from layerscope.report.synthesis.words import names, paragraph, shown, with_values, word
+from layerscope.report.synthesis.words import names, of_runs, shown, with_values, word
 
 _LAST = ("diagnostics", "last_layer_consistency")
 _FULL = ("diagnostics", "raw_lens_full")
@@ -69,22 +69,20 @@ def _head_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
     other = [run for run in far if _softcap_explains(run) is False]
     return [
         sentence("Divergences are in bits and belong to one model each."),
-        sentence("The last layer is the model's own output within the threshold in {}.", names(near)) if near else None,
-        sentence(
+        of_runs("The last layer is the model's own output within the threshold in {}.", near),
+        of_runs(
             "It is not in {}; their milestones of divergence are left out of any comparison, and final "
             "probabilities are to be taken from the head.",
-            with_values(far, lambda run: last(run, "kl_to_final_bits", Unit.BITS)),
-        )
-        if far
-        else None,
-        sentence(
+            far,
+            lambda run: last(run, "kl_to_final_bits", Unit.BITS),
+        ),
+        of_runs(
             "The model's own softcap on its logits, which lens rows do not pass, explains it in {}.",
-            with_values(capped, lambda run: last(run, "kl_after_softcap_bits", Unit.BITS)),
-        )
-        if capped
-        else None,
-        sentence("The softcap does not explain it in {}.", names(other)) if other else None,
-        sentence("The files record no softcap that could explain it for {}.", names(open_)) if open_ else None,
+            capped,
+            lambda run: last(run, "kl_after_softcap_bits", Unit.BITS),
+        ),
+        of_runs("The softcap does not explain it in {}.", other),
+        of_runs("The files record no softcap that could explain it for {}.", open_),
     ]
 
 
@@ -140,13 +138,12 @@ def _artefact_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
             sentence("Tier {}: {}.", tier, with_values(found, _score)) if found else None
             for tier, found in by_tier.items()
         ),
-        sentence("The two instruments disagree on {}.", names(apart)) if apart else None,
-        sentence(
+        of_runs("The two instruments disagree on {}.", apart),
+        of_runs(
             "The tier falls once the last layer, where a raw lens is no meaningful decode, is left out in {}.",
-            with_values(only_last, _prefinal),
-        )
-        if only_last
-        else None,
+            only_last,
+            _prefinal,
+        ),
     ]
 
 
@@ -227,10 +224,8 @@ def drift_section(runs: Sequence[Compared]) -> Section:
         sentence("Columns with{} are not to be quoted, and no sign is concluded from them, for {}.", MARK, names(kept))
         if kept
         else None,
-        sentence("At half depth the lens is less certain than the model's output in {}.", names(less))
-        if less
-        else None,
-        sentence("At half depth it is more certain in {}.", names(more)) if more else None,
+        of_runs("At half depth the lens is less certain than the model's output in {}.", less),
+        of_runs("At half depth it is more certain in {}.", more),
     )
     return Section("Entropy drift at half depth", (Table(header, tuple(rows)), paragraph(*sentences)))
 

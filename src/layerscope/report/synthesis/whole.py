@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from layerscope.report.cited.document import Bullets, Name, Report, Section, sentence
+from layerscope.report.cited.document import Bullets, Name, Report, Section, paragraph, sentence
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.findings import Finding
 from layerscope.report.synthesis.compared import Compared, by_family, compared, repeated
@@ -21,7 +21,7 @@ from layerscope.report.synthesis.milestone_sections import (
 from layerscope.report.synthesis.misreadings import misreadings_section
 from layerscope.report.synthesis.scope import scope_section
 from layerscope.report.synthesis.trust_sections import artefact_section, drift_section, head_section
-from layerscope.report.synthesis.words import listed, paragraph
+from layerscope.report.synthesis.words import listed
 
 
 def synthesis(evidences: Sequence[Evidence], findings: Mapping[str, Sequence[Finding]] | None = None) -> Report:

@@ -58,7 +58,8 @@ def page_html(runs: Sequence[AnalysedRun]) -> str:
         runtime = beside.submit(_vega)
         found, sections = payload(runs), chart_sections(runs, names)
     script, vega, style = _script(), runtime.result(), _asset("page.css")
-    return _environment().get_template("page.html.j2").render(
+    template = _environment().get_template("page.html.j2")
+    return template.render(
         marker=Markup(MARKER),
         policy=_policy(script, vega, style=style),
         title=f"{names[0]} · layerscope" if len(runs) == 1 else f"{len(runs)} runs · layerscope",
@@ -75,7 +76,7 @@ def page_html(runs: Sequence[AnalysedRun]) -> str:
         runs=[_words(run, name) for run, name in zip(runs, names, strict=True)],
         chart_sections=sections,
         data={key: Markup(content) for key, content in _scripts(found, sections).items()},
-    )  # fmt: skip
+    )
 
 
 def write_view(runs: Sequence[AnalysedRun], path: str | Path) -> Path:

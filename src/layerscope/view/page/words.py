@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from layerscope.analysis.analysed_run import AnalysedRun
+from layerscope.record.measured import FittedLensRecord
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.report.sentences.guidance import identity, quoting
@@ -116,9 +117,8 @@ def _by_label(lines: Sequence[LabelledLine]) -> Iterator[Sentence]:
 
 def _depth(verdict: VerdictText, lens: str) -> Depth:
     cells = verdict.cells(lens)
-    at = {
-        name: int(cell) if cell.isdigit() else None for name, cell in zip(verdict.columns.values(), cells, strict=True)
-    }
+    named = zip(verdict.columns.values(), cells, strict=True)
+    at = {name: int(cell) for name, cell in named if cell.isdigit()}
     strong = at.get(STRONG_RUN2, at.get(STRONG))
     return Depth(lens, lens == verdict.diagnostics.headline, at.get(ONSET), strong, tuple(cells))
 
@@ -188,45 +188,75 @@ def command(record: RunRecord) -> str:
 
 
 def _groups(run: AnalysedRun) -> Mapping[str, tuple[Fact, ...]]:
-    record, made = run.record, run.record.provenance
-    model, protocol = record.model, record.protocol
-    groups: dict[str, dict[str, object]] = {
-        "Run": {
-            "id": record.run_id, "begun": record.created_utc, "layerscope": record.layerscope_version,
-            "source": record.source, "schema": record.schema_version, "positions": record.positions,
-            "top k": record.top_k, "rows": f"{run.rows.height:,}",
-            "seconds": None if record.timings is None else f"{record.timings.total_s:.1f}",
-        },
-        "Model": {
-            "id": model.id, "commit": model.commit, "revision": model.revision, "family": model.family,
-            "layers": model.n_layers, "width": model.d_model, "vocabulary": f"{model.d_vocab:,}",
-            "parameters": None if model.n_parameters is None else f"{model.n_parameters:,}",
-            "stored as": model.stored_dtype, "first token": None if model.bos is None else model.bos.note,
-            "fingerprint": model.fingerprint, "tokenizer": model.tokenizer_sha256,
-        },
-        "Asked": {
-            "suite": record.suite.name, "about": record.suite.description, "suite sha256": record.suite.sha256,
-            "prompts": len(record.suite.prompts), "protocol": f"{protocol.name} {protocol.version}",
-            "lenses": ", ".join(protocol.lenses), "headline lens": protocol.headline_lens,
-        },
-        "Machine": {} if made is None else {
-            "device": made.device_name or made.device, "computed in": made.dtype_compute, "seed": made.seed,
-            "deterministic": "yes" if made.deterministic_algorithms else "no", "threads": made.threads,
-            "Python": made.python, "PyTorch": made.torch, "Transformers": made.transformers, "Polars": made.polars,
-            "NumPy": made.numpy, "CUDA": made.cuda_version, "platform": made.platform,
-        },
-        "Fitted lenses": {
-            one.kind: f"{one.status}{f': {one.reason}' if one.reason else ''}"
-            f"{f' · weights {one.weights_sha256}' if one.weights_sha256 else ''}"
-            for one in record.measured.sidecars
-        },
-        "Missing or damaged": {
-            f"{problem.file}{'' if problem.row is None else f', row {problem.row}'}": problem.message
-            for problem in record.problems[:20]
-        },
-    }  # fmt: skip
-    return {
-        name: tuple(Fact(key, str(value)) for key, value in found.items() if value is not None)
-        for name, found in groups.items()
-        if any(value is not None for value in found.values())
+    record = run.record
+    groups = {
+        "Run": _run_facts(run),
+        "Model": _model_facts(record),
+        "Asked": _asked_facts(record),
+        "Machine": _machine_facts(record),
+        "Fitted lenses": _named({lens.kind: _lens_state(lens) for lens in record.measured.sidecars}),
+        "Missing or damaged": _named(
+            {
+                problem.file + ("" if problem.row is None else f", row {problem.row}"): problem.message
+                for problem in record.problems[:20]
+            }
+        ),
     }
+    return {name: facts for name, facts in groups.items() if facts}
+
+
+def _named(values: Mapping[str, object]) -> tuple[Fact, ...]:
+    return tuple(Fact(name, str(value)) for name, value in values.items() if value is not None)
+
+
+def _facts(**values: object) -> tuple[Fact, ...]:
+    """Facts by their names, with spaces for underscores; what is None is left out."""
+    return _named({name.replace("_", " "): value for name, value in values.items()})
+
+
+def _run_facts(run: AnalysedRun) -> tuple[Fact, ...]:
+    record = run.record
+    seconds = None if record.timings is None else f"{record.timings.total_s:.1f}"
+    return (
+        *_facts(id=record.run_id, begun=record.created_utc, layerscope=record.layerscope_version),
+        *_facts(source=record.source, schema=record.schema_version, positions=record.positions),
+        *_facts(top_k=record.top_k, rows=f"{run.rows.height:,}", seconds=seconds),
+    )
+
+
+def _model_facts(record: RunRecord) -> tuple[Fact, ...]:
+    model = record.model
+    parameters = None if model.n_parameters is None else f"{model.n_parameters:,}"
+    return (
+        *_facts(id=model.id, commit=model.commit, revision=model.revision, family=model.family),
+        *_facts(layers=model.n_layers, width=model.d_model, vocabulary=f"{model.d_vocab:,}", parameters=parameters),
+        *_facts(stored_as=model.stored_dtype, first_token=None if model.bos is None else model.bos.note),
+        *_facts(fingerprint=model.fingerprint, tokenizer=model.tokenizer_sha256),
+    )
+
+
+def _asked_facts(record: RunRecord) -> tuple[Fact, ...]:
+    suite, protocol = record.suite, record.protocol
+    return (
+        *_facts(suite=suite.name, about=suite.description, suite_sha256=suite.sha256, prompts=len(suite.prompts)),
+        *_facts(protocol=f"{protocol.name} {protocol.version}", lenses=", ".join(protocol.lenses)),
+        *_facts(headline_lens=protocol.headline_lens),
+    )
+
+
+def _machine_facts(record: RunRecord) -> tuple[Fact, ...]:
+    made = record.provenance
+    if made is None:
+        return ()
+    deterministic = "yes" if made.deterministic_algorithms else "no"
+    return (
+        *_facts(device=made.device_name or made.device, computed_in=made.dtype_compute, seed=made.seed),
+        *_facts(deterministic=deterministic, threads=made.threads, Python=made.python, PyTorch=made.torch),
+        *_facts(Transformers=made.transformers, Polars=made.polars, NumPy=made.numpy, CUDA=made.cuda_version),
+        *_facts(platform=made.platform),
+    )
+
+
+def _lens_state(lens: FittedLensRecord) -> str:
+    weights = f" · weights {lens.weights_sha256}" if lens.weights_sha256 else ""
+    return f"{lens.status}{f': {lens.reason}' if lens.reason else ''}{weights}"

@@ -134,7 +134,7 @@ def _data(evidence: Evidence, report: Report) -> str:
     for section in report.sections:
         for fact in _facts(_shortened(section), section.title):
             claim = fact.claim
-            first.setdefault((claim.name, claim.lens, claim.asked, claim.layer, claim.citations), fact)
+            first.setdefault((claim.name, claim.lens, claim.prompt, claim.layer, claim.citations), fact)
     facts = list(first.values())
     kept = facts[:MOST_FACTS]
     files = list(dict.fromkeys(citation.file for fact in kept for citation in fact.claim.citations))
@@ -172,15 +172,15 @@ def _line(fact: _Fact, files: Sequence[str]) -> list[object]:
     for citation in claim.citations:
         by_file.setdefault(files.index(citation.file), []).append(citation.lines)
     source = "; ".join(f"{file}:{', '.join(dict.fromkeys(lines))}" for file, lines in by_file.items())
-    return [claim.name, value, str(claim.unit), claim.lens, claim.asked, claim.layer, fact.about, source]
+    return [claim.name, value, str(claim.unit), claim.lens, claim.prompt, claim.layer, fact.about, source]
 
 
 def _facts(section: Section, title: str) -> Iterator[_Fact]:
     for block in section.blocks:
         match block:
             case Paragraph(sentences) | Bullets(sentences):
-                for one in sentences:
-                    yield from _of(one.parts, title, "")
+                for each in sentences:
+                    yield from _of(each.parts, title, "")
             case Checklist(checks):
                 for check in checks:
                     yield from _of(check.note.parts, title, check.label)
@@ -202,15 +202,15 @@ def _of(parts: Sequence[Part], section: str, about: str) -> Iterator[_Fact]:
 
 def _words(parts: Sequence[Part]) -> str:
     """Parts without mark-up."""
-    said = []
+    words = []
     for part in parts:
         match part:
             case Text(text) | Name(text):
-                said.append(text)
+                words.append(text)
             case Token(text):
-                said.append(token_text(text))
+                words.append(token_text(text))
             case Strong(inner):
-                said.append(_words(inner))
+                words.append(_words(inner))
             case Claim():
-                said.append(part.text)
-    return "".join(said)
+                words.append(part.text)
+    return "".join(words)

@@ -194,17 +194,17 @@ def _cell(cell: Filling) -> tuple[Part, ...]:
 
 def claims_of(parts: Sequence[Part]) -> list[Claim]:
     """The claims among parts, those inside bold ones too."""
-    found: list[Claim] = []
+    claims: list[Claim] = []
     for part in parts:
         if isinstance(part, Claim):
-            found.append(part)
+            claims.append(part)
         elif isinstance(part, Token):
-            found += part.citations
+            claims += part.citations
         elif isinstance(part, Basis):
-            found += part.claims
+            claims += part.claims
         elif isinstance(part, Strong):
-            found += claims_of(part.parts)
-    return found
+            claims += claims_of(part.parts)
+    return claims
 
 
 def _claims(report: Report) -> Iterator[Claim]:

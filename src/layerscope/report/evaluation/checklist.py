@@ -117,11 +117,11 @@ def _confirmed(quotes: Quotes) -> tuple[bool | None, str]:
 
 
 def _conclusions(quotes: Quotes) -> list[Check]:
-    found = quotes.diagnostics
-    full = found.raw_full is not None and found.raw_full.whole.n_layers > 0
+    diagnostics = quotes.diagnostics
+    full = diagnostics.raw_full is not None and diagnostics.raw_full.whole.n_layers > 0
     confirmed, why = _confirmed(quotes)
-    attributed = found.attribution is not None
-    gates, tested = bool(quotes.points("answer_logit_gap")), found.decoding_point.tested
+    attributed = diagnostics.attribution is not None
+    gates, tested = bool(quotes.points("answer_logit_gap")), diagnostics.decoding_point.tested
     preferred, headline = Name(quotes.guidance.preferred_lens), Name(quotes.headline)
     return [
         _check("confirmed semantics", confirmed, why),

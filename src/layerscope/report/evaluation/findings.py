@@ -128,14 +128,16 @@ def _ranks(quotes: Quotes) -> Section:
 
 def _onset(quotes: Quotes, onset: Claim) -> Sentence:
     """The first rank 1: how deep, and how clear."""
-    found, layer = quotes.diagnostics, quotes.layer_of(ONSET)
+    diagnostics, layer = quotes.diagnostics, quotes.layer_of(ONSET)
     lead, p = quotes.cell("answer_logit_gap", layer), quotes.cell("p_answer", layer)
     gate = quotes.under(_D, "semantic_gate", basis=(lead,), how="cell of the row")
     key, none = f"gap_at_L_semantic_{quotes.label}", "the rows do not hold the lead"
-    gap = gate.figure("gap_at_L_semantic", Unit.LOGIT, key, value=found.gap_at_semantic, reason=none)
+    gap = gate.figure("gap_at_L_semantic", Unit.LOGIT, key, value=diagnostics.gap_at_semantic, reason=none)
     uniform, key = quotes.under(_D, "semantic_margin", basis=(p,)), f"margin_ok_at_L_semantic_{quotes.label}"
     how = "p_answer above uniform"
-    margin = uniform.figure("margin_ok_at_L_semantic", Unit.TRUTH, key, value=found.margin_ok_at_semantic, how=how)
+    margin = uniform.figure(
+        "margin_ok_at_L_semantic", Unit.TRUTH, key, value=diagnostics.margin_ok_at_semantic, how=how
+    )
     fraction = None if layer is None else round(layer / quotes.n_layers, 3)
     at = quotes.under(_D, "depth_fractions", basis=(onset,), how="layer / n_layers")
     depth = at.figure("L_semantic_frac", Unit.SHARE, value=fraction)
@@ -153,8 +155,13 @@ def _confirmation(quotes: Quotes) -> list[Sentence]:
     source = at.figure("confirmed_source", Unit.TEXT, value=confirmation.source if read else None)
     onsets = {"raw": confirmation.onset_raw, "tuned": confirmation.onset_tuned}
     raw, tuned = (
-        at.figure(f"L_semantic_{lens}", Unit.LAYER, value=own, reason=f"the {lens} lens has no onset, or was not read")
-        for lens, own in onsets.items()
+        at.figure(
+            f"L_semantic_{lens}",
+            Unit.LAYER,
+            value=layer_of_lens,
+            reason=f"the {lens} lens has no onset, or was not read",
+        )
+        for lens, layer_of_lens in onsets.items()
     )
     confirmed = sentence(circumstances.CONFIRMED, where=at_layer(layer), source=source, raw=raw, tuned=tuned)
     trivial = sentence(circumstances.TRIVIAL, Name(quotes.headline))
@@ -163,19 +170,19 @@ def _confirmation(quotes: Quotes) -> list[Sentence]:
 
 def _robustness(quotes: Quotes) -> list[Sentence]:
     """Whether the gates hold at scales near the measured one, lenses share top tokens, and positions agree."""
-    found, sentences = quotes.diagnostics, []
-    scales = quotes.under(_D, "gate_stability_small_scale", of=found.gate_stability)
+    diagnostics, sentences = quotes.diagnostics, []
+    scales = quotes.under(_D, "gate_stability_small_scale", of=diagnostics.gate_stability)
     share = scales.figure("min_both_gates_pass_frac", Unit.SHARE)
     if share.value is not None:
         template = "With logits scaled by a few per cent both gates pass at a share of at least {} of the scales."
         sentences.append(sentence(template, share))
-    for pair in () if found.lens_consistency is None else found.lens_consistency.pairs:
+    for pair in () if diagnostics.lens_consistency is None else diagnostics.lens_consistency.pairs:
         at = quotes.under(_D, "lens_consistency", f"{quotes.label}_vs_{pair.against}", "p50")
         overlap = at.figure("jaccard@10", Unit.SHARE, value=pair.p50.jaccard_10)
         if overlap.value is not None:
             template = "At the milestones the ten likeliest tokens are shared with the lens {} by a median share of {}."
             sentences.append(sentence(template, Name(pair.against), overlap))
-    window = found.position_window
+    window = diagnostics.position_window
     if window is not None and window.rank1_frac is not None:
         places = ((_D, "position_window", "rank1_frac"), ("summary", "position_window", "rank1_frac"))
         there = quotes.figure("rank1_frac", window.rank1_frac, Unit.SHARE, *places)
@@ -241,8 +248,8 @@ def _copying(quotes: Quotes) -> Section:
     if any(quotes.layer_of(name) is not None for name in named):
         template = "Echoes of the prompt; {} is low entropy on any token and no copy."
         caption = quotes.caption(template, Name(low), marked=False)
-        found = _milestone_table(quotes, [*named, low], caption)
-        return Section("Copying", (found, paragraph(_reflex(quotes), *about)))
+        copies = _milestone_table(quotes, [*named, low], caption)
+        return Section("Copying", (copies, paragraph(_reflex(quotes), *about)))
     return short_section("Copying", *_no_copy(quotes, named), _low_entropy(quotes), *about)
 
 

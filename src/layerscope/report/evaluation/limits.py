@@ -43,7 +43,7 @@ def limitations(quotes: Quotes) -> Section:
     """The section."""
     items = (*_cautions(quotes), *_scope(quotes), *_files(quotes), *_rows(quotes), *_fitted(quotes))
     tables = (_otherwise(quotes) if quotes.ranked else None, _figures_otherwise(quotes))
-    blocks: list[Block] = [Bullets(items), *(found for found in tables if found is not None)]
+    blocks: list[Block] = [Bullets(items), *(block for block in tables if block is not None)]
     return Section("Limitations", tuple(blocks))
 
 
@@ -56,15 +56,15 @@ def _cautions(quotes: Quotes) -> Iterator[Sentence]:
 
 
 def _scope(quotes: Quotes) -> Iterator[Sentence]:
-    found = quotes.diagnostics
+    diagnostics = quotes.diagnostics
     if "logit" not in quotes.record.protocol.lenses:
         yield sentence("Rows of one norm alone: how far layers move under the model's final norm is not known.")
-    if found.micro_suite.n == 1:
+    if diagnostics.micro_suite.n == 1:
         yield sentence("One fact alone: a layer of one fact is no property of the model.")
     gate = quotes.under(_D, "decoding_point", "gate").stated("gate", Unit.TRUTH, "decoding_point_consistent")
-    if found.decoding_point.consistent is None and gate.value is None:
+    if diagnostics.decoding_point.consistent is None and gate.value is None:
         yield sentence("How much hangs on the norm of one block or the next was not tested.")
-    sample, full = found.raw_sample, found.raw_full
+    sample, full = diagnostics.raw_sample, diagnostics.raw_full
     if sample is not None and full is not None and full.whole.n_layers:
         risk, tier = sample.lens_artifact_risk, full.whole.score.tier
         if risk is not None and tier is not None and risk != tier:

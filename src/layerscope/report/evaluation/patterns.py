@@ -108,14 +108,14 @@ def _reading(quotes: Quotes, cosine: Claim, kl: Claim, bound: float) -> Iterator
 def _control_curve(quotes: Quotes) -> Iterator[Sentence]:
     """Whether the control's margin, once positive, stays so."""
     prompt = next((key for key in quotes.evidence.verdict.curves.passes if not key.is_fact), None)
-    curve = None if prompt is None else quotes.evidence.curve(asked=prompt)
+    curve = None if prompt is None else quotes.evidence.curve(prompt=prompt)
     if curve is None or prompt is None:
         return
     margins = shapes.points((row["layer"], row["control_margin"]) for row in curve.rows)
     held = shapes.held_from(margins, lambda value: value > 0)
     first = shapes.first_where(margins, lambda value: value > 0)
     if held is not None and first is not None:
-        how, rows = "first layer from which every margin is positive", quotes.rows(asked=prompt)
+        how, rows = "first layer from which every margin is positive", quotes.rows(prompt=prompt)
         claim = quotes.evidence.derived("control_margin_held_from", held, Unit.LAYER, rows, how)
         yield sentence(UNBROKEN if held == first else BROKEN, claim)
 
@@ -227,7 +227,7 @@ def _words(quotes: Quotes, records: CsvFile, last: Sequence[CsvRow]) -> Block:
 
 def _rows_by_position(quotes: Quotes, records: CsvFile) -> dict[int, list[CsvRow]]:
     primary = quotes.evidence.primary
-    found: dict[int, list[CsvRow]] = {}
+    by_position: dict[int, list[CsvRow]] = {}
     for record in records.rows:
         cells = record.cells
         if primary is None or (cells.get("prompt_id") or "pos") != primary.prompt_id:
@@ -238,8 +238,8 @@ def _rows_by_position(quotes: Quotes, records: CsvFile) -> dict[int, list[CsvRow
             continue
         position = record.number_in("pos")
         if isinstance(position, int) and isinstance(record.number_in("layer"), int):
-            found.setdefault(position, []).append(record)
-    return {position: sorted(rows, key=lambda r: r.number_in("layer") or 0) for position, rows in found.items()}
+            by_position.setdefault(position, []).append(record)
+    return {position: sorted(rows, key=lambda r: r.number_in("layer") or 0) for position, rows in by_position.items()}
 
 
 def _follow(word: str, rows: Sequence[CsvRow]) -> _Seen:

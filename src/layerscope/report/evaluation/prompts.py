@@ -37,7 +37,7 @@ def control(quotes: Quotes) -> Section:
     """Where on the control its own answer leads the fact's."""
     summary = quotes.diagnostics.control
     prompt = next((key for key in quotes.evidence.verdict.curves.passes if not key.is_fact), None)
-    rows = quotes.rows(asked=prompt) if prompt is not None else ()
+    rows = quotes.rows(prompt=prompt) if prompt is not None else ()
     text = quotes.under("control_prompt").stated("context_prompt", Unit.TOKEN)
     at = quotes.under("control_summary", of=summary, basis=rows, reason=summary.reason)
     first = at.figure("first_control_margin_pos", Unit.LAYER)
@@ -45,9 +45,9 @@ def control(quotes: Quotes) -> Section:
     strong = at.figure("first_control_strong_pos", Unit.LAYER)
     lead = at.figure("max_control_top2_logit_gap", Unit.LOGIT, reason=None)
     header = ("margin first above zero", quotes.mark("largest margin"), "clear lead first", "largest lead (logits)")
-    found = table(header, [row(first, largest, strong, lead)], quotes.caption(CONTROL))
+    leads = table(header, [row(first, largest, strong, lead)], quotes.caption(CONTROL))
     asks = (paragraph(sentence("The control asks {}.", text)),) if text.value is not None else ()
-    return Section("Negative control", (*asks, found))
+    return Section("Negative control", (*asks, leads))
 
 
 def ablation(quotes: Quotes) -> Section:
@@ -58,7 +58,7 @@ def ablation(quotes: Quotes) -> Section:
     if summary.variant_nf is None:
         return short_section("Ablation", sentence("The fact was asked in one wording alone."))
     other = next((key for key in passes if key.is_fact and key.prompt_variant == summary.variant_nf), None)
-    basis = (*quotes.rows(), *(quotes.rows(asked=other) if other is not None else ()))
+    basis = (*quotes.rows(), *(quotes.rows(prompt=other) if other is not None else ()))
     at = quotes.under("ablation_summary", of=summary, basis=basis, reason="there is none in that wording")
     sides = {"semantic": ("L_sem_orig", "L_sem_nf", "delta_L_sem")}
     sides["strict copy"] = ("L_copy_orig", "L_copy_nf", "delta_L_copy")
@@ -86,7 +86,7 @@ def facts(quotes: Quotes) -> Section:
 
 def _fact(quotes: Quotes, fact: Fact, prompt: PromptKey) -> Row:
     names = (ONSET, CONFIRMED, "L_semantic_margin_ok", STRONG)
-    layers = [quotes.milestone(name, asked=prompt) for name in names]
+    layers = [quotes.milestone(name, prompt=prompt) for name in names]
     delta = quotes.figure("delta_hat", fact.delta_hat, Unit.SHARE, basis=layers, reason="no copy layer")
     return row(Name(fact.fact_key or str(fact.fact_index)), *layers, delta)
 
@@ -100,7 +100,7 @@ def _spread(quotes: Quotes) -> Block:
 
 def _summary(quotes: Quotes, name: str, summary: Summary) -> Row:
     passes = fact_passes(quotes.evidence.verdict.curves.passes)
-    behind: list[Claim | Citation] = [quotes.milestone(name, asked=prompt) for prompt in passes]
+    behind: list[Claim | Citation] = [quotes.milestone(name, prompt=prompt) for prompt in passes]
     if name == ONSET:
         behind = _aggregate(quotes, summary) or behind
     low, high = summary.interval_95 or (None, None)

@@ -104,9 +104,9 @@ class Quotes:
     @cached_property
     def prompt(self) -> PromptRecord | None:
         """The primary prompt."""
-        asked = self.evidence.primary
+        key = self.evidence.primary
         prompts = self.record.suite.prompts
-        return next((p for p in prompts if asked and _is(p, asked)), None)
+        return next((p for p in prompts if key and _is(p, key)), None)
 
     @property
     def answer(self) -> str | None:
@@ -123,12 +123,14 @@ class Quotes:
 
     def stated(self, name: str, unit: Unit, *paths: Path, reason: str = "the files do not state it") -> Claim:
         """What the JSON states at the first of several paths; absent where it states nothing."""
-        found = self.evidence.first_stated(*paths, unit=unit, name=name)
-        return self.absent(name, unit, reason) if found is None else found
+        claim = self.evidence.first_stated(*paths, unit=unit, name=name)
+        return self.absent(name, unit, reason) if claim is None else claim
 
-    def cell(self, column: str, layer: int | None, *, lens: str | None = None, asked: PromptKey | None = None) -> Claim:
+    def cell(
+        self, column: str, layer: int | None, *, lens: str | None = None, prompt: PromptKey | None = None
+    ) -> Claim:
         """A value of a row; absent where there is none."""
-        claim = self.evidence.cell(column, layer, UNITS[column], lens=lens, asked=asked)
+        claim = self.evidence.cell(column, layer, UNITS[column], lens=lens, prompt=prompt)
         return claim or self.absent(column, UNITS[column], "the rows have no value there", lens=lens)
 
     def cells(self, column: str, layers: Iterable[int | None], *, lens: str | None = None) -> list[Claim]:
@@ -195,17 +197,17 @@ class Quotes:
         return self.stated(name, unit, entry.path)
 
     def _entry(self, paths: Sequence[Path]) -> Entry | None:
-        found = (self.evidence.entry(*path) for path in paths)
-        return next((entry for entry in found if entry is not None and not entry.is_container), None)
+        entries = (self.evidence.entry(*path) for path in paths)
+        return next((entry for entry in entries if entry is not None and not entry.is_container), None)
 
-    def milestone(self, name: str, *, lens: str | None = None, asked: PromptKey | None = None) -> Claim:
+    def milestone(self, name: str, *, lens: str | None = None, prompt: PromptKey | None = None) -> Claim:
         """The layer of a milestone; absent where the prompt was not read through that lens."""
-        found = self.evidence.milestone(name, lens=lens, asked=asked)
-        if found is None:
-            own = self.evidence.verdict.milestones.of(lens, asked).get(name)
-            why = UNREAD if own is None else own.reason or UNCITED
+        claim = self.evidence.milestone(name, lens=lens, prompt=prompt)
+        if claim is None:
+            milestone = self.evidence.verdict.milestones.of(lens, prompt).get(name)
+            why = UNREAD if milestone is None else milestone.reason or UNCITED
             return self.absent(name, Unit.LAYER, why, lens=lens)
-        return found
+        return claim
 
     def stable(self, name: str) -> Claim:
         """From which layer on a milestone holds for good."""
@@ -217,8 +219,8 @@ class Quotes:
 
     def layer_of(self, name: str) -> int | None:
         """Its layer."""
-        found = self.summary(name)
-        return None if found is None else found.layer
+        milestone = self.summary(name)
+        return None if milestone is None else milestone.layer
 
     # Curves
 
@@ -227,9 +229,9 @@ class Quotes:
         curve = self.evidence.curve(lens)
         return [] if curve is None else points((row["layer"], row[column]) for row in curve.rows)
 
-    def rows(self, lens: str | None = None, asked: PromptKey | None = None) -> tuple[Citation, ...]:
+    def rows(self, lens: str | None = None, prompt: PromptKey | None = None) -> tuple[Citation, ...]:
         """The lines of all rows of a prompt."""
-        return self.evidence.whole_pass(lens, asked)
+        return self.evidence.whole_pass(lens, prompt)
 
     def shape(self, name: str, value: Value, how: str, *, lens: str | None = None, unit: Unit = Unit.TRUTH) -> Claim:
         """Something about a whole curve."""
@@ -317,9 +319,9 @@ def table(header: Sequence[str], rows: Sequence[Row], caption: Sentence | None =
     return Table(tuple(header), tuple(rows), caption)
 
 
-def _is(prompt: PromptRecord, asked: PromptKey) -> bool:
+def _is(prompt: PromptRecord, key: PromptKey) -> bool:
     return (prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == (
-        asked.fact_index,
-        asked.prompt_id,
-        asked.prompt_variant,
+        key.fact_index,
+        key.prompt_id,
+        key.prompt_variant,
     )

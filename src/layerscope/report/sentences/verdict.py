@@ -189,22 +189,25 @@ class VerdictText:
 
     def circumstances(self) -> list[LabelledLine]:
         """Norms, copying, control, wording, facts, raw lens and last layer: one or two lines each."""
-        found = self.diagnostics
-        lines = [LabelledLine("norms", self._norms()), LabelledLine("ablation", circumstances.ablation(found.ablation))]
-        facts = under_one_label("facts", circumstances.facts(found.statistics, trusted=self.trusted))
+        diagnostics = self.diagnostics
+        lines = [
+            LabelledLine("norms", self._norms()),
+            LabelledLine("ablation", circumstances.ablation(diagnostics.ablation)),
+        ]
+        facts = under_one_label("facts", circumstances.facts(diagnostics.statistics, trusted=self.trusted))
         if not self.trusted:
             return [*lines, *facts]
         answer = self._control_answer()
         return [
             LabelledLine("strong", circumstances.definition_of_strong(self.thresholds), "aside"),
             lines[0],
-            LabelledLine("copying", circumstances.copying(found, self.milestones, self.thresholds)),
-            LabelledLine("control", circumstances.control(found.control, answer)),
+            LabelledLine("copying", circumstances.copying(diagnostics, self.milestones, self.thresholds)),
+            LabelledLine("control", circumstances.control(diagnostics.control, answer)),
             lines[1],
             *facts,
-            *under_one_label("raw lens", circumstances.raw_against_norm(found)),
-            LabelledLine("last layer", last_layer.sentence(found, self.record)),
-            *under_one_label("fitted", fitted_lenses.lines(found, self.record.measured.sidecars)),
+            *under_one_label("raw lens", circumstances.raw_against_norm(diagnostics)),
+            LabelledLine("last layer", last_layer.sentence(diagnostics, self.record)),
+            *under_one_label("fitted", fitted_lenses.lines(diagnostics, self.record.measured.sidecars)),
         ]
 
     def _norms(self) -> str:

@@ -10,18 +10,18 @@ _STRONG = (STRONG, STRONG_RUN2)
 
 def weaknesses(evidence: Evidence) -> tuple[str, ...]:
     """In words, each for an enumeration; nothing where the answer never leads, or where nothing speaks against it."""
-    found, semantic = evidence.verdict.diagnostics, evidence.verdict.diagnostics.semantic
+    diagnostics, semantic = evidence.verdict.diagnostics, evidence.verdict.diagnostics.semantic
     if semantic is None or semantic.layer is None:
         return ()
     if not evidence.record.ranks_stand:
         return ("the identity check failed",)
     points, strong = [], semantic.name in _STRONG
-    if found.margin_ok_at_semantic is False:
+    if diagnostics.margin_ok_at_semantic is False:
         points.append("near uniform at the first rank 1")
     if not strong:
         known = strength_known(evidence.verdict.milestones.of())
         points.append("at no layer strong" if known else "strength not known")
-    return (*points, *_unconfirmed(found.confirmation), *_place(evidence, semantic.layer, strong=strong))
+    return (*points, *_unconfirmed(diagnostics.confirmation), *_place(evidence, semantic.layer, strong=strong))
 
 
 def _unconfirmed(confirmation: Confirmation | None) -> list[str]:

@@ -62,8 +62,8 @@ def comparison_table(evidences: Sequence[Evidence]) -> pl.DataFrame:
         RunError: no run at all.
     """
     runs = compared(evidences)
-    found = limits(runs)
-    columns = (*_COLUMNS, _Column("not_comparable", pl.List(pl.String), lambda run: [*reasons_of(run, found)]))
+    obstacles = limits(runs)
+    columns = (*_COLUMNS, _Column("not_comparable", pl.List(pl.String), lambda run: [*reasons_of(run, obstacles)]))
     return pl.DataFrame(
         {column.name: [column.of(run) for run in runs] for column in columns},
         schema={column.name: column.dtype for column in columns},
@@ -91,21 +91,21 @@ def _last(run: Compared) -> LastLayer | None:
 
 
 def _whole(run: Compared) -> Comparison | None:
-    found = run.diagnostics.raw_full
-    return None if found is None or found.whole.n_layers == 0 else found.whole
+    full = run.diagnostics.raw_full
+    return None if full is None or full.whole.n_layers == 0 else full.whole
 
 
 def _prefinal(run: Compared) -> Comparison | None:
-    found = run.diagnostics.raw_full
-    return None if found is None or found.prefinal.n_layers == 0 else found.prefinal
+    full = run.diagnostics.raw_full
+    return None if full is None or full.prefinal.n_layers == 0 else full.prefinal
 
 
 def _score_v2(run: Compared) -> float | None:
     """The second score; None where the files lack the distances that it adds to the first."""
-    found = _whole(run)
-    if found is None or None in (found.js_divergence_percentiles["p50"], found.l1_prob_diff_percentiles["p50"]):
+    whole = _whole(run)
+    if whole is None or None in (whole.js_divergence_percentiles["p50"], whole.l1_prob_diff_percentiles["p50"]):
         return None
-    return found.score.v2
+    return whole.score.v2
 
 
 def _preferred_layer(run: Compared) -> int | None:
@@ -118,17 +118,17 @@ def _preferred_frac(run: Compared) -> float | None:
 
 def _drift(run: Compared) -> float | None:
     """Entropy of the lens less that of the model's output at half depth, in bits."""
-    found = drift(run)
-    return found.value if found is not None and isinstance(found.value, float) else None
+    claim = drift(run)
+    return claim.value if claim is not None and isinstance(claim.value, float) else None
 
 
 def _line(name: str) -> _Get:
     """Of the line through the stream's lengths; None where these are not recorded, and only a proxy stands for them."""
 
     def get(run: Compared) -> float | None:
-        found, curve = run.diagnostics.trajectory, run.evidence.curve()
-        known = found is not None and curve is not None and bool(curve.values("raw_resid_norm"))
-        return getattr(found, name) if known else None
+        trajectory, curve = run.diagnostics.trajectory, run.evidence.curve()
+        known = trajectory is not None and curve is not None and bool(curve.values("raw_resid_norm"))
+        return getattr(trajectory, name) if known else None
 
     return get
 
@@ -139,13 +139,13 @@ def _entropy_gap(quarter: str) -> _Get:
 
 def _facts(name: str) -> _Get:
     """A field of the statistics of rank 1 over facts; None for a run of one fact, whose layer is no statistic."""
-    return lambda run: None if (found := _summary(run)) is None else getattr(found, name)
+    return lambda run: None if (summary := _summary(run)) is None else getattr(summary, name)
 
 
 def _bound(place: int) -> _Get:
     def get(run: Compared) -> float | None:
-        found = _summary(run)
-        return None if found is None or found.interval_95 is None else found.interval_95[place]
+        summary = _summary(run)
+        return None if summary is None or summary.interval_95 is None else summary.interval_95[place]
 
     return get
 
@@ -156,34 +156,34 @@ def _summary(run: Compared) -> Summary | None:
 
 
 def _median_frac(run: Compared) -> float | None:
-    found = _summary(run)
-    return None if found is None or found.median is None else round(found.median / run.n_layers, 3)
+    summary = _summary(run)
+    return None if summary is None or summary.median is None else round(summary.median / run.n_layers, 3)
 
 
 def _part(of: Callable[[Compared], object], *names: str) -> _Get:
     """A field of a field of something that a run may lack."""
 
     def get(run: Compared) -> Value:
-        found: Any = of(run)
+        value: Any = of(run)
         for name in names:
-            found = None if found is None else getattr(found, name)
-        return found  # type: ignore[no-any-return]  # the column's type refuses anything else
+            value = None if value is None else getattr(value, name)
+        return value  # type: ignore[no-any-return]  # the column's type refuses anything else
 
     return get
 
 
 def _gain(lens: str, quarter: str) -> _Get:
     def get(run: Compared) -> float | None:
-        found = run.diagnostics.sidecars.get(lens)
-        return None if found is None else found.kl_bits_at_percentiles[quarter].delta
+        audit = run.diagnostics.sidecars.get(lens)
+        return None if audit is None else audit.kl_bits_at_percentiles[quarter].delta
 
     return get
 
 
 def _rank_change(lens: str, rank: int) -> _Get:
     def get(run: Compared) -> int | None:
-        found = run.diagnostics.sidecars.get(lens)
-        return None if found is None else found.rank_milestones[rank].delta
+        audit = run.diagnostics.sidecars.get(lens)
+        return None if audit is None else audit.rank_milestones[rank].delta
 
     return get
 

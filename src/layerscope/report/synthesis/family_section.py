@@ -24,7 +24,7 @@ _TRAITS: Mapping[str, Callable[[Compared], str | None]] = {
 """What a family's members may share."""
 
 
-def family_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
+def family_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Section:
     """One paragraph for each family with two models or more."""
     families: dict[str, list[Compared]] = {}
     for run in runs:
@@ -33,13 +33,13 @@ def family_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
     alone = [run for run in runs if run.family not in several]
     intro = sentence("Families are told by the models' names: what stands before the size.")
     rest = of_runs("Alone in their family: {}.", alone)
-    bullets = [Bullets(tuple(_of_family(name, members, found))) for name, members in several.items()]
+    bullets = [Bullets(tuple(_of_family(name, members, obstacles))) for name, members in several.items()]
     return Section("Families", (paragraph(intro, rest), *bullets, *_repeats(runs)))
 
 
-def _of_family(name: str, members: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence]:
+def _of_family(name: str, members: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence]:
     depths = _depths(members)
-    if not layers_compare(members, found):
+    if not layers_compare(members, obstacles):
         yield sentence("{} ({}): their layers do not compare, see above.", Name(name), names(members))
         return
     yield sentence("{}: depth of rank 1, shallow models first: {}{}.", Name(name), depths, _trend(members))
@@ -54,7 +54,9 @@ def _of_family(name: str, members: Sequence[Compared], found: Sequence[Limit]) -
             listed([[Text(f"{trait} ("), Name(value), Text(")")] for trait, value in alike]),
         )
     if differ:
-        yield sentence("{} differs in {}.", Name(name), listed([_difference(members, *one) for one in differ]))
+        yield sentence(
+            "{} differs in {}.", Name(name), listed([_difference(members, *trait_values) for trait_values in differ])
+        )
 
 
 def _values(members: Sequence[Compared]) -> Iterator[tuple[str, list[str | None]]]:

@@ -69,7 +69,9 @@ def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) 
     later = [run for run, pair in audits.items() if pair.delta is not None and pair.delta > 0]
     earlier = [run for run, pair in audits.items() if pair.delta is not None and pair.delta < 0]
     verdicts = [(word_, [run for run in having if _audit(run, lens).verdict == word_]) for word_ in _VERDICTS]
-    groups = listed([[Name(word_), *sentence(" for {}", names(found)).parts] for word_, found in verdicts if found])
+    groups = listed(
+        [[Name(word_), *sentence(" for {}", names(of_verdict)).parts] for word_, of_verdict in verdicts if of_verdict]
+    )
     return remarks(
         of_runs("Nearer to the model at all three depths: {}.", nearer),
         of_runs("Farther at all three: {}.", farther),
@@ -87,9 +89,9 @@ def _audit(run: Compared, lens: str) -> FittedLensAudit:
 
 def _gains(run: Compared, lens: str) -> list[float]:
     """Changes at the three depths; none where one is not known."""
-    found = [_audit(run, lens).kl_bits_at_percentiles[quarter].delta for quarter in _QUARTERS]
-    known = [bits for bits in found if bits is not None]
-    return known if len(known) == len(found) else []
+    deltas = [_audit(run, lens).kl_bits_at_percentiles[quarter].delta for quarter in _QUARTERS]
+    known = [bits for bits in deltas if bits is not None]
+    return known if len(known) == len(deltas) else []
 
 
 def _layers(run: Compared, lens: str, rank: int) -> Claim | None:
@@ -101,7 +103,7 @@ def _layers(run: Compared, lens: str, rank: int) -> Claim | None:
         delta,
         Unit.COUNT,
         (*_PLACES[lens], "rank_milestones", "delta", f"le_{rank}"),
-        basis=[one for one in ends if one is not None],
+        basis=[end for end in ends if end is not None],
         how="difference of layers",
     )
 
@@ -110,7 +112,7 @@ def gain(run: Compared, lens: str, quarter: str) -> Claim | None:
     """Headline less fitted at a depth, in bits."""
     delta = _audit(run, lens).kl_bits_at_percentiles[quarter].delta
     layer = depth_layer(QUARTERS[_QUARTERS.index(quarter)], run.n_layers)
-    cells = [run.cell("kl_to_final_bits", layer, Unit.BITS, lens=one) for one in (None, lens)]
+    cells = [run.cell("kl_to_final_bits", layer, Unit.BITS, lens=of) for of in (None, lens)]
     return run.agreed(
         f"delta_kl_{lens}_{quarter}",
         delta,

@@ -89,9 +89,9 @@ def copy_section(runs: Sequence[Compared]) -> Section:
 
 
 def _reflex(run: Compared) -> Claim | None:
-    found, basis = run.diagnostics.copies_early, _copy_cells(run)
+    reflex, basis = run.diagnostics.copies_early, _copy_cells(run)
     how = "copy_collapse or copy_soft_k1 at a layer from 0 to 3"
-    return run.derived("copy_reflex", found, Unit.TRUTH, basis, how) if basis and found is not None else None
+    return run.derived("copy_reflex", reflex, Unit.TRUTH, basis, how) if basis and reflex is not None else None
 
 
 def _copy_cells(run: Compared) -> list[Claim]:
@@ -111,7 +111,7 @@ def _early_layers(run: Compared) -> Claim | None:
 def _held(run: Compared, column: str) -> Claim | None:
     """All layers at which a flag holds."""
     curve: Curve | None = run.evidence.curve()
-    layers = [] if curve is None else curve.layers(lambda found: found[column])
+    layers = [] if curve is None else curve.layers(lambda row: row[column])
     cells = [cell for layer in layers if (cell := run.cell(column, layer, Unit.TRUTH)) is not None]
     return run.derived(f"{column} holds", listed_layers(layers), Unit.TEXT, cells, "layers") if cells else None
 
@@ -119,7 +119,7 @@ def _held(run: Compared, column: str) -> Claim | None:
 # Ranks
 
 
-def rank_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
+def rank_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Section:
     """Rank milestones, in the order of the depth at which the answer first leads."""
     ordered = sorted(runs, key=lambda run: (run.fraction(ONSET) is None, run.fraction(ONSET) or 0.0))
     rows = [
@@ -145,12 +145,12 @@ def rank_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
         "depth, rank <= 5",
         "depth, rank 1",
     )
-    return Section("Rank milestones", (Table(header, tuple(rows)), *remarks(*_rank_sentences(ordered, found))))
+    return Section("Rank milestones", (Table(header, tuple(rows)), *remarks(*_rank_sentences(ordered, obstacles))))
 
 
-def _rank_sentences(ordered: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence | None]:
+def _rank_sentences(ordered: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence | None]:
     there = [run for run in ordered if run.layer(ONSET) is not None]
-    if len(there) > 1 and layers_compare(there, found):
+    if len(there) > 1 and layers_compare(there, obstacles):
         first, last = there[0].fraction(ONSET), there[-1].fraction(ONSET)
         if first != last:
             earliest = [run for run in there if run.fraction(ONSET) == first]
@@ -215,7 +215,7 @@ def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
     """Where files say another layer than their rows."""
     items = []
     for name in (*_GATES, "L_semantic_confirmed", "gap_ge_0.5", "gap_ge_1.0"):
-        pairs = {run: run.own(run.evidence.otherwise(name)) for run in runs if run.milestone(name) is not None}
+        pairs = {run: run.named(run.evidence.otherwise(name)) for run in runs if run.milestone(name) is not None}
         empty = [run for run, stated in pairs.items() if stated is not None and stated.value is None]
         if empty:
             layers = with_values(empty, _layer_against(name))
@@ -234,7 +234,7 @@ def _layer_against(name: str) -> Callable[[Compared], Claim | None]:
     """The layer by the rows, with the place in the file that lacks it."""
 
     def value(run: Compared) -> Claim | None:
-        ours, stated = run.milestone(name), run.own(run.evidence.otherwise(name))
+        ours, stated = run.milestone(name), run.named(run.evidence.otherwise(name))
         if ours is None or stated is None:
             return ours
         return run.derived(name, ours.value, ours.unit, [ours, stated], "found in the rows")
@@ -277,8 +277,8 @@ def _confirmation(runs: Sequence[Compared]) -> Section:
 
 def _onset(run: Compared, lens: str) -> Claim | None:
     """The first layer with the answer on top under another lens."""
-    found = run.diagnostics.confirmation
-    layer = None if found is None else found.onset_raw if lens == "raw" else found.onset_tuned
+    confirmation = run.diagnostics.confirmation
+    layer = None if confirmation is None else confirmation.onset_raw if lens == "raw" else confirmation.onset_tuned
     path = ("diagnostics", "confirmed_semantics", f"L_semantic_{lens}")
     stated = run.agreed(f"L_semantic_{lens}", layer, Unit.LAYER, path)
     return (
@@ -291,12 +291,12 @@ def _onset(run: Compared, lens: str) -> Claim | None:
 
 
 def _by(run: Compared) -> tuple[Claim | Name, ...]:
-    found = run.diagnostics.confirmation
-    source = None if found is None else found.source
+    confirmation = run.diagnostics.confirmation
+    source = None if confirmation is None else confirmation.source
     claim = run.agreed(
         "confirmed_source", source, Unit.TEXT, ("diagnostics", "confirmed_semantics", "confirmed_source")
     )
-    new = None if found is None else found.nontrivial
+    new = None if confirmation is None else confirmation.nontrivial
     return claim or Name(source or "n.a."), Name("n.a." if new is None else "yes" if new else "no")
 
 
@@ -346,7 +346,7 @@ def _turn(run: Compared) -> Claim | None:
 # Early and late
 
 
-def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
+def earliness_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Section:
     """Groups by a fixed bound."""
     bound = Name(f"{EARLY_BELOW:.2f}")
     note = sentence("Early: the layer lies below {} of the depth; late: at {} or deeper.", bound, bound)
@@ -365,7 +365,9 @@ def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Secti
         and (weak < EARLY_BELOW) != (strong < EARLY_BELOW)
     ]
     change = of_runs("The group changes with the milestone in {}.", moved)
-    mixed = None if layers_compare(runs, found) else sentence("Groups mix runs whose layers do not compare, see above.")
+    mixed = (
+        None if layers_compare(runs, obstacles) else sentence("Groups mix runs whose layers do not compare, see above.")
+    )
     return Section("Early and late", (paragraph(note, change, mixed), *([Bullets(tuple(groups))] if groups else [])))
 
 

@@ -49,7 +49,7 @@ _ALONE = {
 }
 
 
-def scope_section(runs: Sequence[Compared], found: Sequence[Limit], twice: Sequence[str]) -> Section:
+def scope_section(runs: Sequence[Compared], obstacles: Sequence[Limit], twice: Sequence[str]) -> Section:
     """The runs, and the limits of comparing them."""
     always = sentence(
         "Between models this text compares layers as shares of the depth, ranks, and whether gates hold. "
@@ -65,7 +65,7 @@ def scope_section(runs: Sequence[Compared], found: Sequence[Limit], twice: Seque
         "What was compared",
         (_runs(runs), paragraph(always, once)),
         (
-            Section("What may not be compared", (Bullets(tuple(_sentences(runs, found))),)),
+            Section("What may not be compared", (Bullets(tuple(_sentences(runs, obstacles))),)),
             Section("What may be quoted of each run", (_quotable(runs),)),
         ),
     )
@@ -94,11 +94,11 @@ def width(run: Compared) -> Claim | None:
     return run.agreed("d_model", run.evidence.record.model.d_model, Unit.COUNT, ("model_stats", "d_model"))
 
 
-def _sentences(runs: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence]:
-    if not any(limit.is_mixture for limit in found):
+def _sentences(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence]:
+    if not any(limit.is_mixture for limit in obstacles):
         same = "All runs share protocol, norm, question and facts." if len(runs) > 1 else "There is one run alone."
         yield sentence(same)
-    for limit in found:
+    for limit in obstacles:
         if limit.is_mixture:
             yield sentence("{}: {}; {}", _MIXTURES[limit.name], _groups(limit), _FOLLOWS[limit.name])
         else:

@@ -45,8 +45,8 @@ def head_section(runs: Sequence[Compared]) -> Section:
 
 def last(run: Compared, name: str, unit: Unit) -> Claim | None:
     """A measurement at the last layer."""
-    found = run.diagnostics.last_layer
-    value = None if found is None else getattr(found.measured, name)
+    consistency = run.diagnostics.last_layer
+    value = None if consistency is None else getattr(consistency.measured, name)
     inner = {
         "softcap": ("cfg_transform", "softcap"),
         "kl_after_softcap_bits": ("kl_after_transform_bits", "softcap"),
@@ -88,10 +88,10 @@ def _head_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
 
 def _softcap_explains(run: Compared) -> bool | None:
     """Whether the softcap brings the last layer within the threshold; None where that was not measured."""
-    found = run.diagnostics.last_layer
-    if found is None or found.measured.kl_after_softcap_bits is None:
+    consistency = run.diagnostics.last_layer
+    if consistency is None or consistency.measured.kl_after_softcap_bits is None:
         return None
-    return found.measured.kl_after_softcap_bits < found.threshold_bits
+    return consistency.measured.kl_after_softcap_bits < consistency.threshold_bits
 
 
 # Artefacts
@@ -135,8 +135,8 @@ def _artefact_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
             "the raw lens, and norm-only layers give the answer under the headline lens alone.",
         ),
         *(
-            sentence("Tier {}: {}.", tier, with_values(found, _score)) if found else None
-            for tier, found in by_tier.items()
+            sentence("Tier {}: {}.", tier, with_values(of_tier, _score)) if of_tier else None
+            for tier, of_tier in by_tier.items()
         ),
         of_runs("The two instruments disagree on {}.", apart),
         of_runs(
@@ -149,20 +149,20 @@ def _artefact_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
 
 def tier_of(run: Compared) -> str | None:
     """The tier over all layers."""
-    found = run.diagnostics.raw_full
-    return None if found is None else found.whole.score.tier
+    full = run.diagnostics.raw_full
+    return None if full is None else full.whole.score.tier
 
 
 def prefinal_tier_of(run: Compared) -> str | None:
     """The tier over all layers but the last."""
-    found = run.diagnostics.raw_full
-    return None if found is None else found.prefinal.score.tier
+    full = run.diagnostics.raw_full
+    return None if full is None else full.prefinal.score.tier
 
 
 def risk_of(run: Compared) -> str | None:
     """The risk by a few sampled layers."""
-    found = run.diagnostics.raw_sample
-    return None if found is None else found.lens_artifact_risk
+    sample = run.diagnostics.raw_sample
+    return None if sample is None else sample.lens_artifact_risk
 
 
 def _sampled(run: Compared, name: str, unit: Unit) -> Claim | None:
@@ -176,8 +176,8 @@ def _both(run: Compared) -> tuple[Citation, ...]:
 
 
 def _score(run: Compared) -> Claim | None:
-    found = run.diagnostics.raw_full
-    value = None if found is None else found.whole.score.v1
+    full = run.diagnostics.raw_full
+    value = None if full is None else full.whole.score.v1
     path = (*_FULL, "score", "lens_artifact_score")
     return run.agreed("lens_artifact_score", value, Unit.NUMBER, path, basis=_both(run))
 
@@ -191,8 +191,8 @@ def _prefinal(run: Compared) -> Claim | None:
 
 
 def _full(run: Compared, ours: str, theirs: str, unit: Unit) -> Claim | None:
-    found = run.diagnostics.raw_full
-    value = None if found is None else getattr(found.whole, ours)
+    full = run.diagnostics.raw_full
+    value = None if full is None else getattr(full.whole, ours)
     return run.agreed(theirs, value, unit, (*_FULL, theirs), basis=_both(run))
 
 
@@ -213,7 +213,7 @@ def drift_section(runs: Sequence[Compared]) -> Section:
     ]
     mark = "" if all(run.quotable for run in runs) else MARK
     header = ("model", "middle layer", *(name + mark for name in ("drift there", "p25", "p50", "p75")), "may be quoted")
-    signs = [(run, _sign(found)) for run in runs if run.quotable and (found := drift(run)) is not None]
+    signs = [(run, _sign(gap)) for run in runs if run.quotable and (gap := drift(run)) is not None]
     less, more = ([run for run, sign in signs if sign * way > 0] for way in (1, -1))
     kept = [run for run in runs if not run.quotable]
     sentences = (
@@ -239,15 +239,20 @@ def _middle(run: Compared) -> Claim | None:
 def drift(run: Compared) -> Claim | None:
     """Entropy of the lens less that of the output at half depth, in bits."""
     middle = depth_layer(0.5, run.n_layers)
-    own, teacher = (run.cell(name, middle, Unit.BITS) for name in ("entropy_bits", "teacher_entropy_bits"))
-    if own is None or teacher is None or not isinstance(own.value, float) or not isinstance(teacher.value, float):
+    entropy, teacher = (run.cell(name, middle, Unit.BITS) for name in ("entropy_bits", "teacher_entropy_bits"))
+    if (
+        entropy is None
+        or teacher is None
+        or not isinstance(entropy.value, float)
+        or not isinstance(teacher.value, float)
+    ):
         return None
-    return run.derived("entropy_gap_bits", own.value - teacher.value, Unit.BITS, [own, teacher], "difference")
+    return run.derived("entropy_gap_bits", entropy.value - teacher.value, Unit.BITS, [entropy, teacher], "difference")
 
 
 def _gap(run: Compared, quarter: str) -> Claim | None:
-    found = run.diagnostics.entropy_gap
-    value = None if found is None else found.percentiles[quarter]
+    gap = run.diagnostics.entropy_gap
+    value = None if gap is None else gap.percentiles[quarter]
     path = ("diagnostics", "entropy_gap_bits_percentiles", quarter)
     return run.agreed(f"entropy_gap_{quarter}", value, Unit.BITS, path, basis=run.rows(), how="percentile over layers")
 

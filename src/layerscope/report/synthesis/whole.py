@@ -38,20 +38,20 @@ def synthesis(evidences: Sequence[Evidence], findings: Mapping[str, Sequence[Fin
         RunError: no run at all.
     """
     runs = by_family(compared(evidences))
-    found = limits(runs)
+    obstacles = limits(runs)
     sections = (
         glance_section(runs),
-        scope_section(runs, found, repeated(evidences)),
+        scope_section(runs, obstacles, repeated(evidences)),
         copy_section(runs),
-        rank_section(runs, found),
-        earliness_section(runs, found),
+        rank_section(runs, obstacles),
+        earliness_section(runs, obstacles),
         gate_section(runs),
         head_section(runs),
         artefact_section(runs),
         surface_section(runs),
         drift_section(runs),
         fitted_section(runs),
-        family_section(runs, found),
+        family_section(runs, obstacles),
         facts_section(runs),
         misreadings_section(findings or {}),
         _limitations(runs),

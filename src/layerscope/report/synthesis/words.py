@@ -50,5 +50,5 @@ def of_runs(
 
 def remarks(*sentences: Sentence | None) -> tuple[Paragraph, ...]:
     """A paragraph of the sentences that there are; nothing where there is none."""
-    found = paragraph(*sentences)
-    return (found,) if found.sentences else ()
+    remark = paragraph(*sentences)
+    return (remark,) if remark.sentences else ()

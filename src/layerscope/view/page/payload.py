@@ -87,7 +87,7 @@ def payload(runs: Sequence[AnalysedRun]) -> Payload:
     listings = [listed(run.rows, probabilities=run.record.probabilities_stand) for run in runs]
     vocabulary = Vocabulary.of(listings) if listings else Vocabulary((), (), pl.DataFrame())
     scripts: dict[str, str] = {}
-    found = []
+    shown = []
     for place, (run, listing, label) in enumerate(zip(runs, listings, labels(runs), strict=True)):
         made = blocks(
             run.rows,
@@ -98,8 +98,8 @@ def payload(runs: Sequence[AnalysedRun]) -> Payload:
         )
         ids = {key: f"block-{place}-{number}" for number, key in enumerate(made)}
         scripts |= {ids[key]: packed(block.content) for key, block in made.items()}
-        found.append(_run(run, label, made, ids, vocabulary))
-    return Payload(vocabulary, tuple(found), scripts)
+        shown.append(_run(run, label, made, ids, vocabulary))
+    return Payload(vocabulary, tuple(shown), scripts)
 
 
 def labels(runs: Sequence[AnalysedRun]) -> list[str]:
@@ -131,7 +131,7 @@ def _run(
         suppressed=run.guidance.suppress_abs_probs,
         kl_bits=_nice(float(kl.quantile(0.98) or 1.0)) if len(kl) else 1.0,
         missing=missing_positions(run),
-        prompts=tuple(_prompt(run, asked, made, ids, vocabulary) for asked in passes),
+        prompts=tuple(_prompt(run, key, made, ids, vocabulary) for key in passes),
     )
 
 
@@ -151,14 +151,16 @@ def missing_positions(run: AnalysedRun) -> str | None:
 
 def _prompt(
     run: AnalysedRun,
-    asked: tuple[int | None, str, str],
+    prompt_key: tuple[int | None, str, str],
     made: Mapping[Key, Block],
     ids: Mapping[Key, str],
     vocabulary: Vocabulary,
 ) -> PromptData:
-    fact_index, prompt_id, variant = asked
-    record = next((p for p in run.record.suite.prompts if (p.fact_index, p.prompt_id, p.prompt_variant) == asked), None)
-    rows = run.rows.filter(pl.col(name).eq_missing(value) for name, value in zip(PASS, asked, strict=True))
+    fact_index, prompt_id, variant = prompt_key
+    record = next(
+        (p for p in run.record.suite.prompts if (p.fact_index, p.prompt_id, p.prompt_variant) == prompt_key), None
+    )
+    rows = run.rows.filter(pl.col(name).eq_missing(value) for name, value in zip(PASS, prompt_key, strict=True))
     answers = () if record is None else tuple(answer.string for answer in record.answers)
     last = rows.filter("is_next")["position"].max()
     return PromptData(
@@ -172,7 +174,9 @@ def _prompt(
         answers=answers,
         answer_tokens=_answer_tokens(record, rows, vocabulary),
         milestones={
-            lens: found for lens in run.record.protocol.lenses if (found := _layers(run, lens, PromptKey(*asked)))
+            lens: layers
+            for lens in run.record.protocol.lenses
+            if (layers := _layers(run, lens, PromptKey(*prompt_key)))
         },
         blocks={
             lens: BlockData(ids[key], made[key].positions, made[key].top_k)
@@ -201,13 +205,16 @@ def _answer_tokens(record: PromptRecord | None, rows: pl.DataFrame, vocabulary: 
     ids = {answer.first_id for answer in answers} | set(rows["answer_id"].unique())
     texts = {answer.pieces[0].replace("Ġ", " ").replace("▁", " ") for answer in answers if answer.pieces}
     texts |= {space + answer.string for answer in answers if not answer.pieces for space in ("", " ")}
-    found = enumerate(zip(vocabulary.ids, vocabulary.texts, strict=True), start=1)
-    return tuple(at for at, (id_, text) in found if (id_ in ids if id_ >= 0 else text in texts))
+    vocabulary_tokens = enumerate(zip(vocabulary.ids, vocabulary.texts, strict=True), start=1)
+    return tuple(at for at, (id_, text) in vocabulary_tokens if (id_ in ids if id_ >= 0 else text in texts))
 
 
-def _layers(run: AnalysedRun, lens: str, asked: PromptKey) -> dict[str, int]:
-    own = run.milestones.of(lens, asked)
-    if not own or not run.record.ranks_stand:
+def _layers(run: AnalysedRun, lens: str, key: PromptKey) -> dict[str, int]:
+    milestones = run.milestones.of(lens, key)
+    if not milestones or not run.record.ranks_stand:
         return {}
-    found = {"rank_1": rank_1(own).layer, "strong": own[STRONG].layer if run.record.probabilities_stand else None}
-    return {name: layer for name, layer in found.items() if layer is not None}
+    layers = {
+        "rank_1": rank_1(milestones).layer,
+        "strong": milestones[STRONG].layer if run.record.probabilities_stand else None,
+    }
+    return {name: layer for name, layer in layers.items() if layer is not None}

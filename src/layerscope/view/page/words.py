@@ -62,7 +62,7 @@ class VerdictWords:
     ranked: bool
     """Whether ranks and layers may be quoted."""
     reasons: tuple[Sentence, ...]
-    said: tuple[Sentence, ...]
+    lines: tuple[Sentence, ...]
     columns: tuple[str, ...]
     depths: tuple[Depth, ...]
 
@@ -92,7 +92,7 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
         suppressed=run.guidance.suppress_abs_probs,
         ranked=verdict.ranked,
         reasons=tuple(Sentence(line.label, line.text, _WEIGHTS.get(line.label, "")) for line in reasons),
-        said=tuple(_by_label(lines)),
+        lines=tuple(_by_label(lines)),
         columns=tuple(header.replace("<=", "≤").replace(" x ", " ×") for header in verdict.columns),
         depths=tuple(_depth(verdict, lens) for lens in record.protocol.lenses) if verdict.names_layers else (),
     )

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
 from layerscope.analysis.percentiles import QUARTERS, depth_layer
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Table, paragraph, row, sentence
+from layerscope.report.cited.document import (
+    Name,
+    Paragraph,
+    Section,
+    Sentence,
+    Table,
+    columns,
+    paragraph,
+    row,
+    sentence,
+)
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.words import listed, names, of_runs, remarks, shown, word
 
@@ -47,16 +57,9 @@ def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
         )
         for run in having
     ]
-    header = (
-        "model",
-        "rank 1, fitted",
-        "Δ rank <= 10",
-        "Δ rank <= 5",
-        "Δ rank 1",
-        "ΔKL at 25 %",
-        "ΔKL at 50 %",
-        "ΔKL at 75 %",
-        "verdict",
+    header = columns(
+        "model | rank 1, fitted | Δ rank <= 10 | Δ rank <= 5 | Δ rank 1 | ΔKL at 25 % | ΔKL at 50 % | "
+        "ΔKL at 75 % | verdict"
     )
     return Section(title, (Table(header, tuple(rows)), *_sentences(having, lens, missing)))
 

@@ -8,7 +8,7 @@ from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.analysis.milestones import STABLE
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, paragraph, row, sentence
+from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, columns, paragraph, row, sentence
 from layerscope.report.sentences.readable import ONSET, STRONG, STRONG_RUN2
 from layerscope.report.synthesis.compared import EARLY_BELOW, Compared, by_family
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
@@ -68,13 +68,8 @@ def copy_section(runs: Sequence[Compared]) -> Section:
         )
         for run in runs
     ]
-    header = (
-        "model",
-        "reflex in layers 0 to 3",
-        "strict copy",
-        "strict copy holds at",
-        "soft copy",
-        "entropy collapse",
+    header = columns(
+        "model | reflex in layers 0 to 3 | strict copy | strict copy holds at | soft copy | entropy collapse"
     )
     reflex = [run for run in runs if run.diagnostics.copies_early]
     none = [run for run in runs if run.diagnostics.copies_early is False]
@@ -134,16 +129,9 @@ def rank_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Sectio
         )
         for run in ordered
     ]
-    header = (
-        "model",
-        "layers",
-        "rank <= 10",
-        "rank <= 5",
-        "rank 1",
-        "rank 1 for good",
-        "depth, rank <= 10",
-        "depth, rank <= 5",
-        "depth, rank 1",
+    header = columns(
+        "model | layers | rank <= 10 | rank <= 5 | rank 1 | rank 1 for good | depth, rank <= 10 | "
+        "depth, rank <= 5 | depth, rank 1"
     )
     return Section("Rank milestones", (Table(header, tuple(rows)), *remarks(*_rank_sentences(ordered, obstacles))))
 
@@ -173,15 +161,8 @@ def _rank_1(run: Compared) -> Claim | None:
 def gate_section(runs: Sequence[Compared]) -> Section:
     """Strong and confirmed layers."""
     rows = [row(Name(run.name), *(shown(run.milestone(name)) for name in _GATES), shown(_gap(run))) for run in runs]
-    header = (
-        "model",
-        "rank 1",
-        "twice in a row",
-        "margin",
-        "lead",
-        "strong",
-        "strong twice in a row",
-        "lead at rank 1",
+    header = columns(
+        "model | rank 1 | twice in a row | margin | lead | strong | strong twice in a row | lead at rank 1"
     )
     note = sentence(
         "Margin: rank 1 and a probability above uniform by the threshold; lead: rank 1 and a lead over the second "

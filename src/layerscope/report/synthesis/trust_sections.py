@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from layerscope.analysis.percentiles import depth_layer
 from layerscope.report.cited.claims import Citation, Claim, Unit
-from layerscope.report.cited.document import MARK, Name, Section, Sentence, Table, paragraph, row, sentence
+from layerscope.report.cited.document import MARK, Name, Section, Sentence, Table, columns, paragraph, row, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import warns
 from layerscope.report.synthesis.words import names, of_runs, shown, with_values, word
@@ -29,16 +29,9 @@ def head_section(runs: Sequence[Compared]) -> Section:
         )
         for run in runs
     ]
-    header = (
-        "model",
-        "last-layer KL",
-        "too far",
-        "temperature",
-        "KL after it",
-        "softcap",
-        "KL after it",
-        "KL <= 1.0 from",
-        "KL <= 0.5 from",
+    header = columns(
+        "model | last-layer KL | too far | temperature | KL after it | softcap | KL after it | "
+        "KL <= 1.0 from | KL <= 0.5 from"
     )
     return Section("Head calibration", (Table(header, tuple(rows)), paragraph(*_head_sentences(runs))))
 
@@ -112,15 +105,9 @@ def artefact_section(runs: Sequence[Compared]) -> Section:
         )
         for run in runs
     ]
-    header = (
-        "model",
-        "sampled risk",
-        "score",
-        "tier",
-        "tier without last layer",
-        "share of layers apart",
-        "norm-only layers",
-        "first of them",
+    header = columns(
+        "model | sampled risk | score | tier | tier without last layer | share of layers apart | "
+        "norm-only layers | first of them"
     )
     return Section("Artefact tiers", (Table(header, tuple(rows)), paragraph(*_artefact_sentences(runs))))
 

@@ -151,7 +151,7 @@ def _summary(rows: pl.DataFrame) -> Text:
     on_top = rows.filter(pl.col("answer_rank") == 1)
     first = on_top.group_by("fact_index", "prompt_variant").agg(pl.col("layer").min())["layer"]
     layers = sorted(first.to_list())
-    onset = f"median {median(layers):g}, {layers[0]} to {layers[-1]}" if layers else "never"
+    onset = f"median {median(layers):g}, {layers[0]} to {layers[-1]}" if layers else "none"
     return Text(
         f"{last['is_answer'].sum()} of {len(last)} prompts answered at the last layer · first rank 1: {onset}",
         style="bold",
@@ -216,5 +216,5 @@ def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -
         return f"answer {gold.string!r} could not be aligned ({gold.reason}), so it has no rank"
     caution = f", judged by its first of {len(gold.answer_ids)} pieces" if gold.several_pieces else ""
     onsets = {lens: _first_rank_1(rows.filter(pl.col("lens") == lens)) for lens in lenses}
-    by_lens = " · ".join(f"{lens} {'never' if layer is None else layer}" for lens, layer in onsets.items())
+    by_lens = " · ".join(f"{lens} {'none' if layer is None else layer}" for lens, layer in onsets.items())
     return f"answer {gold.string!r}{caution} · first rank 1 by lens: {by_lens}"

@@ -9,13 +9,14 @@ from rich.text import Text
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.record.run_record import RunRecord
-from layerscope.report.sentences.guidance import quoting
+from layerscope.report.sentences.guidance import reporting
 from layerscope.report.sentences.lines import LINE, LabelledLine, Weight
 from layerscope.report.sentences.verdict import VerdictText
 from layerscope.report.text import printable
 
-LABEL_WIDTH = 10
+LABEL_WIDTH = 11
 """With a space and `LINE` characters of text, 80 columns."""
+_HEADER_WIDTH = 12
 STYLES: dict[Weight, str] = {"aside": "dim", "free": "green", "main": "bold", "advise": "yellow", "block": "red"}
 """An addition, for nothing is said by colour alone."""
 
@@ -34,7 +35,7 @@ def verdict_of(verdict: Verdict, record: RunRecord) -> Iterator[RenderableType]:
         yield _grid(text.strength())
         yield _lens_table(text)
         yield _grid(text.circumstances())
-    yield _grid(quoting(verdict.guidance, verdict.diagnostics.headline, ranked=text.ranked))
+    yield _grid(reporting(verdict.guidance, verdict.diagnostics.headline, ranked=text.ranked))
 
 
 def _grid(lines: Sequence[LabelledLine]) -> Table:
@@ -51,10 +52,19 @@ def _grid(lines: Sequence[LabelledLine]) -> Table:
 def _lens_table(text: VerdictText) -> Table:
     """Where each lens gets there, the headline lens in bold."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("lens", min_width=LABEL_WIDTH - 1, no_wrap=True)
+    table.add_column("lens", min_width=LABEL_WIDTH - 1, no_wrap=True, vertical="bottom")
     for header in text.columns:
-        table.add_column(header, justify="right", no_wrap=True)
+        table.add_column(_in_two(header), justify="right", vertical="bottom", no_wrap=True)
     for lens in text.record.protocol.lenses:
         style = "bold" if lens == text.diagnostics.headline else None
         table.add_row(Text(printable(lens)), *text.cells(lens), style=style)
     return table
+
+
+def _in_two(header: str) -> str:
+    """A long header broken at the space nearest to its middle."""
+    spaces = [at for at, character in enumerate(header) if character == " "]
+    if len(header) <= _HEADER_WIDTH or not spaces:
+        return header
+    middle = min(spaces, key=lambda at: abs(at - len(header) / 2))
+    return f"{header[:middle]}\n{header[middle + 1 :]}"

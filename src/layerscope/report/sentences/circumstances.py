@@ -8,7 +8,7 @@ from layerscope.analysis.milestones import NOT_MEASURED, Milestones
 from layerscope.analysis.statistics import FEWEST, Summary
 from layerscope.record.protocol import Thresholds
 from layerscope.report.sentences.lines import at_layer, layers, plural
-from layerscope.report.sentences.readable import ONSET, STRONG_RUN2, rank_1
+from layerscope.report.sentences.readable import AHEAD, AHEAD_AT_TWO, ONSET, STRONG_RUN2, rank_1
 from layerscope.report.text import number, printable
 
 GAP = (
@@ -30,10 +30,10 @@ TRIVIAL = "The confirmation is trivial: there the other lens computes what {} co
 GAP_UNKNOWN = "the gap between logit and next_norm is not known"
 
 
-def definition_of_strong(thresholds: Thresholds) -> str:
-    """What the word asks for."""
+def definition_of_ahead(thresholds: Thresholds) -> str:
+    """What the words ask for."""
     margin, gap = thresholds.semantic_margin, thresholds.semantic_gap
-    return f"rank 1, p at least {margin:g} above uniform, lead at least {gap:g} logits"
+    return f"{AHEAD}: rank 1, p >= {margin:g} above uniform, lead >= {gap:g} logits"
 
 
 def confirmed(confirmation: Confirmation, headline: str) -> str:
@@ -56,9 +56,9 @@ def onset_gap(gap: OnsetGap) -> str:
     """How many layers lie between the answer under the final norm and under the next block's."""
     logit, next_norm, n = gap.logit, gap.next_norm, gap.gap_layers
     if n is None:
-        return f"rank 1 under logit {at_layer(logit)}, under next_norm {at_layer(next_norm)}, so the gap has no number"
+        return f"rank 1 under logit {at_layer(logit)}, under next_norm {at_layer(next_norm)}, so the gap is not known"
     if n == 0:
-        return f"rank 1 comes at one layer under logit and next_norm: {logit} (gap 0)"
+        return f"rank 1 comes at the same layer under logit and next_norm: {logit}"
     return (
         f"rank 1 comes {abs(n)} {plural('layer', abs(n))} {'later' if n > 0 else 'earlier'} under next_norm "
         f"({next_norm}) than under logit ({logit}), so much hangs on the norm alone"
@@ -113,7 +113,7 @@ def facts(statistics: FactStatistics, *, trusted: bool) -> list[str]:
     """How layers vary over facts."""
     if statistics.n < 2:
         return ["one fact alone"] if statistics.n else []
-    shown = {"rank 1": ONSET, "strong x 2": STRONG_RUN2} if trusted else {"rank 1": ONSET}
+    shown = {"rank 1": ONSET, AHEAD_AT_TWO: STRONG_RUN2} if trusted else {"rank 1": ONSET}
     return [f"{name}: {spread(statistics.by_milestone[milestone])}" for name, milestone in shown.items()]
 
 

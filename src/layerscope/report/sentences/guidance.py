@@ -1,11 +1,10 @@
-"""What may be quoted of a run, in sentences, and what speaks against more."""
+"""What may be reported of a run, in sentences, and what speaks against more."""
 
 from layerscope.analysis.guidance import Guidance
 from layerscope.record.run_record import RunRecord
 from layerscope.report.sentences.lines import LabelledLine, in_one_line
 from layerscope.report.text import printable
 
-MAY_QUOTE = "quote ranks and layers, but no probability or entropy of a layer:"
 EFFECTS = {
     "block": "probabilities and entropies of lens rows are no evidence here",
     "advise": "what is quoted is to be read with the sentences of the table under Guidance",
@@ -18,18 +17,21 @@ FORBIDDEN = (
 PREFERRED = "Guidance prefers the lens {lens}, under which rank 1 comes {where}."
 
 
-def quoting(guidance: Guidance, headline: str, *, ranked: bool = True) -> list[LabelledLine]:
-    """What may be quoted, each reason against it with its weight, and what could not be found out."""
+def reporting(guidance: Guidance, headline: str, *, ranked: bool = True) -> list[LabelledLine]:
+    """What may be reported, each reason against it with its weight, and what could not be found out."""
     known = " that could be determined" if guidance.undetermined else ""
     if not guidance.reasons:
-        lines = [LabelledLine("quoting", f"nothing{known} stands against quoting probabilities", "free")]
+        lines = [LabelledLine("reporting", f"nothing{known} stands against reporting probabilities", "free")]
     elif not ranked:
-        lines = [LabelledLine("quoting", "quote nothing of this run:", "main")]
+        lines = [LabelledLine("reporting", "report nothing of this run:", "main")]
     elif guidance.suppress_abs_probs:
-        lines = [LabelledLine("quoting", MAY_QUOTE, "main")]
+        lines = [
+            LabelledLine("reporting", "report ranks and layers, but no probability or entropy of a layer:", "main")
+        ]
     else:
-        lines = [LabelledLine("quoting", "probabilities may be quoted together with this:", "main")]
-    lines += [LabelledLine(reason.severity, printable(reason.text), reason.severity) for reason in guidance.reasons]
+        lines = [LabelledLine("reporting", "probabilities may be reported together with this:", "main")]
+    labels = {"block": "withheld", "advise": "caution"}
+    lines += [LabelledLine(labels[r.severity], printable(r.text), r.severity) for r in guidance.reasons]
     if guidance.preferred_lens != headline:
         lines.append(LabelledLine("prefer", f"{guidance.preferred_lens} is to be preferred to {headline}"))
     if guidance.undetermined:

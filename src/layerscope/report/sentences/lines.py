@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-LINE = 69
+LINE = 68
 """Characters of a line that is not to be wrapped."""
 Weight: TypeAlias = Literal["", "aside", "free", "main", "advise", "block"]
 """How much a line asks for attention; of reasons, their severity."""

@@ -29,10 +29,16 @@ NOTHING_STANDS = "No layer can be named: the identity check failed, and neither 
 NOTHING_STANDS_HERE = "The identity check failed: neither probabilities nor ranks stand, and no layer is named."
 NO_FACT = "No layer can be named: there is no prompt about a fact under lens {lens}."
 
-IN_A_ROW, NOT_IN_A_ROW = "strong at two layers in a row", "strong, but not at two layers in a row"
+AHEAD, RUNNING = "clearly ahead", "layers running"
+AHEAD_AT_TWO = f"{AHEAD} at two {RUNNING}"
 BY_RANK, TRIVIAL = "rank 1 alone", "confirmed by trivial agreement alone"
-BASIS = {STRONG_RUN2: IN_A_ROW, STRONG: NOT_IN_A_ROW, CONFIRMED: "rank 1, not strong", ONSET: BY_RANK}
-"""What each semantic milestone rests on, in short."""
+BASIS = {
+    STRONG_RUN2: "strong at two layers in a row",
+    STRONG: "strong, but not at two layers in a row",
+    CONFIRMED: "rank 1, not strong",
+    ONSET: BY_RANK,
+}
+"""What each semantic milestone rests on, in short and in the words of the files that reports cite."""
 
 
 def rank_1(milestones: Milestones) -> Milestone:
@@ -61,10 +67,12 @@ def basis(diagnostics: Diagnostics, milestone: Milestone, n_layers: int, *, neve
         never_strong: whether every layer was looked at and none is strong.
     """
     if milestone.name == STRONG_RUN2:
-        return IN_A_ROW
+        return AHEAD_AT_TWO
     if milestone.name == STRONG:
-        return "strong, at the last layer alone" if milestone.layer == n_layers else NOT_IN_A_ROW
-    weak = "never strong" if never_strong else "how strongly is not known"
+        return (
+            f"{AHEAD}, at the last layer alone" if milestone.layer == n_layers else f"{AHEAD}, but not at two {RUNNING}"
+        )
+    weak = f"never {AHEAD}" if never_strong else "how clearly is not known"
     if milestone.name == CONFIRMED:
         trivially = "trivially " if is_trivial(diagnostics.confirmation) else ""
         return f"rank 1, {trivially}confirmed by another lens, {weak}"
@@ -83,7 +91,7 @@ def held(onset: Milestone, milestones: Milestones, *, trusted: bool) -> str:
     strong, kept = milestones[STRONG].layer, milestones[STRONG + STABLE].layer
     if not trusted or strong is None or strong == kept:
         return lead
-    return f"{lead}; strong {'not to the last layer' if kept is None else f'at every layer from {kept} on'}"
+    return f"{lead}; {AHEAD} {'not to the last layer' if kept is None else f'at every layer from {kept} on'}"
 
 
 HELD = "Rank 1 comes first at layer {first}, is lost at layer {lost}, and {rest}."

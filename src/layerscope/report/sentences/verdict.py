@@ -11,10 +11,10 @@ from layerscope.analysis.statistics import entropy_fraction
 from layerscope.record.run_record import RunRecord
 from layerscope.report.sentences import circumstances, fitted_lenses, last_layer, readable
 from layerscope.report.sentences.lines import LabelledLine, under_one_label
-from layerscope.report.sentences.readable import ONSET, STRONG, STRONG_RUN2, rank_1
+from layerscope.report.sentences.readable import AHEAD, AHEAD_AT_TWO, ONSET, RUNNING, STRONG, STRONG_RUN2, rank_1
 from layerscope.report.text import ABSENT, number, printable
 
-NEVER = "never"
+NONE = "none"
 
 
 class VerdictText:
@@ -91,7 +91,7 @@ class VerdictText:
     def _basis(self, semantic: Milestone) -> str:
         if not self.trusted:
             return "by rank alone, for probabilities are withheld"
-        never = self.cell(self.diagnostics.headline, STRONG) == NEVER
+        never = self.cell(self.diagnostics.headline, STRONG) == NONE
         return readable.basis(self.diagnostics, semantic, self.n_layers, never_strong=never)
 
     def _why_never(self) -> str:
@@ -127,7 +127,7 @@ class VerdictText:
         strength = f"layer {semantic.layer}: {self._numbers(semantic.layer)}"
         if onset is not None and onset != semantic.layer:
             strength += f"; at the first rank 1, layer {onset}: {self._at_onset()}"
-        return f"{strength} (not to be quoted)" if self.guidance.suppress_abs_probs else strength
+        return f"{strength} (do not report)" if self.guidance.suppress_abs_probs else strength
 
     def _numbers(self, layer: int | None) -> str:
         row = None if self.curve is None else self.curve.at(layer)
@@ -158,13 +158,13 @@ class VerdictText:
     def columns(self) -> dict[str, str]:
         """The milestones of the table of lenses by the header of their column; those of ranks where no more stands."""
         if not self.trusted:
-            return {"rank 1": ONSET, "stable": ONSET + STABLE, "rank 1 x 2": "L_semantic_run2"}
+            return {"rank 1": ONSET, "stable": ONSET + STABLE, f"rank 1 at two {RUNNING}": "L_semantic_run2"}
         kl = self.thresholds.kl_to_final_bits[0]
         return {
             "rank 1": ONSET,
             "stable": ONSET + STABLE,
-            "strong": STRONG,
-            "strong x 2": STRONG_RUN2,
+            AHEAD: STRONG,
+            AHEAD_AT_TWO: STRONG_RUN2,
             f"KL <= {kl:g}": f"first_kl_below_{kl:.1f}",
             f"entropy <= {self.thresholds.entropy_collapse_bits:g}": "L_copy_H",
         }
@@ -174,7 +174,7 @@ class VerdictText:
         return [self.cell(lens, name) for name in self.columns.values()]
 
     def cell(self, lens: str, name: str) -> str:
-        """A layer; `never` only where every layer was read and none was left open."""
+        """A layer; `none` only where every layer was read and none was left open."""
         milestones = self.by_lens.of(lens)
         if name not in milestones:
             return ABSENT
@@ -183,7 +183,7 @@ class VerdictText:
         layer = milestones[name].layer
         if layer is not None:
             return str(layer)
-        return NEVER if milestones[name].reason in (HOLDS_NOWHERE, NO_TWO, NOT_TO_THE_END) else ABSENT
+        return NONE if milestones[name].reason in (HOLDS_NOWHERE, NO_TWO, NOT_TO_THE_END) else ABSENT
 
     # What bears on it
 
@@ -191,7 +191,7 @@ class VerdictText:
         """Norms, copying, control, wording, facts, raw lens and last layer: one or two lines each."""
         diagnostics = self.diagnostics
         lines = [
-            LabelledLine("norms", self._norms()),
+            LabelledLine("norm choice", self._norms()),
             LabelledLine("ablation", circumstances.ablation(diagnostics.ablation)),
         ]
         facts = under_one_label("facts", circumstances.facts(diagnostics.statistics, trusted=self.trusted))
@@ -199,7 +199,7 @@ class VerdictText:
             return [*lines, *facts]
         answer = self._control_answer()
         return [
-            LabelledLine("strong", circumstances.definition_of_strong(self.thresholds), "aside"),
+            LabelledLine("ahead", circumstances.definition_of_ahead(self.thresholds), "aside"),
             lines[0],
             LabelledLine("copying", circumstances.copying(diagnostics, self.milestones, self.thresholds)),
             LabelledLine("control", circumstances.control(diagnostics.control, answer)),

@@ -8,7 +8,7 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.record.measured import FittedLensRecord
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
-from layerscope.report.sentences.guidance import identity, quoting
+from layerscope.report.sentences.guidance import identity, reporting
 from layerscope.report.sentences.lines import LabelledLine
 from layerscope.report.sentences.readable import ONSET, STRONG, STRONG_RUN2
 from layerscope.report.sentences.verdict import VerdictText
@@ -16,7 +16,8 @@ from layerscope.suite import builtin_suites
 
 BUNDLED_ID = "layerscope/reference"
 """How records name the model that comes with the package; it is probed where none is named."""
-_WEIGHTS = {"block": "blocks", "advise": "advises", "quoting": "", "prefer": "", "unknown": "unknown"}
+_WEIGHTS = ("withheld", "caution", "unknown")
+"""Labels that a page gives a look of their own."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Sentence:
     label: str
     text: str
     weight: str = ""
-    """`blocks` or `advises` of a reason against quoting; empty otherwise."""
+    """`withheld`, `caution` or `unknown` of a reason against reporting; empty otherwise."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ class VerdictWords:
     identity_state: str
     """`ok`, `failed` or `none`."""
     quotable: str
-    """What may be quoted, in one sentence."""
+    """What may be reported, in one sentence."""
     suppressed: bool
     ranked: bool
-    """Whether ranks and layers may be quoted."""
+    """Whether ranks and layers may be reported."""
     reasons: tuple[Sentence, ...]
     lines: tuple[Sentence, ...]
     columns: tuple[str, ...]
@@ -76,7 +77,7 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
     record, check = run.record, run.record.identity
     verdict = VerdictText(run.verdict, record)
     semantic = verdict.semantic() if verdict.names_layers else None
-    quotable, *reasons = quoting(run.guidance, run.diagnostics.headline, ranked=verdict.ranked)
+    quotable, *reasons = reporting(run.guidance, run.diagnostics.headline, ranked=verdict.ranked)
     lines = [*verdict.strength(), *verdict.circumstances()] if verdict.names_layers else []
     return VerdictWords(
         headline=verdict.headline(),
@@ -91,9 +92,11 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
         quotable=_sentence(quotable.text),
         suppressed=run.guidance.suppress_abs_probs,
         ranked=verdict.ranked,
-        reasons=tuple(Sentence(line.label, line.text, _WEIGHTS.get(line.label, "")) for line in reasons),
+        reasons=tuple(
+            Sentence(line.label, line.text, line.label if line.label in _WEIGHTS else "") for line in reasons
+        ),
         lines=tuple(_by_label(lines)),
-        columns=tuple(header.replace("<=", "≤").replace(" x ", " ×") for header in verdict.columns),
+        columns=tuple(header.replace("<=", "≤") for header in verdict.columns),
         depths=tuple(_depth(verdict, lens) for lens in record.protocol.lenses) if verdict.names_layers else (),
     )
 

@@ -99,9 +99,9 @@ def test_the_verdict_is_what_remains_on_the_screen(probed):
     start = next(i for i, line in enumerate(lines) if line.startswith("verdict · "))
     assert "identity check · passed" in "\n".join(lines[:start])
     assert lines[start + 1].startswith("The answer 'Berlin' becomes readable at layer 4 of 12")
-    quoting = next(i for i, line in enumerate(lines) if line.startswith("quoting "))
-    assert start < quoting and lines[-1].startswith("run folder · ") and lines[-2].startswith("page · ")
-    assert re.match(r"(block|advise|unknown|prefer|quoting| {11})", lines[-3])
+    reporting = next(i for i, line in enumerate(lines) if line.startswith("reporting "))
+    assert start < reporting and lines[-1].startswith("run folder · ") and lines[-2].startswith("page · ")
+    assert re.match(r"(withheld|caution|unknown|prefer|reporting| {12})", lines[-3])
 
 
 def test_one_prompt_is_shown_without_the_verdict_on_all(probed):

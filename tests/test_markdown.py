@@ -115,7 +115,7 @@ def test_a_hostile_text_breaks_no_table(text):
 
 @pytest.mark.parametrize("text", HOSTILE, ids=repr)
 def test_a_hostile_text_breaks_no_sentence_list_or_title(text):
-    said = [sentence(part, " is said.") for part in parts_with(text)]
+    said = [sentence("{} is said.", part) for part in parts_with(text)]
     lists = (Bullets(tuple(said)), Checklist(tuple(Check(f"check {text}", None, one) for one in said)))
     marks = check(markdown(report(Paragraph(tuple(said)), *lists, title=f"Of {text}")))
     assert [one.tag for one in marks if one.type == "heading_open"] == ["h1", "h2"]
@@ -157,7 +157,7 @@ def test_terms_that_are_names_may_hold_theirs():
 
 
 def test_a_sentence_ends_with_the_places_of_its_claims():
-    said = sentence("At layer ", claim(), " it leads", Basis((claim(line=9, file="t.csv"),)), ".")
+    said = sentence("At layer {} it leads{}.", claim(), Basis((claim(line=9, file="t.csv"),)))
     assert "At layer 3 it leads [`output-m.json:7; t.csv:9`]." in markdown(report(Paragraph((said,))))
 
 

@@ -19,9 +19,13 @@ from layerscope.analysis.statistics import summarize
 from layerscope.errors import RunError
 from layerscope.record.measured import LastLayerRecord, MeasuredRecord
 from layerscope.record.parts import HeadTransformRecord, ProblemRecord
+from layerscope.report.sentences.circumstances import spread
+from layerscope.report.sentences.guidance import reporting
+from layerscope.report.sentences.last_layer import explained
+from layerscope.report.sentences.lines import layers
 from layerscope.run import Run
 from layerscope.terminal.run_tables import milestone_table, problem_lines
-from layerscope.terminal.verdict import explained, layers, quoting, run_verdict, spread, verdict_of
+from layerscope.terminal.verdict import run_verdict, verdict_of
 
 PRIMARY = (pl.col("fact_index") == 0) & (pl.col("prompt_variant") == "orig") & pl.col("is_next")
 
@@ -106,7 +110,7 @@ def test_the_headline_names_the_first_of_two_strong_layers_and_its_share_of_the_
     layer = first_of_two(curve(run, "logit"), lambda row: is_strong(row, run.record.model.d_vocab))
     assert (
         f"The answer 'Berlin' becomes readable at layer {layer} of 12 ({layer / 12:.2f} of the depth) under lens "
-        "logit: strong at two layers in a row (L_semantic_strong_run2)."
+        "logit: clearly ahead at two layers running (L_semantic_strong_run2)."
     ) in said(run)
 
 
@@ -134,22 +138,22 @@ def test_a_single_strong_layer_is_no_run_of_two(run):
     others = PRIMARY & (pl.col("lens") == "logit") & (pl.col("layer") != 6)
     text = said(with_values(run, others, answer_logit_gap=0.25))
     assert "readable at layer 6 of 12 (0.50 of the depth)" in text
-    assert "strong, but not at two layers in a row (L_semantic_strong)" in text
+    assert "clearly ahead, but not at two layers running (L_semantic_strong)" in text
     last = said(with_values(run, PRIMARY & (pl.col("lens") == "logit") & (pl.col("layer") != 12), answer_logit_gap=0.2))
-    assert "strong, at the last layer alone (L_semantic_strong)" in last
+    assert "clearly ahead, at the last layer alone (L_semantic_strong)" in last
 
 
 def test_a_rank_without_strength_is_headlined_as_such(run):
     logit = PRIMARY & (pl.col("lens") == "logit")
     text = said(with_values(run, logit, answer_logit_gap=0.25))
-    assert "rank 1, confirmed by another lens, never strong (L_semantic_confirmed)" in text
+    assert "rank 1, confirmed by another lens, never clearly ahead (L_semantic_confirmed)" in text
     alone = without_rank_1(with_values(run, logit, answer_logit_gap=0.25), PRIMARY & (pl.col("lens") == "raw"))
-    assert "rank 1 alone, never strong, confirmed by no other lens (L_semantic)" in said(alone)
+    assert "rank 1 alone, never clearly ahead, confirmed by no other lens (L_semantic)" in said(alone)
 
 
 def test_an_unrecorded_lead_is_never_told_as_a_missing_one(run):
     text = said(with_values(run, PRIMARY & (pl.col("lens") == "logit"), answer_logit_gap=None))
-    assert "rank 1, confirmed by another lens, how strongly is not known" in text
+    assert "rank 1, confirmed by another lens, how clearly is not known" in text
     (row,) = re.findall(r"^logit .*$", printed(run_verdict(with_values(run, PRIMARY, answer_logit_gap=None))), re.M)
     assert row.split() == ["logit", "4", "4", "-", "-", "5", "5"]
 
@@ -163,7 +167,7 @@ def test_an_answer_that_never_leads_has_its_best_rank_told_and_no_strength(run):
         "token; its best rank is 3, at layer 9."
     ) in " ".join(text.split())
     assert not re.search(r"^(onset|confirmed|strength) ", text, re.M)
-    assert re.search(r"^logit +never +never +never +never", text, re.M)
+    assert re.search(r"^logit +none +none +none +none", text, re.M)
 
 
 def test_an_answer_that_cannot_be_told_in_tokens_is_said_to_be_so(run):
@@ -187,10 +191,11 @@ def test_an_answer_that_cannot_be_told_in_tokens_is_said_to_be_so(run):
 def test_first_and_stable_crossing_are_told_apart(run):
     lost = without_rank_1(run, PRIMARY & (pl.col("lens") == "logit") & (pl.col("layer") == 6))
     text = said(lost)
-    assert "rank 1 first at layer 4, but at every layer only from 7 on; strong at every layer from 7 on" in text
+    assert "rank 1 first at layer 4, but at every layer only from 7 on; clearly ahead at every layer from 7 on" in text
     at_last = without_rank_1(run, PRIMARY & (pl.col("lens") == "logit") & (pl.col("layer") == 12))
-    assert "rank 1 first at layer 4, which does not hold to the last layer; strong not to the last layer" in said(
-        at_last
+    assert (
+        "rank 1 first at layer 4, which does not hold to the last layer; clearly ahead not to the last layer"
+        in said(at_last)
     )
     assert "rank 1 at every layer from 4 on" in said(run)
 
@@ -210,7 +215,7 @@ def test_a_trivial_confirmation_is_called_trivial(run):
     text = said(changed(run, lens_sources=sources))
     assert "by raw at layers 4 to 6, but trivially: there it computes the same as logit, so nothing new is said" in text
     weak = with_values(changed(run, lens_sources=sources), PRIMARY, answer_logit_gap=0.25)
-    assert "rank 1, trivially confirmed by another lens, never strong" in said(weak)
+    assert "rank 1, trivially confirmed by another lens, never clearly ahead" in said(weak)
 
 
 def test_a_missing_confirmation_says_why_and_where_a_later_one_is(run):
@@ -246,7 +251,7 @@ def test_the_table_of_lenses_is_what_loops_over_the_rows_find(run, lens):
 def test_never_is_said_only_where_every_layer_was_read(run):
     raw = PRIMARY & (pl.col("lens") == "raw")
     never = without_rank_1(run, raw)
-    assert re.search(r"^raw +never +never +never +never", printed(run_verdict(never)), re.M)
+    assert re.search(r"^raw +none +none +none +none", printed(run_verdict(never)), re.M)
     open_ = with_values(never, raw & (pl.col("layer") == 3), answer_rank=None, is_answer=None, p_answer=None)
     assert re.search(r"^raw +- +- +- +-", printed(run_verdict(open_)), re.M)
     fewer = changed(never, never.rows.filter(~(raw & (pl.col("layer") == 3))))
@@ -254,7 +259,7 @@ def test_never_is_said_only_where_every_layer_was_read(run):
 
 
 def test_the_gap_between_the_norms_is_always_said(run):
-    assert "rank 1 comes at one layer under logit and next_norm: 4 (gap 0)" in said(run)
+    assert "rank 1 comes at the same layer under logit and next_norm: 4" in said(run)
     shallow = PRIMARY & (pl.col("lens") == "next_norm") & (pl.col("layer") < 7)
     later = said(without_rank_1(run, shallow))
     assert "rank 1 comes 3 layers later under next_norm (7) than under logit (4)" in later
@@ -262,7 +267,7 @@ def test_the_gap_between_the_norms_is_always_said(run):
     earlier = said(without_rank_1(run, logit & (pl.col("layer") < 5)))
     assert "rank 1 comes 1 layer earlier under next_norm (4) than under logit (5)" in earlier
     never = said(without_rank_1(run, PRIMARY & (pl.col("lens") == "next_norm")))
-    assert "rank 1 under logit at layer 4, under next_norm at no known layer, so the gap has no number" in never
+    assert "rank 1 under logit at layer 4, under next_norm at no known layer, so the gap is not known" in never
 
 
 def test_the_gap_is_taken_from_the_close_up_where_a_lens_has_no_rows(run):
@@ -270,8 +275,8 @@ def test_the_gap_is_taken_from_the_close_up_where_a_lens_has_no_rows(run):
     protocol = run.record.protocol.model_copy(update={"lenses": lenses})
     sources = {lens: run.record.lens_sources[lens] for lens in lenses}
     fewer = changed(run, run.rows.filter(pl.col("lens").is_in(lenses)), protocol=protocol, lens_sources=sources)
-    assert "rank 1 comes at one layer under logit and next_norm: 4 (gap 0)" in said(fewer)
-    blind = changed(fewer, measured=MeasuredRecord(absent={"position_readout": "not asked for"}))
+    assert "rank 1 comes at the same layer under logit and next_norm: 4" in said(fewer)
+    blind = changed(fewer, measured=MeasuredRecord(absent={"close_up": "not asked for"}))
     assert "the gap between logit and next_norm is not known: next_norm was not read" in said(blind)
 
 
@@ -373,13 +378,13 @@ def test_a_far_last_layer_says_whether_the_head_explains_it(run, measured, head,
     text = said(far)
     start = "last layer 1.200 bits from the model's head under lens logit, with another top token; "
     assert f"{start}a temperature of 2.61 leaves 0.350; {sentence}" in text
-    assert "block At the last layer the lens is far from the model's own output" in text
+    assert "withheld At the last layer the lens is far from the model's own output" in text
 
 
 def test_a_near_last_layer_needs_no_explanation(run):
     kl = run.record.measured.last_layer.kl_to_final_bits
     assert kl < 1e-6
-    assert f"last layer {kl:.1e} bits from the model's head under lens logit quoting" in said(run)
+    assert f"last layer {kl:.1e} bits from the model's head under lens logit reporting" in said(run)
 
 
 # What was not measured, what does not stand
@@ -393,7 +398,7 @@ def test_what_was_not_measured_is_said_and_no_number_takes_its_place(run):
     text = printed(
         run_verdict(changed(bare, run.rows.with_columns(pl.lit(None, pl.Float64).alias(n) for n in metrics)))
     )
-    body = text[: text.index("quoting")]
+    body = text[: text.index("reporting")]
     assert re.findall(r"\d+\.\d+", body) == ["0.33", "0.002", "0.5"]  # the depth, and what strong asks for
     assert "strength layer 4: not measured" in " ".join(text.split())
 
@@ -411,22 +416,34 @@ def test_whatever_is_missing_from_the_rows_the_verdict_is_given(run, seed):
 
 def test_a_failed_identity_check_withholds_whatever_rests_on_probabilities(run):
     text = printed(run_verdict(failed(run, fitted_softcap=30.0)))
-    words = " ".join(text[: text.index("quoting")].split())
+    words = " ".join(text[: text.index("reporting")].split())
     assert "becomes readable at layer 4 of 12" in words
     assert "by rank alone, for probabilities are withheld (L_semantic)" in words
-    for withheld in ("strong", "entropy", "KL", "bits", " p ", "logits", "uniform", "score", "control", "copy"):
+    for withheld in (
+        "strong",
+        "ahead",
+        "entropy",
+        "KL",
+        "bits",
+        " p ",
+        "logits",
+        "uniform",
+        "score",
+        "control",
+        "copy",
+    ):
         assert withheld not in words, withheld
-    assert re.search(r"^lens +rank 1 +stable +rank 1 x 2 *\nlogit +4 +4 +4 *$", text, re.M)
+    assert re.search(r"^lens +rank 1 +stable +layers running *\nlogit +4 +4 +4 *$", text, re.M)
     assert "without the filler word at layer 6, 2 later than 4: sensitive" in words
-    assert "block The last layer, decoded by us, is not the model's own output" in " ".join(text.split())
+    assert "withheld The last layer, decoded by us, is not the model's own output" in " ".join(text.split())
 
 
 def test_where_ranks_do_not_stand_either_no_layer_is_named(run):
     text = printed(run_verdict(failed(run, explanation=None)))
     words = " ".join(text.split())
     assert "No layer can be named: the identity check failed, and neither probabilities nor ranks stand." in words
-    assert "quote nothing of this run:" in words
-    assert not re.search(r"^(lens|norms|facts|ablation|strength) ", text, re.M)
+    assert "report nothing of this run:" in words
+    assert not re.search(r"^(lens|norm choice|facts|ablation|strength) ", text, re.M)
     table = " ".join(printed(milestone_table(failed(run, explanation=None))).split())
     assert "L_semantic" not in table and "Neither probabilities nor ranks stand." in table
 
@@ -443,9 +460,9 @@ def test_every_reason_is_given_with_its_weight(run):
     text = said(run)
     assert len(run.guidance.reasons) == 3
     for reason in run.guidance.reasons:
-        assert f"{reason.severity} {reason.text}" in text
-    assert "quote ranks and layers, but no probability or entropy of a layer:" in text
-    assert "KL to final 8.300 bits (not to be quoted)" in text
+        assert f"{ {'block': 'withheld', 'advise': 'caution'}[reason.severity] } {reason.text}" in text
+    assert "report ranks and layers, but no probability or entropy of a layer:" in text
+    assert "KL to final 8.300 bits (do not report)" in text
 
 
 def guided(run: Run, **changes: object) -> str:
@@ -455,27 +472,27 @@ def guided(run: Run, **changes: object) -> str:
 
 def test_without_a_reason_nothing_stands_against_probabilities(run):
     free = guided(run, reasons=(), suppress_abs_probs=False)
-    assert "nothing stands against quoting probabilities" in free
-    assert "not to be quoted" not in free
+    assert "nothing stands against reporting probabilities" in free
+    assert "do not report" not in free
     some = guided(run, reasons=(), suppress_abs_probs=False, undetermined=("copy_mask_missing",))
-    assert "nothing that could be determined stands against quoting probabilities" in some
+    assert "nothing that could be determined stands against reporting probabilities" in " ".join(some.split())
     assert re.search(r"^unknown +whether copy_mask_missing *$", some, re.M)
 
 
 def test_advice_alone_forbids_nothing(run):
     advice = Reason("normalization_spike", "advise", "The norm jumps.")
     text = guided(run, reasons=(advice,), suppress_abs_probs=False)
-    assert "probabilities may be quoted together with this:" in text
-    assert re.search(r"^advise +The norm jumps\. *$", text, re.M)
+    assert "probabilities may be reported together with this:" in text
+    assert re.search(r"^caution +The norm jumps\. *$", text, re.M)
 
 
 def test_what_is_unknown_takes_one_line_however_much_it_is():
     names = tuple(f"caution_number_{i}" for i in range(19))
     found = Guidance((), names, False, False, "tuned", None, None, "", None)
-    said = {one.label: one.text for one in quoting(found, "logit")}
+    said = {one.label: one.text for one in reporting(found, "logit")}
     shown = re.match(r"whether (.*) and (\d+) more$", said["unknown"])
     assert len(shown[1].split(", ")) + int(shown[2]) == 19
-    assert len(said["unknown"]) <= 69
+    assert len(said["unknown"]) <= 68
     assert said["prefer"] == "tuned is to be preferred to logit"
 
 
@@ -588,7 +605,7 @@ def about_fitted(run: Run) -> list[str]:
     lines = printed(run_verdict(run)).splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith("fitted")), len(lines))
     stop = next((i for i in range(start + 1, len(lines)) if not lines[i].startswith(" ")), len(lines))
-    return [line[11:].rstrip() for line in lines[start:stop]]
+    return [line[12:].rstrip() for line in lines[start:stop]]
 
 
 def with_measured(run: Run, **measured: object) -> Run:
@@ -624,11 +641,11 @@ def test_bias_and_map_are_told_together_where_they_were_not_decoded_apart(fitted
 
 def test_a_run_without_fitted_lenses_says_nothing_of_them_and_a_refused_one_says_why(run, fitted):
     assert about_fitted(run) == []
-    tuned = fitted.record.measured.fitted_lenses[0]
+    tuned = fitted.record.measured.sidecars[0]
     why = {"status": "refused", "reason": "its weights are of another model"}
-    refused = with_measured(run, fitted_lenses=(tuned.model_copy(update=why),))
+    refused = with_measured(run, sidecars=(tuned.model_copy(update=why),))
     assert about_fitted(refused) == ["tuned was refused: its weights are of another model"]
-    missing = with_measured(run, fitted_lenses=(tuned.model_copy(update=why | {"status": "missing"}),))
+    missing = with_measured(run, sidecars=(tuned.model_copy(update=why | {"status": "missing"}),))
     assert about_fitted(missing) == []
 
 
@@ -640,7 +657,7 @@ def test_an_accepted_lens_and_one_that_only_calibrates_say_so(fitted):
         accepted = replace(found.diagnostics.acceptance, criteria=criteria)
         diagnostics = replace(found.diagnostics, acceptance=accepted)
         text = " ".join(printed(verdict_of(replace(found, diagnostics=diagnostics), fitted.record)).split())
-        assert f"on held-out text +2.00 bits, {WEIGHED}; {word} quoting" in text
+        assert f"on held-out text +2.00 bits, {WEIGHED}; {word} reporting" in text
     medians = replace(
         found.diagnostics.tuned_audit.rotation_vs_temperature,
         rotation_bits={"p50": 0.0}, temperature_bits={"p50": 1.0}, tuned_bits=1.0,
@@ -648,7 +665,7 @@ def test_an_accepted_lens_and_one_that_only_calibrates_say_so(fitted):
     audit = replace(found.diagnostics.tuned_audit, rotation_vs_temperature=medians)
     diagnostics = replace(found.diagnostics, tuned_audit=audit)
     text = " ".join(printed(verdict_of(replace(found, diagnostics=diagnostics), fitted.record)).split())
-    assert f"on held-out text +2.00 bits, {WEIGHED}; little more than a temperature quoting" in text
+    assert f"on held-out text +2.00 bits, {WEIGHED}; little more than a temperature reporting" in text
 
 
 # Published runs
@@ -667,7 +684,7 @@ def test_an_accepted_lens_and_one_that_only_calibrates_say_so(fitted):
             "gemma-2-9b",
             [
                 "by tuned at layer 42, but trivially",
-                "strong, at the last layer alone",
+                "clearly ahead, at the last layer alone",
                 "a temperature of 2.61",
                 "tuned, layer 21, -10.52 bits: temperature -6.10, map and bias -4.42",
                 "not accepted: gain, ranks, last layer, loss",
@@ -678,7 +695,7 @@ def test_an_accepted_lens_and_one_that_only_calibrates_say_so(fitted):
             "Meta-Llama-3-70B",
             ["sampled risk low (4 layers); full tier medium (81 layers)", "layer 40: p 2.4e-05"],
         ),
-        ("run-20250921-1713", "Qwen2.5-72B", ["how strongly is not known", "logit was not read"]),
+        ("run-20250921-1713", "Qwen2.5-72B", ["how clearly is not known", "logit was not read"]),
     ],
 )
 def test_published_runs_get_a_verdict_too(shared, sweep, model, sentences):

@@ -23,7 +23,7 @@ from layerscope.report.cited.document import (
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import code, markdown, plain, token_text
 from layerscope.report.evaluation import evaluation
-from layerscope.report.numbers import given
+from layerscope.report.sentences.guidance import instructions
 
 MOST_ROWS = 24
 """Rows of one table that a brief keeps: those about milestones, and of the rest an even choice."""
@@ -87,6 +87,7 @@ def brief(evidence: Evidence) -> Brief:
 
 
 def _preface(evidence: Evidence) -> str:
+    guidance = instructions(evidence.verdict.guidance, evidence.record, evidence.headline)
     return "\n\n".join(
         (
             f"# Brief on {plain(evidence.record.model.id)}",
@@ -94,25 +95,9 @@ def _preface(evidence: Evidence) -> str:
             f"{code(f'evaluation-{evidence.stem}.md')}; `layerscope audit` then checks every number and source in it.",
             "## Structure\n\n" + _list(_STRUCTURE),
             "## Rules\n\n" + _list(_RULES),
-            "## Guidance of this run\n\n" + _list(_quoting(evidence)),
+            "## Guidance of this run\n\n" + _list(guidance),
         )
     )
-
-
-def _quoting(evidence: Evidence) -> list[str]:
-    """What may be quoted of this run, and why not more."""
-    guidance, identity = evidence.verdict.guidance, evidence.record.identity
-    if identity is not None and not identity.ok:
-        said = "The last layer is not the model's own output: quote no layer, rank, probability or entropy of any lens."
-    elif guidance.suppress_abs_probs:
-        said = (
-            "Quote ranks and layers. Quote no probability and no entropy of a row of any lens; those of the model's "
-            "own head may be quoted. Columns with † are among those not to be quoted."
-        )
-    else:
-        said = "Probabilities and entropies of rows may be quoted, within this model alone."
-    lens = f"The lens to report by is {guidance.preferred_lens}; where no lens is named, {evidence.headline} is meant."
-    return [said, lens, *(f"`{reason.name}` ({reason.severity}): {reason.text}" for reason in guidance.reasons)]
 
 
 def _list(items: Sequence[str]) -> str:
@@ -149,7 +134,7 @@ def _data(evidence: Evidence, report: Report) -> str:
     for section in report.sections:
         for fact in _facts(_shortened(section), section.title):
             claim = fact.claim
-            first.setdefault((claim.name, claim.lens, claim.asked, claim.layer, claim.citations), fact)
+            first.setdefault((claim.name, claim.lens, claim.prompt, claim.layer, claim.citations), fact)
     facts = list(first.values())
     kept = facts[:MOST_FACTS]
     files = list(dict.fromkeys(citation.file for fact in kept for citation in fact.claim.citations))
@@ -182,20 +167,20 @@ def _json(value: object) -> str:
 def _line(fact: _Fact, files: Sequence[str]) -> list[object]:
     """One fact under `columns`; numbers with six significant digits, which is one more than reports print."""
     claim = fact.claim
-    value = given(claim.value) if isinstance(claim.value, float) else claim.value
+    value = float(f"{claim.value:.6g}") if isinstance(claim.value, float) else claim.value
     by_file: dict[int, list[str]] = {}
     for citation in claim.citations:
         by_file.setdefault(files.index(citation.file), []).append(citation.lines)
     source = "; ".join(f"{file}:{', '.join(dict.fromkeys(lines))}" for file, lines in by_file.items())
-    return [claim.name, value, str(claim.unit), claim.lens, claim.asked, claim.layer, fact.about, source]
+    return [claim.name, value, str(claim.unit), claim.lens, claim.prompt, claim.layer, fact.about, source]
 
 
 def _facts(section: Section, title: str) -> Iterator[_Fact]:
     for block in section.blocks:
         match block:
             case Paragraph(sentences) | Bullets(sentences):
-                for one in sentences:
-                    yield from _of(one.parts, title, "")
+                for each in sentences:
+                    yield from _of(each.parts, title, "")
             case Checklist(checks):
                 for check in checks:
                     yield from _of(check.note.parts, title, check.label)
@@ -217,15 +202,15 @@ def _of(parts: Sequence[Part], section: str, about: str) -> Iterator[_Fact]:
 
 def _words(parts: Sequence[Part]) -> str:
     """Parts without mark-up."""
-    said = []
+    words = []
     for part in parts:
         match part:
             case Text(text) | Name(text):
-                said.append(text)
+                words.append(text)
             case Token(text):
-                said.append(token_text(text))
+                words.append(token_text(text))
             case Strong(inner):
-                said.append(_words(inner))
+                words.append(_words(inner))
             case Claim():
-                said.append(part.text)
-    return "".join(said)
+                words.append(part.text)
+    return "".join(words)

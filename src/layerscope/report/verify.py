@@ -82,17 +82,17 @@ def verify(evidence: Evidence, folder: Path) -> Verified:
     """
     checked: dict[str, int] = {}
     differences, notes = list[Difference](), list[str]()
-    for name, count, found in _checks(evidence, folder, notes):
+    for name, count, of_file in _checks(evidence, folder, notes):
         checked[name] = count
-        differences += found
+        differences += of_file
     return Verified(evidence.stem, checked, tuple(differences), tuple(notes))
 
 
 def _checks(evidence: Evidence, folder: Path, notes: list[str]) -> Iterator[tuple[str, int, list[Difference]]]:
-    own = (folder / "run.json").exists()
+    is_run_folder = (folder / "run.json").exists()
     dialect = _dialect(evidence.json)
     yield evidence.json.name, *_document(evidence, dialect)
-    if own:
+    if is_run_folder:
         yield from _tables(evidence, dialect, notes)
         if (folder / "verdict.json").exists():
             text = verdict_text(evidence.verdict, evidence.record)
@@ -115,14 +115,14 @@ def _checks(evidence: Evidence, folder: Path, notes: list[str]) -> Iterator[tupl
 
 
 def _dialect(document: JsonFile) -> Dialect:
-    said = document.at(DIALECT_KEY)
-    return EXTENDED if said is not None and said.value == EXTENDED.value else GENERATION_M
+    stated = document.at(DIALECT_KEY)
+    return EXTENDED if stated is not None and stated.value == EXTENDED.value else GENERATION_M
 
 
 def _document(evidence: Evidence, dialect: Dialect) -> tuple[int, list[Difference]]:
     """Every member of the JSON that follows from rows."""
     derived = json.loads(json.dumps(tree(evidence.run, dialect), allow_nan=False))
-    count, found = 0, list[Difference]()
+    count, differences = 0, list[Difference]()
     for at, value in _flat(derived, ""):
         entry = evidence.json.by_pointer.get(at)
         if entry is None or at.startswith(_COPIED) or entry.key in _COPIED_KEYS:
@@ -133,8 +133,8 @@ def _document(evidence: Evidence, dialect: Dialect) -> tuple[int, list[Differenc
         count += 1
         if not _same(stated, value):
             where = Citation(evidence.json.name, entry.line, entry.last_line, pointer=at)
-            found.append(Difference(at, _short(stated), _short(value), where, _known(at, stated, value, dialect)))
-    return count, found
+            differences.append(Difference(at, _short(stated), _short(value), where, _known(at, stated, value, dialect)))
+    return count, differences
 
 
 def _flat(value: object, at: str) -> Iterator[tuple[str, object]]:
@@ -191,14 +191,14 @@ def _text(name: str, stated: str, derived: str, first_line: int = 1) -> tuple[in
     old, new = stated.split("\n"), derived.split("\n")
     if old == new:
         return len(new), []
-    found: list[Difference] = []
+    differences: list[Difference] = []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if kind == "equal":
             continue
         where = Citation(name, a + first_line, max(a, b - 1) + first_line)
-        said = " / ".join(old[a:b]) or "nothing"
-        found.append(Difference("text", _short(said), _short(" / ".join(new[c:d]) or "nothing"), where))
-    return len(new), found
+        removed = " / ".join(old[a:b]) or "nothing"
+        differences.append(Difference("text", _short(removed), _short(" / ".join(new[c:d]) or "nothing"), where))
+    return len(new), differences
 
 
 def _short(value: object) -> str:

@@ -20,8 +20,9 @@ from layerscope.lens_record import (
     TunedFit,
 )
 from layerscope.report.numbers import ABSENT, short_text
+from layerscope.report.sentences.lines import LINE, LabelledLine, under_one_label
 from layerscope.report.text import printable
-from layerscope.terminal.verdict import LABEL_WIDTH, TEXT_WIDTH, LabelledLine
+from layerscope.terminal.verdict import LABEL_WIDTH, STYLES
 
 HASH_SHOWN = 8
 """Digits of a hash that tell one lens from another."""
@@ -56,7 +57,7 @@ def lens_lines(record: LensRecord) -> Table:
         lines += _corpus_lines(record.corpus)
     lines.append(LabelledLine("made", _made(record.created_utc, record.settings)))
     lines.append(LabelledLine("weights", f"sha256 {record.weights_sha256[:HASH_SHOWN]}"))
-    lines += _labelled("note", record.notes, "yellow")
+    lines += under_one_label("note", record.notes, "advise")
     return _grid(lines)
 
 
@@ -182,7 +183,7 @@ def _tuned_lines(fit: TunedFit) -> list[LabelledLine]:
     return [
         LabelledLine("positions", positions),
         LabelledLine("stopped", _stopped(fit.layers)),
-        *_labelled("skipping", _skipping(fit.skip_layers)),
+        *under_one_label("skipping", _skipping(fit.skip_layers)),
     ]
 
 
@@ -236,7 +237,7 @@ def _corpus_lines(corpus: CorpusRecord) -> list[LabelledLine]:
         f"{parts['held_out'].n_tokens:,} held out; {corpus.n_documents:,} documents{repeated}; sequences of "
         f"{corpus.seq_len}, {'each with BOS' if corpus.bos else 'without BOS'}"
     )
-    return [*_labelled("text", sources), LabelledLine("tokens", tokens)]
+    return [*under_one_label("text", sources), LabelledLine("tokens", tokens)]
 
 
 def _imported(source: ImportedFrom) -> list[LabelledLine]:
@@ -259,19 +260,14 @@ def _made(created_utc: str, settings: Settings | None) -> str:
     )
 
 
-def _labelled(label: str, texts: Sequence[str], style: str = "") -> list[LabelledLine]:
-    """Several texts under one label."""
-    return [LabelledLine("" if place else label, text, style) for place, text in enumerate(texts)]
-
-
 def _grid(lines: Sequence[LabelledLine]) -> Table:
     """Labels to the left, texts wrapped beside them."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(min_width=LABEL_WIDTH, no_wrap=True)
-    grid.add_column(max_width=TEXT_WIDTH, overflow="fold")
+    grid.add_column(max_width=LINE, overflow="fold")
     for line in lines:
         # What stands in a record came from names of files and from other programs.
-        grid.add_row(Text(line.label, style="dim"), Text(printable(line.text), style=line.style))
+        grid.add_row(Text(line.label, style="dim"), Text(printable(line.text), style=STYLES.get(line.weight, "")))
     return grid
 
 

@@ -11,10 +11,12 @@ from rich.text import Text
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.milestones import NOT_TO_THE_END, Milestone, Milestones
 from layerscope.errors import RunError
-from layerscope.record.milestone_names import CONFIRMED, ONSET, RANK_WITHIN, STABLE, MilestoneName, stable_twin
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STABLE, MilestoneName, stable_twin
 from layerscope.record.parts import PromptRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 from layerscope.report.numbers import ABSENT, short_text
+from layerscope.report.sentences.guidance import identity
 from layerscope.report.text import printable
 
 PROBLEMS_SHOWN = 10
@@ -36,11 +38,11 @@ def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None 
     chosen = _lens_of(record, lens)
     _check_prompt(record, prompt)
     next_rows = run.rows.filter("is_next")
-    for place, asked in enumerate(record.suite.prompts, start=1):
+    for place, suite_prompt in enumerate(record.suite.prompts, start=1):
         if prompt in (None, place) and record.ranks_stand:
-            yield _title(asked, chosen, place)
-            yield _prompt_table(run, asked.key.rows_of(next_rows), chosen)
-            yield Text(_onsets(asked.key.rows_of(next_rows), asked, record.protocol.lenses), style="dim")
+            yield _title(suite_prompt, chosen, place)
+            yield _prompt_table(run, _rows_of(next_rows, suite_prompt), chosen)
+            yield Text(_onsets(_rows_of(next_rows, suite_prompt), suite_prompt, record.protocol.lenses), style="dim")
             yield ""
     if prompt is None and record.ranks_stand:
         yield _summary(next_rows.filter(pl.col("lens") == chosen, pl.col("prompt_id") == "pos"))
@@ -65,18 +67,18 @@ def milestone_table(
     record = run.record
     chosen = _lens_of(record, lens)
     _check_prompt(record, prompt)
-    passes = [p.key for p in record.suite.prompts]
-    asked = run.milestones.primary if prompt is None else passes[prompt - 1]
-    found = {} if asked is None else run.milestones.of(chosen, asked)
-    if asked is None or not found:
+    passes = [PromptKey(p.fact_index, p.prompt_id, p.prompt_variant) for p in record.suite.prompts]
+    key = run.milestones.primary if prompt is None else passes[prompt - 1]
+    milestones = {} if key is None else run.milestones.of(chosen, key)
+    if key is None or not milestones:
         which = "fact" if prompt is None else f"prompt {prompt}"
         raise RunError(f"This run has no rows of any {which} under lens '{chosen}'; choose another with --prompt.")
-    places = [place for place, own in enumerate(passes, start=1) if own == asked]
+    places = [place for place, each in enumerate(passes, start=1) if each == key]
     if places:
         yield _title(record.suite.prompts[places[0] - 1], chosen, places[0])
     if record.ranks_stand:
-        yield _milestones(found, record)
-    lost = [m for m in found.values() if m.reason == NOT_TO_THE_END]
+        yield _milestones(milestones, record)
+    lost = [m for m in milestones.values() if m.reason == NOT_TO_THE_END]
     if lost and record.ranks_stand:
         yield Text(f"lost: {NOT_TO_THE_END}", style="dim")
     yield identity_line(run)
@@ -93,26 +95,9 @@ def problem_lines(run: AnalysedRun) -> Iterator[Text]:
 
 def identity_line(run: AnalysedRun) -> Text:
     """Whether the last layer is the model itself, in one line."""
-    identity = run.record.identity
-    if identity is None:
-        return Text("identity check · none: the run was read from published files", style="dim")
-    if identity.ok:
-        kl = f"{identity.kl_bits:.1e}"
-        return Text(
-            f"identity check · passed · KL {kl} bits over {identity.n_prompts} prompts "
-            f"(tolerance {identity.tolerance_bits:.0e})",
-            style="green",
-        )
-    kl = "not finite" if identity.kl_bits is None else f"{identity.kl_bits:.3g} bits"
-    if identity.kl_bits is None:
-        left = "Probabilities are withheld."
-    else:
-        left = (
-            "Probabilities are withheld; ranks stand."
-            if run.record.ranks_stand
-            else "Neither probabilities nor ranks stand."
-        )
-    return Text(f"identity check · FAILED · KL {kl} · {identity.note} {left}", style="bold red")
+    check = run.record.identity
+    style = "dim" if check is None else "green" if check.ok else "bold red"
+    return Text(f"identity check · {identity(run.record)}", style=style)
 
 
 def _lens_of(record: RunRecord, lens: str | None) -> str:
@@ -128,7 +113,7 @@ def _check_prompt(record: RunRecord, prompt: int | None) -> None:
         raise RunError(f"This run has {len(prompts)} prompts, so there is no prompt {prompt}; count from 1.")
 
 
-def _milestones(found: Milestones, record: RunRecord) -> Table:
+def _milestones(milestones: Milestones, record: RunRecord) -> Table:
     """A line for each milestone and its `_stable` twin; a reason stands where there are no numbers."""
     trusted = record.probabilities_stand
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
@@ -137,11 +122,13 @@ def _milestones(found: Milestones, record: RunRecord) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     # Numbers and reasons share a column, for a reason is wider than any number.
     table.add_column("entropy KL final         \n (bits)   (bits) p(answer)" if trusted else "")
-    for name, first in found.items():
+    for name, first in milestones.items():
         if name.endswith(STABLE):
             continue
         if trusted or _rests_on_rank(name):
-            table.add_row(name, *_milestone_cells(first, found.get(stable_twin(name)), record.model.n_layers, trusted))
+            table.add_row(
+                name, *_milestone_cells(first, milestones.get(stable_twin(name)), record.model.n_layers, trusted)
+            )
         else:
             table.add_row(name, ABSENT, ABSENT, ABSENT, "withheld", style="dim")
     return table
@@ -153,13 +140,13 @@ def _milestone_cells(first: Milestone, stable: Milestone | None, n_layers: int, 
     lost = stable is not None and stable.layer is None
     kept = "lost" if lost else ABSENT if stable is None else str(stable.layer)
     numbers = (short_text(first.entropy_bits), short_text(first.kl_to_final_bits), short_text(first.p_answer))
-    said = "{:>7} {:>8} {:>9}".format(*numbers) if trusted else ""
-    return [str(first.layer), f"{first.layer / n_layers:.2f}", kept, said]
+    reading = "{:>7} {:>8} {:>9}".format(*numbers) if trusted else ""
+    return [str(first.layer), f"{first.layer / n_layers:.2f}", kept, reading]
 
 
 def _rests_on_rank(name: str) -> bool:
     """Whether a milestone is one of the answer's rank alone, which no missing scale or softcap changes."""
-    return name.startswith(RANK_WITHIN) or name in RANK_MILESTONES
+    return name.startswith("first_rank_le_") or name in RANK_MILESTONES
 
 
 def _summary(rows: pl.DataFrame) -> Text:
@@ -168,10 +155,18 @@ def _summary(rows: pl.DataFrame) -> Text:
     on_top = rows.filter(pl.col("answer_rank") == 1)
     first = on_top.group_by("fact_index", "prompt_variant").agg(pl.col("layer").min())["layer"]
     layers = sorted(first.to_list())
-    onset = f"median {median(layers):g}, {layers[0]} to {layers[-1]}" if layers else "never"
+    onset = f"median {median(layers):g}, {layers[0]} to {layers[-1]}" if layers else "none"
     return Text(
         f"{last['is_answer'].sum()} of {len(last)} prompts answered at the last layer · first rank 1: {onset}",
         style="bold",
+    )
+
+
+def _rows_of(rows: pl.DataFrame, prompt: PromptRecord) -> pl.DataFrame:
+    return rows.filter(
+        pl.col("fact_index").eq_missing(prompt.fact_index)
+        & (pl.col("prompt_id") == prompt.prompt_id)
+        & (pl.col("prompt_variant") == prompt.prompt_variant)
     )
 
 
@@ -197,9 +192,9 @@ def _prompt_table(run: AnalysedRun, rows: pl.DataFrame, lens: str) -> Table:
     if trusted:
         table.add_column("KL to final\n(bits)", justify="right")
     table.add_column("", no_wrap=True)
-    own = rows.filter(pl.col("lens") == lens).sort("layer")
-    first = _first_rank_1(own)
-    for row in own.iter_rows(named=True):
+    of_lens = rows.filter(pl.col("lens") == lens).sort("layer")
+    first = _first_rank_1(of_lens)
+    for row in of_lens.iter_rows(named=True):
         probabilities = [
             short_text(row["entropy_bits"]),
             short_text(row["p_top1"]),
@@ -216,8 +211,8 @@ def _prompt_table(run: AnalysedRun, rows: pl.DataFrame, lens: str) -> Table:
 
 def _first_rank_1(rows: pl.DataFrame) -> int | None:
     """The shallowest layer at which the answer is on top; None where it never is."""
-    found = rows.filter(pl.col("answer_rank") == 1)["layer"].min()
-    return None if found is None else int(str(found))
+    layer = rows.filter(pl.col("answer_rank") == 1)["layer"].min()
+    return None if layer is None else int(str(layer))
 
 
 def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -> str:
@@ -229,5 +224,5 @@ def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -
         return f"answer {gold.string!r} could not be aligned ({gold.reason}), so it has no rank"
     caution = f", judged by its first of {len(gold.answer_ids)} pieces" if gold.several_pieces else ""
     onsets = {lens: _first_rank_1(rows.filter(pl.col("lens") == lens)) for lens in lenses}
-    said = " · ".join(f"{lens} {'never' if layer is None else layer}" for lens, layer in onsets.items())
-    return f"answer {gold.string!r}{caution} · first rank 1 by lens: {said}"
+    by_lens = " · ".join(f"{lens} {'none' if layer is None else layer}" for lens, layer in onsets.items())
+    return f"answer {gold.string!r}{caution} · first rank 1 by lens: {by_lens}"

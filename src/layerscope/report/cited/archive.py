@@ -46,15 +46,15 @@ class Archive:
         Raises:
             RunError: none can.
         """
-        found, reasons = list[Evidence](), list[str]()
+        read, reasons = list[Evidence](), list[str]()
         for stem in self.stems:
             try:
-                found.append(self.evidence(stem))
+                read.append(self.evidence(stem))
             except RunError as error:
                 reasons.append(str(error))
-        if not found:
+        if not read:
             raise RunError("\n".join(reasons))
-        return found, reasons
+        return read, reasons
 
     def evidence(self, stem: str) -> Evidence:
         """The evidence on one model.

@@ -72,7 +72,7 @@ class Claim:
     citations: tuple[Citation, ...]
     """What the value follows from; one for a value that is copied, several for one that is derived."""
     lens: str | None = None
-    asked: str | None = None
+    prompt: str | None = None
     """The prompt: `pos/orig`."""
     layer: int | None = None
     derived: str | None = None
@@ -105,12 +105,12 @@ def merged(citations: Sequence[Citation]) -> str:
     by_file: dict[str, list[Citation]] = {}
     for citation in citations:
         by_file.setdefault(citation.file, []).append(citation)
-    return "; ".join(f"{file}:{merged_lines(found)}" for file, found in by_file.items())
+    return "; ".join(f"{file}:{merged_lines(of_file)}" for file, of_file in by_file.items())
 
 
 def merged_lines(citations: Sequence[Citation]) -> str:
     """Lines of one file in the order given; three neighbours or more as a range, and none that another one covers."""
-    spans = list(dict.fromkeys((one.line, one.last_line) for one in citations))
+    spans = list(dict.fromkeys((citation.line, citation.last_line) for citation in citations))
     kept = [span for span in spans if not any(_covers(other, span) for other in spans)]
     runs: list[list[tuple[int, int]]] = []
     for span in kept:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import TypeAlias
 
 from layerscope.report.cited.claims import Claim
@@ -143,42 +144,77 @@ class Report:
         return list(_claims(self))
 
 
-def sentence(*parts: Part | str) -> Sentence:
-    """A sentence of parts, plain words among them."""
-    return Sentence(tuple(Text(part) if isinstance(part, str) else part for part in parts))
+def paragraph(*sentences: Sentence | None) -> Paragraph:
+    """A paragraph of the sentences that there are."""
+    return Paragraph(tuple(each for each in sentences if each is not None))
 
 
-def row(*cells: Part | str | Sequence[Part | str]) -> Row:
+def short_section(title: str, *sentences: Sentence) -> Section:
+    """A section of one paragraph."""
+    return Section(title, (Paragraph(sentences),))
+
+
+Filling: TypeAlias = Part | str | Sequence[Part | str]
+"""What fills a field of a template: one part, plain words, or several of them."""
+
+
+def sentence(template: str, *values: Filling, **named: Filling) -> Sentence:
+    """A sentence whose fields, `{}` or `{name}`, are filled with parts: so a number in it is a claim."""
+    return Sentence(filled(template, *values, **named))
+
+
+def filled(template: str, *values: Filling, **named: Filling) -> tuple[Part, ...]:
+    """The parts of such a template.
+
+    Raises:
+        ValueError: there are more values, or fewer, than fields.
+    """
+    parts: list[Part] = []
+    left = list(values)
+    for words, field, _, _ in Formatter().parse(template):
+        parts += [Text(words)] if words else []
+        if field == "" and not left:
+            raise ValueError(f"{template!r} has more fields than the {len(values)} values given")
+        if field is not None:
+            parts += _cell(named[field] if field else left.pop(0))
+    if left:
+        raise ValueError(f"{template!r} has fewer fields than the {len(values)} values given")
+    return tuple(parts)
+
+
+def columns(names: str) -> tuple[str, ...]:
+    """The header of a table from the names of its columns, with bars between."""
+    return tuple(names.split(" | "))
+
+
+def row(*cells: Filling) -> Row:
     """A row of cells, each one part, plain words, or several of them."""
-    return Row(tuple(_cell(cell) for cell in cells))
+    return Row(tuple(map(_cell, cells)))
 
 
-def _cell(cell: Part | str | Sequence[Part | str]) -> tuple[Part, ...]:
-    if isinstance(cell, str):
-        return (Text(cell),)
-    if isinstance(cell, Text | Name | Token | Claim | Strong | Basis):
-        return (cell,)
-    return tuple(Text(part) if isinstance(part, str) else part for part in cell)
+def _cell(cell: Filling) -> tuple[Part, ...]:
+    parts = (cell,) if isinstance(cell, str | Part) else cell
+    return tuple(Text(part) if isinstance(part, str) else part for part in parts)
 
 
 def claims_of(parts: Sequence[Part]) -> list[Claim]:
     """The claims among parts, those inside bold ones too."""
-    found: list[Claim] = []
+    claims: list[Claim] = []
     for part in parts:
         if isinstance(part, Claim):
-            found.append(part)
+            claims.append(part)
         elif isinstance(part, Token):
-            found += part.citations
+            claims += part.citations
         elif isinstance(part, Basis):
-            found += part.claims
+            claims += part.claims
         elif isinstance(part, Strong):
-            found += claims_of(part.parts)
-    return found
+            claims += claims_of(part.parts)
+    return claims
 
 
 def _claims(report: Report) -> Iterator[Claim]:
-    for one in report.opening.sentences:
-        yield from claims_of(one.parts)
+    for opening in report.opening.sentences:
+        yield from claims_of(opening.parts)
     for section in report.sections:
         yield from _section_claims(section)
 
@@ -187,8 +223,8 @@ def _section_claims(section: Section) -> Iterator[Claim]:
     for block in section.blocks:
         match block:
             case Paragraph(sentences) | Bullets(sentences):
-                for one in sentences:
-                    yield from claims_of(one.parts)
+                for each in sentences:
+                    yield from claims_of(each.parts)
             case Checklist(checks):
                 for check in checks:
                     yield from claims_of(check.note.parts)

@@ -21,16 +21,7 @@ from layerscope.published.layout import (
     json_name,
     stem_of,
 )
-from layerscope.record.milestone_names import (
-    CONFIRMED,
-    COPY_SOFT,
-    COPY_STRICT,
-    ONSET,
-    RANK_WITHIN,
-    STRONG,
-    STRONG_RUN2,
-    MilestoneName,
-)
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
@@ -39,7 +30,13 @@ from layerscope.run_folder import read_run
 
 SAME, EXACT = 1e-6, 1e-9
 """Relative differences up to which two numbers are one that was found twice, or one that was written twice."""
-_ONE_KEY = (MilestoneName.COPY, MilestoneName.LOW_ENTROPY, ONSET, MilestoneName.MARGIN_OK, CONFIRMED)
+_ONE_KEY = {
+    MilestoneName.COPY: MilestoneName.COPY,
+    MilestoneName.LOW_ENTROPY: MilestoneName.LOW_ENTROPY,
+    ONSET: ONSET,
+    MilestoneName.MARGIN_OK: MilestoneName.MARGIN_OK,
+    CONFIRMED: CONFIRMED,
+}
 """Milestones of the headline lens whose key in `diagnostics` is their name."""
 
 
@@ -92,9 +89,9 @@ class Evidence:
         """The prompt that is meant where none is named."""
         return self.verdict.curves.primary
 
-    def curve(self, lens: str | None = None, asked: PromptKey | None = None) -> Curve | None:
+    def curve(self, lens: str | None = None, prompt: PromptKey | None = None) -> Curve | None:
         """The rows of one prompt under one lens; of the primary prompt and the headline lens where not given."""
-        return self.verdict.curves.get(asked or self.primary, lens or self.headline)
+        return self.verdict.curves.get(prompt or self.primary, lens or self.headline)
 
     @cached_property
     def json(self) -> JsonFile:
@@ -103,21 +100,22 @@ class Evidence:
 
     def entry(self, *path: str | int) -> Entry | None:
         """A member of the JSON; one that points to another place of the file is followed there."""
-        found: Entry | None = self.json.at(*path)
+        entry: Entry | None = self.json.at(*path)
         rest: tuple[str | int, ...] = ()
         for cut in range(len(path), 0, -1):
             target = self.json.at(*path[:cut])
             if target is not None and isinstance(target.value, str) and target.value.startswith("#/"):
-                found, rest = self.json.by_pointer.get(target.value[1:]), path[cut:]
+                entry, rest = self.json.by_pointer.get(target.value[1:]), path[cut:]
                 break
-        return found if not rest or found is None else self.json.at(*found.path, *rest)
+        return entry if not rest or entry is None else self.json.at(*entry.path, *rest)
 
     def cite(self, entry: Entry) -> Citation:
         """The place of a member of the JSON."""
         return Citation(self.json.name, entry.line, entry.last_line, pointer=entry.pointer)
 
-    def stated(self, *path: str | int, unit: Unit, name: str | None = None, lens: str | None = None,
-               layer: int | None = None) -> Claim | None:  # fmt: skip
+    def stated(
+        self, *path: str | int, unit: Unit, name: str | None = None, lens: str | None = None, layer: int | None = None
+    ) -> Claim | None:
         """What the JSON states at a path, as it stands there; None where it has no such member."""
         entry = self.entry(*path)
         if entry is None or entry.is_container:
@@ -138,24 +136,26 @@ class Evidence:
 
     def first_stated(self, *paths: Sequence[str | int], unit: Unit, name: str | None = None) -> Claim | None:
         """What stands at the first of several paths that is there: keys were renamed over the years."""
-        found = (self.stated(*path, unit=unit, name=name) for path in paths)
-        return next((claim for claim in found if claim is not None), None)
+        claims = (self.stated(*path, unit=unit, name=name) for path in paths)
+        return next((claim for claim in claims if claim is not None), None)
 
     def table(self, lens: str | None = None) -> CsvFile | None:
         """The next-token table of a lens; None where the folder lacks it."""
         name = csv_name(self.stem, NEXT_TOKEN, None if lens in (None, self.headline) else lens)
         return self.sources.csv(name) if self.sources.has(name) else None
 
-    def row(self, layer: int, lens: str | None = None, asked: PromptKey | None = None) -> tuple[CsvFile, CsvRow] | None:
+    def row(
+        self, layer: int, lens: str | None = None, prompt: PromptKey | None = None
+    ) -> tuple[CsvFile, CsvRow] | None:
         """The row of a next-token table that holds one layer of one prompt; None where there is none."""
-        lens, asked, table = lens or self.headline, asked or self.primary, self.table(lens)
-        if table is None or asked is None:
+        lens, prompt, table = lens or self.headline, prompt or self.primary, self.table(lens)
+        if table is None or prompt is None:
             return None
-        row = self._rows_of(lens).get((asked, layer))
+        row = self._rows_of(lens).get((prompt.prompt_id, prompt.prompt_variant, prompt.fact_index, layer))
         return None if row is None else (table, row)
 
     def cell(
-        self, column: str, layer: int | None, unit: Unit, *, lens: str | None = None, asked: PromptKey | None = None
+        self, column: str, layer: int | None, unit: Unit, *, lens: str | None = None, prompt: PromptKey | None = None
     ) -> Claim | None:
         """A value of our rows with the cell that holds it; None where there is no such row, or no value in it.
 
@@ -164,19 +164,19 @@ class Evidence:
             layer: which layer.
             unit: what the value is in.
             lens: the headline lens where not given.
-            asked: the primary prompt where not given.
+            prompt: the primary prompt where not given.
         """
-        curve = self.curve(lens, asked)
+        curve = self.curve(lens, prompt)
         value = None if curve is None or layer is None else curve.value(column, layer)
-        found = None if value is None or layer is None else self.row(layer, lens, asked)
-        if found is None:
+        where = None if value is None or layer is None else self.row(layer, lens, prompt)
+        if where is None:
             return None
-        table, row = found
+        table, row = where
         place = _cited(table, row, _published_column(column, table))
         shown = _shows(row, place.column, value)
         if not shown and layer is not None:
             # Tables that list more tokens than this one leave less mass over: theirs is the value of our rows.
-            records = self._record_of(layer, lens or self.headline, asked or self.primary)
+            records = self._record_of(layer, lens or self.headline, prompt or self.primary)
             if records is not None and _shows(records[1], _published_column(column, records[0]), value):
                 place, shown = _cited(*records, _published_column(column, records[0])), True
         return Claim(
@@ -187,25 +187,31 @@ class Evidence:
             citations=(place,),
             derived=None if shown else "found in the tables together",
             lens=lens or self.headline,
-            asked=None if (prompt := asked or self.primary) is None else prompt.short_label,
+            prompt=_label(prompt or self.primary),
             layer=layer,
         )
 
-    def _record_of(self, layer: int, lens: str, asked: PromptKey | None) -> tuple[CsvFile, CsvRow] | None:
+    def _record_of(self, layer: int, lens: str, prompt: PromptKey | None) -> tuple[CsvFile, CsvRow] | None:
         """The row of the table of records, which holds every position, for the last one of a prompt."""
         name = csv_name(self.stem, RECORDS, None if lens == self.headline else lens)
-        curve = self.curve(lens, asked)
-        if asked is None or curve is None or not self.sources.has(name):
+        curve = self.curve(lens, prompt)
+        if prompt is None or curve is None or not self.sources.has(name):
             return None
         table = self.sources.csv(name)
-        rows = table.select(**asked._asdict(), layer=layer, pos=curve.value("position", layer))
+        rows = table.select(
+            prompt_id=prompt.prompt_id,
+            prompt_variant=prompt.prompt_variant,
+            fact_index=prompt.fact_index,
+            layer=layer,
+            pos=curve.value("position", layer),
+        )
         return (table, rows[0]) if rows else None
 
     def derived(
         self, name: str, value: Value, unit: Unit, basis: Sequence[Claim | Citation], how: str, **about: object
     ) -> Claim:
         """A value that follows from others; it cites the places of them all."""
-        citations = [c for one in basis for c in (one.citations if isinstance(one, Claim) else (one,))]
+        citations = [c for behind in basis for c in (behind.citations if isinstance(behind, Claim) else (behind,))]
         return Claim(
             subject=self.stem,
             name=name,
@@ -216,58 +222,58 @@ class Evidence:
             **about,  # type: ignore[arg-type]  # fields of Claim, checked by the tests
         )
 
-    def milestone(self, name: str, *, lens: str | None = None, asked: PromptKey | None = None) -> Claim | None:
+    def milestone(self, name: str, *, lens: str | None = None, prompt: PromptKey | None = None) -> Claim | None:
         """The layer of a milestone as found in the rows; None where the prompt was not read through that lens.
 
         It cites the JSON where that states the same layer, else the row of the layer; and where there is no layer all
         rows of the prompt, which show that there is none.
         """
-        lens, asked = lens or self.headline, asked or self.primary
-        found = self.verdict.milestones.of(lens, asked).get(name)
-        if found is None or asked is None:
+        lens, prompt = lens or self.headline, prompt or self.primary
+        milestone = self.verdict.milestones.of(lens, prompt).get(name)
+        if milestone is None or prompt is None:
             return None
-        stated = self._stated_milestone(name, lens) if asked == self.primary else None
-        same = stated is not None and stated.value == found.layer
-        citations = (self.cite(stated),) if same and stated is not None else self._rows_behind(found)
+        stated = self._stated_milestone(name, lens) if prompt == self.primary else None
+        same = stated is not None and stated.value == milestone.layer
+        citations = (self.cite(stated),) if same and stated is not None else self._rows_behind(milestone)
         if not citations:
             return None
         return Claim(
             subject=self.stem,
             name=name,
-            value=found.layer,
+            value=milestone.layer,
             unit=Unit.LAYER,
             citations=citations,
             lens=lens,
-            asked=asked.short_label,
-            layer=found.layer,
+            prompt=_label(prompt),
+            layer=milestone.layer,
             derived=None if same else "found in the rows",
-            reason=found.reason,
+            reason=milestone.reason,
         )
 
     def otherwise(self, name: str, lens: str | None = None) -> Claim | None:
         """What the JSON states of a milestone where the rows say another layer; None where both agree."""
         lens = lens or self.headline
-        found, entry = self.verdict.milestones.of(lens).get(name), self._stated_milestone(name, lens)
-        if found is None or entry is None or entry.value == found.layer:
+        milestone, entry = self.verdict.milestones.of(lens).get(name), self._stated_milestone(name, lens)
+        if milestone is None or entry is None or entry.value == milestone.layer:
             return None
         return Claim(
             subject=self.stem, name=name, value=entry.value, unit=Unit.LAYER, citations=(self.cite(entry),), lens=lens
         )
 
-    def _rows_behind(self, found: Milestone) -> tuple[Citation, ...]:
-        if found.layer is not None:
-            row = self.row(found.layer, found.lens, found.prompt)
+    def _rows_behind(self, milestone: Milestone) -> tuple[Citation, ...]:
+        if milestone.layer is not None:
+            row = self.row(milestone.layer, milestone.lens, milestone.prompt)
             return () if row is None else (_cited(*row, None),)
-        return self.whole_pass(found.lens, found.prompt)
+        return self.whole_pass(milestone.lens, milestone.prompt)
 
-    def whole_pass(self, lens: str | None = None, asked: PromptKey | None = None) -> tuple[Citation, ...]:
+    def whole_pass(self, lens: str | None = None, prompt: PromptKey | None = None) -> tuple[Citation, ...]:
         """The lines of a table that hold all layers of one prompt; none where it has none."""
-        lens, asked = lens or self.headline, asked or self.primary
-        if asked is None:
+        lens, prompt = lens or self.headline, prompt or self.primary
+        if prompt is None:
             return ()
-        if (asked, lens) not in self._whole:
-            self._whole[asked, lens] = self._span(lens, asked)
-        return self._whole[asked, lens]
+        if (prompt, lens) not in self._whole:
+            self._whole[prompt, lens] = self._span(lens, prompt)
+        return self._whole[prompt, lens]
 
     @cached_property
     def _whole(self) -> dict[tuple[PromptKey, str], tuple[Citation, ...]]:
@@ -278,22 +284,24 @@ class Evidence:
 
         Those of the table that holds both side by side, else of the raw lens' own; none without either.
         """
-        file, asked = csv_name(self.stem, RAWLENS), self.primary
-        if asked is None or not self.sources.has(file):
+        file, prompt = csv_name(self.stem, RAWLENS), self.primary
+        if prompt is None or not self.sources.has(file):
             return self.whole_pass("raw")
         table = self.sources.csv(file)
-        found = table.select(**asked._asdict())
-        if not found:
+        rows = table.select(
+            prompt_id=prompt.prompt_id, prompt_variant=prompt.prompt_variant, fact_index=prompt.fact_index
+        )
+        if not rows:
             return self.whole_pass("raw")
-        return (Citation(file, min(r.line for r in found), max(r.last_line for r in found), row=found[0].number),)
+        return (Citation(file, min(r.line for r in rows), max(r.last_line for r in rows), row=rows[0].number),)
 
-    def _span(self, lens: str, asked: PromptKey) -> tuple[Citation, ...]:
+    def _span(self, lens: str, prompt: PromptKey) -> tuple[Citation, ...]:
         table = self.table(lens)
         if table is None:
             return ()
-        curve = self.curve(lens, asked)
+        curve = self.curve(lens, prompt)
         layers = [] if curve is None else [row["layer"] for row in curve.rows]
-        rows = [found[1] for layer in layers if (found := self.row(layer, lens, asked)) is not None]
+        rows = [where[1] for layer in layers if (where := self.row(layer, lens, prompt)) is not None]
         if not rows:
             return ()
         return (Citation(table.name, min(r.line for r in rows), max(r.last_line for r in rows), row=rows[0].number),)
@@ -312,20 +320,20 @@ class Evidence:
         return "norm" if lens == "next_norm" else lens
 
     @cached_property
-    def _by_place(self) -> dict[str, dict[tuple[PromptKey, int], CsvRow]]:
+    def _by_place(self) -> dict[str, dict[tuple[str, str, int | None, int], CsvRow]]:
         return {}
 
-    def _rows_of(self, lens: str) -> dict[tuple[PromptKey, int], CsvRow]:
+    def _rows_of(self, lens: str) -> dict[tuple[str, str, int | None, int], CsvRow]:
         if lens not in self._by_place:
             table = self.table(lens)
-            rows: dict[tuple[PromptKey, int], CsvRow] = {}
+            rows: dict[tuple[str, str, int | None, int], CsvRow] = {}
             for row in () if table is None else table.rows:
                 layer, fact = row.number_in("layer"), row.number_in("fact_index")
                 prompt, variant = row.cells.get("prompt_id") or "pos", row.cells.get("prompt_variant") or "orig"
                 if fact is None and prompt == "pos":
                     fact = 0
                 if isinstance(layer, int) and not isinstance(fact, float):
-                    rows.setdefault((PromptKey(fact, prompt, variant), layer), row)
+                    rows.setdefault((prompt, variant, fact, layer), row)
             self._by_place[lens] = rows
         return self._by_place[lens]
 
@@ -343,12 +351,12 @@ def _places(name: str, label: str, *, headline: bool) -> list[tuple[str, ...]]:
     """Paths at which the JSON may have a milestone, in the order of preference."""
     inner: list[tuple[str, ...]] = []
     if headline:
-        if name in _ONE_KEY or name.startswith(("first_kl_below_", RANK_WITHIN)):
+        if name in _ONE_KEY or name.startswith(("first_kl_below_", "first_rank_le_")):
             inner.append((name,))
-        if name.startswith(COPY_SOFT):
-            inner.append(("L_copy_soft", name.removeprefix(COPY_SOFT)))
-        if name.startswith(COPY_STRICT):
-            inner.append(("copy_thresholds", "L_copy_strict", name.removeprefix(COPY_STRICT)))
+        if name.startswith("L_copy_soft_k"):
+            inner.append(("L_copy_soft", name.removeprefix("L_copy_soft_k")))
+        if name.startswith("L_copy_strict@"):
+            inner.append(("copy_thresholds", "L_copy_strict", name.removeprefix("L_copy_strict@")))
         if name.startswith("gap_ge_"):
             inner.append(("answer_margin_thresholds", name))
         if name in (MilestoneName.ONSET_RUN2, STRONG, STRONG_RUN2):
@@ -356,9 +364,9 @@ def _places(name: str, label: str, *, headline: bool) -> list[tuple[str, ...]]:
         if name == CONFIRMED:
             inner.append(("confirmed_semantics", name))
     if name == MilestoneName.TOP2_OK:
-        inner.append(("semantic_gate", f"{name}_{label}"))
+        inner.append(("semantic_gate", f"L_semantic_top2_ok_{label}"))
     if name == MilestoneName.MARGIN_OK:
-        inner.append(("semantic_margin", f"{name}_{label}"))
+        inner.append(("semantic_margin", f"L_semantic_margin_ok_{label}"))
     if name in (MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY, MilestoneName.TOPK_DECAY):
         inner.append((f"{name}_{label}",))
     if name.startswith("cos_ge_"):
@@ -384,13 +392,17 @@ def _published_column(column: str, table: CsvFile) -> str | None:
 @cache
 def _names() -> dict[str, list[str]]:
     """What next-token tables may call our columns, by our names."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for dialect in (GENERATION_M, EXTENDED):
         for known in columns_of(NEXT_TOKEN, dialect):
             if known.ours is not None and known.part in (None, 0):
-                found.setdefault(known.ours, []).append(known.name)
-    return found
+                names.setdefault(known.ours, []).append(known.name)
+    return names
 
 
 def _cited(table: CsvFile, row: CsvRow, column: str | None) -> Citation:
     return Citation(table.name, row.line, row.last_line, row=row.number, column=column)
+
+
+def _label(prompt: PromptKey | None) -> str | None:
+    return None if prompt is None else f"{prompt.prompt_id}/{prompt.prompt_variant}"

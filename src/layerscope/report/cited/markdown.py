@@ -99,7 +99,7 @@ def _block(block: Block) -> str:
 
 
 def _paragraph(block: Paragraph) -> str:
-    return "\n".join(_sentence(one) for one in block.sentences)
+    return "\n".join(_sentence(sentence) for sentence in block.sentences)
 
 
 def _check(check: Check) -> str:
@@ -107,9 +107,9 @@ def _check(check: Check) -> str:
     return f"- {MARKS[check.holds]} {plain(check.label)}" + (f": {note}" if note else "")
 
 
-def _sentence(found: Sentence) -> str:
-    words = _parts(found.parts, in_table=False)
-    citations = _citations(claims_of(found.parts))
+def _sentence(sentence: Sentence) -> str:
+    words = _parts(sentence.parts, in_table=False)
+    citations = _citations(claims_of(sentence.parts))
     if not citations:
         return words
     bracket = f"[{code(merged(citations))}]"
@@ -167,7 +167,7 @@ def _alignment(table: Table) -> list[str]:
 
 
 def _is_number(cell: Sequence[Part]) -> bool:
-    flat = [part for one in cell for part in (one.parts if isinstance(one, Strong) else (one,))]
+    flat = [part for outer in cell for part in (outer.parts if isinstance(outer, Strong) else (outer,))]
     return len(flat) == 1 and isinstance(flat[0], Claim) and not isinstance(flat[0].value, str | bool)
 
 

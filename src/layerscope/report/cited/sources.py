@@ -60,10 +60,10 @@ class JsonFile:
 
     @cached_property
     def _by_line(self) -> Mapping[int, list[Entry]]:
-        found: dict[int, list[Entry]] = {}
+        by_line: dict[int, list[Entry]] = {}
         for entry in self.entries:
-            found.setdefault(entry.line, []).append(entry)
-        return found
+            by_line.setdefault(entry.line, []).append(entry)
+        return by_line
 
     def at(self, *path: str | int) -> Entry | None:
         """The entry at a path of keys and item numbers; None where there is none."""
@@ -78,7 +78,7 @@ class JsonFile:
     def under(self, entry: Entry) -> Iterator[Entry]:
         """All that a container holds, at any depth."""
         inside = entry.pointer + "/"
-        return (found for found in self.entries if found.pointer.startswith(inside))
+        return (inner for inner in self.entries if inner.pointer.startswith(inside))
 
     def children(self, entry: Entry) -> list[Entry]:
         """What a container holds directly."""
@@ -86,11 +86,11 @@ class JsonFile:
 
     @cached_property
     def _children(self) -> Mapping[str, list[Entry]]:
-        found: dict[str, list[Entry]] = {}
+        children: dict[str, list[Entry]] = {}
         for entry in self.entries:
             if entry.parent is not None:
-                found.setdefault(entry.parent.pointer, []).append(entry)
-        return found
+                children.setdefault(entry.parent.pointer, []).append(entry)
+        return children
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ class CsvFile:
 
     def within(self, first: int, last: int) -> list[CsvRow]:
         """Rows that have a line among these."""
-        found = [
+        entries = [
             self._by_line[line] for line in range(max(1, first), min(last, self.n_lines) + 1) if line in self._by_line
         ]
-        return list({row.number: row for row in found}.values())
+        return list({row.number: row for row in entries}.values())
 
     def select(self, **cells: str | int | None) -> list[CsvRow]:
         """Rows whose cells are these, as text; a column that the table lacks matches anything."""
@@ -212,8 +212,8 @@ class Sources:
 
     def _dialect(self, table: str) -> Dialect:
         stem = next((stem for stem in self.stems if is_file_of(stem, table)), None)
-        said = None if stem is None else self.json(f"output-{stem}.json").at(DIALECT_KEY)
-        return EXTENDED if said is not None and said.value == EXTENDED.value else GENERATION_M
+        stated = None if stem is None else self.json(f"output-{stem}.json").at(DIALECT_KEY)
+        return EXTENDED if stated is not None and stated.value == EXTENDED.value else GENERATION_M
 
     def _bytes(self, name: str) -> bytes:
         path = self.folder / name
@@ -282,12 +282,12 @@ class _Scanner:
         """What is wrong with the text; None for a whole document."""
         at, damage = 0, None
         while damage is None:
-            found = _TOKEN.match(self.text, at)
-            if found is None:
+            token = _TOKEN.match(self.text, at)
+            if token is None:
                 damage = f"line {self._line_of(at)}: this is no JSON"
                 break
-            at = found.end()
-            mark, quote, number, word = found.groups()
+            at = token.end()
+            mark, quote, number, word = token.groups()
             if mark is None and quote is None and number is None and word is None:
                 damage = f"line {self._line_of(at)}: the document ends too early" if self._stack else None
                 break

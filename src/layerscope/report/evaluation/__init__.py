@@ -1,6 +1,6 @@
 """The evaluation of one run: how it was measured, what was found, and how far that may be trusted."""
 
-from layerscope.report.cited.document import Name, Paragraph, Report, Section, sentence
+from layerscope.report.cited.document import Name, Report, Section, paragraph, sentence
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.evaluation.checklist import checklist
 from layerscope.report.evaluation.findings import layer_by_layer, milestones
@@ -13,6 +13,10 @@ from layerscope.report.evaluation.prompts import ablation, control, facts, tempe
 from layerscope.report.evaluation.quotes import Quotes
 
 __all__ = ["evaluation"]
+NO_RANKS = (
+    "The identity check failed, so that ranks, milestones, facts and what lenses say of each other do not stand and "
+    "are left out."
+)
 
 
 def evaluation(evidence: Evidence) -> Report:
@@ -22,15 +26,8 @@ def evaluation(evidence: Evidence) -> Report:
         evidence: the run with its files in the published format.
     """
     quotes = Quotes(evidence)
-    opening = Paragraph(
-        (
-            sentence(
-                "Numbers are followed by the file and the lines that show them; ",
-                Name("n.a."),
-                " is what the run does not hold.",
-            ),
-        )
-    )
+    template = "Numbers are followed by the file and the lines that show them; {} is what the run does not hold."
+    opening = paragraph(sentence(template, Name("n.a.")))
     return Report(
         f"Evaluation of {evidence.record.model.id}",
         opening,
@@ -50,9 +47,7 @@ def _findings(quotes: Quotes) -> Section:
     """All tables; of a run whose ranks do not stand, those of the model's own head alone."""
     title = "Quantitative findings"
     if not quotes.ranked:
-        why = sentence("The identity check failed, so that ranks, milestones, facts and what lenses say of each other "
-                       "do not stand and are left out.")  # fmt: skip
-        return Section(title, (Paragraph((why,)),), (temperatures(quotes),))
+        return Section(title, (paragraph(sentence(NO_RANKS)),), (temperatures(quotes),))
     sections = (
         layer_by_layer(quotes),
         *milestones(quotes).sections,

@@ -5,14 +5,19 @@ from collections.abc import Sequence
 
 from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve import Row
-from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Basis, Check, Checklist, Name, Part, Section, Sentence, Text, sentence
+from layerscope.report.cited.claims import Unit
+from layerscope.report.cited.document import Basis, Check, Checklist, Filling, Name, Section, Sentence, sentence
 from layerscope.report.evaluation.findings import unmeasured_copies
-from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Path, Quotes
+from layerscope.report.sentences.readable import TRIVIAL, is_trivial
 
-FILLERS = frozenset({"a", "an", "and", "as", "at", "be", "by", "in", "is", "it", "of", "on", "or", "so", "that", "the",
-                     "this", "to", "was", "with"})  # fmt: skip
+_D = "diagnostics"
+NOT_THERE = "not in these files"
+FILLERS = frozenset(
+    {"a", "an", "it", "so", "that", "the", "this"}
+    | {"as", "at", "by", "in", "of", "on", "to", "with"}
+    | {"and", "be", "is", "or", "was"}
+)
 """Words that carry grammar and no content."""
 SHALLOW = 5
 """Layers up to which anchoring on punctuation or fillers is looked for."""
@@ -29,17 +34,17 @@ def _stopped() -> Check:
     return _check("what is concluded from rows", None, "the identity check failed, and nothing is concluded")
 
 
-def _check(label: str, holds: bool | None, *parts: Part | str) -> Check:
-    return Check(label, holds, sentence(*parts) if parts else Sentence(()))
+def _check(label: str, holds: bool | None, template: str = "", *values: Filling) -> Check:
+    return Check(label, holds, sentence(template, *values))
 
 
 def _stated(quotes: Quotes, label: str, unit: Unit, *paths: Path, holds: str | bool | None = None) -> Check:
     """A check on what the file states: that it is there, or that it is a certain value."""
     claim = quotes.stated(label, unit, *paths)
     if claim.value is None:
-        return _check(label, None, "not in these files")
+        return _check(label, None, NOT_THERE)
     held = claim.value == holds if holds is not None else True
-    return _check(label, held, claim)
+    return _check(label, held, "{}", claim)
 
 
 def _instrument(quotes: Quotes) -> list[Check]:
@@ -48,42 +53,43 @@ def _instrument(quotes: Quotes) -> list[Check]:
     dtype = quotes.stated("unembed_dtype", Unit.TEXT, (_D, "unembed_dtype"))
     fix = quotes.stated("layernorm_bias_fix", Unit.TEXT, (_D, "layernorm_bias_fix"))
     return [
-        _check("RMS norm", None if kind.value is None else "RMS" in str(kind.value), kind),
-        _check("bias of the norm dealt with", None if fix.value is None else True, fix),
-        _check("unembedding in float32", None if dtype.value is None else "float32" in str(dtype.value), dtype),
-        _check("no unembedding bias", None if bias.value is None else not bias.value, "bias present: ", bias),
+        _check("RMS norm", None if kind.value is None else "RMS" in str(kind.value), "{}", kind),
+        _check("bias of the norm dealt with", None if fix.value is None else True, "{}", fix),
+        _check("unembedding in float32", None if dtype.value is None else "float32" in str(dtype.value), "{}", dtype),
+        _check("no unembedding bias", None if bias.value is None else not bias.value, "bias present: {}", bias),
     ]
 
 
 def _anchors(quotes: Quotes) -> list[Check]:
     curve = quotes.curve
-    shallow = [] if curve is None else [one for one in curve.rows if one["layer"] <= SHALLOW and one["top1"]]
-    rise = _rise(quotes)
+    shallow = [] if curve is None else [row for row in curve.rows if row["layer"] <= SHALLOW and row["top1"]]
+    marks = [row for row in shallow if _marks(row["top1"])]
+    fillers = [row for row in shallow if row["top1"].strip().casefold() in FILLERS]
     return [
-        Check("entropy rises in the last step", *rise),
-        _anchor(quotes, "punctuation anchoring at shallow layers", shallow, [o for o in shallow if _marks(o["top1"])]),
-        _anchor(quotes, "filler anchoring at shallow layers", shallow,
-                [o for o in shallow if o["top1"].strip().casefold() in FILLERS]),
+        Check("entropy rises in the last step", *_rise(quotes)),
+        _anchor(quotes, "punctuation anchoring at shallow layers", shallow, marks),
+        _anchor(quotes, "filler anchoring at shallow layers", shallow, fillers),
         _reflex(quotes),
-    ]  # fmt: skip
+    ]
 
 
 def _reflex(quotes: Quotes) -> Check:
-    reflex = quotes.found.copies_early
+    reflex = quotes.diagnostics.copies_early
     if reflex is None:
         return _check("copy reflex", None, "not measured")
     flag = f"{'a' if reflex else 'no'} copy flag at layers 0 to 3{unmeasured_copies(quotes)}"
-    return _check("copy reflex", reflex, flag, Basis((quotes.shape("copy_reflex", reflex, "any copy flag"),)))
+    basis = Basis((quotes.shape("copy_reflex", reflex, "any copy flag"),))
+    return _check("copy reflex", reflex, "{}{}", flag, basis)
 
 
 def _rise(quotes: Quotes) -> tuple[bool | None, Sentence]:
     if not quotes.quotable:
         return None, sentence("entropies of lens rows are not to be quoted here")
-    cells = [quotes.cell("entropy_bits", layer, Unit.BITS) for layer in (quotes.n_layers - 1, quotes.n_layers)]
+    cells = quotes.cells("entropy_bits", (quotes.n_layers - 1, quotes.n_layers))
     values = [cell.value for cell in cells if isinstance(cell.value, int | float)]
     if len(values) < 2:
         return None, sentence("not measured")
-    return values[1] > values[0], sentence("last two layers", Basis(tuple(cells)))
+    return values[1] > values[0], sentence("last two layers{}", Basis(tuple(cells)))
 
 
 def _marks(text: str) -> bool:
@@ -94,53 +100,57 @@ def _marks(text: str) -> bool:
 def _anchor(quotes: Quotes, label: str, shallow: Sequence[Row], hits: Sequence[Row]) -> Check:
     if not shallow:
         return _check(label, None, "no rows")
-    behind: list[Claim] = [quotes.cell("top1", one["layer"], Unit.TOKEN) for one in hits or shallow]
+    behind = quotes.cells("top1", (row["layer"] for row in hits or shallow))
     count = quotes.evidence.derived("top1_count", len(hits), Unit.COUNT, behind, "count of layers")
-    return _check(label, bool(hits), "number of layers ", count)
+    return _check(label, bool(hits), "number of layers {}", count)
 
 
 def _confirmed(quotes: Quotes) -> tuple[bool | None, str]:
     """Whether another lens confirms the onset, and why not where that needs a word."""
-    found = quotes.found.confirmation
-    if found is None or found.onset is None:
+    confirmation = quotes.diagnostics.confirmation
+    if confirmation is None or confirmation.onset is None:
         return None, "no layer to confirm"
-    if found.reason == NO_OTHER_LENS:
+    if confirmation.reason == NO_OTHER_LENS:
         return None, "no other lens was read"
-    trivial = found.nontrivial is False
-    return found.layer is not None and not trivial, "confirmed by trivial agreement alone" if trivial else ""
+    trivial = is_trivial(confirmation)
+    return confirmation.layer is not None and not trivial, TRIVIAL if trivial else ""
 
 
 def _conclusions(quotes: Quotes) -> list[Check]:
-    found = quotes.found
-    full = found.raw_full is not None and found.raw_full.whole.n_layers > 0
-    confirmed, word = _confirmed(quotes)
-    attributed = None if found.attribution is None else True
-    gates = bool(quotes.points("answer_logit_gap")) or None
+    diagnostics = quotes.diagnostics
+    full = diagnostics.raw_full is not None and diagnostics.raw_full.whole.n_layers > 0
+    confirmed, why = _confirmed(quotes)
+    attributed = diagnostics.attribution is not None
+    gates, tested = bool(quotes.points("answer_logit_gap")), diagnostics.decoding_point.tested
+    preferred, headline = Name(quotes.guidance.preferred_lens), Name(quotes.headline)
     return [
-        _check("confirmed semantics", confirmed, *([word] if word else [])),
-        _check("preferred lens", True, Name(quotes.guidance.preferred_lens), Text(
-            "; milestones here are those of "), Name(quotes.headline)),
-        _check("both lenses compared at every layer", full or None, *([] if full else ["no such table"])),
-        _check("tuned lens' gain attributed", attributed, *([] if attributed else ["no tuned lens"])),
-        _check("gates recomputed from rows", gates, *([] if gates else ["rows have no lead of logits"])),
-        _check("decoding point tested", True if found.decoding_point.tested else None,
-               *([] if found.decoding_point.tested else ["rows of one norm alone"])),
-    ]  # fmt: skip
+        _check("confirmed semantics", confirmed, why),
+        _check("preferred lens", True, "{}; milestones here are those of {}", preferred, headline),
+        _check("both lenses compared at every layer", full or None, "" if full else "no such table"),
+        _check("tuned lens' gain attributed", attributed or None, "" if attributed else "no tuned lens"),
+        _check("gates recomputed from rows", gates or None, "" if gates else "rows have no lead of logits"),
+        _check("decoding point tested", tested or None, "" if tested else "rows of one norm alone"),
+    ]
 
 
 def _provenance(quotes: Quotes) -> list[Check]:
     base = (_D, "normalization_provenance")
     curve, mask = quotes.curve, quotes.record.measured.copy_mask
-    effect = None if curve is None else bool(curve.values("resid_norm_ratio")) or None
-    nan = quotes.stated("any_nan", Unit.TRUTH, (_D, "numeric_health", "any_nan"))
-    health = quotes.record.numeric_health
+    effect = curve is not None and bool(curve.values("resid_norm_ratio"))
+    kernels = ("provenance", "env", "deterministic_algorithms")
     return [
         _stated(quotes, "provenance of norms", Unit.TEXT, (*base, "strategy", "primary"), (*base, "strategy")),
-        _check("effect of the norm by layer", effect, *([] if effect else ["not in these files"])),
-        _stated(quotes, "deterministic kernels", Unit.TRUTH, ("provenance", "env", "deterministic_algorithms"),
-                holds=True),
-        _check("numeric health", None if health is None else not health.any_nan and not health.any_inf,
-               *(["not in these files"] if health is None else ["NaN: ", nan])),
-        _check("copy mask", None if mask is None else mask.size > 0, *(["not in these files"] if mask is None else [])),
+        _check("effect of the norm by layer", effect or None, "" if effect else NOT_THERE),
+        _stated(quotes, "deterministic kernels", Unit.TRUTH, kernels, holds=True),
+        _health(quotes),
+        _check("copy mask", None if mask is None else mask.size > 0, NOT_THERE if mask is None else ""),
         _stated(quotes, "layer map", Unit.TEXT, (_D, "layer_map", quotes.n_layers, "norm")),
-    ]  # fmt: skip
+    ]
+
+
+def _health(quotes: Quotes) -> Check:
+    health = quotes.record.numeric_health
+    nan = quotes.stated("any_nan", Unit.TRUTH, (_D, "numeric_health", "any_nan"))
+    if health is None:
+        return _check("numeric health", None, NOT_THERE)
+    return _check("numeric health", not health.any_nan and not health.any_inf, "NaN: {}", nan)

@@ -21,6 +21,7 @@ from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import (
     Basis,
     Block,
+    Filling,
     Name,
     Paragraph,
     Part,
@@ -29,43 +30,42 @@ from layerscope.report.cited.document import (
     Sentence,
     Strong,
     Table,
-    Text,
+    filled,
+    paragraph,
     row,
     sentence,
+    short_section,
 )
 from layerscope.report.evaluation.overview import semantic
-from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Quotes, at_layer, layer_cell, names, not_measured, table
+from layerscope.report.sentences import circumstances, readable
+from layerscope.report.sentences.lines import plural
+
+_D = "diagnostics"
 
 
 def layer_by_layer(quotes: Quotes) -> Section:
     """Every layer of the primary prompt, the semantic one in bold."""
-    curve = quotes.curve
+    curve, title = quotes.curve, "Layer by layer"
     if curve is None:
-        return Section("Layer by layer", (Paragraph((sentence("The primary prompt has no rows."),)),))
+        return short_section(title, sentence("The primary prompt has no rows."))
     if not quotes.rows():
-        why = sentence("The table of the primary prompt is not there, so that no row can be cited and none is shown.")
-        return Section("Layer by layer", (Paragraph((why,)),))
+        why = "The table of the primary prompt is not there, so that no row can be cited and none is shown."
+        return short_section(title, sentence(why))
     bold = semantic(quotes).value
-    shown = [_layer_row(quotes, one["layer"], bold=one["layer"] == bold) for one in curve.rows]
+    shown = [_layer_row(quotes, row["layer"], bold=row["layer"] == bold) for row in curve.rows]
     kl = "KL to final (bits)" if quotes.stand else quotes.mark("KL to final (bits)")
     header = ["layer", "top-1 token", "rank of answer", kl, quotes.mark("entropy (bits)")]
-    if quotes.quotable:
-        header.append("p of answer")
-    caption = quotes.caption(
-        "Primary prompt at its last position under ", Name(quotes.headline), "; the semantic layer is bold."
-    )
-    return Section("Layer by layer", (table(header, shown, caption), Paragraph(tuple(_kl_shape(quotes)))))
+    header += ["p of answer"] if quotes.quotable else []
+    template = "Primary prompt at its last position under {}; the semantic layer is bold."
+    caption = quotes.caption(template, Name(quotes.headline))
+    return Section(title, (table(header, shown, caption), Paragraph(tuple(_kl_shape(quotes)))))
 
 
 def _layer_row(quotes: Quotes, layer: int, *, bold: bool) -> Row:
-    columns = [
-        ("layer", Unit.LAYER), ("top1", Unit.TOKEN), ("answer_rank", Unit.RANK), ("kl_to_final_bits", Unit.BITS),
-        ("entropy_bits", Unit.BITS),
-    ]  # fmt: skip
-    if quotes.quotable:
-        columns.append(("p_answer", Unit.PROBABILITY))
-    cells: list[Part] = [quotes.cell(column, layer, unit) for column, unit in columns]
+    columns = ["layer", "top1", "answer_rank", "kl_to_final_bits", "entropy_bits"]
+    columns += ["p_answer"] if quotes.quotable else []
+    cells: list[Part] = [quotes.cell(column, layer) for column in columns]
     if quotes.evidence.row(layer) is None:
         cells[0] = Name(str(layer))
     return row(*(Strong((cell,)) for cell in cells)) if bold else row(*cells)
@@ -78,36 +78,29 @@ def _kl_shape(quotes: Quotes) -> list[Sentence]:
     top, low = shapes.peak(curve), shapes.trough(curve)
     if word is None or top is None or low is None:
         return []
-    shape = quotes.shape("kl_tendency", word, "the sign of every step", unit=Unit.TEXT)
-    ends = (
-        quotes.cell("kl_to_final_bits", curve[0][0], Unit.BITS),
-        quotes.cell("kl_to_final_bits", curve[-1][0], Unit.BITS),
-    )
-    ranged: tuple[Part | str, ...] = (", from ", ends[0], " to ", ends[1], " bits.")
-    if word == "falls":
-        return [sentence("The divergence from the model's output falls at every layer", Basis((shape,)), *ranged)]
-    if word == "never rises":
-        return [sentence("The divergence from the model's output rises at no layer", Basis((shape,)), *ranged)]
+    basis = Basis((quotes.shape("kl_tendency", word, "the sign of every step", unit=Unit.TEXT),))
+    first, last = quotes.cells("kl_to_final_bits", (curve[0][0], curve[-1][0]))
+    if word in ("falls", "never rises"):
+        verb = "falls at every layer" if word == "falls" else "rises at no layer"
+        template = "The divergence from the model's output {}{}, from {} to {} bits."
+        return [sentence(template, verb, basis, first, last)]
     up = shapes.failures(curve, "falls", strict=False)
     count = quotes.shape("kl_rises", len(up), "count of steps that go up", unit=Unit.COUNT)
-    layer, value = (quotes.cell(name, top[0], unit) for name, unit in
-                    (("layer", Unit.LAYER), ("kl_to_final_bits", Unit.BITS)))  # fmt: skip
-    return [
-        sentence("The divergence from the model's output does not fall steadily: it rises at ", count,
-                 " of its steps and is largest at layer ", layer, " (", value, " bits)."),
-        *_largest_fall(quotes, curve),
-    ]  # fmt: skip
+    layer, value = quotes.cell("layer", top[0]), quotes.cell("kl_to_final_bits", top[0])
+    template = (
+        "The divergence from the model's output does not fall steadily: it rises at {} of its steps and is largest at "
+        "layer {} ({} bits)."
+    )
+    return [sentence(template, count, layer, value), *_largest_fall(quotes, curve)]
 
 
 def _largest_fall(quotes: Quotes, curve: shapes.Points) -> list[Sentence]:
     fall = shapes.largest_step(curve, "falls")
     if fall is None:
         return []
-    ends = [quotes.cell("kl_to_final_bits", layer, Unit.BITS) for layer in (fall.first, fall.last)]
-    size = quotes.evidence.derived("largest_fall", -fall.change, Unit.BITS, ends, "difference of two layers",
-                                   lens=quotes.headline)  # fmt: skip
-    to = quotes.cell("layer", fall.last, Unit.LAYER)
-    return [sentence("Its largest fall, ", size, " bits, is the step to layer ", to, ".")]
+    ends, how = quotes.cells("kl_to_final_bits", (fall.first, fall.last)), "difference of two layers"
+    size = quotes.evidence.derived("largest_fall", -fall.change, Unit.BITS, ends, how, lens=quotes.headline)
+    return [sentence("Its largest fall, {} bits, is the step to layer {}.", size, quotes.cell("layer", fall.last))]
 
 
 def milestones(quotes: Quotes) -> Section:
@@ -119,108 +112,92 @@ def _milestone_table(quotes: Quotes, named: Sequence[str], caption: Sentence) ->
     """First crossings and stable ones, and what the file says where it says something else of any of them."""
     others = {name: quotes.evidence.otherwise(name) for name in named}
     header = ["milestone", "first at", "for good from"]
-    if any(others.values()):
-        header.append("file says otherwise")
+    header += ["file says otherwise"] if any(others.values()) else []
     rows = []
     for name, other in others.items():
-        twin = quotes.own(stable_twin(name))
-        cells: list[tuple[Part, ...]] = [(Name(name),), layer_cell(quotes.milestone(name))]
-        cells.append((Text("-"),) if twin is None else layer_cell(quotes.stable_twin(name)))
-        if any(others.values()):
-            cells.append((Text(""),) if other is None else (other,))
-        rows.append(Row(tuple(cells)))
+        stable: Filling = "-" if quotes.summary(stable_twin(name)) is None else layer_cell(quotes.stable(name))
+        cells: list[Filling] = [Name(name), layer_cell(quotes.milestone(name)), stable]
+        cells += [other or ""] if any(others.values()) else []
+        rows.append(row(*cells))
     return table(header, rows, caption)
 
 
 def _ranks(quotes: Quotes) -> Section:
-    t = quotes.thresholds
-    named = [
-        *(rank_within(rank) for rank in sorted(t.answer_rank, reverse=True)),
-        ONSET, MilestoneName.ONSET_RUN2, CONFIRMED, MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK,
-        *(f"gap_ge_{gap:.1f}" for gap in t.answer_gap), STRONG, STRONG_RUN2,
-    ]  # fmt: skip
-    caption = quotes.caption(
-        "Rank of the answer and gates. ", Name("margin_ok"), ": ", Name(f"{t.semantic_margin:g}"),
-        " above uniform; ", Name("top2_ok"), ": a lead of ", Name(f"{t.semantic_gap:g}"), " logits; ",
-        Name("strong"), ": both; ", Name("run2"), ": two layers in a row.", marked=False,
-    )  # fmt: skip
-    at_onset = quotes.milestone(ONSET)
-    said = []
-    if at_onset.value is not None:
-        gap = quotes.figure(
-            "gap_at_L_semantic", quotes.found.gap_at_semantic, Unit.LOGIT,
-            (_D, "semantic_gate", f"gap_at_L_semantic_{quotes.label}"),
-            basis=(quotes.cell("answer_logit_gap", quotes.layer_of(ONSET), Unit.LOGIT),), how="cell of the row",
-            reason="the rows do not hold the lead",
-        )  # fmt: skip
-        margin = quotes.figure(
-            "margin_ok_at_L_semantic", quotes.found.margin_ok_at_semantic, Unit.TRUTH,
-            (_D, "semantic_margin", f"margin_ok_at_L_semantic_{quotes.label}"),
-            basis=(quotes.cell("p_answer", quotes.layer_of(ONSET), Unit.PROBABILITY),), how="p_answer above uniform",
-        )  # fmt: skip
-        said.append(_onset(quotes, at_onset, gap, margin))
-    last = Paragraph((*said, *_confirmation(quotes), *_robustness(quotes)))
+    t, onset = quotes.thresholds, quotes.milestone(ONSET)
+    ranks = [rank_within(rank) for rank in sorted(t.answer_rank, reverse=True)]
+    gates = [MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, *(f"gap_ge_{gap:.1f}" for gap in t.answer_gap)]
+    named = [*ranks, ONSET, MilestoneName.ONSET_RUN2, CONFIRMED, *gates, STRONG, STRONG_RUN2]
+    terms = {name: Name(name) for name in ("margin_ok", "top2_ok", "strong", "run2")}
+    bounds = {"margin": Name(f"{t.semantic_margin:g}"), "gap": Name(f"{t.semantic_gap:g}")}
+    caption = quotes.caption(circumstances.GATES, marked=False, **terms, **bounds)
+    first = _onset(quotes, onset) if onset.value is not None else None
+    last = paragraph(first, *_confirmation(quotes), *_robustness(quotes))
     return Section("Rank and gates", (_milestone_table(quotes, named, caption), last))
 
 
-def _onset(quotes: Quotes, at_onset: Claim, gap: Claim, margin: Claim) -> Sentence:
+def _onset(quotes: Quotes, onset: Claim) -> Sentence:
     """The first rank 1: how deep, and how clear."""
-    fraction = round(layer / quotes.n_layers, 3) if (layer := quotes.layer_of(ONSET)) is not None else None
-    share = quotes.figure("L_semantic_frac", fraction, Unit.SHARE, (_D, "depth_fractions", "L_semantic_frac"),
-                          basis=(at_onset,), how="layer / n_layers")  # fmt: skip
-    return sentence("At the first rank 1, layer ", at_onset, " (depth fraction ", share, "), the answer leads by ", gap,
-                    " logits; clearly above uniform: ", margin, ".")  # fmt: skip
+    diagnostics, layer = quotes.diagnostics, quotes.layer_of(ONSET)
+    lead, p = quotes.cell("answer_logit_gap", layer), quotes.cell("p_answer", layer)
+    gate = quotes.under(_D, "semantic_gate", basis=(lead,), how="cell of the row")
+    key, none = f"gap_at_L_semantic_{quotes.label}", "the rows do not hold the lead"
+    gap = gate.figure("gap_at_L_semantic", Unit.LOGIT, key, value=diagnostics.gap_at_semantic, reason=none)
+    uniform, key = quotes.under(_D, "semantic_margin", basis=(p,)), f"margin_ok_at_L_semantic_{quotes.label}"
+    how = "p_answer above uniform"
+    margin = uniform.figure(
+        "margin_ok_at_L_semantic", Unit.TRUTH, key, value=diagnostics.margin_ok_at_semantic, how=how
+    )
+    fraction = None if layer is None else round(layer / quotes.n_layers, 3)
+    at = quotes.under(_D, "depth_fractions", basis=(onset,), how="layer / n_layers")
+    depth = at.figure("L_semantic_frac", Unit.SHARE, value=fraction)
+    return sentence(readable.AT_ONSET, layer=onset, depth=depth, gap=gap, margin=margin)
 
 
 def _confirmation(quotes: Quotes) -> list[Sentence]:
-    found, base = quotes.found.confirmation, (_D, "confirmed_semantics")
-    if found is None:
+    confirmation, layer = quotes.diagnostics.confirmation, quotes.milestone(CONFIRMED)
+    if confirmation is None:
         return []
-    if found.reason == NO_OTHER_LENS:
-        return [sentence("No other lens was read that could confirm a layer", Basis((quotes.milestone(CONFIRMED),)),
-                         ".")]  # fmt: skip
-    known = None if found.onset_raw is None and found.onset_tuned is None else found.source
-    source = quotes.figure("confirmed_source", found.source if found.layer is not None else known, Unit.TEXT,
-                           (*base, "confirmed_source"))  # fmt: skip
-    raw = quotes.figure("L_semantic_raw", found.onset_raw, Unit.LAYER, (*base, "L_semantic_raw"),
-                        reason="the raw lens has no onset, or was not read")  # fmt: skip
-    tuned = quotes.figure("L_semantic_tuned", found.onset_tuned, Unit.LAYER, (*base, "L_semantic_tuned"),
-                          reason="the tuned lens has no onset, or was not read")  # fmt: skip
-    layer = quotes.milestone(CONFIRMED)
-    said = [sentence("Confirmed ", *at_layer(layer), " (source ", source, "); own onset of the raw lens ", raw,
-                     ", of the tuned lens ", tuned, ".")]  # fmt: skip
-    if found.nontrivial is False:
-        said.append(
-            sentence("The confirmation is trivial: there the other lens computes what ", Name(quotes.headline),
-                     " computes, so it counts for nothing.")
-        )  # fmt: skip
-    return said
+    if confirmation.reason == NO_OTHER_LENS:
+        return [sentence(circumstances.UNCONFIRMED, Basis((layer,)))]
+    at = quotes.under(_D, "confirmed_semantics")
+    read = confirmation.layer is not None or confirmation.onset_raw is not None or confirmation.onset_tuned is not None
+    source = at.figure("confirmed_source", Unit.TEXT, value=confirmation.source if read else None)
+    onsets = {"raw": confirmation.onset_raw, "tuned": confirmation.onset_tuned}
+    raw, tuned = (
+        at.figure(
+            f"L_semantic_{lens}",
+            Unit.LAYER,
+            value=layer_of_lens,
+            reason=f"the {lens} lens has no onset, or was not read",
+        )
+        for lens, layer_of_lens in onsets.items()
+    )
+    confirmed = sentence(circumstances.CONFIRMED, where=at_layer(layer), source=source, raw=raw, tuned=tuned)
+    trivial = sentence(circumstances.TRIVIAL, Name(quotes.headline))
+    return [confirmed, trivial] if readable.is_trivial(confirmation) else [confirmed]
 
 
 def _robustness(quotes: Quotes) -> list[Sentence]:
     """Whether the gates hold at scales near the measured one, lenses share top tokens, and positions agree."""
-    said, gates, window = [], quotes.found.gate_stability, quotes.found.position_window
-    share = quotes.figure(
-        "min_both_gates_pass_frac", None if gates is None else gates.min_both_gates_pass_frac, Unit.SHARE,
-        (_D, "gate_stability_small_scale", "min_both_gates_pass_frac"),
-    )  # fmt: skip
+    diagnostics, sentences = quotes.diagnostics, []
+    scales = quotes.under(_D, "gate_stability_small_scale", of=diagnostics.gate_stability)
+    share = scales.figure("min_both_gates_pass_frac", Unit.SHARE)
     if share.value is not None:
-        said.append(sentence("With logits scaled by a few per cent both gates pass at a share of at least ", share,
-                             " of the scales."))  # fmt: skip
-    pairs = () if quotes.found.lens_consistency is None else quotes.found.lens_consistency.pairs
-    for pair in pairs:
-        base = (_D, "lens_consistency", f"{quotes.label}_vs_{pair.against}", "p50")
-        overlap = quotes.figure("jaccard@10", pair.p50.jaccard_10, Unit.SHARE, (*base, "jaccard@10"))
+        template = "With logits scaled by a few per cent both gates pass at a share of at least {} of the scales."
+        sentences.append(sentence(template, share))
+    for pair in () if diagnostics.lens_consistency is None else diagnostics.lens_consistency.pairs:
+        at = quotes.under(_D, "lens_consistency", f"{quotes.label}_vs_{pair.against}", "p50")
+        overlap = at.figure("jaccard@10", Unit.SHARE, value=pair.p50.jaccard_10)
         if overlap.value is not None:
-            said.append(sentence("At the milestones the ten likeliest tokens are shared with the lens ",
-                                 Name(pair.against), " by a median share of ", overlap, "."))  # fmt: skip
-    fraction = None if window is None else window.rank1_frac
-    if window is not None and fraction is not None:
-        there = quotes.figure("rank1_frac", fraction, Unit.SHARE, (_D, "position_window", "rank1_frac"),
-                              ("summary", "position_window", "rank1_frac"))  # fmt: skip
-        said.append(sentence("Along the prompt, at that layer, the answer has rank 1 at a share of ", there,
-                             " of the positions looked at."))  # fmt: skip
-    return said
+            template = "At the milestones the ten likeliest tokens are shared with the lens {} by a median share of {}."
+            sentences.append(sentence(template, Name(pair.against), overlap))
+    window = diagnostics.position_window
+    if window is not None and window.rank1_frac is not None:
+        places = ((_D, "position_window", "rank1_frac"), ("summary", "position_window", "rank1_frac"))
+        there = quotes.figure("rank1_frac", window.rank1_frac, Unit.SHARE, *places)
+        template = "Along the prompt, at that layer, the answer has rank 1 at a share of {} of the positions looked at."
+        sentences.append(sentence(template, there))
+    return sentences
 
 
 def _distance(quotes: Quotes) -> Section:
@@ -229,119 +206,94 @@ def _distance(quotes: Quotes) -> Section:
         *(f"first_kl_below_{bits:.1f}" for bits in t.kl_to_final_bits),
         *(f"cos_ge_{c:g}" for c in t.cos_to_final),
         *(f"first_p_top1_gt_{p:.2f}" for p in t.p_top1),
-    ]  # fmt: skip
-    caption = quotes.caption("Divergence from the model's output, cosine to it, and certainty of any token.",
-                             marked=False)  # fmt: skip
+    ]
+    template = "Divergence from the model's output, cosine to it, and certainty of any token."
+    blocks: list[Block] = [_milestone_table(quotes, named, quotes.caption(template, marked=False))]
     curve = quotes.points("cos_to_final")
     low = shapes.trough(curve)
-    said = []
     if low is not None:
-        layer, value = quotes.cell("layer", low[0], Unit.LAYER), quotes.cell("cos_to_final", low[0], Unit.COSINE)
-        last = quotes.cell("cos_to_final", curve[-1][0], Unit.COSINE)
-        where: tuple[Part | str, ...] = (" at the last layer",)
+        layer, value = quotes.cell("layer", low[0]), quotes.cell("cos_to_final", low[0])
+        last, where = quotes.cell("cos_to_final", curve[-1][0]), filled(" at the last layer")
         if curve[-1][0] != quotes.n_layers:
-            where = (" at layer ", quotes.cell("layer", curve[-1][0], Unit.LAYER), ", the last that has a value")
-        said.append(sentence("The cosine is lowest at layer ", layer, " (", value, ") and ", last, *where, "."))
-    blocks: list[Block] = [_milestone_table(quotes, named, caption)]
-    blocks += [Paragraph(tuple(said))] if said else []
+            where = filled(" at layer {}, the last that has a value", quotes.cell("layer", curve[-1][0]))
+        blocks.append(paragraph(sentence("The cosine is lowest at layer {} ({}) and {}{}.", layer, value, last, where)))
     return Section("Distance to the output", (*blocks, _semantic_row(quotes)))
 
 
 def _semantic_row(quotes: Quotes) -> Block:
     """The figures of the onset, the headline layer, the last layer and the head side by side."""
-    found = semantic(quotes)
-    onset = quotes.milestone(ONSET)
+    headline, onset = semantic(quotes), quotes.milestone(ONSET)
     places = [("first rank 1", onset)]
-    if found.value != onset.value:
-        places.append((found.name, found))
-    last = quotes.cell("layer", quotes.n_layers, Unit.LAYER)
-    places.append(("last layer", last))
-    rows = [
-        row(Name(label), where, *_at(quotes, where.value if isinstance(where.value, int) else None))
-        for label, where in places
-    ]
-    rows.append(_head_row(quotes))
-    header = ("where", "layer", quotes.mark("entropy (bits)"), quotes.mark("p top-1"), quotes.mark("p of answer"),
-              "rank", "lead (logits)", "KL (bits)", "cosine", quotes.mark("rest mass"))  # fmt: skip
+    if headline.value != onset.value:
+        places.append((headline.name, headline))
+    places.append(("last layer", quotes.cell("layer", quotes.n_layers)))
+    rows = [row(Name(label), where, *_at(quotes, where.value)) for label, where in places]
+    uncertain = [quotes.mark(column) for column in ("entropy (bits)", "p top-1", "p of answer")]
+    header = ("where", "layer", *uncertain, "rank", "lead (logits)", "KL (bits)", "cosine", quotes.mark("rest mass"))
     caption = quotes.caption("Rows that conclusions rest on, beside the model's own head, which may be quoted.")
-    return table(header, rows, caption)
+    return table(header, [*rows, _head_row(quotes)], caption)
 
 
-_AT = (
-    ("entropy_bits", Unit.BITS), ("p_top1", Unit.PROBABILITY), ("p_answer", Unit.PROBABILITY),
-    ("answer_rank", Unit.RANK), ("answer_logit_gap", Unit.LOGIT), ("kl_to_final_bits", Unit.BITS),
-    ("cos_to_final", Unit.COSINE), ("rest_mass", Unit.PROBABILITY),
-)  # fmt: skip
-
-
-def _at(quotes: Quotes, layer: int | None) -> list[Claim]:
-    return [quotes.cell(column, layer, unit) for column, unit in _AT]
+def _at(quotes: Quotes, layer: object) -> list[Claim]:
+    at = layer if isinstance(layer, int) else None
+    certainty = [quotes.cell(column, at) for column in ("entropy_bits", "p_top1", "p_answer")]
+    place = [quotes.cell(column, at) for column in ("answer_rank", "answer_logit_gap")]
+    return certainty + place + [quotes.cell(column, at) for column in ("kl_to_final_bits", "cos_to_final", "rest_mass")]
 
 
 def _head_row(quotes: Quotes) -> Row:
-    final, last = quotes.record.measured.final_prediction, quotes.found.last_layer
-    entropy = quotes.figure("entropy", None if final is None else final.entropy_bits, Unit.BITS,
-                            ("final_prediction", "entropy"))  # fmt: skip
-    top = quotes.figure("p_top1_model", None if last is None else last.measured.p_top1_model, Unit.PROBABILITY,
-                        (_D, "last_layer_consistency", "p_top1_model"))  # fmt: skip
-    return row("model's head", "-", entropy, top, "-", "-", "-", "-", "-", "-")
+    final, last = quotes.record.measured.final_prediction, quotes.diagnostics.last_layer
+    head = quotes.under("final_prediction")
+    entropy = head.figure("entropy", Unit.BITS, value=None if final is None else final.entropy_bits)
+    at = quotes.under(_D, "last_layer_consistency", of=None if last is None else last.measured)
+    return row("model's head", "-", entropy, at.figure("p_top1_model", Unit.PROBABILITY), *["-"] * 6)
 
 
 def _copying(quotes: Quotes) -> Section:
-    t = quotes.thresholds
-    named = [
-        MilestoneName.COPY, *(copy_strict(p) for p in t.copy_strict), *(copy_soft(k) for k in t.copy_soft_windows),
-        MilestoneName.LOW_ENTROPY,
-    ]  # fmt: skip
-    caption = quotes.caption(
-        "Echoes of the prompt; ",
-        Name(MilestoneName.LOW_ENTROPY),
-        " is low entropy on any token and no copy.",
-        marked=False,
-    )
-    said = [_reflex(quotes), *_copy_layers(quotes), _drop(quotes), _stability(quotes)]
-    if any(quotes.layer_of(name) is not None for name in named[:-1]):
-        return Section("Copying", (_milestone_table(quotes, named, caption), Paragraph(tuple(said))))
-    first = [*_no_copy(quotes, named[:-1]), _low_entropy(quotes)]
-    return Section("Copying", (Paragraph((*first, *said[1:])),))
+    t, low = quotes.thresholds, MilestoneName.LOW_ENTROPY
+    strict, soft = (copy_strict(p) for p in t.copy_strict), (copy_soft(k) for k in t.copy_soft_windows)
+    named = [MilestoneName.COPY, *strict, *soft]
+    about = [*_copy_layers(quotes), _drop(quotes), _stability(quotes)]
+    if any(quotes.layer_of(name) is not None for name in named):
+        template = "Echoes of the prompt; {} is low entropy on any token and no copy."
+        caption = quotes.caption(template, Name(low), marked=False)
+        copies = _milestone_table(quotes, [*named, low], caption)
+        return Section("Copying", (copies, paragraph(_reflex(quotes), *about)))
+    return short_section("Copying", *_no_copy(quotes, named), _low_entropy(quotes), *about)
 
 
 def _no_copy(quotes: Quotes, named: Sequence[str]) -> list[Sentence]:
     """That no flag is set anywhere, of those that there are."""
     claims = {name: quotes.milestone(name) for name in named}
     unknown = [name for name, claim in claims.items() if not_measured(claim)]
-    asked = [name for name in named if name not in unknown]
-    if not asked:
-        return [sentence("Whether any layer copies the prompt was not measured", Basis(tuple(claims.values())), ".")]
-    how = (Text(", strictly at any threshold or softly over any window"),) if not unknown else (
-        Text(", as far as that was measured ("), *names(asked), Text(")"))  # fmt: skip
-    basis = Basis(tuple(claims[name] for name in asked))
+    known = [name for name in named if name not in unknown]
+    if not known:
+        return [sentence("Whether any layer copies the prompt was not measured{}.", Basis(tuple(claims.values())))]
+    basis = Basis(tuple(claims[name] for name in known))
     tail = "; some layers lack a flag" if any(claim.reason == NEVER_SEEN for claim in basis.claims) else ""
-    said = [sentence("No layer copies the prompt", *how, basis, f"{tail}.")]
-    return said + ([sentence("Not measured: ", *names(unknown), ".")] if unknown else [])
+    how = filled(", strictly at any threshold or softly over any window")
+    if unknown:
+        how = filled(", as far as that was measured ({})", names(known))
+    none = sentence("No layer copies the prompt{}{}{}.", how, basis, tail)
+    return [none, sentence("Not measured: {}.", names(unknown))] if unknown else [none]
 
 
 def _low_entropy(quotes: Quotes) -> Sentence:
     low = quotes.milestone(MilestoneName.LOW_ENTROPY)
+    name = Name(MilestoneName.LOW_ENTROPY)
     if not_measured(low):
-        return sentence(
-            "Whether entropy is low at any layer was not measured (",
-            Name(MilestoneName.LOW_ENTROPY),
-            Basis((low,)),
-            ").",
-        )
+        return sentence("Whether entropy is low at any layer was not measured ({}{}).", name, Basis((low,)))
     if low.value is None:
-        return sentence("Entropy is low ", *at_layer(low), " (", Name(MilestoneName.LOW_ENTROPY), ").")
-    return sentence("Entropy is first low, on whatever token, ", *at_layer(low), " (", Name(MilestoneName.LOW_ENTROPY),
-                    "), which is no copy.")  # fmt: skip
+        return sentence("Entropy is low {} ({}).", at_layer(low), name)
+    return sentence("Entropy is first low, on whatever token, {} ({}), which is no copy.", at_layer(low), name)
 
 
 def _reflex(quotes: Quotes) -> Sentence:
-    early = quotes.found.copies_early
+    early = quotes.diagnostics.copies_early
     if early is None:
         return sentence("Whether layers 0 to 3 echo the prompt was not measured.")
     claim = quotes.shape("copy_reflex", early, "any copy flag at the first four layers")
-    return sentence("Layers 0 to 3 echo the prompt: ", claim, f"{unmeasured_copies(quotes)}.")
+    return sentence("Layers 0 to 3 echo the prompt: {}{}.", claim, unmeasured_copies(quotes))
 
 
 def unmeasured_copies(quotes: Quotes) -> str:
@@ -357,65 +309,61 @@ def _copy_flags(quotes: Quotes) -> list[tuple[str, str]]:
 
 def _copy_layers(quotes: Quotes) -> list[Sentence]:
     """At which layers a copy flag is set, where any is."""
-    curve, said = quotes.curve, []
+    curve, sentences = quotes.curve, []
     for word, column in _copy_flags(quotes):
-        layers = [] if curve is None else [one["layer"] for one in curve.rows if one[column]]
+        layers = [] if curve is None else [row["layer"] for row in curve.rows if row[column]]
         if layers:
             where = quotes.shape(column, listed_layers(layers), "layers at which the flag is set", unit=Unit.TEXT)
-            said.append(sentence(f"A {word} copy stands at layer{'' if len(layers) == 1 else 's'} ", where, "."))
-    return said
+            sentences.append(sentence("A {} copy stands at {} {}.", word, plural("layer", len(layers)), where))
+    return sentences
 
 
 def _drop(quotes: Quotes) -> Sentence:
     """ΔH, where there are both layers; it is a difference of entropies, so it may be out of bounds."""
     copy, onset = quotes.milestone(MilestoneName.COPY), quotes.milestone(ONSET)
     if copy.value is None or onset.value is None:
-        return sentence("ΔH is n.a.: it needs a strict copy layer", Basis((copy, onset)), " and a semantic one.")
+        return sentence("ΔH is n.a.: it needs a strict copy layer{} and a semantic one.", Basis((copy, onset)))
     if not quotes.quotable:
         return sentence("ΔH is n.a.: it is a difference of entropies, which are not to be quoted here.")
-    ends = [quotes.cell("entropy_bits", quotes.layer_of(name), Unit.BITS) for name in (MilestoneName.COPY, ONSET)]
+    ends = quotes.cells("entropy_bits", map(quotes.layer_of, (MilestoneName.COPY, ONSET)))
     values = [end.value for end in ends if isinstance(end.value, int | float)]
     if len(values) < 2:
         return sentence("ΔH is n.a.: an entropy is missing.")
     drop = quotes.evidence.derived("delta_H_bits", values[0] - values[1], Unit.BITS, ends, "difference of entropies")
-    return sentence("ΔH from layer ", copy, " to layer ", onset, " is ", drop, " bits.")
+    return sentence("ΔH from layer {} to layer {} is {} bits.", copy, onset, drop)
 
 
 def _stability(quotes: Quotes) -> Sentence:
-    found = quotes.found.copy_thresholds
-    word = quotes.figure("stability", None if found is None else found.stability, Unit.TEXT,
-                         (_D, "copy_thresholds", "stability"), how="distance of the loosest threshold's layer from the "
-                         "strictest's")  # fmt: skip
-    return sentence("Stability over the strict thresholds: ", word, ".")
+    how = "distance of the loosest threshold's layer from the strictest's"
+    at = quotes.under(_D, "copy_thresholds", of=quotes.diagnostics.copy_thresholds, how=how)
+    return sentence("Stability over the strict thresholds: {}.", at.figure("stability", Unit.TEXT))
 
 
 def _surface(quotes: Quotes) -> Section:
     """Surface, geometry and coverage with what was read there."""
     rows = [
-        _surface_row(quotes, MilestoneName.SURFACE_TO_MEANING, ("answer_mass", "echo_mass_prompt"), Unit.PROBABILITY),
-        _surface_row(quotes, MilestoneName.GEOMETRY, ("cos_to_answer", "cos_to_prompt_max"), Unit.COSINE),
-        _surface_row(quotes, MilestoneName.TOPK_DECAY, ("topk_prompt_mass@50",), Unit.PROBABILITY),
+        _surface_row(quotes, MilestoneName.SURFACE_TO_MEANING, "answer_mass", "echo_mass_prompt"),
+        _surface_row(quotes, MilestoneName.GEOMETRY, "cos_to_answer", "cos_to_prompt_max"),
+        _surface_row(quotes, MilestoneName.TOPK_DECAY, None, "topk_prompt_mass@50"),
     ]
-    caption = quotes.caption("Where the answer outweighs the prompt's own tokens: by mass, by cosine, and among the "
-                             "most likely tokens (the echo's mass alone).")  # fmt: skip
+    template = (
+        "Where the answer outweighs the prompt's own tokens: by mass, by cosine, and among the most likely tokens (the "
+        "echo's mass alone)."
+    )
     header = ("milestone", "first at", "for good from", quotes.mark("answer"), quotes.mark("prompt"))
-    blocks: list[Block] = [table(header, rows, caption)]
+    blocks: list[Block] = [table(header, rows, quotes.caption(template))]
     near_uniform = quotes.points("topk_prompt_mass@50")
     if near_uniform and shapes.stays_at_most(near_uniform, quotes.thresholds.topk_prompt_mass):
-        claim = quotes.shape("topk_prompt_mass_low", True, "every layer is below the threshold")
-        silent = sentence(
-            Name(MilestoneName.TOPK_DECAY), " says nothing here: the mass is low at every layer", Basis((claim,)), "."
-        )
-        blocks.append(Paragraph((silent,)))
+        basis = Basis((quotes.shape("topk_prompt_mass_low", True, "every layer is below the threshold"),))
+        nothing = "{} says nothing here: the mass is low at every layer{}."
+        blocks.append(paragraph(sentence(nothing, Name(MilestoneName.TOPK_DECAY), basis)))
     return Section("Surface, geometry, coverage", tuple(blocks))
 
 
-def _surface_row(quotes: Quotes, name: str, columns: tuple[str, ...], unit: Unit) -> Row:
+def _surface_row(quotes: Quotes, name: str, *columns: str | None) -> Row:
     layer = quotes.layer_of(name)
-    found: list[Part | str] = [quotes.cell(column, layer, unit) for column in columns]
-    if len(found) == 1:
-        found.insert(0, "-")
-    return row(Name(name), layer_cell(quotes.milestone(name)), layer_cell(quotes.stable_twin(name)), *found)
+    masses: list[Filling] = ["-" if column is None else quotes.cell(column, layer) for column in columns]
+    return row(Name(name), layer_cell(quotes.milestone(name)), layer_cell(quotes.stable(name)), *masses)
 
 
 def rest_mass(quotes: Quotes) -> list[Sentence]:
@@ -424,8 +372,10 @@ def rest_mass(quotes: Quotes) -> list[Sentence]:
     peak = None if curve is None else rest_mass_peak(curve, quotes.evidence.verdict.milestones.of())
     if peak is None:
         return []
-    layer = quotes.cell("layer", peak[0], Unit.LAYER)
-    value = quotes.cell("rest_mass", peak[0], Unit.PROBABILITY)
-    shown: tuple[Part | str, ...] = (" (", value, ")") if quotes.quotable else (Basis((value,)),)
-    return [sentence("From the first rank 1 on, the listed tokens cover least at layer ", layer, *shown,
-                     "; rest mass tells how much a row lists, not how faithful a lens is.")]  # fmt: skip
+    layer, value = quotes.cell("layer", peak[0]), quotes.cell("rest_mass", peak[0])
+    shown = filled(" ({})", value) if quotes.quotable else Basis((value,))
+    template = (
+        "From the first rank 1 on, the listed tokens cover least at layer {}{}; rest mass tells how much a row lists, "
+        "not how faithful a lens is."
+    )
+    return [sentence(template, layer, shown)]

@@ -7,193 +7,159 @@ from layerscope.analysis.fitted_lens_audit import AttributedGain, FittedLensAudi
 from layerscope.analysis.percentiles import depth_layer
 from layerscope.analysis.raw_comparison import Comparison
 from layerscope.report.cited.claims import Citation, Claim, Unit
-from layerscope.report.cited.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
-from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
+from layerscope.report.cited.document import Block, Name, Row, Section, Sentence, paragraph, row, sentence
 from layerscope.report.evaluation.quotes import Path, Quotes, layer_cell, table
 
+_D = "diagnostics"
 _FULL = (_D, "raw_lens_full")
+SHARES = (
+    "Shares of layers at least {} and {} bits from the raw lens, layers with rank 1 under the headline lens alone, and "
+    "the score. At the last layer the headline lens is the model's own head, so the second row is the fairer one."
+)
+AGAINST = (
+    "Lens {} against {}: {}. A difference of layers is fitted less headline (negative is earlier), one of KL is "
+    "headline less fitted (positive is nearer to the model)."
+)
+GAINS = "What the tuned lens gains in bits, and how much of it a temperature alone would give; to be preferred: {}."
 
 
 def raw_lens(quotes: Quotes) -> Section:
     """Four sampled layers, a window around milestones, every layer."""
-    title = "Raw lens against norm lens"
-    found = quotes.found
-    sampled, rows = _sampled(quotes), []
-    if found.raw_full is not None and found.raw_full.whole.n_layers:
-        rows.append(_full_row(quotes, "all layers", found.raw_full.whole, _FULL, (*_FULL, "score")))
-        prefinal = (*_FULL, "prefinal")
-        rows.append(
-            _full_row(quotes, "without the last", found.raw_full.prefinal, prefinal, (*_FULL, "score_prefinal"))
-        )
-    blocks: list[Block] = [Paragraph((*sampled, *_window(quotes)))]
-    if rows:
-        caption = quotes.caption(
-            "Shares of layers at least ", Name("1.0"), " and ", Name("0.5"), " bits from the raw lens, layers with "
-            "rank 1 under the headline lens alone, and the score. At the last layer the headline lens is the model's "
-            "own head, so the second row is the fairer one.", marked=False,
-        )  # fmt: skip
-        header = ("layers", "≥1.0", "≥0.5", "norm-only", "first", "max KL (bits)", "JS p50", "score", "score v2",
-                  "tier")  # fmt: skip
-        blocks.append(table(header, rows, caption))
-    else:
-        blocks.append(Paragraph((sentence("The run has no rows of both lenses to compare at every layer."),)))
-    return Section(title, tuple(blocks))
+    full, title = quotes.diagnostics.raw_full, "Raw lens against norm lens"
+    sampled, rows = _sampled(quotes), list[Row]()
+    if full is not None and full.whole.n_layers:
+        rows = [
+            _full_row(quotes, "all layers", full.whole, _FULL, (*_FULL, "score")),
+            _full_row(quotes, "without the last", full.prefinal, (*_FULL, "prefinal"), (*_FULL, "score_prefinal")),
+        ]
+    first = paragraph(*sampled, *_window(quotes))
+    if not rows:
+        none = sentence("The run has no rows of both lenses to compare at every layer.")
+        return Section(title, (first, paragraph(none)))
+    caption = quotes.caption(SHARES, Name("1.0"), Name("0.5"), marked=False)
+    bounds, alone = ("≥1.0", "≥0.5"), ("norm-only", "first")
+    header = ("layers", *bounds, *alone, "max KL (bits)", "JS p50", "score", "score v2", "tier")
+    return Section(title, (first, table(header, rows, caption)))
 
 
 def _sampled(quotes: Quotes) -> list[Sentence]:
-    base = ("raw_lens_check", "summary")
-    found = quotes.found.raw_sample
     risk = _risk(quotes)
     if risk.value is None:
         return [sentence("No layers were sampled under the raw lens.")]
-    largest = quotes.figure(
-        "max_kl_norm_vs_raw_bits", None if found is None else found.max_kl_norm_vs_raw_bits, Unit.BITS,
-        (*base, "max_kl_norm_vs_raw_bits"),
-    )  # fmt: skip
-    first = quotes.figure(
-        "first_norm_only_semantic_layer", None if found is None else found.first_norm_only_semantic_layer, Unit.LAYER,
-        (*base, "first_norm_only_semantic_layer"), reason="at no sampled layer",
-    )  # fmt: skip
-    return [sentence("Sampled layers: risk ", risk, ", largest divergence ", largest, " bits, first layer with rank 1 "
-                     "under the norm alone ", first, ".")]  # fmt: skip
+    at = quotes.under("raw_lens_check", "summary", of=quotes.diagnostics.raw_sample)
+    largest = at.figure("max_kl_norm_vs_raw_bits", Unit.BITS)
+    first = at.figure("first_norm_only_semantic_layer", Unit.LAYER, reason="at no sampled layer")
+    template = "Sampled layers: risk {}, largest divergence {} bits, first layer with rank 1 under the norm alone {}."
+    return [sentence(template, risk, largest, first)]
 
 
 def _risk(quotes: Quotes) -> Claim:
-    found = quotes.found.raw_sample
-    return quotes.figure(
-        "lens_artifact_risk", None if found is None else found.lens_artifact_risk, Unit.TEXT,
-        ("raw_lens_check", "summary", "lens_artifact_risk"), basis=quotes.evidence.raw_rows(),
-    )  # fmt: skip
+    at = quotes.under("raw_lens_check", "summary", of=quotes.diagnostics.raw_sample, basis=quotes.evidence.raw_rows())
+    return at.figure("lens_artifact_risk", Unit.TEXT)
 
 
 def _window(quotes: Quotes) -> list[Sentence]:
-    base, found = (_D, "raw_lens_window"), quotes.found.raw_window
-    if found is None or not found.layers_checked:
+    window, raw = quotes.diagnostics.raw_window, quotes.evidence.raw_rows()
+    if window is None or not window.layers_checked:
         return []
-    entry = quotes.evidence.entry(*base, "norm_only_semantics_layers")
-    ours = found.norm_only_semantics_layers
-    radius = quotes.figure("radius", found.radius, Unit.COUNT, (*base, "radius"), basis=(_risk(quotes),),
-                           how="rule for the sampled risk")  # fmt: skip
-    largest = quotes.figure(
-        "max_kl_norm_vs_raw_bits_window", found.max_kl_norm_vs_raw_bits_window, Unit.BITS,
-        (*base, "max_kl_norm_vs_raw_bits_window"), basis=quotes.evidence.raw_rows(),
-    )  # fmt: skip
-    same = entry is not None and _same_items(quotes, ours)
-    basis: Sequence[Citation] = (
-        (quotes.evidence.cite(entry),) if same and entry is not None else quotes.evidence.raw_rows()
-    )
-    text = None if ours is None else listed_layers(ours)
-    layers = quotes.figure("norm_only_semantics_layers", text, Unit.TEXT, basis=basis, how="layers with rank 1 under "
-                           "the headline lens and not under the raw one")  # fmt: skip
-    return [sentence("Window of radius ", radius, " around milestones: layers with rank 1 under the norm alone ",
-                     layers, ", largest divergence ", largest, " bits.")]  # fmt: skip
-
-
-def _same_items(quotes: Quotes, ours: tuple[int, ...] | None) -> bool:
+    at = quotes.under(_D, "raw_lens_window", of=window, basis=raw)
+    radius = at.figure("radius", Unit.COUNT, basis=(_risk(quotes),), how="rule for the sampled risk")
+    largest = at.figure("max_kl_norm_vs_raw_bits_window", Unit.BITS)
+    alone = window.norm_only_semantics_layers
     entry = quotes.evidence.entry(_D, "raw_lens_window", "norm_only_semantics_layers")
-    if entry is None or ours is None:
-        return False
-    return [item.value for item in quotes.evidence.json.children(entry)] == list(ours)
+    basis: Sequence[Citation] = raw
+    if entry is not None and alone is not None:
+        stated = [item.value for item in quotes.evidence.json.children(entry)]
+        basis = (quotes.evidence.cite(entry),) if stated == list(alone) else raw
+    text = None if alone is None else listed_layers(alone)
+    how = "layers with rank 1 under the headline lens and not under the raw one"
+    layers = quotes.figure("norm_only_semantics_layers", text, Unit.TEXT, basis=basis, how=how)
+    template = (
+        "Window of radius {} around milestones: layers with rank 1 under the norm alone {}, largest divergence {} bits."
+    )
+    return [sentence(template, radius, layers, largest)]
 
 
-def _full_row(quotes: Quotes, label: str, found: Comparison, base: Path, score: Path) -> Row:
-    basis = quotes.evidence.raw_rows()
-
-    def figure(name: str, value: int | float | str | None, unit: Unit, *path: Path) -> Claim:
-        return quotes.figure(name, value, unit, *path, basis=basis, reason="there is none")
-
+def _full_row(quotes: Quotes, label: str, compared: Comparison, base: Path, score: Path) -> Row:
+    about = {"basis": quotes.evidence.raw_rows(), "reason": "there is none"}
+    at, scored = quotes.under(*base, of=compared, **about), quotes.under(*score, of=compared.score, **about)
+    js = compared.js_divergence_percentiles["p50"]
     return row(
         label,
-        figure("pct_layers_kl_ge_1.0", found.pct_layers_kl_ge_1_0, Unit.SHARE, (*base, "pct_layers_kl_ge_1.0")),
-        figure("pct_layers_kl_ge_0.5", found.pct_layers_kl_ge_0_5, Unit.SHARE, (*base, "pct_layers_kl_ge_0.5")),
-        figure(
-            "n_norm_only_semantics_layers", found.n_norm_only_semantics_layers, Unit.COUNT,
-            (*base, "n_norm_only_semantics_layers"),
-        ),
-        figure(
-            "earliest_norm_only_semantic", found.earliest_norm_only_semantic, Unit.LAYER,
-            (*base, "earliest_norm_only_semantic"),
-        ),
-        figure(
-            "max_kl_norm_vs_raw_bits", found.max_kl_norm_vs_raw_bits, Unit.BITS, (*base, "max_kl_norm_vs_raw_bits")
-        ),
-        figure(
-            "js_divergence_p50", found.js_divergence_percentiles["p50"], Unit.BITS,
-            (*base, "js_divergence_percentiles", "p50"),
-        ),
-        figure("lens_artifact_score", found.score.v1, Unit.NUMBER, (*score, "lens_artifact_score")),
-        figure(
-            "lens_artifact_score_v2",
-            found.score.v2 if found.js_divergence_percentiles["p50"] is not None else None,
-            Unit.NUMBER, (*score, "lens_artifact_score_v2"),
-        ),
-        figure("tier", found.score.tier, Unit.TEXT, (*score, "tier")),
-    )  # fmt: skip
+        at.figure("pct_layers_kl_ge_1.0", Unit.SHARE, value=compared.pct_layers_kl_ge_1_0),
+        at.figure("pct_layers_kl_ge_0.5", Unit.SHARE, value=compared.pct_layers_kl_ge_0_5),
+        at.figure("n_norm_only_semantics_layers", Unit.COUNT),
+        at.figure("earliest_norm_only_semantic", Unit.LAYER),
+        at.figure("max_kl_norm_vs_raw_bits", Unit.BITS),
+        at.figure("js_divergence_p50", Unit.BITS, "js_divergence_percentiles", "p50", value=js),
+        scored.figure("lens_artifact_score", Unit.NUMBER, value=compared.score.v1),
+        scored.figure("lens_artifact_score_v2", Unit.NUMBER, value=None if js is None else compared.score.v2),
+        scored.figure("tier", Unit.TEXT),
+    )
 
 
 def fitted(quotes: Quotes) -> Section:
     """Prism and tuned lens against the headline lens."""
     blocks: list[Block] = []
     for lens in ("prism", "tuned"):
-        audit = quotes.found.sidecars.get(lens)
-        blocks += [Paragraph((_absent(quotes, lens),))] if audit is None else _audit(quotes, audit)
+        audit = quotes.diagnostics.sidecars.get(lens)
+        blocks.append(paragraph(_absent(quotes, lens)) if audit is None else _audit(quotes, audit))
     blocks += _attribution(quotes)
     return Section("Prism and tuned lens", tuple(blocks))
 
 
 def _absent(quotes: Quotes, lens: str) -> Sentence:
-    found = next((one for one in quotes.record.measured.fitted_lenses if one.kind == lens), None)
+    record = next((record for record in quotes.record.measured.fitted_lenses if record.kind == lens), None)
     if quotes.headline == lens:
-        return sentence("The lens ", Name(lens), " is the headline lens itself.")
-    why: tuple[Part, ...] = (Text(": "), Name(found.reason)) if found is not None and found.reason else ()
-    words = " lens was read through" if why else " lens has rows in this run"
-    return sentence("No ", Name(lens), words, *why, ".")
+        return sentence("The lens {} is the headline lens itself.", Name(lens))
+    if record is not None and record.reason:
+        return sentence("No {} lens was read through: {}.", Name(lens), Name(record.reason))
+    return sentence("No {} lens has rows in this run.", Name(lens))
 
 
-def _audit(quotes: Quotes, audit: FittedLensAudit) -> list[Block]:
+def _audit(quotes: Quotes, audit: FittedLensAudit) -> Block:
     lens = audit.lens
     base: Path = (_D, "prism_summary", "metrics") if lens == "prism" else ("tuned_lens", "summary", "metrics")
-    rows = []
+    verdict_at = quotes.under(*base, of=audit, basis=_both(quotes, lens))
+    rows = [*_rank_rows(quotes, audit, base), *_kl_rows(quotes, audit, base), _near_row(quotes, audit, base)]
+    verdict = verdict_at.figure("verdict", Unit.TEXT, how="gains and losses of ranks and divergences")
+    caption = quotes.caption(AGAINST, Name(lens), Name(quotes.headline), verdict, marked=False)
+    return table(("measure", quotes.headline, lens, "difference"), rows, caption)
+
+
+def _rank_rows(quotes: Quotes, audit: FittedLensAudit, base: Path) -> list[Row]:
+    rows, lens = [], audit.lens
     for rank, pair in audit.rank_milestones.items():
-        cells = [
-            quotes.figure(f"le_{rank}", value, Unit.LAYER, (*base, "rank_milestones", side, f"le_{rank}"),
-                          basis=quotes.rows(of), lens=of, reason="rank is not reached")
-            for side, of, value in (("baseline", quotes.headline, pair.baseline), (lens, lens, pair.sidecar))
-        ]  # fmt: skip
-        delta = quotes.figure(
-            f"delta.le_{rank}",
-            pair.delta,
-            Unit.COUNT,
-            (*base, "rank_milestones", "delta", f"le_{rank}"),
-            basis=cells,
-            how="fitted less headline",
-            reason="one has no layer",
-        )
-        rows.append(row(Name(f"first rank ≤ {rank} (layer)"), *cells, delta))
-    for layer, quarter in sorted(_by_layer({q: _layer_of(q, quotes) for q in audit.kl_bits_at_percentiles}).items()):
-        bits = audit.kl_bits_at_percentiles[quarter]
-        own, other = (quotes.cell("kl_to_final_bits", layer, Unit.BITS, lens=of) for of in (quotes.headline, lens))
-        delta = quotes.figure(f"delta.{quarter}", bits.delta, Unit.BITS, (*base, "kl_bits_at_percentiles", "delta",
-                              quarter), basis=[own, other], how="headline less fitted")  # fmt: skip
-        rows.append(row(Name(f"KL at layer {layer} (bits)"), own, other, delta))
-    near = [quotes.milestone("first_kl_below_1.0", lens=of) for of in (quotes.headline, lens)]
-    step = quotes.figure("delta.first_kl_le_1.0", audit.first_kl_le_1_0.delta, Unit.COUNT,
-                         (*base, "first_kl_le_1.0", "delta"), basis=near, how="fitted less headline",
-                         reason="one has no layer")  # fmt: skip
-    rows.append(row(Name("first KL ≤ 1.0 (layer)"), *map(layer_cell, near), step))
-    verdict = quotes.figure("verdict", audit.verdict, Unit.TEXT, (*base, "verdict"), basis=_both(quotes, lens),
-                            how="gains and losses of ranks and divergences")  # fmt: skip
-    caption = quotes.caption(
-        "Lens ", Name(lens), " against ", Name(quotes.headline), ": ", verdict, ". A difference of layers is fitted "
-        "less headline (negative is earlier), one of KL is headline less fitted (positive is nearer to the model).",
-        marked=False,
-    )  # fmt: skip
-    return [table(("measure", quotes.headline, lens, "difference"), rows, caption)]
+        key = f"le_{rank}"
+        sides = (("baseline", quotes.headline, pair.baseline), (lens, lens, pair.sidecar))
+        layers = []
+        for side, of, value in sides:
+            at = quotes.under(*base, "rank_milestones", side, basis=quotes.rows(of), lens=of)
+            layers.append(at.figure(key, Unit.LAYER, value=value, reason="rank is not reached"))
+        at = quotes.under(*base, "rank_milestones", "delta", basis=layers, how="fitted less headline")
+        delta = at.figure(f"delta.{key}", Unit.COUNT, key, value=pair.delta, reason="one has no layer")
+        rows.append(row(Name(f"first rank ≤ {rank} (layer)"), *layers, delta))
+    return rows
 
 
-def _layer_of(quarter: str, quotes: Quotes) -> int:
-    """`p25` is a quarter of the depth."""
-    return depth_layer(int(quarter[1:]) / 100, quotes.n_layers)
+def _kl_rows(quotes: Quotes, audit: FittedLensAudit, base: Path) -> list[Row]:
+    rows = []
+    depths = {quarter: depth_layer(int(quarter[1:]) / 100, quotes.n_layers) for quarter in audit.kl_bits_at_percentiles}
+    for layer, quarter in sorted(_by_layer(depths).items()):
+        cells = [quotes.cell("kl_to_final_bits", layer, lens=of) for of in (quotes.headline, audit.lens)]
+        at = quotes.under(*base, "kl_bits_at_percentiles", "delta", basis=cells, how="headline less fitted")
+        bits = audit.kl_bits_at_percentiles[quarter].delta
+        delta = at.figure(f"delta.{quarter}", Unit.BITS, quarter, value=bits)
+        rows.append(row(Name(f"KL at layer {layer} (bits)"), *cells, delta))
+    return rows
+
+
+def _near_row(quotes: Quotes, audit: FittedLensAudit, base: Path) -> Row:
+    near = [quotes.milestone("first_kl_below_1.0", lens=of) for of in (quotes.headline, audit.lens)]
+    at = quotes.under(*base, "first_kl_le_1.0", basis=near, how="fitted less headline")
+    value, why = audit.first_kl_le_1_0.delta, "one has no layer"
+    step = at.figure("delta.first_kl_le_1.0", Unit.COUNT, "delta", value=value, reason=why)
+    return row(Name("first KL ≤ 1.0 (layer)"), *map(layer_cell, near), step)
 
 
 def _by_layer(layers: Mapping[str, int]) -> dict[int, str]:
@@ -206,63 +172,45 @@ def _both(quotes: Quotes, lens: str) -> list[Claim]:
 
 
 def _attribution(quotes: Quotes) -> list[Block]:
-    found = quotes.found.attribution
-    if found is None:
+    attribution = quotes.diagnostics.attribution
+    if attribution is None:
         return []
-    places = _by_layer({quarter: gain.layer for quarter, gain in found.percentiles.items()})
-    gains = {quarter: found.percentiles[quarter] for _, quarter in sorted(places.items())}
-    rows = [_gain(quotes, quarter, gain) for quarter, gain in gains.items()]
-    prefer = quotes.figure("prefer_tuned", found.prefer_tuned, Unit.TRUTH,
-                           ("tuned_lens", "attribution", "prefer_tuned"), basis=_both(quotes, "tuned"))  # fmt: skip
-    caption = quotes.caption(
-        "What the tuned lens gains in bits, and how much of it a temperature alone would give; to be preferred: ",
-        prefer, ".", marked=False,
-    )  # fmt: skip
-    header = ["layer", "in all", "temperature", "rotation"]
-    if any(gain.linear_bits is not None for gain in gains.values()):
-        header += ["of it bias", "of it map"]
-        rows = [_parts(quotes, one, gain) for one, gain in zip(rows, gains.values(), strict=True)]
-    blocks: list[Block] = [table(header, rows, caption)]
-    hint = quotes.stated("hint", Unit.TEXT, ("tuned_lens", "audit_summary", "preferred_semantics_lens_hint"),
-                         ("measurement_guidance", "preferred_semantics_lens_hint"))  # fmt: skip
+    places = _by_layer({quarter: gain.layer for quarter, gain in attribution.percentiles.items()})
+    gains = {quarter: attribution.percentiles[quarter] for _, quarter in sorted(places.items())}
+    whole = any(gain.linear_bits is not None for gain in gains.values())
+    rows = [_gain(quotes, quarter, gain, apart=whole) for quarter, gain in gains.items()]
+    at = quotes.under("tuned_lens", "attribution", of=attribution, basis=_both(quotes, "tuned"))
+    prefer = at.figure("prefer_tuned", Unit.TRUTH)
+    header = ["layer", "in all", "temperature", "rotation", *(["of it bias", "of it map"] if whole else [])]
+    blocks: list[Block] = [table(header, rows, quotes.caption(GAINS, prefer, marked=False))]
+    key = "preferred_semantics_lens_hint"
+    hint = quotes.stated("hint", Unit.TEXT, ("tuned_lens", "audit_summary", key), ("measurement_guidance", key))
     if hint.value is not None:
-        blocks.append(Paragraph((sentence("Hint of the tuned lens' own audit: ", hint, "."),)))
+        blocks.append(paragraph(sentence("Hint of the tuned lens' own audit: {}.", hint)))
     return blocks
 
 
-def _gain(quotes: Quotes, quarter: str, gain: AttributedGain) -> Row:
-    base = ("tuned_lens", "attribution", "percentiles", quarter)
-    basis = [quotes.cell("kl_to_final_bits", gain.layer, Unit.BITS, lens=of) for of in (quotes.headline, "tuned")]
-    cells = [
-        quotes.figure(key, value, Unit.BITS, (*base, key), basis=basis, how="differences of divergences")
-        for key, value in (
-            ("ΔKL_tuned", gain.tuned_bits), ("ΔKL_temp", gain.temperature_bits), ("ΔKL_rot", gain.rotation_bits),
-        )
-    ]  # fmt: skip
-    return row(quotes.cell("layer", gain.layer, Unit.LAYER), *cells)
-
-
-def _parts(quotes: Quotes, shown: Row, gain: AttributedGain) -> Row:
-    basis = [quotes.cell("kl_to_final_bits", gain.layer, Unit.BITS, lens=of) for of in (quotes.headline, "tuned")]
-    further = [
-        quotes.figure(name, value, Unit.BITS, basis=basis, how="differences of divergences")
-        for name, value in (("bias_bits", gain.bias_bits), ("linear_bits", gain.linear_bits))
-    ]
-    return Row((*shown.cells, *((claim,) for claim in further)))
+def _gain(quotes: Quotes, quarter: str, gain: AttributedGain, *, apart: bool) -> Row:
+    basis = [quotes.cell("kl_to_final_bits", gain.layer, lens=of) for of in (quotes.headline, "tuned")]
+    how = "differences of divergences"
+    at = quotes.under("tuned_lens", "attribution", "percentiles", quarter, basis=basis, how=how)
+    sources = {"ΔKL_tuned": gain.tuned_bits, "ΔKL_temp": gain.temperature_bits, "ΔKL_rot": gain.rotation_bits}
+    cells = [at.figure(key, Unit.BITS, value=bits) for key, bits in sources.items()]
+    further = {"bias_bits": gain.bias_bits, "linear_bits": gain.linear_bits} if apart else {}
+    cells += [quotes.figure(name, bits, Unit.BITS, basis=basis, how=how) for name, bits in further.items()]
+    return row(quotes.cell("layer", gain.layer), *cells)
 
 
 def lens_check(quotes: Quotes) -> list[Sentence]:
     """What the raw lens says against the headline lens, in a sentence."""
-    found = quotes.found.raw_full
-    if found is None or not found.whole.n_layers:
+    full, raw = quotes.diagnostics.raw_full, quotes.evidence.raw_rows()
+    if full is None or not full.whole.n_layers:
         return []
-    score = found.prefinal.score
-    tier = quotes.figure(
-        "tier", score.tier, Unit.TEXT, (*_FULL, "score_prefinal", "tier"), basis=quotes.evidence.raw_rows()
+    tier = quotes.under(*_FULL, "score_prefinal", of=full.prefinal.score, basis=raw).figure("tier", Unit.TEXT)
+    at = quotes.under(*_FULL, "prefinal", of=full.prefinal, basis=raw)
+    alone = at.figure("n_norm_only_semantics_layers", Unit.COUNT)
+    template = (
+        "Against the raw lens, without the last layer, the tier is {} and the number of layers with the answer under "
+        "the norm alone {}."
     )
-    alone = quotes.figure(
-        "n_norm_only_semantics_layers", found.prefinal.n_norm_only_semantics_layers, Unit.COUNT,
-        (*_FULL, "prefinal", "n_norm_only_semantics_layers"), basis=quotes.evidence.raw_rows(),
-    )  # fmt: skip
-    return [sentence("Against the raw lens, without the last layer, the tier is ", tier, " and the number "
-                     "of layers with the answer under the norm alone ", alone, ".")]  # fmt: skip
+    return [sentence(template, tier, alone)]

@@ -8,19 +8,23 @@ from layerscope.report.cited.document import (
     Basis,
     Block,
     Bullets,
+    Filling,
     Name,
-    Paragraph,
     Part,
     Section,
     Sentence,
     Strong,
     Text,
+    filled,
+    paragraph,
     row,
     sentence,
+    short_section,
 )
-from layerscope.report.evaluation.quotes import DIAGNOSTICS as _D
 from layerscope.report.evaluation.quotes import Quotes, layers_word, names, table
+from layerscope.report.sentences.last_layer import ACCOUNTS, LIKE_A_SOFTCAP, WHY_SOFTCAP, after_transform
 
+_D = "diagnostics"
 _LAST = (_D, "last_layer_consistency")
 
 
@@ -41,263 +45,221 @@ def method(quotes: Quotes) -> Section:
     return Section("Method sanity-check", (Bullets(tuple(items)),), sections)
 
 
-def _item(title: str, *parts: Part | str) -> Sentence:
-    return sentence(Strong((Text(title + "."),)), " ", *parts)
+def _item(title: str, template: str, *values: Filling) -> Sentence:
+    return sentence(f"{{}} {template}", Strong((Text(f"{title}."),)), *values)
 
 
 def _indexing(quotes: Quotes) -> Sentence:
     curve = quotes.curve
-    position = None if curve is None or not curve.rows else quotes.cell("position", curve.rows[0]["layer"], Unit.COUNT)
-    where: list[Part | str] = ["; rows are those of position ", position] if position is not None else []
+    where: Filling = ()
+    if curve is not None and curve.rows:
+        where = filled("; rows are those of position {}", quotes.cell("position", curve.rows[0]["layer"]))
     last = quotes.figure("n_layers", quotes.n_layers, Unit.LAYER, ("model_stats", "num_layers"))
-    return _item(
-        "Indexing", "A layer is the number of blocks that have written: the embedding comes first, ", last,
-        " is what the final norm receives", *where, " (the first counts as zero), where the next token is predicted.",
-    )  # fmt: skip
+    template = (
+        "A layer is the number of blocks that have written: the embedding comes first, {} is what the final norm "
+        "receives{} (the first counts as zero), where the next token is predicted."
+    )
+    return _item("Indexing", template, last, where)
 
 
 def _norms(quotes: Quotes) -> Sentence:
+    base = (_D, "normalization_provenance")
     kind = quotes.stated("first_block_ln1_type", Unit.TEXT, (_D, "first_block_ln1_type"))
     final = quotes.stated("final_ln_type", Unit.TEXT, (_D, "final_ln_type"))
-    base = (_D, "normalization_provenance")
     strategy = quotes.stated("strategy", Unit.TEXT, (*base, "strategy", "primary"), (*base, "strategy"))
-    first = quotes.stated("ln_source", Unit.TEXT, (*base, "per_layer", 0, "ln_source"))
-    last = quotes.stated("ln_source", Unit.TEXT, (*base, "per_layer", quotes.n_layers, "ln_source"))
-    parts: list[Part | str] = ["The norm of the first block is ", kind, ", the one before the head ", final]
+    first, last = (
+        quotes.stated("ln_source", Unit.TEXT, (*base, "per_layer", layer, "ln_source"))
+        for layer in (0, quotes.n_layers)
+    )
+    template = "The norm of the first block is {}, the one before the head {}; "
     if strategy.value is None:
-        return _item("Norms", *parts, "; the file does not say which norm was applied at which layer.")
-    return _item(
-        "Norms", *parts, "; strategy ", strategy, ", with ", first, " at the embedding and ", last,
-        " at the last layer.",
-    )  # fmt: skip
+        return _item("Norms", f"{template}the file does not say which norm was applied at which layer.", kind, final)
+    template += "strategy {}, with {} at the embedding and {} at the last layer."
+    return _item("Norms", template, kind, final, strategy, first, last)
 
 
 def _norm_effect(quotes: Quotes) -> list[Sentence]:
     """Ratio and cosine of what the norm does, at the embedding and the onset."""
     onset = quotes.layer_of(ONSET)
-    ratio = quotes.cell("resid_norm_ratio", 0, Unit.NUMBER)
+    ratio, cosine = (quotes.cell(column, 0) for column in ("resid_norm_ratio", "delta_resid_cos"))
     if ratio.value is None:
         return [_item("What the norm does", "It is not recorded layer by layer.")]
-    said: list[Part | str] = [
-        "At the embedding it multiplies the length by ", ratio, " (cosine ",
-        quotes.cell("delta_resid_cos", 0, Unit.COSINE), ")",
-    ]  # fmt: skip
+    there: Filling = ()
     if onset is not None and quotes.ranked:
-        said += [
-            ", at layer ", quotes.milestone(ONSET), " by ", quotes.cell("resid_norm_ratio", onset, Unit.NUMBER),
-            " (cosine ", quotes.cell("delta_resid_cos", onset, Unit.COSINE), ")",
-        ]  # fmt: skip
-    return [_item("What the norm does", *said, "."), *_trajectory(quotes)]
+        at_onset = (quotes.cell(column, onset) for column in ("resid_norm_ratio", "delta_resid_cos"))
+        there = filled(", at layer {} by {} (cosine {})", quotes.milestone(ONSET), *at_onset)
+    template = "At the embedding it multiplies the length by {} (cosine {}){}."
+    return [_item("What the norm does", template, ratio, cosine, there), *_trajectory(quotes)]
 
 
 def _trajectory(quotes: Quotes) -> list[Sentence]:
     """How the stream grows; what the norm's factor tells of that where lengths are missing is not the stream's."""
-    found, curve = quotes.found.trajectory, quotes.curve
-    if found is None or curve is None:
+    trajectory, curve = quotes.diagnostics.trajectory, quotes.curve
+    if trajectory is None or curve is None:
         return []
-    base, said = (_D, "norm_trajectory"), list[Part | str]()
-    if curve.values("raw_resid_norm") and found.slope is not None:
-        slope = quotes.figure("slope", found.slope, Unit.NUMBER, (*base, "slope"))
-        r2 = quotes.figure("r2", found.r2, Unit.NUMBER, (*base, "r2"))
-        said += ["Its logarithm changes by ", slope, " a layer; a line explains a share of ", r2, " of it"]
-    else:
-        said += ["Lengths are not recorded"]
-    if quotes.ranked and found.n_spikes is not None:  # counted up to the onset
-        spikes = quotes.figure("n_spikes", found.n_spikes, Unit.COUNT, (*base, "n_spikes"))
-        relative = quotes.figure("n_spikes_relative", found.n_spikes_relative, Unit.COUNT, (*base, "n_spikes_relative"))
-        said += ["; the norm is abrupt at ", spikes, f" {layers_word(spikes)} by the absolute rule, at ", relative,
-                 " by comparison with neighbours"]  # fmt: skip
-    return [_item("Length of the stream", *said, ".")]
+    at = quotes.under(_D, "norm_trajectory", of=trajectory)
+    growth: Filling = "Lengths are not recorded"
+    if curve.values("raw_resid_norm") and trajectory.slope is not None:
+        slope, r2 = at.figure("slope", Unit.NUMBER), at.figure("r2", Unit.NUMBER)
+        growth = filled("Its logarithm changes by {} a layer; a line explains a share of {} of it", slope, r2)
+    abrupt: Filling = ()
+    if quotes.ranked and trajectory.n_spikes is not None:  # counted up to the onset
+        spikes, relative = at.figure("n_spikes", Unit.COUNT), at.figure("n_spikes_relative", Unit.COUNT)
+        template = "; the norm is abrupt at {} {} by the absolute rule, at {} by comparison with neighbours"
+        abrupt = filled(template, spikes, layers_word(spikes), relative)
+    return [_item("Length of the stream", "{}{}.", growth, abrupt)]
 
 
 def _head(quotes: Quotes) -> Sentence:
-    present = quotes.stated("unembed_bias.present", Unit.TRUTH, (_D, "unembed_bias", "present"))
+    at = quotes.under(_D, "unembed_bias")
+    present = at.stated("unembed_bias.present", Unit.TRUTH, "present")
     dtype = quotes.stated("unembed_dtype", Unit.TEXT, (_D, "unembed_dtype"))
     promoted = quotes.stated("use_fp32_unembed", Unit.TRUTH, (_D, "use_fp32_unembed"))
     if present.value is None:
-        bias: tuple[Part | str, ...] = ("Whether it has a bias is not recorded",)
+        bias: Filling = "Whether it has a bias is not recorded"
     elif present.value:
-        bias = ("It has a bias", Basis((present,)), " of length ",
-                quotes.stated("l2_norm", Unit.LOGIT, (_D, "unembed_bias", "l2_norm")))  # fmt: skip
+        bias = filled("It has a bias{} of length {}", Basis((present,)), at.stated("l2_norm", Unit.LOGIT))
     else:
-        bias = ("It has no bias", Basis((present,)))
-    return _item("Unembedding", *bias, "; it was computed in ", dtype, " (promotion needed: ", promoted, ").")
+        bias = filled("It has no bias{}", Basis((present,)))
+    return _item("Unembedding", "{}; it was computed in {} (promotion needed: {}).", bias, dtype, promoted)
 
 
 def _machine(quotes: Quotes) -> Sentence:
-    env = ("provenance", "env")
-    device = quotes.stated("device", Unit.TEXT, (*env, "device"), (_D, "device"))
-    keys = (("torch_version", Unit.TEXT), ("dtype_compute", Unit.TEXT), ("seed", Unit.COUNT))
-    torch, dtype, seed = (quotes.stated(key, unit, (*env, key)) for key, unit in keys)
-    kernels = quotes.stated("deterministic_algorithms", Unit.TRUTH, (*env, "deterministic_algorithms"))
+    at = quotes.under("provenance", "env")
+    device = quotes.stated("device", Unit.TEXT, ("provenance", "env", "device"), (_D, "device"))
+    torch, dtype = at.stated("torch_version", Unit.TEXT), at.stated("dtype_compute", Unit.TEXT)
+    seed, kernels = at.stated("seed", Unit.COUNT), at.stated("deterministic_algorithms", Unit.TRUTH)
     if kernels.value is None:
-        return _item("Environment", "Device ", device, "; the file has no more on the machine.")
-    return _item(
-        "Environment", "Device ", device, ", PyTorch ", torch, ", blocks in ", dtype, ", seed ", seed,
-        ", deterministic kernels: ", kernels, ".",
-    )  # fmt: skip
+        return _item("Environment", "Device {}; the file has no more on the machine.", device)
+    template = "Device {}, PyTorch {}, blocks in {}, seed {}, deterministic kernels: {}."
+    return _item("Environment", template, device, torch, dtype, seed, kernels)
 
 
 def _health(quotes: Quotes) -> Sentence:
-    base = (_D, "numeric_health")
-    nan = quotes.stated("any_nan", Unit.TRUTH, (*base, "any_nan"))
-    inf = quotes.stated("any_inf", Unit.TRUTH, (*base, "any_inf"))
+    at = quotes.under(_D, "numeric_health")
+    nan, inf = at.stated("any_nan", Unit.TRUTH), at.stated("any_inf", Unit.TRUTH)
     if nan.value is None:
         return _item("Numeric health", "Not recorded in these files.")
-    largest = quotes.stated("max_abs_logit_p99", Unit.LOGIT, (*base, "max_abs_logit_p99"))
-    return _item("Numeric health", "NaN: ", nan, ", infinities: ", inf, ", largest logit ", largest, ".")
+    largest = at.stated("max_abs_logit_p99", Unit.LOGIT)
+    return _item("Numeric health", "NaN: {}, infinities: {}, largest logit {}.", nan, inf, largest)
 
 
 def _alignment(quotes: Quotes) -> Sentence:
-    base = (_D, "gold_alignment")
+    base, gold = (_D, "gold_alignment"), quotes.under("gold_answer")
     status = quotes.stated("gold_alignment", Unit.TEXT, (*base, "status"), base)
-    answer = quotes.stated("string", Unit.TOKEN, ("gold_answer", "string"))
-    first = quotes.stated("first_id", Unit.COUNT, ("gold_answer", "first_id"))
-    variant = quotes.stated("variant", Unit.TEXT, ("gold_answer", "variant"))
+    answer, first = gold.stated("string", Unit.TOKEN), gold.stated("first_id", Unit.COUNT)
+    variant = gold.stated("variant", Unit.TEXT)
     rate = quotes.stated("gold_alignment_rate", Unit.SHARE, (_D, "gold_alignment_rate"))
-    share: list[Part | str] = [", share of prompts resolved ", rate] if rate.value is not None else []
-    return _item("Gold alignment", "Status ", status, ": ", answer, " is id ", first, ", ", variant, *share, ".")
+    share = filled(", share of prompts resolved {}", rate) if rate.value is not None else ()
+    return _item("Gold alignment", "Status {}: {} is id {}, {}{}.", status, answer, first, variant, share)
 
 
 def _mask(quotes: Quotes) -> Sentence:
-    found = quotes.record.measured.copy_mask
-    size = quotes.figure("size", None if found is None else found.size, Unit.COUNT,
-                         (_D, "copy_mask", "size"), ("record", "measured", "copy_mask", "size"))  # fmt: skip
+    mask, places = (
+        quotes.record.measured.copy_mask,
+        ((_D, "copy_mask", "size"), ("record", "measured", "copy_mask", "size")),
+    )
+    size = quotes.figure("size", None if mask is None else mask.size, Unit.COUNT, *places)
     if size.value is None:
         return _item("Copy mask", "Not recorded in these files.")
-    return _item("Copy mask", size, " ids of blanks and punctuation never count as an echo.")
+    return _item("Copy mask", "{} ids of blanks and punctuation never count as an echo.", size)
 
 
 def _detectors(quotes: Quotes) -> Sentence:
-    threshold = quotes.figure("copy_thresh", quotes.thresholds.copy_collapse, Unit.PROBABILITY, (_D, "copy_thresh"))
-    window = quotes.stated("copy_window_k", Unit.COUNT, (_D, "copy_window_k"))
-    match = quotes.stated("copy_match_level", Unit.TEXT, (_D, "copy_match_level"))
-    soft = quotes.stated("copy_soft_threshold", Unit.PROBABILITY, (_D, "copy_soft_threshold"),
-                         (_D, "copy_soft_config", "threshold"))  # fmt: skip
-    return _item(
-        "Copy detectors", "Strict above ", threshold, " over ", window,
-        f" {layers_word(window)}, by ", match, "; soft above ", soft, ".",
-    )  # fmt: skip
+    at = quotes.under(_D)
+    threshold = at.figure("copy_thresh", Unit.PROBABILITY, value=quotes.thresholds.copy_collapse)
+    window, match = at.stated("copy_window_k", Unit.COUNT), at.stated("copy_match_level", Unit.TEXT)
+    places = ((_D, "copy_soft_threshold"), (_D, "copy_soft_config", "threshold"))
+    soft = quotes.stated("copy_soft_threshold", Unit.PROBABILITY, *places)
+    template = "Strict above {} over {} {}, by {}; soft above {}."
+    return _item("Copy detectors", template, threshold, window, layers_word(window), match, soft)
 
 
 def _calibration(quotes: Quotes) -> Section:
     """How far the last layer is from the model's output, and what would mend it."""
-    title, found = "Head calibration", quotes.found.last_layer
-    if found is None:
+    title, last = "Head calibration", quotes.diagnostics.last_layer
+    if last is None:
         why = quotes.record.measured.absent.get("last_layer", "the files do not say")
-        return Section(title, (Paragraph((sentence("Not measured: ", Name(why), "."),)),))
-    measured = found.measured
-    kl = quotes.figure("kl_to_final_bits", measured.kl_to_final_bits, Unit.BITS, (*_LAST, "kl_to_final_bits"))
-    temperature = quotes.figure("temp_est", measured.temp_est, Unit.NUMBER, (*_LAST, "temp_est"))
-    after = quotes.figure("kl_after_temp_bits", measured.kl_after_temp_bits, Unit.BITS, (*_LAST, "kl_after_temp_bits"))
-    agree = quotes.figure("top1_agree", measured.top1_agree, Unit.TRUTH, (*_LAST, "top1_agree"))
-    warn = quotes.figure("warn_high_last_layer_kl", found.warn_high_last_layer_kl, Unit.TRUTH,
-                         (*_LAST, "warn_high_last_layer_kl"))  # fmt: skip
-    said = [
-        sentence("The last layer under ", Name(quotes.headline), " is ", kl, " bits from the model's output; same "
-                 "top-1 token: ", agree, "."),
-        sentence("The best temperature, ", temperature, ", leaves ", after, " bits; warning: ", warn, "."),
-    ]  # fmt: skip
-    return Section(title, (Paragraph((*said, *_transform(quotes))),))
+        return short_section(title, sentence("Not measured: {}.", Name(why)))
+    at = quotes.under(*_LAST, of=last.measured)
+    kl, temperature = at.figure("kl_to_final_bits", Unit.BITS), at.figure("temp_est", Unit.NUMBER)
+    after, agree = at.figure("kl_after_temp_bits", Unit.BITS), at.figure("top1_agree", Unit.TRUTH)
+    warn = at.figure("warn_high_last_layer_kl", Unit.TRUTH, value=last.warn_high_last_layer_kl)
+    template = "The last layer under {} is {} bits from the model's output; same top-1 token: {}."
+    return short_section(
+        title,
+        sentence(template, Name(quotes.headline), kl, agree),
+        sentence("The best temperature, {}, leaves {} bits; warning: {}.", temperature, after, warn),
+        *_transform(quotes),
+    )
 
 
 def _transform(quotes: Quotes) -> list[Sentence]:
     """What the head's own scale and soft cap account for."""
-    found = quotes.found.last_layer
-    if found is None:
+    last = quotes.diagnostics.last_layer
+    if last is None:
         return []
-    measured, fits = found.measured, (*_LAST, "kl_after_transform_bits")
-    scale = quotes.figure("scale", measured.scale, Unit.NUMBER, (*_LAST, "cfg_transform", "scale"))
-    cap = quotes.figure("softcap", measured.softcap, Unit.LOGIT, (*_LAST, "cfg_transform", "softcap"))
-    rests = (
-        ("scale then soft cap", measured.kl_after_scale_then_softcap_bits, "scale_then_softcap"),
-        ("soft cap", measured.kl_after_softcap_bits, "softcap"),
-        ("scale", measured.kl_after_scale_bits, "scale"),
-    )
-    name, value, key = next((rest for rest in rests if rest[1] is not None), rests[0])
-    left = quotes.figure(f"kl_after_transform_bits.{key}", value, Unit.BITS, (*fits, key))
-    if left.value is not None and value is not None:
-        explains = (
-            "which accounts for the distance" if value < found.threshold_bits else "which does not account for it"
-        )
-        declared: list[Part | str] = ["soft cap ", cap] if measured.softcap is not None else ["scale ", scale]
-        said = [sentence("The model declares ", *declared, "; with its ", name, " ", left, " bits remain, ", explains,
-                         ".")]  # fmt: skip
-        return said + ([_why_softcap()] if measured.softcap is not None else [])
-    if not found.warn_high_last_layer_kl:
+    measured, at = last.measured, quotes.under(*_LAST, of=last.measured)
+    scale = at.figure("scale", Unit.NUMBER, "cfg_transform", "scale")
+    cap = at.figure("softcap", Unit.LOGIT, "cfg_transform", "softcap")
+    key, bits = after_transform(measured)
+    name = f"kl_after_transform_bits.{key}"
+    left = at.figure(name, Unit.BITS, "kl_after_transform_bits", key, value=bits)
+    if left.value is not None and bits is not None:
+        declared = filled("scale {}", scale) if measured.softcap is None else filled("soft cap {}", cap)
+        transform = key.replace("_", " ").replace("softcap", "soft cap")
+        accounts = ACCOUNTS[bits < last.threshold_bits]
+        template = "The model declares {}; with its {} {} bits remain, {}."
+        why = [sentence(WHY_SOFTCAP)] if measured.softcap is not None else []
+        return [sentence(template, declared, transform, left, accounts), *why]
+    if not last.warn_high_last_layer_kl:
         return []
-    return [
-        sentence(
-            "The file declares no scale and no soft cap",
-            Basis((scale, cap)),
-            ", so the model's own transform could not be tried.",
-        ),
-        *_like_a_softcap(quotes, found.measured),
-    ]
+    none = "The file declares no scale and no soft cap{}, so the model's own transform could not be tried."
+    return [sentence(none, Basis((scale, cap))), *_like_a_softcap(quotes, measured)]
 
 
 def _like_a_softcap(quotes: Quotes, measured: LastLayerRecord) -> list[Sentence]:
     """That the last row is what a soft cap would leave: too certain, and mended in part by a temperature."""
-    lens, model = (
-        quotes.figure(name, value, Unit.PROBABILITY, (*_LAST, name))
-        for name, value in (("p_top1_lens", measured.p_top1_lens), ("p_top1_model", measured.p_top1_model))
-    )
+    at = quotes.under(*_LAST, of=measured)
+    certainty = Basis(tuple(at.figure(name, Unit.PROBABILITY) for name in ("p_top1_lens", "p_top1_model")))
     p, q = measured.p_top1_lens, measured.p_top1_model
     before, after = measured.kl_to_final_bits, measured.kl_after_temp_bits
     if p is None or q is None or before is None or after is None or not (p > q and 0 < after < before):
         return []
-    return [
-        sentence(
-            "The last row is more certain than the model", Basis((lens, model)), ", and one temperature mends a part "
-            "of it alone: that is what a soft cap on the model's logits leaves in rows that do not pass it.",
-        )
-    ]  # fmt: skip
-
-
-def _why_softcap() -> Sentence:
-    return sentence(
-        "A soft cap bends large logits more than small ones, so no single temperature stands for it; rows that do not "
-        "pass it are too certain."
-    )
+    return [sentence(LIKE_A_SOFTCAP, certainty)]
 
 
 def _repetition(quotes: Quotes) -> Section:
     """Whether a second time gives the same."""
-    base, found = (_D, "repeatability"), quotes.found.repeatability
-    status = quotes.figure("status", found.status if found.status != "unavailable" else None, Unit.TEXT,
-                           (*base, "status"))  # fmt: skip
-    deviation = quotes.figure("max_rank_dev", found.max_rank_dev, Unit.COUNT, (*base, "max_rank_dev"))
-    flips = quotes.figure("top1_flip_rate", found.top1_flip_rate, Unit.SHARE, (*base, "top1_flip_rate"))
+    repeated = quotes.diagnostics.repeatability
+    at = quotes.under(_D, "repeatability", of=repeated)
+    status = at.figure("status", Unit.TEXT, value=repeated.status if repeated.status != "unavailable" else None)
+    deviation, flips = at.figure("max_rank_dev", Unit.COUNT), at.figure("top1_flip_rate", Unit.SHARE)
     if deviation.value is None:
-        why: list[Part | str] = [" (", Name(found.reason), ")"] if found.reason else []
-        said = [sentence("No second decode was made or kept", *why, ".")]
+        why = filled(" ({})", Name(repeated.reason)) if repeated.reason else ()
+        second = sentence("No second decode was made or kept{}.", why)
     else:
-        said = [sentence("Second decode ", status, ": largest rank deviation ", deviation, ", share of layers whose "
-                         "top-1 token flipped ", flips, ".")]  # fmt: skip
-    mode = quotes.stated("mode", Unit.TEXT, (_D, "repeatability_forward", "mode"))
-    if mode.value is not None:
-        passed = quotes.stated(
-            "repeatability_forward_pass", Unit.TRUTH,
-            (_D, "repeatability_forward", "gate", "repeatability_forward_pass"),
-        )  # fmt: skip
-        said.append(sentence("Second forward pass: ", mode, ", agreement ", passed, "."))
-    return Section("Repeatability", (Paragraph(tuple(said)),))
+        template = "Second decode {}: largest rank deviation {}, share of layers whose top-1 token flipped {}."
+        second = sentence(template, status, deviation, flips)
+    forward = quotes.under(_D, "repeatability_forward")
+    mode = forward.stated("mode", Unit.TEXT)
+    agreement = forward.stated("repeatability_forward_pass", Unit.TRUTH, "gate", "repeatability_forward_pass")
+    passed = sentence("Second forward pass: {}, agreement {}.", mode, agreement) if mode.value is not None else None
+    return Section("Repeatability", (paragraph(second, passed),))
 
 
 def _decoding(quotes: Quotes) -> Section:
     """Whether milestones hang on the norm of the block that wrote, or of the next."""
-    point, title = quotes.found.decoding_point, "Decoding point"
-    gate = quotes.figure(
-        "decoding_point_consistent", point.consistent, Unit.TRUTH,
-        (_D, "decoding_point", "gate", "decoding_point_consistent"),
-    )  # fmt: skip
+    point, title = quotes.diagnostics.decoding_point, "Decoding point"
+    gate = quotes.under(_D, "decoding_point", "gate").figure(
+        "decoding_point_consistent", Unit.TRUTH, value=point.consistent
+    )
     if not quotes.ranked:
-        return Section(title, (Paragraph((sentence("The identity check failed, and milestones do not stand."),)),))
+        return short_section(title, sentence("The identity check failed, and milestones do not stand."))
+    if not point.targets and gate.value is None:
+        return short_section(title, sentence("Not tested: {}.", Name(point.reason or "the files do not say")))
     if not point.targets:
-        if gate.value is None:
-            why = point.reason or "the files do not say"
-            return Section(title, (Paragraph((sentence("Not tested: ", Name(why), "."),)),))
-        return Section(title, (Paragraph((sentence("Consistent, as the file states it: ", gate, "."),)),))
+        return short_section(title, sentence("Consistent, as the file states it: {}.", gate))
     rows = [
         row(
             Name(target.name),
@@ -308,18 +270,18 @@ def _decoding(quotes: Quotes) -> Section:
         )
         for target in point.targets
     ]
-    caption = quotes.caption(
+    template = (
         "Rank of the answer under the norm of the block that wrote last and under that of the next, and the share of "
-        "their most likely tokens; consistent: ", gate, ".", marked=False,
-    )  # fmt: skip
+        "their most likely tokens; consistent: {}."
+    )
     header = ("milestone", "layer", "post_ln2", "next_norm", "Jaccard@10")
-    return Section(title, (table(header, rows, caption),))
+    return Section(title, (table(header, rows, quotes.caption(template, gate, marked=False)),))
 
 
 def _of_target(quotes: Quotes, target: DecodingTarget, key: str, value: int | float | None, unit: Unit) -> Claim:
     """A figure of one target, cited where the file lists that target."""
     name = target.name.replace(ONSET, f"{ONSET}_{quotes.label}") if target.name == ONSET else target.name
-    for place in range(len(quotes.found.decoding_point.targets)):
+    for place in range(len(quotes.diagnostics.decoding_point.targets)):
         base = (_D, "decoding_point", "per_target", place)
         entry = quotes.evidence.entry(*base, "name")
         if entry is not None and entry.value in (name, target.name):
@@ -329,32 +291,30 @@ def _of_target(quotes: Quotes, target: DecodingTarget, key: str, value: int | fl
 
 def _guidance(quotes: Quotes) -> Section:
     """What may be quoted, each reason against it with its weight."""
-    found, base = quotes.guidance, ("measurement_guidance",)
-    suppress = quotes.figure("suppress_abs_probs", found.suppress_abs_probs, Unit.TRUTH, (*base, "suppress_abs_probs"))
-    prefer = quotes.figure("prefer_ranks", found.prefer_ranks, Unit.TRUTH, (*base, "prefer_ranks"))
-    lens = "norm" if found.preferred_lens == "next_norm" else found.preferred_lens
-    preferred = quotes.figure("preferred_lens_for_reporting", lens, Unit.TEXT, (*base, "preferred_lens_for_reporting"))
-    confirmed = quotes.figure("use_confirmed_semantics", found.use_confirmed, Unit.TRUTH,
-                              (*base, "use_confirmed_semantics"))  # fmt: skip
-    said = [
-        sentence("Prefer ranks: ", prefer, "; suppress absolute probabilities: ", suppress, "."),
-        sentence("Preferred lens: ", preferred, "; use the confirmed semantic layer: ", confirmed, "."),
-    ]
-    if quotes.evidence.entry("measurement_guidance") is None:
-        said.append(sentence("The files hold no guidance; this is what their rows call for."))
-    blocks: list[Block] = [Paragraph(tuple(said))]
+    guidance, at = quotes.guidance, quotes.under("measurement_guidance", of=quotes.guidance)
+    suppress, prefer = at.figure("suppress_abs_probs", Unit.TRUTH), at.figure("prefer_ranks", Unit.TRUTH)
+    lens = "norm" if guidance.preferred_lens == "next_norm" else guidance.preferred_lens
+    preferred = at.figure("preferred_lens_for_reporting", Unit.TEXT, value=lens)
+    confirmed = at.figure("use_confirmed_semantics", Unit.TRUTH, value=guidance.use_confirmed)
     stated = _stated_reasons(quotes)
-    rows = [row(Name(r.name), r.severity, Name(r.text), _reason(quotes, r.name, stated)) for r in found.reasons]
+    none = None
+    if quotes.evidence.entry("measurement_guidance") is None:
+        none = sentence("The files hold no guidance; this is what their rows call for.")
+    lenses = sentence("Preferred lens: {}; use the confirmed semantic layer: {}.", preferred, confirmed)
+    ranks = sentence("Prefer ranks: {}; suppress absolute probabilities: {}.", prefer, suppress)
+    blocks: list[Block] = [paragraph(ranks, lenses, none)]
+    rows = [row(Name(r.name), r.severity, Name(r.text), _reason(quotes, r.name, stated)) for r in guidance.reasons]
     if rows:
         blocks.append(table(("reason", "weight", "what it means", "stated in the file"), rows))
-    further = [claim for name, claim in stated.items() if name not in {reason.name for reason in found.reasons}]
+    further = [claim for name, claim in stated.items() if name not in {reason.name for reason in guidance.reasons}]
     if further:
         parts = [part for claim in further for part in (Text(", "), claim)][1:]
-        blocks.append(Paragraph((sentence("The file gives reasons that its rows do not bear out, or cannot: ", *parts,
-                                          "."),)))  # fmt: skip
-    if found.undetermined:
-        unknown = sentence("Neither raised nor ruled out, for want of data: ", *names(found.undetermined), ".")
-        blocks.append(Paragraph((unknown,)))
+        blocks.append(
+            paragraph(sentence("The file gives reasons that its rows do not bear out, or cannot: {}.", parts))
+        )
+    if guidance.undetermined:
+        unknown = sentence("Neither raised nor ruled out, for want of data: {}.", names(guidance.undetermined))
+        blocks.append(paragraph(unknown))
     return Section("Guidance", tuple(blocks))
 
 

@@ -2,77 +2,85 @@
 
 from layerscope.analysis import curve_shapes as shapes
 from layerscope.analysis.milestones import NEVER_SEEN
-from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, stable_twin
+from layerscope.record.milestone_names import ONSET, stable_twin
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Basis, Name, Paragraph, Part, Section, Sentence, Text, sentence
+from layerscope.report.cited.document import (
+    Basis,
+    Filling,
+    Name,
+    Paragraph,
+    Part,
+    Section,
+    Sentence,
+    filled,
+    paragraph,
+    sentence,
+    short_section,
+)
 from layerscope.report.evaluation.quotes import Quotes, at_layer, names, not_measured
-from layerscope.report.weaknesses import weaknesses
-
-_BASIS: dict[str, str] = {
-    STRONG_RUN2: "strong at two layers in a row",
-    STRONG: "strong, but not at two layers in a row",
-    CONFIRMED: "rank 1, not strong",
-    ONSET: "rank 1 alone",
-}
-"""What each semantic milestone rests on."""
+from layerscope.report.sentences import last_layer, readable
+from layerscope.report.sentences.circumstances import GAP, ONE_NORM
+from layerscope.report.sentences.guidance import FORBIDDEN, PREFERRED
+from layerscope.report.sentences.readable import BASIS
+from layerscope.report.sentences.weaknesses import weaknesses
 
 
 def overview(quotes: Quotes) -> Section:
     """The section."""
-    first = Paragraph((_model(quotes), _prompt(quotes)))
+    first = paragraph(_model(quotes), _prompt(quotes))
     return Section("Overview", (first, Paragraph(tuple(decoding_point(quotes))), Paragraph(tuple(_result(quotes)))))
 
 
 def fingerprint(quotes: Quotes) -> Section:
     """One sentence on the whole run."""
-    claim = semantic(quotes)
-    found = quotes.found.semantic
-    parts: list[Part] = [Name(quotes.evidence.stem), Text(": ")]
+    claim, milestone = semantic(quotes), quotes.diagnostics.semantic
     if not quotes.ranked:
-        parts.append(Text("no layer can be named, for the identity check failed"))
-    elif found is None or claim.value is None:
-        parts += _never(quotes, claim)
+        result: Filling = "no layer can be named, for the identity check failed"
+    elif milestone is None or claim.value is None:
+        result = _never(quotes, claim)
     else:
-        parts += [Text("the answer becomes readable under "), Name(quotes.headline), Text(" at depth fraction ")]
-        parts += [depth(quotes), Text(" (layer "), claim, Text(", "), Name(found.name), Text(")")]
-        weak = weaknesses(quotes.evidence)
-        parts.append(Text(", weakly (" + ", ".join(weak) + ")" if weak else ""))
-    parts += _last_layer(quotes)
-    return Section("Fingerprint", (Paragraph((Sentence(tuple(parts)),)),))
+        points = weaknesses(quotes.evidence)
+        result = filled(
+            readable.READABLE_IN_SHORT,
+            lens=Name(quotes.headline),
+            depth=depth(quotes),
+            layer=claim,
+            milestone=Name(milestone.name),
+            weak=f", weakly ({', '.join(points)})" if points else "",
+        )
+    return short_section("Fingerprint", sentence("{}: {}{}", Name(quotes.evidence.stem), result, _last_layer(quotes)))
 
 
-def _never(quotes: Quotes, claim: Claim) -> list[Part]:
+def _never(quotes: Quotes, claim: Claim) -> tuple[Part, ...]:
     """That the answer does not lead, as far as that is known."""
     if not_measured(claim):
-        return [Text("whether the answer leads under "), Name(quotes.headline), Text(" was not measured"),
-                Basis((claim,))]  # fmt: skip
+        return filled(readable.LEAD_UNKNOWN, Name(quotes.headline), Basis((claim,)))
     tail = " where its rank is known" if claim.reason == NEVER_SEEN else ""
-    return [Text("the answer never leads under "), Name(quotes.headline), Text(tail), Basis((claim,))]
+    return filled(readable.NEVER_LEADS, Name(quotes.headline), tail, Basis((claim,)))
 
 
-def _last_layer(quotes: Quotes) -> list[Part]:
+def _last_layer(quotes: Quotes) -> tuple[Part, ...]:
     """How far the last layer is from the output, by the gate for it."""
-    last, found = last_kl(quotes), quotes.found.last_layer
-    if last.value is None or found is None:
-        return [Text("; how far the last layer is from the output was not measured."), Basis((last,))]
-    if found.warn_high_last_layer_kl:
-        return [Text("; the last layer is far from the output (KL "), last, Text(" bits).")]
-    gate = Name(f"{found.threshold_bits:g}")
-    return [Text("; the last layer is the model's output within the gate of "), gate, Text(" bits (KL "), last,
-            Text(" bits).")]  # fmt: skip
+    kl, last = last_kl(quotes), quotes.diagnostics.last_layer
+    if kl.value is None or last is None:
+        return filled(last_layer.UNKNOWN, Basis((kl,)))
+    if last.warn_high_last_layer_kl:
+        return filled(last_layer.FAR, kl=kl)
+    return filled(last_layer.NEAR, gate=Name(f"{last.threshold_bits:g}"), kl=kl)
 
 
 def semantic(quotes: Quotes) -> Claim:
     """The one layer to headline, by the shared resolver."""
-    found = quotes.found.semantic
-    return quotes.milestone(ONSET if found is None else found.name)
+    milestone = quotes.diagnostics.semantic
+    return quotes.milestone(ONSET if milestone is None else milestone.name)
 
 
 def depth(quotes: Quotes) -> Claim:
     """That layer as a share of the depth."""
-    found, claim = quotes.found.semantic, semantic(quotes)
-    fraction = None if found is None or found.layer is None else round(found.layer / quotes.n_layers, 3)
-    name = f"{ONSET if found is None else found.name}_frac"
+    milestone, claim = quotes.diagnostics.semantic, semantic(quotes)
+    layer = None if milestone is None else milestone.layer
+    fraction = None if layer is None else round(layer / quotes.n_layers, 3)
+    name = f"{ONSET if milestone is None else milestone.name}_frac"
     paths = [("diagnostics", "depth_fractions", name)]
     if claim.value is not None and claim.value == quotes.layer_of(ONSET):
         paths.append(("diagnostics", "depth_fractions", f"{ONSET}_frac"))
@@ -81,45 +89,27 @@ def depth(quotes: Quotes) -> Claim:
 
 def last_kl(quotes: Quotes) -> Claim:
     """How far the last layer is from the model's own output."""
-    found = quotes.found.last_layer
-    value = None if found is None else found.measured.kl_to_final_bits
-    return quotes.figure(
-        "kl_to_final_bits", value, Unit.BITS, ("diagnostics", "last_layer_consistency", "kl_to_final_bits")
-    )
+    last = quotes.diagnostics.last_layer
+    at = quotes.under("diagnostics", "last_layer_consistency", of=None if last is None else last.measured)
+    return at.figure("kl_to_final_bits", Unit.BITS)
 
 
 def decoding_point(quotes: Quotes) -> list[Sentence]:
     """Through which norm rows were decoded, and how much hangs on it."""
-    lenses = quotes.record.protocol.lenses
-    point = quotes.found.decoding_point
-    said = [sentence("Lenses: ", *names(lenses), "; figures are those of ", Name(quotes.headline),
-                     " unless another is named.")]  # fmt: skip
+    lenses, gap = quotes.record.protocol.lenses, quotes.diagnostics.decoding_point.onset_gap
+    which = sentence(
+        "Lenses: {}; figures are those of {} unless another is named.", names(lenses), Name(quotes.headline)
+    )
+    logit, next_norm = Name("logit"), Name("next_norm")
     if "logit" not in lenses:
-        said.append(
-            sentence(
-                "Only the norm of the next block was decoded (",
-                Name("next_norm"),
-                ", which these files call norm), not the model's final norm at every layer (",
-                Name("logit"),
-                "): how many layers hang on that choice cannot be told from this run, and every layer named below "
-                "stands under it.",
-            )
-        )
-    elif point.onset_gap is not None and quotes.ranked:
-        a, b = quotes.milestone(ONSET, lens="logit"), quotes.milestone(ONSET, lens="next_norm")
-        gap = quotes.figure(
-            "gap_layers", point.onset_gap.gap_layers, Unit.COUNT,
-            ("diagnostics", "decoding_point", "onset_gap", "gap_layers"), basis=(a, b), how="difference of layers",
-            reason="one of the two lenses has no onset",
-        )  # fmt: skip
-        said.append(
-            sentence(
-                "Through the final norm (", Name("logit"), ") the answer first has rank 1 ", *at_layer(a),
-                ", through the next block's norm (", Name("next_norm"), ") ", *at_layer(b), ": a gap of ", gap,
-                " layers.",
-            )
-        )  # fmt: skip
-    return said
+        return [which, sentence(ONE_NORM, logit=logit, next_norm=next_norm)]
+    if gap is None or not quotes.ranked:
+        return [which]
+    onsets = [quotes.milestone(ONSET, lens=lens) for lens in ("logit", "next_norm")]
+    a, b = map(at_layer, onsets)
+    at = quotes.under("diagnostics", "decoding_point", "onset_gap", of=gap, basis=onsets, how="difference of layers")
+    layers = at.figure("gap_layers", Unit.COUNT, reason="one of the two lenses has no onset")
+    return [which, sentence(GAP, logit=logit, at_logit=a, next_norm=next_norm, at_next_norm=b, gap=layers)]
 
 
 def _model(quotes: Quotes) -> Sentence:
@@ -133,73 +123,52 @@ def _model(quotes: Quotes) -> Sentence:
         )
     ]
     created = quotes.stated("created_utc", Unit.TEXT, ("created_utc",))
-    when: list[Part] = [Text(", measured "), created] if created.value is not None else []
-    return sentence(
-        Name(model.id), " has ", sizes[0], " layers, a residual stream of ", sizes[1], " and a vocabulary of ",
-        sizes[2], *when, ".",
-    )  # fmt: skip
+    when = filled(", measured {}", created) if created.value is not None else ()
+    template = "{} has {} layers, a residual stream of {} and a vocabulary of {}{}."
+    return sentence(template, Name(model.id), *sizes, when)
 
 
 def _prompt(quotes: Quotes) -> Sentence:
     text = quotes.stated("context_prompt", Unit.TOKEN, ("prompt", "context_prompt"), ("diagnostics", "context_prompt"))
     gold = quotes.stated("gold_answer", Unit.TOKEN, ("gold_answer", "string"), ("prompt", "ground_truth"))
-    return sentence("The prompt is ", text, "; the answer looked for is ", gold, ".")
+    return sentence("The prompt is {}; the answer looked for is {}.", text, gold)
 
 
 def _result(quotes: Quotes) -> list[Sentence]:
     if not quotes.ranked:
-        return [sentence("The identity check failed: neither probabilities nor ranks stand, and no layer is named.")]
-    claim, found = semantic(quotes), quotes.found.semantic
-    if found is None or claim.value is None:
+        return [sentence(readable.NOTHING_STANDS_HERE)]
+    claim, milestone = semantic(quotes), quotes.diagnostics.semantic
+    if milestone is None or claim.value is None:
         return _no_rank_1(quotes, claim)
-    said = [
-        sentence(
-            "The answer becomes readable at layer ", claim, " (depth fraction ", depth(quotes), "): ",
-            _BASIS[found.name], " (", Name(found.name), ").",
-        )
-    ]  # fmt: skip
-    weak = weaknesses(quotes.evidence)
-    if weak:
-        said.append(sentence("This is weak evidence: ", "; ".join(weak), "."))
-    said += _held(quotes)
-    if quotes.guidance.preferred_lens != quotes.headline:
-        own = quotes.milestone(ONSET, lens=quotes.guidance.preferred_lens)
-        said.append(
-            sentence(
-                "Guidance prefers the lens ",
-                Name(quotes.guidance.preferred_lens),
-                ", under which rank 1 comes ",
-                *at_layer(own),
-                ".",
-            )
-        )
-    if quotes.guidance.suppress_abs_probs:
-        said.append(
-            sentence(
-                "Guidance forbids to quote probabilities and entropies of lens rows; conclusions here rest on ranks, "
-                "layers and divergences, and the figures stand in marked columns."
-            )
-        )
-    return said
+    result = sentence(
+        readable.READABLE,
+        answer="The answer",
+        layer=claim,
+        depth=filled("depth fraction {}", depth(quotes)),
+        lens="",
+        basis=BASIS[milestone.name],
+        milestone=Name(milestone.name),
+    )
+    points, preferred = weaknesses(quotes.evidence), quotes.guidance.preferred_lens
+    sentences = [result, *([sentence(readable.WEAK, "; ".join(points))] if points else []), *_held(quotes)]
+    if preferred != quotes.headline:
+        where = at_layer(quotes.milestone(ONSET, lens=preferred))
+        sentences.append(sentence(PREFERRED, lens=Name(preferred), where=where))
+    return sentences + ([sentence(FORBIDDEN)] if quotes.guidance.suppress_abs_probs else [])
 
 
 def _no_rank_1(quotes: Quotes, claim: Claim) -> list[Sentence]:
     """That there is none, where that was measured, and how near it comes."""
     if not_measured(claim):
-        said = [sentence("Whether the answer has rank 1 at any layer was not measured: ", Name(claim.reason or ""),
-                         Basis((claim,)), ".")]  # fmt: skip
+        unknown = sentence(readable.RANK_1_UNKNOWN, Name(claim.reason or ""), Basis((claim,)))
         stated = quotes.stated(ONSET, Unit.LAYER, ("diagnostics", ONSET))
-        if stated.value is not None:
-            said.append(sentence("The file states layer ", stated, ", which no row is there to show."))
-        return said
+        unshown = sentence("The file states layer {}, which no row is there to show.", stated)
+        return [unknown] if stated.value is None else [unknown, unshown]
     some = ", among those that have one" if claim.reason == NEVER_SEEN else ""
-    said = [sentence(f"The answer has rank 1 at no layer{some}", Basis((claim,)), ".")]
+    none = sentence(readable.NO_RANK_1, some, Basis((claim,)))
     best = shapes.trough(quotes.points("answer_rank"))
-    rank, layer = (quotes.cell(column, None if best is None else best[0], unit)
-                   for column, unit in (("answer_rank", Unit.RANK), ("layer", Unit.LAYER)))  # fmt: skip
-    if rank.value is not None:
-        said.append(sentence("Its best rank is ", rank, ", at layer ", layer, "."))
-    return said
+    rank, layer = (quotes.cell(column, None if best is None else best[0]) for column in ("answer_rank", "layer"))
+    return [none] if rank.value is None else [none, sentence("Its best rank is {}, at layer {}.", rank, layer)]
 
 
 def _held(quotes: Quotes) -> list[Sentence]:
@@ -208,11 +177,9 @@ def _held(quotes: Quotes) -> list[Sentence]:
     lost = [at for at in shapes.returns(ranks, lambda rank: rank == 1) if onset is not None and at > onset]
     if not lost:
         return []
-    first, stable = quotes.milestone(ONSET), quotes.milestone(stable_twin(ONSET))
-    gone = quotes.cell("layer", lost[0], Unit.LAYER)
-    tail: tuple[Part | str, ...] = ("it holds from layer ", stable, " on")
+    first, stable, gone = quotes.milestone(ONSET), quotes.milestone(stable_twin(ONSET)), quotes.cell("layer", lost[0])
+    rest = filled(readable.HELD_FROM, stable)
     if stable.value is None:
         known = ranks[-1][0] == quotes.n_layers
-        words = "it does not hold to the last layer" if known else "the last layer, which would tell, is missing"
-        tail = (words, Basis((stable,)))
-    return [sentence("Rank 1 comes first at layer ", first, ", is lost at layer ", gone, ", and ", *tail, ".")]
+        rest = filled("{}{}", readable.HELD_NOWHERE if known else readable.HELD_UNKNOWN, Basis((stable,)))
+    return [sentence(readable.HELD, first=first, lost=gone, rest=rest)]

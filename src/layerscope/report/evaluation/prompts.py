@@ -1,5 +1,6 @@
 """What other prompts say: the control, the wording, the further facts, and the head at other temperatures."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from layerscope.analysis.facts import Fact, fact_passes
@@ -7,156 +8,155 @@ from layerscope.analysis.statistics import Summary
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.record.prompt_key import PromptKey
 from layerscope.report.cited.claims import Citation, Claim, Unit
-from layerscope.report.cited.document import Block, Name, Paragraph, Part, Row, Section, Sentence, Text, row, sentence
+from layerscope.report.cited.document import (
+    Block,
+    Name,
+    Part,
+    Row,
+    Section,
+    Sentence,
+    filled,
+    paragraph,
+    row,
+    sentence,
+    short_section,
+)
 from layerscope.report.cited.evidence import agree
 from layerscope.report.evaluation.quotes import Path, Quotes, table
+
+CONTROL = (
+    "Layers at which the control's own answer leads that of the fact. A first positive margin on near-uniform rows is "
+    "rounding; a clear lead is not."
+)
+WORDINGS = "First layers in both wordings; the difference is other wording less first. Sensitive to the wording: {}."
+INTERVAL = "Over facts. The interval is one of the median, by resampling; it is given where enough facts have a layer."
 
 
 def control(quotes: Quotes) -> Section:
     """Where on the control its own answer leads the fact's."""
-    found, base = quotes.found.control, ("control_summary",)
-    passes = quotes.evidence.verdict.curves.passes
-    asked = next((one for one in passes if not one.is_fact), None)
-    rows = quotes.rows(asked=asked) if asked is not None else ()
-    text = quotes.stated("context_prompt", Unit.TOKEN, ("control_prompt", "context_prompt"))
-    first = quotes.figure("first_control_margin_pos", found.first_control_margin_pos, Unit.LAYER,
-                          (*base, "first_control_margin_pos"), basis=rows, reason=found.reason)  # fmt: skip
-    largest = quotes.figure("max_control_margin", found.max_control_margin, Unit.PROBABILITY,
-                            (*base, "max_control_margin"), basis=rows, reason=found.reason)  # fmt: skip
-    strong = quotes.figure("first_control_strong_pos", found.first_control_strong_pos, Unit.LAYER,
-                           (*base, "first_control_strong_pos"), basis=rows, reason=found.reason)  # fmt: skip
-    lead = quotes.figure("max_control_top2_logit_gap", found.max_control_top2_logit_gap, Unit.LOGIT,
-                         (*base, "max_control_top2_logit_gap"), basis=rows)  # fmt: skip
-    said = [sentence("The control asks ", text, ".")] if text.value is not None else []
+    summary = quotes.diagnostics.control
+    prompt = next((key for key in quotes.evidence.verdict.curves.passes if not key.is_fact), None)
+    rows = quotes.rows(prompt=prompt) if prompt is not None else ()
+    text = quotes.under("control_prompt").stated("context_prompt", Unit.TOKEN)
+    at = quotes.under("control_summary", of=summary, basis=rows, reason=summary.reason)
+    first = at.figure("first_control_margin_pos", Unit.LAYER)
+    largest = at.figure("max_control_margin", Unit.PROBABILITY)
+    strong = at.figure("first_control_strong_pos", Unit.LAYER)
+    lead = at.figure("max_control_top2_logit_gap", Unit.LOGIT, reason=None)
     header = ("margin first above zero", quotes.mark("largest margin"), "clear lead first", "largest lead (logits)")
-    caption = quotes.caption("Layers at which the control's own answer leads that of the fact. A first positive "
-                             "margin on near-uniform rows is rounding; a clear lead is not.")  # fmt: skip
-    blocks: list[Block] = [Paragraph(tuple(said))] if said else []
-    blocks.append(table(header, [row(first, largest, strong, lead)], caption))
-    return Section("Negative control", tuple(blocks))
+    leads = table(header, [row(first, largest, strong, lead)], quotes.caption(CONTROL))
+    asks = (paragraph(sentence("The control asks {}.", text)),) if text.value is not None else ()
+    return Section("Negative control", (*asks, leads))
 
 
 def ablation(quotes: Quotes) -> Section:
     """What leaving out the filler word changes."""
-    found, base = quotes.found.ablation, ("ablation_summary",)
-    if not quotes.evidence.verdict.curves.passes:
-        return Section("Ablation", (Paragraph((sentence("The run has no rows to compare wordings by."),)),))
-    if found.variant_nf is None:
-        return Section("Ablation", (Paragraph((sentence("The fact was asked in one wording alone."),)),))
-    passes = [one for one in quotes.evidence.verdict.curves.passes if one.is_fact]
-    other = next((one for one in passes if one.prompt_variant == found.variant_nf), None)
-    basis = (*quotes.rows(), *(quotes.rows(asked=other) if other is not None else ()))
-
-    def layer(key: str, value: int | None) -> Claim:
-        return quotes.figure(key, value, Unit.LAYER, (*base, key), basis=basis, reason="there is none in that wording")
-
-    rows = [
-        row("semantic", layer("L_sem_orig", found.L_sem_orig), layer("L_sem_nf", found.L_sem_nf),
-            layer("delta_L_sem", found.delta_L_sem)),
-        row("strict copy", layer("L_copy_orig", found.L_copy_orig), layer("L_copy_nf", found.L_copy_nf),
-            layer("delta_L_copy", found.delta_L_copy)),
-    ]  # fmt: skip
-    sensitive = quotes.figure("sensitive", found.sensitive, Unit.TRUTH, basis=basis, how="a tenth of the depth or more")
-    caption = quotes.caption("First layers in both wordings; the difference is other wording less first. Sensitive to "
-                             "the wording: ", sensitive, ".", marked=False)  # fmt: skip
-    header = ("layer of", found.variant_orig or "first", found.variant_nf, "difference")
-    return Section("Ablation", (table(header, rows, caption),))
+    summary, passes = quotes.diagnostics.ablation, quotes.evidence.verdict.curves.passes
+    if not passes:
+        return short_section("Ablation", sentence("The run has no rows to compare wordings by."))
+    if summary.variant_nf is None:
+        return short_section("Ablation", sentence("The fact was asked in one wording alone."))
+    other = next((key for key in passes if key.is_fact and key.prompt_variant == summary.variant_nf), None)
+    basis = (*quotes.rows(), *(quotes.rows(prompt=other) if other is not None else ()))
+    at = quotes.under("ablation_summary", of=summary, basis=basis, reason="there is none in that wording")
+    sides = {"semantic": ("L_sem_orig", "L_sem_nf", "delta_L_sem")}
+    sides["strict copy"] = ("L_copy_orig", "L_copy_nf", "delta_L_copy")
+    rows = [row(label, *(at.figure(key, Unit.LAYER) for key in keys)) for label, keys in sides.items()]
+    how = "a tenth of the depth or more"
+    sensitive = quotes.figure("sensitive", summary.sensitive, Unit.TRUTH, basis=basis, how=how)
+    header = ("layer of", summary.variant_orig or "first", summary.variant_nf, "difference")
+    return Section("Ablation", (table(header, rows, quotes.caption(WORDINGS, sensitive, marked=False)),))
 
 
 def facts(quotes: Quotes) -> Section:
     """Every fact, and the middle of them."""
-    suite, title = quotes.found.micro_suite, "Facts"
+    suite, title = quotes.diagnostics.micro_suite, "Facts"
     if suite.n == 0:
-        return Section(title, (Paragraph((sentence("The run has no rows of any fact."),)),))
+        return short_section(title, sentence("The run has no rows of any fact."))
     if suite.n < 2:
-        return Section(title, (Paragraph((sentence("One fact alone was asked: nothing tells how its layers vary."),)),))
-    asked = dict(zip([fact.prompt for fact in suite.facts], fact_passes(quotes.evidence.verdict.curves.passes),
-                     strict=True))  # fmt: skip
-    rows = [_fact(quotes, fact, asked[fact.prompt]) for fact in suite.facts]
-    caption = quotes.caption("First layers of each fact; δ is from copy to meaning as a share of the depth.",
-                             marked=False)  # fmt: skip
-    first = table(("fact", "semantic", "confirmed", "clear margin", "strong", "δ"), rows, caption)
-    return Section(title, (first, _spread(quotes)))
+        return short_section(title, sentence("One fact alone was asked: nothing tells how its layers vary."))
+    passes = fact_passes(quotes.evidence.verdict.curves.passes)
+    prompts = dict(zip([fact.prompt for fact in suite.facts], passes, strict=True))
+    rows = [_fact(quotes, fact, prompts[fact.prompt]) for fact in suite.facts]
+    template = "First layers of each fact; δ is from copy to meaning as a share of the depth."
+    header = ("fact", "semantic", "confirmed", "clear margin", "strong", "δ")
+    return Section(title, (table(header, rows, quotes.caption(template, marked=False)), _spread(quotes)))
 
 
-def _fact(quotes: Quotes, fact: Fact, asked: PromptKey) -> Row:
-    named = [(ONSET, fact.L_semantic), (CONFIRMED, None), (MilestoneName.MARGIN_OK, None), (STRONG, None)]
-    layers = [quotes.milestone(name, asked=asked) for name, _ in named]
+def _fact(quotes: Quotes, fact: Fact, prompt: PromptKey) -> Row:
+    names = (ONSET, CONFIRMED, MilestoneName.MARGIN_OK, STRONG)
+    layers = [quotes.milestone(name, prompt=prompt) for name in names]
     delta = quotes.figure("delta_hat", fact.delta_hat, Unit.SHARE, basis=layers, reason="no copy layer")
     return row(Name(fact.fact_key or str(fact.fact_index)), *layers, delta)
 
 
 def _spread(quotes: Quotes) -> Block:
-    found = quotes.found.statistics.by_milestone
-    rows = [_summary(quotes, name, found[name]) for name in (ONSET, STRONG, STRONG_RUN2) if name in found]
-    caption = quotes.caption("Over facts. The interval is one of the median, by resampling; it is given where enough "
-                             "facts have a layer.", marked=False)  # fmt: skip
+    summaries = quotes.diagnostics.statistics.by_milestone
+    rows = [_summary(quotes, name, summaries[name]) for name in (ONSET, STRONG, STRONG_RUN2) if name in summaries]
     header = ("milestone", "facts", "without", "median", "p25", "p75", "95% from", "to")
-    return table(header, rows, caption)
+    return table(header, rows, quotes.caption(INTERVAL, marked=False))
 
 
-def _summary(quotes: Quotes, name: str, found: Summary) -> Row:
-    asked = fact_passes(quotes.evidence.verdict.curves.passes)
-    behind: list[Claim | Citation] = [quotes.milestone(name, asked=one) for one in asked]
+def _summary(quotes: Quotes, name: str, summary: Summary) -> Row:
+    passes = fact_passes(quotes.evidence.verdict.curves.passes)
+    behind: list[Claim | Citation] = [quotes.milestone(name, prompt=prompt) for prompt in passes]
     if name == ONSET:
-        behind = _aggregate(quotes, found) or behind
-    low, high = found.interval_95 or (None, None)
-    values: list[tuple[str, int | float | None, Unit]] = [
-        ("n", found.n, Unit.COUNT), ("n_missing", found.n_missing, Unit.COUNT), ("median", found.median, Unit.LAYER),
-        ("p25", found.p25, Unit.LAYER), ("p75", found.p75, Unit.LAYER), ("low", low, Unit.LAYER),
-        ("high", high, Unit.LAYER),
-    ]  # fmt: skip
-    return row(
-        Name(name),
-        *(
-            quotes.figure(f"{name}_{key}", value, unit, basis=behind, how="over facts", reason=found.interval_reason)
-            for key, value, unit in values
-        ),
-    )
+        behind = _aggregate(quotes, summary) or behind
+    low, high = summary.interval_95 or (None, None)
+    layers = {"median": summary.median, "p25": summary.p25, "p75": summary.p75, "low": low, "high": high}
+    counts = {"n": summary.n, "n_missing": summary.n_missing}
+
+    def figure(key: str, value: float | None, unit: Unit) -> Claim:
+        why = summary.interval_reason
+        return quotes.figure(f"{name}_{key}", value, unit, basis=behind, how="over facts", reason=why)
+
+    claims = [figure(key, value, Unit.COUNT) for key, value in counts.items()]
+    return row(Name(name), *claims, *(figure(key, value, Unit.LAYER) for key, value in layers.items()))
 
 
-def _aggregate(quotes: Quotes, found: Summary) -> list[Claim | Citation]:
+def _aggregate(quotes: Quotes, summary: Summary) -> list[Claim | Citation]:
     """The block of the file that holds the medians, where its median is ours."""
     block = ("micro_suite", "aggregates")
     median = quotes.evidence.entry(*block, "L_semantic_norm_median")
     entry = quotes.evidence.entry(*block)
-    if median is None or entry is None or not agree(median.value, found.median_rounded):
+    if median is None or entry is None or not agree(median.value, summary.median_rounded):
         return []
     return [quotes.evidence.cite(entry)]
 
 
 def temperatures(quotes: Quotes) -> Section:
     """The model's own head with its logits divided."""
-    explored = quotes.record.measured.temperature_exploration
+    explored, title = quotes.record.measured.temperature_exploration, "Temperature exploration"
     if not explored:
-        return Section("Temperature exploration", (Paragraph((sentence("None was made."),)),))
-    rows = [_temperature(quotes, place) for place in range(len(explored))]
+        return short_section(title, sentence("None was made."))
+    rows = [row(*temperature_claims(quotes, place).values()) for place in range(len(explored))]
     caption = quotes.caption("The model's own head on the primary prompt, which may be quoted.", marked=False)
     header = ("temperature", "entropy (bits)", "rank of answer", "p of answer", "top-1 token")
-    return Section("Temperature exploration", (table(header, rows, caption),))
+    return Section(title, (table(header, rows, caption),))
 
 
 def temperature_claims(quotes: Quotes, place: int) -> dict[str, Claim]:
     """The figures of one temperature: of the answer as the file's list of tokens has it where it has no rank itself."""
-    found = quotes.record.measured.temperature_exploration[place]
+    explored = quotes.record.measured.temperature_exploration[place]
     base = ("temperature_exploration", place)
-    rank, p = found.answer_rank, found.p_answer
+    rank, p = explored.answer_rank, explored.p_answer
     where = _listed_at(quotes, place)
     if rank is None and where is not None:
-        rank, p = where + 1, found.top_probs[where]
+        rank, p = where + 1, explored.top_probs[where]
     listed: list[Path] = [] if where is None else [(*base, "topk", where, 1)]
     entries = [quotes.evidence.entry(*path) for path in listed or [(*base, "topk", 0, 0)]]
     basis = [quotes.evidence.cite(entry) for entry in entries if entry is not None]
-    top = found.top_tokens[0] if found.top_tokens else None
+    top = explored.top_tokens[0] if explored.top_tokens else None
+    at, unlisted = quotes.under(*base, of=explored), "the answer is not listed"
+    how, up_to = "place among the listed tokens", _up_to(quotes, place)
+    places = (*listed, (*base, "p_answer"))
     return {
-        "temperature": quotes.figure("temperature", found.temperature, Unit.NUMBER, (*base, "temperature")),
-        "entropy": quotes.figure("entropy", found.entropy_bits, Unit.BITS, (*base, "entropy")),
-        "rank": quotes.figure("answer_rank", rank, Unit.RANK, (*base, "answer_rank"), basis=_up_to(quotes, place),
-                              how="place among the listed tokens", reason="the answer is not listed"),
-        "p": quotes.figure("p_answer", p, Unit.PROBABILITY, *listed, (*base, "p_answer"),
-                           basis=basis, reason="the answer is not listed"),
-        "top": quotes.figure("top1", top, Unit.TOKEN, (*base, "topk", 0, 0), basis=basis),
-    }  # fmt: skip
+        "temperature": at.figure("temperature", Unit.NUMBER),
+        "entropy": at.figure("entropy", Unit.BITS, value=explored.entropy_bits),
+        "rank": at.figure("answer_rank", Unit.RANK, value=rank, basis=up_to, how=how, reason=unlisted),
+        "p": quotes.figure("p_answer", p, Unit.PROBABILITY, *places, basis=basis, reason=unlisted),
+        "top": at.figure("top1", Unit.TOKEN, "topk", 0, 0, value=top, basis=basis),
+    }
 
 
 def _up_to(quotes: Quotes, place: int) -> list[Citation]:
@@ -169,39 +169,30 @@ def _up_to(quotes: Quotes, place: int) -> list[Citation]:
     return [replace(quotes.evidence.cite(first), last_line=last.last_line, pointer=None)]
 
 
-def _temperature(quotes: Quotes, place: int) -> Row:
-    found = temperature_claims(quotes, place)
-    return row(*(found[key] for key in ("temperature", "entropy", "rank", "p", "top")))
-
-
 def _listed_at(quotes: Quotes, place: int) -> int | None:
     """Where the answer's first piece stands among the listed tokens, by its text."""
-    prompt, found = quotes.prompt, quotes.record.measured.temperature_exploration[place]
+    prompt, explored = quotes.prompt, quotes.record.measured.temperature_exploration[place]
     if prompt is None or not prompt.answers:
         return None
     answer = prompt.answers[0]
-    if found.top_ids is not None and answer.first_id in found.top_ids:
-        return found.top_ids.index(answer.first_id)
+    if explored.top_ids is not None and answer.first_id in explored.top_ids:
+        return explored.top_ids.index(answer.first_id)
     wanted = (" " if answer.variant == "with_space" else "") + answer.string
-    texts = list(found.top_tokens)
+    texts = list(explored.top_tokens)
     return next((texts.index(text) for text in (wanted, answer.string) if text in texts), None)
 
 
-def head_on_test_prompt(quotes: Quotes) -> list[Sentence]:
+def head_on_test_prompt(quotes: Quotes) -> Iterator[Sentence]:
     """What the model's head says when the fact is asked the other way round."""
-    prompts = quotes.record.measured.test_prompts
+    prompts, answer = quotes.record.measured.test_prompts, quotes.answer
     if not prompts or not prompts[0].top_tokens:
-        return []
-    base = ("test_prompts", 0)
-    text = quotes.stated("prompt", Unit.TOKEN, (*base, "prompt"))
-    parts: list[Part] = []
+        return
+    at = quotes.under("test_prompts", 0)
+    words: list[Part] = []
     for place in range(min(3, len(prompts[0].top_tokens))):
-        word = quotes.stated("token", Unit.TOKEN, (*base, "topk", place, 0))
-        p = quotes.stated("p", Unit.PROBABILITY, (*base, "topk", place, 1))
-        parts += [Text(", " if place else ""), word, Text(" "), p]
-    answer = quotes.answer
-    named = [t.strip() for t in prompts[0].top_tokens]
-    leak = (
-        "" if answer is None else f"; the answer itself is {'' if answer in named else 'not '}among the listed tokens"
-    )
-    return [sentence("Asked the other way round, ", text, ", the model's head says ", *parts, leak, ".")]
+        word, p = at.stated("token", Unit.TOKEN, "topk", place, 0), at.stated("p", Unit.PROBABILITY, "topk", place, 1)
+        words += filled(", {} {}" if place else "{} {}", word, p)
+    there = answer in [token.strip() for token in prompts[0].top_tokens]
+    leak = "" if answer is None else f"; the answer itself is {'' if there else 'not '}among the listed tokens"
+    template = "Asked the other way round, {}, the model's head says {}{}."
+    yield sentence(template, at.stated("prompt", Unit.TOKEN), words, leak)

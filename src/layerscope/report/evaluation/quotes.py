@@ -1,8 +1,9 @@
 """Claims for a report's sentences: found in rows where they can be, the file's where it alone has them, else absent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve import Curve
@@ -17,7 +18,19 @@ from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
-from layerscope.report.cited.document import MARK, Basis, Name, Part, Row, Sentence, Table, Text, Token
+from layerscope.report.cited.document import (
+    MARK,
+    Basis,
+    Filling,
+    Name,
+    Part,
+    Row,
+    Sentence,
+    Table,
+    Text,
+    Token,
+    sentence,
+)
 from layerscope.report.cited.evidence import Evidence, agree
 from layerscope.report.cited.sources import CsvFile, Entry
 
@@ -25,11 +38,45 @@ Path: TypeAlias = tuple[str | int, ...]
 """Where the JSON may have something."""
 UNKNOWN = frozenset({NOT_MEASURED, NEVER_SEEN, NO_OTHER_LENS})
 """Reasons for a missing layer that are no finding: some rows or values that would tell are not there."""
+UNITS: dict[str, Unit] = {
+    "layer": Unit.LAYER,
+    "position": Unit.COUNT,
+    "top1": Unit.TOKEN,
+    "answer_rank": Unit.RANK,
+    "answer_logit_gap": Unit.LOGIT,
+    "resid_norm_ratio": Unit.NUMBER,
+    **dict.fromkeys(("entropy_bits", "kl_to_final_bits", "kl_norm_vs_raw_bits"), Unit.BITS),
+    **dict.fromkeys(("cos_to_final", "cos_to_answer", "cos_to_prompt_max", "delta_resid_cos"), Unit.COSINE),
+    **dict.fromkeys(("p_top1", "p_answer", "rest_mass", "answer_mass", "echo_mass_prompt"), Unit.PROBABILITY),
+    "topk_prompt_mass@50": Unit.PROBABILITY,
+}
+"""What the columns are in that sentences and tables quote."""
 UNREAD, UNCITED = "the run has no rows of the prompt under this lens", "no file holds its rows"
 
 
-DIAGNOSTICS = "diagnostics"
-"""The block of the JSON that most values stand in."""
+class Place:
+    """Figures that the JSON keeps under one key by their own names, and the record that holds our values of them."""
+
+    def __init__(self, quotes: "Quotes", path: Path, record: object, **about: Any) -> None:
+        self._quotes, self._path, self._record, self._about = quotes, path, record, about
+
+    def figure(self, name: str, unit: Unit, *inner: str | int, value: Any = ..., **about: Any) -> Claim:
+        """A figure as `Quotes.figure` finds it.
+
+        Args:
+            name: of the claim; of the record's attribute, where no value is given; and of the key.
+            unit: what it is in.
+            inner: path of the key, where it has another name.
+            value: ours, where the record does not hold it under that name.
+            about: basis, how and reason, where they are not those of the place.
+        """
+        if value is ...:
+            value = None if self._record is None else getattr(self._record, name)
+        return self._quotes.figure(name, value, unit, (*self._path, *(inner or (name,))), **(self._about | about))
+
+    def stated(self, name: str, unit: Unit, *inner: str | int) -> Claim:
+        """What the JSON states there."""
+        return self._quotes.stated(name, unit, (*self._path, *(inner or (name,))))
 
 
 class Quotes:
@@ -37,7 +84,7 @@ class Quotes:
 
     def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence
-        self.found: Diagnostics = evidence.verdict.diagnostics
+        self.diagnostics: Diagnostics = evidence.verdict.diagnostics
         self.guidance: Guidance = evidence.verdict.guidance
         self.record: RunRecord = evidence.record
         self.headline = evidence.headline
@@ -59,7 +106,9 @@ class Quotes:
     @cached_property
     def prompt(self) -> PromptRecord | None:
         """The primary prompt."""
-        return self.record.prompt(self.evidence.primary)
+        key = self.evidence.primary
+        prompts = self.record.suite.prompts
+        return next((p for p in prompts if key and _is(p, key)), None)
 
     @property
     def answer(self) -> str | None:
@@ -70,20 +119,25 @@ class Quotes:
 
     def absent(self, name: str, unit: Unit, reason: str, *, lens: str | None = None) -> Claim:
         """A figure that there is not."""
-        return Claim(subject=self.evidence.stem, name=name, value=None, unit=unit, citations=(), lens=lens or None,
-                     reason=reason)  # fmt: skip
+        return Claim(
+            subject=self.evidence.stem, name=name, value=None, unit=unit, citations=(), lens=lens or None, reason=reason
+        )
 
     def stated(self, name: str, unit: Unit, *paths: Path, reason: str = "the files do not state it") -> Claim:
         """What the JSON states at the first of several paths; absent where it states nothing."""
-        found = self.evidence.first_stated(*paths, unit=unit, name=name)
-        return self.absent(name, unit, reason) if found is None else found
+        claim = self.evidence.first_stated(*paths, unit=unit, name=name)
+        return self.absent(name, unit, reason) if claim is None else claim
 
     def cell(
-        self, column: str, layer: int | None, unit: Unit, *, lens: str | None = None, asked: PromptKey | None = None
+        self, column: str, layer: int | None, *, lens: str | None = None, prompt: PromptKey | None = None
     ) -> Claim:
         """A value of a row; absent where there is none."""
-        found = self.evidence.cell(column, layer, unit, lens=lens, asked=asked)
-        return self.absent(column, unit, "the rows have no value there", lens=lens) if found is None else found
+        claim = self.evidence.cell(column, layer, UNITS[column], lens=lens, prompt=prompt)
+        return claim or self.absent(column, UNITS[column], "the rows have no value there", lens=lens)
+
+    def cells(self, column: str, layers: Iterable[int | None], *, lens: str | None = None) -> list[Claim]:
+        """The same of several layers."""
+        return [self.cell(column, layer, lens=lens) for layer in layers]
 
     def figure(
         self,
@@ -115,8 +169,15 @@ class Quotes:
         if entry is not None and (value is None or agree(entry.value, value)):
             if value is not None or entry.value is not None:
                 return self.stated(name, unit, entry.path)
-            return Claim(subject=self.evidence.stem, name=name, value=None, unit=unit, lens=lens,
-                         citations=(self.evidence.cite(entry),), reason=reason)  # fmt: skip
+            return Claim(
+                subject=self.evidence.stem,
+                name=name,
+                value=None,
+                unit=unit,
+                lens=lens,
+                citations=(self.evidence.cite(entry),),
+                reason=reason,
+            )
         if value is None:
             return self.absent(name, unit, reason or "it could not be found", lens=lens)
         ours = self.evidence.derived(
@@ -126,6 +187,10 @@ class Quotes:
             self.otherwise_stated[entry.path] = ours, self.stated(name, unit, entry.path)
         return ours
 
+    def under(self, *path: str | int, of: object = None, **about: Any) -> Place:
+        """Figures that the JSON keeps under one key; `about` is their basis, how and reason."""
+        return Place(self, path, of, **about)
+
     def otherwise(self, name: str, value: Value, unit: Unit, *paths: Path) -> Claim | None:
         """What the JSON states where it differs from what was found; None where it agrees or says nothing."""
         entry = self._entry(paths)
@@ -134,30 +199,30 @@ class Quotes:
         return self.stated(name, unit, entry.path)
 
     def _entry(self, paths: Sequence[Path]) -> Entry | None:
-        found = (self.evidence.entry(*path) for path in paths)
-        return next((entry for entry in found if entry is not None and not entry.is_container), None)
+        entries = (self.evidence.entry(*path) for path in paths)
+        return next((entry for entry in entries if entry is not None and not entry.is_container), None)
 
-    def milestone(self, name: str, *, lens: str | None = None, asked: PromptKey | None = None) -> Claim:
+    def milestone(self, name: str, *, lens: str | None = None, prompt: PromptKey | None = None) -> Claim:
         """The layer of a milestone; absent where the prompt was not read through that lens."""
-        found = self.evidence.milestone(name, lens=lens, asked=asked)
-        if found is None:
-            own = self.evidence.verdict.milestones.of(lens, asked).get(name)
-            why = UNREAD if own is None else own.reason or UNCITED
+        claim = self.evidence.milestone(name, lens=lens, prompt=prompt)
+        if claim is None:
+            milestone = self.evidence.verdict.milestones.of(lens, prompt).get(name)
+            why = UNREAD if milestone is None else milestone.reason or UNCITED
             return self.absent(name, Unit.LAYER, why, lens=lens)
-        return found
+        return claim
 
-    def stable_twin(self, name: str) -> Claim:
+    def stable(self, name: str) -> Claim:
         """From which layer on a milestone holds for good."""
         return self.milestone(stable_twin(name))
 
-    def own(self, name: str, lens: str | None = None) -> Milestone | None:
+    def summary(self, name: str, lens: str | None = None) -> Milestone | None:
         """A milestone of the primary prompt with what was read at its layer."""
         return self.evidence.verdict.milestones.of(lens).get(name)
 
     def layer_of(self, name: str) -> int | None:
         """Its layer."""
-        found = self.own(name)
-        return None if found is None else found.layer
+        milestone = self.summary(name)
+        return None if milestone is None else milestone.layer
 
     # Curves
 
@@ -166,27 +231,27 @@ class Quotes:
         curve = self.evidence.curve(lens)
         return [] if curve is None else points((row["layer"], row[column]) for row in curve.rows)
 
-    def rows(self, lens: str | None = None, asked: PromptKey | None = None) -> tuple[Citation, ...]:
+    def rows(self, lens: str | None = None, prompt: PromptKey | None = None) -> tuple[Citation, ...]:
         """The lines of all rows of a prompt."""
-        return self.evidence.whole_pass(lens, asked)
+        return self.evidence.whole_pass(lens, prompt)
 
     def shape(self, name: str, value: Value, how: str, *, lens: str | None = None, unit: Unit = Unit.TRUTH) -> Claim:
         """Something about a whole curve."""
         return self.evidence.derived(name, value, unit, self.rows(lens), how, lens=lens or self.headline)
 
-    def raw_cell(self, column: str, layer: int | None, unit: Unit) -> Claim:
+    def raw_cell(self, column: str, layer: int | None) -> Claim:
         """A value of the table that holds headline and raw lens side by side."""
-        curve, table = self.curve, self.side_table(csv_name(self.evidence.stem, RAWLENS))
+        curve, table, unit = self.curve, self.side_table(csv_name(self.evidence.stem, RAWLENS)), UNITS[column]
         value = None if curve is None or layer is None else curve.value(column, layer)
-        asked = self.evidence.primary
-        if value is None or table is None or asked is None:
+        prompt = self.evidence.primary
+        if value is None or table is None or prompt is None:
             return self.absent(column, unit, "no table holds raw and headline lens side by side")
-        rows = table.select(prompt_id=asked.prompt_id, prompt_variant=asked.prompt_variant, layer=layer)
+        rows = table.select(prompt_id=prompt.prompt_id, prompt_variant=prompt.prompt_variant, layer=layer)
         if not rows:
             return self.absent(column, unit, "that table has no such row")
         cited = Citation(table.name, rows[0].line, rows[0].last_line, row=rows[0].number, column=column)
-        return Claim(subject=self.evidence.stem, name=column, value=value, unit=unit, citations=(cited,), layer=layer,
-                     lens=self.headline)  # fmt: skip
+        claim = Claim(subject=self.evidence.stem, name=column, value=value, unit=unit, citations=(cited,), layer=layer)
+        return replace(claim, lens=self.headline)
 
     def side_table(self, name: str) -> CsvFile | None:
         """A further table of the run; None where the folder lacks it."""
@@ -203,12 +268,10 @@ class Quotes:
         """A column's header, marked where its figures are not to be quoted."""
         return header if self.quotable else header + MARK
 
-    def caption(self, *parts: Part | str, marked: bool = True) -> Sentence:
+    def caption(self, template: str, *values: Filling, marked: bool = True, **named: Filling) -> Sentence:
         """A caption; it explains the mark where columns have it."""
-        words = [Text(part) if isinstance(part, str) else part for part in parts]
-        if marked and not self.quotable:
-            words += [Text(f" Columns with{MARK} are not to be quoted.")]
-        return Sentence(tuple(words))
+        explained = f" Columns with{MARK} are not to be quoted." if marked and not self.quotable else ""
+        return sentence(template + explained, *values, **named)
 
 
 def not_measured(claim: Claim) -> bool:
@@ -256,3 +319,11 @@ def names(listed: Sequence[str]) -> list[Part]:
 def table(header: Sequence[str], rows: Sequence[Row], caption: Sentence | None = None) -> Table:
     """A table."""
     return Table(tuple(header), tuple(rows), caption)
+
+
+def _is(prompt: PromptRecord, key: PromptKey) -> bool:
+    return (prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == (
+        key.fact_index,
+        key.prompt_id,
+        key.prompt_variant,
+    )

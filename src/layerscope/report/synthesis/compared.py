@@ -8,18 +8,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from layerscope.analysis.diagnostics import Diagnostics
-from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED
 from layerscope.analysis.percentiles import depth_fraction
 from layerscope.errors import RunError
 from layerscope.record.milestone_names import ONSET, STRONG, STRONG_RUN2
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
 from layerscope.report.cited.evidence import Evidence, agree
-from layerscope.report.weaknesses import weaknesses
+from layerscope.report.sentences.readable import strength_known
+from layerscope.report.sentences.weaknesses import weaknesses
 
 EARLY_BELOW = 0.70
 """Depth fraction of rank 1 below which a model counts as early; a fixed bound, so that groups do not depend on which
 models are compared."""
-_STRONG = (STRONG_RUN2, STRONG)
 _SIZE = re.compile(r"[-_ ]?\d+(\.\d+)?(x\d+)?[bm](?![a-z])", re.IGNORECASE)
 """The part of a name that says how many parameters: `-8B`, `-34b`, `-8x7B`."""
 
@@ -60,8 +59,8 @@ class Compared:
 
     def layer(self, name: str) -> int | None:
         """The layer of a milestone of the primary prompt under the headline lens."""
-        found = self.evidence.verdict.milestones.of().get(name)
-        return None if found is None else found.layer
+        milestone = self.evidence.verdict.milestones.of().get(name)
+        return None if milestone is None else milestone.layer
 
     def fraction(self, name: str) -> float | None:
         """The same as a share of the depth, to three decimals."""
@@ -75,8 +74,8 @@ class Compared:
     @property
     def preferred(self) -> str | None:
         """Name of the milestone to headline, by the one rule that all tables share; None where none has a layer."""
-        found = self.diagnostics.semantic
-        return None if found is None else found.name
+        semantic = self.diagnostics.semantic
+        return None if semantic is None else semantic.name
 
     @property
     def strength(self) -> str | None:
@@ -86,7 +85,7 @@ class Compared:
         """
         if self.preferred is None:
             return None
-        if self.preferred in _STRONG:
+        if self.preferred in (STRONG, STRONG_RUN2):
             return "strong"
         confirmed = self.diagnostics.confirmation
         return "confirmed" if confirmed is not None and confirmed.nontrivial else "weak"
@@ -104,8 +103,8 @@ class Compared:
     @property
     def gates_open(self) -> bool:
         """Whether there is no strong layer only because values are missing that would tell."""
-        found = self.evidence.verdict.milestones.of().get(STRONG)
-        return found is not None and found.layer is None and found.reason in (NOT_MEASURED, NEVER_SEEN)
+        milestones = self.evidence.verdict.milestones.of()
+        return STRONG in milestones and milestones[STRONG].layer is None and not strength_known(milestones)
 
     @cached_property
     def strategy(self) -> str | None:
@@ -115,7 +114,7 @@ class Compared:
 
     # Claims
 
-    def own(self, claim: Claim | None) -> Claim | None:
+    def named(self, claim: Claim | None) -> Claim | None:
         """A claim under this run's name; with the run in front of the files' names where these would not do."""
         return None if claim is None else self._named(claim)
 
@@ -129,7 +128,7 @@ class Compared:
 
     def milestone(self, name: str, lens: str | None = None) -> Claim | None:
         """The layer of a milestone of the primary prompt; None where it was not read through that lens."""
-        return self.own(self.evidence.milestone(name, lens=lens))
+        return self.named(self.evidence.milestone(name, lens=lens))
 
     def depth(self, name: str) -> Claim | None:
         """The layer of a milestone as a share of the depth; None where it has none."""
@@ -150,11 +149,11 @@ class Compared:
         """Which norms the headline lens applies: `next_ln1` is that of the next block."""
         place = ("diagnostics", "normalization_provenance", "strategy")
         paths = ((*place, "primary"), place)
-        return self.own(self.evidence.first_stated(*paths, unit=Unit.TEXT, name="strategy"))
+        return self.named(self.evidence.first_stated(*paths, unit=Unit.TEXT, name="strategy"))
 
     def cell(self, column: str, layer: int | None, unit: Unit, lens: str | None = None) -> Claim | None:
         """A value of a row of the primary prompt."""
-        return self.own(self.evidence.cell(column, layer, unit, lens=lens))
+        return self.named(self.evidence.cell(column, layer, unit, lens=lens))
 
     def rows(self, lens: str | None = None) -> tuple[Citation, ...]:
         """All rows of the primary prompt under a lens."""
@@ -193,7 +192,7 @@ class Compared:
         for path in paths:
             entry = self.evidence.entry(*path)
             if entry is not None and not entry.is_container and agree(entry.value, value):
-                return self.own(self.evidence.stated(*entry.path, unit=unit, name=name))
+                return self.named(self.evidence.stated(*entry.path, unit=unit, name=name))
         return self.derived(name, value, unit, basis, how) if basis and value is not None else None
 
 
@@ -206,27 +205,30 @@ def compared(evidences: Sequence[Evidence]) -> tuple[Compared, ...]:
     if not evidences:
         raise RunError("there is nothing to compare: give at least one run with published files.")
     distinct = _distinct(evidences)
-    runs = _numbered([folder_name(one) for one in distinct], [str(one.sources.folder) for one in distinct])
-    stems = Counter(one.stem for one in distinct)
+    runs = _numbered(
+        [folder_name(evidence) for evidence in distinct], [str(evidence.sources.folder) for evidence in distinct]
+    )
+    stems = Counter(evidence.stem for evidence in distinct)
     names = [
-        one.stem if stems[one.stem] == 1 else f"{one.stem} ({run})" for one, run in zip(distinct, runs, strict=True)
+        evidence.stem if stems[evidence.stem] == 1 else f"{evidence.stem} ({run})"
+        for evidence, run in zip(distinct, runs, strict=True)
     ]
     return tuple(
-        Compared(one, name, run, stems[one.stem] > 1, place)
-        for place, (one, name, run) in enumerate(zip(distinct, names, runs, strict=True))
+        Compared(evidence, name, run, stems[evidence.stem] > 1, place)
+        for place, (evidence, name, run) in enumerate(zip(distinct, names, runs, strict=True))
     )
 
 
 def repeated(evidences: Sequence[Evidence]) -> tuple[str, ...]:
     """Models of runs that were given more than once, each once."""
     distinct = _distinct(evidences)
-    kept = {id(one) for one in distinct}
-    return tuple(dict.fromkeys(one.stem for one in evidences if id(one) not in kept))
+    kept = {id(evidence) for evidence in distinct}
+    return tuple(dict.fromkeys(evidence.stem for evidence in evidences if id(evidence) not in kept))
 
 
 def by_family(runs: Sequence[Compared]) -> list[Compared]:
     """In the order of tables: families by name, in each the shallow models first."""
-    return sorted(runs, key=lambda one: (one.family.lower(), one.n_layers, one.name))
+    return sorted(runs, key=lambda run: (run.family.lower(), run.n_layers, run.name))
 
 
 def family_of(model: str) -> str:
@@ -235,8 +237,8 @@ def family_of(model: str) -> str:
     A name without a size is a family of its own; Llama models are named with and without their maker.
     """
     name = model.rsplit("/", 1)[-1]
-    found = _SIZE.search(name)
-    family = name[: found.start()] if found is not None and found.start() else name
+    size = _SIZE.search(name)
+    family = name[: size.start()] if size is not None and size.start() else name
     return family.removeprefix("Meta-")
 
 
@@ -253,19 +255,19 @@ def folder_name(evidence: Evidence) -> str:
 
 def _distinct(evidences: Sequence[Evidence]) -> list[Evidence]:
     kept: list[Evidence] = []
-    for one in evidences:
-        if not any(_is_same_run(one, other) for other in kept):
-            kept.append(one)
+    for evidence in evidences:
+        if not any(_is_same_run(evidence, other) for other in kept):
+            kept.append(evidence)
     return kept
 
 
-def _is_same_run(one: Evidence, other: Evidence) -> bool:
+def _is_same_run(evidence: Evidence, other: Evidence) -> bool:
     """One place, or copies of one run: equal to the last value."""
-    if one is other:
+    if evidence is other:
         return True
-    if one.stem != other.stem:
+    if evidence.stem != other.stem:
         return False
-    return one.sources.folder.resolve() == other.sources.folder.resolve() or one.run == other.run
+    return evidence.sources.folder.resolve() == other.sources.folder.resolve() or evidence.run == other.run
 
 
 def _numbered(names: Sequence[str], places: Sequence[str]) -> list[str]:
@@ -280,14 +282,14 @@ def _numbered(names: Sequence[str], places: Sequence[str]) -> list[str]:
 
 def _stretched(citations: Sequence[Citation]) -> tuple[Citation, ...]:
     """Rows of a table that follow on each other as one stretch of lines."""
-    found: list[Citation] = []
+    stretches: list[Citation] = []
     for citation in citations:
-        before = found[-1] if found else None
+        before = stretches[-1] if stretches else None
         if before is not None and _follows(before, citation):
-            found[-1] = replace(before, last_line=citation.last_line)
+            stretches[-1] = replace(before, last_line=citation.last_line)
         else:
-            found.append(citation)
-    return tuple(found)
+            stretches.append(citation)
+    return tuple(stretches)
 
 
 def _follows(before: Citation, citation: Citation) -> bool:

@@ -6,9 +6,9 @@ from layerscope.analysis.facts import Fact
 from layerscope.analysis.statistics import Summary
 from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited.claims import Claim, Unit, Value
-from layerscope.report.cited.document import Name, Section, Sentence, Table, row
+from layerscope.report.cited.document import Name, Section, Sentence, Table, paragraph, row, sentence
 from layerscope.report.synthesis.compared import Compared
-from layerscope.report.synthesis.words import names, paragraph, said, shown, with_values
+from layerscope.report.synthesis.words import of_runs, shown
 
 
 def facts_section(runs: Sequence[Compared]) -> Section:
@@ -18,8 +18,8 @@ def facts_section(runs: Sequence[Compared]) -> Section:
     title = "Statistics over facts"
     if not several:
         sentences = (
-            said("Every run asks one fact alone, so there is no spread over facts and no interval."),
-            said("A layer that rests on one fact may lie anywhere in the range that other facts would have."),
+            sentence("Every run asks one fact alone, so there is no spread over facts and no interval."),
+            sentence("A layer that rests on one fact may lie anywhere in the range that other facts would have."),
         )
         return Section(title, (paragraph(*sentences),))
     rows = [
@@ -48,15 +48,15 @@ def summary_of(run: Compared) -> Summary | None:
 def _sentences(several: Sequence[Compared], single: Sequence[Compared]) -> list[Sentence | None]:
     lowest = [run for run in several if _extreme(run) == "shallowest"]
     deepest = [run for run in several if _extreme(run) == "deepest"]
-    too_few = [run for run in several if (found := summary_of(run)) is not None and found.interval_95 is None]
+    too_few = [run for run in several if (summary := summary_of(run)) is not None and summary.interval_95 is None]
     return [
-        said(
+        sentence(
             "The layers of rank 1 under the headline lens, each fact asked once; medians are over facts that have one."
         ),
-        said("The first fact is the shallowest of all in ", with_values(lowest, _first), ".") if lowest else None,
-        said("It is the deepest of all in ", with_values(deepest, _first), ".") if deepest else None,
-        said("Too few facts have a layer for an interval in ", names(too_few), ".") if too_few else None,
-        said("One fact alone was asked of ", names(single), ".") if single else None,
+        of_runs("The first fact is the shallowest of all in {}.", lowest, _first),
+        of_runs("It is the deepest of all in {}.", deepest, _first),
+        of_runs("Too few facts have a layer for an interval in {}.", too_few),
+        of_runs("One fact alone was asked of {}.", single),
     ]
 
 
@@ -66,11 +66,11 @@ def _first(run: Compared) -> Claim | None:
 
 def _extreme(run: Compared) -> str | None:
     """Where the primary fact lies among all; None for between, and where all are equal."""
-    own = run.layer(ONSET)
+    primary = run.layer(ONSET)
     layers = [fact.L_semantic for fact in _facts(run) if fact.L_semantic is not None]
-    if own is None or len(set(layers)) < 2:
+    if primary is None or len(set(layers)) < 2:
         return None
-    return "shallowest" if own == min(layers) else "deepest" if own == max(layers) else None
+    return "shallowest" if primary == min(layers) else "deepest" if primary == max(layers) else None
 
 
 def _facts(run: Compared) -> Sequence[Fact]:
@@ -79,13 +79,13 @@ def _facts(run: Compared) -> Sequence[Fact]:
 
 def _basis(run: Compared) -> list[Claim]:
     """The layer of every fact."""
-    found = (run.own(run.evidence.milestone(ONSET, asked=fact.prompt)) for fact in _facts(run))
-    return [claim for claim in found if claim is not None]
+    claims = (run.named(run.evidence.milestone(ONSET, prompt=fact.prompt)) for fact in _facts(run))
+    return [claim for claim in claims if claim is not None]
 
 
 def _about(run: Compared, name: str) -> Claim | None:
-    found = summary_of(run)
-    value: Value = None if found is None else getattr(found, name)
+    summary = summary_of(run)
+    value: Value = None if summary is None else getattr(summary, name)
     basis = _basis(run)
     unit = Unit.COUNT if name in ("n", "n_missing") else Unit.LAYER
     if value is None or not basis:
@@ -94,17 +94,17 @@ def _about(run: Compared, name: str) -> Claim | None:
 
 
 def _median_depth(run: Compared) -> Claim | None:
-    found, size = _about(run, "median"), run.size()
-    if found is None or size is None or not isinstance(found.value, int | float):
+    median, size = _about(run, "median"), run.size()
+    if median is None or size is None or not isinstance(median.value, int | float):
         return None
-    value = round(found.value / run.n_layers, 3)
-    return run.derived(f"{ONSET}_median_frac", value, Unit.SHARE, [found, size], "layer / n_layers")
+    value = round(median.value / run.n_layers, 3)
+    return run.derived(f"{ONSET}_median_frac", value, Unit.SHARE, [median, size], "layer / n_layers")
 
 
 def _interval(run: Compared) -> Claim | None:
-    found = summary_of(run)
-    if found is None or found.interval_95 is None:
+    summary = summary_of(run)
+    if summary is None or summary.interval_95 is None:
         return None
-    low, high = found.interval_95
+    low, high = summary.interval_95
     text = f"{low:g} to {high:g}"
     return run.derived(f"{ONSET}_interval_95", text, Unit.TEXT, _basis(run), "bootstrap over facts")

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from layerscope.record.milestone_names import ONSET, stable_twin
-from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Text
+from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Text, paragraph, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
 from layerscope.report.synthesis.trust_sections import tier_of
-from layerscope.report.synthesis.words import listed, names, paragraph, said, shown
+from layerscope.report.synthesis.words import listed, names, of_runs, shown
 
 _UNKNOWN = "not known"
 _TRAITS: Mapping[str, Callable[[Compared], str | None]] = {
@@ -23,38 +23,39 @@ _TRAITS: Mapping[str, Callable[[Compared], str | None]] = {
 """What a family's members may share."""
 
 
-def family_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
+def family_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Section:
     """One paragraph for each family with two models or more."""
     families: dict[str, list[Compared]] = {}
     for run in runs:
         families.setdefault(run.family, []).append(run)
     several = {name: members for name, members in families.items() if len({run.model for run in members}) > 1}
     alone = [run for run in runs if run.family not in several]
-    intro = said("Families are told by the models' names: what stands before the size.")
-    rest = said("Alone in their family: ", names(alone), ".") if alone else None
-    bullets = [Bullets(tuple(_of_family(name, members, found))) for name, members in several.items()]
+    intro = sentence("Families are told by the models' names: what stands before the size.")
+    rest = of_runs("Alone in their family: {}.", alone)
+    bullets = [Bullets(tuple(_of_family(name, members, obstacles))) for name, members in several.items()]
     return Section("Families", (paragraph(intro, rest), *bullets, *_repeats(runs)))
 
 
-def _of_family(name: str, members: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence]:
+def _of_family(name: str, members: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence]:
     depths = _depths(members)
-    if not layers_compare(members, found):
-        yield said(Name(name), " (", names(members), "): their layers do not compare, see above.")
+    if not layers_compare(members, obstacles):
+        yield sentence("{} ({}): their layers do not compare, see above.", Name(name), names(members))
         return
-    yield said(Name(name), ": depth of rank 1, shallow models first: ", depths, _trend(members), ".")
+    yield sentence("{}: depth of rank 1, shallow models first: {}{}.", Name(name), depths, _trend(members))
     alike = [
         (trait, values[0]) for trait, values in _values(members) if len(set(values)) == 1 and values[0] is not None
     ]
     differ = [(trait, values) for trait, values in _values(members) if len(set(values) - {None}) > 1]
     if alike:
-        yield said(
+        yield sentence(
+            "{} is alike in {}.",
             Name(name),
-            " is alike in ",
             listed([[Text(f"{trait} ("), Name(value), Text(")")] for trait, value in alike]),
-            ".",
         )
     if differ:
-        yield said(Name(name), " differs in ", listed([_difference(members, *one) for one in differ]), ".")
+        yield sentence(
+            "{} differs in {}.", Name(name), listed([_difference(members, *trait_values) for trait_values in differ])
+        )
 
 
 def _values(members: Sequence[Compared]) -> Iterator[tuple[str, list[str | None]]]:
@@ -105,12 +106,12 @@ def _repeats(runs: Sequence[Compared]) -> Iterator[Bullets]:
             verb = "agree on" if same else "differ in"
             values = listed([[shown(run.milestone(ONSET)), Text(" in "), Name(run.run)] for run in members])
             items.append(
-                said(
-                    f"{'Both' if len(members) == 2 else 'All'} runs of ",
+                sentence(
+                    "{} runs of {} {} the layer of rank 1: {}.",
+                    "Both" if len(members) == 2 else "All",
                     Name(model),
-                    f" {verb} the layer of rank 1: ",
+                    verb,
                     values,
-                    ".",
                 )
             )
     if items:

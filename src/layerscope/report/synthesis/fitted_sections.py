@@ -3,24 +3,35 @@
 from collections.abc import Sequence
 
 from layerscope.analysis.fitted_lens_audit import FittedLensAudit
-from layerscope.analysis.percentiles import QUARTER_NAMES, QUARTERS, depth_layer
+from layerscope.analysis.percentiles import QUARTERS, depth_layer
 from layerscope.record.milestone_names import ONSET, rank_within
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Table, row
+from layerscope.report.cited.document import (
+    Name,
+    Paragraph,
+    Section,
+    Sentence,
+    Table,
+    columns,
+    paragraph,
+    row,
+    sentence,
+)
 from layerscope.report.synthesis.compared import Compared
-from layerscope.report.synthesis.words import listed, names, paragraph, remarks, said, shown, word
+from layerscope.report.synthesis.words import listed, names, of_runs, remarks, shown, word
 
 _PLACES = {
     "prism": ("diagnostics", "prism_summary", "metrics"),
     "tuned": ("tuned_lens", "summary", "metrics"),
 }
 """Where the JSON has what a fitted lens gains."""
+_QUARTERS = tuple(f"p{q * 100:.0f}" for q in QUARTERS)
 _VERDICTS = ("helpful", "neutral", "mixed", "regressive")
 
 
 def fitted_section(runs: Sequence[Compared]) -> Section:
     """Prism and tuned lens, each in a table."""
-    signs = said(
+    signs = sentence(
         "Signs: a change of divergence is the headline lens less the fitted one, so positive is nearer to the model; a "
         "change of a layer is the fitted lens less the headline one, so negative is earlier. Changes in bits belong to "
         "one model each.",
@@ -34,21 +45,23 @@ def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
     title = f"{lens.capitalize()} lens"
     having = [run for run in runs if lens in run.diagnostics.sidecars]
     without = [run for run in runs if run not in having]
-    missing = said("Not read for ", names(without), ".") if without else None
+    missing = of_runs("Not read for {}.", without)
     if not having:
-        return Section(title, (paragraph(said("No run was read through this lens.")),))
+        return Section(title, (paragraph(sentence("No run was read through this lens.")),))
     rows = [
         row(
             Name(run.name),
             shown(run.milestone(ONSET, lens=lens)),
             *(shown(_layers(run, lens, rank)) for rank in (10, 5, 1)),
-            *(shown(gain(run, lens, quarter)) for quarter in QUARTER_NAMES),
+            *(shown(gain(run, lens, quarter)) for quarter in _QUARTERS),
             word(_audit(run, lens).verdict),
         )
         for run in having
     ]
-    header = ("model", "rank 1, fitted", "Δ rank <= 10", "Δ rank <= 5", "Δ rank 1", "ΔKL at 25 %", "ΔKL at 50 %",
-              "ΔKL at 75 %", "verdict")  # fmt: skip
+    header = columns(
+        "model | rank 1, fitted | Δ rank <= 10 | Δ rank <= 5 | Δ rank 1 | ΔKL at 25 % | ΔKL at 50 % | "
+        "ΔKL at 75 % | verdict"
+    )
     return Section(title, (Table(header, tuple(rows)), *_sentences(having, lens, missing)))
 
 
@@ -60,14 +73,16 @@ def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) 
     later = [run for run, pair in audits.items() if pair.delta is not None and pair.delta > 0]
     earlier = [run for run, pair in audits.items() if pair.delta is not None and pair.delta < 0]
     verdicts = [(word_, [run for run in having if _audit(run, lens).verdict == word_]) for word_ in _VERDICTS]
-    groups = listed([[Name(word_), *said(" for ", names(found)).parts] for word_, found in verdicts if found])
+    groups = listed(
+        [[Name(word_), *sentence(" for {}", names(of_verdict)).parts] for word_, of_verdict in verdicts if of_verdict]
+    )
     return remarks(
-        said("Nearer to the model at all three depths: ", names(nearer), ".") if nearer else None,
-        said("Farther at all three: ", names(farther), ".") if farther else None,
-        said("Through it rank 1 comes earlier in ", names(earlier), ".") if earlier else None,
-        said("Through it rank 1 comes later in ", names(later), ".") if later else None,
-        said("Through it rank 1 is never reached in ", names(never), ".") if never else None,
-        said("By the whole: ", groups, ".") if groups else None,
+        of_runs("Nearer to the model at all three depths: {}.", nearer),
+        of_runs("Farther at all three: {}.", farther),
+        of_runs("Through it rank 1 comes earlier in {}.", earlier),
+        of_runs("Through it rank 1 comes later in {}.", later),
+        of_runs("Through it rank 1 is never reached in {}.", never),
+        sentence("By the whole: {}.", groups) if groups else None,
         missing,
     )
 
@@ -78,9 +93,9 @@ def _audit(run: Compared, lens: str) -> FittedLensAudit:
 
 def _gains(run: Compared, lens: str) -> list[float]:
     """Changes at the three depths; none where one is not known."""
-    found = [_audit(run, lens).kl_bits_at_percentiles[quarter].delta for quarter in QUARTER_NAMES]
-    known = [bits for bits in found if bits is not None]
-    return known if len(known) == len(found) else []
+    deltas = [_audit(run, lens).kl_bits_at_percentiles[quarter].delta for quarter in _QUARTERS]
+    known = [bits for bits in deltas if bits is not None]
+    return known if len(known) == len(deltas) else []
 
 
 def _layers(run: Compared, lens: str, rank: int) -> Claim | None:
@@ -92,7 +107,7 @@ def _layers(run: Compared, lens: str, rank: int) -> Claim | None:
         delta,
         Unit.COUNT,
         (*_PLACES[lens], "rank_milestones", "delta", f"le_{rank}"),
-        basis=[one for one in ends if one is not None],
+        basis=[end for end in ends if end is not None],
         how="difference of layers",
     )
 
@@ -100,8 +115,8 @@ def _layers(run: Compared, lens: str, rank: int) -> Claim | None:
 def gain(run: Compared, lens: str, quarter: str) -> Claim | None:
     """Headline less fitted at a depth, in bits."""
     delta = _audit(run, lens).kl_bits_at_percentiles[quarter].delta
-    layer = depth_layer(QUARTERS[QUARTER_NAMES.index(quarter)], run.n_layers)
-    cells = [run.cell("kl_to_final_bits", layer, Unit.BITS, lens=one) for one in (None, lens)]
+    layer = depth_layer(QUARTERS[_QUARTERS.index(quarter)], run.n_layers)
+    cells = [run.cell("kl_to_final_bits", layer, Unit.BITS, lens=of) for of in (None, lens)]
     return run.agreed(
         f"delta_kl_{lens}_{quarter}",
         delta,

@@ -26,10 +26,10 @@ class Limit:
     @property
     def groups(self) -> dict[str, list[str]]:
         """The runs concerned by what holds of them."""
-        found: dict[str, list[str]] = {}
-        for run, said in self.by_run.items():
-            found.setdefault(said, []).append(run)
-        return found
+        by_state: dict[str, list[str]] = {}
+        for run, state in self.by_run.items():
+            by_state.setdefault(state, []).append(run)
+        return by_state
 
     @property
     def is_mixture(self) -> bool:
@@ -42,14 +42,14 @@ def limits(runs: Sequence[Compared]) -> tuple[Limit, ...]:
     return (*_mixtures(runs), *_of_single_runs(runs))
 
 
-def reasons_of(run: Compared, found: Sequence[Limit]) -> list[str]:
+def reasons_of(run: Compared, obstacles: Sequence[Limit]) -> list[str]:
     """What stands in the way of one run's values: `mixed_protocols: standard under logit`."""
-    return [f"{limit.name}: {limit.by_run[run.name]}" for limit in found if run.name in limit.by_run]
+    return [f"{limit.name}: {limit.by_run[run.name]}" for limit in obstacles if run.name in limit.by_run]
 
 
-def layers_compare(runs: Sequence[Compared], found: Sequence[Limit]) -> bool:
+def layers_compare(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> bool:
     """Whether nothing that is known stands between these runs' layers."""
-    mixed = [limit for limit in found if limit.scope == "layers" and limit.is_mixture]
+    mixed = [limit for limit in obstacles if limit.scope == "layers" and limit.is_mixture]
     return all(len({limit.by_run[run.name] for run in runs} - {NOT_RECORDED}) <= 1 for limit in mixed)
 
 
@@ -67,8 +67,8 @@ def gold_resolved(run: Compared) -> bool | None:
 
 def warns(run: Compared) -> bool | None:
     """Whether the last layer under the headline lens is far from the model's own output; None where not measured."""
-    found = run.diagnostics.last_layer
-    return None if found is None else found.warn_high_last_layer_kl
+    last = run.diagnostics.last_layer
+    return None if last is None else last.warn_high_last_layer_kl
 
 
 def _mixtures(runs: Sequence[Compared]) -> Iterator[Limit]:
@@ -80,8 +80,8 @@ def _mixtures(runs: Sequence[Compared]) -> Iterator[Limit]:
         ("mixed_questions", "layers", _question),
         ("mixed_facts", "facts", _facts),
     )
-    for name, scope, said in kinds:
-        by_run = {run.name: said(run) for run in runs}
+    for name, scope, state in kinds:
+        by_run = {run.name: state(run) for run in runs}
         if len(set(by_run.values()) - {NOT_RECORDED}) > 1:
             yield Limit(name, scope, by_run)
 
@@ -104,8 +104,8 @@ def _of_single_runs(runs: Sequence[Compared]) -> Iterator[Limit]:
         ),
         ("no_raw_lens", "layers", _no_raw_lens),
     )
-    for name, scope, said in kinds:
-        by_run = {run.name: words for run in runs if (words := said(run)) is not None}
+    for name, scope, state in kinds:
+        by_run = {run.name: words for run in runs if (words := state(run)) is not None}
         if by_run:
             yield Limit(name, scope, by_run)
 
@@ -119,28 +119,30 @@ def _thresholds_apart(runs: Sequence[Compared]) -> Callable[[Compared], str]:
     """What a run says of the thresholds that are not the same in all of them."""
     flat = [protocol_in_force(run.evidence.record).thresholds.as_dict() for run in runs]
     apart = [
-        name for name in dict.fromkeys(key for one in flat for key in one) if len({one.get(name) for one in flat}) > 1
+        name
+        for name in dict.fromkeys(key for thresholds in flat for key in thresholds)
+        if len({thresholds.get(name) for thresholds in flat}) > 1
     ]
     by_name = dict(zip((run.name for run in runs), flat, strict=True))
     return lambda run: ", ".join(f"{name} {by_name[run.name].get(name, 'none')}" for name in apart)
 
 
 def _question(run: Compared) -> str:
-    asked = primary_prompt(run)
-    if asked is None:
+    prompt = primary_prompt(run)
+    if prompt is None:
         return NOT_RECORDED
-    answer = asked.answers[0].string if asked.answers else NOT_RECORDED
-    return f"{asked.text or NOT_RECORDED} -> {answer}"
+    answer = prompt.answers[0].string if prompt.answers else NOT_RECORDED
+    return f"{prompt.text or NOT_RECORDED} -> {answer}"
 
 
 def _facts(run: Compared) -> str:
-    found = run.diagnostics.micro_suite.facts
-    return ", ".join(fact.fact_key or f"fact {fact.fact_index}" for fact in found) if len(found) > 1 else "one fact"
+    facts = run.diagnostics.micro_suite.facts
+    return ", ".join(fact.fact_key or f"fact {fact.fact_index}" for fact in facts) if len(facts) > 1 else "one fact"
 
 
 def _identity(run: Compared) -> str | None:
-    found = run.evidence.record.identity
-    return None if found is None or found.ok else "the last layer, decoded, is not the model's own output"
+    identity = run.evidence.record.identity
+    return None if identity is None or identity.ok else "the last layer, decoded, is not the model's own output"
 
 
 def _gold(run: Compared) -> str | None:
@@ -156,8 +158,8 @@ def _decoding_point(run: Compared) -> str | None:
 
 
 def _suppressed(run: Compared) -> str | None:
-    found = run.evidence.verdict.guidance
-    return ", ".join(reason.name for reason in found.reasons) if found.suppress_abs_probs else None
+    guidance = run.evidence.verdict.guidance
+    return ", ".join(reason.name for reason in guidance.reasons) if guidance.suppress_abs_probs else None
 
 
 def _no_raw_lens(run: Compared) -> str | None:

@@ -17,10 +17,10 @@ from layerscope.record.milestone_names import (
     stable_twin,
 )
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, row
+from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, columns, paragraph, row, sentence
 from layerscope.report.synthesis.compared import EARLY_BELOW, Compared, by_family
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
-from layerscope.report.synthesis.words import names, paragraph, remarks, said, shown, with_values, word
+from layerscope.report.synthesis.words import names, of_runs, remarks, shown, with_values, word
 
 _EARLY_LAYERS = range(4)
 _GATES = (ONSET, MilestoneName.ONSET_RUN2, MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, STRONG, STRONG_RUN2)
@@ -43,21 +43,19 @@ def glance_section(runs: Sequence[Compared]) -> Section:
         for run in runs
     ]
     header = ("model", "rank 1", "depth", "headline milestone", "layer", "depth", "gates", "weak points", "copy reflex")
-    note = said(
-        "The headline milestone is the first that exists of ",
+    note = sentence(
+        "The headline milestone is the first that exists of {}, {}, {} and {}; by its gates it is strong, "
+        "confirmed by another lens, or weak, which is rank 1 alone. Weak points are what speaks against it "
+        "for other reasons too, as in the evaluation of each model. Depth is the layer over the number of "
+        "blocks.",
         Name(STRONG_RUN2),
-        ", ",
         Name(STRONG),
-        ", ",
         Name(CONFIRMED),
-        " and ",
         Name(ONSET),
-        "; by its gates it is strong, confirmed by another lens, or weak, which is rank 1 alone. Weak points are what "
-        "speaks against it for other reasons too, as in the evaluation of each model. Depth is the layer over the "
-        "number of blocks.",
     )
     points = dict.fromkeys(point for run in runs for point in run.weaknesses)
-    items = [said(f"Weak point, {one}: ", names([run for run in runs if one in run.weaknesses]), ".") for one in points]
+    weak = {point: [run for run in runs if point in run.weaknesses] for point in points}
+    items = [sentence("Weak point, {}: {}.", point, names(runs_with)) for point, runs_with in weak.items()]
     listed = (Bullets(tuple(items)),) if items else ()
     return Section("At a glance", (Table(header, tuple(rows)), paragraph(note), *listed))
 
@@ -78,30 +76,25 @@ def copy_section(runs: Sequence[Compared]) -> Section:
         )
         for run in runs
     ]
-    header = (
-        "model",
-        "reflex in layers 0 to 3",
-        "strict copy",
-        "strict copy holds at",
-        "soft copy",
-        "entropy collapse",
+    header = columns(
+        "model | reflex in layers 0 to 3 | strict copy | strict copy holds at | soft copy | entropy collapse"
     )
     reflex = [run for run in runs if run.diagnostics.copies_early]
     none = [run for run in runs if run.diagnostics.copies_early is False]
     other = [run for run in runs if run.diagnostics.copies_early is None]
     sentences = (
-        said("An early echo of the prompt shows in ", with_values(reflex, _early_layers), ".") if reflex else None,
-        said("Layers 0 to 3 hold no echo in ", names(none), ".") if none else None,
-        said("No copy flags were recorded for ", names(other), ".") if other else None,
-        said("Entropy collapse is low entropy on any token; it is no evidence of copying."),
+        of_runs("An early echo of the prompt shows in {}.", reflex, _early_layers),
+        of_runs("Layers 0 to 3 hold no echo in {}.", none),
+        of_runs("No copy flags were recorded for {}.", other),
+        sentence("Entropy collapse is low entropy on any token; it is no evidence of copying."),
     )
     return Section("Copy reflex in layers 0 to 3", (Table(header, tuple(rows)), paragraph(*sentences)))
 
 
 def _reflex(run: Compared) -> Claim | None:
-    found, basis = run.diagnostics.copies_early, _copy_cells(run)
+    reflex, basis = run.diagnostics.copies_early, _copy_cells(run)
     how = "copy_collapse or copy_soft_k1 at a layer from 0 to 3"
-    return run.derived("copy_reflex", found, Unit.TRUTH, basis, how) if basis and found is not None else None
+    return run.derived("copy_reflex", reflex, Unit.TRUTH, basis, how) if basis and reflex is not None else None
 
 
 def _copy_cells(run: Compared) -> list[Claim]:
@@ -121,7 +114,7 @@ def _early_layers(run: Compared) -> Claim | None:
 def _held(run: Compared, column: str) -> Claim | None:
     """All layers at which a flag holds."""
     curve: Curve | None = run.evidence.curve()
-    layers = [] if curve is None else curve.layers(lambda found: found[column])
+    layers = [] if curve is None else curve.layers(lambda row: row[column])
     cells = [cell for layer in layers if (cell := run.cell(column, layer, Unit.TRUTH)) is not None]
     return run.derived(f"{column} holds", listed_layers(layers), Unit.TEXT, cells, "layers") if cells else None
 
@@ -129,7 +122,7 @@ def _held(run: Compared, column: str) -> Claim | None:
 # Ranks
 
 
-def rank_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
+def rank_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Section:
     """Rank milestones, in the order of the depth at which the answer first leads."""
     ordered = sorted(runs, key=lambda run: (run.fraction(ONSET) is None, run.fraction(ONSET) or 0.0))
     rows = [
@@ -144,31 +137,26 @@ def rank_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
         )
         for run in ordered
     ]
-    header = (
-        "model", "layers", "rank <= 10", "rank <= 5", "rank 1", "rank 1 for good", "depth, rank <= 10",
-        "depth, rank <= 5", "depth, rank 1",
-    )  # fmt: skip
-    return Section("Rank milestones", (Table(header, tuple(rows)), *remarks(*_rank_sentences(ordered, found))))
+    header = columns(
+        "model | layers | rank <= 10 | rank <= 5 | rank 1 | rank 1 for good | depth, rank <= 10 | "
+        "depth, rank <= 5 | depth, rank 1"
+    )
+    return Section("Rank milestones", (Table(header, tuple(rows)), *remarks(*_rank_sentences(ordered, obstacles))))
 
 
-def _rank_sentences(ordered: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence | None]:
+def _rank_sentences(ordered: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence | None]:
     there = [run for run in ordered if run.layer(ONSET) is not None]
-    if len(there) > 1 and layers_compare(there, found):
+    if len(there) > 1 and layers_compare(there, obstacles):
         first, last = there[0].fraction(ONSET), there[-1].fraction(ONSET)
         if first != last:
             earliest = [run for run in there if run.fraction(ONSET) == first]
-            yield said(
-                "The answer first leads shallowest in ", with_values(earliest, lambda run: run.depth(ONSET)), "."
-            )
+            yield of_runs("The answer first leads shallowest in {}.", earliest, lambda run: run.depth(ONSET))
     at_last = [run for run in there if run.layer(ONSET) == run.n_layers]
-    if at_last:
-        yield said("The answer leads at the last layer alone in ", with_values(at_last, _rank_1), ".")
+    yield of_runs("The answer leads at the last layer alone in {}.", at_last, _rank_1)
     lost = [run for run in there if run.layer(stable_twin(ONSET)) != run.layer(ONSET)]
-    if lost:
-        yield said("The lead is lost again after its first layer in ", with_values(lost, _rank_1), ".")
+    yield of_runs("The lead is lost again after its first layer in {}.", lost, _rank_1)
     never = [run for run in ordered if run.layer(ONSET) is None]
-    if never:
-        yield said("The answer leads at no layer, or its rank is not known, in ", names(never), ".")
+    yield of_runs("The answer leads at no layer, or its rank is not known, in {}.", never)
 
 
 def _rank_1(run: Compared) -> Claim | None:
@@ -181,17 +169,10 @@ def _rank_1(run: Compared) -> Claim | None:
 def gate_section(runs: Sequence[Compared]) -> Section:
     """Strong and confirmed layers."""
     rows = [row(Name(run.name), *(shown(run.milestone(name)) for name in _GATES), shown(_gap(run))) for run in runs]
-    header = (
-        "model",
-        "rank 1",
-        "twice in a row",
-        "margin",
-        "lead",
-        "strong",
-        "strong twice in a row",
-        "lead at rank 1",
+    header = columns(
+        "model | rank 1 | twice in a row | margin | lead | strong | strong twice in a row | lead at rank 1"
     )
-    note = said(
+    note = sentence(
         "Margin: rank 1 and a probability above uniform by the threshold; lead: rank 1 and a lead over the second "
         "logit of at least the threshold; strong: both. The last column is the lead in logits at the first rank 1.",
     )
@@ -201,23 +182,15 @@ def gate_section(runs: Sequence[Compared]) -> Section:
     later = [run for run in strong if run.layer(STRONG) != run.layer(ONSET)]
     unsure = [run for run in strong if warns(run) and run.layer(STRONG) == run.n_layers]
     sentences = (
-        said("A strong layer exists in ", with_values(strong, lambda run: run.depth(STRONG)), ".") if strong else None,
-        said(
-            "It is the last layer, where lens and head differ, so that margin and lead are the lens' own, in ",
-            with_values(unsure, lambda run: run.milestone(STRONG)),
-            ".",
-        )
-        if unsure
-        else None,
-        said("It lies deeper than the first rank 1 in ", with_values(later, lambda run: run.milestone(STRONG)), ".")
-        if later
-        else None,
-        said("Neither strong nor confirmed is the rank 1 of ", with_values(weak, _rank_1), ".") if weak else None,
-        said(
-            "The lead was not recorded where it counts, so that nothing can be said of strength, in ", names(open_), "."
-        )
-        if open_
-        else None,
+        of_runs("A strong layer exists in {}.", strong, lambda run: run.depth(STRONG)),
+        of_runs(
+            "It is the last layer, where lens and head differ, so that margin and lead are the lens' own, in {}.",
+            unsure,
+            lambda run: run.milestone(STRONG),
+        ),
+        of_runs("It lies deeper than the first rank 1 in {}.", later, lambda run: run.milestone(STRONG)),
+        of_runs("Neither strong nor confirmed is the rank 1 of {}.", weak, _rank_1),
+        of_runs("The lead was not recorded where it counts, so that nothing can be said of strength, in {}.", open_),
     )
     gates = Section("Gates", (Table(header, tuple(rows)), paragraph(note, *sentences), *_otherwise(runs)))
     return Section("Strong and confirmed layers", (), (gates, _confirmation(runs)))
@@ -231,18 +204,16 @@ def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
     """Where files say another layer than their rows."""
     items = []
     for name in (*_GATES, CONFIRMED, "gap_ge_0.5", "gap_ge_1.0"):
-        pairs = {run: run.own(run.evidence.otherwise(name)) for run in runs if run.milestone(name) is not None}
+        pairs = {run: run.named(run.evidence.otherwise(name)) for run in runs if run.milestone(name) is not None}
         empty = [run for run, stated in pairs.items() if stated is not None and stated.value is None]
         if empty:
             layers = with_values(empty, _layer_against(name))
-            items.append(said("Files leave ", Name(name), " empty where their rows give a layer: ", layers, "."))
+            items.append(sentence("Files leave {} empty where their rows give a layer: {}.", Name(name), layers))
         for run, stated in pairs.items():
             if stated is not None and stated.value is not None:
                 rows = shown(run.milestone(name))
                 items.append(
-                    said(
-                        "The file of ", Name(run.name), " has ", Name(name), " at ", stated, ", its rows at ", rows, "."
-                    )
+                    sentence("The file of {} has {} at {}, its rows at {}.", Name(run.name), Name(name), stated, rows)
                 )
     if items:
         yield Bullets(tuple(items))
@@ -252,7 +223,7 @@ def _layer_against(name: str) -> Callable[[Compared], Claim | None]:
     """The layer by the rows, with the place in the file that lacks it."""
 
     def value(run: Compared) -> Claim | None:
-        ours, stated = run.milestone(name), run.own(run.evidence.otherwise(name))
+        ours, stated = run.milestone(name), run.named(run.evidence.otherwise(name))
         if ours is None or stated is None:
             return ours
         return run.derived(name, ours.value, ours.unit, [ours, stated], "found in the rows")
@@ -280,25 +251,23 @@ def _confirmation(runs: Sequence[Compared]) -> Section:
     ]
     without = [run for run in runs if run not in new and run not in trivial and run not in unread]
     sentences = (
-        said("Another lens confirms the first rank 1 in ", with_values(new, _rank_1), ".") if new else None,
-        said(
-            "The confirmation rests on a row at which the other lens is the headline lens itself, so that it counts as "
-            "none, in ",
-            with_values(trivial, _rank_1),
-            ".",
-        )
-        if trivial
-        else None,
-        said("No other lens has the answer near it in ", names(without), ".") if without else None,
-        said("No other lens was read that could confirm a layer of ", names(unread), ".") if unread else None,
+        of_runs("Another lens confirms the first rank 1 in {}.", new, _rank_1),
+        of_runs(
+            "The confirmation rests on a row at which the other lens is the headline lens itself, so that it "
+            "counts as none, in {}.",
+            trivial,
+            _rank_1,
+        ),
+        of_runs("No other lens has the answer near it in {}.", without),
+        of_runs("No other lens was read that could confirm a layer of {}.", unread),
     )
     return Section("Confirmation by another lens", (Table(header, tuple(rows)), *remarks(*sentences)))
 
 
 def _onset(run: Compared, lens: str) -> Claim | None:
     """The first layer with the answer on top under another lens."""
-    found = run.diagnostics.confirmation
-    layer = None if found is None else found.onset_raw if lens == "raw" else found.onset_tuned
+    confirmation = run.diagnostics.confirmation
+    layer = None if confirmation is None else confirmation.onset_raw if lens == "raw" else confirmation.onset_tuned
     path = ("diagnostics", "confirmed_semantics", f"L_semantic_{lens}")
     stated = run.agreed(f"L_semantic_{lens}", layer, Unit.LAYER, path)
     return (
@@ -311,12 +280,12 @@ def _onset(run: Compared, lens: str) -> Claim | None:
 
 
 def _by(run: Compared) -> tuple[Claim | Name, ...]:
-    found = run.diagnostics.confirmation
-    source = None if found is None else found.source
+    confirmation = run.diagnostics.confirmation
+    source = None if confirmation is None else confirmation.source
     claim = run.agreed(
         "confirmed_source", source, Unit.TEXT, ("diagnostics", "confirmed_semantics", "confirmed_source")
     )
-    new = None if found is None else found.nontrivial
+    new = None if confirmation is None else confirmation.nontrivial
     return claim or Name(source or "n.a."), Name("n.a." if new is None else "yes" if new else "no")
 
 
@@ -345,7 +314,7 @@ def surface_section(runs: Sequence[Compared]) -> Section:
         for run in runs
     ]
     header = ("model", "surface", "depth", "geometry", "depth", "echo gone", "cos 0.2", "cos 0.4", "cos 0.6")
-    note = said(
+    note = sentence(
         "Surface: the answer's probability exceeds that of the prompt's tokens by the threshold. Geometry: the row "
         "points at the answer more than at any token of the prompt. Echo gone: prompt tokens hold little among the "
         "most likely; where shallow rows are near uniform this holds from the embedding on and says nothing.",
@@ -360,11 +329,9 @@ def surface_section(runs: Sequence[Compared]) -> Section:
     after = [run for run, surface, geometry in pairs if geometry > surface]
     never = [run for run in runs if run.evidence.curve() and run.layer(MilestoneName.GEOMETRY) is None]
     sentences = (
-        said("The row turns to the answer before the answer outweighs the prompt in ", with_values(before, _turn), ".")
-        if before
-        else None,
-        said("It turns to it after that in ", with_values(after, _turn), ".") if after else None,
-        said("It never does, or that is not known, in ", names(never), ".") if never else None,
+        of_runs("The row turns to the answer before the answer outweighs the prompt in {}.", before, _turn),
+        of_runs("It turns to it after that in {}.", after, _turn),
+        of_runs("It never does, or that is not known, in {}.", never),
     )
     return Section("Surface and geometry", (Table(header, tuple(rows)), paragraph(note, *sentences)))
 
@@ -376,17 +343,17 @@ def _turn(run: Compared) -> Claim | None:
 # Early and late
 
 
-def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Section:
+def earliness_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Section:
     """Groups by a fixed bound."""
     bound = Name(f"{EARLY_BELOW:.2f}")
-    note = said("Early: the layer lies below ", bound, " of the depth; late: at ", bound, " or deeper.")
+    note = sentence("Early: the layer lies below {} of the depth; late: at {} or deeper.", bound, bound)
     groups: list[Sentence] = []
     for title, name in (("rank 1", ONSET), ("the strong layer", STRONG)):
         for word_, holds in (("Early", True), ("Late", False)):
             members = [r for r in runs if (f := r.fraction(name)) is not None and (f < EARLY_BELOW) is holds]
             members.sort(key=lambda run: run.fraction(name) or 0.0)
             if members:
-                groups.append(said(f"{word_} by {title}: ", with_values(members, _depth_of(name)), "."))
+                groups.append(sentence("{} by {}: {}.", word_, title, with_values(members, _depth_of(name))))
     moved = [
         run
         for run in by_family(runs)
@@ -394,8 +361,10 @@ def earliness_section(runs: Sequence[Compared], found: Sequence[Limit]) -> Secti
         and (strong := run.fraction(STRONG)) is not None
         and (weak < EARLY_BELOW) != (strong < EARLY_BELOW)
     ]
-    change = said("The group changes with the milestone in ", names(moved), ".") if moved else None
-    mixed = None if layers_compare(runs, found) else said("Groups mix runs whose layers do not compare, see above.")
+    change = of_runs("The group changes with the milestone in {}.", moved)
+    mixed = (
+        None if layers_compare(runs, obstacles) else sentence("Groups mix runs whose layers do not compare, see above.")
+    )
     return Section("Early and late", (paragraph(note, change, mixed), *([Bullets(tuple(groups))] if groups else [])))
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from layerscope.report.cited.claims import ABSENT, Citation, Claim, Unit
-from layerscope.report.cited.document import Name, Part, Section, Table, Text, Token, row
+from layerscope.report.cited.document import Name, Part, Section, Table, Text, Token, paragraph, row, sentence
 from layerscope.report.cited.findings import Finding
-from layerscope.report.synthesis.words import listed, paragraph, said
+from layerscope.report.synthesis.words import listed
 
 TITLE = "Misreadings in existing reports"
 
@@ -13,42 +13,45 @@ TITLE = "Misreadings in existing reports"
 def misreadings_section(findings: Mapping[str, Sequence[Finding]]) -> Section:
     """What would mislead a reader, report by report."""
     if not findings:
-        return Section(TITLE, (paragraph(said("No reports lie beside these runs.")),))
-    wrong = {name: [one for one in found if one.judgement.is_wrong] for name, found in findings.items()}
-    clean = [name for name, found in wrong.items() if not found]
-    nothing = said("Nothing was found wrong in ", listed([Name(name) for name in clean]), ".") if clean else None
-    sections = tuple(_of_report(name, found, findings[name]) for name, found in wrong.items() if found)
+        return Section(TITLE, (paragraph(sentence("No reports lie beside these runs.")),))
+    wrong = {name: [finding for finding in judged if finding.judgement.is_wrong] for name, judged in findings.items()}
+    clean = [name for name, judged in wrong.items() if not judged]
+    nothing = sentence("Nothing was found wrong in {}.", listed([Name(name) for name in clean])) if clean else None
+    sections = tuple(_of_report(name, judged, findings[name]) for name, judged in wrong.items() if judged)
     return Section(TITLE, (paragraph(nothing),) if nothing else (), sections)
 
 
 def _of_report(name: str, wrong: Sequence[Finding], all_: Sequence[Finding]) -> Section:
-    intro = said("Wrong, or sent to the wrong place: ", _count(name, "wrong", wrong), " of ",
-                 _count(name, "judged", all_), " claims.")  # fmt: skip
+    intro = sentence(
+        "Wrong, or sent to the wrong place: {} of {} claims.",
+        _count(name, "wrong", wrong),
+        _count(name, "judged", all_),
+    )
     rows = [
         row(
-            _claim(name, "line", one.line, Unit.COUNT, Citation(name, one.line, one.line)),
-            Token(one.claim),
-            Name(one.judgement.value),
-            _correct(name, one),
+            _claim(name, "line", finding.line, Unit.COUNT, Citation(name, finding.line, finding.line)),
+            Token(finding.claim),
+            Name(finding.judgement.value),
+            _correct(name, finding),
         )
-        for one in wrong
+        for finding in wrong
     ]
     return Section(name, (paragraph(intro), Table(("line", "claim", "judgement", "instead"), tuple(rows))))
 
 
-def _correct(report: str, one: Finding) -> Part:
-    said_instead = one.correct if one.correct is not None else one.reason
-    if one.found_at is not None:
-        return Token(said_instead, (_claim(report, "instead", said_instead, Unit.TEXT, one.found_at),))
+def _correct(report: str, finding: Finding) -> Part:
+    said_instead = finding.correct if finding.correct is not None else finding.reason
+    if finding.found_at is not None:
+        return Token(said_instead, (_claim(report, "instead", said_instead, Unit.TEXT, finding.found_at),))
     return Token(said_instead) if said_instead else Text(ABSENT)
 
 
-def _count(report: str, name: str, found: Sequence[Finding]) -> Claim:
-    lines = list(dict.fromkeys(one.line for one in found))
+def _count(report: str, name: str, judged: Sequence[Finding]) -> Claim:
+    lines = list(dict.fromkeys(finding.line for finding in judged))
     return Claim(
         subject=report,
         name=name,
-        value=len(found),
+        value=len(judged),
         unit=Unit.COUNT,
         citations=tuple(Citation(report, line, line) for line in lines[:1] + lines[-1:]),
         derived="count of claims",

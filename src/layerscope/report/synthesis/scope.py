@@ -3,10 +3,22 @@
 from collections.abc import Iterator, Sequence
 
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Table, Text, Token, row
+from layerscope.report.cited.document import (
+    Bullets,
+    Name,
+    Part,
+    Section,
+    Sentence,
+    Table,
+    Text,
+    Token,
+    paragraph,
+    row,
+    sentence,
+)
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import NOT_RECORDED, Limit, gold_resolved
-from layerscope.report.synthesis.words import listed, paragraph, said, shown, word
+from layerscope.report.synthesis.words import listed, shown, word
 
 _MOST_NAMED = 3
 """Up to so many runs the largest group of a mixture is named run by run."""
@@ -37,21 +49,23 @@ _ALONE = {
 }
 
 
-def scope_section(runs: Sequence[Compared], found: Sequence[Limit], twice: Sequence[str]) -> Section:
+def scope_section(runs: Sequence[Compared], obstacles: Sequence[Limit], twice: Sequence[str]) -> Section:
     """The runs, and the limits of comparing them."""
-    always = said(
-        "Between models this text compares layers as shares of the depth, ranks, and whether gates hold. ",
-        "Probabilities, entropies, divergences and cosines are shown where they help to read a run, and compared with "
-        "nothing outside it.",
+    always = sentence(
+        "Between models this text compares layers as shares of the depth, ranks, and whether gates hold. "
+        "Probabilities, entropies, divergences and cosines are shown where they help to read a run, and "
+        "compared with nothing outside it."
     )
     once = (
-        said("Given more than once and counted once: ", listed([Name(stem) for stem in twice]), ".") if twice else None
+        sentence("Given more than once and counted once: {}.", listed([Name(stem) for stem in twice]))
+        if twice
+        else None
     )
     return Section(
         "What was compared",
         (_runs(runs), paragraph(always, once)),
         (
-            Section("What may not be compared", (Bullets(tuple(_sentences(runs, found))),)),
+            Section("What may not be compared", (Bullets(tuple(_sentences(runs, obstacles))),)),
             Section("What may be quoted of each run", (_quotable(runs),)),
         ),
     )
@@ -80,21 +94,21 @@ def width(run: Compared) -> Claim | None:
     return run.agreed("d_model", run.evidence.record.model.d_model, Unit.COUNT, ("model_stats", "d_model"))
 
 
-def _sentences(runs: Sequence[Compared], found: Sequence[Limit]) -> Iterator[Sentence]:
-    if not any(limit.is_mixture for limit in found):
+def _sentences(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence]:
+    if not any(limit.is_mixture for limit in obstacles):
         same = "All runs share protocol, norm, question and facts." if len(runs) > 1 else "There is one run alone."
-        yield said(same)
-    for limit in found:
+        yield sentence(same)
+    for limit in obstacles:
         if limit.is_mixture:
-            yield said(_MIXTURES[limit.name], ": ", _groups(limit), "; ", _FOLLOWS[limit.name])
+            yield sentence("{}: {}; {}", _MIXTURES[limit.name], _groups(limit), _FOLLOWS[limit.name])
         else:
             every = len(limit.by_run) == len(runs) > 1
             members = [Text("every run")] if every else listed([Name(run) for run in limit.by_run])
-            yield said(_ALONE[limit.name], ": ", members, ".")
+            yield sentence("{}: {}.", _ALONE[limit.name], members)
     models = [run.model for run in runs]
     again = dict.fromkeys(model for model in models if models.count(model) > 1)
     if again:
-        yield said("Runs of one model are no independent cases: ", listed([Name(model) for model in again]), ".")
+        yield sentence("Runs of one model are no independent cases: {}.", listed([Name(model) for model in again]))
 
 
 def _groups(limit: Limit) -> list[Part]:

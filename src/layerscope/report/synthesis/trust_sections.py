@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from layerscope.analysis.percentiles import depth_layer
 from layerscope.report.cited.claims import Citation, Claim, Unit
-from layerscope.report.cited.document import MARK, Name, Section, Sentence, Table, row
+from layerscope.report.cited.document import MARK, Name, Section, Sentence, Table, columns, paragraph, row, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import warns
-from layerscope.report.synthesis.words import names, paragraph, said, shown, with_values, word
+from layerscope.report.synthesis.words import names, of_runs, shown, with_values, word
 
 _LAST = ("diagnostics", "last_layer_consistency")
 _FULL = ("diagnostics", "raw_lens_full")
@@ -29,17 +29,17 @@ def head_section(runs: Sequence[Compared]) -> Section:
         )
         for run in runs
     ]
-    header = (
-        "model", "last-layer KL", "too far", "temperature", "KL after it", "softcap", "KL after it", "KL <= 1.0 from",
-        "KL <= 0.5 from",
-    )  # fmt: skip
+    header = columns(
+        "model | last-layer KL | too far | temperature | KL after it | softcap | KL after it | "
+        "KL <= 1.0 from | KL <= 0.5 from"
+    )
     return Section("Head calibration", (Table(header, tuple(rows)), paragraph(*_head_sentences(runs))))
 
 
 def last(run: Compared, name: str, unit: Unit) -> Claim | None:
     """A measurement at the last layer."""
-    found = run.diagnostics.last_layer
-    value = None if found is None else getattr(found.measured, name)
+    consistency = run.diagnostics.last_layer
+    value = None if consistency is None else getattr(consistency.measured, name)
     inner = {
         "softcap": ("cfg_transform", "softcap"),
         "kl_after_softcap_bits": ("kl_after_transform_bits", "softcap"),
@@ -61,34 +61,30 @@ def _head_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
     open_ = [run for run in far if _softcap_explains(run) is None]
     other = [run for run in far if _softcap_explains(run) is False]
     return [
-        said("Divergences are in bits and belong to one model each."),
-        said("The last layer is the model's own output within the threshold in ", names(near), ".") if near else None,
-        said(
-            "It is not in ",
-            with_values(far, lambda run: last(run, "kl_to_final_bits", Unit.BITS)),
-            "; their milestones of divergence are left out of any comparison, and final probabilities are to be taken "
-            "from the head.",
-        )
-        if far
-        else None,
-        said(
-            "The model's own softcap on its logits, which lens rows do not pass, explains it in ",
-            with_values(capped, lambda run: last(run, "kl_after_softcap_bits", Unit.BITS)),
-            ".",
-        )
-        if capped
-        else None,
-        said("The softcap does not explain it in ", names(other), ".") if other else None,
-        said("The files record no softcap that could explain it for ", names(open_), ".") if open_ else None,
+        sentence("Divergences are in bits and belong to one model each."),
+        of_runs("The last layer is the model's own output within the threshold in {}.", near),
+        of_runs(
+            "It is not in {}; their milestones of divergence are left out of any comparison, and final "
+            "probabilities are to be taken from the head.",
+            far,
+            lambda run: last(run, "kl_to_final_bits", Unit.BITS),
+        ),
+        of_runs(
+            "The model's own softcap on its logits, which lens rows do not pass, explains it in {}.",
+            capped,
+            lambda run: last(run, "kl_after_softcap_bits", Unit.BITS),
+        ),
+        of_runs("The softcap does not explain it in {}.", other),
+        of_runs("The files record no softcap that could explain it for {}.", open_),
     ]
 
 
 def _softcap_explains(run: Compared) -> bool | None:
     """Whether the softcap brings the last layer within the threshold; None where that was not measured."""
-    found = run.diagnostics.last_layer
-    if found is None or found.measured.kl_after_softcap_bits is None:
+    consistency = run.diagnostics.last_layer
+    if consistency is None or consistency.measured.kl_after_softcap_bits is None:
         return None
-    return found.measured.kl_after_softcap_bits < found.threshold_bits
+    return consistency.measured.kl_after_softcap_bits < consistency.threshold_bits
 
 
 # Artefacts
@@ -109,10 +105,10 @@ def artefact_section(runs: Sequence[Compared]) -> Section:
         )
         for run in runs
     ]
-    header = (
-        "model", "sampled risk", "score", "tier", "tier without last layer", "share of layers apart",
-        "norm-only layers", "first of them",
-    )  # fmt: skip
+    header = columns(
+        "model | sampled risk | score | tier | tier without last layer | share of layers apart | "
+        "norm-only layers | first of them"
+    )
     return Section("Artefact tiers", (Table(header, tuple(rows)), paragraph(*_artefact_sentences(runs))))
 
 
@@ -121,41 +117,39 @@ def _artefact_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
     apart = [run for run in runs if None not in (tier_of(run), risk_of(run)) and tier_of(run) != risk_of(run)]
     only_last = [run for run in runs if tier_of(run) == "high" and prefinal_tier_of(run) in ("low", "medium")]
     return [
-        said(
+        sentence(
             "Sampled risk looks at a few layers, score and tier at all of them; layers apart are at least one bit from "
             "the raw lens, and norm-only layers give the answer under the headline lens alone.",
         ),
         *(
-            said(f"Tier {tier}: ", with_values(found, _score), ".") if found else None
-            for tier, found in by_tier.items()
+            sentence("Tier {}: {}.", tier, with_values(of_tier, _score)) if of_tier else None
+            for tier, of_tier in by_tier.items()
         ),
-        said("The two instruments disagree on ", names(apart), ".") if apart else None,
-        said(
-            "The tier falls once the last layer, where a raw lens is no meaningful decode, is left out in ",
-            with_values(only_last, _prefinal),
-            ".",
-        )
-        if only_last
-        else None,
+        of_runs("The two instruments disagree on {}.", apart),
+        of_runs(
+            "The tier falls once the last layer, where a raw lens is no meaningful decode, is left out in {}.",
+            only_last,
+            _prefinal,
+        ),
     ]
 
 
 def tier_of(run: Compared) -> str | None:
     """The tier over all layers."""
-    found = run.diagnostics.raw_full
-    return None if found is None else found.whole.score.tier
+    full = run.diagnostics.raw_full
+    return None if full is None else full.whole.score.tier
 
 
 def prefinal_tier_of(run: Compared) -> str | None:
     """The tier over all layers but the last."""
-    found = run.diagnostics.raw_full
-    return None if found is None else found.prefinal.score.tier
+    full = run.diagnostics.raw_full
+    return None if full is None else full.prefinal.score.tier
 
 
 def risk_of(run: Compared) -> str | None:
     """The risk by a few sampled layers."""
-    found = run.diagnostics.raw_sample
-    return None if found is None else found.lens_artifact_risk
+    sample = run.diagnostics.raw_sample
+    return None if sample is None else sample.lens_artifact_risk
 
 
 def _sampled(run: Compared, name: str, unit: Unit) -> Claim | None:
@@ -169,8 +163,8 @@ def _both(run: Compared) -> tuple[Citation, ...]:
 
 
 def _score(run: Compared) -> Claim | None:
-    found = run.diagnostics.raw_full
-    value = None if found is None else found.whole.score.v1
+    full = run.diagnostics.raw_full
+    value = None if full is None else full.whole.score.v1
     path = (*_FULL, "score", "lens_artifact_score")
     return run.agreed("lens_artifact_score", value, Unit.NUMBER, path, basis=_both(run))
 
@@ -184,8 +178,8 @@ def _prefinal(run: Compared) -> Claim | None:
 
 
 def _full(run: Compared, ours: str, theirs: str, unit: Unit) -> Claim | None:
-    found = run.diagnostics.raw_full
-    value = None if found is None else getattr(found.whole, ours)
+    full = run.diagnostics.raw_full
+    value = None if full is None else getattr(full.whole, ours)
     return run.agreed(theirs, value, unit, (*_FULL, theirs), basis=_both(run))
 
 
@@ -206,19 +200,19 @@ def drift_section(runs: Sequence[Compared]) -> Section:
     ]
     mark = "" if all(run.quotable for run in runs) else MARK
     header = ("model", "middle layer", *(name + mark for name in ("drift there", "p25", "p50", "p75")), "may be quoted")
-    signs = [(run, _sign(found)) for run in runs if run.quotable and (found := drift(run)) is not None]
+    signs = [(run, _sign(gap)) for run in runs if run.quotable and (gap := drift(run)) is not None]
     less, more = ([run for run, sign in signs if sign * way > 0] for way in (1, -1))
     kept = [run for run in runs if not run.quotable]
     sentences = (
-        said(
+        sentence(
             "Drift is the entropy of the lens less that of the model's own output, in bits; the quartiles are over all "
             "layers. Sizes belong to one model each and compare with no other; the sign is all that is told here.",
         ),
-        said(f"Columns with{MARK} are not to be quoted, and no sign is concluded from them, for ", names(kept), ".")
+        sentence("Columns with{} are not to be quoted, and no sign is concluded from them, for {}.", MARK, names(kept))
         if kept
         else None,
-        said("At half depth the lens is less certain than the model's output in ", names(less), ".") if less else None,
-        said("At half depth it is more certain in ", names(more), ".") if more else None,
+        of_runs("At half depth the lens is less certain than the model's output in {}.", less),
+        of_runs("At half depth it is more certain in {}.", more),
     )
     return Section("Entropy drift at half depth", (Table(header, tuple(rows)), paragraph(*sentences)))
 
@@ -232,15 +226,20 @@ def _middle(run: Compared) -> Claim | None:
 def drift(run: Compared) -> Claim | None:
     """Entropy of the lens less that of the output at half depth, in bits."""
     middle = depth_layer(0.5, run.n_layers)
-    own, teacher = (run.cell(name, middle, Unit.BITS) for name in ("entropy_bits", "teacher_entropy_bits"))
-    if own is None or teacher is None or not isinstance(own.value, float) or not isinstance(teacher.value, float):
+    entropy, teacher = (run.cell(name, middle, Unit.BITS) for name in ("entropy_bits", "teacher_entropy_bits"))
+    if (
+        entropy is None
+        or teacher is None
+        or not isinstance(entropy.value, float)
+        or not isinstance(teacher.value, float)
+    ):
         return None
-    return run.derived("entropy_gap_bits", own.value - teacher.value, Unit.BITS, [own, teacher], "difference")
+    return run.derived("entropy_gap_bits", entropy.value - teacher.value, Unit.BITS, [entropy, teacher], "difference")
 
 
 def _gap(run: Compared, quarter: str) -> Claim | None:
-    found = run.diagnostics.entropy_gap
-    value = None if found is None else found.percentiles[quarter]
+    gap = run.diagnostics.entropy_gap
+    value = None if gap is None else gap.percentiles[quarter]
     path = ("diagnostics", "entropy_gap_bits_percentiles", quarter)
     return run.agreed(f"entropy_gap_{quarter}", value, Unit.BITS, path, basis=run.rows(), how="percentile over layers")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from layerscope.report.cited.document import Bullets, Name, Report, Section
+from layerscope.report.cited.document import Bullets, Name, Report, Section, paragraph, sentence
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.findings import Finding
 from layerscope.report.synthesis.compared import Compared, by_family, compared, repeated
@@ -21,7 +21,7 @@ from layerscope.report.synthesis.milestone_sections import (
 from layerscope.report.synthesis.misreadings import misreadings_section
 from layerscope.report.synthesis.scope import scope_section
 from layerscope.report.synthesis.trust_sections import artefact_section, drift_section, head_section
-from layerscope.report.synthesis.words import listed, paragraph, said
+from layerscope.report.synthesis.words import listed
 
 
 def synthesis(evidences: Sequence[Evidence], findings: Mapping[str, Sequence[Finding]] | None = None) -> Report:
@@ -38,29 +38,29 @@ def synthesis(evidences: Sequence[Evidence], findings: Mapping[str, Sequence[Fin
         RunError: no run at all.
     """
     runs = by_family(compared(evidences))
-    found = limits(runs)
+    obstacles = limits(runs)
     sections = (
         glance_section(runs),
-        scope_section(runs, found, repeated(evidences)),
+        scope_section(runs, obstacles, repeated(evidences)),
         copy_section(runs),
-        rank_section(runs, found),
-        earliness_section(runs, found),
+        rank_section(runs, obstacles),
+        earliness_section(runs, obstacles),
         gate_section(runs),
         head_section(runs),
         artefact_section(runs),
         surface_section(runs),
         drift_section(runs),
         fitted_section(runs),
-        family_section(runs, found),
+        family_section(runs, obstacles),
         facts_section(runs),
         misreadings_section(findings or {}),
         _limitations(runs),
     )
     folders = listed([Name(name) for name in dict.fromkeys(run.run for run in runs)])
     opening = paragraph(
-        said("What the runs in ", folders, " say together."),
-        said("Values are found in the rows of the files; each is followed by the lines that hold it."),
-        said(
+        sentence("What the runs in {} say together.", folders),
+        sentence("Values are found in the rows of the files; each is followed by the lines that hold it."),
+        sentence(
             "Layers count the blocks that have written: the embedding comes before the first, the last is the model's "
             "output."
         ),
@@ -70,16 +70,20 @@ def synthesis(evidences: Sequence[Evidence], findings: Mapping[str, Sequence[Fin
 
 def _limitations(runs: Sequence[Compared]) -> Section:
     items = [
-        said("A lens reads what the unembedding can read; that a token is readable at a layer is no proof that the "
-             "model uses it there."),
-        said("All of this is correlation: nothing was changed inside a model to see what follows."),
-        said("Only the residual stream was read, neither attention nor single neurons."),
-    ]  # fmt: skip
+        sentence(
+            "A lens reads what the unembedding can read; that a token is readable at a layer is no proof that the "
+            "model uses it there."
+        ),
+        sentence("All of this is correlation: nothing was changed inside a model to see what follows."),
+        sentence("Only the residual stream was read, neither attention nor single neurons."),
+    ]
     if all(run.diagnostics.statistics.n < 2 for run in runs):
-        items.append(said("Everything rests on one fact in one wording, read at its last position."))
+        items.append(sentence("Everything rests on one fact in one wording, read at its last position."))
     if any(run.evidence.record.source == "published" and run.diagnostics.sidecars for run in runs):
         items.append(
-            said("Fitted lenses of files that were read and not measured here are as those files have them; how well "
-                 "they were fitted is not checked.")
-        )  # fmt: skip
+            sentence(
+                "Fitted lenses of files that were read and not measured here are as those files have them; how well "
+                "they were fitted is not checked."
+            )
+        )
     return Section("Limitations", (Bullets(tuple(items)),))

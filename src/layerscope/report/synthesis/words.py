@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from layerscope.report.cited.claims import ABSENT, Claim
-from layerscope.report.cited.document import Name, Paragraph, Part, Sentence, Text, sentence
+from layerscope.report.cited.document import Name, Paragraph, Part, Sentence, Text, paragraph, sentence
 from layerscope.report.synthesis.compared import Compared
 
 
@@ -39,20 +39,16 @@ def with_values(runs: Sequence[Compared], value: Callable[[Compared], Claim | No
     return listed([[Name(run.name), Text(" ("), shown(value(run)), Text(")")] for run in runs])
 
 
-def said(*parts: Part | str | Sequence[Part]) -> Sentence:
-    """A sentence of words, claims and lists of them."""
-    flat: list[Part | str] = []
-    for part in parts:
-        flat += [part] if isinstance(part, Part | str) else part
-    return sentence(*flat)
+def of_runs(
+    template: str, runs: Sequence[Compared], value: Callable[[Compared], Claim | None] | None = None
+) -> Sentence | None:
+    """A sentence whose field is some runs, by name and with a value where one is given; None where there are none."""
+    if not runs:
+        return None
+    return sentence(template, names(runs) if value is None else with_values(runs, value))
 
 
 def remarks(*sentences: Sentence | None) -> tuple[Paragraph, ...]:
     """A paragraph of the sentences that there are; nothing where there is none."""
-    found = paragraph(*sentences)
-    return (found,) if found.sentences else ()
-
-
-def paragraph(*sentences: Sentence | None) -> Paragraph:
-    """A paragraph of the sentences that there are."""
-    return Paragraph(tuple(one for one in sentences if one is not None))
+    remark = paragraph(*sentences)
+    return (remark,) if remark.sentences else ()

@@ -36,9 +36,9 @@ class Vocabulary:
     @classmethod
     def of(cls, listings: Sequence[pl.DataFrame]) -> "Vocabulary":
         """The tokens of `listed` tables, in the order in which they first come."""
-        found = pl.concat([one.select("id", "text") for one in listings]).unique(maintain_order=True)
-        frame = found.with_row_index("token", offset=1)
-        return cls(tuple(found["text"]), tuple(found["id"]), frame)
+        tokens = pl.concat([listing.select("id", "text") for listing in listings]).unique(maintain_order=True)
+        frame = tokens.with_row_index("token", offset=1)
+        return cls(tuple(tokens["text"]), tuple(tokens["id"]), frame)
 
     def numbered(self, listing: pl.DataFrame) -> pl.DataFrame:
         """A `listed` table with the column `token`: place in the vocabulary, counted from 1."""

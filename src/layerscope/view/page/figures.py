@@ -116,19 +116,19 @@ def _group(
     charts, notes = [], []
     for make, metric in wanted:
         try:
-            found = make(run, metric)
+            chart = make(run, metric)
         except RunError as error:  # what a run does not hold is said in the chart's place
             notes.append(str(error))
             continue
-        if found is not None:
-            charts.append(_figure(found, f"chart-{place}-{found.name}", f"{found.name}-{label}"))
+        if chart is not None:
+            charts.append(_figure(chart, f"chart-{place}-{chart.name}", f"{chart.name}-{label}"))
     return Group(place, tuple(charts), tuple(dict.fromkeys(notes)))
 
 
-def _figure(found: "ChartSpec", place: str, name: str, wide: bool = False) -> Figure:
-    spec = safe_json(found.chart.to_dict(validate=False)).encode()
+def _figure(chart: "ChartSpec", place: str, name: str, wide: bool = False) -> Figure:
+    spec = safe_json(chart.chart.to_dict(validate=False)).encode()
     return Figure(
-        place, name, found.title, found.description, wide, packed(spec), packed(found.table.write_csv().encode())
+        place, name, chart.title, chart.description, wide, packed(spec), packed(chart.table.write_csv().encode())
     )
 
 
@@ -139,12 +139,12 @@ def _across(runs: Sequence[AnalysedRun]) -> Section:
     charts: tuple[Figure, ...] = ()
     table = None
     try:
-        found = across_models(runs)
+        chart = across_models(runs)
     except RunError as error:
         notes = (str(error),)
     else:
-        charts = (_figure(found, "chart-all-models", found.name, wide=True),)
-        table = _sheet(found)
+        charts = (_figure(chart, "chart-all-models", chart.name, wide=True),)
+        table = _sheet(chart)
     return Section(
         "models",
         "Across models",
@@ -154,20 +154,23 @@ def _across(runs: Sequence[AnalysedRun]) -> Section:
     )
 
 
-def _sheet(found: "ChartSpec") -> Sheet:
+def _sheet(chart: "ChartSpec") -> Sheet:
     """A row for each run, a column for each milestone, in the chart's order."""
     from layerscope.view.charts.models import NAMES
 
     runs: list[dict[str, Mapping[str, Any]]] = []
     named = None
-    for row in found.table.iter_rows(named=True):
+    for row in chart.table.iter_rows(named=True):
         # Runs that were read from one folder bear one id, and two runs may be of one model.
         same = (row["model"], row["run"], row["lens"])
         if same != named or row["milestone"] in runs[-1]:
             runs.append({})
         named = same
         runs[-1][row["milestone"]] = row
-    rows = tuple((*_named(list(own.values())), *(_cell(own.get(milestone)) for milestone in NAMES)) for own in runs)
+    rows = tuple(
+        (*_named(list(by_milestone.values())), *(_cell(by_milestone.get(milestone)) for milestone in NAMES))
+        for by_milestone in runs
+    )
     signs = {
         "*": "* does not compare with the others; the reason is in the cell.",
         "[": "Brackets: the middle half of the facts.",

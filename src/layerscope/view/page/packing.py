@@ -16,7 +16,7 @@ def safe_json(value: object) -> str:
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNSAFE.sub(lambda unsafe: f"\\u{ord(unsafe[0]):04x}", text)
 
 
 def packed(content: bytes) -> str:

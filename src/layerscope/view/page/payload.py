@@ -11,7 +11,7 @@ from layerscope.published.layout import RECORDS, csv_name, stem_of
 from layerscope.record.milestone_names import STRONG
 from layerscope.record.parts import PromptRecord
 from layerscope.record.prompt_key import PromptKey
-from layerscope.terminal.verdict import rank_1
+from layerscope.report.sentences.readable import rank_1
 from layerscope.view.page.blocks import Block, Key, Vocabulary, blocks, listed
 from layerscope.view.page.packing import packed
 
@@ -88,7 +88,7 @@ def payload(runs: Sequence[AnalysedRun]) -> Payload:
     listings = [listed(run.rows, probabilities=run.record.probabilities_stand) for run in runs]
     vocabulary = Vocabulary.of(listings) if listings else Vocabulary((), (), pl.DataFrame())
     scripts: dict[str, str] = {}
-    found = []
+    shown = []
     for place, (run, listing, label) in enumerate(zip(runs, listings, labels(runs), strict=True)):
         made = blocks(
             run.rows,
@@ -99,8 +99,8 @@ def payload(runs: Sequence[AnalysedRun]) -> Payload:
         )
         ids = {key: f"block-{place}-{number}" for number, key in enumerate(made)}
         scripts |= {ids[key]: packed(block.content) for key, block in made.items()}
-        found.append(_run(run, label, made, ids, vocabulary))
-    return Payload(vocabulary, tuple(found), scripts)
+        shown.append(_run(run, label, made, ids, vocabulary))
+    return Payload(vocabulary, tuple(shown), scripts)
 
 
 def labels(runs: Sequence[AnalysedRun]) -> list[str]:
@@ -118,7 +118,7 @@ def _run(
     run: AnalysedRun, label: str, made: Mapping[Key, Block], ids: Mapping[Key, str], vocabulary: Vocabulary
 ) -> RunData:
     record = run.record
-    prompts = dict.fromkeys(PromptKey(*key[:3]) for key in made)
+    passes = dict.fromkeys(PromptKey(*key[:3]) for key in made)
     kl = run.rows.filter("is_next")["kl_to_final_bits"].drop_nulls()
     return RunData(
         label=label,
@@ -132,7 +132,7 @@ def _run(
         suppressed=run.guidance.suppress_abs_probs,
         kl_bits=_nice(float(kl.quantile(0.98) or 1.0)) if len(kl) else 1.0,
         missing=missing_positions(run),
-        prompts=tuple(_prompt(run, prompt, made, ids, vocabulary) for prompt in prompts),
+        prompts=tuple(_prompt(run, key, made, ids, vocabulary) for key in passes),
     )
 
 
@@ -152,29 +152,31 @@ def missing_positions(run: AnalysedRun) -> str | None:
 
 def _prompt(
     run: AnalysedRun,
-    prompt: PromptKey,
+    prompt_key: PromptKey,
     made: Mapping[Key, Block],
     ids: Mapping[Key, str],
     vocabulary: Vocabulary,
 ) -> PromptData:
-    record, rows = run.record.prompt(prompt), prompt.rows_of(run.rows)
+    fact_index, prompt_id, variant = prompt_key
+    record = run.record.prompt(prompt_key)
+    rows = prompt_key.rows_of(run.rows)
     answers = () if record is None else tuple(answer.string for answer in record.answers)
     last = rows.filter("is_next")["position"].max()
     return PromptData(
-        fact_index=prompt.fact_index,
-        prompt_id=prompt.prompt_id,
-        variant=prompt.prompt_variant,
-        fact=_fact(record, rows, prompt.prompt_id, answers),
+        fact_index=fact_index,
+        prompt_id=prompt_id,
+        variant=variant,
+        fact=_fact(record, rows, prompt_id, answers),
         text=None if record is None else record.text,
         tokens=_tokens(record, rows),
         last=None if last is None else int(str(last)),
         answers=answers,
         answer_tokens=_answer_tokens(record, rows, vocabulary),
-        milestones={lens: found for lens in run.record.protocol.lenses if (found := _layers(run, lens, prompt))},
+        milestones={lens: layers for lens in run.record.protocol.lenses if (layers := _layers(run, lens, prompt_key))},
         blocks={
             lens: BlockData(ids[key], made[key].positions, made[key].top_k)
             for lens in run.record.protocol.lenses
-            if (key := (*prompt, lens)) in made
+            if (key := (fact_index, prompt_id, variant, lens)) in made
         },
     )
 
@@ -198,13 +200,16 @@ def _answer_tokens(record: PromptRecord | None, rows: pl.DataFrame, vocabulary: 
     ids = {answer.first_id for answer in answers} | set(rows["answer_id"].unique())
     texts = {answer.pieces[0].replace("Ġ", " ").replace("▁", " ") for answer in answers if answer.pieces}
     texts |= {space + answer.string for answer in answers if not answer.pieces for space in ("", " ")}
-    found = enumerate(zip(vocabulary.ids, vocabulary.texts, strict=True), start=1)
-    return tuple(at for at, (id_, text) in found if (id_ in ids if id_ >= 0 else text in texts))
+    vocabulary_tokens = enumerate(zip(vocabulary.ids, vocabulary.texts, strict=True), start=1)
+    return tuple(at for at, (id_, text) in vocabulary_tokens if (id_ in ids if id_ >= 0 else text in texts))
 
 
-def _layers(run: AnalysedRun, lens: str, asked: PromptKey) -> dict[str, int]:
-    own = run.milestones.of(lens, asked)
-    if not own or not run.record.ranks_stand:
+def _layers(run: AnalysedRun, lens: str, key: PromptKey) -> dict[str, int]:
+    milestones = run.milestones.of(lens, key)
+    if not milestones or not run.record.ranks_stand:
         return {}
-    found = {"rank_1": rank_1(own).layer, "strong": own[STRONG].layer if run.record.probabilities_stand else None}
-    return {name: layer for name, layer in found.items() if layer is not None}
+    layers = {
+        "rank_1": rank_1(milestones).layer,
+        "strong": milestones[STRONG].layer if run.record.probabilities_stand else None,
+    }
+    return {name: layer for name, layer in layers.items() if layer is not None}

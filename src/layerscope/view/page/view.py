@@ -56,9 +56,10 @@ def page_html(runs: Sequence[AnalysedRun]) -> str:
     names = labels(runs)
     with ThreadPoolExecutor(1) as beside:
         runtime = beside.submit(_vega)
-        found, sections = payload(runs), chart_sections(runs, names)
+        shown, sections = payload(runs), chart_sections(runs, names)
     script, vega, style = _script(), runtime.result(), _asset("page.css")
-    return _environment().get_template("page.html.j2").render(
+    template = _environment().get_template("page.html.j2")
+    return template.render(
         marker=Markup(MARKER),
         policy=_policy(script, vega, style=style),
         title=f"{names[0]} · layerscope" if len(runs) == 1 else f"{len(runs)} runs · layerscope",
@@ -74,8 +75,8 @@ def page_html(runs: Sequence[AnalysedRun]) -> str:
         ],
         runs=[_words(run, name) for run, name in zip(runs, names, strict=True)],
         chart_sections=sections,
-        data={key: Markup(content) for key, content in _scripts(found, sections).items()},
-    )  # fmt: skip
+        data={key: Markup(content) for key, content in _scripts(shown, sections).items()},
+    )
 
 
 def write_view(runs: Sequence[AnalysedRun], path: str | Path) -> Path:
@@ -148,25 +149,25 @@ def _words(run: AnalysedRun, label: str) -> _RunWords:
     return _RunWords(label, created.replace("T", " ").replace("Z", " UTC"), verdict_words(run), origin(run))
 
 
-def _scripts(found: Payload, sections: Sequence[Section]) -> dict[str, str]:
+def _scripts(shown: Payload, sections: Sequence[Section]) -> dict[str, str]:
     """Every data block by its id."""
     from layerscope.view.charts import config
 
     page = {
-        "vocabulary": {"texts": found.vocabulary.texts, "ids": found.vocabulary.ids},
-        "runs": [asdict(run) for run in found.runs],
+        "vocabulary": {"texts": shown.vocabulary.texts, "ids": shown.vocabulary.ids},
+        "runs": [asdict(run) for run in shown.runs],
     }
     scripts = {
         "page-data": safe_json(page),
         "config-light": safe_json(config(dark=False)),
         "config-dark": safe_json(config(dark=True)),
     }
-    packs: Mapping[str, str] = dict(found.scripts) | {
-        f"{one.id}-{kind}": content
+    packs: Mapping[str, str] = dict(shown.scripts) | {
+        f"{figure.id}-{kind}": content
         for section in sections
         for group in section.groups
-        for one in group.charts
-        for kind, content in (("spec", one.spec), ("table", one.table))
+        for figure in group.charts
+        for kind, content in (("spec", figure.spec), ("table", figure.table))
     }
     return scripts | {key: safe_json(content) for key, content in packs.items()}
 

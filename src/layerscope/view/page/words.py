@@ -5,16 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.diagnostics import protocol_in_force
-from layerscope.bundled import BUNDLED_ID
+from layerscope.record.measured import FittedLensRecord
 from layerscope.record.milestone_names import ONSET, STRONG, STRONG_RUN2
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
+from layerscope.report.sentences.guidance import identity, reporting
+from layerscope.report.sentences.lines import LabelledLine
+from layerscope.report.sentences.verdict import VerdictText
 from layerscope.suite import builtin_suites
-from layerscope.terminal.run_tables import identity_line
-from layerscope.terminal.verdict import LabelledLine, VerdictText, lens_columns, quoting
 
-_WEIGHTS = {"block": "blocks", "advise": "advises", "quoting": "", "prefer": "", "unknown": "unknown"}
+BUNDLED_ID = "layerscope/reference"
+"""How records name the model that comes with the package; it is probed where none is named."""
+_WEIGHTS = ("withheld", "caution", "unknown")
+"""Labels that a page gives a look of their own."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Sentence:
     label: str
     text: str
     weight: str = ""
-    """`blocks` or `advises` of a reason against quoting; empty otherwise."""
+    """`withheld`, `caution` or `unknown` of a reason against reporting; empty otherwise."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,12 @@ class VerdictWords:
     identity_state: str
     """`ok`, `failed` or `none`."""
     quotable: str
-    """What may be quoted, in one sentence."""
+    """What may be reported, in one sentence."""
     suppressed: bool
     ranked: bool
-    """Whether ranks and layers may be quoted."""
+    """Whether ranks and layers may be reported."""
     reasons: tuple[Sentence, ...]
-    said: tuple[Sentence, ...]
+    lines: tuple[Sentence, ...]
     columns: tuple[str, ...]
     depths: tuple[Depth, ...]
 
@@ -71,29 +74,30 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
     Where the identity check failed, nothing that rests on a probability is said; where it casts doubt on ranks too, no
     layer is named at all.
     """
-    record = run.record
-    teller = VerdictText(run.verdict, record)
-    told = teller.ranked and bool(teller.own)
-    semantic = teller.semantic() if told else None
-    first, *reasons = quoting(run.guidance, run.diagnostics.headline, ranked=teller.ranked)
-    identity = record.identity
+    record, check = run.record, run.record.identity
+    verdict = VerdictText(run.verdict, record)
+    semantic = verdict.semantic() if verdict.names_layers else None
+    quotable, *reasons = reporting(run.guidance, run.diagnostics.headline, ranked=verdict.ranked)
+    lines = [*verdict.strength(), *verdict.circumstances()] if verdict.names_layers else []
     return VerdictWords(
-        headline=teller.headline(),
+        headline=verdict.headline(),
         model=record.model.id,
         suite=record.suite.name,
-        prompt=teller.prompt,
+        prompt=verdict.prompt,
         layer=None if semantic is None else semantic.layer,
         n_layers=record.model.n_layers,
         lens=run.diagnostics.headline,
-        identity=identity_line(run).plain.removeprefix("identity check · "),
-        identity_state="none" if identity is None else "ok" if identity.ok else "failed",
-        quotable=_sentence(first.text),
+        identity=identity(record),
+        identity_state="none" if check is None else "ok" if check.ok else "failed",
+        quotable=_sentence(quotable.text),
         suppressed=run.guidance.suppress_abs_probs,
-        ranked=teller.ranked,
-        reasons=tuple(_reasons(reasons)),
-        said=tuple(_told([*teller.strength(), *teller.circumstances()])) if told else (),
-        columns=tuple(header.replace("<=", "≤").replace(" x ", " ×") for header in _columns(run)),
-        depths=tuple(_depths(run, teller)) if told else (),
+        ranked=verdict.ranked,
+        reasons=tuple(
+            Sentence(line.label, line.text, line.label if line.label in _WEIGHTS else "") for line in reasons
+        ),
+        lines=tuple(_by_label(lines)),
+        columns=tuple(header.replace("<=", "≤") for header in verdict.columns),
+        depths=tuple(_depth(verdict, lens) for lens in record.protocol.lenses) if verdict.names_layers else (),
     )
 
 
@@ -103,40 +107,23 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _reasons(said: Sequence[LabelledLine]) -> Iterator[Sentence]:
-    for one in said:
-        yield Sentence(one.label, one.text, _WEIGHTS.get(one.label, ""))
-
-
-def _told(said: Sequence[LabelledLine]) -> Iterator[Sentence]:
+def _by_label(lines: Sequence[LabelledLine]) -> Iterator[Sentence]:
     """Lines of one label drawn together."""
-    label, texts = "", list[str]()
-    for one in said:
-        if one.label and texts:
-            yield Sentence(label, "; ".join(texts))
-            texts = []
-        label = one.label or label
-        texts.append(one.text)
-    if texts:
-        yield Sentence(label, "; ".join(texts))
+    texts: dict[str, list[str]] = {}
+    label = ""
+    for line in lines:
+        label = line.label or label
+        texts.setdefault(label, []).append(line.text)
+    for label, of_label in texts.items():
+        yield Sentence(label, "; ".join(of_label))
 
 
-def _columns(run: AnalysedRun) -> Mapping[str, str]:
-    thresholds = protocol_in_force(run.record).thresholds
-    columns = lens_columns(thresholds)
-    if run.record.probabilities_stand:
-        return columns
-    return {header: name for header, name in columns.items() if name.startswith(ONSET) and STRONG not in name}
-
-
-def _depths(run: AnalysedRun, teller: VerdictText) -> Iterator[Depth]:
-    columns = _columns(run)
-    trusted = run.record.probabilities_stand
-    for lens in run.record.protocol.lenses:
-        cells = tuple(teller.cell(lens, name) for name in columns.values())
-        at = {name: int(cell) if cell.isdigit() else None for name, cell in zip(columns.values(), cells, strict=True)}
-        strong = at.get(STRONG_RUN2) if at.get(STRONG_RUN2) is not None else at.get(STRONG)
-        yield Depth(lens, lens == run.diagnostics.headline, at.get(ONSET), strong if trusted else None, cells)
+def _depth(verdict: VerdictText, lens: str) -> Depth:
+    cells = verdict.cells(lens)
+    named = zip(verdict.columns.values(), cells, strict=True)
+    at = {name: int(cell) for name, cell in named if cell.isdigit()}
+    strong = at.get(STRONG_RUN2, at.get(STRONG))
+    return Depth(lens, lens == verdict.diagnostics.headline, at.get(ONSET), strong, tuple(cells))
 
 
 @dataclass(frozen=True)
@@ -204,45 +191,75 @@ def command(record: RunRecord) -> str:
 
 
 def _groups(run: AnalysedRun) -> Mapping[str, tuple[Fact, ...]]:
-    record, made = run.record, run.record.provenance
-    model, protocol = record.model, record.protocol
-    groups: dict[str, dict[str, object]] = {
-        "Run": {
-            "id": record.run_id, "begun": record.created_utc, "layerscope": record.layerscope_version,
-            "source": record.source, "schema": record.schema_version, "positions": record.positions,
-            "top k": record.top_k, "rows": f"{run.rows.height:,}",
-            "seconds": None if record.timings is None else f"{record.timings.total_s:.1f}",
-        },
-        "Model": {
-            "id": model.id, "commit": model.commit, "revision": model.revision, "family": model.family,
-            "layers": model.n_layers, "width": model.d_model, "vocabulary": f"{model.d_vocab:,}",
-            "parameters": None if model.n_parameters is None else f"{model.n_parameters:,}",
-            "stored as": model.stored_dtype, "first token": None if model.bos is None else model.bos.note,
-            "fingerprint": model.fingerprint, "tokenizer": model.tokenizer_sha256,
-        },
-        "Asked": {
-            "suite": record.suite.name, "about": record.suite.description, "suite sha256": record.suite.sha256,
-            "prompts": len(record.suite.prompts), "protocol": f"{protocol.name} {protocol.version}",
-            "lenses": ", ".join(protocol.lenses), "headline lens": protocol.headline_lens,
-        },
-        "Machine": {} if made is None else {
-            "device": made.device_name or made.device, "computed in": made.dtype_compute, "seed": made.seed,
-            "deterministic": "yes" if made.deterministic_algorithms else "no", "threads": made.threads,
-            "Python": made.python, "PyTorch": made.torch, "Transformers": made.transformers, "Polars": made.polars,
-            "NumPy": made.numpy, "CUDA": made.cuda_version, "platform": made.platform,
-        },
-        "Fitted lenses": {
-            one.kind: f"{one.status}{f': {one.reason}' if one.reason else ''}"
-            f"{f' · weights {one.weights_sha256}' if one.weights_sha256 else ''}"
-            for one in record.measured.fitted_lenses
-        },
-        "Missing or damaged": {
-            f"{problem.file}{'' if problem.row is None else f', row {problem.row}'}": problem.message
-            for problem in record.problems[:20]
-        },
-    }  # fmt: skip
-    return {
-        name: tuple(Fact(key, str(value)) for key, value in found.items() if value is not None)
-        for name, found in groups.items()
-        if any(value is not None for value in found.values())
+    record = run.record
+    groups = {
+        "Run": _run_facts(run),
+        "Model": _model_facts(record),
+        "Asked": _asked_facts(record),
+        "Machine": _machine_facts(record),
+        "Fitted lenses": _named({lens.kind: _lens_state(lens) for lens in record.measured.fitted_lenses}),
+        "Missing or damaged": _named(
+            {
+                problem.file + ("" if problem.row is None else f", row {problem.row}"): problem.message
+                for problem in record.problems[:20]
+            }
+        ),
     }
+    return {name: facts for name, facts in groups.items() if facts}
+
+
+def _named(values: Mapping[str, object]) -> tuple[Fact, ...]:
+    return tuple(Fact(name, str(value)) for name, value in values.items() if value is not None)
+
+
+def _facts(**values: object) -> tuple[Fact, ...]:
+    """Facts by their names, with spaces for underscores; what is None is left out."""
+    return _named({name.replace("_", " "): value for name, value in values.items()})
+
+
+def _run_facts(run: AnalysedRun) -> tuple[Fact, ...]:
+    record = run.record
+    seconds = None if record.timings is None else f"{record.timings.total_s:.1f}"
+    return (
+        *_facts(id=record.run_id, begun=record.created_utc, layerscope=record.layerscope_version),
+        *_facts(source=record.source, schema=record.schema_version, positions=record.positions),
+        *_facts(top_k=record.top_k, rows=f"{run.rows.height:,}", seconds=seconds),
+    )
+
+
+def _model_facts(record: RunRecord) -> tuple[Fact, ...]:
+    model = record.model
+    parameters = None if model.n_parameters is None else f"{model.n_parameters:,}"
+    return (
+        *_facts(id=model.id, commit=model.commit, revision=model.revision, family=model.family),
+        *_facts(layers=model.n_layers, width=model.d_model, vocabulary=f"{model.d_vocab:,}", parameters=parameters),
+        *_facts(stored_as=model.stored_dtype, first_token=None if model.bos is None else model.bos.note),
+        *_facts(fingerprint=model.fingerprint, tokenizer=model.tokenizer_sha256),
+    )
+
+
+def _asked_facts(record: RunRecord) -> tuple[Fact, ...]:
+    suite, protocol = record.suite, record.protocol
+    return (
+        *_facts(suite=suite.name, about=suite.description, suite_sha256=suite.sha256, prompts=len(suite.prompts)),
+        *_facts(protocol=f"{protocol.name} {protocol.version}", lenses=", ".join(protocol.lenses)),
+        *_facts(headline_lens=protocol.headline_lens),
+    )
+
+
+def _machine_facts(record: RunRecord) -> tuple[Fact, ...]:
+    made = record.provenance
+    if made is None:
+        return ()
+    deterministic = "yes" if made.deterministic_algorithms else "no"
+    return (
+        *_facts(device=made.device_name or made.device, computed_in=made.dtype_compute, seed=made.seed),
+        *_facts(deterministic=deterministic, threads=made.threads, Python=made.python, PyTorch=made.torch),
+        *_facts(Transformers=made.transformers, Polars=made.polars, NumPy=made.numpy, CUDA=made.cuda_version),
+        *_facts(platform=made.platform),
+    )
+
+
+def _lens_state(lens: FittedLensRecord) -> str:
+    weights = f" · weights {lens.weights_sha256}" if lens.weights_sha256 else ""
+    return f"{lens.status}{f': {lens.reason}' if lens.reason else ''}{weights}"

@@ -1,6 +1,6 @@
 // A cell looked at closely: what was most likely there, with bars.
 
-const QUOTE_NOT = "Not to be quoted: the guidance on this run stands against its probabilities and entropies.";
+const QUOTE_NOT = "Not to be reported: the guidance on this run stands against its probabilities and entropies.";
 
 function bars(column, layer, limit) {
   const answers = new Set(column.prompt.answer_tokens);

@@ -1,0 +1,1 @@
+"""Sentences about a verdict: one wording for terminal, page, evaluation, synthesis and brief, which lay them out."""

@@ -57,11 +57,14 @@ def tiny(once: Once) -> Callable[[str], Path]:
     return lambda name: once(name, TINY[name].build)
 
 
+NO_PUBLISHED = f"the published runs are not beside this checkout: no folder {SHARED}"
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder `shared` beside this checkout: the specification and the published runs."""
     if not SHARED.is_dir():
-        pytest.skip(f"the published runs are not beside this checkout: no folder {SHARED}")
+        pytest.skip(NO_PUBLISHED)
     return SHARED
 
 
@@ -78,6 +81,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             seen.add(test)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for all of them."""
+    n = sum(NO_PUBLISHED in str(report.longrepr) for report in terminalreporter.getreports("skipped"))
+    if n:
+        terminalreporter.write_line(f"{n} skipped: {NO_PUBLISHED}")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,9 @@ from layerscope.audit.parse.read_report import read_report
 from layerscope.audit.parse.values import pairs_of
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Judgement
-from published_archives import archive_of
+from made_sweep import MADE
+from published import SHARED
+from published_archives import archive_of, folder_of
 
 SECONDS = 60
 """For 5 MB, on a loaded machine and with types checked in every call; it takes a few on an idle one."""
@@ -19,9 +21,14 @@ LARGE = 5_000_000
 
 
 @pytest.fixture(scope="module")
-def archive(request: pytest.FixtureRequest) -> Archive:
-    shared: Path = request.getfixturevalue("shared")
-    return archive_of(shared / "reference" / "tiny-qwen3" / "published")
+def archive(made_sweep: Path) -> Archive:
+    return archive_of(made_sweep / "output-reference.json")
+
+
+@pytest.fixture(params=["made", *(["published"] if SHARED.is_dir() else [])])
+def many(request: pytest.FixtureRequest) -> Archive:
+    """Several models, self-made or published."""
+    return archive_of(folder_of(MADE[0] if request.param == "made" else "", request, "run-20250928-1722"))
 
 
 @pytest.mark.parametrize(
@@ -74,11 +81,10 @@ def test_lines_beyond_the_end_are_unresolvable(archive: Archive) -> None:
     assert str(n_lines) in beyond.reason
 
 
-def test_a_value_of_one_of_several_models_is_looked_up_in_the_cited_one(shared: Path) -> None:
+def test_a_value_of_one_of_several_models_is_looked_up_in_the_cited_one(many: Archive) -> None:
     """Each model has its own layer; a sentence on both must not have the one's value held against the other's file."""
-    many = archive_of(shared / "reference" / "run-20250928-1722")
     layers = {}
-    for stem in ("Qwen3-8B", "Qwen3-14B"):
+    for stem in ("reference", "echo") if "echo" in many.stems else ("Qwen3-8B", "Qwen3-14B"):
         entry = many.sources.json(f"output-{stem}.json").at("diagnostics", "L_semantic")
         assert entry is not None
         layers[stem] = (entry.value, entry.line)
@@ -88,8 +94,7 @@ def test_a_value_of_one_of_several_models_is_looked_up_in_the_cited_one(shared: 
     assert judged == [Judgement.SUPPORTED] * 2 and result.wrong == ()
 
 
-def test_one_list_of_lines_for_many_files_is_never_called_wrong(shared: Path) -> None:
-    many = archive_of(shared / "reference" / "run-20250928-1722")
+def test_one_list_of_lines_for_many_files_is_never_called_wrong(many: Archive) -> None:
     assert audit("L_semantic=77, first_rank_le_1=12 (output-*.json:902–904; 906; 940)", many).wrong == ()
 
 

@@ -13,7 +13,7 @@ from layerscope.audit.parse.values import pairs_of
 from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.sources import Sources
 from layerscope.report.numbers import Number
-from published_archives import archive_of
+from published_archives import archive_of, folder_of, with_made
 
 DOCUMENT = """{
   "prompt": {
@@ -269,10 +269,11 @@ def test_a_token_s_probability_is_found_with_the_token(reader: Reader) -> None:
     assert found == [("p", Judgement.ELSEWHERE, f"output-M.json:{inside + 1}")]
 
 
-def test_the_published_documents_give_the_block_of_a_cited_line(shared: Path) -> None:
-    archive = archive_of(shared / "reference" / "run-20251004-1804")
+@pytest.mark.parametrize("stem", with_made("Meta-Llama-3-70B"))
+def test_documents_give_the_block_of_a_cited_line(stem: str, request: pytest.FixtureRequest) -> None:
+    archive = archive_of(folder_of(stem, request))
     reader = Reader(archive.sources)
-    name = f"output-{archive.stems[0]}.json"
+    name = f"output-{stem}.json"
     entry = archive.sources.json(name).at("diagnostics", "last_layer_consistency")
     assert entry is not None
     (statement,) = read_report(f"x=1 [{name}:{entry.line}]", archive.stems)

@@ -63,6 +63,14 @@ def test_a_brief_of_ten_thousand_rows_fits_a_context_of_32_000_tokens(tmp_path: 
     assert sum(map(len, json.loads(found.data)["facts"].values())) <= MOST_FACTS
 
 
+def test_briefs_of_self_made_models_fit_and_name_their_own_files(made_sweep: Path) -> None:
+    for evidence in archive_of(made_sweep):
+        found = brief(evidence)
+        assert all(len(text.encode()) / BYTES_OF_A_TOKEN < CONTEXT for text in (found.text, found.data))
+        files = json.loads(found.data)["files"]
+        assert files and all(name.startswith(f"output-{evidence.stem}") for name in files.values())
+
+
 def test_briefs_of_eighty_layers_fit_too(shared: Path) -> None:
     archive = archive_of(shared / "reference" / "run-20251004-1804")
     for stem in ("Meta-Llama-3-70B", "Qwen2.5-72B", "gemma-2-9b"):

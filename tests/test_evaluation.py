@@ -501,7 +501,7 @@ def test_several_facts_are_told_one_by_one_with_their_middle(own):
 @pytest.mark.parametrize("cut", ["diagnostics", "final_prediction", "model_stats", "gold_answer", "control_summary",
                                  "raw_lens_check", "measurement_guidance", "temperature_exploration", "micro_suite",
                                  "provenance", "test_prompts", "ablation_summary"])  # fmt: skip
-@pytest.mark.parametrize("stem", with_made("tiny-qwen3", made=("reference",)))
+@pytest.mark.parametrize("stem", with_made("tiny-qwen3", made=("echo",)))
 def test_a_run_whose_json_lacks_a_block_is_still_reported_on(stem, request, tmp_path, cut):
     path = copied(stem, request, tmp_path)
     whole = json.loads(path.read_text(encoding="utf-8"))

@@ -33,6 +33,7 @@ from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import code, markdown, plain, token_text
 from layerscope.report.evaluation import evaluation
 from layerscope.run import Run
+from published_archives import folder_of, with_made
 
 HOSTILE = [
     "|", "||", "\\|", "\\\\|", "a|b|c", "`", "``", "`|`", "` |", "<script>alert(1)</script>", "<b>", "</td>", "<!--",
@@ -211,6 +212,6 @@ def test_the_report_on_a_run_full_of_hostile_tokens_is_sound(tmp_path: Path):
     check(markdown(evaluation(Evidence.of(tmp_path / "run"))))
 
 
-def test_the_reports_on_published_runs_are_sound(shared: Path):
-    for stem in ("Qwen3-8B", "gemma-2-9b", "Mistral-Small-24B-Base-2501"):
-        check(markdown(evaluation(Evidence.of(shared / "reference" / "run-20251004-1804", stem))))
+@pytest.mark.parametrize("stem", with_made("Qwen3-8B", "gemma-2-9b", "Mistral-Small-24B-Base-2501"))
+def test_the_reports_on_published_runs_are_sound(stem: str, request: pytest.FixtureRequest):
+    check(markdown(evaluation(Evidence.of(folder_of(stem, request), stem))))

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zlib
@@ -318,6 +319,20 @@ def test_a_published_model_with_records_has_all_positions(shared: Path, model: s
 def test_a_published_model_without_records_names_the_missing_file(shared: Path):
     found = Run.read(shared / "reference" / "run-20251004-1804", "Qwen3-14B")
     assert "output-Qwen3-14B-records.csv" in payload([found]).runs[0].missing
+
+
+def test_a_self_made_model_without_records_names_the_missing_file(made_sweep: Path, tmp_path: Path):
+    for path in made_sweep.glob("output-mute*"):
+        if not path.stem.endswith("records"):
+            shutil.copyfile(path, tmp_path / path.name)
+    assert "output-mute-records.csv" in payload([Run.read(tmp_path, "mute")]).runs[0].missing
+
+
+def test_several_self_made_models_stand_in_one_page(made_sweep: Path):
+    parsed = Parsed(page_html([Run.read(made_sweep, model) for model in ("echo", "mute")]))
+    assert [one["label"] for one in parsed.data("page-data")["runs"]] == ["echo", "mute"]
+    rows = parsed.text[parsed.text.index("Milestones by model") :]
+    assert "Across models" in parsed.text and "echo" in rows and "mute" in rows
 
 
 def test_several_published_models_stand_in_one_page(shared: Path):

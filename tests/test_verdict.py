@@ -672,6 +672,25 @@ def test_an_accepted_lens_and_one_that_only_calibrates_say_so(fitted):
 
 
 @pytest.mark.parametrize(
+    ("model", "sentences"),
+    [
+        ("echo", ["layer 9", "strong"]),
+        (
+            "fickle",
+            ["rank 1 first at layer 5, which does not hold to the last layer", "strict copy (L_copy) at layer 0"],
+        ),
+        ("reference", ["layer 4", "tuned"]),
+        ("mute", ["at no layer"]),
+    ],
+)
+def test_self_made_published_runs_get_a_verdict_too(made_sweep, model, sentences):
+    run = Run.read(made_sweep, model=model)
+    text = said(run)
+    assert [sentence for sentence in sentences if sentence not in text] == []
+    printed(milestone_table(run))
+
+
+@pytest.mark.parametrize(
     ("sweep", "model", "sentences"),
     [
         (

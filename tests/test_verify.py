@@ -81,6 +81,19 @@ def test_a_changed_verdict_is_named(run: Path) -> None:
     assert difference.where.file == "verdict.json"
 
 
+def test_a_changed_milestone_of_a_published_run_is_named(made_sweep: Path, tmp_path: Path) -> None:
+    for path in made_sweep.glob("output-echo*"):
+        shutil.copyfile(path, tmp_path / path.name)
+    milestone = "/diagnostics/L_semantic"
+    (evidence,) = Archive(tmp_path)
+    assert milestone not in {d.what for d in verify(evidence, tmp_path).differences}
+    path = tmp_path / "output-echo.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"L_semantic": 9', '"L_semantic": 8', 1), encoding="utf-8")
+    (evidence,) = Archive(tmp_path)
+    wrong = [d for d in verify(evidence, tmp_path).differences if d.known is None]
+    assert (milestone, "8", "9") in {(d.what, d.stated, d.derived) for d in wrong}
+
+
 def test_published_runs_differ_by_what_is_known_of_them_alone(shared: Path) -> None:
     folder = shared / "reference" / "run-20251004-1804"
     for evidence in archive_of(folder):

@@ -30,8 +30,8 @@ class AuditResult:
     @cached_property
     def counts(self) -> Mapping[Judgement, int]:
         """How many findings there are of each judgement."""
-        found = Counter(finding.judgement for finding in self.findings)
-        return {judgement: found[judgement] for judgement in Judgement}
+        counted = Counter(finding.judgement for finding in self.findings)
+        return {judgement: counted[judgement] for judgement in Judgement}
 
     @property
     def wrong(self) -> tuple[Finding, ...]:
@@ -52,17 +52,19 @@ def audit(text: str | bytes, archive: Archive) -> AuditResult:
     statements = read_report(text, archive.stems)
     reader = Reader(archive.sources)
     read = [(statement, reader.read(statement.references, statement.stems)) for statement in statements]
-    beside: dict[int, list[Cited]] = {}
+    on_line: dict[int, list[Cited]] = {}
     for statement, cited in read:
-        beside.setdefault(statement.line, []).append(cited)
-    found = [f for statement, cited in read for f in _cited_values(statement, cited, beside[statement.line], reader)]
+        on_line.setdefault(statement.line, []).append(cited)
+    findings = [
+        f for statement, cited in read for f in _cited_values(statement, cited, on_line[statement.line], reader)
+    ]
     concluded = [*judge_statements(statements, archive, reader), *judge_tables(statements, archive)]
     by_line: dict[int, list[Finding]] = {}
     for finding in concluded:
         by_line.setdefault(finding.line, []).append(finding)
-    found = [finding for finding in found if not _is_empty(finding, by_line.get(finding.line, ()))] + concluded
-    order = {id(finding): at for at, finding in enumerate(found)}
-    unique = {(f.line, f.claim, f.citation, f.judgement): f for f in reversed(found)}
+    findings = [finding for finding in findings if not _is_empty(finding, by_line.get(finding.line, ()))] + concluded
+    order = {id(finding): at for at, finding in enumerate(findings)}
+    unique = {(f.line, f.claim, f.citation, f.judgement): f for f in reversed(findings)}
     return AuditResult(tuple(sorted(unique.values(), key=lambda f: (f.line, order[id(f)]))))
 
 
@@ -73,13 +75,13 @@ def _is_empty(finding: Finding, concluded: Sequence[Finding]) -> bool:
     return any(" | " in finding.claim or other.claim.strip() in typed(finding.claim) for other in concluded)
 
 
-def _cited_values(statement: Statement, cited: Cited, beside: Sequence[Cited], reader: Reader) -> Iterator[Finding]:
+def _cited_values(statement: Statement, cited: Cited, on_line: Sequence[Cited], reader: Reader) -> Iterator[Finding]:
     """The findings on what a statement cites, and on the values that it copies.
 
     Args:
         statement: what is judged.
         cited: what it cites.
-        beside: what the statements of the same line cite, it among them.
+        on_line: what the statements of the same line cite, it among them.
         reader: looks up files.
     """
     for missing in cited.missing:
@@ -90,7 +92,7 @@ def _cited_values(statement: Statement, cited: Cited, beside: Sequence[Cited], r
     judged = False
     for pair, verdict in _verdicts(statement, cited, reader):
         judged = True
-        if verdict.judgement is Judgement.ELSEWHERE and any(holds_in(verdict.found_at, other) for other in beside):
+        if verdict.judgement is Judgement.ELSEWHERE and any(holds_in(verdict.found_at, other) for other in on_line):
             # The line cites the right place too: which citation goes with which words is not for us to say.
             verdict = replace(verdict, judgement=Judgement.UNDECIDED)
         yield _finding(statement, statement.text[pair.start : pair.end].strip(), citation, verdict)
@@ -99,7 +101,9 @@ def _cited_values(statement: Statement, cited: Cited, beside: Sequence[Cited], r
         yield finding
     if not judged and citation is not None and not cited.missing:
         named = mentions(statement.text, cited, reader)
-        if named is not None and (not named.judgement.is_wrong or not any(holds_in(named.found_at, o) for o in beside)):
+        if named is not None and (
+            not named.judgement.is_wrong or not any(holds_in(named.found_at, o) for o in on_line)
+        ):
             yield _finding(statement, statement.text, citation, named)
         else:
             yield Finding(statement.line, statement.text, citation, Judgement.UNDECIDED, NOTHING)
@@ -121,6 +125,6 @@ def _verdicts(statement: Statement, cited: Cited, reader: Reader) -> Iterator[tu
             yield pair, (replace(verdict, judgement=Judgement.UNDECIDED) if cut else verdict)
     elif not statement.references and len(statement.stems) == 1:
         for pair in pairs:
-            found = judge_uncited(pair, statement.stems[0], reader)
-            if found is not None:
-                yield pair, found
+            uncited = judge_uncited(pair, statement.stems[0], reader)
+            if uncited is not None:
+                yield pair, uncited

@@ -26,8 +26,8 @@ def prose(assertion: Assertion) -> Iterator[Finding]:
         prose_claims.copies,
         prose_claims.depths,
     )
-    found = [finding for judge in judges for finding in judge(assertion)]
-    yield from found or stated_claims.stated(assertion)
+    findings = [finding for judge in judges for finding in judge(assertion)]
+    yield from findings or stated_claims.stated(assertion)
 
 
 JUDGES: tuple[_Judge, ...] = (
@@ -57,7 +57,7 @@ JUDGES: tuple[_Judge, ...] = (
 """Each knows one kind of sentence, and keeps silent where it does not meet it or the sentence hedges."""
 
 
-BESIDE = 25
+NEIGHBOURS = 25
 """Statements before and after one on the same line that may say how its numbers are meant."""
 
 
@@ -80,23 +80,25 @@ def judge_statements(statements: Sequence[Statement], archive: Archive, reader: 
     texts = [plain(statement.text) for statement in statements]
     report = "\n".join(texts)
     several = len({stem for statement in statements for stem in statement.stems}) > 1
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for at, statement in enumerate(statements) if is_about(statements, archive) else ():
         if statement.cells is not None:
             continue
-        first, last = max(0, at - BESIDE), at + BESIDE + 1
+        first, last = max(0, at - NEIGHBOURS), at + NEIGHBOURS + 1
         near = [i for i in range(first, min(last, len(statements))) if statements[i].line == statement.line]
-        beside = "\n".join(texts[i] for i in near)
-        for subject in subjects(statement, archive, beside, report, several=several):
-            said = subject if not statement.references else _with_cited(subject, [statements[i] for i in near], reader)
+        same_line = "\n".join(texts[i] for i in near)
+        for subject in subjects(statement, archive, same_line, report, several=several):
+            assertion = (
+                subject if not statement.references else _with_cited(subject, [statements[i] for i in near], reader)
+            )
             for judge in JUDGES:
-                found += judge(said)
-    return list(dict.fromkeys(found))
+                findings += judge(assertion)
+    return list(dict.fromkeys(findings))
 
 
 def _with_cited(assertion: Assertion, on_line: Sequence[Statement], reader: Reader) -> Assertion:
     """What is said with what it cites, and what the other statements of its line do."""
-    others = [one for one in on_line if one is not assertion.statement and one.references]
+    others = [other for other in on_line if other is not assertion.statement and other.references]
     return replace(
         assertion,
         cited=reader.read(assertion.references, assertion.statement.stems),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from layerscope.analysis.curve_shapes import first_where
 from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.parse.vocabulary import QUANTITY, column_of, listed
-from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import ENDS, Number
 
 _BOUND = r"\{[\d.,\s/]+\}|10\^\d|\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)*"
@@ -153,12 +153,11 @@ def _judge(assertion: Assertion, match: re.Match[str], crossing: _Crossing) -> I
         return
     lens, layer = next(iter(firsts.items()))
     truth = "no layer" if layer is None else f"layer {layer}"
-    yield assertion.finding(
+    yield assertion.contradicted(
         claim,
-        Judgement.CONTRADICTED,
         f"in {assertion.table_name(lens)} {crossing} first holds at {truth}.",
-        correct=f"{crossing} first at {truth}",
-        found_at=assertion.place(layer, lens),
+        f"{crossing} first at {truth}",
+        assertion.place(layer, lens),
     )
 
 
@@ -180,20 +179,18 @@ def _supported(assertion: Assertion, claim: str, crossing: _Crossing, lens: str)
     at = assertion.place(crossing.layer, lens)
     tables = [reference for reference in assertion.references if reference.lines]
     rows_only = len(tables) == len(assertion.references) and all((r.file or "").endswith(".csv") for r in tables)
-    own = [reference for reference in tables if at is not None and reference.file == at.file]
-    if crossing.layer is not None and at is not None and rows_only and own and len(own) == len(tables):
+    in_file = [reference for reference in tables if at is not None and reference.file == at.file]
+    if crossing.layer is not None and at is not None and rows_only and in_file and len(in_file) == len(tables):
         cited = assertion.cited_layers(lens)
         if crossing.layer not in cited:
             shown = ", ".join(map(str, cited)) or "none"
-            return assertion.finding(
+            return assertion.elsewhere(
                 claim,
-                Judgement.ELSEWHERE,
                 f"so it is, but the cited lines of {at.file} hold layers {shown}; "
                 f"layer {crossing.layer} is on {at.lines}.",
-                correct=f"{at}",
-                found_at=at,
+                at,
             )
-    return assertion.finding(claim, Judgement.SUPPORTED, f"so it is in {assertion.table_name(lens)}.", found_at=at)
+    return assertion.supported(claim, f"so it is in {assertion.table_name(lens)}.", at)
 
 
 def never(assertion: Assertion) -> Iterator[Finding]:

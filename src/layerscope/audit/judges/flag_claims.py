@@ -34,12 +34,10 @@ def copying(assertion: Assertion) -> Iterator[Finding]:
         return
     where = f"{' and '.join(flags)} in layers 0 to 3 of {assertion.table_name()}: {'set' if copies else 'not set'}"
     if copies == affirmed:
-        yield assertion.finding(assertion.text, Judgement.SUPPORTED, f"{where}.", found_at=assertion.place(0))
+        yield assertion.supported(assertion.text, f"{where}.", assertion.place(0))
     else:
         layer = _first_copy(assertion, flags) if copies else 0
-        yield assertion.finding(
-            assertion.text, Judgement.CONTRADICTED, f"{where}.", correct=where, found_at=assertion.place(layer)
-        )
+        yield assertion.contradicted(assertion.text, f"{where}.", where, assertion.place(layer))
 
 
 STRICT, SOFT = "copy_collapse", "copy_soft_k1@0.5"
@@ -86,15 +84,14 @@ def spikes(assertion: Assertion) -> Iterator[Finding]:
     n_spikes = None if trajectory is None else trajectory.n_spikes
     if flag is not None and flag.value and n_spikes != 0:
         counted = "" if n_spikes is None else f", and the norms have {n_spikes} spikes"
-        yield assertion.finding(
+        yield assertion.contradicted(
             match.group(),
-            Judgement.CONTRADICTED,
             f"{flag.pointer} is set in {assertion.evidence.json.name}{counted}.",
-            correct="flags.normalization_spike is set",
-            found_at=assertion.evidence.cite(flag),
+            "flags.normalization_spike is set",
+            assertion.evidence.cite(flag),
         )
     elif n_spikes == 0 and (flag is None or not flag.value):
-        yield assertion.finding(match.group(), Judgement.SUPPORTED, "the norms have no spikes, and none is flagged.")
+        yield assertion.supported(match.group(), "the norms have no spikes, and none is flagged.")
 
 
 _HEALTHY = re.compile(r"\bnumeric[_ ]health\s*(?::|=|\?|is)?\s*(?:clean|good|ok|fine)\b", re.IGNORECASE)
@@ -110,22 +107,19 @@ def health(assertion: Assertion) -> Iterator[Finding]:
         return
     members = {entry.key: entry for entry in assertion.evidence.json.children(block)}
     flagged = members.get("layers_flagged")
-    bad = [name for name in ("any_nan", "any_inf") if (one := members.get(name)) is not None and one.value is True]
+    bad = [name for name in ("any_nan", "any_inf") if (entry := members.get(name)) is not None and entry.value is True]
     if flagged is not None and assertion.evidence.json.children(flagged):
         bad.append("layers_flagged")
     at = assertion.evidence.cite(block)
     if bad:
-        yield assertion.finding(
+        yield assertion.contradicted(
             match.group(),
-            Judgement.CONTRADICTED,
             f"{' and '.join(bad)} of {block.pointer} in {assertion.evidence.json.name} say otherwise.",
-            correct=f"{', '.join(bad)} set",
-            found_at=at,
+            f"{', '.join(bad)} set",
+            at,
         )
     elif {"any_nan", "any_inf"} <= set(members):
-        yield assertion.finding(
-            match.group(), Judgement.SUPPORTED, f"{block.pointer} has nothing against it.", found_at=at
-        )
+        yield assertion.supported(match.group(), f"{block.pointer} has nothing against it.", at)
 
 
 _CALIBRATED = re.compile(
@@ -150,11 +144,9 @@ def calibration(assertion: Assertion) -> Iterator[Finding]:
         if last is None or warned is None:
             continue
         bits = last.measured.kl_to_final_bits
-        said_of = f"the last row is {bits if bits is not None else 0:.4g} bits from the model's head"
+        truth = f"the last row is {bits if bits is not None else 0:.4g} bits from the model's head"
         at, stated = None, assertion.evidence.entry("diagnostics", "last_layer_consistency", "kl_to_final_bits")
         if stated is not None:
             at = assertion.evidence.cite(stated)
         judgement = Judgement.CONTRADICTED if warned else Judgement.SUPPORTED
-        yield assertion.finding(
-            match.group(), judgement, f"{said_of}.", correct=said_of if warned else None, found_at=at
-        )
+        yield assertion.finding(match.group(), judgement, f"{truth}.", correct=truth if warned else None, found_at=at)

@@ -13,7 +13,7 @@ from layerscope.audit.parse.plain_text import token_meant
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, QUANTITIES, REACH, plain
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName, copy_soft
 from layerscope.report.cited.claims import Citation, Claim, value_text
-from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import ENDS, NUMBER, Number
 
 _LAYER = r"(?<!\w)(?:layers?\s*=?\s*|L\s?=?\s?)(?P<layer>\d{1,3})\b(?!\.\d|\s?[-/]\s?\d|%)"
@@ -175,18 +175,20 @@ def _milestone(assertion: Assertion, match: re.Match[str], names: Sequence[str])
         yield _right(assertion, match.group(), f"{right.name} is layer {layer}", shown, right.citations[0])
         return
     others = () if sure else _layers(assertion, names, assertion.available)
-    told = [assertion.evidence.otherwise(name, lens) for name in names for lens in meant]
-    if any(claim is not None and claim.value == layer for claim in (*others, *told)) or _layer_stated(assertion, layer):
+    alternatives = [assertion.evidence.otherwise(name, lens) for name in names for lens in meant]
+    if any(claim is not None and claim.value == layer for claim in (*others, *alternatives)) or _layer_stated(
+        assertion, layer
+    ):
         return
     truth = known[0]
     correct = "no layer" if truth.value is None else f"layer {truth.value}"
     reason = f"{truth.name} of lens {truth.lens} is {correct} ({truth.citations[0]})."
-    yield assertion.finding(match.group(), Judgement.CONTRADICTED, reason, correct=correct, found_at=truth.citations[0])
+    yield assertion.contradicted(match.group(), reason, correct, truth.citations[0])
 
 
 def _layers(assertion: Assertion, names: Sequence[str], lenses: Sequence[str]) -> list[Claim]:
-    found = (assertion.evidence.milestone(name, lens=lens) for name in names for lens in lenses)
-    return [claim for claim in found if claim is not None]
+    claims = (assertion.evidence.milestone(name, lens=lens) for name in names for lens in lenses)
+    return [claim for claim in claims if claim is not None]
 
 
 def _lenses(assertion: Assertion, match: re.Match[str]) -> tuple[tuple[str, ...], bool]:
@@ -262,8 +264,8 @@ class _Value:
 
     def value(self, assertion: Assertion, lens: str) -> int | float | None:
         curve = assertion.curve(lens)
-        found = None if curve is None else curve.value(self.column, self.layer)
-        return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+        value = None if curve is None else curve.value(self.column, self.layer)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _cell(assertion: Assertion, match: re.Match[str], claimed: _Value) -> Iterator[Finding]:
@@ -288,12 +290,11 @@ def _cell(assertion: Assertion, match: re.Match[str], claimed: _Value) -> Iterat
     if not sure and any(claimed.is_of(assertion, lens) for lens in assertion.available):
         return
     correct = value_text(truth)
-    yield assertion.finding(
+    yield assertion.contradicted(
         match.group(),
-        Judgement.CONTRADICTED,
         f"{where} is {correct} in {assertion.table_name(meant[0])}.",
-        correct=correct,
-        found_at=assertion.place(claimed.layer, meant[0]),
+        correct,
+        assertion.place(claimed.layer, meant[0]),
     )
 
 
@@ -310,7 +311,7 @@ def _of_another_layer(
     if of_lens and layer != claimed.layer and value is not None and claimed.printed.stands_for(value):
         at = Citation(table.file.name, row.line, row.last_line, row=row.number)
         why = f"{claimed.column} is {value} at layer {layer} ({at}), and has no value at layer {claimed.layer}."
-        yield assertion.finding(match.group(), Judgement.CONTRADICTED, why, correct=f"layer {layer}", found_at=at)
+        yield assertion.contradicted(match.group(), why, f"layer {layer}", at)
 
 
 def tokens(assertion: Assertion) -> Iterator[Finding]:
@@ -339,7 +340,7 @@ def tokens(assertion: Assertion) -> Iterator[Finding]:
             top = str(next(iter(tops.values())))
             why = f"top-1 at layer {layer} of {assertion.table_name(meant[0])} is {top!r}."
             at = assertion.place(layer, meant[0])
-            yield assertion.finding(match.group(), Judgement.CONTRADICTED, why, correct=repr(top), found_at=at)
+            yield assertion.contradicted(match.group(), why, repr(top), at)
 
 
 def _is_token(text: str, token: str, tail: str) -> bool:
@@ -350,17 +351,17 @@ def _is_token(text: str, token: str, tail: str) -> bool:
 def depths(assertion: Assertion) -> Iterator[Finding]:
     """`layer 31 (depth fraction 0.861)`: the layer as a share of the depth."""
     n_layers = assertion.evidence.record.model.n_layers
-    for found in _DEPTH.finditer(assertion.text) if assertion.alone else ():
-        layer, printed = int(found["layer"]), Number.parse(found["number"])
+    for match in _DEPTH.finditer(assertion.text) if assertion.alone else ():
+        layer, printed = int(match["layer"]), Number.parse(match["number"])
         if printed is None or printed.is_whole or n_layers == 0 or layer > n_layers:
             continue
         share = layer / n_layers
         if printed.stands_for(share):
             why = f"{layer} of {n_layers} layers is {share:.3f}."
-            yield assertion.finding(found.group(), Judgement.SUPPORTED, why)
+            yield assertion.supported(match.group(), why)
         else:
             why = f"{layer} of {n_layers} layers is {share:.3f}."
-            yield assertion.finding(found.group(), Judgement.CONTRADICTED, why, correct=f"{share:.3f}")
+            yield assertion.contradicted(match.group(), why, f"{share:.3f}")
 
 
 def copies(assertion: Assertion) -> Iterator[Finding]:
@@ -377,31 +378,21 @@ def copies(assertion: Assertion) -> Iterator[Finding]:
         if copied:
             first = copied[0]
             reason = f"{first.name} is layer {first.value} ({first.citations[0]})."
-            yield assertion.finding(
-                match.group(),
-                Judgement.CONTRADICTED,
-                reason,
-                correct=f"layer {first.value}",
-                found_at=first.citations[0],
-            )
+            yield assertion.contradicted(match.group(), reason, f"layer {first.value}", first.citations[0])
         elif known:
             why = f"{' and '.join(claim.name for claim in known)}: at no layer."
-            yield assertion.finding(match.group(), Judgement.SUPPORTED, why, found_at=known[0].citations[0])
+            yield assertion.supported(match.group(), why, known[0].citations[0])
 
 
 def _right(assertion: Assertion, claim: str, reason: str, shown: bool, at: Citation | None) -> Finding:
     """It holds; whether the cited lines show it, or those of another statement of the line."""
     if shown or not assertion.references:
-        return assertion.finding(claim, Judgement.SUPPORTED, f"{reason}.", found_at=at)
+        return assertion.supported(claim, f"{reason}.", at)
     cited = assertion.cited
-    if cited is None or not cited.is_complete or at is None or assertion.is_cited_beside(at):
-        return assertion.finding(
-            claim, Judgement.UNDECIDED, f"{reason}; whether the cited lines show it cannot be told."
-        )
-    said_of = "; ".join(reference.text for reference in assertion.references)
-    return assertion.finding(
-        claim, Judgement.ELSEWHERE, f"{reason} ({at}), but {said_of} does not show it.", correct=str(at), found_at=at
-    )
+    if cited is None or not cited.is_complete or at is None or assertion.is_cited_on_line(at):
+        return assertion.undecided(claim, f"{reason}; whether the cited lines show it cannot be told.")
+    citation = "; ".join(reference.text for reference in assertion.references)
+    return assertion.elsewhere(claim, f"{reason} ({at}), but {citation} does not show it.", at)
 
 
 def _tables(assertion: Assertion) -> tuple[CitedCsv, ...]:

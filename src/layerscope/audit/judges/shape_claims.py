@@ -106,9 +106,9 @@ def _move(assertion: Assertion, match: re.Match[str], column: str) -> Iterator[F
     if len(wrong) == len(verdicts):
         yield wrong[0].finding(assertion, claim)
     elif any(_holds(assertion, column, lens, direction) for lens in lenses):
-        yield assertion.finding(claim, Judgement.SUPPORTED, f"{column} does so in {assertion.table_name()}.")
+        yield assertion.supported(claim, f"{column} does so in {assertion.table_name()}.")
     else:
-        yield assertion.finding(claim, Judgement.UNDECIDED, f"{column} does so in part: not at every step.")
+        yield assertion.undecided(claim, f"{column} does so in part: not at every step.")
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,12 @@ class _Against:
 
     def finding(self, assertion: Assertion, claim: str) -> Finding:
         where = f"{_point(self.column, self.low)} to {_point(self.column, self.high)}"
-        return assertion.finding(
+        return assertion.contradicted(
             claim,
-            Judgement.CONTRADICTED,
             f"{self.column} of lens {self.lens} goes the other way from {where} in {assertion.table_name(self.lens)}; "
             f"its extreme is {_point(self.column, self.extreme)}.",
-            correct=f"{self.column} goes from {where}; its extreme is {_point(self.column, self.extreme)}",
-            found_at=assertion.place(self.high[0], self.lens),
+            f"{self.column} goes from {where}; its extreme is {_point(self.column, self.extreme)}",
+            assertion.place(self.high[0], self.lens),
         )
 
 
@@ -234,15 +233,14 @@ def _peak(assertion: Assertion, match: re.Match[str], column: str, around: str) 
         right = right or abs(top[0] - layer) <= slack or abs(top[1] - dict(curve)[layer]) <= NOISE * span
         wrong.append((lens, top))
     if right:
-        yield assertion.finding(match.group(), Judgement.SUPPORTED, f"so it is in {assertion.table_name()}.")
+        yield assertion.supported(match.group(), f"so it is in {assertion.table_name()}.")
     elif wrong:
         lens, top = wrong[0]
-        yield assertion.finding(
+        yield assertion.contradicted(
             match.group(),
-            Judgement.CONTRADICTED,
             f"the extreme of {column} in {assertion.table_name(lens)} is {_point(column, top)}.",
-            correct=f"{_point(column, top)}",
-            found_at=assertion.place(top[0], lens),
+            f"{_point(column, top)}",
+            assertion.place(top[0], lens),
         )
 
 
@@ -298,20 +296,17 @@ def _stay(assertion: Assertion, match: re.Match[str], column: str, bound: int | 
     broken = [layer for layer in layers if (curve[layer] < bound if above else curve[layer] > bound)]
     claim = match.group()
     if not broken:
-        return assertion.finding(
-            claim, Judgement.SUPPORTED, f"so it does at {len(layers)} layers of {assertion.table_name(lens)}."
-        )
+        return assertion.supported(claim, f"so it does at {len(layers)} layers of {assertion.table_name(lens)}.")
     pointed = bool(named) or len(layers) < len(curve)
     if not pointed and len(broken) < REVERSAL * len(layers):
-        return assertion.finding(claim, Judgement.UNDECIDED, f"it does not at {len(broken)} of {len(layers)} layers.")
+        return assertion.undecided(claim, f"it does not at {len(broken)} of {len(layers)} layers.")
     worst = min(broken, key=lambda layer: curve[layer]) if above else max(broken, key=lambda layer: curve[layer])
-    return assertion.finding(
+    return assertion.contradicted(
         claim,
-        Judgement.CONTRADICTED,
         f"{column} is {_point(column, (worst, curve[worst]))} in {assertion.table_name(lens)}, "
         "within the layers meant.",
-        correct=_point(column, (worst, curve[worst])),
-        found_at=assertion.place(worst, lens),
+        _point(column, (worst, curve[worst])),
+        assertion.place(worst, lens),
     )
 
 
@@ -374,6 +369,4 @@ def _alignment(assertion: Assertion, claim: str, lens: str) -> Finding | None:
         return None
     worst = trough(after)
     at = assertion.place(start if worst is None or start > EARLY_DEPTH * last else worst[0], lens)
-    return assertion.finding(
-        claim, Judgement.CONTRADICTED, f"{why} ({assertion.table_name(lens)}).", correct=why, found_at=at
-    )
+    return assertion.contradicted(claim, f"{why} ({assertion.table_name(lens)}).", why, at)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from layerscope.audit.judges.claim_context import Assertion
-from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import NUMBER, Number
 
 _IS = r"\s*(?=[=~])=*\s*"
@@ -32,16 +32,9 @@ def depths(assertion: Assertion) -> Iterator[Finding]:
             continue
         share = 100 * layer / depth
         if not printed.stands_for(layer / depth):
-            yield assertion.finding(
-                match.group(),
-                Judgement.CONTRADICTED,
-                f"{layer} of {depth} is {share:.1f} %.",
-                correct=f"{share:.1f} %",
-            )
+            yield assertion.contradicted(match.group(), f"{layer} of {depth} is {share:.1f} %.", f"{share:.1f} %")
         elif depth == n_layers and assertion.alone:
-            yield assertion.finding(
-                match.group(), Judgement.SUPPORTED, f"{layer} of {n_layers} layers is {share:.1f} %."
-            )
+            yield assertion.supported(match.group(), f"{layer} of {n_layers} layers is {share:.1f} %.")
 
 
 def drops(assertion: Assertion) -> Iterator[Finding]:
@@ -54,21 +47,19 @@ def drops(assertion: Assertion) -> Iterator[Finding]:
         rows = [
             (layer, value) for lens in assertion.available for layer, value in assertion.points("entropy_bits", lens)
         ]
-        known = all(any(one.stands_for(value) for _, value in rows) for one in (copy, semantic))
+        known = all(any(number.stands_for(value) for _, value in rows) for number in (copy, semantic))
         # Each of the three may be half a unit of its last digit from what was measured.
         if not replace(drop, step=drop.step + copy.step + semantic.step).stands_for(difference):
-            yield assertion.finding(
+            yield assertion.contradicted(
                 match.group(),
-                Judgement.CONTRADICTED,
                 f"the difference of the two entropies is {difference:.4g} bits.",
-                correct=f"{difference:.4g} bits",
+                f"{difference:.4g} bits",
             )
         elif known:
             at = next(layer for layer, value in rows if semantic.stands_for(value))
-            yield assertion.finding(
-                match.group(), Judgement.SUPPORTED, "both entropies are there, and so is the sum.",
-                found_at=assertion.place(at),
-            )  # fmt: skip
+            yield assertion.supported(
+                match.group(), "both entropies are there, and so is the sum.", assertion.place(at)
+            )
 
 
 def differences(assertion: Assertion) -> Iterator[Finding]:
@@ -76,9 +67,6 @@ def differences(assertion: Assertion) -> Iterator[Finding]:
     for match in _DIFFERENCE.finditer(assertion.text):
         first, second = int(match["a"]), int(match["b"])
         if abs(int(match["change"])) != abs(first - second):
-            yield assertion.finding(
-                match.group(),
-                Judgement.CONTRADICTED,
-                f"{first} and {second} are {abs(first - second)} apart.",
-                correct=f"{first - second:+d}",
+            yield assertion.contradicted(
+                match.group(), f"{first} and {second} are {abs(first - second)} apart.", f"{first - second:+d}"
             )

@@ -65,23 +65,22 @@ def _leads(assertion: Assertion, match: re.Match[str], limit: int, *, is_first: 
     token, layer = (match["quoted"] or match["bare"]).strip(), int(match.groups()[-1])
     if assertion.row(layer) is None or not any(token in _tokens(assertion, lens) for lens in assertion.available):
         return
-    meant, asked = assertion.lenses(*match.span()), _Entry(layer, is_first, by)
-    right = [lens for lens in meant if any(map(asked.holds, _ways_in(assertion, lens, token, limit)))]
+    meant, entry = assertion.lenses(*match.span()), _Entry(layer, is_first, by)
+    right = [lens for lens in meant if any(map(entry.holds, _ways_in(assertion, lens, token, limit)))]
     if right:
-        yield assertion.finding(match.group(), Judgement.SUPPORTED, f"so it is in {assertion.table_name(right[0])}.")
+        yield assertion.supported(match.group(), f"so it is in {assertion.table_name(right[0])}.")
         return
-    elsewhere = any(asked.holds(way) for lens in assertion.available for way in _ways_in(assertion, lens, token, limit))
+    elsewhere = any(entry.holds(way) for lens in assertion.available for way in _ways_in(assertion, lens, token, limit))
     if token not in _answers(assertion) or not meant or elsewhere:
         return
     first = min(_ways_in(assertion, meant[0], token, limit)[0], default=None)
     truth = "at no layer" if first is None else f"first at layer {first}"
-    yield assertion.finding(
+    yield assertion.contradicted(
         match.group(),
-        Judgement.CONTRADICTED,
         f"in {assertion.table_name(meant[0])} {token!r} is among the first {limit} {truth}"
         + ("." if is_first else f", and is not at layer {layer}."),
-        correct=truth,
-        found_at=assertion.place(first, meant[0]),
+        truth,
+        assertion.place(first, meant[0]),
     )
 
 
@@ -131,14 +130,13 @@ def lasts(assertion: Assertion) -> Iterator[Finding]:
         if not outcomes or not all(known for *_, known in outcomes):
             continue
         if any(broken is None for _, broken, _ in outcomes):
-            yield assertion.finding(match.group(), Judgement.SUPPORTED, f"so it does in {assertion.table_name()}.")
+            yield assertion.supported(match.group(), f"so it does in {assertion.table_name()}.")
         else:
             lens, first, _ = outcomes[0]
-            yield assertion.finding(
+            yield assertion.contradicted(
                 match.group(),
-                Judgement.CONTRADICTED,
                 f"in {assertion.table_name(lens)} the answer's rank at layer {first} is not 1.",
-                found_at=assertion.place(first, lens),
+                at=assertion.place(first, lens),
             )
 
 
@@ -166,7 +164,9 @@ def _tokens(assertion: Assertion, lens: str) -> set[str]:
 def _layers_in(assertion: Assertion, lens: str, token: str, limit: int) -> list[int]:
     curve = assertion.curve(lens)
     rows = () if curve is None else curve.rows
-    return [row["layer"] for row in rows if any(one.strip() == token for one in (row["top_tokens"] or ())[:limit])]
+    return [
+        row["layer"] for row in rows if any(listed.strip() == token for listed in (row["top_tokens"] or ())[:limit])
+    ]
 
 
 # Lists of tokens at a layer
@@ -199,34 +199,26 @@ def includes(assertion: Assertion) -> Iterator[Finding]:
         lists = _lists(assertion, layer)
         if not lists:
             continue
-        holding = [list for list in lists if _has(list.tokens[:limit], items)]
-        cited = [list for list in lists if list.is_cited]
-        if holding and (not cited or any(one.is_cited for one in holding)):
-            yield assertion.finding(match.group(), Judgement.SUPPORTED, "so it is there.", found_at=holding[0].place)
+        holding = [listed for listed in lists if _has(listed.tokens[:limit], items)]
+        cited = [listed for listed in lists if listed.is_cited]
+        if holding and (not cited or any(listed.is_cited for listed in holding)):
+            yield assertion.supported(match.group(), "so it is there.", holding[0].place)
         elif holding:
-            yield assertion.finding(
-                match.group(),
-                Judgement.ELSEWHERE,
-                f"not in the cited rows, but at {holding[0].place}.",
-                correct=str(holding[0].place),
-                found_at=holding[0].place,
+            yield assertion.elsewhere(
+                match.group(), f"not in the cited rows, but at {holding[0].place}.", holding[0].place
             )
         elif _are_tokens(assertion, match["items"], items, lists):
             shown = (cited or lists)[0]
             first = ", ".join(repr(token) for token in shown.tokens[:limit])
-            yield assertion.finding(
-                match.group(),
-                Judgement.CONTRADICTED,
-                f"the first {limit} at {shown.place} are {first}.",
-                correct=first,
-                found_at=shown.place,
+            yield assertion.contradicted(
+                match.group(), f"the first {limit} at {shown.place} are {first}.", first, shown.place
             )
 
 
 def _are_tokens(assertion: Assertion, text: str, items: Sequence[str], lists: Sequence[_List]) -> bool:
     """Whether each item is meant as a token: it stands in quotes, or is a token elsewhere in the rows."""
     known = {token.lower() for lens in assertion.available for token in _tokens(assertion, lens)}
-    known |= {token.strip().lower() for list in lists for token in list.tokens}
+    known |= {token.strip().lower() for listed in lists for token in listed.tokens}
     return all(item.lower() in known or re.search(rf"['\"]\s*{re.escape(item)}\s*['\"]", text) for item in items)
 
 
@@ -237,15 +229,15 @@ def _has(tokens: Sequence[str], items: Sequence[str]) -> bool:
 
 def _lists(assertion: Assertion, layer: int) -> list[_List]:
     """What is most likely at a layer: at the last position under every lens, and in the rows of any cited table."""
-    found = []
+    lists = []
     for lens in assertion.available:
         row = assertion.row(layer, lens)
         place = assertion.place(layer, lens)
         if row is not None and row["top_tokens"]:
-            found.append(_List(tuple(row["top_tokens"]), place, layer in assertion.cited_layers(lens)))
+            lists.append(_List(tuple(row["top_tokens"]), place, layer in assertion.cited_layers(lens)))
     for reference in assertion.references:
-        found += _cited_lists(assertion, reference.file, reference.lines, layer)
-    return found
+        lists += _cited_lists(assertion, reference.file, reference.lines, layer)
+    return lists
 
 
 def _cited_lists(assertion: Assertion, file: str | None, lines: Sequence[tuple[int, int]], layer: int) -> list[_List]:
@@ -313,14 +305,13 @@ def _dominates(assertion: Assertion, match: re.Match[str], kinds: Sequence[str],
     listed = ", ".join(repr(token) for token in dict.fromkeys(tokens[:8]))
     at = assertion.place(layers[0])
     if share >= AMPLE:
-        yield assertion.finding(match.group(), Judgement.SUPPORTED, f"top-1 at these layers: {listed}.", found_at=at)
+        yield assertion.supported(match.group(), f"top-1 at these layers: {listed}.", at)
     elif share <= SCARCE and named:
-        yield assertion.finding(
+        yield assertion.contradicted(
             match.group(),
-            Judgement.CONTRADICTED,
             f"top-1 at layers {layers[0]} to {layers[-1]} of {assertion.table_name()} is {listed}.",
-            correct=listed,
-            found_at=at,
+            listed,
+            at,
         )
     elif share == 0:
         yield from _cited_in_vain(assertion, match, kinds, around, layers, listed)

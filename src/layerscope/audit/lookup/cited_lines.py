@@ -127,12 +127,12 @@ class Reader:
 
     def read(self, references: Sequence[Reference], stems: Sequence[str]) -> Cited:
         """What the references of a statement on these models hold."""
-        asked = (tuple(references), tuple(stems))
-        if asked not in self._read:
+        key = (tuple(references), tuple(stems))
+        if key not in self._read:
             if len(self._read) >= _REMEMBERED:
                 self._read.clear()
-            self._read[asked] = self._looked_up(references, stems)
-        return self._read[asked]
+            self._read[key] = self._looked_up(references, stems)
+        return self._read[key]
 
     def _looked_up(self, references: Sequence[Reference], stems: Sequence[str]) -> Cited:
         jsons, csvs, missing, others, loose = list[CitedJson](), list[CitedCsv](), list[Missing](), [], False
@@ -142,13 +142,13 @@ class Reader:
             if not names:
                 missing.append(Missing(reference, self._why_not(reference)))
             for name in names:
-                found = self._one(name, reference)
-                if isinstance(found, CitedJson):
-                    jsons.append(found)
-                elif isinstance(found, CitedCsv):
-                    csvs.append(found)
-                elif isinstance(found, Missing):
-                    missing.append(found)
+                part = self._part(name, reference)
+                if isinstance(part, CitedJson):
+                    jsons.append(part)
+                elif isinstance(part, CitedCsv):
+                    csvs.append(part)
+                elif isinstance(part, Missing):
+                    missing.append(part)
                 else:
                     others.append(reference)
         return Cited(tuple(jsons), tuple(csvs), tuple(missing), tuple(others), loose)
@@ -156,10 +156,10 @@ class Reader:
     def by_key(self, file: JsonFile) -> Mapping[str, list[Entry]]:
         """The members of a document by their own name."""
         if file.name not in self._indexes:
-            found: dict[str, list[Entry]] = {}
+            index: dict[str, list[Entry]] = {}
             for entry in file.entries:
-                found.setdefault(entry.key.lower(), []).append(entry)
-            self._indexes[file.name] = found
+                index.setdefault(entry.key.lower(), []).append(entry)
+            self._indexes[file.name] = index
         return self._indexes[file.name]
 
     def leaves(self, file: JsonFile) -> Leaves:
@@ -171,14 +171,14 @@ class Reader:
     def json_of(self, stem: str) -> JsonFile | None:
         """A model's document; None where it cannot be read."""
         name = f"output-{stem}.json"
-        found = self._one(name, Reference(name, name)) if self.sources.has(name) else None
-        return found.file if isinstance(found, CitedJson) else None
+        part = self._part(name, Reference(name, name)) if self.sources.has(name) else None
+        return part.file if isinstance(part, CitedJson) else None
 
     def table_of(self, stem: str) -> CsvFile | None:
         """A model's next-token table; None where it cannot be read."""
         name = f"output-{stem}-pure-next-token.csv"
-        found = self._one(name, Reference(name, name)) if self.sources.has(name) else None
-        return found.file if isinstance(found, CitedCsv) else None
+        part = self._part(name, Reference(name, name)) if self.sources.has(name) else None
+        return part.file if isinstance(part, CitedCsv) else None
 
     def _names(self, reference: Reference, stems: Sequence[str]) -> list[str]:
         file = reference.file
@@ -195,17 +195,17 @@ class Reader:
         if not re.search(r"[*…{]|\.\.\.", file):
             return []
         patterns = [without_brace.replace("…", "*").replace("...", "*") for without_brace in _without_braces(file)]
-        found = [name for name in self.sources.names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
-        of_stems = [n for n in found if any(n in (f"output-{s}.json",) or n.startswith(f"output-{s}-") for s in stems)]
-        exact = [n for n in of_stems or found for s in stems for p in patterns if n == p.replace("*", f"output-{s}", 1)]
-        return exact or of_stems or found
+        names = [name for name in self.sources.names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+        of_stems = [n for n in names if any(n in (f"output-{s}.json",) or n.startswith(f"output-{s}-") for s in stems)]
+        exact = [n for n in of_stems or names for s in stems for p in patterns if n == p.replace("*", f"output-{s}", 1)]
+        return exact or of_stems or names
 
     def _why_not(self, reference: Reference) -> str:
         if reference.file is None:
             return f"{reference.text}: no file is named, here or before"
         return f"{reference.file}: no such file among the {len(self.sources.names)} of {self.sources.folder.name}"
 
-    def _one(self, name: str, reference: Reference) -> CitedJson | CitedCsv | Missing | None:
+    def _part(self, name: str, reference: Reference) -> CitedJson | CitedCsv | Missing | None:
         """One file as it is cited; None for one that is neither a document nor a table."""
         if name in self._damaged:
             return Missing(reference, self._damaged[name])

@@ -33,17 +33,17 @@ def early_tokens(statement: Statement, cited: Cited, citation: str | None, reade
     rows = _early_rows(table)
     if not rows:
         return
-    said = f"what is cited is of {' and '.join(sorted(blocks))}, which is the model's output and of no layer"
+    why = f"what is cited is of {' and '.join(sorted(blocks))}, which is the model's output and of no layer"
     for token in tokens:
         row = next((row for row in rows if token.strip() in _listed(row)), None)
         if row is None:
             last = rows[-1]
             place = Citation(table.name, rows[0].line, last.last_line)
-            reason = f"{said}; in layers 0 to {last.cells['layer']} no row lists {token!r} ({place})."
+            reason = f"{why}; in layers 0 to {last.cells['layer']} no row lists {token!r} ({place})."
             yield Finding(statement.line, text, citation, Judgement.CONTRADICTED, reason, None, place)
         else:
             place = Citation(table.name, row.line, row.last_line, row=row.number)
-            reason = f"{said}; layer {row.cells['layer']} lists {token!r} at {place}."
+            reason = f"{why}; layer {row.cells['layer']} lists {token!r} at {place}."
             yield Finding(statement.line, text, citation, Judgement.ELSEWHERE, reason, str(place), place)
 
 

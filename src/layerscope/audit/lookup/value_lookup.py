@@ -19,7 +19,7 @@ from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar
 from layerscope.report.numbers import Number
 
-TELLING_DIGITS = 3
+DISTINCTIVE_DIGITS = 3
 """A number with as many digits is hardly met by chance."""
 DIGITS_ALONE = 5
 """A number with as many digits tells where it is from without a name."""
@@ -70,17 +70,17 @@ def judge(pair: Pair, cited: Cited, reader: Reader, text: str = "") -> Verdict:
     shown = _shown(pair, cited)
     if shown is not None:
         return Verdict(Judgement.SUPPORTED, f"{shown.text}.", found_at=shown.citation)
-    if not cited.is_complete or pair.is_derived or not _is_telling_name(pair):
+    if not cited.is_complete or pair.is_derived or not _is_distinctive_name(pair):
         return Verdict(Judgement.UNDECIDED, "the cited lines do not show it, and it may follow from others.")
     if _shows_nearly(pair, cited):
         return Verdict(Judgement.UNDECIDED, "the cited lines show a value that is nearly this.")
     elsewhere = list(_elsewhere(pair, cited, reader))
     if elsewhere:
-        place = min(elsewhere, key=lambda one: _distance(one, cited, text))
-        said = "; ".join(part.reference.text for part in cited.parts)
+        place = min(elsewhere, key=lambda candidate: _distance(candidate, cited, text))
+        citation = "; ".join(part.reference.text for part in cited.parts)
         return Verdict(
             Judgement.ELSEWHERE,
-            f"{place.text}; {said} does not show it.",
+            f"{place.text}; {citation} does not show it.",
             correct=str(place.citation),
             found_at=place.citation,
         )
@@ -110,19 +110,23 @@ def is_cut_off(verdict: Verdict, cited: Cited, *, others_shown: bool) -> bool:
 
 def _distance(place: _Place, cited: Cited, text: str) -> tuple[bool, int]:
     """How far a place is from what the statement means: blocks that it names come first, then near lines."""
-    own = place.citation
-    named = own.pointer is not None and any(part in text for part in own.pointer.split("/")[:-1] if "_" in part)
-    lines = [n for part in cited.parts if part.file.name == own.file for span in part.reference.lines for n in span]
-    return not named, min((abs(own.line - line) for line in lines), default=0)
+    citation = place.citation
+    named = citation.pointer is not None and any(
+        part in text for part in citation.pointer.split("/")[:-1] if "_" in part
+    )
+    lines = [
+        n for part in cited.parts if part.file.name == citation.file for span in part.reference.lines for n in span
+    ]
+    return not named, min((abs(citation.line - line) for line in lines), default=0)
 
 
 def judge_uncited(pair: Pair, stem: str, reader: Reader) -> Verdict | None:
     """Judge a value that a statement gives no lines for; None where it has no name that the model's document has."""
     file = reader.json_of(stem)
-    if file is None or pair.is_derived or not pair.is_named or not _is_telling_name(pair):
+    if file is None or pair.is_derived or not pair.is_named or not _is_distinctive_name(pair):
         return None
-    own = [e for e in reader.by_key(file).get(last_name(pair.key).lower(), []) if _of_layer(pair, e, file)]
-    for entry in own:
+    entries = [e for e in reader.by_key(file).get(last_name(pair.key).lower(), []) if _of_layer(pair, e, file)]
+    for entry in entries:
         if _entry_holds(pair.value, entry, file):
             place = _json_place(file, entry, NameSimilarity.SAME)
             return Verdict(Judgement.SUPPORTED, f"{place.text}.", found_at=place.citation)
@@ -134,30 +138,30 @@ def mentions(text: str, cited: Cited, reader: Reader) -> Verdict | None:
 
     None where it names none that the cited document has.
     """
-    names = list(dict.fromkeys(found.lower() for found in _NAME.findall(text)))
+    names = list(dict.fromkeys(name.lower() for name in _NAME.findall(text)))
     if len(cited.jsons) == 0 or cited.csvs or not cited.is_complete or not 0 < len(names) <= _MOST_NAMES:
         return None
     known: list[_Place] = []
-    for one in cited.jsons:
-        for entry in one.entries:
+    for file in cited.jsons:
+        for entry in file.entries:
             value = entry.value.lower() if isinstance(entry.value, str) else ""
             named = next((name for name in names if name in entry.pointer.lower().split("/") or name in value), None)
             if named is not None:
-                place = _json_place(one.file, entry, NameSimilarity.SAME)
+                place = _json_place(file.file, entry, NameSimilarity.SAME)
                 return Verdict(Judgement.SUPPORTED, f"{named} stands at {place.citation}.", found_at=place.citation)
         for name in names:
             known += [
-                _json_place(one.file, entry, NameSimilarity.SAME) for entry in reader.by_key(one.file).get(name, [])
+                _json_place(file.file, entry, NameSimilarity.SAME) for entry in reader.by_key(file.file).get(name, [])
             ]
-    if not known or any(_kin_shown(name, cited) or _stands_beside(name, cited) for name in names):
+    if not known or any(_shares_words_with_cited(name, cited) or _stands_in_cited_block(name, cited) for name in names):
         return None
-    place = min(known, key=lambda one: _distance(one, cited, text))
-    said = "; ".join(file.reference.text for file in cited.jsons)
-    reason = f"{place.name} stands at {place.citation}; {said} does not show it."
+    place = min(known, key=lambda candidate: _distance(candidate, cited, text))
+    citation = "; ".join(file.reference.text for file in cited.jsons)
+    reason = f"{place.name} stands at {place.citation}; {citation} does not show it."
     return Verdict(Judgement.ELSEWHERE, reason, correct=str(place.citation), found_at=place.citation)
 
 
-def _kin_shown(name: str, cited: Cited) -> bool:
+def _shares_words_with_cited(name: str, cited: Cited) -> bool:
     return any(
         shares_words(name, part) is not NameSimilarity.NONE or name_similarity(name, part) is not NameSimilarity.NONE
         for file in cited.jsons
@@ -166,7 +170,7 @@ def _kin_shown(name: str, cited: Cited) -> bool:
     )
 
 
-def _stands_beside(name: str, cited: Cited) -> bool:
+def _stands_in_cited_block(name: str, cited: Cited) -> bool:
     """Whether the block of a cited member has a name as a value: a reason among those for what is cited."""
     for file in cited.jsons:
         blocks = {block.pointer: block for entry in file.entries if (block := entry.parent) is not None}
@@ -176,15 +180,15 @@ def _stands_beside(name: str, cited: Cited) -> bool:
     return False
 
 
-def _is_telling_name(pair: Pair) -> bool:
+def _is_distinctive_name(pair: Pair) -> bool:
     name = last_name(pair.key)
     return pair.key in (PROBABILITY, UNNAMED) or "_" in name or len(name) >= _SHORTEST_NAME
 
 
-def _is_telling(value: Claimed) -> bool:
+def _is_distinctive(value: Claimed) -> bool:
     """Whether a value is hardly met by chance under another name."""
     if isinstance(value, Number):
-        return value.digits >= TELLING_DIGITS
+        return value.digits >= DISTINCTIVE_DIGITS
     if isinstance(value, tuple):
         return len(value) >= 2
     return isinstance(value, str) and len(value) >= _SHORTEST_TEXT and value.lower() != "none"
@@ -199,24 +203,24 @@ def _shown(pair: Pair, cited: Cited) -> _Place | None:
 def _in_jsons(pair: Pair, cited: Cited) -> Iterator[_Place]:
     for file in cited.jsons:
         for entry in _holding(pair.value, file):
-            alike = _probability_likeness(entry) if pair.key == PROBABILITY else _entry_likeness(pair, entry)
-            if alike is NameSimilarity.NONE and (pair.value is None or isinstance(pair.value, bool)):
-                alike = shares_words(pair.key, entry.key)
-            if alike is not NameSimilarity.NONE or _is_telling(pair.value):
-                yield _json_place(file.file, entry, alike)
+            similarity = _probability_similarity(entry) if pair.key == PROBABILITY else _entry_similarity(pair, entry)
+            if similarity is NameSimilarity.NONE and (pair.value is None or isinstance(pair.value, bool)):
+                similarity = shares_words(pair.key, entry.key)
+            if similarity is not NameSimilarity.NONE or _is_distinctive(pair.value):
+                yield _json_place(file.file, entry, similarity)
 
 
-def _holding(value: Claimed, one: CitedJson) -> list[Entry]:
+def _holding(value: Claimed, file: CitedJson) -> list[Entry]:
     """Cited members that hold a value."""
     if isinstance(value, Number):
-        return one.leaves.printed(value)
-    entries: Iterable[Entry] = one.entries
+        return file.leaves.printed(value)
+    entries: Iterable[Entry] = file.entries
     number = next((item for item in value if isinstance(item, Number)), None) if isinstance(value, tuple) else None
     if number is not None:
         # A list that holds the value lies around each of its numbers.
-        around = {block.pointer for leaf in one.leaves.printed(number) for block in _blocks_around(leaf)}
+        around = {block.pointer for leaf in file.leaves.printed(number) for block in _blocks_around(leaf)}
         entries = (entry for entry in entries if entry.is_container and entry.pointer in around)
-    return [entry for entry in entries if _entry_holds(value, entry, one.file)]
+    return [entry for entry in entries if _entry_holds(value, entry, file.file)]
 
 
 def _blocks_around(entry: Entry) -> Iterator[Entry]:
@@ -232,9 +236,9 @@ def _in_csvs(pair: Pair, cited: Cited) -> Iterator[_Place]:
             for column, cell in row.cells.items():
                 if not _cell_holds(pair.value, cell, row, column):
                     continue
-                alike = _column_likeness(pair, column)
-                if alike is not NameSimilarity.NONE or _is_telling(pair.value):
-                    yield _csv_place(table.file, row, column, alike)
+                similarity = _column_similarity(pair, column)
+                if similarity is not NameSimilarity.NONE or _is_distinctive(pair.value):
+                    yield _csv_place(table.file, row, column, similarity)
             if _is_milestone(pair, row):
                 yield _csv_place(table.file, row, "layer", NameSimilarity.PART)
 
@@ -245,7 +249,7 @@ def _is_milestone(pair: Pair, row: CsvRow) -> bool:
     return isinstance(value, Number) and value.is_whole and row.number_in("layer") == value.value and "_" in pair.key
 
 
-def _column_likeness(pair: Pair, column: str) -> NameSimilarity:
+def _column_similarity(pair: Pair, column: str) -> NameSimilarity:
     if pair.key == UNNAMED:
         return NameSimilarity.NONE
     if pair.key == PROBABILITY:
@@ -253,11 +257,11 @@ def _column_likeness(pair: Pair, column: str) -> NameSimilarity:
     return name_similarity(pair.key, column)
 
 
-def _entry_likeness(pair: Pair, entry: Entry) -> NameSimilarity:
+def _entry_similarity(pair: Pair, entry: Entry) -> NameSimilarity:
     return NameSimilarity.NONE if pair.key == UNNAMED else entry_similarity(pair.key, entry)
 
 
-def _probability_likeness(entry: Entry) -> NameSimilarity:
+def _probability_similarity(entry: Entry) -> NameSimilarity:
     is_listed = "topk" in entry.path
     return NameSimilarity.PART if is_listed or entry.key.startswith(("p_", "answer_mass")) else NameSimilarity.NONE
 
@@ -284,25 +288,23 @@ def _list_holds(value: tuple[Item, ...], leaves: Sequence[Scalar]) -> bool:
     return all(any(_holds(item, leaf) for leaf in leaves) for item in value)
 
 
-def _holds(value: Number | bool | str | None, found: Scalar) -> bool:
+def _holds(value: Number | bool | str | None, actual: Scalar) -> bool:
     if isinstance(value, Number):
-        return isinstance(found, int | float) and not isinstance(found, bool) and value.stands_for(found)
+        return isinstance(actual, int | float) and not isinstance(actual, bool) and value.stands_for(actual)
     if isinstance(value, bool):
-        return found is value
+        return actual is value
     if value is None:
-        return found is None or (isinstance(found, str) and found.lower() in ("none", "null", "n/a"))
-    if found is None:
+        return actual is None or (isinstance(actual, str) and actual.lower() in ("none", "null", "n/a"))
+    if actual is None:
         return value.lower() == "null"
-    return isinstance(found, str) and _same_text(value, found)
+    return isinstance(actual, str) and _same_text(value, actual)
 
 
-def _same_text(claimed: str, found: str) -> bool:
-    own, other = _bare(claimed), _bare(found)
-    if not own or not other:
-        return own == other
-    return own == other or (
-        len(own) >= _SHORTEST_TEXT and (own in other or (len(other) >= _SHORTEST_TEXT and other in own))
-    )
+def _same_text(claimed: str, actual: str) -> bool:
+    claimed, actual = _bare(claimed), _bare(actual)
+    if claimed == actual or len(claimed) < _SHORTEST_TEXT:
+        return claimed == actual
+    return bool(actual) and (claimed in actual or (len(actual) >= _SHORTEST_TEXT and actual in claimed))
 
 
 def _bare(text: str) -> str:
@@ -317,22 +319,22 @@ def _cell_holds(value: Claimed, cell: str | None, row: CsvRow, column: str) -> b
     if isinstance(value, bool):
         return cell.lower() == str(value).lower()
     if isinstance(value, Number):
-        found = row.number_in(column)
-        return found is not None and value.stands_for(found)
+        number = row.number_in(column)
+        return number is not None and value.stands_for(number)
     return _same_text(value, cell)
 
 
 def _shows_nearly(pair: Pair, cited: Cited) -> bool:
     """Whether a cited number is this one but for its sign, or as a percentage, or roughly."""
     value = pair.value
-    if not isinstance(value, Number) or (value.is_whole and value.digits < TELLING_DIGITS):
+    if not isinstance(value, Number) or (value.is_whole and value.digits < DISTINCTIVE_DIGITS):
         return False
     numbers = [entry.value for file in cited.jsons for entry in file.entries]
     cells = [row.number_in(column) for table in cited.csvs for row in table.rows for column in row.cells]
-    for found in (*numbers, *cells):
-        if not isinstance(found, int | float) or isinstance(found, bool):
+    for number in (*numbers, *cells):
+        if not isinstance(number, int | float) or isinstance(number, bool):
             continue
-        if _may_mean(value, found):
+        if _may_mean(value, number):
             return True
     return False
 
@@ -352,20 +354,24 @@ def _elsewhere_in_json(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_
     if pair.key == UNNAMED:
         yield from _only_places(pair, file, reader)
         return
-    own = reader.by_key(file).get(last_name(pair.key).lower(), [])
-    own = own or [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.SAME]
-    held = [entry for entry in own if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
-    if "_" in last_name(pair.key) or len(own) == 1 or (_is_telling(pair.value) and not isinstance(pair.value, str)):
+    entries = reader.by_key(file).get(last_name(pair.key).lower(), [])
+    entries = entries or [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.SAME]
+    held = [entry for entry in entries if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
+    if (
+        "_" in last_name(pair.key)
+        or len(entries) == 1
+        or (_is_distinctive(pair.value) and not isinstance(pair.value, str))
+    ):
         yield from (_json_place(file, entry, NameSimilarity.SAME) for entry in held)
-    if not own and _is_telling(pair.value):
-        alike = [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.PART]
-        found = [entry for entry in alike if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
-        yield from (_json_place(file, entry, NameSimilarity.PART) for entry in found)
+    if not entries and _is_distinctive(pair.value):
+        similar = [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.PART]
+        partly = [entry for entry in similar if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
+        yield from (_json_place(file, entry, NameSimilarity.PART) for entry in partly)
 
 
 def _token_places(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place]:
     """Lists of tokens in which the token has the probability."""
-    if not isinstance(pair.value, Number) or not _is_telling(pair.value) or pair.token is None:
+    if not isinstance(pair.value, Number) or not _is_distinctive(pair.value) or pair.token is None:
         return
     for entry in reader.leaves(file).printed(pair.value):
         if entry.key == "1" and entry.parent is not None:
@@ -385,15 +391,15 @@ def _only_places(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place]
 
 def _of_layer(pair: Pair, entry: Entry, file: JsonFile) -> bool:
     """Whether a member is of the layer that the claim is about, where both are about one."""
-    beside = None if entry.parent is None else file.by_pointer.get(f"{entry.parent.pointer}/layer")
-    if beside is None or not isinstance(pair.layer, int):
+    sibling = None if entry.parent is None else file.by_pointer.get(f"{entry.parent.pointer}/layer")
+    if sibling is None or not isinstance(pair.layer, int):
         return True
-    return beside.value == pair.layer
+    return sibling.value == pair.layer
 
 
 def _elsewhere_in_csv(pair: Pair, table: CitedCsv) -> Iterator[_Place]:
     """Rows of the main prompt at the layer that the claim is about, where no cited row is of that layer."""
-    columns = [c for c in table.file.header if _column_likeness(pair, c) is NameSimilarity.SAME]
+    columns = [c for c in table.file.header if _column_similarity(pair, c) is NameSimilarity.SAME]
     layer = _last_layer(table.file) if pair.layer == FINAL else pair.layer
     if len(columns) != 1 or not isinstance(layer, int) or layer in table.layers or table.has_row_numbers:
         return
@@ -474,31 +480,31 @@ def _stands_anywhere(pair: Pair, cited: Cited, reader: Reader) -> bool:
     )
 
 
-def _near(value: Claimed, found: Scalar) -> bool:
+def _near(value: Claimed, actual: Scalar) -> bool:
     if not isinstance(value, Number):
-        return _holds(value, found) if not isinstance(value, tuple) else False
-    if not isinstance(found, int | float) or isinstance(found, bool):
+        return _holds(value, actual) if not isinstance(value, tuple) else False
+    if not isinstance(actual, int | float) or isinstance(actual, bool):
         return False
-    return _may_mean(value, found)
+    return _may_mean(value, actual)
 
 
-def _may_mean(value: Number, found: int | float) -> bool:
+def _may_mean(value: Number, actual: int | float) -> bool:
     """Whether a number is this one but for its sign, or as a percentage, or roughly."""
-    return any(value.stands_for(one) or value.may_mean(one) for one in (found, -found, 100 * found))
+    return any(value.stands_for(variant) or value.may_mean(variant) for variant in (actual, -actual, 100 * actual))
 
 
-def _same_kind(value: Number | bool, found: Scalar) -> bool:
+def _same_kind(value: Number | bool, actual: Scalar) -> bool:
     """Whether both could be the same measurement: a layer is no share of one, and null is no number."""
-    if isinstance(value, bool) or isinstance(found, bool):
-        return isinstance(value, bool) and isinstance(found, bool)
-    if not isinstance(found, int | float):
+    if isinstance(value, bool) or isinstance(actual, bool):
+        return isinstance(value, bool) and isinstance(actual, bool)
+    if not isinstance(actual, int | float):
         return False
-    return value.is_whole or not isinstance(found, int)
+    return value.is_whole or not isinstance(actual, int)
 
 
-def _json_place(file: JsonFile, entry: Entry, alike: NameSimilarity) -> _Place:
+def _json_place(file: JsonFile, entry: Entry, similarity: NameSimilarity) -> _Place:
     citation = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
-    return _Place(citation, entry.pointer.removeprefix("/"), _value_of(entry, file), alike)
+    return _Place(citation, entry.pointer.removeprefix("/"), _value_of(entry, file), similarity)
 
 
 def _value_of(entry: Entry, file: JsonFile) -> Scalar:
@@ -508,6 +514,6 @@ def _value_of(entry: Entry, file: JsonFile) -> Scalar:
     return "[" + ", ".join("null" if item is None else str(item) for item in items) + "]"
 
 
-def _csv_place(file: CsvFile, row: CsvRow, column: str, alike: NameSimilarity) -> _Place:
+def _csv_place(file: CsvFile, row: CsvRow, column: str, similarity: NameSimilarity) -> _Place:
     citation = Citation(file.name, row.line, row.last_line, row=row.number, column=column)
-    return _Place(citation, column, row.cells.get(column), alike)
+    return _Place(citation, column, row.cells.get(column), similarity)

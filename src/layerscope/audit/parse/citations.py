@@ -103,7 +103,7 @@ def _base(path: str) -> str:
 def _brackets(line: str) -> list[tuple[int, int]]:
     """Round and square brackets, inner ones first, each as where it begins and ends."""
     stack: list[tuple[str, int]] = []
-    found: list[tuple[int, int]] = []
+    brackets: list[tuple[int, int]] = []
     for at, mark in enumerate(line):
         if mark in "([":
             stack.append((mark, at))
@@ -112,9 +112,9 @@ def _brackets(line: str) -> list[tuple[int, int]]:
             # A bracket that is never closed, such as one in a token, must not hide the one around it.
             near = next((i for i in range(len(stack) - 1, max(-1, len(stack) - 9), -1) if stack[i][0] == opening), None)
             if near is not None:
-                found.append((stack[near][1], at + 1))
+                brackets.append((stack[near][1], at + 1))
                 del stack[near:]
-    return found
+    return brackets
 
 
 def _named(line: str) -> Iterator[Reference]:
@@ -231,9 +231,9 @@ def _bare(line: str, start: int, end: int, last_file: str | None) -> Reference |
     kind = kind or after
     if inside[after.end() if after else numbers.end :].strip(" .`"):
         return None
-    asked = re.match(r"(lines?|rows?)\s", inside[at:], re.IGNORECASE) is not None
+    is_labelled = re.match(r"(lines?|rows?)\s", inside[at:], re.IGNORECASE) is not None
     spans = numbers.lines + numbers.rows
-    if kind is None and not asked:
+    if kind is None and not is_labelled:
         many = len(spans) > 1 or any(last > first for first, last in spans)
         if last_file is None or not many or max(first for first, _ in spans) < LEAST_BARE or _DATE.fullmatch(inside):
             return None

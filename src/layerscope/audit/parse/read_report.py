@@ -50,16 +50,19 @@ def read_report(text: str | bytes, stems: Sequence[str] = ()) -> tuple[Statement
     statements: list[Statement] = []
     last_file: str | None = None
     for stretch in _stretches(_decoded(text).split("\n")):
-        found = _statements(stretch, last_file)
-        statements += found
-        files = [r.file for one in found for r in one.references if r.file and not r.file.startswith("*")]
+        added = _statements(stretch, last_file)
+        statements += added
+        files = [r.file for statement in added for r in statement.references if r.file and not r.file.startswith("*")]
         last_file = files[-1] if files else last_file
-    own = _own_stem(statements, models)
+    report_stem = _report_stem(statements, models)
     about = [_about(statement, models) for statement in statements]
     by_line: dict[int, set[str]] = {}
-    for one in about:
-        by_line.setdefault(one.line, set()).update(one.stems)
-    return tuple(one if one.stems else replace(one, stems=_only(by_line[one.line], own)) for one in about)
+    for statement in about:
+        by_line.setdefault(statement.line, set()).update(statement.stems)
+    return tuple(
+        statement if statement.stems else replace(statement, stems=_only(by_line[statement.line], report_stem))
+        for statement in about
+    )
 
 
 def _decoded(text: str | bytes) -> str:
@@ -70,7 +73,7 @@ def _decoded(text: str | bytes) -> str:
     return text.decode("utf-8-sig", errors="replace")
 
 
-def _own_stem(statements: Sequence[Statement], models: Models) -> str | None:
+def _report_stem(statements: Sequence[Statement], models: Models) -> str | None:
     """The model that most citations are of, where it is nearly all; else the one that the title names."""
     cited = Counter(
         stem
@@ -87,15 +90,15 @@ def _own_stem(statements: Sequence[Statement], models: Models) -> str | None:
     return named[0] if len(named) == 1 else (models.stems[0] if len(models.stems) == 1 else None)
 
 
-def _only(on_line: set[str], own: str | None) -> tuple[str, ...]:
+def _only(on_line: set[str], report_stem: str | None) -> tuple[str, ...]:
     """The model of a statement that names and cites none: the only one of its line, else the report's own."""
-    return tuple(on_line) if len(on_line) == 1 else ((own,) if own and not on_line else ())
+    return tuple(on_line) if len(on_line) == 1 else ((report_stem,) if report_stem and not on_line else ())
 
 
-def _about(one: Statement, models: Models) -> Statement:
-    named = models.named_in(one.text)
-    files = tuple(dict.fromkeys(s for r in one.references if r.file for s in [models.of_file(r.file)] if s))
-    return replace(one, stems=named or files)
+def _about(statement: Statement, models: Models) -> Statement:
+    named = models.named_in(statement.text)
+    files = tuple(dict.fromkeys(s for r in statement.references if r.file for s in [models.of_file(r.file)] if s))
+    return replace(statement, stems=named or files)
 
 
 def _stretches(lines: Sequence[str]) -> Iterator[_Stretch]:
@@ -200,13 +203,13 @@ def _statements(stretch: _Stretch, last_file: str | None) -> list[Statement]:
         return [Statement(stretch.line, text, stretch.raw, (stretch.fenced,), stretch.headings)]
     if stretch.cells is not None:
         return [_row_statement(stretch, stretch.cells, last_file)]
-    found: list[Statement] = []
+    statements: list[Statement] = []
     for raw in _pieces(unescaped(stretch.raw)):
-        some = _statements_of(stretch, raw, last_file)
-        files = [r.file for one in some for r in one.references if r.file and not r.file.startswith("*")]
+        added = _statements_of(stretch, raw, last_file)
+        files = [r.file for statement in added for r in statement.references if r.file and not r.file.startswith("*")]
         last_file = files[-1] if files else last_file
-        found += some
-    return found
+        statements += added
+    return statements
 
 
 def _pieces(raw: str) -> Iterator[str]:
@@ -221,14 +224,14 @@ def _pieces(raw: str) -> Iterator[str]:
 def _statements_of(stretch: _Stretch, raw: str, last_file: str | None) -> list[Statement]:
     line = plain(raw)
     groups = find_groups(line, last_file)
-    found: list[Statement] = []
+    statements: list[Statement] = []
     for start, end in _clauses(line, groups):
         inside = [group for group in groups if start <= group.start and group.end <= end]
         text, references = _without(line, start, end, inside), tuple(r for group in inside for r in group.references)
         moved = tuple(replace(r, start=r.start - start, end=r.end - start) for r in references)
         if text.strip(" .,;:-*") or moved:
-            found.append(Statement(stretch.line, text, raw[start:end], moved, stretch.headings))
-    return found
+            statements.append(Statement(stretch.line, text, raw[start:end], moved, stretch.headings))
+    return statements
 
 
 def _row_statement(stretch: _Stretch, cells: tuple[str, ...], last_file: str | None) -> Statement:

@@ -106,5 +106,5 @@ def listed(text: str) -> list[str]:
 
 def spans(text: str) -> list[tuple[int, int]]:
     """Ranges of layers that a text names: `L0-3`, `layers 20-28`, `L 20 to L 28`."""
-    found = re.finditer(r"\b(?:layers?|L)\s?(\d+)\s*(?:-|to|through|\.\.)\s*(?:layers?\s*|L\s?)?(\d+)\b", text)
-    return [(int(m.group(1)), int(m.group(2))) for m in found if int(m.group(1)) <= int(m.group(2))]
+    ranges = re.finditer(r"\b(?:layers?|L)\s?(\d+)\s*(?:-|to|through|\.\.)\s*(?:layers?\s*|L\s?)?(\d+)\b", text)
+    return [(int(m.group(1)), int(m.group(2))) for m in ranges if int(m.group(1)) <= int(m.group(2))]

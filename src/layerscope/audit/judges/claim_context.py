@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 
 from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.curve_shapes import Points, points
-from layerscope.audit.lookup.cited_lines import Cited, Reader, holds_in
+from layerscope.audit.lookup.cited_lines import Cited, Reader, holds_in, row_citation
 from layerscope.audit.parse.read_report import Reference, Statement
 from layerscope.audit.parse.vocabulary import ELSEWHERE, OTHER_PROMPT, Stretch, clause, plain
 from layerscope.report.cited.archive import Archive
@@ -96,20 +96,16 @@ class Assertion:
 
     def cited_layers(self, lens: str | None = None) -> list[int]:
         """Layers of the first prompt that the cited lines of a lens' table hold."""
-        table, prompt = self.evidence.table(lens), self.evidence.primary
-        if table is None or prompt is None:
+        table, curve = self.evidence.table(lens), self.curve(lens)
+        if table is None or curve is None or self.evidence.primary is None:
             return []
-        curve, layers = self.curve(lens), list[int]()
-        for row in () if curve is None else curve.rows:
-            place = self.evidence.row(row["layer"], lens)
-            if place is not None and any(
-                first <= place[1].last_line and last >= place[1].line
-                for reference in self.references
-                if reference.file == table.name
-                for first, last in reference.lines
-            ):
-                layers.append(row["layer"])
-        return layers
+        spans = [span for reference in self.references if reference.file == table.name for span in reference.lines]
+        places = [(row["layer"], self.place(row["layer"], lens)) for row in curve.rows] if spans else []
+        return [
+            layer
+            for layer, place in places
+            if place is not None and any(first <= place.last_line and last >= place.line for first, last in spans)
+        ]
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -124,11 +120,7 @@ class Assertion:
     def place(self, layer: int | None, lens: str | None = None) -> Citation | None:
         """Where the row of a layer stands."""
         located = None if layer is None else self.evidence.row(layer, lens)
-        return (
-            None
-            if located is None
-            else Citation(located[0].name, located[1].line, located[1].last_line, row=located[1].number)
-        )
+        return None if located is None else row_citation(*located)
 
     def table_name(self, lens: str | None = None) -> str:
         """The file of a lens' rows."""
@@ -149,12 +141,9 @@ class Assertion:
         found_at: Citation | None = None,
     ) -> Finding:
         """The judgement on a claim made here."""
-        return Finding(self.statement.line, claim.strip(), self.citation or None, judgement, reason, correct, found_at)
-
-    @property
-    def citation(self) -> str:
-        """What the statement cites, in its own words; empty where it cites nothing."""
-        return "; ".join(reference.text for reference in self.references)
+        return Finding(
+            self.statement.line, claim.strip(), self.statement.citation, judgement, reason, correct, found_at
+        )
 
     def supported(self, claim: str, reason: str, at: Citation | None = None) -> Finding:
         """The finding that the files say so."""

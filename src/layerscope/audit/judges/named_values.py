@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from layerscope.audit.judges.claim_context import Assertion
-from layerscope.audit.lookup.cited_lines import Cited
+from layerscope.audit.lookup.cited_lines import Cited, entry_citation, is_number
 from layerscope.audit.lookup.key_matching import name_parts
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION
-from layerscope.report.cited.claims import Citation, value_text
+from layerscope.report.cited.claims import value_text
 from layerscope.report.cited.findings import Finding
 from layerscope.report.cited.sources import Entry, JsonFile
 from layerscope.report.numbers import ENDS, NUMBER, Number
@@ -73,9 +73,9 @@ def stated(assertion: Assertion) -> Iterator[Finding]:
 
 def _compare_with(assertion: Assertion, sentence: "_Sentence", file: JsonFile, entry: Entry) -> Iterator[Finding]:
     printed, value = sentence.number_for(entry), entry.value
-    if printed is None or isinstance(value, bool) or not isinstance(value, int | float) or assertion.cited is None:
+    if printed is None or not is_number(value) or assertion.cited is None:
         return
-    at = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
+    at = entry_citation(file, entry)
     place = f"{entry.pointer.removeprefix('/')} is {value} at {at}"
     if printed.stands_for(value):
         yield assertion.supported(assertion.text, f"{place}.", at)
@@ -114,11 +114,12 @@ def _elsewhere(assertion: Assertion, sentence: "_Sentence", cited: Cited) -> Ite
 def _moved(assertion: Assertion, file: JsonFile, places: Sequence[Entry]) -> Iterator[Finding]:
     lines = [line for reference in assertion.references for span in reference.lines for line in span]
     entry = min(places, key=lambda place: min((abs(place.line - line) for line in lines), default=0))
-    at = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
+    at = entry_citation(file, entry)
     if assertion.is_cited_on_line(at):
         return
-    shown = "; ".join(reference.text for reference in assertion.references)
-    reason = f"{entry.pointer.removeprefix('/')} is {entry.value} at {at}; {shown} does not show it."
+    reason = (
+        f"{entry.pointer.removeprefix('/')} is {entry.value} at {at}; {assertion.statement.citation} does not show it."
+    )
     yield assertion.elsewhere(assertion.text, reason, at)
 
 
@@ -139,7 +140,7 @@ def _cited_numbers(cited: Cited) -> Iterator[tuple[JsonFile, Entry]]:
     for file in cited.jsons:
         for first, last in file.reference.lines:
             for entry in file.file.within(first, last) if first == last else ():
-                if isinstance(entry.value, int | float) and not isinstance(entry.value, bool):
+                if is_number(entry.value):
                     yield file.file, entry
 
 

@@ -6,18 +6,25 @@ from dataclasses import dataclass
 
 from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.judges.table_rows import same_token
-from layerscope.audit.lookup.cited_lines import CitedCsv
+from layerscope.audit.lookup.cited_lines import CitedCsv, is_number, row_citation
 from layerscope.audit.lookup.key_matching import name_parts
-from layerscope.audit.parse.plain_text import plain as typed
-from layerscope.audit.parse.plain_text import token_meant
-from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, QUANTITIES, REACH, plain
+from layerscope.audit.parse.vocabulary import (
+    HEDGE,
+    LAYER_ALONE,
+    NEGATION,
+    NUMBER_ALONE,
+    QUANTITIES,
+    REACH,
+    plain,
+    plain_marks,
+    token_meant,
+)
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName, copy_soft
 from layerscope.report.cited.claims import Citation, Claim, value_text
 from layerscope.report.cited.findings import Finding
-from layerscope.report.numbers import ENDS, NUMBER, Number
+from layerscope.report.numbers import Number
 
-_LAYER = r"(?<!\w)(?:layers?\s*=?\s*|L\s?=?\s?)(?P<layer>\d{1,3})\b(?!\.\d|\s?[-/]\s?\d|%)"
-_ANY_LAYER = re.compile(_LAYER + r"|\b(?P<last>(?:last|final) layer)\b", re.IGNORECASE)
+_ANY_LAYER = re.compile(LAYER_ALONE + r"|\b(?P<last>(?:last|final) layer)\b", re.IGNORECASE)
 _COLUMNS = {
     **QUANTITIES,
     "kl_to_final_bits": r"KL(?: divergence)?(?:[_ -]to[_ -]final(?:_bits)?)?|kl_to_final(?:_bits)?|divergence",
@@ -27,16 +34,15 @@ _COLUMNS = {
 }
 """What plain sentences call the columns of our rows."""
 _COLUMN = "|".join(_COLUMNS.values())
-_NUMBER = rf"(?P<number>(?:~\s?|(?<![\w.-])){NUMBER}){ENDS}"
 _LINK = (
     r"(?:\s+(?:to|from|of|with|the|final|last|model's|model|own|output|head|distribution|answer|token|its|is|was|stands|"
     r"at|equals|about|only|in|bits|value|under|tuned|prism|raw|norm|next_norm|logit|lens|there|here|layers?\s+\d{1,3}|"
     r"L\d{1,3}),?)*"
 )
 _CELLS = (
-    re.compile(rf"(?<![\w\u0394-])(?P<what>{_COLUMN}){_LINK}\s*[=:]?\s*\(?{_NUMBER}", re.IGNORECASE),
-    re.compile(rf"{_NUMBER}\s*bits\s+of\s+(?P<what>{_COLUMN})\b", re.IGNORECASE),
-    re.compile(rf"\b(?P<what>lead)(?:s|ing)?\s+(?:\w+\s+){{0,3}}?by\s+{_NUMBER}\s*logits?", re.IGNORECASE),
+    re.compile(rf"(?<![\w\u0394-])(?P<what>{_COLUMN}){_LINK}\s*[=:]?\s*\(?{NUMBER_ALONE}", re.IGNORECASE),
+    re.compile(rf"{NUMBER_ALONE}\s*bits\s+of\s+(?P<what>{_COLUMN})\b", re.IGNORECASE),
+    re.compile(rf"\b(?P<what>lead)(?:s|ing)?\s+(?:\w+\s+){{0,3}}?by\s+{NUMBER_ALONE}\s*logits?", re.IGNORECASE),
 )
 _NO_CELL = re.compile(
     r"\u0394|\bdelta\b|\b(?:drops?|falls?|rises?|chang\w*|gains?|less|more|than|vs|versus|differ\w*|mean|average|first|"
@@ -51,8 +57,6 @@ _TOP_TOKEN = re.compile(
     r"(?P<token>\"(?:[^\"\\]|\\.)*\")",
     re.IGNORECASE,
 )
-
-_DEPTH = re.compile(rf"{_LAYER},?\s*\(?(?:a |at )?depth fraction(?: of)?\s+{_NUMBER}", re.IGNORECASE)
 _SEVERAL = 3
 """Digits of a number that a row of many columns hardly holds by chance."""
 _OTHER_COSINE = re.compile(r"\b(?:answer|prompt|token|before|after|centered)\b", re.IGNORECASE)
@@ -61,7 +65,7 @@ _MARKS = re.compile(r"[\"\\*`\ufffd]")
 
 _WHERE = (
     r"(?:\s+(?:is|lies|comes?|first|occurs?|appears?|reached|only|already|then|happens|arrives|for the first time|"
-    rf"under (?:the )?\w+ lens))*\s*(?:\(L_\w+\)\s*)?(?:at|in|is|=|:)\s*(?:at\s+)?(?:the\s+)?{_LAYER}"
+    rf"under (?:the )?\w+ lens))*\s*(?:\(L_\w+\)\s*)?(?:at|in|is|=|:)\s*(?:at\s+)?(?:the\s+)?{LAYER_ALONE}"
 )
 _BOUND = r"(?P<bound>\d+(?:\.\d+)?)"
 _BETTER = r"(?:\s+or\s+(?:better|less|lower|below))?"
@@ -127,7 +131,10 @@ _WORDINGS = (
 _MILESTONES = tuple(
     (wording, re.compile(form, re.IGNORECASE))
     for wording in _WORDINGS
-    for form in (wording.form + _WHERE, rf"\bat\s+{_LAYER},?\s+(?:(?:the|it|its|answer|token)\s+){{0,3}}{wording.form}")
+    for form in (
+        wording.form + _WHERE,
+        rf"\bat\s+{LAYER_ALONE},?\s+(?:(?:the|it|its|answer|token)\s+){{0,3}}{wording.form}",
+    )
 )
 _NOT_FIRST = re.compile(
     r"\b(?:again|back|lost|returns?|for good|stable|stably|until|onwards?|earlier|later|facts?|"
@@ -232,7 +239,9 @@ def cells(assertion: Assertion) -> Iterator[Finding]:
 
 def _layer_of(assertion: Assertion, match: re.Match[str], around: str) -> int | None:
     """The layer that a value is of: right behind it, else the only one of the clause."""
-    behind = re.match(rf"\s*(?:bits?|logits?)?\)?\s*(?:at|in)\s+{_LAYER}", assertion.text[match.end() :], re.IGNORECASE)
+    behind = re.match(
+        rf"\s*(?:bits?|logits?)?\)?\s*(?:at|in)\s+{LAYER_ALONE}", assertion.text[match.end() :], re.IGNORECASE
+    )
     if behind is not None:
         return int(behind["layer"])
     inside = [int(match["layer"]) for match in _ANY_LAYER.finditer(match.group()) if match["layer"]]
@@ -265,7 +274,7 @@ class _Value:
     def value(self, assertion: Assertion, lens: str) -> int | float | None:
         curve = assertion.curve(lens)
         value = None if curve is None else curve.value(self.column, self.layer)
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return value if is_number(value) else None
 
 
 def _cell(assertion: Assertion, match: re.Match[str], claimed: _Value) -> Iterator[Finding]:
@@ -309,7 +318,7 @@ def _of_another_layer(
     layer, value = row.number_in("layer"), row.number_in(claimed.column)
     of_lens = any(assertion.table_name(lens) == table.file.name for lens in lenses)
     if of_lens and layer != claimed.layer and value is not None and claimed.printed.stands_for(value):
-        at = Citation(table.file.name, row.line, row.last_line, row=row.number)
+        at = row_citation(table.file, row)
         why = f"{claimed.column} is {value} at layer {layer} ({at}), and has no value at layer {claimed.layer}."
         yield assertion.contradicted(match.group(), why, f"layer {layer}", at)
 
@@ -336,7 +345,7 @@ def tokens(assertion: Assertion) -> Iterator[Finding]:
             shown = _rows_of_layer(assertion, layer, right[0]) or not assertion.references
             at = assertion.place(layer, right[0])
             yield _right(assertion, match.group(), f"so it is in {assertion.table_name(right[0])}", shown, at)
-        elif sure and tops and all(top is not None and not _MARKS.search(typed(top)) for top in tops.values()):
+        elif sure and tops and all(top is not None and not _MARKS.search(plain_marks(top)) for top in tops.values()):
             top = str(next(iter(tops.values())))
             why = f"top-1 at layer {layer} of {assertion.table_name(meant[0])} is {top!r}."
             at = assertion.place(layer, meant[0])
@@ -345,23 +354,11 @@ def tokens(assertion: Assertion) -> Iterator[Finding]:
 
 def _is_token(text: str, token: str, tail: str) -> bool:
     """Whether a text in quotes shows a token, or begins one that has quotes of its own."""
-    return same_token(text, token) or same_token(token_meant(text[1:-1]), token) or f'"{plain(typed(token))}"' in tail
-
-
-def depths(assertion: Assertion) -> Iterator[Finding]:
-    """`layer 31 (depth fraction 0.861)`: the layer as a share of the depth."""
-    n_layers = assertion.evidence.record.model.n_layers
-    for match in _DEPTH.finditer(assertion.text) if assertion.alone else ():
-        layer, printed = int(match["layer"]), Number.parse(match["number"])
-        if printed is None or printed.is_whole or n_layers == 0 or layer > n_layers:
-            continue
-        share = layer / n_layers
-        if printed.stands_for(share):
-            why = f"{layer} of {n_layers} layers is {share:.3f}."
-            yield assertion.supported(match.group(), why)
-        else:
-            why = f"{layer} of {n_layers} layers is {share:.3f}."
-            yield assertion.contradicted(match.group(), why, f"{share:.3f}")
+    return (
+        same_token(text, token)
+        or same_token(token_meant(text[1:-1]), token)
+        or f'"{plain(plain_marks(token))}"' in tail
+    )
 
 
 def copies(assertion: Assertion) -> Iterator[Finding]:
@@ -391,8 +388,7 @@ def _right(assertion: Assertion, claim: str, reason: str, shown: bool, at: Citat
     cited = assertion.cited
     if cited is None or not cited.is_complete or at is None or assertion.is_cited_on_line(at):
         return assertion.undecided(claim, f"{reason}; whether the cited lines show it cannot be told.")
-    citation = "; ".join(reference.text for reference in assertion.references)
-    return assertion.elsewhere(claim, f"{reason} ({at}), but {citation} does not show it.", at)
+    return assertion.elsewhere(claim, f"{reason} ({at}), but {assertion.statement.citation} does not show it.", at)
 
 
 def _tables(assertion: Assertion) -> tuple[CitedCsv, ...]:

@@ -1,15 +1,17 @@
-"""Sentences with sums in them: depths as percentages, entropy drops, differences of layers."""
+"""Sentences with sums in them: depths as shares, entropy drops, differences of layers."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 from layerscope.audit.judges.claim_context import Assertion
+from layerscope.audit.parse.vocabulary import LAYER_ALONE, NUMBER_ALONE
 from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import NUMBER, Number
 
 _IS = r"\s*(?=[=~])=*\s*"
 _SHARE = re.compile(rf"(?<![\d./])(\d+)\s*/\s*(\d+)\s*(?==|~|->|is)(?:=|->|is)*\s*(~?\s*{NUMBER}\s?%)")
+_DEPTH = re.compile(rf"{LAYER_ALONE},?\s*\(?(?:a |at )?depth fraction(?: of)?\s+{NUMBER_ALONE}", re.IGNORECASE)
 _DROP = re.compile(
     rf"(?:\u0394|delta )H\w*\s*(?:\(bits\))?{_IS}(?P<drop>~?\s*{NUMBER})\s*(?:bits)?[^.;]{{0,12}}?"
     rf"\(?\s*entropy\s?@?\s?\(?L_copy\w*\)?{_IS}(?P<copy>~?\s*{NUMBER})(?: bits)?\s*(?:vs\.?|-|,|and|to|->)\s*"
@@ -35,6 +37,21 @@ def depths(assertion: Assertion) -> Iterator[Finding]:
             yield assertion.contradicted(match.group(), f"{layer} of {depth} is {share:.1f} %.", f"{share:.1f} %")
         elif depth == n_layers and assertion.alone:
             yield assertion.supported(match.group(), f"{layer} of {n_layers} layers is {share:.1f} %.")
+
+
+def depth_fractions(assertion: Assertion) -> Iterator[Finding]:
+    """`layer 31 (depth fraction 0.861)`: the layer as a share of the depth."""
+    n_layers = assertion.evidence.record.model.n_layers
+    for match in _DEPTH.finditer(assertion.text) if assertion.alone else ():
+        layer, printed = int(match["layer"]), Number.parse(match["number"])
+        if printed is None or printed.is_whole or n_layers == 0 or layer > n_layers:
+            continue
+        share = layer / n_layers
+        reason = f"{layer} of {n_layers} layers is {share:.3f}."
+        if printed.stands_for(share):
+            yield assertion.supported(match.group(), reason)
+        else:
+            yield assertion.contradicted(match.group(), reason, f"{share:.3f}")
 
 
 def drops(assertion: Assertion) -> Iterator[Finding]:

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from layerscope.audit.judges.claim_context import Assertion, is_about, subjects
-from layerscope.audit.parse.plain_text import token_meant
 from layerscope.audit.parse.read_report import Statement
-from layerscope.audit.parse.vocabulary import plain
+from layerscope.audit.parse.vocabulary import plain, token_meant
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import ENDS, NUMBER, Number

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from layerscope.audit.judges.claim_context import Assertion
+from layerscope.audit.lookup.cited_lines import row_citation
 from layerscope.audit.parse.vocabulary import HEDGE, LAYER, NEGATION, sentence, spans
 from layerscope.errors import RunError
 from layerscope.report.cited.claims import Citation
@@ -252,7 +253,7 @@ def _cited_lists(assertion: Assertion, file: str | None, lines: Sequence[tuple[i
     return [
         _List(
             tuple(token for name in names if (token := row.cells[name]) is not None),
-            Citation(table.name, row.line, row.last_line, row=row.number),
+            row_citation(table, row),
             row.number in cited,
         )
         for row in table.rows

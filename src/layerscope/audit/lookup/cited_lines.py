@@ -11,7 +11,7 @@ from typing import TypeGuard
 from layerscope.audit.parse.statement import Reference
 from layerscope.errors import RunError
 from layerscope.report.cited.claims import Citation
-from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar, Sources
+from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Sources
 from layerscope.report.numbers import Number
 
 SMALL_BLOCK = 60
@@ -35,7 +35,7 @@ class Leaves:
     """The numbers among members of a document, by their size."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        numbers = [(entry.value, at) for at, entry in enumerate(entries) if _is_number(entry.value)]
+        numbers = [(entry.value, at) for at, entry in enumerate(entries) if is_number(entry.value)]
         self._sorted = sorted((value, at) for value, at in numbers if value == value)  # NaN has no place in an order
         self._values = [value for value, _ in self._sorted]
         self._entries = entries
@@ -47,10 +47,6 @@ class Leaves:
         last = bisect_right(self._values, number.value + reach)
         places = sorted(at for value, at in self._sorted[first:last] if number.stands_for(value))
         return [self._entries[at] for at in places]
-
-
-def _is_number(value: Scalar) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -107,6 +103,11 @@ class Cited:
     def parts(self) -> "tuple[CitedJson | CitedCsv, ...]":
         """Documents and tables alike."""
         return (*self.jsons, *self.csvs)
+
+    @property
+    def text(self) -> str:
+        """Their references in the report's own words."""
+        return "; ".join(part.reference.text for part in self.parts)
 
     @property
     def is_complete(self) -> bool:
@@ -277,3 +278,28 @@ def holds_in(place: Citation | None, cited: Cited) -> bool:
     return in_json or any(
         table.file.name == place.file and any(row.number == place.row for row in table.rows) for table in cited.csvs
     )
+
+
+def is_main(row: CsvRow) -> bool:
+    """Whether a row is of the first fact, asked as it is."""
+    cells = row.cells
+    return (
+        cells.get("prompt_id") in (None, "pos")
+        and cells.get("prompt_variant") in (None, "orig")
+        and cells.get("fact_index") in (None, "0")
+    )
+
+
+def row_citation(file: CsvFile, row: CsvRow, column: str | None = None) -> Citation:
+    """The place of a row, or of its cell in a column."""
+    return Citation(file.name, row.line, row.last_line, row=row.number, column=column)
+
+
+def entry_citation(file: JsonFile, entry: Entry) -> Citation:
+    """The place of a member of a document."""
+    return Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value of a document is a number; a truth is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

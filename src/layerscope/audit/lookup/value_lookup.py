@@ -1,11 +1,21 @@
 """Whether the lines that a statement cites hold a value that it claims, and where it stands if they do not."""
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from layerscope.audit.lookup.cited_lines import SMALL_BLOCK, Cited, CitedCsv, CitedJson, Reader
-from layerscope.audit.lookup.early_tokens import is_main
+from layerscope.audit.lookup.cited_lines import (
+    SMALL_BLOCK,
+    Cited,
+    CitedCsv,
+    CitedJson,
+    Reader,
+    entry_citation,
+    is_main,
+    is_number,
+    row_citation,
+)
 from layerscope.audit.lookup.key_matching import (
     NameSimilarity,
     entry_similarity,
@@ -13,7 +23,8 @@ from layerscope.audit.lookup.key_matching import (
     name_similarity,
     shares_words,
 )
-from layerscope.audit.parse.values import FINAL, PROBABILITY, UNNAMED, Claimed, Item, Pair
+from layerscope.audit.lookup.value_matching import SHORTEST_TEXT, cell_holds, entry_holds, may_mean, near, same_kind
+from layerscope.audit.parse.values import FINAL, PROBABILITY, UNNAMED, Claimed, Pair
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar
@@ -30,7 +41,6 @@ CUT_BLOCK_LINES = 10
 _NAME = re.compile(r"(?<![\w.@])[A-Za-z][A-Za-z0-9]*_\w*[A-Za-z0-9](?![\w@]|\.\d)")
 _MOST_NAMES = 4
 _SHORTEST_NAME = 4
-_SHORTEST_TEXT = 4
 _TOP = 20
 
 
@@ -55,9 +65,7 @@ class _Place:
 
     @property
     def text(self) -> str:
-        shown = (
-            "null" if self.value is None else str(self.value).lower() if isinstance(self.value, bool) else self.value
-        )
+        shown = json.dumps(self.value) if self.value is None or isinstance(self.value, bool) else self.value
         return f"{self.name} is {shown} at {self.citation}"
 
 
@@ -77,13 +85,8 @@ def judge(pair: Pair, cited: Cited, reader: Reader, text: str = "") -> Verdict:
     elsewhere = list(_elsewhere(pair, cited, reader))
     if elsewhere:
         place = min(elsewhere, key=lambda candidate: _distance(candidate, cited, text))
-        citation = "; ".join(part.reference.text for part in cited.parts)
-        return Verdict(
-            Judgement.ELSEWHERE,
-            f"{place.text}; {citation} does not show it.",
-            correct=str(place.citation),
-            found_at=place.citation,
-        )
+        reason = f"{place.text}; {cited.text} does not show it."
+        return Verdict(Judgement.ELSEWHERE, reason, str(place.citation), place.citation)
     return _otherwise(pair, cited, reader)
 
 
@@ -110,14 +113,10 @@ def is_cut_off(verdict: Verdict, cited: Cited, *, others_shown: bool) -> bool:
 
 def _distance(place: _Place, cited: Cited, text: str) -> tuple[bool, int]:
     """How far a place is from what the statement means: blocks that it names come first, then near lines."""
-    citation = place.citation
-    named = citation.pointer is not None and any(
-        part in text for part in citation.pointer.split("/")[:-1] if "_" in part
-    )
-    lines = [
-        n for part in cited.parts if part.file.name == citation.file for span in part.reference.lines for n in span
-    ]
-    return not named, min((abs(citation.line - line) for line in lines), default=0)
+    at = place.citation
+    named = at.pointer is not None and any(part in text for part in at.pointer.split("/")[:-1] if "_" in part)
+    lines = [n for part in cited.parts if part.file.name == at.file for span in part.reference.lines for n in span]
+    return not named, min((abs(at.line - line) for line in lines), default=0)
 
 
 def judge_uncited(pair: Pair, stem: str, reader: Reader) -> Verdict | None:
@@ -127,7 +126,7 @@ def judge_uncited(pair: Pair, stem: str, reader: Reader) -> Verdict | None:
         return None
     entries = [e for e in reader.by_key(file).get(last_name(pair.key).lower(), []) if _of_layer(pair, e, file)]
     for entry in entries:
-        if _entry_holds(pair.value, entry, file):
+        if entry_holds(pair.value, entry, file):
             place = _json_place(file, entry, NameSimilarity.SAME)
             return Verdict(Judgement.SUPPORTED, f"{place.text}.", found_at=place.citation)
     return None
@@ -156,9 +155,8 @@ def mentions(text: str, cited: Cited, reader: Reader) -> Verdict | None:
     if not known or any(_shares_words_with_cited(name, cited) or _stands_in_cited_block(name, cited) for name in names):
         return None
     place = min(known, key=lambda candidate: _distance(candidate, cited, text))
-    citation = "; ".join(file.reference.text for file in cited.jsons)
-    reason = f"{place.name} stands at {place.citation}; {citation} does not show it."
-    return Verdict(Judgement.ELSEWHERE, reason, correct=str(place.citation), found_at=place.citation)
+    reason = f"{place.name} stands at {place.citation}; {cited.text} does not show it."
+    return Verdict(Judgement.ELSEWHERE, reason, str(place.citation), place.citation)
 
 
 def _shares_words_with_cited(name: str, cited: Cited) -> bool:
@@ -191,7 +189,7 @@ def _is_distinctive(value: Claimed) -> bool:
         return value.digits >= DISTINCTIVE_DIGITS
     if isinstance(value, tuple):
         return len(value) >= 2
-    return isinstance(value, str) and len(value) >= _SHORTEST_TEXT and value.lower() != "none"
+    return isinstance(value, str) and len(value) >= SHORTEST_TEXT and value.lower() != "none"
 
 
 def _shown(pair: Pair, cited: Cited) -> _Place | None:
@@ -220,7 +218,7 @@ def _holding(value: Claimed, file: CitedJson) -> list[Entry]:
         # A list that holds the value lies around each of its numbers.
         around = {block.pointer for leaf in file.leaves.printed(number) for block in _blocks_around(leaf)}
         entries = (entry for entry in entries if entry.is_container and entry.pointer in around)
-    return [entry for entry in entries if _entry_holds(value, entry, file.file)]
+    return [entry for entry in entries if entry_holds(value, entry, file.file)]
 
 
 def _blocks_around(entry: Entry) -> Iterator[Entry]:
@@ -233,8 +231,8 @@ def _blocks_around(entry: Entry) -> Iterator[Entry]:
 def _in_csvs(pair: Pair, cited: Cited) -> Iterator[_Place]:
     for table in cited.csvs:
         for row in table.rows:
-            for column, cell in row.cells.items():
-                if not _cell_holds(pair.value, cell, row, column):
+            for column in row.cells:
+                if not cell_holds(pair.value, row, column):
                     continue
                 similarity = _column_similarity(pair, column)
                 if similarity is not NameSimilarity.NONE or _is_distinctive(pair.value):
@@ -266,77 +264,14 @@ def _probability_similarity(entry: Entry) -> NameSimilarity:
     return NameSimilarity.PART if is_listed or entry.key.startswith(("p_", "answer_mass")) else NameSimilarity.NONE
 
 
-def _entry_holds(value: Claimed, entry: Entry, file: JsonFile) -> bool:
-    if entry.is_container:
-        if value is not None and not isinstance(value, tuple):
-            return False
-        inside = [
-            child for child in file.within(entry.line, entry.last_line) if child.pointer.startswith(entry.pointer)
-        ]
-        leaves = [child.value for child in inside if not child.is_container]
-        if value is None:
-            return bool(leaves) and all(leaf is None for leaf in leaves)
-        direct = [child.value for child in file.children(entry)]
-        return _list_holds(value, direct) or (len(leaves) <= 4 * len(value) and _list_holds(value, leaves))
-    return not isinstance(value, tuple) and _holds(value, entry.value)
-
-
-def _list_holds(value: tuple[Item, ...], leaves: Sequence[Scalar]) -> bool:
-    """Whether each item claimed is in a list that is about as long."""
-    if len(leaves) < len(value):
-        return False
-    return all(any(_holds(item, leaf) for leaf in leaves) for item in value)
-
-
-def _holds(value: Number | bool | str | None, actual: Scalar) -> bool:
-    if isinstance(value, Number):
-        return isinstance(actual, int | float) and not isinstance(actual, bool) and value.stands_for(actual)
-    if isinstance(value, bool):
-        return actual is value
-    if value is None:
-        return actual is None or (isinstance(actual, str) and actual.lower() in ("none", "null", "n/a"))
-    if actual is None:
-        return value.lower() == "null"
-    return isinstance(actual, str) and _same_text(value, actual)
-
-
-def _same_text(claimed: str, actual: str) -> bool:
-    claimed, actual = _bare(claimed), _bare(actual)
-    if claimed == actual or len(claimed) < _SHORTEST_TEXT:
-        return claimed == actual
-    return bool(actual) and (claimed in actual or (len(actual) >= _SHORTEST_TEXT and actual in claimed))
-
-
-def _bare(text: str) -> str:
-    return "".join(mark for mark in text.lower() if mark.isalnum() or mark in '+-_()"?.')
-
-
-def _cell_holds(value: Claimed, cell: str | None, row: CsvRow, column: str) -> bool:
-    if isinstance(value, tuple):
-        return False
-    if value is None or cell is None:
-        return value is None and cell is None
-    if isinstance(value, bool):
-        return cell.lower() == str(value).lower()
-    if isinstance(value, Number):
-        number = row.number_in(column)
-        return number is not None and value.stands_for(number)
-    return _same_text(value, cell)
-
-
 def _shows_nearly(pair: Pair, cited: Cited) -> bool:
     """Whether a cited number is this one but for its sign, or as a percentage, or roughly."""
     value = pair.value
     if not isinstance(value, Number) or (value.is_whole and value.digits < DISTINCTIVE_DIGITS):
         return False
-    numbers = [entry.value for file in cited.jsons for entry in file.entries]
+    values = [entry.value for file in cited.jsons for entry in file.entries]
     cells = [row.number_in(column) for table in cited.csvs for row in table.rows for column in row.cells]
-    for number in (*numbers, *cells):
-        if not isinstance(number, int | float) or isinstance(number, bool):
-            continue
-        if _may_mean(value, number):
-            return True
-    return False
+    return any(is_number(number) and may_mean(value, number) for number in (*values, *cells))
 
 
 def _elsewhere(pair: Pair, cited: Cited, reader: Reader) -> Iterator[_Place]:
@@ -356,16 +291,13 @@ def _elsewhere_in_json(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_
         return
     entries = reader.by_key(file).get(last_name(pair.key).lower(), [])
     entries = entries or [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.SAME]
-    held = [entry for entry in entries if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
-    if (
-        "_" in last_name(pair.key)
-        or len(entries) == 1
-        or (_is_distinctive(pair.value) and not isinstance(pair.value, str))
-    ):
+    held = [entry for entry in entries if _of_layer(pair, entry, file) and entry_holds(pair.value, entry, file)]
+    is_number_or_list = _is_distinctive(pair.value) and not isinstance(pair.value, str)
+    if "_" in last_name(pair.key) or len(entries) == 1 or is_number_or_list:
         yield from (_json_place(file, entry, NameSimilarity.SAME) for entry in held)
     if not entries and _is_distinctive(pair.value):
         similar = [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.PART]
-        partly = [entry for entry in similar if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
+        partly = [entry for entry in similar if _of_layer(pair, entry, file) and entry_holds(pair.value, entry, file)]
         yield from (_json_place(file, entry, NameSimilarity.PART) for entry in partly)
 
 
@@ -406,11 +338,7 @@ def _elsewhere_in_csv(pair: Pair, table: CitedCsv) -> Iterator[_Place]:
     if "pos" in table.file.header and "records" in table.file.name:
         return
     for row in table.file.rows:
-        if (
-            row.number_in("layer") == layer
-            and is_main(row)
-            and _cell_holds(pair.value, row.cells[columns[0]], row, columns[0])
-        ):
+        if row.number_in("layer") == layer and is_main(row) and cell_holds(pair.value, row, columns[0]):
             yield _csv_place(table.file, row, columns[0], NameSimilarity.SAME)
 
 
@@ -427,7 +355,7 @@ def _otherwise(pair: Pair, cited: Cited, reader: Reader) -> Verdict:
     if len({place.name for place in places}) != 1 or _stands_anywhere(pair, cited, reader):
         return unclear
     values = {place.value for place in places}
-    if len(values) != 1 or not _same_kind(pair.value, next(iter(values))):
+    if len(values) != 1 or not same_kind(pair.value, next(iter(values))):
         return unclear
     place = places[0]
     if isinstance(pair.value, Number) and isinstance(place.value, int | float) and pair.value.is_about(place.value):
@@ -438,11 +366,8 @@ def _otherwise(pair: Pair, cited: Cited, reader: Reader) -> Verdict:
 def _named_in_cited(pair: Pair, cited: Cited) -> Iterator[_Place]:
     for file in cited.jsons:
         for entry in file.entries:
-            if (
-                not entry.is_container
-                and name_similarity(pair.key, entry.key) is NameSimilarity.SAME
-                and _of_layer(pair, entry, file.file)
-            ):
+            is_named = not entry.is_container and name_similarity(pair.key, entry.key) is NameSimilarity.SAME
+            if is_named and _of_layer(pair, entry, file.file):
                 yield _json_place(file.file, entry, NameSimilarity.SAME)
     for table in cited.csvs:
         layer = _last_layer(table.file) if pair.layer == FINAL else pair.layer
@@ -451,12 +376,7 @@ def _named_in_cited(pair: Pair, cited: Cited) -> Iterator[_Place]:
                 if name_similarity(pair.key, column) is NameSimilarity.SAME and row.number_in("layer") == layer:
                     cell = row.cells[column]
                     value: Scalar = {"True": True, "False": False}.get(cell or "", row.number_in(column))
-                    yield _Place(
-                        _csv_place(table.file, row, column, NameSimilarity.SAME).citation,
-                        column,
-                        value,
-                        NameSimilarity.SAME,
-                    )
+                    yield _Place(row_citation(table.file, row, column), column, value, NameSimilarity.SAME)
 
 
 def _stands_anywhere(pair: Pair, cited: Cited, reader: Reader) -> bool:
@@ -464,15 +384,12 @@ def _stands_anywhere(pair: Pair, cited: Cited, reader: Reader) -> bool:
     stems = {file.file.name.removeprefix("output-").removesuffix(".json") for file in cited.jsons}
     stems |= {table.file.name.removeprefix("output-").split("-pure-next-token")[0] for table in cited.csvs}
     jsons = [file.file for file in cited.jsons] + [f for s in stems if (f := reader.json_of(s)) is not None]
-    for file in jsons:
-        if any(
-            entry_similarity(pair.key, e) is not NameSimilarity.NONE and _near(pair.value, e.value)
-            for e in file.entries
-        ):
-            return True
+    entries = (entry for file in jsons for entry in file.entries)
+    if any(entry_similarity(pair.key, e) is not NameSimilarity.NONE and near(pair.value, e.value) for e in entries):
+        return True
     tables = [table.file for table in cited.csvs] + [t for s in stems if (t := reader.table_of(s)) is not None]
     return any(
-        _cell_holds(pair.value, row.cells[column], row, column)
+        cell_holds(pair.value, row, column)
         for table in tables
         for column in table.header
         if name_similarity(pair.key, column) is not NameSimilarity.NONE
@@ -480,31 +397,8 @@ def _stands_anywhere(pair: Pair, cited: Cited, reader: Reader) -> bool:
     )
 
 
-def _near(value: Claimed, actual: Scalar) -> bool:
-    if not isinstance(value, Number):
-        return _holds(value, actual) if not isinstance(value, tuple) else False
-    if not isinstance(actual, int | float) or isinstance(actual, bool):
-        return False
-    return _may_mean(value, actual)
-
-
-def _may_mean(value: Number, actual: int | float) -> bool:
-    """Whether a number is this one but for its sign, or as a percentage, or roughly."""
-    return any(value.stands_for(variant) or value.may_mean(variant) for variant in (actual, -actual, 100 * actual))
-
-
-def _same_kind(value: Number | bool, actual: Scalar) -> bool:
-    """Whether both could be the same measurement: a layer is no share of one, and null is no number."""
-    if isinstance(value, bool) or isinstance(actual, bool):
-        return isinstance(value, bool) and isinstance(actual, bool)
-    if not isinstance(actual, int | float):
-        return False
-    return value.is_whole or not isinstance(actual, int)
-
-
 def _json_place(file: JsonFile, entry: Entry, similarity: NameSimilarity) -> _Place:
-    citation = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
-    return _Place(citation, entry.pointer.removeprefix("/"), _value_of(entry, file), similarity)
+    return _Place(entry_citation(file, entry), entry.pointer.removeprefix("/"), _value_of(entry, file), similarity)
 
 
 def _value_of(entry: Entry, file: JsonFile) -> Scalar:
@@ -515,5 +409,4 @@ def _value_of(entry: Entry, file: JsonFile) -> Scalar:
 
 
 def _csv_place(file: CsvFile, row: CsvRow, column: str, similarity: NameSimilarity) -> _Place:
-    citation = Citation(file.name, row.line, row.last_line, row=row.number, column=column)
-    return _Place(citation, column, row.cells.get(column), similarity)
+    return _Place(row_citation(file, row, column), column, row.cells.get(column), similarity)

@@ -60,25 +60,20 @@ def find_groups(line: str, last_file: str | None = None) -> tuple[Group, ...]:
     if not _MAY_CITE.search(line):
         return ()
     brackets = _brackets(line)
-    found: list[tuple[int, int, Reference]] = []
-    for reference in _named(line):
-        found.append((reference.start, reference.end, reference))
-    taken = [(start, end) for start, end, _ in found]
+    references = list(_named(line))
     for start, end in brackets:
-        inner = [r for s, _, r in found if start < s < end]
+        inner = [r for r in references if start < r.start < end]
         if end - start > _LONGEST_BRACKET:
             continue
+        taken = [(r.start, r.end) for r in references]
         if inner:
-            found += [(r.start, r.end, r) for r in _trailing(line, inner, end - 1, taken)]
-            taken = [(s, e) for s, e, _ in found]
+            references += _trailing(line, inner, end - 1, taken)
         elif not any(s < end and start < e for s, e in taken) or line[start] == "[":
-            before = [r.file for s, _, r in found if s < start and r.file]
+            before = [r.file for r in references if r.start < start and r.file]
             bare = _bare(line, start, end, before[-1] if before else last_file)
-            if bare is not None:
-                found.append((start, end, bare))
-                taken.append((start, end))
-    found.sort(key=lambda one: one[0])
-    references = [r for _, _, r in found if r.lines or r.rows or _is_bracketed(r, brackets)]
+            references += [bare] if bare is not None else []
+    references.sort(key=lambda reference: reference.start)
+    references = [r for r in references if r.lines or r.rows or _is_bracketed(r, brackets)]
     return tuple(_grouped(line, brackets, references))
 
 

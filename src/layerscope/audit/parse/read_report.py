@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from layerscope.audit.parse.citations import Group, fence_reference, find_groups
 from layerscope.audit.parse.naming import Models
-from layerscope.audit.parse.plain_text import plain, unescaped
 from layerscope.audit.parse.statement import Reference, Statement
+from layerscope.audit.parse.vocabulary import plain_marks, unescaped
 
 __all__ = ["Reference", "Statement", "read_report"]
 
@@ -52,8 +52,7 @@ def read_report(text: str | bytes, stems: Sequence[str] = ()) -> tuple[Statement
     for stretch in _stretches(_decoded(text).split("\n")):
         added = _statements(stretch, last_file)
         statements += added
-        files = [r.file for statement in added for r in statement.references if r.file and not r.file.startswith("*")]
-        last_file = files[-1] if files else last_file
+        last_file = _last_file(added) or last_file
     report_stem = _report_stem(statements, models)
     about = [_about(statement, models) for statement in statements]
     by_line: dict[int, set[str]] = {}
@@ -63,6 +62,12 @@ def read_report(text: str | bytes, stems: Sequence[str] = ()) -> tuple[Statement
         statement if statement.stems else replace(statement, stems=_only(by_line[statement.line], report_stem))
         for statement in about
     )
+
+
+def _last_file(statements: Sequence[Statement]) -> str | None:
+    """The last file that statements cite by its own name."""
+    files = [r.file for statement in statements for r in statement.references if r.file and not r.file.startswith("*")]
+    return files[-1] if files else None
 
 
 def _decoded(text: str | bytes) -> str:
@@ -150,11 +155,11 @@ def _fenced(lines: Sequence[str], at: int, mark: str) -> tuple[int, str]:
 def _title(raw: str) -> tuple[int, str] | None:
     text = raw.strip()
     if match := _HEADING.match(text):
-        return len(match[1]), plain(unescaped(match[2]))
+        return len(match[1]), plain_marks(unescaped(match[2]))
     if match := _BOLD_LINE.match(text):
-        return 2, plain(match[1])
+        return 2, plain_marks(match[1])
     if raw[:1].isdigit() and (match := _NUMBERED.match(text)):
-        return 2, plain(match[1])
+        return 2, plain_marks(match[1])
     return None
 
 
@@ -199,15 +204,14 @@ def _belongs(above: str, below: str) -> bool:
 
 def _statements(stretch: _Stretch, last_file: str | None) -> list[Statement]:
     if stretch.fenced is not None:
-        text = plain(stretch.raw)
+        text = plain_marks(stretch.raw)
         return [Statement(stretch.line, text, stretch.raw, (stretch.fenced,), stretch.headings)]
     if stretch.cells is not None:
         return [_row_statement(stretch, stretch.cells, last_file)]
     statements: list[Statement] = []
     for raw in _pieces(unescaped(stretch.raw)):
         added = _statements_of(stretch, raw, last_file)
-        files = [r.file for statement in added for r in statement.references if r.file and not r.file.startswith("*")]
-        last_file = files[-1] if files else last_file
+        last_file = _last_file(added) or last_file
         statements += added
     return statements
 
@@ -222,7 +226,7 @@ def _pieces(raw: str) -> Iterator[str]:
 
 
 def _statements_of(stretch: _Stretch, raw: str, last_file: str | None) -> list[Statement]:
-    line = plain(raw)
+    line = plain_marks(raw)
     groups = find_groups(line, last_file)
     statements: list[Statement] = []
     for start, end in _clauses(line, groups):
@@ -238,14 +242,20 @@ def _row_statement(stretch: _Stretch, cells: tuple[str, ...], last_file: str | N
     header = stretch.header
     named = None if header is None else _LINE_OF.search(header[-1])
     if named is not None and header is not None and len(cells) == len(header):
-        groups = find_groups(f"{plain(named[1])}:{plain(cells[-1]).strip('`')}")
+        groups = find_groups(f"{plain_marks(named[1])}:{plain_marks(cells[-1]).strip('`')}")
         cells = cells[:-1]
     else:
-        groups = find_groups(plain(cells[-1]), last_file) if cells else ()
-        groups = groups or tuple(group for cell in cells for group in find_groups(plain(cell)))
+        groups = find_groups(plain_marks(cells[-1]), last_file) if cells else ()
+        groups = groups or tuple(group for cell in cells for group in find_groups(plain_marks(cell)))
     references = tuple(r for group in groups for r in group.references)
     return Statement(
-        stretch.line, plain(" | ".join(cells)), stretch.raw, references, stretch.headings, cells=cells, header=header
+        stretch.line,
+        plain_marks(" | ".join(cells)),
+        stretch.raw,
+        references,
+        stretch.headings,
+        cells=cells,
+        header=header,
     )
 
 

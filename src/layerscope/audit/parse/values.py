@@ -89,56 +89,16 @@ _MENTION = re.compile(
     r"|\b(final|last)[- ](?:layer|row|CSV|[a-z_]*\w(?=\s?[≈=]))"
 )
 _NEXT_LAYER = re.compile(rf"\s?(?:bits?)?\s?(?:at|by|@)\s{_LAYER}(\d{{1,3}})\b")
-_NO_TOKENS = frozenset(
-    {
-        "p",
-        "with",
-        "at",
-        "bits",
-        "by",
-        "and",
-        "or",
-        "to",
-        "layer",
-        "entropy",
-        "kl",
-        "cos",
-        "mass",
-        "is",
-        "of",
-        "from",
-        "in",
-        "vs",
-        "ratio",
-        "value",
-        "about",
-        "only",
-        "layers",
-        "rank",
-    }
+_BEFORE_NUMBERS = (
+    "p with at bits by and or to layer entropy kl cos mass is of from in vs ratio value about only layers rank"
 )
-_PROSE = frozenset(
-    {
-        "verdict",
-        "note",
-        "e.g",
-        "i.e",
-        "layer",
-        "layers",
-        "l",
-        "t",
-        "at",
-        "rms",
-        "overview",
-        "presence",
-        "prompt_id",
-        "prompt_variant",
-        "see",
-        "json",
-        "csv",
-        "fig",
-    }
+_NO_TOKENS = frozenset(_BEFORE_NUMBERS.split())
+"""Words before a number that are no tokens."""
+_BEFORE_COLONS = (
+    "verdict note e.g i.e layer layers l t at rms overview presence prompt_id prompt_variant see json csv fig"
 )
+_PROSE = frozenset(_BEFORE_COLONS.split())
+"""Words before a colon or an equals sign that name no value."""
 
 
 @lru_cache(maxsize=512)

@@ -68,7 +68,7 @@ NEIGHBOURS = 25
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found."""
+    """The findings of an audit."""
 
     findings: tuple[Finding, ...]
     """In the order of the report's lines."""
@@ -122,7 +122,7 @@ def _is_empty(finding: Finding, concluded: Sequence[Finding]) -> bool:
 def judge_statements(statements: Sequence[Statement], archive: Archive, reader: Reader | None = None) -> list[Finding]:
     """Judge every conclusion of a report that can be computed anew, in the order of the report.
 
-    SUPPORTED means that the rows say so; whether the cited lines show it is told of crossings, tokens and plain
+    SUPPORTED means that the rows say so; whether the cited lines show it is judged for crossings, tokens and plain
     sentences, for which ELSEWHERE is given where the cited lines plainly are others. A sentence that hedges, that may
     mean several models, or whose curve goes both ways is not judged, or is UNDECIDED.
 
@@ -146,16 +146,15 @@ def judge_statements(statements: Sequence[Statement], archive: Archive, reader: 
         near = [i for i in range(first, min(last, len(statements))) if statements[i].line == statement.line]
         same_line = "\n".join(texts[i] for i in near)
         for subject in subjects(statement, archive, same_line, report, several=several):
-            assertion = (
-                subject if not statement.references else _with_cited(subject, [statements[i] for i in near], reader)
-            )
+            if statement.references:
+                subject = _with_cited(subject, [statements[i] for i in near], reader)
             for judge in JUDGES:
-                findings += judge(assertion)
+                findings += judge(subject)
     return list(dict.fromkeys(findings))
 
 
 def _with_cited(assertion: Assertion, on_line: Sequence[Statement], reader: Reader) -> Assertion:
-    """What is said with what it cites, and what the other statements of its line do."""
+    """An assertion with what it cites, and what the other statements of its line do."""
     others = [other for other in on_line if other is not assertion.statement and other.references]
     return replace(
         assertion,

@@ -7,7 +7,6 @@ from layerscope.audit.audit import AuditResult, audit
 from layerscope.audit.regeneration import compare_with_regenerated, is_generated
 from layerscope.errors import RunError
 from layerscope.report.cited.archive import Archive
-from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.cited.markdown import markdown, plain
 from layerscope.report.evaluation import evaluation
@@ -67,24 +66,24 @@ def audit_report(report: bytes, archives: Sequence[Archive]) -> AuditResult:
 def regenerate(text: str, archives: Sequence[Archive]) -> str | None:
     """The report that a text claims to be, from the runs; None where no run here is that of the report.
 
-    Its kind and its model are told by the heading, or where that was changed by what it has most lines of.
+    The heading gives its kind and model; where that was changed, the report that shares most lines with it is taken.
     """
     evidences = [evidence for archive in archives for evidence in archive.readable()[0]]
     lines = set(text.split("\n"))
     named = [evidence for evidence in evidences if f"# {plain(f'Evaluation of {evidence.record.model.id}')}" in lines]
     if len(named) == 1:
-        return _evaluated(named[0])
+        return markdown(evaluation(named[0]))
     if len(evidences) > 1 and not named:
         whole = markdown(synthesis(evidences, wrong_claims_of_reports(archives)))
         if _share(lines, whole) > 0.5:
             return whole
-    candidates = [_evaluated(evidence) for evidence in named or evidences]
+    candidates = [markdown(evaluation(evidence)) for evidence in named or evidences]
     best = max(candidates, key=lambda candidate: _share(lines, candidate))
     return best if _share(lines, best) > 0.5 else None
 
 
 def wrong_claims_of_reports(archives: Sequence[Archive]) -> dict[str, Sequence[Finding]]:
-    """What is wrong in the reports that lie beside runs, by the report's name."""
+    """The wrong claims of the reports in the folders of runs, by the report's name."""
     wrong: dict[str, Sequence[Finding]] = {}
     for archive in archives:
         folder = archive.path if archive.path.is_dir() else archive.path.parent
@@ -96,13 +95,9 @@ def wrong_claims_of_reports(archives: Sequence[Archive]) -> dict[str, Sequence[F
     return wrong
 
 
-def _evaluated(evidence: Evidence) -> str:
-    return markdown(evaluation(evidence))
-
-
 def _share(lines: set[str], regenerated: str) -> float:
-    due = set(regenerated.split("\n")) - {""}
-    return len(due & lines) / len(due)
+    expected = set(regenerated.split("\n")) - {""}
+    return len(expected & lines) / len(expected)
 
 
 def _combined(results: Sequence[AuditResult]) -> AuditResult:

@@ -23,7 +23,7 @@ def shortened(text: str) -> str:
 
 
 def audit_json(name: str, result: AuditResult) -> str:
-    """Everything that was found, for other programs."""
+    """All findings, for other programs."""
     document = {
         "report": name,
         "counts": {str(judgement): count for judgement, count in result.counts.items()},

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.cited.report_files import body_of
 
-ALIKE = 0.6
+SIMILAR = 0.6
 """Two lines at least this similar are one line that was changed; below, one was taken out and another put in."""
 REACH = 20
-"""Lines."""
+"""Lines from where a changed line was due, within which it is looked for."""
 _WORD = re.compile(r"\s+|[^\s\w]|\w+")
 _CITED = re.compile(r"`[^`]*:\d[^`]*`\]?\.?\s*$")
 
 
 @dataclass(frozen=True)
 class ComparedLines:
-    """What comes of comparing a report with the same report regenerated."""
+    """The outcome of comparing a report with the same report regenerated."""
 
     findings: tuple[Finding, ...]
     settled: frozenset[int]
@@ -55,16 +55,16 @@ def compare_with_regenerated(text: str, regenerated: str) -> ComparedLines:
 
 
 def _pairs(old: list[str], new: list[str]) -> list[tuple[int, int]]:
-    """Which line became which, in order; a line is looked for no further than `REACH` lines from where it was due."""
+    """Which line became which, in order."""
     pairs, start = list[tuple[int, int]](), 0
     for j, line in enumerate(new):
         best, at = 0.0, -1
         for i in range(max(start, j - REACH), min(len(old), max(start, j) + REACH)):
-            alike = difflib.SequenceMatcher(None, old[i], line, autojunk=False)
-            if alike.real_quick_ratio() > max(best, ALIKE) and alike.quick_ratio() > max(best, ALIKE):
-                ratio = alike.ratio()
+            matcher = difflib.SequenceMatcher(None, old[i], line, autojunk=False)
+            if matcher.real_quick_ratio() > max(best, SIMILAR) and matcher.quick_ratio() > max(best, SIMILAR):
+                ratio = matcher.ratio()
                 best, at = (ratio, i) if ratio > best else (best, at)
-        if line.strip() and best >= ALIKE:
+        if line.strip() and best >= SIMILAR:
             pairs.append((at, j))
             start = at + 1
     return pairs
@@ -83,11 +83,5 @@ def _changed(line: int, expected: str, text: str) -> Finding:
         if kind != "equal"
     ]
     shown = "; ".join(f"{written!r} where the run gives {right!r}" for right, written in changes[:5])
-    return Finding(
-        line,
-        text.strip(),
-        None,
-        Judgement.CONTRADICTED,
-        f"regenerated from the run, this line differs: {shown}",
-        expected.strip(),
-    )
+    reason = f"regenerated from the run, this line differs: {shown}"
+    return Finding(line, text.strip(), None, Judgement.CONTRADICTED, reason, expected.strip())

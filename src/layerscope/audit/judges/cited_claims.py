@@ -1,4 +1,4 @@
-"""What a statement cites and copies from there: values, flags said to be set at a layer, tokens of early layers."""
+"""What a statement cites and copies from there: values, flags set at a layer, tokens of early layers."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -79,7 +79,7 @@ _FLAG_DENIED = re.compile(r"\b(?:no|not|never|without|neither|false)\b|✗", re.
 
 
 def _flags(statement: Statement, cited: Cited) -> Iterator[Finding]:
-    """Findings on flags said to be set at a layer, where rows of a next-token table are cited one by one."""
+    """Findings on flags that a statement has set at a layer, where it cites rows of a next-token table singly."""
     if len(cited.csvs) == 0 or not cited.is_complete or _FLAG_DENIED.search(statement.text):
         return
     for match in _SET_AT.finditer(statement.text):

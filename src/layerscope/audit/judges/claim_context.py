@@ -9,7 +9,7 @@ from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.curve_shapes import Points, points
 from layerscope.audit.lookup.cited_lines import Cited, Reader, holds_in, row_citation
 from layerscope.audit.parse.read_report import Reference, Statement
-from layerscope.audit.parse.vocabulary import ELSEWHERE, OTHER_PROMPT, Stretch, clause, plain
+from layerscope.audit.parse.vocabulary import ELSEWHERE, HEDGE, OTHER_PROMPT, Stretch, clause, plain
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.evidence import Evidence
@@ -29,7 +29,7 @@ _FULL_STOP = re.compile(r"[.](?=\s+[A-Z])")
 
 @dataclass(frozen=True)
 class Assertion:
-    """What a report says of one model in one place."""
+    """What a report asserts of a model in one place."""
 
     statement: Statement
     text: str
@@ -46,7 +46,7 @@ class Assertion:
     nearby: tuple[Cited, ...] = ()
     """What the other statements of the line cite."""
     reader: Reader | None = None
-    """Looks up files; None where that is not asked for."""
+    """Looks up files; None where the assertion cites none."""
 
     @cached_property
     def available(self) -> tuple[str, ...]:
@@ -57,6 +57,14 @@ class Assertion:
     def clause(self, start: int, end: int) -> Stretch:
         """The clause around a place of the text."""
         return clause(self.text, start, end)
+
+    def unhedged(self, *forms: re.Pattern[str]) -> Iterator[tuple[re.Match[str], Stretch]]:
+        """Matches about the first prompt of this model alone whose clause does not hedge, each with that clause."""
+        for form in forms if self.alone else ():
+            for match in form.finditer(self.text):
+                around = self.clause(*match.span())
+                if not self.is_elsewhere(*match.span()) and not HEDGE.search(around.text):
+                    yield match, around
 
     def is_elsewhere(self, start: int, end: int) -> bool:
         """Whether a place is, or may be, about something else than the rows of the model's first prompt."""
@@ -91,16 +99,15 @@ class Assertion:
 
     def points(self, column: str, lens: str | None = None) -> Points:
         """A column of those rows; none where the lens was not read or the column not measured."""
-        curve = self.curve(lens)
-        return [] if curve is None else points((row["layer"], row[column]) for row in curve.rows)
+        return points((row["layer"], row[column]) for row in self.rows(lens))
 
     def cited_layers(self, lens: str | None = None) -> list[int]:
         """Layers of the first prompt that the cited lines of a lens' table hold."""
-        table, curve = self.evidence.table(lens), self.curve(lens)
-        if table is None or curve is None or self.evidence.primary is None:
+        table = self.evidence.table(lens)
+        if table is None or self.evidence.primary is None:
             return []
         spans = [span for reference in self.references if reference.file == table.name for span in reference.lines]
-        places = [(row["layer"], self.place(row["layer"], lens)) for row in curve.rows] if spans else []
+        places = [(row["layer"], self.place(row["layer"], lens)) for row in self.rows(lens)] if spans else []
         return [
             layer
             for layer, place in places
@@ -111,6 +118,11 @@ class Assertion:
     def references(self) -> tuple[Reference, ...]:
         """What the statement cites."""
         return self.statement.references
+
+    def rows(self, lens: str | None = None) -> Sequence[Row]:
+        """The rows of the first prompt under a lens; none where the lens was not read."""
+        curve = self.curve(lens)
+        return () if curve is None else curve.rows
 
     def row(self, layer: int, lens: str | None = None) -> Row | None:
         """The row of a layer."""
@@ -182,7 +194,7 @@ def subjects(
     several models a sentence that neither names nor cites the one that it is taken for may be about them all.
 
     Args:
-        statement: what is said.
+        statement: what is judged.
         archive: the runs.
         same_line: the text of its line.
         report: the text of the report.

@@ -127,9 +127,8 @@ def _signs(assertion: Assertion, match: re.Match[str], known: _Known) -> Iterato
     elif factors == {1}:
         yield _right(assertion, match, known)
     elif signed and words is None and len(factors) == 1 and _direction(assertion.same_line) is None:
-        if _convention(known.lens, (assertion.report,)) != -1 and not _AGAINST.search(
-            assertion.text + assertion.same_line
-        ):
+        unstated = not _AGAINST.search(assertion.text + assertion.same_line)
+        if unstated and _convention(known.lens, (assertion.report,)) != -1:
             yield _wrong(assertion, match, known, "no other order is stated")
     elif signed and len(factors) == 2:
         yield _wrong(assertion, match, known, "no one order gives these signs")
@@ -143,7 +142,7 @@ def _convention(lens: str, texts: Sequence[str], *, of_ranks: bool = False) -> i
     return next((order for text in texts if (order := _order(lens, text, of_ranks)) is not None), None)
 
 
-@lru_cache(maxsize=256)  # the text of the whole report is asked again for each claim in it
+@lru_cache(maxsize=256)  # the text of the whole report is searched for each claim in it
 def _order(lens: str, text: str, of_ranks: bool) -> int | None:
     fitted = rf"(?:{_FITTED.get(lens, re.escape(lens))}|variant|sidecar)"
     orders = {-1: rf"\b{fitted}\s*(?:-|minus)\s*{_BASE}\b", 1: rf"\b{_BASE}\s*(?:-|minus)\s*{fitted}\b"}
@@ -167,9 +166,8 @@ def _direction(text: str) -> int | None:
 
 
 def _right(assertion: Assertion, match: re.Match[str], known: _Known) -> Finding:
-    return assertion.supported(
-        match.group(), f"{_printed(known)} in the rows of {known.lens} and of the baseline.", _at(assertion, known.lens)
-    )
+    reason = f"{_printed(known)} in the rows of {known.lens} and of the baseline."
+    return assertion.supported(match.group(), reason, _at(assertion, known.lens))
 
 
 def _wrong(assertion: Assertion, match: re.Match[str], known: _Known, why: str) -> Finding:
@@ -241,9 +239,8 @@ def earliness(assertion: Assertion) -> Iterator[Finding]:
             denied = re.search(r"\b(?:no|not|never|without|nor|rather than)\b[^,]*$", head, re.IGNORECASE) is not None
             if not denied and NEGATION.search(head):
                 continue
-            yield from _earliness(
-                assertion, match, audit, _RankClaim(earlier, denied, earlier and bool(match["consistent"]))
-            )
+            claim = _RankClaim(earlier, denied, earlier and bool(match["consistent"]))
+            yield from _earliness(assertion, match, audit, claim)
 
 
 @dataclass(frozen=True)
@@ -266,14 +263,14 @@ class _RankClaim:
 
 
 def _earliness(
-    assertion: Assertion, match: re.Match[str], audit: FittedLensAudit, meant: _RankClaim
+    assertion: Assertion, match: re.Match[str], audit: FittedLensAudit, claim: _RankClaim
 ) -> Iterator[Finding]:
     pairs = audit.rank_milestones
     known = [pair for pair in pairs.values() if pair.baseline is not None or pair.sidecar is not None]
     if len(known) < len(pairs) or not known:
         return
     gained = any(p.sidecar is not None and (p.baseline is None or p.sidecar < p.baseline) for p in known)
-    right = meant.judged(gained=gained, lost=any(pair.worse for pair in known))
+    right = claim.judged(gained=gained, lost=any(pair.worse for pair in known))
     if right is None:
         return
     truth = "; ".join(
@@ -324,9 +321,7 @@ def levels(assertion: Assertion) -> Iterator[Finding]:
         audit, around = _audit(assertion, match), assertion.clause(*match.span())
         if audit is None or not assertion.alone or HEDGE.search(around.text) or NEGATION.search(around.text):
             continue
-        if _is_of_baseline(assertion, match):
-            continue
-        if re.search(r"\bL\s?\d|layer \d|raw|temp", around.text):
+        if _is_of_baseline(assertion, match) or re.search(r"\bL\s?\d|layer \d|raw|temp", around.text):
             continue
         word = (match["a"] or match["b"]).lower()
         sign = -1 if word in ("higher", "worse", "worsens") else 1

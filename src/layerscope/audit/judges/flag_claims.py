@@ -51,9 +51,7 @@ def _flags(text: str) -> tuple[str, ...]:
 
 def _copies(assertion: Assertion, flags: tuple[str, ...]) -> bool | None:
     """Whether one of these is set in layers 0 to 3; None where none was measured."""
-    curve = assertion.curve()
-    rows = () if curve is None else curve.rows
-    known = [row[flag] for row in rows if row["layer"] <= 3 for flag in flags if row[flag] is not None]
+    known = [row[flag] for row in assertion.rows() if row["layer"] <= 3 for flag in flags if row[flag] is not None]
     return any(known) if known else None
 
 
@@ -68,17 +66,12 @@ _OF_OTHERS = re.compile(r"rest[_ -]?mass|entropy|\bKL\b|\bcos\w*\b|\bafter\b|bey
 
 
 def spikes(assertion: Assertion) -> Iterator[Finding]:
-    """`no extreme spikes` of the normalizer, against the run's own flag and against the trajectory of the norms."""
+    """`no extreme spikes` of the normalizer, against the run's flag and against the trajectory of the norms."""
     match = _NO_SPIKES.search(assertion.text)
-    if (
-        match is None
-        or not assertion.alone
-        or not _OF_NORMS.search(assertion.text)
-        or _OF_OTHERS.search(assertion.text)
-    ):
+    if match is None or not assertion.alone or not _OF_NORMS.search(assertion.text):
         return
-    if spans(assertion.text):
-        return  # of a few layers; the run's flag is of all
+    if _OF_OTHERS.search(assertion.text) or spans(assertion.text):
+        return  # of other values, or of a few layers; the run's flag is of all
     flag = assertion.evidence.json.at("diagnostics", "flags", "normalization_spike")
     trajectory = assertion.evidence.verdict.diagnostics.trajectory
     n_spikes = None if trajectory is None else trajectory.n_spikes
@@ -133,11 +126,8 @@ def calibration(assertion: Assertion) -> Iterator[Finding]:
     """`the head is well calibrated`: the last row says what the model says."""
     for match in _CALIBRATED.finditer(assertion.text):
         around = assertion.clause(*match.span())
-        if (
-            not assertion.alone
-            or NEGATION.search(around.text)
-            or re.search(r"tuned|prism|mismatch|after|temp|would|if", around.text, re.I)
-        ):
+        others = re.search(r"tuned|prism|mismatch|after|temp|would|if", around.text, re.I)
+        if not assertion.alone or NEGATION.search(around.text) or others:
             continue
         last = assertion.evidence.verdict.diagnostics.last_layer
         warned = None if last is None else last.warn_high_last_layer_kl

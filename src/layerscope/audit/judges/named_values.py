@@ -1,4 +1,4 @@
-"""A number said of a member of the document in the words of the member's name: `the lens artifact score is 0.554`."""
+"""A number given to a member of the document in the words of the member's name: `the lens artifact score is 0.554`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -99,11 +99,8 @@ def _elsewhere(assertion: Assertion, sentence: "_Sentence", cited: Cited) -> Ite
         for printed in (sentence.layer, sentence.amount):
             if printed is None or _is_shown(printed, cited):
                 continue
-            if (
-                printed is sentence.layer
-                and assertion.is_elsewhere(0, len(assertion.text))
-                and "control" not in assertion.text
-            ):
+            of_others = assertion.is_elsewhere(0, len(assertion.text)) and "control" not in assertion.text
+            if printed is sentence.layer and of_others:
                 continue
             others = _places(assertion, sentence, cited_file.file, printed)
             if others:
@@ -179,7 +176,7 @@ class _Sentence:
         return number if number is None or layers or number.digits >= _DIGITS or but else None
 
     def names(self, entry: Entry) -> bool:
-        """Whether it says every telling part of a member's name."""
+        """Whether it says every distinctive part of a member's name."""
         parts = _distinctive(entry)
         return any(part[0].isalpha() for part in parts) and all(map(self._says, parts))
 
@@ -190,6 +187,6 @@ class _Sentence:
         return any(word == form or (len(form) > 2 and word.startswith(form)) for word in self._words for form in forms)
 
     def number_for(self, entry: Entry) -> Number | None:
-        """The number that is said of a member: a layer of one that is a layer, else another than those in its name."""
+        """The number that it gives a member: for a layer the layer, else a number that is not part of the name."""
         but = [part for part in name_parts(entry.key) if part[0].isdigit()]
         return self.layer if _is_layer(entry) else self._only(layers=False, but=but or ("",))

@@ -15,6 +15,7 @@ from layerscope.audit.parse.vocabulary import (
     NUMBER_ALONE,
     QUANTITIES,
     REACH,
+    column_of,
     plain,
     plain_marks,
     token_meant,
@@ -87,8 +88,8 @@ class _Wording:
     form: str
     names: tuple[str, ...]
     """Of several any may be meant."""
-    as_bound: str = "{}"
-    """How the name has the bound."""
+    as_bound: str = "{:g}"
+    """How the name has the bound: ranks whole, others with as many decimals as the files give them."""
 
 
 _WORDINGS = (
@@ -160,10 +161,7 @@ def milestones(assertion: Assertion) -> Iterator[Finding]:
                 continue
             taken.append((start, end))
             bound = float(match["bound"]) if "bound" in match.re.groupindex else None
-            # Ranks have whole bounds in their names, other bounds as many decimals as the files give them.
-            shown = (
-                "" if bound is None else (f"{bound:g}" if wording.as_bound == "{}" else wording.as_bound.format(bound))
-            )
+            shown = "" if bound is None else wording.as_bound.format(bound)
             yield from _milestone(assertion, match, tuple(name.format(shown) for name in wording.names))
 
 
@@ -183,9 +181,8 @@ def _milestone(assertion: Assertion, match: re.Match[str], names: Sequence[str])
         return
     others = () if sure else _layers(assertion, names, assertion.available)
     alternatives = [assertion.evidence.otherwise(name, lens) for name in names for lens in meant]
-    if any(claim is not None and claim.value == layer for claim in (*others, *alternatives)) or _layer_stated(
-        assertion, layer
-    ):
+    is_otherwise = any(claim is not None and claim.value == layer for claim in (*others, *alternatives))
+    if is_otherwise or _layer_stated(assertion, layer):
         return
     truth = known[0]
     correct = "no layer" if truth.value is None else f"layer {truth.value}"
@@ -215,23 +212,16 @@ def cells(assertion: Assertion) -> Iterator[Finding]:
     for form in _CELLS:
         for match in form.finditer(assertion.text):
             around = assertion.clause(*match.span())
-            column = next(
-                (name for name, words in _COLUMNS.items() if re.fullmatch(words, match["what"], re.IGNORECASE)), None
-            )
-            after = assertion.text[match.end() : match.end() + 12]
+            column, printed = column_of(match["what"], _COLUMNS), Number.parse(match["number"])
             before = assertion.text[max(0, match.start() - 12) : match.start()]
-            if (
-                column is None
-                or assertion.is_elsewhere(*match.span())
-                or _OF_MODEL.search(before)
-                or after.startswith(" or ")
-            ):
+            if assertion.is_elsewhere(*match.span()) or _OF_MODEL.search(before):
+                continue
+            if assertion.text.startswith(" or ", match.end()):
                 continue
             if column == "cos_to_final" and _OTHER_COSINE.search(around.text):
                 continue
             layer = _layer_of(assertion, match, around.text)
-            printed = Number.parse(match["number"])
-            if layer is None or printed is None:
+            if column is None or layer is None or printed is None:
                 continue
             if not _NO_CELL.search(around.text) and not _is_unsure(around.text):
                 yield from _cell(assertion, match, _Value(column, layer, printed))
@@ -244,7 +234,7 @@ def _layer_of(assertion: Assertion, match: re.Match[str], around: str) -> int | 
     )
     if behind is not None:
         return int(behind["layer"])
-    inside = [int(match["layer"]) for match in _ANY_LAYER.finditer(match.group()) if match["layer"]]
+    inside = [int(mention["layer"]) for mention in _ANY_LAYER.finditer(match.group()) if mention["layer"]]
     if len(inside) == 1:
         return inside[0]
     depth, start = assertion.evidence.record.model.n_layers, assertion.clause(*match.span()).start
@@ -328,17 +318,13 @@ def tokens(assertion: Assertion) -> Iterator[Finding]:
     if not assertion.alone:
         return
     for match in _TOP_TOKEN.finditer(assertion.text):
-        around = assertion.clause(*match.span())
-        layer = _layer_of(assertion, match, around.text.replace(match["token"], ""))
-        if (
-            layer is None
-            or assertion.is_elsewhere(*match.span())
-            or _is_unsure(around.text.replace(match["token"], ""))
-        ):
+        token = match["token"]
+        around = assertion.clause(*match.span()).text.replace(token, "")
+        layer = _layer_of(assertion, match, around)
+        if layer is None or assertion.is_elsewhere(*match.span()) or _is_unsure(around):
             continue
         meant, sure = _lenses(assertion, match)
         tops = {lens: row["top1"] for lens in meant if (row := assertion.row(layer, lens)) is not None}
-        token = match["token"]
         tail = assertion.text[match.start("token") : match.end() + REACH]
         right = [lens for lens, top in tops.items() if top is not None and _is_token(token, top, tail)]
         if right:
@@ -417,16 +403,11 @@ def _rows_show(assertion: Assertion, claimed: _Value) -> bool:
 def _row_holds(assertion: Assertion, claimed: _Value) -> bool:
     """Whether a cited row of the layer has a number of several digits in any column: the words may mean that one."""
     printed = claimed.printed
-    return (
-        not printed.is_whole
-        and printed.digits >= _SEVERAL
-        and any(
-            row.number_in("layer") == claimed.layer
-            and any((v := row.number_in(column)) is not None and claimed.printed.stands_for(v) for column in row.cells)
-            for table in _tables(assertion)
-            for row in table.rows
-        )
-    )
+    if printed.is_whole or printed.digits < _SEVERAL:
+        return False
+    rows = (row for table in _tables(assertion) for row in table.rows if row.number_in("layer") == claimed.layer)
+    values = (row.number_in(column) for row in rows for column in row.cells)
+    return any(value is not None and printed.stands_for(value) for value in values)
 
 
 def _stated(assertion: Assertion, printed: Number) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from layerscope.audit.judges.claim_context import Assertion, is_about, subjects
 from layerscope.audit.parse.read_report import Statement
-from layerscope.audit.parse.vocabulary import plain, token_meant
+from layerscope.audit.parse.vocabulary import column_of, plain, token_meant
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import ENDS, NUMBER, Number
@@ -114,8 +114,7 @@ def _cells(statement: Statement) -> dict[str, str] | None:
 
 
 def _column(header: str) -> str | None:
-    text = _UNITS.sub("", plain(header).strip().lower()).strip()
-    return next((name for name, form in _COLUMNS.items() if re.fullmatch(form, text)), None)
+    return column_of(_UNITS.sub("", plain(header).strip().lower()), _COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -143,10 +142,7 @@ class _Fit:
 
 def _judge(rows: Sequence[_Row]) -> Iterator[Finding]:
     assertion = rows[0].assertion
-    order = [
-        assertion.evidence.headline,
-        *(lens for lens in assertion.available if lens != assertion.evidence.headline),
-    ]
+    order = list(dict.fromkeys((assertion.evidence.headline, *assertion.available)))
     fits = {lens: [_fit(row, lens) for row in rows] for lens in order}
 
     def agreement(lens: str) -> tuple[int, int]:
@@ -177,21 +173,17 @@ def _measured(rows: Sequence[_Row], lens: str) -> int:
 
 
 def _finding(row: _Row, fit: _Fit | None, lens: str) -> Finding:
-    at, text, name = (
-        row.assertion.place(row.layer, lens),
-        plain(row.assertion.statement.text),
-        row.assertion.table_name(lens),
-    )
+    assertion = row.assertion
+    at, text, name = assertion.place(row.layer, lens), plain(assertion.statement.text), assertion.table_name(lens)
     if fit is None:
-        return row.assertion.undecided(text, f"{name} has no row of layer {row.layer}.")
+        return assertion.undecided(text, f"{name} has no row of layer {row.layer}.")
     if fit.wrong:
         truth = "; ".join(fit.wrong)
-        reason = f"{name} has at layer {row.layer}: {truth}."
-        return row.assertion.contradicted(text, reason, truth, at)
+        return assertion.contradicted(text, f"{name} has at layer {row.layer}: {truth}.", truth, at)
     if not fit.holds:
         unclear = f"it is not clear what is meant by {', '.join(fit.unread)}" if fit.unread else "it states no value"
-        return row.assertion.undecided(text, f"{unclear}.")
-    return row.assertion.supported(text, f"so it is in {name}, layer {row.layer}.", at)
+        return assertion.undecided(text, f"{unclear}.")
+    return assertion.supported(text, f"so it is in {name}, layer {row.layer}.", at)
 
 
 def _fit(row: _Row, lens: str) -> _Fit | None:
@@ -245,11 +237,11 @@ def _forms(text: str) -> set[str]:
     """A text as it may be meant, without what Markdown and printing do to tokens."""
     normal, meant = _normal(text), _normal(token_meant(text))
     forms = {normal, normal.replace("\\", ""), meant, meant.replace("&#124;", "|")}
-    forms |= {shape.strip().strip("*").strip() for shape in forms}
-    forms |= {shape[1:-1] for shape in forms if len(shape) >= 2 and shape[0] in _QUOTES and shape[-1] == shape[0]}
-    forms |= {shape.strip() for shape in forms}
-    forms |= {shape[1:-1] for shape in forms if len(shape) >= 2 and shape[0] in _QUOTES and shape[-1] == shape[0]}
-    return {" ".join(shape.split()) for shape in forms} | ({""} if not normal.strip() else set())
+    forms |= {form.strip().strip("*").strip() for form in forms}
+    for _ in range(2):  # a report may quote a token that is in quotes
+        forms |= {form.strip() for form in forms}
+        forms |= {form[1:-1] for form in forms if len(form) >= 2 and form[0] in _QUOTES and form[-1] == form[0]}
+    return {" ".join(form.split()) for form in forms} | ({""} if not normal.strip() else set())
 
 
 def _normal(text: str) -> str:

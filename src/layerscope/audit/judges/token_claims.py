@@ -112,16 +112,8 @@ def _ways_in(assertion: Assertion, lens: str, token: str, limit: int) -> list[li
 
 def lasts(assertion: Assertion) -> Iterator[Finding]:
     """`stabilises as the persistent top-1 from L 33 onward`, of the answer."""
-    for match in _STAYS_FIRST.finditer(assertion.text):
-        around = assertion.clause(*match.span())
-        if (
-            not assertion.alone
-            or assertion.is_elsewhere(*match.span())
-            or HEDGE.search(around.text)
-            or NEGATION.search(around.text)
-        ):
-            continue
-        if not _is_of_answer(assertion, match):
+    for match, around in assertion.unhedged(_STAYS_FIRST):
+        if NEGATION.search(around.text) or not _is_of_answer(assertion, match):
             continue
         layer, outcomes = int(match.group(3)), list[tuple[str, int | None, bool]]()
         for lens in assertion.lenses(*match.span()):
@@ -157,17 +149,12 @@ def _is_of_answer(assertion: Assertion, match: re.Match[str]) -> bool:
 
 
 def _tokens(assertion: Assertion, lens: str) -> set[str]:
-    curve = assertion.curve(lens)
-    rows = () if curve is None else curve.rows
-    return {token.strip() for row in rows for token in row["top_tokens"] or ()}
+    return {token.strip() for row in assertion.rows(lens) for token in row["top_tokens"] or ()}
 
 
 def _layers_in(assertion: Assertion, lens: str, token: str, limit: int) -> list[int]:
-    curve = assertion.curve(lens)
-    rows = () if curve is None else curve.rows
-    return [
-        row["layer"] for row in rows if any(listed.strip() == token for listed in (row["top_tokens"] or ())[:limit])
-    ]
+    lists = [(row["layer"], (row["top_tokens"] or ())[:limit]) for row in assertion.rows(lens)]
+    return [layer for layer, tokens in lists if any(listed.strip() == token for listed in tokens)]
 
 
 # Lists of tokens at a layer
@@ -181,7 +168,7 @@ _GLUE = re.compile(r"\s*(?:,|\balongside\b|\band\b|\bwith\b|\bplus\b|\bas well a
 
 @dataclass(frozen=True)
 class _List:
-    """The likeliest tokens at one place, likeliest first."""
+    """The likeliest tokens at a place, likeliest first."""
 
     tokens: tuple[str, ...]
     place: Citation | None
@@ -282,11 +269,8 @@ def dominates(assertion: Assertion) -> Iterator[Finding]:
     """`fillers dominate L0-5 top-1`, `quotes dominate top-1`, over the layers it names, else those it cites."""
     for match in _DOMINATES.finditer(assertion.text):
         around = assertion.clause(*match.span())
-        if (
-            not assertion.alone
-            or NEGATION.search(assertion.text[around.start : match.start()])
-            or HEDGE.search(match.group())
-        ):
+        head = assertion.text[around.start : match.start()]
+        if not assertion.alone or NEGATION.search(head) or HEDGE.search(match.group()):
             continue
         if assertion.is_elsewhere(*match.span()) or not re.search(r"top-?1\b", around.text, re.IGNORECASE):
             continue
@@ -322,8 +306,7 @@ def _cited_in_vain(
     assertion: Assertion, match: re.Match[str], kinds: Sequence[str], around: str, layers: Sequence[int], listed: str
 ) -> Iterator[Finding]:
     """None of the cited rows has such a token; whether others do says if the claim or the citation is wrong."""
-    curve = assertion.curve()
-    rows = () if curve is None else curve.rows
+    rows = assertion.rows()
     depth = rows[-1]["layer"] if rows else 0
     late = re.search(r"\b(?:mid|late|later|upper|final)\b", around, re.IGNORECASE)
     meant = [row["layer"] for row in rows if (row["layer"] >= depth / 2 if late else row["layer"] < depth / 2)]

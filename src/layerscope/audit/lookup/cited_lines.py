@@ -281,7 +281,7 @@ def holds_in(place: Citation | None, cited: Cited) -> bool:
 
 
 def is_main(row: CsvRow) -> bool:
-    """Whether a row is of the first fact, asked as it is."""
+    """Whether a row is of the first fact in its original wording."""
     cells = row.cells
     return (
         cells.get("prompt_id") in (None, "pos")

@@ -46,7 +46,7 @@ _TOP = 20
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one claimed value fares."""
+    """The judgement on a claimed value."""
 
     judgement: Judgement
     reason: str

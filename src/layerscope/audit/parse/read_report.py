@@ -54,13 +54,13 @@ def read_report(text: str | bytes, stems: Sequence[str] = ()) -> tuple[Statement
         statements += added
         last_file = _last_file(added) or last_file
     report_stem = _report_stem(statements, models)
-    about = [_about(statement, models) for statement in statements]
+    statements = [_about(statement, models) for statement in statements]
     by_line: dict[int, set[str]] = {}
-    for statement in about:
+    for statement in statements:
         by_line.setdefault(statement.line, set()).update(statement.stems)
     return tuple(
         statement if statement.stems else replace(statement, stems=_only(by_line[statement.line], report_stem))
-        for statement in about
+        for statement in statements
     )
 
 
@@ -80,14 +80,7 @@ def _decoded(text: str | bytes) -> str:
 
 def _report_stem(statements: Sequence[Statement], models: Models) -> str | None:
     """The model that most citations are of, where it is nearly all; else the one that the title names."""
-    cited = Counter(
-        stem
-        for statement in statements
-        for r in statement.references
-        if r.file
-        for stem in [models.of_file(r.file)]
-        if stem
-    )
+    cited = Counter(stem for statement in statements for stem in _cited_stems(statement, models))
     if cited:
         stem, often = cited.most_common(1)[0]
         return stem if often >= 0.8 * cited.total() else None
@@ -102,8 +95,12 @@ def _only(on_line: set[str], report_stem: str | None) -> tuple[str, ...]:
 
 def _about(statement: Statement, models: Models) -> Statement:
     named = models.named_in(statement.text)
-    files = tuple(dict.fromkeys(s for r in statement.references if r.file for s in [models.of_file(r.file)] if s))
-    return replace(statement, stems=named or files)
+    return replace(statement, stems=named or tuple(dict.fromkeys(_cited_stems(statement, models))))
+
+
+def _cited_stems(statement: Statement, models: Models) -> list[str]:
+    stems = (models.of_file(reference.file) for reference in statement.references if reference.file)
+    return [stem for stem in stems if stem]
 
 
 def _stretches(lines: Sequence[str]) -> Iterator[_Stretch]:
@@ -192,12 +189,8 @@ def _cells(raw: str) -> tuple[str, ...]:
 def _belongs(above: str, below: str) -> bool:
     """Whether a line goes on with the one above: that one ends in the middle of a sentence."""
     above, below = above.rstrip(), below.rstrip("\r")
-    if (
-        not above
-        or not below.strip()
-        or len(above) < 40
-        or above.endswith((".", "!", "?", ":", "]", ")", "|", "✓", "✗"))
-    ):
+    ends = above.endswith((".", "!", "?", ":", "]", ")", "|", "✓", "✗"))
+    if not above or not below.strip() or len(above) < 40 or ends:
         return bool(above) and re.match(r"\s*[\[(`]+[\w./-]{0,200}\.(?:json|csv)\b", below) is not None
     return _GOES_ON.match(below) is not None and not re.match(r"\s*(?:\d+[.)]|[-*+])\s", below)
 
@@ -248,15 +241,8 @@ def _row_statement(stretch: _Stretch, cells: tuple[str, ...], last_file: str | N
         groups = find_groups(plain_marks(cells[-1]), last_file) if cells else ()
         groups = groups or tuple(group for cell in cells for group in find_groups(plain_marks(cell)))
     references = tuple(r for group in groups for r in group.references)
-    return Statement(
-        stretch.line,
-        plain_marks(" | ".join(cells)),
-        stretch.raw,
-        references,
-        stretch.headings,
-        cells=cells,
-        header=header,
-    )
+    text = plain_marks(" | ".join(cells))
+    return Statement(stretch.line, text, stretch.raw, references, stretch.headings, cells=cells, header=header)
 
 
 def _clauses(line: str, groups: Sequence[Group]) -> Iterator[tuple[int, int]]:

@@ -38,7 +38,7 @@ class Pair:
     is_derived: bool = False
     """A difference or a count, which no file need hold."""
     is_named: bool = False
-    """The report quotes a name, such as `first_rank_le_1`; else it is said in words."""
+    """The report quotes a name, such as `first_rank_le_1`; else it gives it in words."""
 
 
 _KEY = r"(?P<key>(?<![\w@.\-])[A-Za-zΔτ_][\w@%Δ]*(?:[.\[][\w@%]+\]?)*(?:\{[\d.,\sk]{1,30}\})?)"

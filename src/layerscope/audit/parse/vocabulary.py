@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from layerscope.report.numbers import ENDS, NUMBER
@@ -157,9 +158,9 @@ _STOP = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.?!](?=\s|$)")
 _BREAK = re.compile(r";|(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.?!](?=\s|$)|\s-\s|\bwhile\b|\bwhereas\b|\bbut\b")
 
 
-def column_of(words: str) -> str | None:
+def column_of(words: str, columns: Mapping[str, str] = QUANTITIES) -> str | None:
     """The column that words mean; None for other words."""
-    return next((name for name, form in QUANTITIES.items() if re.fullmatch(form, words.strip(), re.IGNORECASE)), None)
+    return next((name for name, form in columns.items() if re.fullmatch(form, words.strip(), re.IGNORECASE)), None)
 
 
 def listed(text: str) -> list[str]:

@@ -3,14 +3,14 @@
 import pytest
 
 from layerscope.audit.parse.citations import END, fence_reference, find_groups
-from layerscope.audit.parse.plain_text import plain, unescaped
 from layerscope.audit.parse.read_report import read_report
+from layerscope.audit.parse.vocabulary import plain_marks, unescaped
 
 JSON, CSV = "output-M.json", "output-M-pure-next-token.csv"
 
 
 def cited(text: str, last_file: str | None = None) -> list[tuple[str | None, tuple[tuple[int, int], ...]]]:
-    return [(r.file, r.lines) for group in find_groups(plain(text), last_file) for r in group.references]
+    return [(r.file, r.lines) for group in find_groups(plain_marks(text), last_file) for r in group.references]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_rows_are_told_from_lines(text: str) -> None:
 def test_a_citation_without_a_name_goes_on_with_the_last_file(
     text: str, file: str, lines: tuple[tuple[int, int], ...], rows: tuple[tuple[int, int], ...]
 ) -> None:
-    (group,) = find_groups(plain(text), JSON)
+    (group,) = find_groups(plain_marks(text), JSON)
     assert [(r.file, r.lines, r.rows) for r in group.references] == [(file, lines, rows)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from layerscope.audit.audit import AuditResult, audit
-from layerscope.audit.parse.plain_text import plain
+from layerscope.audit.parse.vocabulary import plain_marks
 from layerscope.report.cited.findings import Finding, Judgement
 from published_archives import archive_of
 
@@ -64,14 +64,14 @@ def labelled(shared: Path) -> list[Labelled]:
 
 
 def words(text: str) -> set[str]:
-    return set(_WORDS.findall(plain(text).lower())) - _COMMON
+    return set(_WORDS.findall(plain_marks(text).lower())) - _COMMON
 
 
 def concerns(finding: Finding, claim: Labelled) -> bool:
     """Same line of the report, and words of the one in the other; citations must not name different places."""
     if finding.line != claim.line:
         return False
-    cited, own = plain(claim.citation), plain(finding.citation or "")
+    cited, own = plain_marks(claim.citation), plain_marks(finding.citation or "")
     if (
         claim.citation != "none"
         and own

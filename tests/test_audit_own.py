@@ -8,7 +8,7 @@ import pytest
 
 from layerscope.audit.audit_report import audit_report
 from layerscope.audit.output import annotated, needs_mending
-from layerscope.audit.regeneration import compare_own
+from layerscope.audit.regeneration import compare_with_regenerated
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.markdown import markdown
@@ -127,7 +127,7 @@ def test_of_500_mutations_99_percent_are_caught(archive: Archive, reports: dict[
         if changed is None or changed == reports[name]:
             continue
         made += 1
-        found = compare_own(signed(changed, "1"), reports[name]).findings
+        found = compare_with_regenerated(signed(changed, "1"), reports[name]).findings
         (line,) = [
             i for i, (a, b) in enumerate(zip(reports[name].split("\n"), changed.split("\n"), strict=True), 2) if a != b
         ]
@@ -181,4 +181,4 @@ def test_remarks_stand_after_the_table_that_they_are_about(archive: Archive, rep
 def test_a_body_of_other_words_is_compared_in_little_time(reports: dict[str, str]) -> None:
     """Each line is looked for near its place alone, so that five megabytes are no quadratic matter."""
     text = signed("\n".join(f"Other words, number {i}, about nothing in particular." for i in range(3000)), "1")
-    assert compare_own(text, reports[chosen(reports, "Yi-34B")]).findings == ()
+    assert compare_with_regenerated(text, reports[chosen(reports, "Yi-34B")]).findings == ()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from layerscope.audit.audit import judge_statements
 from layerscope.audit.parse.read_report import Reference, Statement, read_report
-from layerscope.audit.statements import judge_statements
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.findings import Finding, Judgement
 from made_sweep import FITTED

@@ -7,9 +7,9 @@ import pytest
 from layerscope.audit.lookup.cited_lines import Reader
 from layerscope.audit.lookup.key_matching import NameSimilarity, name_similarity
 from layerscope.audit.lookup.value_lookup import judge
-from layerscope.audit.parse.plain_text import plain
 from layerscope.audit.parse.read_report import read_report
 from layerscope.audit.parse.values import pairs_of
+from layerscope.audit.parse.vocabulary import plain_marks
 from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.sources import Sources
 from layerscope.report.numbers import Number
@@ -100,7 +100,7 @@ def judged(reader: Reader, text: str) -> list[tuple[str, Judgement, str | None]]
 def test_a_printed_number_stands_for_what_rounds_to_it(
     printed: str, rough: bool, holds: list[int | float], fails: list[int | float]
 ) -> None:
-    found = Number.parse(plain(printed), rough=rough)
+    found = Number.parse(plain_marks(printed), rough=rough)
     assert isinstance(found, Number)
     assert [v for v in holds if not found.stands_for(v)] == [] and [v for v in fails if found.stands_for(v)] == []
 
@@ -112,7 +112,7 @@ def test_what_is_no_number_is_none(text: str) -> None:
 
 def plain_pairs(text: str) -> list[tuple[str, object]]:
     found = []
-    for pair in pairs_of(plain(text)):
+    for pair in pairs_of(plain_marks(text)):
         value = pair.value
         if isinstance(value, tuple):
             found.append((pair.key, [v.value if isinstance(v, Number) else v for v in value]))

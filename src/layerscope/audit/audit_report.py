@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from layerscope.audit.audit import AuditResult, audit
-from layerscope.audit.regeneration import compare_own, is_own
+from layerscope.audit.regeneration import compare_with_regenerated, is_generated
 from layerscope.errors import RunError
 from layerscope.report.cited.archive import Archive
-from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.findings import Finding, Judgement
 from layerscope.report.cited.markdown import markdown, plain
 from layerscope.report.evaluation import evaluation
@@ -53,56 +52,52 @@ def audit_report(report: bytes, archives: Sequence[Archive]) -> AuditResult:
     if not archives:
         raise RunError("An audit needs the run that the report is about; give it with --run.")
     text = report.decode("utf-8", errors="replace")
-    again = written_again(text, archives) if is_own(text) else None
-    if again is None:
+    regenerated = regenerate(text, archives) if is_generated(text) else None
+    if regenerated is None:
         return _combined([audit(text, archive) for archive in archives])
-    own = compare_own(text, again)
-    if all(line in own.settled for line in range(1, text.count("\n") + 2)):
-        return AuditResult(own.findings)
+    comparison = compare_with_regenerated(text, regenerated)
+    if all(line in comparison.settled for line in range(1, text.count("\n") + 2)):
+        return AuditResult(comparison.findings)
     others = _combined([audit(text, archive) for archive in archives])
-    left = [finding for finding in others.findings if finding.line not in own.settled]
-    return AuditResult(tuple(sorted((*own.findings, *left), key=lambda finding: finding.line)))
+    left = [finding for finding in others.findings if finding.line not in comparison.settled]
+    return AuditResult(tuple(sorted((*comparison.findings, *left), key=lambda finding: finding.line)))
 
 
-def written_again(text: str, archives: Sequence[Archive]) -> str | None:
+def regenerate(text: str, archives: Sequence[Archive]) -> str | None:
     """The report that a text claims to be, from the runs; None where no run here is that of the report.
 
-    Its kind and its model are told by the heading, or where that was changed by what it has most lines of.
+    The heading gives its kind and model; where that was changed, the report that shares most lines with it is taken.
     """
     evidences = [evidence for archive in archives for evidence in archive.readable()[0]]
     lines = set(text.split("\n"))
     named = [evidence for evidence in evidences if f"# {plain(f'Evaluation of {evidence.record.model.id}')}" in lines]
     if len(named) == 1:
-        return _evaluated(named[0])
+        return markdown(evaluation(named[0]))
     if len(evidences) > 1 and not named:
-        whole = markdown(synthesis(evidences, beside(archives)))
+        whole = markdown(synthesis(evidences, wrong_claims_of_reports(archives)))
         if _share(lines, whole) > 0.5:
             return whole
-    candidates = [_evaluated(one) for one in named or evidences]
-    best = max(candidates, key=lambda again: _share(lines, again))
+    candidates = [markdown(evaluation(evidence)) for evidence in named or evidences]
+    best = max(candidates, key=lambda candidate: _share(lines, candidate))
     return best if _share(lines, best) > 0.5 else None
 
 
-def beside(archives: Sequence[Archive]) -> dict[str, Sequence[Finding]]:
-    """What is wrong in the reports that lie beside runs, by the report's name."""
-    found: dict[str, Sequence[Finding]] = {}
+def wrong_claims_of_reports(archives: Sequence[Archive]) -> dict[str, Sequence[Finding]]:
+    """The wrong claims of the reports in the folders of runs, by the report's name."""
+    wrong: dict[str, Sequence[Finding]] = {}
     for archive in archives:
         folder = archive.path if archive.path.is_dir() else archive.path.parent
         for path in sorted(folder.glob("evaluation-*.md")):
             text = read_report_file(path)
             if not path.name.startswith("evaluation-cross-models"):
                 name = path.name if len(archives) == 1 else f"{folder.name}/{path.name}"
-                found[name] = audit_report(text, [archive]).wrong
-    return found
+                wrong[name] = audit_report(text, [archive]).wrong
+    return wrong
 
 
-def _evaluated(evidence: Evidence) -> str:
-    return markdown(evaluation(evidence))
-
-
-def _share(lines: set[str], again: str) -> float:
-    due = set(again.split("\n")) - {""}
-    return len(due & lines) / len(due)
+def _share(lines: set[str], regenerated: str) -> float:
+    expected = set(regenerated.split("\n")) - {""}
+    return len(expected & lines) / len(expected)
 
 
 def _combined(results: Sequence[AuditResult]) -> AuditResult:

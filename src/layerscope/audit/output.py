@@ -23,8 +23,8 @@ def shortened(text: str) -> str:
 
 
 def audit_json(name: str, result: AuditResult) -> str:
-    """Everything that was found, for other programs."""
-    found = {
+    """All findings, for other programs."""
+    document = {
         "report": name,
         "counts": {str(judgement): count for judgement, count in result.counts.items()},
         "findings": [
@@ -32,7 +32,7 @@ def audit_json(name: str, result: AuditResult) -> str:
             for finding in result.findings
         ],
     }
-    return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _place(finding: Finding) -> str | None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.audit.audit_report import audit_report, beside, read_report_file
+from layerscope.audit.audit_report import audit_report, read_report_file, wrong_claims_of_reports
 from layerscope.audit.output import annotated, audit_json, needs_mending
 from layerscope.cli.console import print_line, print_parts, warn
 from layerscope.cli.options import RunSource, command
@@ -149,7 +149,7 @@ def compare(
     archives = [_archive(path) for path in runs]
     evidences = [evidence for archive in archives for evidence in _readable(archive)]
     with new_folder(out) as folder:
-        text = markdown(synthesis(evidences, beside(archives)))
+        text = markdown(synthesis(evidences, wrong_claims_of_reports(archives)))
         (folder / CROSS_MODELS).write_text(signed(text, version("layerscope")), encoding="utf-8")
         for name, content in comparison_files(comparison_table(evidences)).items():
             (folder / name).write_bytes(content)

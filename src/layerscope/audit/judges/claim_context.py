@@ -7,9 +7,9 @@ from functools import cached_property, lru_cache
 
 from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.curve_shapes import Points, points
-from layerscope.audit.lookup.cited_lines import Cited, Reader, holds_in
+from layerscope.audit.lookup.cited_lines import Cited, Reader, holds_in, row_citation
 from layerscope.audit.parse.read_report import Reference, Statement
-from layerscope.audit.parse.vocabulary import ELSEWHERE, OTHER_PROMPT, Stretch, clause, plain
+from layerscope.audit.parse.vocabulary import ELSEWHERE, HEDGE, OTHER_PROMPT, Stretch, clause, plain
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.evidence import Evidence
@@ -29,7 +29,7 @@ _FULL_STOP = re.compile(r"[.](?=\s+[A-Z])")
 
 @dataclass(frozen=True)
 class Assertion:
-    """What a report says of one model in one place."""
+    """What a report asserts of a model in one place."""
 
     statement: Statement
     text: str
@@ -37,7 +37,7 @@ class Assertion:
     evidence: Evidence
     alone: bool
     """Whether the statement is about this model alone."""
-    beside: str = ""
+    same_line: str = ""
     """The plain text of all statements of the same line, which may say how numbers are meant."""
     report: str = ""
     """The plain text of the whole report."""
@@ -46,17 +46,25 @@ class Assertion:
     nearby: tuple[Cited, ...] = ()
     """What the other statements of the line cite."""
     reader: Reader | None = None
-    """Looks up files; None where that is not asked for."""
+    """Looks up files; None where the assertion cites none."""
 
     @cached_property
     def available(self) -> tuple[str, ...]:
         """Lenses under which the model's first prompt was read."""
         curves = self.evidence.verdict.curves
-        return tuple(lens for asked, lens in curves.by_key if asked == self.evidence.primary)
+        return tuple(lens for prompt, lens in curves.by_key if prompt == self.evidence.primary)
 
     def clause(self, start: int, end: int) -> Stretch:
         """The clause around a place of the text."""
         return clause(self.text, start, end)
+
+    def unhedged(self, *forms: re.Pattern[str]) -> Iterator[tuple[re.Match[str], Stretch]]:
+        """Matches about the first prompt of this model alone whose clause does not hedge, each with that clause."""
+        for form in forms if self.alone else ():
+            for match in form.finditer(self.text):
+                around = self.clause(*match.span())
+                if not self.is_elsewhere(*match.span()) and not HEDGE.search(around.text):
+                    yield match, around
 
     def is_elsewhere(self, start: int, end: int) -> bool:
         """Whether a place is, or may be, about something else than the rows of the model's first prompt."""
@@ -82,8 +90,8 @@ class Assertion:
 
     def _named(self, text: str) -> tuple[str, ...]:
         text = _WORKS.sub(" ", text)
-        found = [lens for lens, form in _LENS_WORDS.items() if re.search(form, text, re.IGNORECASE)]
-        return tuple(lens or self.evidence.headline for lens in found)
+        lenses = [lens for lens, form in _LENS_WORDS.items() if re.search(form, text, re.IGNORECASE)]
+        return tuple(lens or self.evidence.headline for lens in lenses)
 
     def curve(self, lens: str | None = None) -> Curve | None:
         """The rows of the first prompt under a lens."""
@@ -91,30 +99,30 @@ class Assertion:
 
     def points(self, column: str, lens: str | None = None) -> Points:
         """A column of those rows; none where the lens was not read or the column not measured."""
-        curve = self.curve(lens)
-        return [] if curve is None else points((row["layer"], row[column]) for row in curve.rows)
+        return points((row["layer"], row[column]) for row in self.rows(lens))
 
     def cited_layers(self, lens: str | None = None) -> list[int]:
         """Layers of the first prompt that the cited lines of a lens' table hold."""
-        table, asked = self.evidence.table(lens), self.evidence.primary
-        if table is None or asked is None:
+        table = self.evidence.table(lens)
+        if table is None or self.evidence.primary is None:
             return []
-        curve, found = self.curve(lens), list[int]()
-        for row in () if curve is None else curve.rows:
-            place = self.evidence.row(row["layer"], lens)
-            if place is not None and any(
-                first <= place[1].last_line and last >= place[1].line
-                for reference in self.references
-                if reference.file == table.name
-                for first, last in reference.lines
-            ):
-                found.append(row["layer"])
-        return found
+        spans = [span for reference in self.references if reference.file == table.name for span in reference.lines]
+        places = [(row["layer"], self.place(row["layer"], lens)) for row in self.rows(lens)] if spans else []
+        return [
+            layer
+            for layer, place in places
+            if place is not None and any(first <= place.last_line and last >= place.line for first, last in spans)
+        ]
 
     @property
     def references(self) -> tuple[Reference, ...]:
         """What the statement cites."""
         return self.statement.references
+
+    def rows(self, lens: str | None = None) -> Sequence[Row]:
+        """The rows of the first prompt under a lens; none where the lens was not read."""
+        curve = self.curve(lens)
+        return () if curve is None else curve.rows
 
     def row(self, layer: int, lens: str | None = None) -> Row | None:
         """The row of a layer."""
@@ -123,19 +131,17 @@ class Assertion:
 
     def place(self, layer: int | None, lens: str | None = None) -> Citation | None:
         """Where the row of a layer stands."""
-        found = None if layer is None else self.evidence.row(layer, lens)
-        return (
-            None if found is None else Citation(found[0].name, found[1].line, found[1].last_line, row=found[1].number)
-        )
+        located = None if layer is None else self.evidence.row(layer, lens)
+        return None if located is None else row_citation(*located)
 
     def table_name(self, lens: str | None = None) -> str:
         """The file of a lens' rows."""
         table = self.evidence.table(lens)
         return f"the rows of {self.evidence.stem}" if table is None else table.name
 
-    def is_cited_beside(self, place: Citation) -> bool:
+    def is_cited_on_line(self, place: Citation) -> bool:
         """Whether another statement of the line cites a place: which citation goes with which words is not sure."""
-        return any(holds_in(place, one) for one in self.nearby)
+        return any(holds_in(place, cited) for cited in self.nearby)
 
     def finding(
         self,
@@ -146,9 +152,26 @@ class Assertion:
         correct: str | None = None,
         found_at: Citation | None = None,
     ) -> Finding:
-        """What is to be said of a claim made here."""
-        cited = "; ".join(reference.text for reference in self.references) or None
-        return Finding(self.statement.line, claim.strip(), cited, judgement, reason, correct, found_at)
+        """The judgement on a claim made here."""
+        return Finding(
+            self.statement.line, claim.strip(), self.statement.citation, judgement, reason, correct, found_at
+        )
+
+    def supported(self, claim: str, reason: str, at: Citation | None = None) -> Finding:
+        """The finding that the files say so."""
+        return self.finding(claim, Judgement.SUPPORTED, reason, found_at=at)
+
+    def contradicted(self, claim: str, reason: str, correct: str | None = None, at: Citation | None = None) -> Finding:
+        """The finding that the files say otherwise."""
+        return self.finding(claim, Judgement.CONTRADICTED, reason, correct=correct, found_at=at)
+
+    def elsewhere(self, claim: str, reason: str, at: Citation | None) -> Finding:
+        """The finding that it holds, but not in the cited lines."""
+        return self.finding(claim, Judgement.ELSEWHERE, reason, correct=str(at), found_at=at)
+
+    def undecided(self, claim: str, reason: str) -> Finding:
+        """The finding that the files do not tell."""
+        return self.finding(claim, Judgement.UNDECIDED, reason)
 
 
 def is_about(statements: Sequence[Statement], archive: Archive) -> bool:
@@ -163,7 +186,7 @@ def is_about(statements: Sequence[Statement], archive: Archive) -> bool:
 
 
 def subjects(
-    statement: Statement, archive: Archive, beside: str = "", report: str = "", *, several: bool = False
+    statement: Statement, archive: Archive, same_line: str = "", report: str = "", *, several: bool = False
 ) -> Iterator[Assertion]:
     """The models that a statement is about, each with the part of the text that is about it.
 
@@ -171,9 +194,9 @@ def subjects(
     several models a sentence that neither names nor cites the one that it is taken for may be about them all.
 
     Args:
-        statement: what is said.
+        statement: what is judged.
         archive: the runs.
-        beside: the text of its line.
+        same_line: the text of its line.
         report: the text of the report.
         several: whether the report is on several models.
     """
@@ -185,14 +208,14 @@ def subjects(
             (r.file or "").startswith((f"output-{stems[0]}-", f"output-{stems[0]}.")) for r in statement.references
         )
         alone = named == set(stems) or (not named and (cites or not several))
-        yield Assertion(statement, text, archive.evidence(stems[0]), alone, beside, report)
+        yield Assertion(statement, text, archive.evidence(stems[0]), alone, same_line, report)
         return
     places = mentions(text, tuple(stems))
     for place, (stem, start, _) in enumerate(places):
         following = places[place + 1][1] if place + 1 < len(places) else len(text)
         stop = _FULL_STOP.search(text, start)
         end = min(following, stop.start() if stop else len(text))
-        yield Assertion(statement, text[start:end], archive.evidence(stem), False, beside, report)
+        yield Assertion(statement, text[start:end], archive.evidence(stem), False, same_line, report)
 
 
 def mentions(text: str, stems: tuple[str, ...]) -> list[tuple[str, int, int]]:
@@ -200,11 +223,11 @@ def mentions(text: str, stems: tuple[str, ...]) -> list[tuple[str, int, int]]:
     anyone, forms = _forms(stems)
     if anyone.search(text) is None:
         return []
-    found = [(stem, m.start(), m.end()) for stem, form in forms for m in form.finditer(text)]
+    names = [(stem, m.start(), m.end()) for stem, form in forms for m in form.finditer(text)]
     kept: list[tuple[str, int, int]] = []
-    for one in sorted(found, key=lambda m: (m[1], -m[2])):
-        if not kept or one[1] >= kept[-1][2]:
-            kept.append(one)
+    for name in sorted(names, key=lambda m: (m[1], -m[2])):
+        if not kept or name[1] >= kept[-1][2]:
+            kept.append(name)
     return kept
 
 

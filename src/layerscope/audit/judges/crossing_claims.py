@@ -1,13 +1,14 @@
 """Sentences on where a value first crosses a bound, or that it never does: `p_top1 > 0.30 at layer 77`."""
 
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from layerscope.analysis.curve_shapes import first_where
 from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.parse.vocabulary import QUANTITY, column_of, listed
-from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import ENDS, Number
 
 _BOUND = r"\{[\d.,\s/]+\}|10\^\d|\d+(?:\.\d+)?(?:/\d+(?:\.\d+)?)*"
@@ -48,26 +49,29 @@ _CHANGED = re.compile(
 )
 
 
+_COMPARE: Mapping[str, Callable[[int | float, int | float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
 @dataclass(frozen=True)
 class _Crossing:
-    """A bound, and the layer at which it is said to be crossed."""
+    """A bound, and the layer at which a sentence has it crossed."""
 
     column: str
     op: str
     bound: int | float
     layer: int | None
-    """None where it is said never to be."""
+    """None where the sentence has it never crossed."""
     join: str
     is_first: bool
     """Whether the first crossing is meant, and not only that it holds there."""
 
     def holds(self, value: int | float) -> bool:
-        return {
-            ">=": value >= self.bound,
-            "<=": value <= self.bound,
-            ">": value > self.bound,
-            "<": value < self.bound,
-        }[self.op]
+        return _COMPARE[self.op](value, self.bound)
 
     def __str__(self) -> str:
         return f"{self.column} {self.op} {self.bound:g}"
@@ -129,16 +133,14 @@ def _judged(
 
 
 def _together(verdicts: list[Finding]) -> list[Finding]:
-    """What is to be said of one claim with several bounds: all that is wrong, else that it is right."""
+    """The findings on a claim with several bounds: all that is wrong, else that it is right."""
     wrong = [verdict for verdict in verdicts if verdict.judgement.is_wrong]
     return wrong or verdicts[:1]
 
 
 def _judge(assertion: Assertion, match: re.Match[str], crossing: _Crossing) -> Iterator[Finding]:
-    meant = assertion.lenses(*match.span())
-    if not meant:
-        return
-    firsts = {lens: _first(assertion, crossing, lens) for lens in meant if assertion.points(crossing.column, lens)}
+    read = [lens for lens in assertion.available if assertion.points(crossing.column, lens)]
+    firsts = {lens: _first(assertion, crossing, lens) for lens in assertion.lenses(*match.span()) if lens in read}
     if not firsts:
         return
     claim = match.group()
@@ -146,19 +148,17 @@ def _judge(assertion: Assertion, match: re.Match[str], crossing: _Crossing) -> I
     if right:
         yield _supported(assertion, claim, crossing, right[0])
         return
-    others = [lens for lens in assertion.available if assertion.points(crossing.column, lens) and lens not in firsts]
-    if crossing.layer is not None and any(
-        _is_right(assertion, crossing, o, _first(assertion, crossing, o)) for o in others
-    ):
+    others = [lens for lens in read if lens not in firsts]
+    right = [lens for lens in others if _is_right(assertion, crossing, lens, _first(assertion, crossing, lens))]
+    if crossing.layer is not None and right:
         return
     lens, layer = next(iter(firsts.items()))
     truth = "no layer" if layer is None else f"layer {layer}"
-    yield assertion.finding(
+    yield assertion.contradicted(
         claim,
-        Judgement.CONTRADICTED,
         f"in {assertion.table_name(lens)} {crossing} first holds at {truth}.",
-        correct=f"{crossing} first at {truth}",
-        found_at=assertion.place(layer, lens),
+        f"{crossing} first at {truth}",
+        assertion.place(layer, lens),
     )
 
 
@@ -180,20 +180,18 @@ def _supported(assertion: Assertion, claim: str, crossing: _Crossing, lens: str)
     at = assertion.place(crossing.layer, lens)
     tables = [reference for reference in assertion.references if reference.lines]
     rows_only = len(tables) == len(assertion.references) and all((r.file or "").endswith(".csv") for r in tables)
-    own = [reference for reference in tables if at is not None and reference.file == at.file]
-    if crossing.layer is not None and at is not None and rows_only and own and len(own) == len(tables):
+    in_file = [reference for reference in tables if at is not None and reference.file == at.file]
+    if crossing.layer is not None and at is not None and rows_only and in_file and len(in_file) == len(tables):
         cited = assertion.cited_layers(lens)
         if crossing.layer not in cited:
             shown = ", ".join(map(str, cited)) or "none"
-            return assertion.finding(
+            return assertion.elsewhere(
                 claim,
-                Judgement.ELSEWHERE,
                 f"so it is, but the cited lines of {at.file} hold layers {shown}; "
                 f"layer {crossing.layer} is on {at.lines}.",
-                correct=f"{at}",
-                found_at=at,
+                at,
             )
-    return assertion.finding(claim, Judgement.SUPPORTED, f"so it is in {assertion.table_name(lens)}.", found_at=at)
+    return assertion.supported(claim, f"so it is in {assertion.table_name(lens)}.", at)
 
 
 def never(assertion: Assertion) -> Iterator[Finding]:

@@ -14,10 +14,10 @@ from layerscope.analysis.percentiles import QUARTER_NAMES
 from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, clause
 from layerscope.report.cited.claims import Citation
-from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import NUMBER, Number
 
-TELLING_BITS = 0.05
+DISTINCTIVE_BITS = 0.05
 """A gain or loss below this has no sign worth judging."""
 
 _THREE = rf"({NUMBER})\s*[,/]\s*({NUMBER})\s*[,/]\s*({NUMBER})"
@@ -58,7 +58,7 @@ class _Known:
 
 def gains(assertion: Assertion) -> Iterator[Finding]:
     """`KL deltas p25/p50/p75 = +4.14/+4.00/+1.40 bits`: amounts that we know, with the sign they should have."""
-    if not re.search(r"\bKL|\u0394|delta|bits", assertion.text + assertion.beside):
+    if not re.search(r"\bKL|\u0394|delta|bits", assertion.text + assertion.same_line):
         return
     taken: list[tuple[int, int]] = []
     for form in _TRIPLES:
@@ -74,15 +74,15 @@ def gains(assertion: Assertion) -> Iterator[Finding]:
 def _matching(assertion: Assertion, printed: Sequence[str]) -> _Known | None:
     """The known gains whose amounts are these; None where none are, or several."""
     amounts = [Number.parse(text.lstrip("+-")) for text in printed]
-    found = [
-        one
-        for one in _known(assertion)
+    matching = [
+        known
+        for known in _known(assertion)
         if all(
             amount is not None and not amount.is_whole and amount.stands_for(abs(gain))
-            for gain, amount in zip(one.gains, amounts, strict=True)
+            for gain, amount in zip(known.gains, amounts, strict=True)
         )
     ]
-    return found[0] if len(found) == 1 else None
+    return matching[0] if len(matching) == 1 else None
 
 
 def _known(assertion: Assertion) -> Iterator[_Known]:
@@ -103,18 +103,18 @@ def _complete(lens: str, kind: str, values: Sequence[float | None]) -> Iterator[
 
 
 def _signs(assertion: Assertion, match: re.Match[str], known: _Known) -> Iterator[Finding]:
-    telling = [
+    distinctive = [
         (-1 if text.startswith("-") else 1, 1 if gain > 0 else -1)
         for text, gain in zip(match.groups(), known.gains, strict=True)
-        if abs(gain) >= TELLING_BITS
+        if abs(gain) >= DISTINCTIVE_BITS
     ]
-    if not telling:
+    if not distinctive:
         return
     signed = any(text[0] in "+-" for text in match.groups())
-    factors = {printed * true for printed, true in telling}
-    true_signs = {true for _, true in telling}
+    factors = {printed * true for printed, true in distinctive}
+    true_signs = {true for _, true in distinctive}
     meant = assertion.clause(*match.span()).text
-    stated = _convention(known.lens, (meant, assertion.text, assertion.beside))
+    stated = _convention(known.lens, (meant, assertion.text, assertion.same_line))
     words = _direction(assertion.text)
     if known.kind == "all" and words is not None and true_signs == {-words}:
         yield _wrong(assertion, match, known, f"in words it says {'better' if words > 0 else 'worse'}")
@@ -126,10 +126,9 @@ def _signs(assertion: Assertion, match: re.Match[str], known: _Known) -> Iterato
             yield _wrong(assertion, match, known, f"it says {order}, and the signs are not so")
     elif factors == {1}:
         yield _right(assertion, match, known)
-    elif signed and words is None and len(factors) == 1 and _direction(assertion.beside) is None:
-        if _convention(known.lens, (assertion.report,)) != -1 and not _AGAINST.search(
-            assertion.text + assertion.beside
-        ):
+    elif signed and words is None and len(factors) == 1 and _direction(assertion.same_line) is None:
+        unstated = not _AGAINST.search(assertion.text + assertion.same_line)
+        if unstated and _convention(known.lens, (assertion.report,)) != -1:
             yield _wrong(assertion, match, known, "no other order is stated")
     elif signed and len(factors) == 2:
         yield _wrong(assertion, match, known, "no one order gives these signs")
@@ -143,7 +142,7 @@ def _convention(lens: str, texts: Sequence[str], *, of_ranks: bool = False) -> i
     return next((order for text in texts if (order := _order(lens, text, of_ranks)) is not None), None)
 
 
-@lru_cache(maxsize=256)  # the text of the whole report is asked again for each claim in it
+@lru_cache(maxsize=256)  # the text of the whole report is searched for each claim in it
 def _order(lens: str, text: str, of_ranks: bool) -> int | None:
     fitted = rf"(?:{_FITTED.get(lens, re.escape(lens))}|variant|sidecar)"
     orders = {-1: rf"\b{fitted}\s*(?:-|minus)\s*{_BASE}\b", 1: rf"\b{_BASE}\s*(?:-|minus)\s*{fitted}\b"}
@@ -167,19 +166,16 @@ def _direction(text: str) -> int | None:
 
 
 def _right(assertion: Assertion, match: re.Match[str], known: _Known) -> Finding:
-    return assertion.finding(
-        match.group(), Judgement.SUPPORTED, f"{_printed(known)} in the rows of {known.lens} and of the baseline.",
-        found_at=_at(assertion, known.lens),
-    )  # fmt: skip
+    reason = f"{_printed(known)} in the rows of {known.lens} and of the baseline."
+    return assertion.supported(match.group(), reason, _at(assertion, known.lens))
 
 
 def _wrong(assertion: Assertion, match: re.Match[str], known: _Known, why: str) -> Finding:
-    return assertion.finding(
+    return assertion.contradicted(
         match.group(),
-        Judgement.CONTRADICTED,
         f"lens {known.lens} gains {_printed(known)} bits over the baseline (above 0 is better): {why}.",
-        correct=f"{_printed(known)} bits (baseline less {known.lens})",
-        found_at=_at(assertion, known.lens),
+        f"{_printed(known)} bits (baseline less {known.lens})",
+        _at(assertion, known.lens),
     )
 
 
@@ -221,15 +217,14 @@ def shifts(assertion: Assertion) -> Iterator[Finding]:
         at = _at(assertion, audit.lens)
         if int(match["shift"]) == true:
             why = f"{pair.sidecar} against {pair.baseline}."
-            yield assertion.finding(match.group(), Judgement.SUPPORTED, why, found_at=at)
+            yield assertion.supported(match.group(), why, at)
         else:
-            yield assertion.finding(
+            yield assertion.contradicted(
                 match.group(),
-                Judgement.CONTRADICTED,
                 f"rank <= {match['rank']} is first reached at layer {pair.sidecar} under {audit.lens} and at "
                 f"{pair.baseline} without: {true:+d}.",
-                correct=f"{true:+d}",
-                found_at=at,
+                f"{true:+d}",
+                at,
             )
 
 
@@ -244,14 +239,13 @@ def earliness(assertion: Assertion) -> Iterator[Finding]:
             denied = re.search(r"\b(?:no|not|never|without|nor|rather than)\b[^,]*$", head, re.IGNORECASE) is not None
             if not denied and NEGATION.search(head):
                 continue
-            yield from _earliness(
-                assertion, match, audit, _Said(earlier, denied, earlier and bool(match["consistent"]))
-            )
+            claim = _RankClaim(earlier, denied, earlier and bool(match["consistent"]))
+            yield from _earliness(assertion, match, audit, claim)
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What is said of when a fitted lens reaches the ranks."""
+class _RankClaim:
+    """A claim on when a fitted lens reaches the ranks."""
 
     earlier: bool
     """Whether `earlier` is the word, and not `later`."""
@@ -260,35 +254,34 @@ class _Said:
 
     def judged(self, *, gained: bool, lost: bool) -> bool | None:
         """Whether it holds of a lens that is earlier, later or both at some rank; None where that is open."""
+        claimed, opposite = (gained, lost) if self.earlier else (lost, gained)
         if self.denied:
-            asked, other = (gained, lost) if self.earlier else (lost, gained)
-            return True if not asked else (None if other else False)
-        asked, other = (gained, lost) if self.earlier else (lost, gained)
-        if not asked or (self.consistent and other):
+            return True if not claimed else (None if opposite else False)
+        if not claimed or (self.consistent and opposite):
             return False
-        return None if other else True
+        return None if opposite else True
 
 
-def _earliness(assertion: Assertion, match: re.Match[str], audit: FittedLensAudit, meant: _Said) -> Iterator[Finding]:
+def _earliness(
+    assertion: Assertion, match: re.Match[str], audit: FittedLensAudit, claim: _RankClaim
+) -> Iterator[Finding]:
     pairs = audit.rank_milestones
     known = [pair for pair in pairs.values() if pair.baseline is not None or pair.sidecar is not None]
     if len(known) < len(pairs) or not known:
         return
     gained = any(p.sidecar is not None and (p.baseline is None or p.sidecar < p.baseline) for p in known)
-    right = meant.judged(gained=gained, lost=any(pair.worse for pair in known))
+    right = claim.judged(gained=gained, lost=any(pair.worse for pair in known))
     if right is None:
         return
     truth = "; ".join(
         f"rank <= {rank}: {_layer(pair.sidecar)} under {audit.lens}, {_layer(pair.baseline)} without"
         for rank, pair in pairs.items()
     )
-    yield assertion.finding(
-        match.group(),
-        Judgement.SUPPORTED if right else Judgement.CONTRADICTED,
-        f"{truth}.",
-        correct=None if right else truth,
-        found_at=_at(assertion, audit.lens),
-    )
+    at = _at(assertion, audit.lens)
+    if right:
+        yield assertion.supported(match.group(), f"{truth}.", at)
+    else:
+        yield assertion.contradicted(match.group(), f"{truth}.", truth, at)
 
 
 def _layer(layer: int | None) -> str:
@@ -328,9 +321,7 @@ def levels(assertion: Assertion) -> Iterator[Finding]:
         audit, around = _audit(assertion, match), assertion.clause(*match.span())
         if audit is None or not assertion.alone or HEDGE.search(around.text) or NEGATION.search(around.text):
             continue
-        if _is_of_baseline(assertion, match):
-            continue
-        if re.search(r"\bL\s?\d|layer \d|raw|temp", around.text):
+        if _is_of_baseline(assertion, match) or re.search(r"\bL\s?\d|layer \d|raw|temp", around.text):
             continue
         word = (match["a"] or match["b"]).lower()
         sign = -1 if word in ("higher", "worse", "worsens") else 1
@@ -340,13 +331,7 @@ def levels(assertion: Assertion) -> Iterator[Finding]:
             continue
         printed = "/".join(f"{gain:+.2f}" for gain in gained)
         why = f"lens {audit.lens} gains {printed} bits at the quarters of the depth (above 0 is better)."
-        if all(sign * gain < -TELLING_BITS for gain in gained):
-            yield assertion.finding(
-                match.group(),
-                Judgement.CONTRADICTED,
-                why,
-                correct=f"{printed} bits",
-                found_at=_at(assertion, audit.lens),
-            )
+        if all(sign * gain < -DISTINCTIVE_BITS for gain in gained):
+            yield assertion.contradicted(match.group(), why, f"{printed} bits", _at(assertion, audit.lens))
         elif all(sign * gain > 0 for gain in gained):
-            yield assertion.finding(match.group(), Judgement.SUPPORTED, why, found_at=_at(assertion, audit.lens))
+            yield assertion.supported(match.group(), why, _at(assertion, audit.lens))

@@ -34,12 +34,10 @@ def copying(assertion: Assertion) -> Iterator[Finding]:
         return
     where = f"{' and '.join(flags)} in layers 0 to 3 of {assertion.table_name()}: {'set' if copies else 'not set'}"
     if copies == affirmed:
-        yield assertion.finding(assertion.text, Judgement.SUPPORTED, f"{where}.", found_at=assertion.place(0))
+        yield assertion.supported(assertion.text, f"{where}.", assertion.place(0))
     else:
         layer = _first_copy(assertion, flags) if copies else 0
-        yield assertion.finding(
-            assertion.text, Judgement.CONTRADICTED, f"{where}.", correct=where, found_at=assertion.place(layer)
-        )
+        yield assertion.contradicted(assertion.text, f"{where}.", where, assertion.place(layer))
 
 
 STRICT, SOFT = "copy_collapse", "copy_soft_k1@0.5"
@@ -53,9 +51,7 @@ def _flags(text: str) -> tuple[str, ...]:
 
 def _copies(assertion: Assertion, flags: tuple[str, ...]) -> bool | None:
     """Whether one of these is set in layers 0 to 3; None where none was measured."""
-    curve = assertion.curve()
-    rows = () if curve is None else curve.rows
-    known = [row[flag] for row in rows if row["layer"] <= 3 for flag in flags if row[flag] is not None]
+    known = [row[flag] for row in assertion.rows() if row["layer"] <= 3 for flag in flags if row[flag] is not None]
     return any(known) if known else None
 
 
@@ -70,31 +66,25 @@ _OF_OTHERS = re.compile(r"rest[_ -]?mass|entropy|\bKL\b|\bcos\w*\b|\bafter\b|bey
 
 
 def spikes(assertion: Assertion) -> Iterator[Finding]:
-    """`no extreme spikes` of the normalizer, against the run's own flag and against the trajectory of the norms."""
+    """`no extreme spikes` of the normalizer, against the run's flag and against the trajectory of the norms."""
     match = _NO_SPIKES.search(assertion.text)
-    if (
-        match is None
-        or not assertion.alone
-        or not _OF_NORMS.search(assertion.text)
-        or _OF_OTHERS.search(assertion.text)
-    ):
+    if match is None or not assertion.alone or not _OF_NORMS.search(assertion.text):
         return
-    if spans(assertion.text):
-        return  # of a few layers; the run's flag is of all
+    if _OF_OTHERS.search(assertion.text) or spans(assertion.text):
+        return  # of other values, or of a few layers; the run's flag is of all
     flag = assertion.evidence.json.at("diagnostics", "flags", "normalization_spike")
     trajectory = assertion.evidence.verdict.diagnostics.trajectory
     n_spikes = None if trajectory is None else trajectory.n_spikes
     if flag is not None and flag.value and n_spikes != 0:
         counted = "" if n_spikes is None else f", and the norms have {n_spikes} spikes"
-        yield assertion.finding(
+        yield assertion.contradicted(
             match.group(),
-            Judgement.CONTRADICTED,
             f"{flag.pointer} is set in {assertion.evidence.json.name}{counted}.",
-            correct="flags.normalization_spike is set",
-            found_at=assertion.evidence.cite(flag),
+            "flags.normalization_spike is set",
+            assertion.evidence.cite(flag),
         )
     elif n_spikes == 0 and (flag is None or not flag.value):
-        yield assertion.finding(match.group(), Judgement.SUPPORTED, "the norms have no spikes, and none is flagged.")
+        yield assertion.supported(match.group(), "the norms have no spikes, and none is flagged.")
 
 
 _HEALTHY = re.compile(r"\bnumeric[_ ]health\s*(?::|=|\?|is)?\s*(?:clean|good|ok|fine)\b", re.IGNORECASE)
@@ -110,22 +100,19 @@ def health(assertion: Assertion) -> Iterator[Finding]:
         return
     members = {entry.key: entry for entry in assertion.evidence.json.children(block)}
     flagged = members.get("layers_flagged")
-    bad = [name for name in ("any_nan", "any_inf") if (one := members.get(name)) is not None and one.value is True]
+    bad = [name for name in ("any_nan", "any_inf") if (entry := members.get(name)) is not None and entry.value is True]
     if flagged is not None and assertion.evidence.json.children(flagged):
         bad.append("layers_flagged")
     at = assertion.evidence.cite(block)
     if bad:
-        yield assertion.finding(
+        yield assertion.contradicted(
             match.group(),
-            Judgement.CONTRADICTED,
             f"{' and '.join(bad)} of {block.pointer} in {assertion.evidence.json.name} say otherwise.",
-            correct=f"{', '.join(bad)} set",
-            found_at=at,
+            f"{', '.join(bad)} set",
+            at,
         )
     elif {"any_nan", "any_inf"} <= set(members):
-        yield assertion.finding(
-            match.group(), Judgement.SUPPORTED, f"{block.pointer} has nothing against it.", found_at=at
-        )
+        yield assertion.supported(match.group(), f"{block.pointer} has nothing against it.", at)
 
 
 _CALIBRATED = re.compile(
@@ -139,22 +126,17 @@ def calibration(assertion: Assertion) -> Iterator[Finding]:
     """`the head is well calibrated`: the last row says what the model says."""
     for match in _CALIBRATED.finditer(assertion.text):
         around = assertion.clause(*match.span())
-        if (
-            not assertion.alone
-            or NEGATION.search(around.text)
-            or re.search(r"tuned|prism|mismatch|after|temp|would|if", around.text, re.I)
-        ):
+        others = re.search(r"tuned|prism|mismatch|after|temp|would|if", around.text, re.I)
+        if not assertion.alone or NEGATION.search(around.text) or others:
             continue
         last = assertion.evidence.verdict.diagnostics.last_layer
         warned = None if last is None else last.warn_high_last_layer_kl
         if last is None or warned is None:
             continue
         bits = last.measured.kl_to_final_bits
-        said_of = f"the last row is {bits if bits is not None else 0:.4g} bits from the model's head"
+        truth = f"the last row is {bits if bits is not None else 0:.4g} bits from the model's head"
         at, stated = None, assertion.evidence.entry("diagnostics", "last_layer_consistency", "kl_to_final_bits")
         if stated is not None:
             at = assertion.evidence.cite(stated)
         judgement = Judgement.CONTRADICTED if warned else Judgement.SUPPORTED
-        yield assertion.finding(
-            match.group(), judgement, f"{said_of}.", correct=said_of if warned else None, found_at=at
-        )
+        yield assertion.finding(match.group(), judgement, f"{truth}.", correct=truth if warned else None, found_at=at)

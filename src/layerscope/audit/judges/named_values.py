@@ -1,14 +1,14 @@
-"""A number said of a member of the document in the words of the member's name: `the lens artifact score is 0.554`."""
+"""A number given to a member of the document in the words of the member's name: `the lens artifact score is 0.554`."""
 
 import re
 from collections.abc import Iterator, Sequence
 
 from layerscope.audit.judges.claim_context import Assertion
-from layerscope.audit.lookup.cited_lines import Cited
+from layerscope.audit.lookup.cited_lines import Cited, entry_citation, is_number
 from layerscope.audit.lookup.key_matching import name_parts
 from layerscope.audit.parse.vocabulary import HEDGE, NEGATION
-from layerscope.report.cited.claims import Citation, value_text
-from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.claims import value_text
+from layerscope.report.cited.findings import Finding
 from layerscope.report.cited.sources import Entry, JsonFile
 from layerscope.report.numbers import ENDS, NUMBER, Number
 
@@ -41,7 +41,7 @@ _MEANT = {
     "conf": ("confirmed",),
 }
 """How sentences say the parts of names that are cut short."""
-_FOUND = re.compile(
+_NUMBER = re.compile(
     rf"(?:(?=~)|(?<![\w.@-]))(?P<layer>(?:layers?\s*=?\s*|L\s?=?\s?))?(?P<number>(?:~\s?)?{NUMBER}){ENDS}", re.I
 )
 _QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"")
@@ -66,19 +66,19 @@ def stated(assertion: Assertion) -> Iterator[Finding]:
         return
     if named:
         ((file, entry),) = named.values()
-        yield from _held_against(assertion, sentence, file, entry)
+        yield from _compare_with(assertion, sentence, file, entry)
     else:
         yield from _elsewhere(assertion, sentence, cited)
 
 
-def _held_against(assertion: Assertion, sentence: "_Sentence", file: JsonFile, entry: Entry) -> Iterator[Finding]:
+def _compare_with(assertion: Assertion, sentence: "_Sentence", file: JsonFile, entry: Entry) -> Iterator[Finding]:
     printed, value = sentence.number_for(entry), entry.value
-    if printed is None or isinstance(value, bool) or not isinstance(value, int | float) or assertion.cited is None:
+    if printed is None or not is_number(value) or assertion.cited is None:
         return
-    at = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
+    at = entry_citation(file, entry)
     place = f"{entry.pointer.removeprefix('/')} is {value} at {at}"
     if printed.stands_for(value):
-        yield assertion.finding(assertion.text, Judgement.SUPPORTED, f"{place}.", found_at=at)
+        yield assertion.supported(assertion.text, f"{place}.", at)
         return
     if _is_shown(printed, assertion.cited) or (printed.is_whole and not isinstance(value, int)):
         return
@@ -88,38 +88,36 @@ def _held_against(assertion: Assertion, sentence: "_Sentence", file: JsonFile, e
     if others:
         yield from _moved(assertion, file, others)
         return
-    yield assertion.finding(assertion.text, Judgement.CONTRADICTED, f"{place}.", correct=value_text(value), found_at=at)
+    yield assertion.contradicted(assertion.text, f"{place}.", value_text(value), at)
 
 
 def _elsewhere(assertion: Assertion, sentence: "_Sentence", cited: Cited) -> Iterator[Finding]:
     """The cited lines hold no member that the sentence names; another line of the file does, with this number."""
     if any(first < last for part in cited.parts for first, last in part.reference.lines):
         return  # a range may only be cut short
-    for one in cited.jsons:
+    for cited_file in cited.jsons:
         for printed in (sentence.layer, sentence.amount):
             if printed is None or _is_shown(printed, cited):
                 continue
-            if (
-                printed is sentence.layer
-                and assertion.is_elsewhere(0, len(assertion.text))
-                and "control" not in assertion.text
-            ):
+            of_others = assertion.is_elsewhere(0, len(assertion.text)) and "control" not in assertion.text
+            if printed is sentence.layer and of_others:
                 continue
-            others = _places(assertion, sentence, one.file, printed)
+            others = _places(assertion, sentence, cited_file.file, printed)
             if others:
-                yield from _moved(assertion, one.file, others)
+                yield from _moved(assertion, cited_file.file, others)
                 return
 
 
 def _moved(assertion: Assertion, file: JsonFile, places: Sequence[Entry]) -> Iterator[Finding]:
     lines = [line for reference in assertion.references for span in reference.lines for line in span]
-    entry = min(places, key=lambda one: min((abs(one.line - line) for line in lines), default=0))
-    at = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
-    if assertion.is_cited_beside(at):
+    entry = min(places, key=lambda place: min((abs(place.line - line) for line in lines), default=0))
+    at = entry_citation(file, entry)
+    if assertion.is_cited_on_line(at):
         return
-    shown = "; ".join(reference.text for reference in assertion.references)
-    reason = f"{entry.pointer.removeprefix('/')} is {entry.value} at {at}; {shown} does not show it."
-    yield assertion.finding(assertion.text, Judgement.ELSEWHERE, reason, correct=str(at), found_at=at)
+    reason = (
+        f"{entry.pointer.removeprefix('/')} is {entry.value} at {at}; {assertion.statement.citation} does not show it."
+    )
+    yield assertion.elsewhere(assertion.text, reason, at)
 
 
 def _places(assertion: Assertion, sentence: "_Sentence", file: JsonFile, printed: Number) -> list[Entry]:
@@ -128,8 +126,10 @@ def _places(assertion: Assertion, sentence: "_Sentence", file: JsonFile, printed
         return []
     held = [entry for entry in assertion.reader.leaves(file).printed(printed) if sentence.names(entry)]
     keys = assertion.reader.by_key(file)
-    telling = [e for e in held if len(_distinctive(e)) >= FEWEST_DISTINCTIVE or len(keys.get(e.key.lower(), ())) == 1]
-    return [entry for entry in telling if _is_layer(entry) == (printed is sentence.layer)]
+    distinctive = [
+        e for e in held if len(_distinctive(e)) >= FEWEST_DISTINCTIVE or len(keys.get(e.key.lower(), ())) == 1
+    ]
+    return [entry for entry in distinctive if _is_layer(entry) == (printed is sentence.layer)]
 
 
 def _cited_numbers(cited: Cited) -> Iterator[tuple[JsonFile, Entry]]:
@@ -137,7 +137,7 @@ def _cited_numbers(cited: Cited) -> Iterator[tuple[JsonFile, Entry]]:
     for file in cited.jsons:
         for first, last in file.reference.lines:
             for entry in file.file.within(first, last) if first == last else ():
-                if isinstance(entry.value, int | float) and not isinstance(entry.value, bool):
+                if is_number(entry.value):
                     yield file.file, entry
 
 
@@ -165,28 +165,28 @@ class _Sentence:
 
     def __init__(self, text: str) -> None:
         self._words = re.findall(r"[a-z]+", text.lower())
-        self._found = list(_FOUND.finditer(text))
+        self._numbers = list(_NUMBER.finditer(text))
         self.layer = self._only(layers=True, but=())
         self.amount = self._only(layers=False, but=())
 
     def _only(self, *, layers: bool, but: Sequence[str]) -> Number | None:
         """The one number of the sentence that is a layer, or is none; None where there are several."""
-        texts = {one["number"] for one in self._found if (one["layer"] is not None) == layers} - set(but)
-        found = Number.parse(texts.pop()) if len(texts) == 1 else None
-        return found if found is None or layers or found.digits >= _DIGITS or but else None
+        texts = {match["number"] for match in self._numbers if (match["layer"] is not None) == layers} - set(but)
+        number = Number.parse(texts.pop()) if len(texts) == 1 else None
+        return number if number is None or layers or number.digits >= _DIGITS or but else None
 
     def names(self, entry: Entry) -> bool:
-        """Whether it says every telling part of a member's name."""
+        """Whether it says every distinctive part of a member's name."""
         parts = _distinctive(entry)
         return any(part[0].isalpha() for part in parts) and all(map(self._says, parts))
 
     def _says(self, part: str) -> bool:
         if part[0].isdigit():
-            return any(one["number"] == part for one in self._found)
+            return any(match["number"] == part for match in self._numbers)
         forms = _MEANT.get(part, (part,))
         return any(word == form or (len(form) > 2 and word.startswith(form)) for word in self._words for form in forms)
 
     def number_for(self, entry: Entry) -> Number | None:
-        """The number that is said of a member: a layer of one that is a layer, else another than those in its name."""
+        """The number that it gives a member: for a layer the layer, else a number that is not part of the name."""
         but = [part for part in name_parts(entry.key) if part[0].isdigit()]
         return self.layer if _is_layer(entry) else self._only(layers=False, but=but or ("",))

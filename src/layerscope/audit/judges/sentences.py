@@ -6,18 +6,26 @@ from dataclasses import dataclass
 
 from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.judges.table_rows import same_token
-from layerscope.audit.lookup.cited_lines import CitedCsv
+from layerscope.audit.lookup.cited_lines import CitedCsv, is_number, row_citation
 from layerscope.audit.lookup.key_matching import name_parts
-from layerscope.audit.parse.plain_text import plain as typed
-from layerscope.audit.parse.plain_text import token_meant
-from layerscope.audit.parse.vocabulary import HEDGE, NEGATION, QUANTITIES, REACH, plain
+from layerscope.audit.parse.vocabulary import (
+    HEDGE,
+    LAYER_ALONE,
+    NEGATION,
+    NUMBER_ALONE,
+    QUANTITIES,
+    REACH,
+    column_of,
+    plain,
+    plain_marks,
+    token_meant,
+)
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName, copy_soft
 from layerscope.report.cited.claims import Citation, Claim, value_text
-from layerscope.report.cited.findings import Finding, Judgement
-from layerscope.report.numbers import ENDS, NUMBER, Number
+from layerscope.report.cited.findings import Finding
+from layerscope.report.numbers import Number
 
-_LAYER = r"(?<!\w)(?:layers?\s*=?\s*|L\s?=?\s?)(?P<layer>\d{1,3})\b(?!\.\d|\s?[-/]\s?\d|%)"
-_ANY_LAYER = re.compile(_LAYER + r"|\b(?P<last>(?:last|final) layer)\b", re.IGNORECASE)
+_ANY_LAYER = re.compile(LAYER_ALONE + r"|\b(?P<last>(?:last|final) layer)\b", re.IGNORECASE)
 _COLUMNS = {
     **QUANTITIES,
     "kl_to_final_bits": r"KL(?: divergence)?(?:[_ -]to[_ -]final(?:_bits)?)?|kl_to_final(?:_bits)?|divergence",
@@ -27,16 +35,15 @@ _COLUMNS = {
 }
 """What plain sentences call the columns of our rows."""
 _COLUMN = "|".join(_COLUMNS.values())
-_NUMBER = rf"(?P<number>(?:~\s?|(?<![\w.-])){NUMBER}){ENDS}"
 _LINK = (
     r"(?:\s+(?:to|from|of|with|the|final|last|model's|model|own|output|head|distribution|answer|token|its|is|was|stands|"
     r"at|equals|about|only|in|bits|value|under|tuned|prism|raw|norm|next_norm|logit|lens|there|here|layers?\s+\d{1,3}|"
     r"L\d{1,3}),?)*"
 )
 _CELLS = (
-    re.compile(rf"(?<![\w\u0394-])(?P<what>{_COLUMN}){_LINK}\s*[=:]?\s*\(?{_NUMBER}", re.IGNORECASE),
-    re.compile(rf"{_NUMBER}\s*bits\s+of\s+(?P<what>{_COLUMN})\b", re.IGNORECASE),
-    re.compile(rf"\b(?P<what>lead)(?:s|ing)?\s+(?:\w+\s+){{0,3}}?by\s+{_NUMBER}\s*logits?", re.IGNORECASE),
+    re.compile(rf"(?<![\w\u0394-])(?P<what>{_COLUMN}){_LINK}\s*[=:]?\s*\(?{NUMBER_ALONE}", re.IGNORECASE),
+    re.compile(rf"{NUMBER_ALONE}\s*bits\s+of\s+(?P<what>{_COLUMN})\b", re.IGNORECASE),
+    re.compile(rf"\b(?P<what>lead)(?:s|ing)?\s+(?:\w+\s+){{0,3}}?by\s+{NUMBER_ALONE}\s*logits?", re.IGNORECASE),
 )
 _NO_CELL = re.compile(
     r"\u0394|\bdelta\b|\b(?:drops?|falls?|rises?|chang\w*|gains?|less|more|than|vs|versus|differ\w*|mean|average|first|"
@@ -51,8 +58,6 @@ _TOP_TOKEN = re.compile(
     r"(?P<token>\"(?:[^\"\\]|\\.)*\")",
     re.IGNORECASE,
 )
-
-_DEPTH = re.compile(rf"{_LAYER},?\s*\(?(?:a |at )?depth fraction(?: of)?\s+{_NUMBER}", re.IGNORECASE)
 _SEVERAL = 3
 """Digits of a number that a row of many columns hardly holds by chance."""
 _OTHER_COSINE = re.compile(r"\b(?:answer|prompt|token|before|after|centered)\b", re.IGNORECASE)
@@ -61,7 +66,7 @@ _MARKS = re.compile(r"[\"\\*`\ufffd]")
 
 _WHERE = (
     r"(?:\s+(?:is|lies|comes?|first|occurs?|appears?|reached|only|already|then|happens|arrives|for the first time|"
-    rf"under (?:the )?\w+ lens))*\s*(?:\(L_\w+\)\s*)?(?:at|in|is|=|:)\s*(?:at\s+)?(?:the\s+)?{_LAYER}"
+    rf"under (?:the )?\w+ lens))*\s*(?:\(L_\w+\)\s*)?(?:at|in|is|=|:)\s*(?:at\s+)?(?:the\s+)?{LAYER_ALONE}"
 )
 _BOUND = r"(?P<bound>\d+(?:\.\d+)?)"
 _BETTER = r"(?:\s+or\s+(?:better|less|lower|below))?"
@@ -83,8 +88,8 @@ class _Wording:
     form: str
     names: tuple[str, ...]
     """Of several any may be meant."""
-    as_bound: str = "{}"
-    """How the name has the bound."""
+    as_bound: str = "{:g}"
+    """How the name has the bound: ranks whole, others with as many decimals as the files give them."""
 
 
 _WORDINGS = (
@@ -127,7 +132,10 @@ _WORDINGS = (
 _MILESTONES = tuple(
     (wording, re.compile(form, re.IGNORECASE))
     for wording in _WORDINGS
-    for form in (wording.form + _WHERE, rf"\bat\s+{_LAYER},?\s+(?:(?:the|it|its|answer|token)\s+){{0,3}}{wording.form}")
+    for form in (
+        wording.form + _WHERE,
+        rf"\bat\s+{LAYER_ALONE},?\s+(?:(?:the|it|its|answer|token)\s+){{0,3}}{wording.form}",
+    )
 )
 _NOT_FIRST = re.compile(
     r"\b(?:again|back|lost|returns?|for good|stable|stably|until|onwards?|earlier|later|facts?|"
@@ -153,10 +161,7 @@ def milestones(assertion: Assertion) -> Iterator[Finding]:
                 continue
             taken.append((start, end))
             bound = float(match["bound"]) if "bound" in match.re.groupindex else None
-            # Ranks have whole bounds in their names, other bounds as many decimals as the files give them.
-            shown = (
-                "" if bound is None else (f"{bound:g}" if wording.as_bound == "{}" else wording.as_bound.format(bound))
-            )
+            shown = "" if bound is None else wording.as_bound.format(bound)
             yield from _milestone(assertion, match, tuple(name.format(shown) for name in wording.names))
 
 
@@ -175,18 +180,19 @@ def _milestone(assertion: Assertion, match: re.Match[str], names: Sequence[str])
         yield _right(assertion, match.group(), f"{right.name} is layer {layer}", shown, right.citations[0])
         return
     others = () if sure else _layers(assertion, names, assertion.available)
-    told = [assertion.evidence.otherwise(name, lens) for name in names for lens in meant]
-    if any(claim is not None and claim.value == layer for claim in (*others, *told)) or _layer_stated(assertion, layer):
+    alternatives = [assertion.evidence.otherwise(name, lens) for name in names for lens in meant]
+    is_otherwise = any(claim is not None and claim.value == layer for claim in (*others, *alternatives))
+    if is_otherwise or _layer_stated(assertion, layer):
         return
     truth = known[0]
     correct = "no layer" if truth.value is None else f"layer {truth.value}"
     reason = f"{truth.name} of lens {truth.lens} is {correct} ({truth.citations[0]})."
-    yield assertion.finding(match.group(), Judgement.CONTRADICTED, reason, correct=correct, found_at=truth.citations[0])
+    yield assertion.contradicted(match.group(), reason, correct, truth.citations[0])
 
 
 def _layers(assertion: Assertion, names: Sequence[str], lenses: Sequence[str]) -> list[Claim]:
-    found = (assertion.evidence.milestone(name, lens=lens) for name in names for lens in lenses)
-    return [claim for claim in found if claim is not None]
+    claims = (assertion.evidence.milestone(name, lens=lens) for name in names for lens in lenses)
+    return [claim for claim in claims if claim is not None]
 
 
 def _lenses(assertion: Assertion, match: re.Match[str]) -> tuple[tuple[str, ...], bool]:
@@ -206,23 +212,16 @@ def cells(assertion: Assertion) -> Iterator[Finding]:
     for form in _CELLS:
         for match in form.finditer(assertion.text):
             around = assertion.clause(*match.span())
-            column = next(
-                (name for name, words in _COLUMNS.items() if re.fullmatch(words, match["what"], re.IGNORECASE)), None
-            )
-            after = assertion.text[match.end() : match.end() + 12]
+            column, printed = column_of(match["what"], _COLUMNS), Number.parse(match["number"])
             before = assertion.text[max(0, match.start() - 12) : match.start()]
-            if (
-                column is None
-                or assertion.is_elsewhere(*match.span())
-                or _OF_MODEL.search(before)
-                or after.startswith(" or ")
-            ):
+            if assertion.is_elsewhere(*match.span()) or _OF_MODEL.search(before):
+                continue
+            if assertion.text.startswith(" or ", match.end()):
                 continue
             if column == "cos_to_final" and _OTHER_COSINE.search(around.text):
                 continue
             layer = _layer_of(assertion, match, around.text)
-            printed = Number.parse(match["number"])
-            if layer is None or printed is None:
+            if column is None or layer is None or printed is None:
                 continue
             if not _NO_CELL.search(around.text) and not _is_unsure(around.text):
                 yield from _cell(assertion, match, _Value(column, layer, printed))
@@ -230,10 +229,12 @@ def cells(assertion: Assertion) -> Iterator[Finding]:
 
 def _layer_of(assertion: Assertion, match: re.Match[str], around: str) -> int | None:
     """The layer that a value is of: right behind it, else the only one of the clause."""
-    behind = re.match(rf"\s*(?:bits?|logits?)?\)?\s*(?:at|in)\s+{_LAYER}", assertion.text[match.end() :], re.IGNORECASE)
+    behind = re.match(
+        rf"\s*(?:bits?|logits?)?\)?\s*(?:at|in)\s+{LAYER_ALONE}", assertion.text[match.end() :], re.IGNORECASE
+    )
     if behind is not None:
         return int(behind["layer"])
-    inside = [int(match["layer"]) for match in _ANY_LAYER.finditer(match.group()) if match["layer"]]
+    inside = [int(mention["layer"]) for mention in _ANY_LAYER.finditer(match.group()) if mention["layer"]]
     if len(inside) == 1:
         return inside[0]
     depth, start = assertion.evidence.record.model.n_layers, assertion.clause(*match.span()).start
@@ -262,8 +263,8 @@ class _Value:
 
     def value(self, assertion: Assertion, lens: str) -> int | float | None:
         curve = assertion.curve(lens)
-        found = None if curve is None else curve.value(self.column, self.layer)
-        return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+        value = None if curve is None else curve.value(self.column, self.layer)
+        return value if is_number(value) else None
 
 
 def _cell(assertion: Assertion, match: re.Match[str], claimed: _Value) -> Iterator[Finding]:
@@ -288,12 +289,11 @@ def _cell(assertion: Assertion, match: re.Match[str], claimed: _Value) -> Iterat
     if not sure and any(claimed.is_of(assertion, lens) for lens in assertion.available):
         return
     correct = value_text(truth)
-    yield assertion.finding(
+    yield assertion.contradicted(
         match.group(),
-        Judgement.CONTRADICTED,
         f"{where} is {correct} in {assertion.table_name(meant[0])}.",
-        correct=correct,
-        found_at=assertion.place(claimed.layer, meant[0]),
+        correct,
+        assertion.place(claimed.layer, meant[0]),
     )
 
 
@@ -308,9 +308,9 @@ def _of_another_layer(
     layer, value = row.number_in("layer"), row.number_in(claimed.column)
     of_lens = any(assertion.table_name(lens) == table.file.name for lens in lenses)
     if of_lens and layer != claimed.layer and value is not None and claimed.printed.stands_for(value):
-        at = Citation(table.file.name, row.line, row.last_line, row=row.number)
+        at = row_citation(table.file, row)
         why = f"{claimed.column} is {value} at layer {layer} ({at}), and has no value at layer {claimed.layer}."
-        yield assertion.finding(match.group(), Judgement.CONTRADICTED, why, correct=f"layer {layer}", found_at=at)
+        yield assertion.contradicted(match.group(), why, f"layer {layer}", at)
 
 
 def tokens(assertion: Assertion) -> Iterator[Finding]:
@@ -318,49 +318,33 @@ def tokens(assertion: Assertion) -> Iterator[Finding]:
     if not assertion.alone:
         return
     for match in _TOP_TOKEN.finditer(assertion.text):
-        around = assertion.clause(*match.span())
-        layer = _layer_of(assertion, match, around.text.replace(match["token"], ""))
-        if (
-            layer is None
-            or assertion.is_elsewhere(*match.span())
-            or _is_unsure(around.text.replace(match["token"], ""))
-        ):
+        token = match["token"]
+        around = assertion.clause(*match.span()).text.replace(token, "")
+        layer = _layer_of(assertion, match, around)
+        if layer is None or assertion.is_elsewhere(*match.span()) or _is_unsure(around):
             continue
         meant, sure = _lenses(assertion, match)
         tops = {lens: row["top1"] for lens in meant if (row := assertion.row(layer, lens)) is not None}
-        token = match["token"]
         tail = assertion.text[match.start("token") : match.end() + REACH]
         right = [lens for lens, top in tops.items() if top is not None and _is_token(token, top, tail)]
         if right:
             shown = _rows_of_layer(assertion, layer, right[0]) or not assertion.references
             at = assertion.place(layer, right[0])
             yield _right(assertion, match.group(), f"so it is in {assertion.table_name(right[0])}", shown, at)
-        elif sure and tops and all(top is not None and not _MARKS.search(typed(top)) for top in tops.values()):
+        elif sure and tops and all(top is not None and not _MARKS.search(plain_marks(top)) for top in tops.values()):
             top = str(next(iter(tops.values())))
             why = f"top-1 at layer {layer} of {assertion.table_name(meant[0])} is {top!r}."
             at = assertion.place(layer, meant[0])
-            yield assertion.finding(match.group(), Judgement.CONTRADICTED, why, correct=repr(top), found_at=at)
+            yield assertion.contradicted(match.group(), why, repr(top), at)
 
 
 def _is_token(text: str, token: str, tail: str) -> bool:
     """Whether a text in quotes shows a token, or begins one that has quotes of its own."""
-    return same_token(text, token) or same_token(token_meant(text[1:-1]), token) or f'"{plain(typed(token))}"' in tail
-
-
-def depths(assertion: Assertion) -> Iterator[Finding]:
-    """`layer 31 (depth fraction 0.861)`: the layer as a share of the depth."""
-    n_layers = assertion.evidence.record.model.n_layers
-    for found in _DEPTH.finditer(assertion.text) if assertion.alone else ():
-        layer, printed = int(found["layer"]), Number.parse(found["number"])
-        if printed is None or printed.is_whole or n_layers == 0 or layer > n_layers:
-            continue
-        share = layer / n_layers
-        if printed.stands_for(share):
-            why = f"{layer} of {n_layers} layers is {share:.3f}."
-            yield assertion.finding(found.group(), Judgement.SUPPORTED, why)
-        else:
-            why = f"{layer} of {n_layers} layers is {share:.3f}."
-            yield assertion.finding(found.group(), Judgement.CONTRADICTED, why, correct=f"{share:.3f}")
+    return (
+        same_token(text, token)
+        or same_token(token_meant(text[1:-1]), token)
+        or f'"{plain(plain_marks(token))}"' in tail
+    )
 
 
 def copies(assertion: Assertion) -> Iterator[Finding]:
@@ -377,31 +361,20 @@ def copies(assertion: Assertion) -> Iterator[Finding]:
         if copied:
             first = copied[0]
             reason = f"{first.name} is layer {first.value} ({first.citations[0]})."
-            yield assertion.finding(
-                match.group(),
-                Judgement.CONTRADICTED,
-                reason,
-                correct=f"layer {first.value}",
-                found_at=first.citations[0],
-            )
+            yield assertion.contradicted(match.group(), reason, f"layer {first.value}", first.citations[0])
         elif known:
             why = f"{' and '.join(claim.name for claim in known)}: at no layer."
-            yield assertion.finding(match.group(), Judgement.SUPPORTED, why, found_at=known[0].citations[0])
+            yield assertion.supported(match.group(), why, known[0].citations[0])
 
 
 def _right(assertion: Assertion, claim: str, reason: str, shown: bool, at: Citation | None) -> Finding:
     """It holds; whether the cited lines show it, or those of another statement of the line."""
     if shown or not assertion.references:
-        return assertion.finding(claim, Judgement.SUPPORTED, f"{reason}.", found_at=at)
+        return assertion.supported(claim, f"{reason}.", at)
     cited = assertion.cited
-    if cited is None or not cited.is_complete or at is None or assertion.is_cited_beside(at):
-        return assertion.finding(
-            claim, Judgement.UNDECIDED, f"{reason}; whether the cited lines show it cannot be told."
-        )
-    said_of = "; ".join(reference.text for reference in assertion.references)
-    return assertion.finding(
-        claim, Judgement.ELSEWHERE, f"{reason} ({at}), but {said_of} does not show it.", correct=str(at), found_at=at
-    )
+    if cited is None or not cited.is_complete or at is None or assertion.is_cited_on_line(at):
+        return assertion.undecided(claim, f"{reason}; whether the cited lines show it cannot be told.")
+    return assertion.elsewhere(claim, f"{reason} ({at}), but {assertion.statement.citation} does not show it.", at)
 
 
 def _tables(assertion: Assertion) -> tuple[CitedCsv, ...]:
@@ -430,16 +403,11 @@ def _rows_show(assertion: Assertion, claimed: _Value) -> bool:
 def _row_holds(assertion: Assertion, claimed: _Value) -> bool:
     """Whether a cited row of the layer has a number of several digits in any column: the words may mean that one."""
     printed = claimed.printed
-    return (
-        not printed.is_whole
-        and printed.digits >= _SEVERAL
-        and any(
-            row.number_in("layer") == claimed.layer
-            and any((v := row.number_in(column)) is not None and claimed.printed.stands_for(v) for column in row.cells)
-            for table in _tables(assertion)
-            for row in table.rows
-        )
-    )
+    if printed.is_whole or printed.digits < _SEVERAL:
+        return False
+    rows = (row for table in _tables(assertion) for row in table.rows if row.number_in("layer") == claimed.layer)
+    values = (row.number_in(column) for row in rows for column in row.cells)
+    return any(value is not None and printed.stands_for(value) for value in values)
 
 
 def _stated(assertion: Assertion, printed: Number) -> bool:

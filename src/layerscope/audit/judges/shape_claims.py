@@ -39,7 +39,7 @@ NOISE = 0.02
 FEWEST = 8
 """Layers that a curve must have to be called rising or falling."""
 SETTLED = 2
-"""Layers at the bottom that do not count as a reversal: the embedding is read with a norm that is not its own."""
+"""Layers at the bottom that do not count as a reversal: the embedding is read with a later layer's norm."""
 ALIGNED, EARLY_DEPTH = 0.2, 0.75
 """Cosine from which a direction counts as found, and the share of the depth after which that is not early."""
 
@@ -62,7 +62,6 @@ _STEADY = re.compile(
 _PARTIAL = re.compile(
     r"\b(?:until|after|from|between|beyond|before|late|mid|early|once|near|around|only|again)\b", re.I
 )
-
 _PART = re.compile(
     r"\b(?:until|after|from|between|beyond|before|past|starting|late|later|mid\w*|once|within|upper|last|near|through)\b|"
     r"\b(?:early|final|top|deep\w*|shallow) (?:layers?|depths?|blocks?|part|half|third|quarter)\b",
@@ -73,18 +72,13 @@ _PART = re.compile(
 
 def moves(assertion: Assertion) -> Iterator[Finding]:
     """`KL decreases with depth`, `entropy falls monotonically`."""
-    for form in (_MOVES, _STEADY):
-        for match in form.finditer(assertion.text):
-            column = column_of(match["what"])
-            around = assertion.clause(*match.span())
-            if column is None or not assertion.alone or assertion.is_elsewhere(*match.span()):
-                continue
-            head = assertion.text[around.start : match.start()]
-            if NEGATION.search(head) or not match["manner"] or HEDGE.search(around.text):
-                continue
-            tail = assertion.text[match.end() : min(around.end, match.end() + 40)]
-            if _PARTIAL.search(match.group()) or spans(around.text) or _PART.search(head) or _PART.search(tail):
-                continue
+    for match, around in assertion.unhedged(_MOVES, _STEADY):
+        column = column_of(match["what"])
+        head = assertion.text[around.start : match.start()]
+        tail = assertion.text[match.end() : min(around.end, match.end() + 40)]
+        if column is None or NEGATION.search(head) or not match["manner"]:
+            continue
+        if not (_PARTIAL.search(match.group()) or spans(around.text) or _PART.search(head) or _PART.search(tail)):
             yield from _move(assertion, match, column)
 
 
@@ -96,7 +90,7 @@ def _move(assertion: Assertion, match: re.Match[str], column: str) -> Iterator[F
     if "improv" in words and column != "answer_rank":
         return
     if column == "answer_rank" and not re.search("monoton|every layer|consistent|steadil|smooth", words):
-        return  # that a rank improves with depth is said of its ends
+        return  # a rank that improves with depth does so from end to end, not at each layer
     strictly = "monoton" in words or "every layer" in words
     lenses, claim = assertion.lenses(*match.span()), match.group()
     if not lenses or any(len(assertion.points(column, lens)) < FEWEST for lens in lenses):
@@ -106,14 +100,14 @@ def _move(assertion: Assertion, match: re.Match[str], column: str) -> Iterator[F
     if len(wrong) == len(verdicts):
         yield wrong[0].finding(assertion, claim)
     elif any(_holds(assertion, column, lens, direction) for lens in lenses):
-        yield assertion.finding(claim, Judgement.SUPPORTED, f"{column} does so in {assertion.table_name()}.")
+        yield assertion.supported(claim, f"{column} does so in {assertion.table_name()}.")
     else:
-        yield assertion.finding(claim, Judgement.UNDECIDED, f"{column} does so in part: not at every step.")
+        yield assertion.undecided(claim, f"{column} does so in part: not at every step.")
 
 
 @dataclass(frozen=True)
 class _Against:
-    """How a curve goes against what is said of it."""
+    """How a curve goes against a claim."""
 
     column: str
     lens: str
@@ -123,18 +117,17 @@ class _Against:
     extreme: tuple[int, int | float]
 
     def finding(self, assertion: Assertion, claim: str) -> Finding:
-        where = f"{_point(self.column, self.low)} to {_point(self.column, self.high)}"
-        return assertion.finding(
+        where = f"{_point(self.low)} to {_point(self.high)}"
+        return assertion.contradicted(
             claim,
-            Judgement.CONTRADICTED,
             f"{self.column} of lens {self.lens} goes the other way from {where} in {assertion.table_name(self.lens)}; "
-            f"its extreme is {_point(self.column, self.extreme)}.",
-            correct=f"{self.column} goes from {where}; its extreme is {_point(self.column, self.extreme)}",
-            found_at=assertion.place(self.high[0], self.lens),
+            f"its extreme is {_point(self.extreme)}.",
+            f"{self.column} goes from {where}; its extreme is {_point(self.extreme)}",
+            assertion.place(self.high[0], self.lens),
         )
 
 
-def _point(column: str, point: tuple[int, int | float]) -> str:
+def _point(point: tuple[int, int | float]) -> str:
     return f"{value_text(point[1])} at layer {point[0]}"
 
 
@@ -197,18 +190,10 @@ _PEAK_OF = re.compile(
 
 def peaks(assertion: Assertion) -> Iterator[Finding]:
     """`peaks at layer 29`, `largest KL at L29`, `the maximum after L_semantic appears at the final layer`."""
-    for form in (_PEAK, _PEAK_OF):
-        for match in form.finditer(assertion.text):
-            column, around = column_of(match["what"]), assertion.clause(*match.span())
-            if (
-                column is None
-                or not assertion.alone
-                or assertion.is_elsewhere(*match.span())
-                or HEDGE.search(around.text)
-            ):
-                continue
-            if NEGATION.search(around.text) or spans(around.text) or "delta" in around.text.lower():
-                continue
+    for match, around in assertion.unhedged(_PEAK, _PEAK_OF):
+        column = column_of(match["what"])
+        unclear = NEGATION.search(around.text) or spans(around.text) or "delta" in around.text.lower()
+        if column is not None and not unclear:
             yield from _peak(assertion, match, column, around.text)
 
 
@@ -234,15 +219,14 @@ def _peak(assertion: Assertion, match: re.Match[str], column: str, around: str) 
         right = right or abs(top[0] - layer) <= slack or abs(top[1] - dict(curve)[layer]) <= NOISE * span
         wrong.append((lens, top))
     if right:
-        yield assertion.finding(match.group(), Judgement.SUPPORTED, f"so it is in {assertion.table_name()}.")
+        yield assertion.supported(match.group(), f"so it is in {assertion.table_name()}.")
     elif wrong:
         lens, top = wrong[0]
-        yield assertion.finding(
+        yield assertion.contradicted(
             match.group(),
-            Judgement.CONTRADICTED,
-            f"the extreme of {column} in {assertion.table_name(lens)} is {_point(column, top)}.",
-            correct=f"{_point(column, top)}",
-            found_at=assertion.place(top[0], lens),
+            f"the extreme of {column} in {assertion.table_name(lens)} is {_point(top)}.",
+            _point(top),
+            assertion.place(top[0], lens),
         )
 
 
@@ -251,8 +235,6 @@ _STAYS = re.compile(
     rf"(?P<op>>=|<=|>|<|above|below|over|under)\s*(?P<bound>{NUMBER}){ENDS}\s*(?:bits?)?",
     re.IGNORECASE,
 )
-
-
 _SINGLE = re.compile(
     rf"{LAYER}|\b(?:sampled|early|mid|later?|until|through|most|after\w*|before|from|once|"
     r"beyond|thereafter|then|post|pre|onwards?|final|last|end|collapse|semantic\w*)\b",
@@ -262,29 +244,23 @@ _SINGLE = re.compile(
 
 def stays(assertion: Assertion) -> Iterator[Finding]:
     """`answer_rank stays > 10^4`: over the layers it names, else those it cites, else all."""
-    for match in _STAYS.finditer(assertion.text):
-        column, around = column_of(match["what"]), assertion.clause(*match.span())
-        if column is None or not assertion.alone or assertion.is_elsewhere(*match.span()) or HEDGE.search(around.text):
-            continue
-        bound = Number.parse(match["bound"])
-        if bound is None:
+    for match, _ in assertion.unhedged(_STAYS):
+        column, bound = column_of(match["what"]), Number.parse(match["bound"])
+        if column is None or bound is None:
             continue
         outcomes = [_stay(assertion, match, column, bound.value, lens) for lens in assertion.lenses(*match.span())]
-        if outcomes and all(outcome is not None for outcome in outcomes):
-            wrong = [
-                outcome for outcome in outcomes if outcome is not None and outcome.judgement is Judgement.CONTRADICTED
-            ]
-            settled = [
-                outcome for outcome in outcomes if outcome is not None and outcome.judgement is Judgement.SUPPORTED
-            ]
-            if len(wrong) == len(outcomes):
-                yield wrong[0]
-            elif settled:
-                yield settled[0]
+        findings = [outcome for outcome in outcomes if outcome is not None]
+        if not findings or len(findings) < len(outcomes):
+            continue
+        settled = [finding for finding in findings if finding.judgement is Judgement.SUPPORTED]
+        if all(finding.judgement is Judgement.CONTRADICTED for finding in findings):
+            yield findings[0]
+        elif settled:
+            yield settled[0]
 
 
 def _stay(assertion: Assertion, match: re.Match[str], column: str, bound: int | float, lens: str) -> Finding | None:
-    """Whether no value is on the other side; None where that cannot be told."""
+    """Whether no value is on the other side; None where that is not clear."""
     curve = dict(assertion.points(column, lens))
     above = match["op"] in (">", ">=", "above", "over")
     around = sentence(assertion.text, *match.span())
@@ -298,20 +274,16 @@ def _stay(assertion: Assertion, match: re.Match[str], column: str, bound: int | 
     broken = [layer for layer in layers if (curve[layer] < bound if above else curve[layer] > bound)]
     claim = match.group()
     if not broken:
-        return assertion.finding(
-            claim, Judgement.SUPPORTED, f"so it does at {len(layers)} layers of {assertion.table_name(lens)}."
-        )
+        return assertion.supported(claim, f"so it does at {len(layers)} layers of {assertion.table_name(lens)}.")
     pointed = bool(named) or len(layers) < len(curve)
     if not pointed and len(broken) < REVERSAL * len(layers):
-        return assertion.finding(claim, Judgement.UNDECIDED, f"it does not at {len(broken)} of {len(layers)} layers.")
+        return assertion.undecided(claim, f"it does not at {len(broken)} of {len(layers)} layers.")
     worst = min(broken, key=lambda layer: curve[layer]) if above else max(broken, key=lambda layer: curve[layer])
-    return assertion.finding(
+    return assertion.contradicted(
         claim,
-        Judgement.CONTRADICTED,
-        f"{column} is {_point(column, (worst, curve[worst]))} in {assertion.table_name(lens)}, "
-        "within the layers meant.",
-        correct=_point(column, (worst, curve[worst])),
-        found_at=assertion.place(worst, lens),
+        f"{column} is {_point((worst, curve[worst]))} in {assertion.table_name(lens)}, within the layers meant.",
+        _point((worst, curve[worst])),
+        assertion.place(worst, lens),
     )
 
 
@@ -368,12 +340,10 @@ def _alignment(assertion: Assertion, claim: str, lens: str) -> Finding | None:
         low = min(against, key=lambda point: point[1])
         why = (
             f"cos_to_final of lens {lens} is below 0 at {len(against)} of the {len(after)} layers after layer {start}, "
-            f"down to {_point('cos_to_final', low)}"
+            f"down to {_point(low)}"
         )
     else:
         return None
     worst = trough(after)
     at = assertion.place(start if worst is None or start > EARLY_DEPTH * last else worst[0], lens)
-    return assertion.finding(
-        claim, Judgement.CONTRADICTED, f"{why} ({assertion.table_name(lens)}).", correct=why, found_at=at
-    )
+    return assertion.contradicted(claim, f"{why} ({assertion.table_name(lens)}).", why, at)

@@ -1,15 +1,17 @@
-"""Sentences with sums in them: depths as percentages, entropy drops, differences of layers."""
+"""Sentences with sums in them: depths as shares, entropy drops, differences of layers."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 from layerscope.audit.judges.claim_context import Assertion
-from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.audit.parse.vocabulary import LAYER_ALONE, NUMBER_ALONE
+from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import NUMBER, Number
 
 _IS = r"\s*(?=[=~])=*\s*"
 _SHARE = re.compile(rf"(?<![\d./])(\d+)\s*/\s*(\d+)\s*(?==|~|->|is)(?:=|->|is)*\s*(~?\s*{NUMBER}\s?%)")
+_DEPTH = re.compile(rf"{LAYER_ALONE},?\s*\(?(?:a |at )?depth fraction(?: of)?\s+{NUMBER_ALONE}", re.IGNORECASE)
 _DROP = re.compile(
     rf"(?:\u0394|delta )H\w*\s*(?:\(bits\))?{_IS}(?P<drop>~?\s*{NUMBER})\s*(?:bits)?[^.;]{{0,12}}?"
     rf"\(?\s*entropy\s?@?\s?\(?L_copy\w*\)?{_IS}(?P<copy>~?\s*{NUMBER})(?: bits)?\s*(?:vs\.?|-|,|and|to|->)\s*"
@@ -32,16 +34,24 @@ def depths(assertion: Assertion) -> Iterator[Finding]:
             continue
         share = 100 * layer / depth
         if not printed.stands_for(layer / depth):
-            yield assertion.finding(
-                match.group(),
-                Judgement.CONTRADICTED,
-                f"{layer} of {depth} is {share:.1f} %.",
-                correct=f"{share:.1f} %",
-            )
+            yield assertion.contradicted(match.group(), f"{layer} of {depth} is {share:.1f} %.", f"{share:.1f} %")
         elif depth == n_layers and assertion.alone:
-            yield assertion.finding(
-                match.group(), Judgement.SUPPORTED, f"{layer} of {n_layers} layers is {share:.1f} %."
-            )
+            yield assertion.supported(match.group(), f"{layer} of {n_layers} layers is {share:.1f} %.")
+
+
+def depth_fractions(assertion: Assertion) -> Iterator[Finding]:
+    """`layer 31 (depth fraction 0.861)`: the layer as a share of the depth."""
+    n_layers = assertion.evidence.record.model.n_layers
+    for match in _DEPTH.finditer(assertion.text) if assertion.alone else ():
+        layer, printed = int(match["layer"]), Number.parse(match["number"])
+        if printed is None or printed.is_whole or n_layers == 0 or layer > n_layers:
+            continue
+        share = layer / n_layers
+        reason = f"{layer} of {n_layers} layers is {share:.3f}."
+        if printed.stands_for(share):
+            yield assertion.supported(match.group(), reason)
+        else:
+            yield assertion.contradicted(match.group(), reason, f"{share:.3f}")
 
 
 def drops(assertion: Assertion) -> Iterator[Finding]:
@@ -54,21 +64,19 @@ def drops(assertion: Assertion) -> Iterator[Finding]:
         rows = [
             (layer, value) for lens in assertion.available for layer, value in assertion.points("entropy_bits", lens)
         ]
-        known = all(any(one.stands_for(value) for _, value in rows) for one in (copy, semantic))
+        known = all(any(number.stands_for(value) for _, value in rows) for number in (copy, semantic))
         # Each of the three may be half a unit of its last digit from what was measured.
         if not replace(drop, step=drop.step + copy.step + semantic.step).stands_for(difference):
-            yield assertion.finding(
+            yield assertion.contradicted(
                 match.group(),
-                Judgement.CONTRADICTED,
                 f"the difference of the two entropies is {difference:.4g} bits.",
-                correct=f"{difference:.4g} bits",
+                f"{difference:.4g} bits",
             )
         elif known:
             at = next(layer for layer, value in rows if semantic.stands_for(value))
-            yield assertion.finding(
-                match.group(), Judgement.SUPPORTED, "both entropies are there, and so is the sum.",
-                found_at=assertion.place(at),
-            )  # fmt: skip
+            yield assertion.supported(
+                match.group(), "both entropies are there, and so is the sum.", assertion.place(at)
+            )
 
 
 def differences(assertion: Assertion) -> Iterator[Finding]:
@@ -76,9 +84,6 @@ def differences(assertion: Assertion) -> Iterator[Finding]:
     for match in _DIFFERENCE.finditer(assertion.text):
         first, second = int(match["a"]), int(match["b"])
         if abs(int(match["change"])) != abs(first - second):
-            yield assertion.finding(
-                match.group(),
-                Judgement.CONTRADICTED,
-                f"{first} and {second} are {abs(first - second)} apart.",
-                correct=f"{first - second:+d}",
+            yield assertion.contradicted(
+                match.group(), f"{first} and {second} are {abs(first - second)} apart.", f"{first - second:+d}"
             )

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from layerscope.audit.judges.claim_context import Assertion, is_about, subjects
-from layerscope.audit.parse.plain_text import token_meant
 from layerscope.audit.parse.read_report import Statement
-from layerscope.audit.parse.vocabulary import plain
+from layerscope.audit.parse.vocabulary import column_of, plain, token_meant
 from layerscope.report.cited.archive import Archive
-from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import ENDS, NUMBER, Number
 
 _COLUMNS = {
@@ -51,7 +50,7 @@ ENOUGH = 0.5
 class _Row:
     """One row of a table: what it says of a layer."""
 
-    said: Assertion
+    assertion: Assertion
     layer: int
     cells: Mapping[str, str]
     """Printed values by our column."""
@@ -74,22 +73,22 @@ def judge_tables(statements: Sequence[Statement], archive: Archive) -> list[Find
     for statement in statements if is_about(statements, archive) else ():
         row = _row(statement, archive)
         if row is not None:
-            key = (row.said.evidence.stem, statement.header, statement.headings, tuple(row.cells))
+            key = (row.assertion.evidence.stem, statement.header, statement.headings, tuple(row.cells))
             tables.setdefault(key, []).append(row)
-    found = [finding for rows in tables.values() for finding in _judge(rows)]
-    return sorted(found, key=lambda finding: finding.line)
+    findings = [finding for rows in tables.values() for finding in _judge(rows)]
+    return sorted(findings, key=lambda finding: finding.line)
 
 
 def _row(statement: Statement, archive: Archive) -> _Row | None:
     """A statement as a row on one layer; None where it is none."""
-    said = next(subjects(statement, archive), None) if len(statement.stems) == 1 else None
-    if said is None:
+    assertion = next(subjects(statement, archive), None) if len(statement.stems) == 1 else None
+    if assertion is None:
         return None
     cells = _cells(statement) if statement.cells is not None else _listed(statement)
     layer = None if cells is None else re.fullmatch(r"[L\s]*(?:layer )?(\d+)", _bare(cells.get("layer", "")), re.I)
     if cells is None or layer is None or len(cells) < 2:
         return None
-    return _Row(said, int(layer[1]), {name: text for name, text in cells.items() if name != "layer"})
+    return _Row(assertion, int(layer[1]), {name: text for name, text in cells.items() if name != "layer"})
 
 
 def _listed(statement: Statement) -> dict[str, str] | None:
@@ -115,8 +114,7 @@ def _cells(statement: Statement) -> dict[str, str] | None:
 
 
 def _column(header: str) -> str | None:
-    text = _UNITS.sub("", plain(header).strip().lower()).strip()
-    return next((name for name, form in _COLUMNS.items() if re.fullmatch(form, text)), None)
+    return column_of(_UNITS.sub("", plain(header).strip().lower()), _COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -143,19 +141,19 @@ class _Fit:
 
 
 def _judge(rows: Sequence[_Row]) -> Iterator[Finding]:
-    said = rows[0].said
-    order = [said.evidence.headline, *(lens for lens in said.available if lens != said.evidence.headline)]
+    assertion = rows[0].assertion
+    order = list(dict.fromkeys((assertion.evidence.headline, *assertion.available)))
     fits = {lens: [_fit(row, lens) for row in rows] for lens in order}
 
-    def name_similarity(lens: str) -> tuple[int, int]:
+    def agreement(lens: str) -> tuple[int, int]:
         known = [fit for fit in fits[lens] if fit is not None]
         return sum(fit.is_near for fit in known), sum(fit.holds for fit in known)
 
     # A lens that was not measured in a column cannot be meant where another one was.
     measured = {lens: _measured(rows, lens) for lens in order}
     order = [lens for lens in order if measured[lens] == max(measured.values())]
-    best = max(order, key=lambda lens: (*name_similarity(lens), -order.index(lens)))
-    if name_similarity(best)[0] < ENOUGH * len(rows):
+    best = max(order, key=lambda lens: (*agreement(lens), -order.index(lens)))
+    if agreement(best)[0] < ENOUGH * len(rows):
         return
     for row, fit in zip(rows, fits[best], strict=True):
         yield _finding(row, fit, best)
@@ -163,10 +161,10 @@ def _judge(rows: Sequence[_Row]) -> Iterator[Finding]:
 
 def _measured(rows: Sequence[_Row], lens: str) -> int:
     """In how many columns of printed numbers a lens' rows have values."""
-    found = ((row.said.row(row.layer, lens), row.cells) for row in rows)
+    compared = ((row.assertion.row(row.layer, lens), row.cells) for row in rows)
     names = {
         name
-        for values, cells in found
+        for values, cells in compared
         if values is not None
         for name, text in cells.items()
         if name != "top1" and _printed(text) is not None and values[name] is not None
@@ -175,22 +173,22 @@ def _measured(rows: Sequence[_Row], lens: str) -> int:
 
 
 def _finding(row: _Row, fit: _Fit | None, lens: str) -> Finding:
-    at, text, name = row.said.place(row.layer, lens), plain(row.said.statement.text), row.said.table_name(lens)
+    assertion = row.assertion
+    at, text, name = assertion.place(row.layer, lens), plain(assertion.statement.text), assertion.table_name(lens)
     if fit is None:
-        return row.said.finding(text, Judgement.UNDECIDED, f"{name} has no row of layer {row.layer}.")
+        return assertion.undecided(text, f"{name} has no row of layer {row.layer}.")
     if fit.wrong:
         truth = "; ".join(fit.wrong)
-        reason = f"{name} has at layer {row.layer}: {truth}."
-        return row.said.finding(text, Judgement.CONTRADICTED, reason, correct=truth, found_at=at)
+        return assertion.contradicted(text, f"{name} has at layer {row.layer}: {truth}.", truth, at)
     if not fit.holds:
         unclear = f"it is not clear what is meant by {', '.join(fit.unread)}" if fit.unread else "it states no value"
-        return row.said.finding(text, Judgement.UNDECIDED, f"{unclear}.")
-    return row.said.finding(text, Judgement.SUPPORTED, f"so it is in {name}, layer {row.layer}.", found_at=at)
+        return assertion.undecided(text, f"{unclear}.")
+    return assertion.supported(text, f"so it is in {name}, layer {row.layer}.", at)
 
 
 def _fit(row: _Row, lens: str) -> _Fit | None:
     """How a row fits; None where the lens has none of its layer."""
-    values = row.said.row(row.layer, lens)
+    values = row.assertion.row(row.layer, lens)
     if values is None:
         return None
     right, wrong, unread, far = 0, list[str](), list[str](), False
@@ -238,12 +236,12 @@ def same_token(text: str, token: str) -> bool:
 def _forms(text: str) -> set[str]:
     """A text as it may be meant, without what Markdown and printing do to tokens."""
     normal, meant = _normal(text), _normal(token_meant(text))
-    found = {normal, normal.replace("\\", ""), meant, meant.replace("&#124;", "|")}
-    found |= {form.strip().strip("*").strip() for form in found}
-    found |= {form[1:-1] for form in found if len(form) >= 2 and form[0] in _QUOTES and form[-1] == form[0]}
-    found |= {form.strip() for form in found}
-    found |= {form[1:-1] for form in found if len(form) >= 2 and form[0] in _QUOTES and form[-1] == form[0]}
-    return {" ".join(form.split()) for form in found} | ({""} if not normal.strip() else set())
+    forms = {normal, normal.replace("\\", ""), meant, meant.replace("&#124;", "|")}
+    forms |= {form.strip().strip("*").strip() for form in forms}
+    for _ in range(2):  # a report may quote a token that is in quotes
+        forms |= {form.strip() for form in forms}
+        forms |= {form[1:-1] for form in forms if len(form) >= 2 and form[0] in _QUOTES and form[-1] == form[0]}
+    return {" ".join(form.split()) for form in forms} | ({""} if not normal.strip() else set())
 
 
 def _normal(text: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from layerscope.audit.judges.claim_context import Assertion
+from layerscope.audit.lookup.cited_lines import row_citation
 from layerscope.audit.parse.vocabulary import HEDGE, LAYER, NEGATION, sentence, spans
 from layerscope.errors import RunError
 from layerscope.report.cited.claims import Citation
@@ -65,23 +66,22 @@ def _leads(assertion: Assertion, match: re.Match[str], limit: int, *, is_first: 
     token, layer = (match["quoted"] or match["bare"]).strip(), int(match.groups()[-1])
     if assertion.row(layer) is None or not any(token in _tokens(assertion, lens) for lens in assertion.available):
         return
-    meant, asked = assertion.lenses(*match.span()), _Entry(layer, is_first, by)
-    right = [lens for lens in meant if any(map(asked.holds, _ways_in(assertion, lens, token, limit)))]
+    meant, entry = assertion.lenses(*match.span()), _Entry(layer, is_first, by)
+    right = [lens for lens in meant if any(map(entry.holds, _ways_in(assertion, lens, token, limit)))]
     if right:
-        yield assertion.finding(match.group(), Judgement.SUPPORTED, f"so it is in {assertion.table_name(right[0])}.")
+        yield assertion.supported(match.group(), f"so it is in {assertion.table_name(right[0])}.")
         return
-    elsewhere = any(asked.holds(way) for lens in assertion.available for way in _ways_in(assertion, lens, token, limit))
+    elsewhere = any(entry.holds(way) for lens in assertion.available for way in _ways_in(assertion, lens, token, limit))
     if token not in _answers(assertion) or not meant or elsewhere:
         return
     first = min(_ways_in(assertion, meant[0], token, limit)[0], default=None)
     truth = "at no layer" if first is None else f"first at layer {first}"
-    yield assertion.finding(
+    yield assertion.contradicted(
         match.group(),
-        Judgement.CONTRADICTED,
         f"in {assertion.table_name(meant[0])} {token!r} is among the first {limit} {truth}"
         + ("." if is_first else f", and is not at layer {layer}."),
-        correct=truth,
-        found_at=assertion.place(first, meant[0]),
+        truth,
+        assertion.place(first, meant[0]),
     )
 
 
@@ -112,16 +112,8 @@ def _ways_in(assertion: Assertion, lens: str, token: str, limit: int) -> list[li
 
 def lasts(assertion: Assertion) -> Iterator[Finding]:
     """`stabilises as the persistent top-1 from L 33 onward`, of the answer."""
-    for match in _STAYS_FIRST.finditer(assertion.text):
-        around = assertion.clause(*match.span())
-        if (
-            not assertion.alone
-            or assertion.is_elsewhere(*match.span())
-            or HEDGE.search(around.text)
-            or NEGATION.search(around.text)
-        ):
-            continue
-        if not _is_of_answer(assertion, match):
+    for match, around in assertion.unhedged(_STAYS_FIRST):
+        if NEGATION.search(around.text) or not _is_of_answer(assertion, match):
             continue
         layer, outcomes = int(match.group(3)), list[tuple[str, int | None, bool]]()
         for lens in assertion.lenses(*match.span()):
@@ -131,14 +123,13 @@ def lasts(assertion: Assertion) -> Iterator[Finding]:
         if not outcomes or not all(known for *_, known in outcomes):
             continue
         if any(broken is None for _, broken, _ in outcomes):
-            yield assertion.finding(match.group(), Judgement.SUPPORTED, f"so it does in {assertion.table_name()}.")
+            yield assertion.supported(match.group(), f"so it does in {assertion.table_name()}.")
         else:
             lens, first, _ = outcomes[0]
-            yield assertion.finding(
+            yield assertion.contradicted(
                 match.group(),
-                Judgement.CONTRADICTED,
                 f"in {assertion.table_name(lens)} the answer's rank at layer {first} is not 1.",
-                found_at=assertion.place(first, lens),
+                at=assertion.place(first, lens),
             )
 
 
@@ -158,15 +149,12 @@ def _is_of_answer(assertion: Assertion, match: re.Match[str]) -> bool:
 
 
 def _tokens(assertion: Assertion, lens: str) -> set[str]:
-    curve = assertion.curve(lens)
-    rows = () if curve is None else curve.rows
-    return {token.strip() for row in rows for token in row["top_tokens"] or ()}
+    return {token.strip() for row in assertion.rows(lens) for token in row["top_tokens"] or ()}
 
 
 def _layers_in(assertion: Assertion, lens: str, token: str, limit: int) -> list[int]:
-    curve = assertion.curve(lens)
-    rows = () if curve is None else curve.rows
-    return [row["layer"] for row in rows if any(one.strip() == token for one in (row["top_tokens"] or ())[:limit])]
+    lists = [(row["layer"], (row["top_tokens"] or ())[:limit]) for row in assertion.rows(lens)]
+    return [layer for layer, tokens in lists if any(listed.strip() == token for listed in tokens)]
 
 
 # Lists of tokens at a layer
@@ -180,7 +168,7 @@ _GLUE = re.compile(r"\s*(?:,|\balongside\b|\band\b|\bwith\b|\bplus\b|\bas well a
 
 @dataclass(frozen=True)
 class _List:
-    """The likeliest tokens at one place, likeliest first."""
+    """The likeliest tokens at a place, likeliest first."""
 
     tokens: tuple[str, ...]
     place: Citation | None
@@ -199,34 +187,26 @@ def includes(assertion: Assertion) -> Iterator[Finding]:
         lists = _lists(assertion, layer)
         if not lists:
             continue
-        holding = [list for list in lists if _has(list.tokens[:limit], items)]
-        cited = [list for list in lists if list.is_cited]
-        if holding and (not cited or any(one.is_cited for one in holding)):
-            yield assertion.finding(match.group(), Judgement.SUPPORTED, "so it is there.", found_at=holding[0].place)
+        holding = [listed for listed in lists if _has(listed.tokens[:limit], items)]
+        cited = [listed for listed in lists if listed.is_cited]
+        if holding and (not cited or any(listed.is_cited for listed in holding)):
+            yield assertion.supported(match.group(), "so it is there.", holding[0].place)
         elif holding:
-            yield assertion.finding(
-                match.group(),
-                Judgement.ELSEWHERE,
-                f"not in the cited rows, but at {holding[0].place}.",
-                correct=str(holding[0].place),
-                found_at=holding[0].place,
+            yield assertion.elsewhere(
+                match.group(), f"not in the cited rows, but at {holding[0].place}.", holding[0].place
             )
         elif _are_tokens(assertion, match["items"], items, lists):
             shown = (cited or lists)[0]
             first = ", ".join(repr(token) for token in shown.tokens[:limit])
-            yield assertion.finding(
-                match.group(),
-                Judgement.CONTRADICTED,
-                f"the first {limit} at {shown.place} are {first}.",
-                correct=first,
-                found_at=shown.place,
+            yield assertion.contradicted(
+                match.group(), f"the first {limit} at {shown.place} are {first}.", first, shown.place
             )
 
 
 def _are_tokens(assertion: Assertion, text: str, items: Sequence[str], lists: Sequence[_List]) -> bool:
     """Whether each item is meant as a token: it stands in quotes, or is a token elsewhere in the rows."""
     known = {token.lower() for lens in assertion.available for token in _tokens(assertion, lens)}
-    known |= {token.strip().lower() for list in lists for token in list.tokens}
+    known |= {token.strip().lower() for listed in lists for token in listed.tokens}
     return all(item.lower() in known or re.search(rf"['\"]\s*{re.escape(item)}\s*['\"]", text) for item in items)
 
 
@@ -237,15 +217,15 @@ def _has(tokens: Sequence[str], items: Sequence[str]) -> bool:
 
 def _lists(assertion: Assertion, layer: int) -> list[_List]:
     """What is most likely at a layer: at the last position under every lens, and in the rows of any cited table."""
-    found = []
+    lists = []
     for lens in assertion.available:
         row = assertion.row(layer, lens)
         place = assertion.place(layer, lens)
         if row is not None and row["top_tokens"]:
-            found.append(_List(tuple(row["top_tokens"]), place, layer in assertion.cited_layers(lens)))
+            lists.append(_List(tuple(row["top_tokens"]), place, layer in assertion.cited_layers(lens)))
     for reference in assertion.references:
-        found += _cited_lists(assertion, reference.file, reference.lines, layer)
-    return found
+        lists += _cited_lists(assertion, reference.file, reference.lines, layer)
+    return lists
 
 
 def _cited_lists(assertion: Assertion, file: str | None, lines: Sequence[tuple[int, int]], layer: int) -> list[_List]:
@@ -260,7 +240,7 @@ def _cited_lists(assertion: Assertion, file: str | None, lines: Sequence[tuple[i
     return [
         _List(
             tuple(token for name in names if (token := row.cells[name]) is not None),
-            Citation(table.name, row.line, row.last_line, row=row.number),
+            row_citation(table, row),
             row.number in cited,
         )
         for row in table.rows
@@ -289,11 +269,8 @@ def dominates(assertion: Assertion) -> Iterator[Finding]:
     """`fillers dominate L0-5 top-1`, `quotes dominate top-1`, over the layers it names, else those it cites."""
     for match in _DOMINATES.finditer(assertion.text):
         around = assertion.clause(*match.span())
-        if (
-            not assertion.alone
-            or NEGATION.search(assertion.text[around.start : match.start()])
-            or HEDGE.search(match.group())
-        ):
+        head = assertion.text[around.start : match.start()]
+        if not assertion.alone or NEGATION.search(head) or HEDGE.search(match.group()):
             continue
         if assertion.is_elsewhere(*match.span()) or not re.search(r"top-?1\b", around.text, re.IGNORECASE):
             continue
@@ -313,14 +290,13 @@ def _dominates(assertion: Assertion, match: re.Match[str], kinds: Sequence[str],
     listed = ", ".join(repr(token) for token in dict.fromkeys(tokens[:8]))
     at = assertion.place(layers[0])
     if share >= AMPLE:
-        yield assertion.finding(match.group(), Judgement.SUPPORTED, f"top-1 at these layers: {listed}.", found_at=at)
+        yield assertion.supported(match.group(), f"top-1 at these layers: {listed}.", at)
     elif share <= SCARCE and named:
-        yield assertion.finding(
+        yield assertion.contradicted(
             match.group(),
-            Judgement.CONTRADICTED,
             f"top-1 at layers {layers[0]} to {layers[-1]} of {assertion.table_name()} is {listed}.",
-            correct=listed,
-            found_at=at,
+            listed,
+            at,
         )
     elif share == 0:
         yield from _cited_in_vain(assertion, match, kinds, around, layers, listed)
@@ -330,8 +306,7 @@ def _cited_in_vain(
     assertion: Assertion, match: re.Match[str], kinds: Sequence[str], around: str, layers: Sequence[int], listed: str
 ) -> Iterator[Finding]:
     """None of the cited rows has such a token; whether others do says if the claim or the citation is wrong."""
-    curve = assertion.curve()
-    rows = () if curve is None else curve.rows
+    rows = assertion.rows()
     depth = rows[-1]["layer"] if rows else 0
     late = re.search(r"\b(?:mid|late|later|upper|final)\b", around, re.IGNORECASE)
     meant = [row["layer"] for row in rows if (row["layer"] >= depth / 2 if late else row["layer"] < depth / 2)]

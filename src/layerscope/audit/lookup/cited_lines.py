@@ -11,7 +11,7 @@ from typing import TypeGuard
 from layerscope.audit.parse.statement import Reference
 from layerscope.errors import RunError
 from layerscope.report.cited.claims import Citation
-from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar, Sources
+from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Sources
 from layerscope.report.numbers import Number
 
 SMALL_BLOCK = 60
@@ -35,7 +35,7 @@ class Leaves:
     """The numbers among members of a document, by their size."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        numbers = [(entry.value, at) for at, entry in enumerate(entries) if _is_number(entry.value)]
+        numbers = [(entry.value, at) for at, entry in enumerate(entries) if is_number(entry.value)]
         self._sorted = sorted((value, at) for value, at in numbers if value == value)  # NaN has no place in an order
         self._values = [value for value, _ in self._sorted]
         self._entries = entries
@@ -47,10 +47,6 @@ class Leaves:
         last = bisect_right(self._values, number.value + reach)
         places = sorted(at for value, at in self._sorted[first:last] if number.stands_for(value))
         return [self._entries[at] for at in places]
-
-
-def _is_number(value: Scalar) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -109,6 +105,11 @@ class Cited:
         return (*self.jsons, *self.csvs)
 
     @property
+    def text(self) -> str:
+        """Their references in the report's own words."""
+        return "; ".join(part.reference.text for part in self.parts)
+
+    @property
     def is_complete(self) -> bool:
         """All that is cited could be read, and lines were given."""
         whole = any(part.is_whole for part in self.parts)
@@ -127,12 +128,12 @@ class Reader:
 
     def read(self, references: Sequence[Reference], stems: Sequence[str]) -> Cited:
         """What the references of a statement on these models hold."""
-        asked = (tuple(references), tuple(stems))
-        if asked not in self._read:
+        key = (tuple(references), tuple(stems))
+        if key not in self._read:
             if len(self._read) >= _REMEMBERED:
                 self._read.clear()
-            self._read[asked] = self._looked_up(references, stems)
-        return self._read[asked]
+            self._read[key] = self._looked_up(references, stems)
+        return self._read[key]
 
     def _looked_up(self, references: Sequence[Reference], stems: Sequence[str]) -> Cited:
         jsons, csvs, missing, others, loose = list[CitedJson](), list[CitedCsv](), list[Missing](), [], False
@@ -142,13 +143,13 @@ class Reader:
             if not names:
                 missing.append(Missing(reference, self._why_not(reference)))
             for name in names:
-                found = self._one(name, reference)
-                if isinstance(found, CitedJson):
-                    jsons.append(found)
-                elif isinstance(found, CitedCsv):
-                    csvs.append(found)
-                elif isinstance(found, Missing):
-                    missing.append(found)
+                part = self._part(name, reference)
+                if isinstance(part, CitedJson):
+                    jsons.append(part)
+                elif isinstance(part, CitedCsv):
+                    csvs.append(part)
+                elif isinstance(part, Missing):
+                    missing.append(part)
                 else:
                     others.append(reference)
         return Cited(tuple(jsons), tuple(csvs), tuple(missing), tuple(others), loose)
@@ -156,10 +157,10 @@ class Reader:
     def by_key(self, file: JsonFile) -> Mapping[str, list[Entry]]:
         """The members of a document by their own name."""
         if file.name not in self._indexes:
-            found: dict[str, list[Entry]] = {}
+            index: dict[str, list[Entry]] = {}
             for entry in file.entries:
-                found.setdefault(entry.key.lower(), []).append(entry)
-            self._indexes[file.name] = found
+                index.setdefault(entry.key.lower(), []).append(entry)
+            self._indexes[file.name] = index
         return self._indexes[file.name]
 
     def leaves(self, file: JsonFile) -> Leaves:
@@ -171,14 +172,14 @@ class Reader:
     def json_of(self, stem: str) -> JsonFile | None:
         """A model's document; None where it cannot be read."""
         name = f"output-{stem}.json"
-        found = self._one(name, Reference(name, name)) if self.sources.has(name) else None
-        return found.file if isinstance(found, CitedJson) else None
+        part = self._part(name, Reference(name, name)) if self.sources.has(name) else None
+        return part.file if isinstance(part, CitedJson) else None
 
     def table_of(self, stem: str) -> CsvFile | None:
         """A model's next-token table; None where it cannot be read."""
         name = f"output-{stem}-pure-next-token.csv"
-        found = self._one(name, Reference(name, name)) if self.sources.has(name) else None
-        return found.file if isinstance(found, CitedCsv) else None
+        part = self._part(name, Reference(name, name)) if self.sources.has(name) else None
+        return part.file if isinstance(part, CitedCsv) else None
 
     def _names(self, reference: Reference, stems: Sequence[str]) -> list[str]:
         file = reference.file
@@ -195,17 +196,17 @@ class Reader:
         if not re.search(r"[*…{]|\.\.\.", file):
             return []
         patterns = [without_brace.replace("…", "*").replace("...", "*") for without_brace in _without_braces(file)]
-        found = [name for name in self.sources.names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
-        of_stems = [n for n in found if any(n in (f"output-{s}.json",) or n.startswith(f"output-{s}-") for s in stems)]
-        exact = [n for n in of_stems or found for s in stems for p in patterns if n == p.replace("*", f"output-{s}", 1)]
-        return exact or of_stems or found
+        names = [name for name in self.sources.names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+        of_stems = [n for n in names if any(n in (f"output-{s}.json",) or n.startswith(f"output-{s}-") for s in stems)]
+        exact = [n for n in of_stems or names for s in stems for p in patterns if n == p.replace("*", f"output-{s}", 1)]
+        return exact or of_stems or names
 
     def _why_not(self, reference: Reference) -> str:
         if reference.file is None:
             return f"{reference.text}: no file is named, here or before"
         return f"{reference.file}: no such file among the {len(self.sources.names)} of {self.sources.folder.name}"
 
-    def _one(self, name: str, reference: Reference) -> CitedJson | CitedCsv | Missing | None:
+    def _part(self, name: str, reference: Reference) -> CitedJson | CitedCsv | Missing | None:
         """One file as it is cited; None for one that is neither a document nor a table."""
         if name in self._damaged:
             return Missing(reference, self._damaged[name])
@@ -277,3 +278,28 @@ def holds_in(place: Citation | None, cited: Cited) -> bool:
     return in_json or any(
         table.file.name == place.file and any(row.number == place.row for row in table.rows) for table in cited.csvs
     )
+
+
+def is_main(row: CsvRow) -> bool:
+    """Whether a row is of the first fact in its original wording."""
+    cells = row.cells
+    return (
+        cells.get("prompt_id") in (None, "pos")
+        and cells.get("prompt_variant") in (None, "orig")
+        and cells.get("fact_index") in (None, "0")
+    )
+
+
+def row_citation(file: CsvFile, row: CsvRow, column: str | None = None) -> Citation:
+    """The place of a row, or of its cell in a column."""
+    return Citation(file.name, row.line, row.last_line, row=row.number, column=column)
+
+
+def entry_citation(file: JsonFile, entry: Entry) -> Citation:
+    """The place of a member of a document."""
+    return Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value of a document is a number; a truth is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

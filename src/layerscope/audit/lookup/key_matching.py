@@ -51,15 +51,15 @@ def name_parts(key: str) -> tuple[str, ...]:
 @lru_cache(maxsize=65536)
 def name_similarity(claimed: str, name: str) -> NameSimilarity:
     """How well a claimed name agrees with that of a member or column."""
-    own = last_name(claimed).lower()
-    if own == name.lower() or _ALIASES.get(own) == name.lower():
+    last = last_name(claimed).lower()
+    if last == name.lower() or _ALIASES.get(last) == name.lower():
         return NameSimilarity.SAME
-    asked, parts = name_parts(_ALIASES.get(own, own)), name_parts(name)
-    if not asked or not parts:
+    claimed_parts, parts = name_parts(_ALIASES.get(last, last)), name_parts(name)
+    if not claimed_parts or not parts:
         return NameSimilarity.NONE
-    if asked == parts:
+    if claimed_parts == parts:
         return NameSimilarity.SAME
-    short, long = (asked, parts) if len(asked) <= len(parts) else (parts, asked)
+    short, long = (claimed_parts, parts) if len(claimed_parts) <= len(parts) else (parts, claimed_parts)
     if len("".join(short)) < _SHORTEST_PREFIX:
         return NameSimilarity.NONE
     return NameSimilarity.PART if _is_abbreviation(short, long) else NameSimilarity.NONE
@@ -72,8 +72,12 @@ def entry_similarity(claimed: str, entry: Entry) -> NameSimilarity:
         return direct
     path = entry.path
     if len(path) >= 2 and not path[-1].isdigit():
-        asked, own = name_parts(last_name(claimed)), name_parts(path[-1])
-        if own and asked[-len(own) :] == own and _is_abbreviation(asked[: -len(own)], name_parts("_".join(path[:-1]))):
+        claimed_parts, key_parts = name_parts(last_name(claimed)), name_parts(path[-1])
+        if (
+            key_parts
+            and claimed_parts[-len(key_parts) :] == key_parts
+            and _is_abbreviation(claimed_parts[: -len(key_parts)], name_parts("_".join(path[:-1])))
+        ):
             return NameSimilarity.PART
     if path and path[-1].isdigit() and len(path) >= 2:
         return name_similarity(claimed, path[-2])
@@ -82,10 +86,10 @@ def entry_similarity(claimed: str, entry: Entry) -> NameSimilarity:
 
 def shares_words(claimed: str, name: str) -> NameSimilarity:
     """Whether two names share most of their words: `first_norm_only_semantic_layer`, `earliest_norm_only_semantic`."""
-    asked, parts = set(name_parts(last_name(claimed))), set(name_parts(name))
-    common = asked & parts
-    numbers = {part for part in asked ^ parts if part[0].isdigit()}
-    close = len(common) >= 2 and len(common) >= _MOST * min(len(asked), len(parts)) and not numbers
+    claimed_parts, parts = set(name_parts(last_name(claimed))), set(name_parts(name))
+    common = claimed_parts & parts
+    numbers = {part for part in claimed_parts ^ parts if part[0].isdigit()}
+    close = len(common) >= 2 and len(common) >= _MOST * min(len(claimed_parts), len(parts)) and not numbers
     return NameSimilarity.PART if close else NameSimilarity.NONE
 
 

@@ -1,11 +1,21 @@
 """Whether the lines that a statement cites hold a value that it claims, and where it stands if they do not."""
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from layerscope.audit.lookup.cited_lines import SMALL_BLOCK, Cited, CitedCsv, CitedJson, Reader
-from layerscope.audit.lookup.early_tokens import is_main
+from layerscope.audit.lookup.cited_lines import (
+    SMALL_BLOCK,
+    Cited,
+    CitedCsv,
+    CitedJson,
+    Reader,
+    entry_citation,
+    is_main,
+    is_number,
+    row_citation,
+)
 from layerscope.audit.lookup.key_matching import (
     NameSimilarity,
     entry_similarity,
@@ -13,13 +23,14 @@ from layerscope.audit.lookup.key_matching import (
     name_similarity,
     shares_words,
 )
-from layerscope.audit.parse.values import FINAL, PROBABILITY, UNNAMED, Claimed, Item, Pair
+from layerscope.audit.lookup.value_matching import SHORTEST_TEXT, cell_holds, entry_holds, may_mean, near, same_kind
+from layerscope.audit.parse.values import FINAL, PROBABILITY, UNNAMED, Claimed, Pair
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.findings import Judgement
 from layerscope.report.cited.sources import CsvFile, CsvRow, Entry, JsonFile, Scalar
 from layerscope.report.numbers import Number
 
-TELLING_DIGITS = 3
+DISTINCTIVE_DIGITS = 3
 """A number with as many digits is hardly met by chance."""
 DIGITS_ALONE = 5
 """A number with as many digits tells where it is from without a name."""
@@ -30,13 +41,12 @@ CUT_BLOCK_LINES = 10
 _NAME = re.compile(r"(?<![\w.@])[A-Za-z][A-Za-z0-9]*_\w*[A-Za-z0-9](?![\w@]|\.\d)")
 _MOST_NAMES = 4
 _SHORTEST_NAME = 4
-_SHORTEST_TEXT = 4
 _TOP = 20
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one claimed value fares."""
+    """The judgement on a claimed value."""
 
     judgement: Judgement
     reason: str
@@ -55,9 +65,7 @@ class _Place:
 
     @property
     def text(self) -> str:
-        shown = (
-            "null" if self.value is None else str(self.value).lower() if isinstance(self.value, bool) else self.value
-        )
+        shown = json.dumps(self.value) if self.value is None or isinstance(self.value, bool) else self.value
         return f"{self.name} is {shown} at {self.citation}"
 
 
@@ -70,20 +78,15 @@ def judge(pair: Pair, cited: Cited, reader: Reader, text: str = "") -> Verdict:
     shown = _shown(pair, cited)
     if shown is not None:
         return Verdict(Judgement.SUPPORTED, f"{shown.text}.", found_at=shown.citation)
-    if not cited.is_complete or pair.is_derived or not _is_telling_name(pair):
+    if not cited.is_complete or pair.is_derived or not _is_distinctive_name(pair):
         return Verdict(Judgement.UNDECIDED, "the cited lines do not show it, and it may follow from others.")
     if _shows_nearly(pair, cited):
         return Verdict(Judgement.UNDECIDED, "the cited lines show a value that is nearly this.")
     elsewhere = list(_elsewhere(pair, cited, reader))
     if elsewhere:
-        place = min(elsewhere, key=lambda one: _distance(one, cited, text))
-        said = "; ".join(part.reference.text for part in cited.parts)
-        return Verdict(
-            Judgement.ELSEWHERE,
-            f"{place.text}; {said} does not show it.",
-            correct=str(place.citation),
-            found_at=place.citation,
-        )
+        place = min(elsewhere, key=lambda candidate: _distance(candidate, cited, text))
+        reason = f"{place.text}; {cited.text} does not show it."
+        return Verdict(Judgement.ELSEWHERE, reason, str(place.citation), place.citation)
     return _otherwise(pair, cited, reader)
 
 
@@ -110,20 +113,20 @@ def is_cut_off(verdict: Verdict, cited: Cited, *, others_shown: bool) -> bool:
 
 def _distance(place: _Place, cited: Cited, text: str) -> tuple[bool, int]:
     """How far a place is from what the statement means: blocks that it names come first, then near lines."""
-    own = place.citation
-    named = own.pointer is not None and any(part in text for part in own.pointer.split("/")[:-1] if "_" in part)
-    lines = [n for part in cited.parts if part.file.name == own.file for span in part.reference.lines for n in span]
-    return not named, min((abs(own.line - line) for line in lines), default=0)
+    at = place.citation
+    named = at.pointer is not None and any(part in text for part in at.pointer.split("/")[:-1] if "_" in part)
+    lines = [n for part in cited.parts if part.file.name == at.file for span in part.reference.lines for n in span]
+    return not named, min((abs(at.line - line) for line in lines), default=0)
 
 
 def judge_uncited(pair: Pair, stem: str, reader: Reader) -> Verdict | None:
     """Judge a value that a statement gives no lines for; None where it has no name that the model's document has."""
     file = reader.json_of(stem)
-    if file is None or pair.is_derived or not pair.is_named or not _is_telling_name(pair):
+    if file is None or pair.is_derived or not pair.is_named or not _is_distinctive_name(pair):
         return None
-    own = [e for e in reader.by_key(file).get(last_name(pair.key).lower(), []) if _of_layer(pair, e, file)]
-    for entry in own:
-        if _entry_holds(pair.value, entry, file):
+    entries = [e for e in reader.by_key(file).get(last_name(pair.key).lower(), []) if _of_layer(pair, e, file)]
+    for entry in entries:
+        if entry_holds(pair.value, entry, file):
             place = _json_place(file, entry, NameSimilarity.SAME)
             return Verdict(Judgement.SUPPORTED, f"{place.text}.", found_at=place.citation)
     return None
@@ -134,30 +137,29 @@ def mentions(text: str, cited: Cited, reader: Reader) -> Verdict | None:
 
     None where it names none that the cited document has.
     """
-    names = list(dict.fromkeys(found.lower() for found in _NAME.findall(text)))
+    names = list(dict.fromkeys(name.lower() for name in _NAME.findall(text)))
     if len(cited.jsons) == 0 or cited.csvs or not cited.is_complete or not 0 < len(names) <= _MOST_NAMES:
         return None
     known: list[_Place] = []
-    for one in cited.jsons:
-        for entry in one.entries:
+    for file in cited.jsons:
+        for entry in file.entries:
             value = entry.value.lower() if isinstance(entry.value, str) else ""
             named = next((name for name in names if name in entry.pointer.lower().split("/") or name in value), None)
             if named is not None:
-                place = _json_place(one.file, entry, NameSimilarity.SAME)
+                place = _json_place(file.file, entry, NameSimilarity.SAME)
                 return Verdict(Judgement.SUPPORTED, f"{named} stands at {place.citation}.", found_at=place.citation)
         for name in names:
             known += [
-                _json_place(one.file, entry, NameSimilarity.SAME) for entry in reader.by_key(one.file).get(name, [])
+                _json_place(file.file, entry, NameSimilarity.SAME) for entry in reader.by_key(file.file).get(name, [])
             ]
-    if not known or any(_kin_shown(name, cited) or _stands_beside(name, cited) for name in names):
+    if not known or any(_shares_words_with_cited(name, cited) or _stands_in_cited_block(name, cited) for name in names):
         return None
-    place = min(known, key=lambda one: _distance(one, cited, text))
-    said = "; ".join(file.reference.text for file in cited.jsons)
-    reason = f"{place.name} stands at {place.citation}; {said} does not show it."
-    return Verdict(Judgement.ELSEWHERE, reason, correct=str(place.citation), found_at=place.citation)
+    place = min(known, key=lambda candidate: _distance(candidate, cited, text))
+    reason = f"{place.name} stands at {place.citation}; {cited.text} does not show it."
+    return Verdict(Judgement.ELSEWHERE, reason, str(place.citation), place.citation)
 
 
-def _kin_shown(name: str, cited: Cited) -> bool:
+def _shares_words_with_cited(name: str, cited: Cited) -> bool:
     return any(
         shares_words(name, part) is not NameSimilarity.NONE or name_similarity(name, part) is not NameSimilarity.NONE
         for file in cited.jsons
@@ -166,7 +168,7 @@ def _kin_shown(name: str, cited: Cited) -> bool:
     )
 
 
-def _stands_beside(name: str, cited: Cited) -> bool:
+def _stands_in_cited_block(name: str, cited: Cited) -> bool:
     """Whether the block of a cited member has a name as a value: a reason among those for what is cited."""
     for file in cited.jsons:
         blocks = {block.pointer: block for entry in file.entries if (block := entry.parent) is not None}
@@ -176,18 +178,18 @@ def _stands_beside(name: str, cited: Cited) -> bool:
     return False
 
 
-def _is_telling_name(pair: Pair) -> bool:
+def _is_distinctive_name(pair: Pair) -> bool:
     name = last_name(pair.key)
     return pair.key in (PROBABILITY, UNNAMED) or "_" in name or len(name) >= _SHORTEST_NAME
 
 
-def _is_telling(value: Claimed) -> bool:
+def _is_distinctive(value: Claimed) -> bool:
     """Whether a value is hardly met by chance under another name."""
     if isinstance(value, Number):
-        return value.digits >= TELLING_DIGITS
+        return value.digits >= DISTINCTIVE_DIGITS
     if isinstance(value, tuple):
         return len(value) >= 2
-    return isinstance(value, str) and len(value) >= _SHORTEST_TEXT and value.lower() != "none"
+    return isinstance(value, str) and len(value) >= SHORTEST_TEXT and value.lower() != "none"
 
 
 def _shown(pair: Pair, cited: Cited) -> _Place | None:
@@ -199,24 +201,24 @@ def _shown(pair: Pair, cited: Cited) -> _Place | None:
 def _in_jsons(pair: Pair, cited: Cited) -> Iterator[_Place]:
     for file in cited.jsons:
         for entry in _holding(pair.value, file):
-            alike = _probability_likeness(entry) if pair.key == PROBABILITY else _entry_likeness(pair, entry)
-            if alike is NameSimilarity.NONE and (pair.value is None or isinstance(pair.value, bool)):
-                alike = shares_words(pair.key, entry.key)
-            if alike is not NameSimilarity.NONE or _is_telling(pair.value):
-                yield _json_place(file.file, entry, alike)
+            similarity = _probability_similarity(entry) if pair.key == PROBABILITY else _entry_similarity(pair, entry)
+            if similarity is NameSimilarity.NONE and (pair.value is None or isinstance(pair.value, bool)):
+                similarity = shares_words(pair.key, entry.key)
+            if similarity is not NameSimilarity.NONE or _is_distinctive(pair.value):
+                yield _json_place(file.file, entry, similarity)
 
 
-def _holding(value: Claimed, one: CitedJson) -> list[Entry]:
+def _holding(value: Claimed, file: CitedJson) -> list[Entry]:
     """Cited members that hold a value."""
     if isinstance(value, Number):
-        return one.leaves.printed(value)
-    entries: Iterable[Entry] = one.entries
+        return file.leaves.printed(value)
+    entries: Iterable[Entry] = file.entries
     number = next((item for item in value if isinstance(item, Number)), None) if isinstance(value, tuple) else None
     if number is not None:
         # A list that holds the value lies around each of its numbers.
-        around = {block.pointer for leaf in one.leaves.printed(number) for block in _blocks_around(leaf)}
+        around = {block.pointer for leaf in file.leaves.printed(number) for block in _blocks_around(leaf)}
         entries = (entry for entry in entries if entry.is_container and entry.pointer in around)
-    return [entry for entry in entries if _entry_holds(value, entry, one.file)]
+    return [entry for entry in entries if entry_holds(value, entry, file.file)]
 
 
 def _blocks_around(entry: Entry) -> Iterator[Entry]:
@@ -229,12 +231,12 @@ def _blocks_around(entry: Entry) -> Iterator[Entry]:
 def _in_csvs(pair: Pair, cited: Cited) -> Iterator[_Place]:
     for table in cited.csvs:
         for row in table.rows:
-            for column, cell in row.cells.items():
-                if not _cell_holds(pair.value, cell, row, column):
+            for column in row.cells:
+                if not cell_holds(pair.value, row, column):
                     continue
-                alike = _column_likeness(pair, column)
-                if alike is not NameSimilarity.NONE or _is_telling(pair.value):
-                    yield _csv_place(table.file, row, column, alike)
+                similarity = _column_similarity(pair, column)
+                if similarity is not NameSimilarity.NONE or _is_distinctive(pair.value):
+                    yield _csv_place(table.file, row, column, similarity)
             if _is_milestone(pair, row):
                 yield _csv_place(table.file, row, "layer", NameSimilarity.PART)
 
@@ -245,7 +247,7 @@ def _is_milestone(pair: Pair, row: CsvRow) -> bool:
     return isinstance(value, Number) and value.is_whole and row.number_in("layer") == value.value and "_" in pair.key
 
 
-def _column_likeness(pair: Pair, column: str) -> NameSimilarity:
+def _column_similarity(pair: Pair, column: str) -> NameSimilarity:
     if pair.key == UNNAMED:
         return NameSimilarity.NONE
     if pair.key == PROBABILITY:
@@ -253,88 +255,23 @@ def _column_likeness(pair: Pair, column: str) -> NameSimilarity:
     return name_similarity(pair.key, column)
 
 
-def _entry_likeness(pair: Pair, entry: Entry) -> NameSimilarity:
+def _entry_similarity(pair: Pair, entry: Entry) -> NameSimilarity:
     return NameSimilarity.NONE if pair.key == UNNAMED else entry_similarity(pair.key, entry)
 
 
-def _probability_likeness(entry: Entry) -> NameSimilarity:
+def _probability_similarity(entry: Entry) -> NameSimilarity:
     is_listed = "topk" in entry.path
     return NameSimilarity.PART if is_listed or entry.key.startswith(("p_", "answer_mass")) else NameSimilarity.NONE
-
-
-def _entry_holds(value: Claimed, entry: Entry, file: JsonFile) -> bool:
-    if entry.is_container:
-        if value is not None and not isinstance(value, tuple):
-            return False
-        inside = [
-            child for child in file.within(entry.line, entry.last_line) if child.pointer.startswith(entry.pointer)
-        ]
-        leaves = [child.value for child in inside if not child.is_container]
-        if value is None:
-            return bool(leaves) and all(leaf is None for leaf in leaves)
-        direct = [child.value for child in file.children(entry)]
-        return _list_holds(value, direct) or (len(leaves) <= 4 * len(value) and _list_holds(value, leaves))
-    return not isinstance(value, tuple) and _holds(value, entry.value)
-
-
-def _list_holds(value: tuple[Item, ...], leaves: Sequence[Scalar]) -> bool:
-    """Whether each item claimed is in a list that is about as long."""
-    if len(leaves) < len(value):
-        return False
-    return all(any(_holds(item, leaf) for leaf in leaves) for item in value)
-
-
-def _holds(value: Number | bool | str | None, found: Scalar) -> bool:
-    if isinstance(value, Number):
-        return isinstance(found, int | float) and not isinstance(found, bool) and value.stands_for(found)
-    if isinstance(value, bool):
-        return found is value
-    if value is None:
-        return found is None or (isinstance(found, str) and found.lower() in ("none", "null", "n/a"))
-    if found is None:
-        return value.lower() == "null"
-    return isinstance(found, str) and _same_text(value, found)
-
-
-def _same_text(claimed: str, found: str) -> bool:
-    own, other = _bare(claimed), _bare(found)
-    if not own or not other:
-        return own == other
-    return own == other or (
-        len(own) >= _SHORTEST_TEXT and (own in other or (len(other) >= _SHORTEST_TEXT and other in own))
-    )
-
-
-def _bare(text: str) -> str:
-    return "".join(mark for mark in text.lower() if mark.isalnum() or mark in '+-_()"?.')
-
-
-def _cell_holds(value: Claimed, cell: str | None, row: CsvRow, column: str) -> bool:
-    if isinstance(value, tuple):
-        return False
-    if value is None or cell is None:
-        return value is None and cell is None
-    if isinstance(value, bool):
-        return cell.lower() == str(value).lower()
-    if isinstance(value, Number):
-        found = row.number_in(column)
-        return found is not None and value.stands_for(found)
-    return _same_text(value, cell)
 
 
 def _shows_nearly(pair: Pair, cited: Cited) -> bool:
     """Whether a cited number is this one but for its sign, or as a percentage, or roughly."""
     value = pair.value
-    if not isinstance(value, Number) or (value.is_whole and value.digits < TELLING_DIGITS):
+    if not isinstance(value, Number) or (value.is_whole and value.digits < DISTINCTIVE_DIGITS):
         return False
-    numbers = [entry.value for file in cited.jsons for entry in file.entries]
+    values = [entry.value for file in cited.jsons for entry in file.entries]
     cells = [row.number_in(column) for table in cited.csvs for row in table.rows for column in row.cells]
-    for found in (*numbers, *cells):
-        if not isinstance(found, int | float) or isinstance(found, bool):
-            continue
-        if _may_mean(value, found):
-            return True
-    return False
+    return any(is_number(number) and may_mean(value, number) for number in (*values, *cells))
 
 
 def _elsewhere(pair: Pair, cited: Cited, reader: Reader) -> Iterator[_Place]:
@@ -352,20 +289,21 @@ def _elsewhere_in_json(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_
     if pair.key == UNNAMED:
         yield from _only_places(pair, file, reader)
         return
-    own = reader.by_key(file).get(last_name(pair.key).lower(), [])
-    own = own or [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.SAME]
-    held = [entry for entry in own if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
-    if "_" in last_name(pair.key) or len(own) == 1 or (_is_telling(pair.value) and not isinstance(pair.value, str)):
+    entries = reader.by_key(file).get(last_name(pair.key).lower(), [])
+    entries = entries or [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.SAME]
+    held = [entry for entry in entries if _of_layer(pair, entry, file) and entry_holds(pair.value, entry, file)]
+    is_number_or_list = _is_distinctive(pair.value) and not isinstance(pair.value, str)
+    if "_" in last_name(pair.key) or len(entries) == 1 or is_number_or_list:
         yield from (_json_place(file, entry, NameSimilarity.SAME) for entry in held)
-    if not own and _is_telling(pair.value):
-        alike = [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.PART]
-        found = [entry for entry in alike if _of_layer(pair, entry, file) and _entry_holds(pair.value, entry, file)]
-        yield from (_json_place(file, entry, NameSimilarity.PART) for entry in found)
+    if not entries and _is_distinctive(pair.value):
+        similar = [entry for entry in file.entries if entry_similarity(pair.key, entry) is NameSimilarity.PART]
+        partly = [entry for entry in similar if _of_layer(pair, entry, file) and entry_holds(pair.value, entry, file)]
+        yield from (_json_place(file, entry, NameSimilarity.PART) for entry in partly)
 
 
 def _token_places(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place]:
     """Lists of tokens in which the token has the probability."""
-    if not isinstance(pair.value, Number) or not _is_telling(pair.value) or pair.token is None:
+    if not isinstance(pair.value, Number) or not _is_distinctive(pair.value) or pair.token is None:
         return
     for entry in reader.leaves(file).printed(pair.value):
         if entry.key == "1" and entry.parent is not None:
@@ -385,26 +323,22 @@ def _only_places(pair: Pair, file: JsonFile, reader: Reader) -> Iterator[_Place]
 
 def _of_layer(pair: Pair, entry: Entry, file: JsonFile) -> bool:
     """Whether a member is of the layer that the claim is about, where both are about one."""
-    beside = None if entry.parent is None else file.by_pointer.get(f"{entry.parent.pointer}/layer")
-    if beside is None or not isinstance(pair.layer, int):
+    sibling = None if entry.parent is None else file.by_pointer.get(f"{entry.parent.pointer}/layer")
+    if sibling is None or not isinstance(pair.layer, int):
         return True
-    return beside.value == pair.layer
+    return sibling.value == pair.layer
 
 
 def _elsewhere_in_csv(pair: Pair, table: CitedCsv) -> Iterator[_Place]:
     """Rows of the main prompt at the layer that the claim is about, where no cited row is of that layer."""
-    columns = [c for c in table.file.header if _column_likeness(pair, c) is NameSimilarity.SAME]
+    columns = [c for c in table.file.header if _column_similarity(pair, c) is NameSimilarity.SAME]
     layer = _last_layer(table.file) if pair.layer == FINAL else pair.layer
     if len(columns) != 1 or not isinstance(layer, int) or layer in table.layers or table.has_row_numbers:
         return
     if "pos" in table.file.header and "records" in table.file.name:
         return
     for row in table.file.rows:
-        if (
-            row.number_in("layer") == layer
-            and is_main(row)
-            and _cell_holds(pair.value, row.cells[columns[0]], row, columns[0])
-        ):
+        if row.number_in("layer") == layer and is_main(row) and cell_holds(pair.value, row, columns[0]):
             yield _csv_place(table.file, row, columns[0], NameSimilarity.SAME)
 
 
@@ -421,7 +355,7 @@ def _otherwise(pair: Pair, cited: Cited, reader: Reader) -> Verdict:
     if len({place.name for place in places}) != 1 or _stands_anywhere(pair, cited, reader):
         return unclear
     values = {place.value for place in places}
-    if len(values) != 1 or not _same_kind(pair.value, next(iter(values))):
+    if len(values) != 1 or not same_kind(pair.value, next(iter(values))):
         return unclear
     place = places[0]
     if isinstance(pair.value, Number) and isinstance(place.value, int | float) and pair.value.is_about(place.value):
@@ -432,11 +366,8 @@ def _otherwise(pair: Pair, cited: Cited, reader: Reader) -> Verdict:
 def _named_in_cited(pair: Pair, cited: Cited) -> Iterator[_Place]:
     for file in cited.jsons:
         for entry in file.entries:
-            if (
-                not entry.is_container
-                and name_similarity(pair.key, entry.key) is NameSimilarity.SAME
-                and _of_layer(pair, entry, file.file)
-            ):
+            is_named = not entry.is_container and name_similarity(pair.key, entry.key) is NameSimilarity.SAME
+            if is_named and _of_layer(pair, entry, file.file):
                 yield _json_place(file.file, entry, NameSimilarity.SAME)
     for table in cited.csvs:
         layer = _last_layer(table.file) if pair.layer == FINAL else pair.layer
@@ -445,12 +376,7 @@ def _named_in_cited(pair: Pair, cited: Cited) -> Iterator[_Place]:
                 if name_similarity(pair.key, column) is NameSimilarity.SAME and row.number_in("layer") == layer:
                     cell = row.cells[column]
                     value: Scalar = {"True": True, "False": False}.get(cell or "", row.number_in(column))
-                    yield _Place(
-                        _csv_place(table.file, row, column, NameSimilarity.SAME).citation,
-                        column,
-                        value,
-                        NameSimilarity.SAME,
-                    )
+                    yield _Place(row_citation(table.file, row, column), column, value, NameSimilarity.SAME)
 
 
 def _stands_anywhere(pair: Pair, cited: Cited, reader: Reader) -> bool:
@@ -458,15 +384,12 @@ def _stands_anywhere(pair: Pair, cited: Cited, reader: Reader) -> bool:
     stems = {file.file.name.removeprefix("output-").removesuffix(".json") for file in cited.jsons}
     stems |= {table.file.name.removeprefix("output-").split("-pure-next-token")[0] for table in cited.csvs}
     jsons = [file.file for file in cited.jsons] + [f for s in stems if (f := reader.json_of(s)) is not None]
-    for file in jsons:
-        if any(
-            entry_similarity(pair.key, e) is not NameSimilarity.NONE and _near(pair.value, e.value)
-            for e in file.entries
-        ):
-            return True
+    entries = (entry for file in jsons for entry in file.entries)
+    if any(entry_similarity(pair.key, e) is not NameSimilarity.NONE and near(pair.value, e.value) for e in entries):
+        return True
     tables = [table.file for table in cited.csvs] + [t for s in stems if (t := reader.table_of(s)) is not None]
     return any(
-        _cell_holds(pair.value, row.cells[column], row, column)
+        cell_holds(pair.value, row, column)
         for table in tables
         for column in table.header
         if name_similarity(pair.key, column) is not NameSimilarity.NONE
@@ -474,31 +397,8 @@ def _stands_anywhere(pair: Pair, cited: Cited, reader: Reader) -> bool:
     )
 
 
-def _near(value: Claimed, found: Scalar) -> bool:
-    if not isinstance(value, Number):
-        return _holds(value, found) if not isinstance(value, tuple) else False
-    if not isinstance(found, int | float) or isinstance(found, bool):
-        return False
-    return _may_mean(value, found)
-
-
-def _may_mean(value: Number, found: int | float) -> bool:
-    """Whether a number is this one but for its sign, or as a percentage, or roughly."""
-    return any(value.stands_for(one) or value.may_mean(one) for one in (found, -found, 100 * found))
-
-
-def _same_kind(value: Number | bool, found: Scalar) -> bool:
-    """Whether both could be the same measurement: a layer is no share of one, and null is no number."""
-    if isinstance(value, bool) or isinstance(found, bool):
-        return isinstance(value, bool) and isinstance(found, bool)
-    if not isinstance(found, int | float):
-        return False
-    return value.is_whole or not isinstance(found, int)
-
-
-def _json_place(file: JsonFile, entry: Entry, alike: NameSimilarity) -> _Place:
-    citation = Citation(file.name, entry.line, entry.last_line, pointer=entry.pointer)
-    return _Place(citation, entry.pointer.removeprefix("/"), _value_of(entry, file), alike)
+def _json_place(file: JsonFile, entry: Entry, similarity: NameSimilarity) -> _Place:
+    return _Place(entry_citation(file, entry), entry.pointer.removeprefix("/"), _value_of(entry, file), similarity)
 
 
 def _value_of(entry: Entry, file: JsonFile) -> Scalar:
@@ -508,6 +408,5 @@ def _value_of(entry: Entry, file: JsonFile) -> Scalar:
     return "[" + ", ".join("null" if item is None else str(item) for item in items) + "]"
 
 
-def _csv_place(file: CsvFile, row: CsvRow, column: str, alike: NameSimilarity) -> _Place:
-    citation = Citation(file.name, row.line, row.last_line, row=row.number, column=column)
-    return _Place(citation, column, row.cells.get(column), alike)
+def _csv_place(file: CsvFile, row: CsvRow, column: str, similarity: NameSimilarity) -> _Place:
+    return _Place(row_citation(file, row, column), column, row.cells.get(column), similarity)

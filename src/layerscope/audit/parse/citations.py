@@ -60,25 +60,20 @@ def find_groups(line: str, last_file: str | None = None) -> tuple[Group, ...]:
     if not _MAY_CITE.search(line):
         return ()
     brackets = _brackets(line)
-    found: list[tuple[int, int, Reference]] = []
-    for reference in _named(line):
-        found.append((reference.start, reference.end, reference))
-    taken = [(start, end) for start, end, _ in found]
+    references = list(_named(line))
     for start, end in brackets:
-        inner = [r for s, _, r in found if start < s < end]
+        inner = [r for r in references if start < r.start < end]
         if end - start > _LONGEST_BRACKET:
             continue
+        taken = [(r.start, r.end) for r in references]
         if inner:
-            found += [(r.start, r.end, r) for r in _trailing(line, inner, end - 1, taken)]
-            taken = [(s, e) for s, e, _ in found]
+            references += _trailing(line, inner, end - 1, taken)
         elif not any(s < end and start < e for s, e in taken) or line[start] == "[":
-            before = [r.file for s, _, r in found if s < start and r.file]
+            before = [r.file for r in references if r.start < start and r.file]
             bare = _bare(line, start, end, before[-1] if before else last_file)
-            if bare is not None:
-                found.append((start, end, bare))
-                taken.append((start, end))
-    found.sort(key=lambda one: one[0])
-    references = [r for _, _, r in found if r.lines or r.rows or _is_bracketed(r, brackets)]
+            references += [bare] if bare is not None else []
+    references.sort(key=lambda reference: reference.start)
+    references = [r for r in references if r.lines or r.rows or _is_bracketed(r, brackets)]
     return tuple(_grouped(line, brackets, references))
 
 
@@ -103,7 +98,7 @@ def _base(path: str) -> str:
 def _brackets(line: str) -> list[tuple[int, int]]:
     """Round and square brackets, inner ones first, each as where it begins and ends."""
     stack: list[tuple[str, int]] = []
-    found: list[tuple[int, int]] = []
+    brackets: list[tuple[int, int]] = []
     for at, mark in enumerate(line):
         if mark in "([":
             stack.append((mark, at))
@@ -112,9 +107,9 @@ def _brackets(line: str) -> list[tuple[int, int]]:
             # A bracket that is never closed, such as one in a token, must not hide the one around it.
             near = next((i for i in range(len(stack) - 1, max(-1, len(stack) - 9), -1) if stack[i][0] == opening), None)
             if near is not None:
-                found.append((stack[near][1], at + 1))
+                brackets.append((stack[near][1], at + 1))
                 del stack[near:]
-    return found
+    return brackets
 
 
 def _named(line: str) -> Iterator[Reference]:
@@ -231,9 +226,9 @@ def _bare(line: str, start: int, end: int, last_file: str | None) -> Reference |
     kind = kind or after
     if inside[after.end() if after else numbers.end :].strip(" .`"):
         return None
-    asked = re.match(r"(lines?|rows?)\s", inside[at:], re.IGNORECASE) is not None
+    is_labelled = re.match(r"(lines?|rows?)\s", inside[at:], re.IGNORECASE) is not None
     spans = numbers.lines + numbers.rows
-    if kind is None and not asked:
+    if kind is None and not is_labelled:
         many = len(spans) > 1 or any(last > first for first, last in spans)
         if last_file is None or not many or max(first for first, _ in spans) < LEAST_BARE or _DATE.fullmatch(inside):
             return None

@@ -31,15 +31,15 @@ class Models:
         """The models that a text names, in the order of the archive."""
         if self._pattern is None:
             return ()
-        said = {_squeezed(found) for found in self._pattern.findall(text)}
-        return tuple(stem for stem in self.stems if said & self._names[stem])
+        named = {_squeezed(name) for name in self._pattern.findall(text)}
+        return tuple(stem for stem in self.stems if named & self._names[stem])
 
     @cached_property
     def _names(self) -> dict[str, set[str]]:
         names = {stem: {_squeezed(name) for name in _aliases(stem)} for stem in self.stems}
         return {
-            stem: {n for n in own if not any(n in names[other] for other in self.stems if other != stem)}
-            for stem, own in names.items()
+            stem: {n for n in aliases if not any(n in names[other] for other in self.stems if other != stem)}
+            for stem, aliases in names.items()
         }
 
     @cached_property

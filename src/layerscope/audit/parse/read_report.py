@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from layerscope.audit.parse.citations import Group, fence_reference, find_groups
 from layerscope.audit.parse.naming import Models
-from layerscope.audit.parse.plain_text import plain, unescaped
 from layerscope.audit.parse.statement import Reference, Statement
+from layerscope.audit.parse.vocabulary import plain_marks, unescaped
 
 __all__ = ["Reference", "Statement", "read_report"]
 
@@ -50,16 +50,24 @@ def read_report(text: str | bytes, stems: Sequence[str] = ()) -> tuple[Statement
     statements: list[Statement] = []
     last_file: str | None = None
     for stretch in _stretches(_decoded(text).split("\n")):
-        found = _statements(stretch, last_file)
-        statements += found
-        files = [r.file for one in found for r in one.references if r.file and not r.file.startswith("*")]
-        last_file = files[-1] if files else last_file
-    own = _own_stem(statements, models)
-    about = [_about(statement, models) for statement in statements]
+        added = _statements(stretch, last_file)
+        statements += added
+        last_file = _last_file(added) or last_file
+    report_stem = _report_stem(statements, models)
+    statements = [_about(statement, models) for statement in statements]
     by_line: dict[int, set[str]] = {}
-    for one in about:
-        by_line.setdefault(one.line, set()).update(one.stems)
-    return tuple(one if one.stems else replace(one, stems=_only(by_line[one.line], own)) for one in about)
+    for statement in statements:
+        by_line.setdefault(statement.line, set()).update(statement.stems)
+    return tuple(
+        statement if statement.stems else replace(statement, stems=_only(by_line[statement.line], report_stem))
+        for statement in statements
+    )
+
+
+def _last_file(statements: Sequence[Statement]) -> str | None:
+    """The last file that statements cite by its own name."""
+    files = [r.file for statement in statements for r in statement.references if r.file and not r.file.startswith("*")]
+    return files[-1] if files else None
 
 
 def _decoded(text: str | bytes) -> str:
@@ -70,16 +78,9 @@ def _decoded(text: str | bytes) -> str:
     return text.decode("utf-8-sig", errors="replace")
 
 
-def _own_stem(statements: Sequence[Statement], models: Models) -> str | None:
+def _report_stem(statements: Sequence[Statement], models: Models) -> str | None:
     """The model that most citations are of, where it is nearly all; else the one that the title names."""
-    cited = Counter(
-        stem
-        for statement in statements
-        for r in statement.references
-        if r.file
-        for stem in [models.of_file(r.file)]
-        if stem
-    )
+    cited = Counter(stem for statement in statements for stem in _cited_stems(statement, models))
     if cited:
         stem, often = cited.most_common(1)[0]
         return stem if often >= 0.8 * cited.total() else None
@@ -87,15 +88,19 @@ def _own_stem(statements: Sequence[Statement], models: Models) -> str | None:
     return named[0] if len(named) == 1 else (models.stems[0] if len(models.stems) == 1 else None)
 
 
-def _only(on_line: set[str], own: str | None) -> tuple[str, ...]:
+def _only(on_line: set[str], report_stem: str | None) -> tuple[str, ...]:
     """The model of a statement that names and cites none: the only one of its line, else the report's own."""
-    return tuple(on_line) if len(on_line) == 1 else ((own,) if own and not on_line else ())
+    return tuple(on_line) if len(on_line) == 1 else ((report_stem,) if report_stem and not on_line else ())
 
 
-def _about(one: Statement, models: Models) -> Statement:
-    named = models.named_in(one.text)
-    files = tuple(dict.fromkeys(s for r in one.references if r.file for s in [models.of_file(r.file)] if s))
-    return replace(one, stems=named or files)
+def _about(statement: Statement, models: Models) -> Statement:
+    named = models.named_in(statement.text)
+    return replace(statement, stems=named or tuple(dict.fromkeys(_cited_stems(statement, models))))
+
+
+def _cited_stems(statement: Statement, models: Models) -> list[str]:
+    stems = (models.of_file(reference.file) for reference in statement.references if reference.file)
+    return [stem for stem in stems if stem]
 
 
 def _stretches(lines: Sequence[str]) -> Iterator[_Stretch]:
@@ -147,11 +152,11 @@ def _fenced(lines: Sequence[str], at: int, mark: str) -> tuple[int, str]:
 def _title(raw: str) -> tuple[int, str] | None:
     text = raw.strip()
     if match := _HEADING.match(text):
-        return len(match[1]), plain(unescaped(match[2]))
+        return len(match[1]), plain_marks(unescaped(match[2]))
     if match := _BOLD_LINE.match(text):
-        return 2, plain(match[1])
+        return 2, plain_marks(match[1])
     if raw[:1].isdigit() and (match := _NUMBERED.match(text)):
-        return 2, plain(match[1])
+        return 2, plain_marks(match[1])
     return None
 
 
@@ -184,29 +189,24 @@ def _cells(raw: str) -> tuple[str, ...]:
 def _belongs(above: str, below: str) -> bool:
     """Whether a line goes on with the one above: that one ends in the middle of a sentence."""
     above, below = above.rstrip(), below.rstrip("\r")
-    if (
-        not above
-        or not below.strip()
-        or len(above) < 40
-        or above.endswith((".", "!", "?", ":", "]", ")", "|", "✓", "✗"))
-    ):
+    ends = above.endswith((".", "!", "?", ":", "]", ")", "|", "✓", "✗"))
+    if not above or not below.strip() or len(above) < 40 or ends:
         return bool(above) and re.match(r"\s*[\[(`]+[\w./-]{0,200}\.(?:json|csv)\b", below) is not None
     return _GOES_ON.match(below) is not None and not re.match(r"\s*(?:\d+[.)]|[-*+])\s", below)
 
 
 def _statements(stretch: _Stretch, last_file: str | None) -> list[Statement]:
     if stretch.fenced is not None:
-        text = plain(stretch.raw)
+        text = plain_marks(stretch.raw)
         return [Statement(stretch.line, text, stretch.raw, (stretch.fenced,), stretch.headings)]
     if stretch.cells is not None:
         return [_row_statement(stretch, stretch.cells, last_file)]
-    found: list[Statement] = []
+    statements: list[Statement] = []
     for raw in _pieces(unescaped(stretch.raw)):
-        some = _statements_of(stretch, raw, last_file)
-        files = [r.file for one in some for r in one.references if r.file and not r.file.startswith("*")]
-        last_file = files[-1] if files else last_file
-        found += some
-    return found
+        added = _statements_of(stretch, raw, last_file)
+        last_file = _last_file(added) or last_file
+        statements += added
+    return statements
 
 
 def _pieces(raw: str) -> Iterator[str]:
@@ -219,31 +219,30 @@ def _pieces(raw: str) -> Iterator[str]:
 
 
 def _statements_of(stretch: _Stretch, raw: str, last_file: str | None) -> list[Statement]:
-    line = plain(raw)
+    line = plain_marks(raw)
     groups = find_groups(line, last_file)
-    found: list[Statement] = []
+    statements: list[Statement] = []
     for start, end in _clauses(line, groups):
         inside = [group for group in groups if start <= group.start and group.end <= end]
         text, references = _without(line, start, end, inside), tuple(r for group in inside for r in group.references)
         moved = tuple(replace(r, start=r.start - start, end=r.end - start) for r in references)
         if text.strip(" .,;:-*") or moved:
-            found.append(Statement(stretch.line, text, raw[start:end], moved, stretch.headings))
-    return found
+            statements.append(Statement(stretch.line, text, raw[start:end], moved, stretch.headings))
+    return statements
 
 
 def _row_statement(stretch: _Stretch, cells: tuple[str, ...], last_file: str | None) -> Statement:
     header = stretch.header
     named = None if header is None else _LINE_OF.search(header[-1])
     if named is not None and header is not None and len(cells) == len(header):
-        groups = find_groups(f"{plain(named[1])}:{plain(cells[-1]).strip('`')}")
+        groups = find_groups(f"{plain_marks(named[1])}:{plain_marks(cells[-1]).strip('`')}")
         cells = cells[:-1]
     else:
-        groups = find_groups(plain(cells[-1]), last_file) if cells else ()
-        groups = groups or tuple(group for cell in cells for group in find_groups(plain(cell)))
+        groups = find_groups(plain_marks(cells[-1]), last_file) if cells else ()
+        groups = groups or tuple(group for cell in cells for group in find_groups(plain_marks(cell)))
     references = tuple(r for group in groups for r in group.references)
-    return Statement(
-        stretch.line, plain(" | ".join(cells)), stretch.raw, references, stretch.headings, cells=cells, header=header
-    )
+    text = plain_marks(" | ".join(cells))
+    return Statement(stretch.line, text, stretch.raw, references, stretch.headings, cells=cells, header=header)
 
 
 def _clauses(line: str, groups: Sequence[Group]) -> Iterator[tuple[int, int]]:

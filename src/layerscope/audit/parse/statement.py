@@ -39,3 +39,8 @@ class Statement:
     """Of a table row; None otherwise."""
     header: tuple[str, ...] | None = None
     """Of that table."""
+
+    @property
+    def citation(self) -> str | None:
+        """Its references in the report's own words; None where it has none."""
+        return "; ".join(reference.text for reference in self.references) or None

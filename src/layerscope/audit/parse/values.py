@@ -17,7 +17,7 @@ Claimed: TypeAlias = Number | bool | str | tuple[Item, ...] | None
 FINAL = "final"
 UNNAMED = ""
 """The name of a number that stands alone."""
-_TELLING_ALONE = 3
+_DISTINCTIVE_ALONE = 3
 PROBABILITY = "p"
 """The name of a probability that has none of its own."""
 
@@ -38,7 +38,7 @@ class Pair:
     is_derived: bool = False
     """A difference or a count, which no file need hold."""
     is_named: bool = False
-    """The report quotes a name, such as `first_rank_le_1`; else it is said in words."""
+    """The report quotes a name, such as `first_rank_le_1`; else it gives it in words."""
 
 
 _KEY = r"(?P<key>(?<![\w@.\-])[A-Za-zΔτ_][\w@%Δ]*(?:[.\[][\w@%]+\]?)*(?:\{[\d.,\sk]{1,30}\})?)"
@@ -89,56 +89,16 @@ _MENTION = re.compile(
     r"|\b(final|last)[- ](?:layer|row|CSV|[a-z_]*\w(?=\s?[≈=]))"
 )
 _NEXT_LAYER = re.compile(rf"\s?(?:bits?)?\s?(?:at|by|@)\s{_LAYER}(\d{{1,3}})\b")
-_NO_TOKENS = frozenset(
-    {
-        "p",
-        "with",
-        "at",
-        "bits",
-        "by",
-        "and",
-        "or",
-        "to",
-        "layer",
-        "entropy",
-        "kl",
-        "cos",
-        "mass",
-        "is",
-        "of",
-        "from",
-        "in",
-        "vs",
-        "ratio",
-        "value",
-        "about",
-        "only",
-        "layers",
-        "rank",
-    }
+_BEFORE_NUMBERS = (
+    "p with at bits by and or to layer entropy kl cos mass is of from in vs ratio value about only layers rank"
 )
-_PROSE = frozenset(
-    {
-        "verdict",
-        "note",
-        "e.g",
-        "i.e",
-        "layer",
-        "layers",
-        "l",
-        "t",
-        "at",
-        "rms",
-        "overview",
-        "presence",
-        "prompt_id",
-        "prompt_variant",
-        "see",
-        "json",
-        "csv",
-        "fig",
-    }
+_NO_TOKENS = frozenset(_BEFORE_NUMBERS.split())
+"""Words before a number that are no tokens."""
+_BEFORE_COLONS = (
+    "verdict note e.g i.e layer layers l t at rms overview presence prompt_id prompt_variant see json csv fig"
 )
+_PROSE = frozenset(_BEFORE_COLONS.split())
+"""Words before a colon or an equals sign that name no value."""
 
 
 @lru_cache(maxsize=512)
@@ -151,11 +111,11 @@ def pairs_of(text: str) -> tuple[Pair, ...]:
     if not _MAY_CLAIM.search(text):
         return ()
     layers = _Layers(text)
-    found = [*_ranks(text), *_token_probabilities(text), *_assigned(text)]
+    named = [*_ranks(text), *_token_probabilities(text), *_assigned(text)]
     chosen: list[Pair] = []
     taken: set[int] = set()
     by_stretch: dict[tuple[int, int], set[str]] = {}
-    for pair in (*found, *_bare_numbers(text)):
+    for pair in (*named, *_bare_numbers(text)):
         if not taken.isdisjoint(range(pair.start, pair.end)) and not _same_stretch(pair, by_stretch):
             continue
         is_layer = _IS_LAYER.match(pair.key) is not None
@@ -170,7 +130,7 @@ def pairs_of_row(statement: Statement) -> list[Pair]:
     cells, header = statement.cells or (), statement.header or ()
     if len(cells) < 2:
         return []
-    name, found, at = cells[0].strip(" *`"), list[Pair](), len(cells[0]) + 3
+    name, pairs, at = cells[0].strip(" *`"), list[Pair](), len(cells[0]) + 3
     layer = re.fullmatch(r"(?:L(?:ayer)?\s?)?(\d{1,3})", name)
     for column, cell in enumerate(cells[1:], 1):
         start, at = at, at + len(cell) + 3
@@ -179,14 +139,14 @@ def pairs_of_row(statement: Statement) -> list[Pair]:
             continue
         key = name if layer is None else header[column].strip(" *`") if column < len(header) else UNNAMED
         is_name = re.fullmatch(r"[A-Za-z]\w*(?:[.@%]\w+)*", key) is not None
-        if is_name or (isinstance(value, Number) and value.digits >= _TELLING_ALONE):
+        if is_name or (isinstance(value, Number) and value.digits >= _DISTINCTIVE_ALONE):
             about = None if layer is None else int(layer[1])
             # Of several columns only one need be the one that the row's name is of.
             derived = not is_name or (layer is None and len(cells) > 2)
-            found.append(
+            pairs.append(
                 Pair(key if is_name else UNNAMED, value, start, start + len(cell), about, None, derived, "_" in key)
             )
-    return found
+    return pairs
 
 
 def _same_stretch(pair: Pair, by_stretch: Mapping[tuple[int, int], set[str]]) -> bool:
@@ -200,9 +160,9 @@ class _Layers:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        found = list(_MENTION.finditer(text))
-        self._ends = [one.end() for one in found]
-        self._layers: list[int | str] = [int(one[1]) if one[1] else FINAL for one in found]
+        mentions = list(_MENTION.finditer(text))
+        self._ends = [mention.end() for mention in mentions]
+        self._layers: list[int | str] = [int(mention[1]) if mention[1] else FINAL for mention in mentions]
         self._stops = [m.start() for m in re.finditer(r";|\. ", text)]
 
     def about(self, start: int, end: int) -> int | str | None:
@@ -246,8 +206,8 @@ def _pairs_in(text: str, match: re.Match[str]) -> list[Pair]:
         return []
     derived = _DERIVED_BEFORE.search(before) is not None or (groups.get("number") or "").startswith("+")
     return [
-        Pair(one, value, match.start(), match.end(), is_derived=derived, is_named=_is_named(key))
-        for one, value in zip(keys, values, strict=True)
+        Pair(name, value, match.start(), match.end(), is_derived=derived, is_named=_is_named(key))
+        for name, value in zip(keys, values, strict=True)
     ]
 
 
@@ -277,8 +237,8 @@ def _claimed(groups: dict[str, str | None], count: int) -> list[Claimed] | None:
     if (bare := groups.get("bare")) is not None:
         return [_scalar(bare, rough)] * count
     if (printed := groups.get("number")) is not None:
-        found = Number.parse(printed, rough=rough)
-        return None if found is None else [found] * count
+        number = Number.parse(printed, rough=rough)
+        return None if number is None else [number] * count
     text = next((groups[name] for name in ("quoted", "single", "word") if groups.get(name) is not None), None)
     if text is None:
         return None
@@ -315,9 +275,9 @@ def _ranks(text: str) -> Iterator[Pair]:
 def _bare_numbers(text: str) -> Iterator[Pair]:
     """Numbers of several digits that no name goes with: what a list over models leaves of `max_kl=0.1793`."""
     for match in _BARE_NUMBER.finditer(text):
-        found = Number.parse(match["number"], rough=match["rough"] is not None)
-        if found is not None and found.digits >= _TELLING_ALONE:
-            yield Pair(UNNAMED, found, match.start(), match.end(), is_derived=match["number"].startswith("+"))
+        number = Number.parse(match["number"], rough=match["rough"] is not None)
+        if number is not None and number.digits >= _DISTINCTIVE_ALONE:
+            yield Pair(UNNAMED, number, match.start(), match.end(), is_derived=match["number"].startswith("+"))
 
 
 def _rank_pairs(match: re.Match[str]) -> Iterator[Pair]:
@@ -334,10 +294,10 @@ def _rank_pairs(match: re.Match[str]) -> Iterator[Pair]:
 def _token_probabilities(text: str) -> Iterator[Pair]:
     for match in _TOKEN_P.finditer(text):
         token = match["quoted"] or match["single"] or match["bare"]
-        found = Number.parse(match["number"], rough="≈" in (match["p"] or ""))
-        if found is None or (match["bare"] and not match["p"] and found.digits < 3):
+        number = Number.parse(match["number"], rough="≈" in (match["p"] or ""))
+        if number is None or (match["bare"] and not match["p"] and number.digits < 3):
             continue
         if token.lower() in _NO_TOKENS or re.search(r"[a-z]_|_[a-z]", token):
             continue
         start = match.start("number") if match["p"] is None else match.start("p")
-        yield Pair(PROBABILITY, found, start, match.end("number"), token=token)
+        yield Pair(PROBABILITY, number, start, match.end("number"), token=token)

@@ -1,18 +1,52 @@
-"""Words of reports: which quantity, lens, layers and numbers a stretch of text names, and how firmly it speaks."""
+"""Words and marks of reports: plain text, and which quantity and layers a stretch names, how firmly it speaks."""
 
 import re
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from layerscope.report.numbers import ENDS, NUMBER
+
+_TYPED = {
+    "-": "‐‑‒–—―−﹣－",
+    " ": "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b"
+    "\u202f\u205f\u2060\u3000\t\r\ufeff",
+    '"': "“”„‟«»",
+    "'": "‘’‚‛",
+    "Δ": "∆",
+    "μ": "µ",
+    "≤": "⩽",
+    "≥": "⩾",
+    ":": "：",
+    "~": "∼",
+}
+_TABLE = str.maketrans({mark: typed for typed, marks in _TYPED.items() for mark in marks})
+_TOKEN_ESCAPE = re.compile(r"\\(?:u\{([0-9a-fA-F]{1,6})\}|([nrt\\\"|]))")
+_MEANT = {"n": "\n", "r": "\r", "t": "\t"}
+_CODE = re.compile(r"(?<![`\\])(`{1,9})(?!`)[^`].{0,2000}?(?<!`)\1(?!`)")
+_ESCAPED = re.compile(r"\\([\\`*_{}\[\]<>#|~&])")
 _PLAIN = str.maketrans(
     {
-        "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2007": " ", "\u2010": "-", "\u2011": "-", "\u2012": "-",
-        "\u2013": "-", "\u2014": "-", "\u2212": "-", "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"',
-        "\u2265": ">=", "\u2264": "<=", "\u2248": "~", "\u2192": "->", "\u2206": "\u0394", "`": "", "*": "",
+        **dict.fromkeys("\u00a0\u2009\u202f\u2007", " "),
+        **dict.fromkeys("‐‑‒–—−", "-"),
+        **dict.fromkeys("‘’", "'"),
+        **dict.fromkeys("“”", '"'),
+        "≥": ">=",
+        "≤": "<=",
+        "≈": "~",
+        "→": "->",
+        "∆": "Δ",
+        "`": "",
+        "*": "",
     }
-)  # fmt: skip
+)
 
 LAYER = r"(?:layers?\s*=?\s*|blocks?\s*|L\s?=?\s?)(\d+)(?!\d|\.\d|[/%])"
-"""A layer named as one; its number is the group."""
+"""A layer named as such; its number is the group."""
+LAYER_ALONE = r"(?<!\w)(?:layers?\s*=?\s*|L\s?=?\s?)(?P<layer>\d{1,3})\b(?!\.\d|\s?[-/]\s?\d|%)"
+"""The same where it is neither the start of a range nor part of a share."""
+NUMBER_ALONE = rf"(?P<number>(?:~\s?|(?<![\w.-])){NUMBER}){ENDS}"
+"""A number that stands alone."""
 
 REACH = 1000
 """Characters on either side of a place beyond which nothing belongs to its sentence."""
@@ -56,6 +90,37 @@ NEGATION = re.compile(
 )
 
 
+def plain_marks(text: str) -> str:
+    """The text with the dashes, spaces and quotes of typewriters; each character keeps its place."""
+    return text.translate(_TABLE)
+
+
+def unescaped(text: str) -> str:
+    """Markdown's escapes taken away where they hide a mark of punctuation: `first\\_rank` is `first_rank`.
+
+    In code spans a backslash is one, but before a bar.
+    """
+    if "\\" not in text:
+        return text
+    parts, at = list[str](), 0
+    for span in _CODE.finditer(text):
+        parts += [_ESCAPED.sub(r"\1", text[at : span.start()]), span[0].replace("\\|", "|")]
+        at = span.end()
+    return "".join(parts) + _ESCAPED.sub(r"\1", text[at:])
+
+
+def token_meant(text: str) -> str:
+    """A token of which a report shows what could not be seen with escapes, such as `\\n` or `\\u{e0041}`."""
+    return _TOKEN_ESCAPE.sub(_character, text)
+
+
+def _character(escape: re.Match[str]) -> str:
+    if escape[1] is None:
+        return _MEANT.get(escape[2], escape[2])
+    code = int(escape[1], 16)
+    return chr(code) if code <= sys.maxunicode else escape[0]
+
+
 def plain(text: str) -> str:
     """A text with one form of each dash, space, quote and sign of comparison, and without marks of emphasis."""
     return text.translate(_PLAIN).replace("=>", "->")
@@ -93,9 +158,9 @@ _STOP = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.?!](?=\s|$)")
 _BREAK = re.compile(r";|(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.?!](?=\s|$)|\s-\s|\bwhile\b|\bwhereas\b|\bbut\b")
 
 
-def column_of(words: str) -> str | None:
+def column_of(words: str, columns: Mapping[str, str] = QUANTITIES) -> str | None:
     """The column that words mean; None for other words."""
-    return next((name for name, form in QUANTITIES.items() if re.fullmatch(form, words.strip(), re.IGNORECASE)), None)
+    return next((name for name, form in columns.items() if re.fullmatch(form, words.strip(), re.IGNORECASE)), None)
 
 
 def listed(text: str) -> list[str]:
@@ -106,5 +171,5 @@ def listed(text: str) -> list[str]:
 
 def spans(text: str) -> list[tuple[int, int]]:
     """Ranges of layers that a text names: `L0-3`, `layers 20-28`, `L 20 to L 28`."""
-    found = re.finditer(r"\b(?:layers?|L)\s?(\d+)\s*(?:-|to|through|\.\.)\s*(?:layers?\s*|L\s?)?(\d+)\b", text)
-    return [(int(m.group(1)), int(m.group(2))) for m in found if int(m.group(1)) <= int(m.group(2))]
+    ranges = re.finditer(r"\b(?:layers?|L)\s?(\d+)\s*(?:-|to|through|\.\.)\s*(?:layers?\s*|L\s?)?(\d+)\b", text)
+    return [(int(m.group(1)), int(m.group(2))) for m in ranges if int(m.group(1)) <= int(m.group(2))]

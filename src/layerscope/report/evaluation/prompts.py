@@ -106,7 +106,7 @@ def _summary(quotes: Quotes, name: str, summary: Summary) -> Row:
     layers = {"median": summary.median, "p25": summary.p25, "p75": summary.p75, "low": low, "high": high}
     counts = {"n": summary.n, "n_missing": summary.n_missing}
 
-    def figure(key: str, value: float | None, unit: Unit) -> Claim:
+    def figure(key: str, value: int | float | None, unit: Unit) -> Claim:
         why = summary.interval_reason
         return quotes.figure(f"{name}_{key}", value, unit, basis=behind, how="over facts", reason=why)
 

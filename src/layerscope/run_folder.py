@@ -111,7 +111,7 @@ def _check_version(path: Path, found: dict[str, object]) -> None:
     if version not in READABLE_VERSIONS:
         raise RunError(
             f"{path}: field `schema_version` is {version}, but this layerscope reads "
-            f"{' and '.join(READABLE_VERSIONS)}; layerscope "
+            f"{', '.join(READABLE_VERSIONS)}; layerscope "
             f"{writer if isinstance(writer, str) else 'of another version'} wrote the folder and reads it."
         )
 

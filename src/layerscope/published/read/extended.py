@@ -74,7 +74,7 @@ def _record_of(document: Block) -> RunRecord:
     if version not in READABLE_VERSIONS:
         raise RunError(
             f"{document.file}: `{RECORD_KEY}.schema_version` is {version}, but this layerscope reads "
-            f"{' and '.join(READABLE_VERSIONS)}; read the folder with the layerscope that wrote it."
+            f"{', '.join(READABLE_VERSIONS)}; read the folder with the layerscope that wrote it."
         )
     try:
         return RunRecord.model_validate_json(json.dumps(members))

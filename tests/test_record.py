@@ -442,7 +442,7 @@ def _change(saved: Path, **changes: object) -> None:
 def test_another_version_says_which_layerscope_reads_it(saved, version):
     _change(saved, schema_version=version, layerscope_version="7.4.0", unheard_of=1)
     said = _refusal(saved)
-    assert f"`schema_version` is {version}, but this layerscope reads 2.2 and 2.1 and 2.0" in said
+    assert f"`schema_version` is {version}, but this layerscope reads 2.2, 2.1, 2.0" in said
     assert "layerscope 7.4.0 wrote the folder and reads it" in said
 
 

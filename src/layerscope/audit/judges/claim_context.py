@@ -7,13 +7,14 @@ from functools import cached_property, lru_cache
 
 from layerscope.analysis.curve import Curve, Row
 from layerscope.analysis.curve_shapes import Points, points
-from layerscope.audit.lookup.cited_lines import Cited, Reader, holds_in, row_citation
+from layerscope.audit.lookup.cited_lines import Cited, CitedCsv, Reader, holds_in, row_citation
 from layerscope.audit.parse.read_report import Reference, Statement
 from layerscope.audit.parse.vocabulary import ELSEWHERE, HEDGE, OTHER_PROMPT, Stretch, clause, plain
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.findings import Finding, Judgement
+from layerscope.report.numbers import Number
 
 _LENS_WORDS = {
     "prism": r"\bprism\b",
@@ -143,31 +144,45 @@ class Assertion:
         """Whether another statement of the line cites a place: which citation goes with which words is not sure."""
         return any(holds_in(place, cited) for cited in self.nearby)
 
+    @property
+    def cited_tables(self) -> tuple[CitedCsv, ...]:
+        """The tables that the statement cites."""
+        return () if self.cited is None else self.cited.csvs
+
+    def cites_layer(self, layer: int, lens: str | None = None) -> bool:
+        """Whether a cited row is of a layer, and of a lens where one is given."""
+        tables = [t for t in self.cited_tables if lens is None or t.file.name == self.table_name(lens)]
+        return any(layer in table.layers for table in tables)
+
+    def cites_number(self, printed: Number) -> bool:
+        """Whether a cited line of a document holds a number."""
+        return self.cited is not None and any(file.leaves.printed(printed) for file in self.cited.jsons)
+
     def finding(
-        self,
-        claim: str,
-        judgement: Judgement,
-        reason: str,
-        *,
-        correct: str | None = None,
-        found_at: Citation | None = None,
+        self, claim: str, judgement: Judgement, reason: str, correct: str | None = None, at: Citation | None = None
     ) -> Finding:
         """The judgement on a claim made here."""
-        return Finding(
-            self.statement.line, claim.strip(), self.statement.citation, judgement, reason, correct, found_at
-        )
+        return Finding(self.statement.line, claim.strip(), self.statement.citation, judgement, reason, correct, at)
 
     def supported(self, claim: str, reason: str, at: Citation | None = None) -> Finding:
         """The finding that the files say so."""
-        return self.finding(claim, Judgement.SUPPORTED, reason, found_at=at)
+        return self.finding(claim, Judgement.SUPPORTED, reason, None, at)
+
+    def supported_if_shown(self, claim: str, reason: str, shown: bool, at: Citation | None) -> Finding:
+        """The finding that it holds, by whether the cited lines show it, or those of another statement of the line."""
+        if shown or not self.references:
+            return self.supported(claim, f"{reason}.", at)
+        if self.cited is None or not self.cited.is_complete or at is None or self.is_cited_on_line(at):
+            return self.undecided(claim, f"{reason}; whether the cited lines show it cannot be told.")
+        return self.elsewhere(claim, f"{reason} ({at}), but {self.statement.citation} does not show it.", at)
 
     def contradicted(self, claim: str, reason: str, correct: str | None = None, at: Citation | None = None) -> Finding:
         """The finding that the files say otherwise."""
-        return self.finding(claim, Judgement.CONTRADICTED, reason, correct=correct, found_at=at)
+        return self.finding(claim, Judgement.CONTRADICTED, reason, correct, at)
 
     def elsewhere(self, claim: str, reason: str, at: Citation | None) -> Finding:
         """The finding that it holds, but not in the cited lines."""
-        return self.finding(claim, Judgement.ELSEWHERE, reason, correct=str(at), found_at=at)
+        return self.finding(claim, Judgement.ELSEWHERE, reason, str(at), at)
 
     def undecided(self, claim: str, reason: str) -> Finding:
         """The finding that the files do not tell."""

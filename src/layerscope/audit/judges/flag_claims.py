@@ -139,4 +139,4 @@ def calibration(assertion: Assertion) -> Iterator[Finding]:
         if stated is not None:
             at = assertion.evidence.cite(stated)
         judgement = Judgement.CONTRADICTED if warned else Judgement.SUPPORTED
-        yield assertion.finding(match.group(), judgement, f"{truth}.", correct=truth if warned else None, found_at=at)
+        yield assertion.finding(match.group(), judgement, f"{truth}.", correct=truth if warned else None, at=at)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.judges.table_rows import same_token
-from layerscope.audit.lookup.cited_lines import CitedCsv, is_number, row_citation
+from layerscope.audit.lookup.cited_lines import is_number, row_citation
 from layerscope.audit.lookup.key_matching import name_parts
 from layerscope.audit.parse.vocabulary import (
     HEDGE,
@@ -21,7 +21,7 @@ from layerscope.audit.parse.vocabulary import (
     token_meant,
 )
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName, copy_soft
-from layerscope.report.cited.claims import Citation, Claim, value_text
+from layerscope.report.cited.claims import Claim, value_text
 from layerscope.report.cited.findings import Finding
 from layerscope.report.numbers import Number
 
@@ -176,8 +176,8 @@ def _milestone(assertion: Assertion, match: re.Match[str], names: Sequence[str])
         return
     right = next((claim for claim in known if claim.value == layer), None)
     if right is not None:
-        shown = _rows_of_layer(assertion, layer) or _layer_stated(assertion, layer, right.name)
-        yield _right(assertion, match.group(), f"{right.name} is layer {layer}", shown, right.citations[0])
+        shown = assertion.cites_layer(layer) or _layer_stated(assertion, layer, right.name)
+        yield assertion.supported_if_shown(match.group(), f"{right.name} is layer {layer}", shown, right.citations[0])
         return
     others = () if sure else _layers(assertion, names, assertion.available)
     alternatives = [assertion.evidence.otherwise(name, lens) for name in names for lens in meant]
@@ -274,13 +274,14 @@ def _cell(assertion: Assertion, match: re.Match[str], claimed: _Value) -> Iterat
         yield from _of_another_layer(assertion, match, claimed, named)
         return
     right = [lens for lens in meant if claimed.is_of(assertion, lens)]
-    shown = _rows_show(assertion, claimed) or _stated(assertion, claimed.printed)
+    shown = _rows_show(assertion, claimed) or assertion.cites_number(claimed.printed)
     shown = shown or (claimed.column == "answer_rank" and _layer_stated(assertion, claimed.layer))
     where = f"{claimed.column} at layer {claimed.layer}"
     if right:
         at = assertion.place(claimed.layer, right[0])
-        shows = shown or _rows_of_layer(assertion, claimed.layer, right[0])
-        yield _right(assertion, match.group(), f"{where} is so in {assertion.table_name(right[0])}", shows, at)
+        shows = shown or assertion.cites_layer(claimed.layer, right[0])
+        reason = f"{where} is so in {assertion.table_name(right[0])}"
+        yield assertion.supported_if_shown(match.group(), reason, shows, at)
         return
     truth = claimed.value(assertion, meant[0])
     values = [value for lens in meant if (value := claimed.value(assertion, lens)) is not None]
@@ -301,8 +302,8 @@ def _of_another_layer(
     assertion: Assertion, match: re.Match[str], claimed: _Value, lenses: Sequence[str]
 ) -> Iterator[Finding]:
     """The layer has no such value, and the one row that is cited has it at another layer."""
-    rows = [(table, row) for table in _tables(assertion) for row in table.rows]
-    if len(rows) != 1 or _stated(assertion, claimed.printed) or rows[0][0].has_row_numbers:
+    rows = [(table, row) for table in assertion.cited_tables for row in table.rows]
+    if len(rows) != 1 or assertion.cites_number(claimed.printed) or rows[0][0].has_row_numbers:
         return
     ((table, row),) = rows
     layer, value = row.number_in("layer"), row.number_in(claimed.column)
@@ -328,9 +329,10 @@ def tokens(assertion: Assertion) -> Iterator[Finding]:
         tail = assertion.text[match.start("token") : match.end() + REACH]
         right = [lens for lens, top in tops.items() if top is not None and _is_token(token, top, tail)]
         if right:
-            shown = _rows_of_layer(assertion, layer, right[0]) or not assertion.references
+            shown = assertion.cites_layer(layer, right[0])
             at = assertion.place(layer, right[0])
-            yield _right(assertion, match.group(), f"so it is in {assertion.table_name(right[0])}", shown, at)
+            reason = f"so it is in {assertion.table_name(right[0])}"
+            yield assertion.supported_if_shown(match.group(), reason, shown, at)
         elif sure and tops and all(top is not None and not _MARKS.search(plain_marks(top)) for top in tops.values()):
             top = str(next(iter(tops.values())))
             why = f"top-1 at layer {layer} of {assertion.table_name(meant[0])} is {top!r}."
@@ -367,35 +369,13 @@ def copies(assertion: Assertion) -> Iterator[Finding]:
             yield assertion.supported(match.group(), why, known[0].citations[0])
 
 
-def _right(assertion: Assertion, claim: str, reason: str, shown: bool, at: Citation | None) -> Finding:
-    """It holds; whether the cited lines show it, or those of another statement of the line."""
-    if shown or not assertion.references:
-        return assertion.supported(claim, f"{reason}.", at)
-    cited = assertion.cited
-    if cited is None or not cited.is_complete or at is None or assertion.is_cited_on_line(at):
-        return assertion.undecided(claim, f"{reason}; whether the cited lines show it cannot be told.")
-    return assertion.elsewhere(claim, f"{reason} ({at}), but {assertion.statement.citation} does not show it.", at)
-
-
-def _tables(assertion: Assertion) -> tuple[CitedCsv, ...]:
-    return () if assertion.cited is None else assertion.cited.csvs
-
-
-def _rows_of_layer(assertion: Assertion, layer: int, lens: str | None = None) -> bool:
-    """Whether a cited row is of a layer, and of a lens where one is given."""
-    return any(
-        layer in table.layers and (lens is None or table.file.name == assertion.table_name(lens))
-        for table in _tables(assertion)
-    )
-
-
 def _rows_show(assertion: Assertion, claimed: _Value) -> bool:
     """Whether a cited row of the layer, of whatever prompt or position, holds a value under the column."""
     return any(
         row.number_in("layer") == claimed.layer
         and (value := row.number_in(claimed.column)) is not None
         and claimed.printed.stands_for(value)
-        for table in _tables(assertion)
+        for table in assertion.cited_tables
         for row in table.rows
     )
 
@@ -405,14 +385,9 @@ def _row_holds(assertion: Assertion, claimed: _Value) -> bool:
     printed = claimed.printed
     if printed.is_whole or printed.digits < _SEVERAL:
         return False
-    rows = (row for table in _tables(assertion) for row in table.rows if row.number_in("layer") == claimed.layer)
+    rows = (row for table in assertion.cited_tables for row in table.rows if row.number_in("layer") == claimed.layer)
     values = (row.number_in(column) for row in rows for column in row.cells)
     return any(value is not None and printed.stands_for(value) for value in values)
-
-
-def _stated(assertion: Assertion, printed: Number) -> bool:
-    """Whether a cited line of a document holds a number."""
-    return assertion.cited is not None and any(file.leaves.printed(printed) for file in assertion.cited.jsons)
 
 
 def _layer_stated(assertion: Assertion, layer: int, name: str = "") -> bool:

@@ -317,7 +317,7 @@ def _cited_in_vain(
             Judgement.ELSEWHERE,
             f"the cited rows hold layers {layers[0]} to {layers[-1]}, whose top-1 is {listed}; such tokens lead at "
             f"{len(held)} layers from {held[0]} on.",
-            found_at=assertion.place(held[0]),
+            at=assertion.place(held[0]),
         )
 
 

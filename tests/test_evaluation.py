@@ -1,7 +1,6 @@
 """The evaluation report: the published figures are in it, its sentences hold, and its citations show what they say."""
 
 import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -354,8 +353,8 @@ def test_the_bold_row_is_the_layer_of_the_made_sweep_resolver(made_sweep, own):
 
 def plain_rows(path: Path, stem: str) -> list[dict[str, str]]:
     """The primary rows of a published table by the standard library's own reader."""
-    text = (path / f"output-{stem}-pure-next-token.csv").read_text(encoding="utf-8")
-    rows = list(csv.DictReader(io.StringIO(text), escapechar="\\"))
+    with (path / f"output-{stem}-pure-next-token.csv").open(encoding="utf-8", newline="") as file:  # tokens hold "\r"
+        rows = list(csv.DictReader(file, escapechar="\\"))
     key = ("pos", "orig", "0")
     return [row for row in rows if (row["prompt_id"], row["prompt_variant"], row.get("fact_index", "0")) == key]
 

@@ -291,7 +291,7 @@ def test_the_command_of_a_run_asks_the_same_again(run: Run):
     asked = get_command(app).commands["probe"].make_context("probe", words[2:]).params
     assert asked["model"] is None  # the bundled one
     assert (asked["suite"], asked["top_k"], asked["seed"]) == ("berlin", 5, run.record.provenance.seed)
-    assert asked["lens"].split(",") == list(run.record.protocol.lenses)
+    assert asked["lenses"].split(",") == list(run.record.protocol.lenses)
 
 
 def test_a_command_cannot_be_broken_out_of(run: Run):

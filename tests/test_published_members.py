@@ -18,6 +18,7 @@ from layerscope.analysis import (
     trajectory,
     tuned_audit,
 )
+from layerscope.lens_record import CorpusRecord, Settings
 from layerscope.published import members
 from layerscope.published.layout import EXTENDED, GENERATION_M
 from layerscope.published.members import Member, block_of
@@ -72,9 +73,9 @@ HOLDERS = [
     (members.POSITIONS_AUDIT, tuned_audit.PositionsAudit),
     (members.HEAD_MISMATCH, tuned_audit.HeadMismatch),
     (members.ATTRIBUTED_GAIN, fitted_lens_audit.AttributedGain),
-    (members.TRAINING_SEED, measured.LensSettingsRecord),
-    (members.TRAINING_TEXT, measured.LensCorpusRecord),
-    (members.TRAINING_DEVICE, measured.LensSettingsRecord),
+    (members.TRAINING_SEED, Settings),
+    (members.TRAINING_TEXT, CorpusRecord),
+    (members.TRAINING_DEVICE, Settings),
     (members.PUBLISHED_FACT, facts.Fact),
     (members.FACT_ROWS, facts.Fact),
     (members.FACT_AGGREGATES, facts.MicroSuite),

@@ -641,11 +641,11 @@ def test_bias_and_map_are_told_together_where_they_were_not_decoded_apart(fitted
 
 def test_a_run_without_fitted_lenses_says_nothing_of_them_and_a_refused_one_says_why(run, fitted):
     assert about_fitted(run) == []
-    tuned = fitted.record.measured.sidecars[0]
+    tuned = fitted.record.measured.fitted_lenses[0]
     why = {"status": "refused", "reason": "its weights are of another model"}
-    refused = with_measured(run, sidecars=(tuned.model_copy(update=why),))
+    refused = with_measured(run, fitted_lenses=(tuned.model_copy(update=why),))
     assert about_fitted(refused) == ["tuned was refused: its weights are of another model"]
-    missing = with_measured(run, sidecars=(tuned.model_copy(update=why | {"status": "missing"}),))
+    missing = with_measured(run, fitted_lenses=(tuned.model_copy(update=why | {"status": "missing"}),))
     assert about_fitted(missing) == []
 
 

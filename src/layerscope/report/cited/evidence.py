@@ -11,17 +11,7 @@ from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.analysis.milestones import Milestone
 from layerscope.errors import RunError
-from layerscope.published.layout import (
-    EXTENDED,
-    GENERATION_M,
-    NEXT_TOKEN,
-    RAWLENS,
-    RECORDS,
-    columns_of,
-    csv_name,
-    json_name,
-    stem_of,
-)
+from layerscope.published import layout
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
@@ -52,6 +42,8 @@ class Evidence:
     def __init__(self, run: AnalysedRun, sources: Sources, stem: str) -> None:
         """Take a run and its files; `Evidence.of` finds both."""
         self.run, self.sources, self.stem = run, sources, stem
+        self._whole: dict[tuple[PromptKey, str], tuple[Citation, ...]] = {}
+        self._by_place: dict[str, dict[tuple[str, str, int | None, int], CsvRow]] = {}
 
     @classmethod
     def of(cls, path: str | Path, model: str | None = None) -> "Evidence":
@@ -67,11 +59,11 @@ class Evidence:
         folder = Path(path)
         run = read_run(folder, model=model)
         sources = Sources(folder if folder.is_dir() else folder.parent)
-        stem = stem_of(run.record.model.id)
-        if not sources.has(json_name(stem)):
+        stem = layout.stem_of(run.record.model.id)
+        if not sources.has(layout.json_name(stem)):
             raise RunError(
-                f"{folder}: a report cites {json_name(stem)} and its tables by line, and they are not there; write "
-                "them with `layerscope export --published`."
+                f"{folder}: a report cites {layout.json_name(stem)} and its tables by line, and they are not there; "
+                "write them with `layerscope export --published`."
             )
         return cls(run, sources, stem)
 
@@ -102,7 +94,7 @@ class Evidence:
     @cached_property
     def json(self) -> JsonFile:
         """The model's JSON."""
-        return self.sources.json(json_name(self.stem))
+        return self.sources.json(layout.json_name(self.stem))
 
     def entry(self, *path: str | int) -> Entry | None:
         """A member of the JSON; one that points to another place of the file is followed there."""
@@ -150,7 +142,7 @@ class Evidence:
 
     def table(self, lens: str | None = None) -> CsvFile | None:
         """The next-token table of a lens; None where the folder lacks it."""
-        name = csv_name(self.stem, NEXT_TOKEN, None if lens in (None, self.headline) else lens)
+        name = layout.csv_name(self.stem, layout.NEXT_TOKEN, None if lens in (None, self.headline) else lens)
         return self.sources.csv(name) if self.sources.has(name) else None
 
     def row(
@@ -196,7 +188,7 @@ class Evidence:
 
     def _record_of(self, layer: int, lens: str, prompt: PromptKey) -> tuple[CsvFile, CsvRow] | None:
         """The row of the table of records, which holds every position, for the last one of a prompt."""
-        name = csv_name(self.stem, RECORDS, None if lens == self.headline else lens)
+        name = layout.csv_name(self.stem, layout.RECORDS, None if lens == self.headline else lens)
         curve = self.curve(lens, prompt)
         if curve is None or not self.sources.has(name):
             return None
@@ -253,16 +245,12 @@ class Evidence:
             self._whole[prompt, lens] = self._span(lens, prompt)
         return self._whole[prompt, lens]
 
-    @cached_property
-    def _whole(self) -> dict[tuple[PromptKey, str], tuple[Citation, ...]]:
-        return {}
-
     def raw_rows(self) -> tuple[Citation, ...]:
         """All rows that compare the headline lens with the raw one on the primary prompt.
 
         Those of the table that holds both side by side, else of the raw lens' own; none without either.
         """
-        file, prompt = csv_name(self.stem, RAWLENS), self.primary
+        file, prompt = layout.csv_name(self.stem, layout.RAWLENS), self.primary
         if prompt is None or not self.sources.has(file):
             return self.whole_pass("raw")
         table = self.sources.csv(file)
@@ -290,10 +278,6 @@ class Evidence:
 
     def _label_of(self, lens: str) -> str:
         return "norm" if lens == "next_norm" else lens
-
-    @cached_property
-    def _by_place(self) -> dict[str, dict[tuple[str, str, int | None, int], CsvRow]]:
-        return {}
 
     def _rows_of(self, lens: str) -> dict[tuple[str, str, int | None, int], CsvRow]:
         if lens not in self._by_place:
@@ -348,8 +332,8 @@ def _published_column(column: str, table: CsvFile) -> str | None:
 def _names() -> dict[str, list[str]]:
     """What next-token tables may call our columns, by our names."""
     names: dict[str, list[str]] = {}
-    for dialect in (GENERATION_M, EXTENDED):
-        for known in columns_of(NEXT_TOKEN, dialect):
+    for dialect in (layout.GENERATION_M, layout.EXTENDED):
+        for known in layout.columns_of(layout.NEXT_TOKEN, dialect):
             if known.ours is not None and known.part in (None, 0):
                 names.setdefault(known.ours, []).append(known.name)
     return names

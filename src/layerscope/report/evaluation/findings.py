@@ -10,17 +10,7 @@ from layerscope.record import milestone_names
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import (
-    Basis,
-    Name,
-    Section,
-    Sentence,
-    filled,
-    paragraph,
-    row,
-    sentence,
-    short_section,
-)
+from layerscope.report.cited.document import Basis, Name, Section, Sentence, filled, paragraph, row, sentence
 from layerscope.report.evaluation.overview import semantic
 from layerscope.report.evaluation.quotes import D, Quotes, at_layer, layer_cell, names, not_measured, table
 from layerscope.report.sentences import circumstances, readable
@@ -31,10 +21,10 @@ def layer_by_layer(quotes: Quotes) -> Section:
     """Every layer of the primary prompt, the semantic one in bold."""
     curve, title = quotes.curve, "Layer by layer"
     if curve is None:
-        return short_section(title, sentence("The primary prompt has no rows."))
+        return doc.short_section(title, sentence("The primary prompt has no rows."))
     if not quotes.rows():
         why = "The table of the primary prompt is not there, so that no row can be cited and none is shown."
-        return short_section(title, sentence(why))
+        return doc.short_section(title, sentence(why))
     bold = semantic(quotes).value
     shown = [_layer_row(quotes, row["layer"], bold=row["layer"] == bold) for row in curve.rows]
     kl = "KL to final (bits)" if quotes.stand else quotes.mark("KL to final (bits)")
@@ -247,7 +237,7 @@ def _copying(quotes: Quotes) -> Section:
         caption = quotes.caption(template, Name(low), marked=False)
         copies = _milestone_table(quotes, [*named, low], caption)
         return Section("Copying", (copies, paragraph(_reflex(quotes), *about)))
-    return short_section("Copying", *_no_copy(quotes, named), _low_entropy(quotes), *about)
+    return doc.short_section("Copying", *_no_copy(quotes, named), _low_entropy(quotes), *about)
 
 
 def _no_copy(quotes: Quotes, named: Sequence[str]) -> list[Sentence]:

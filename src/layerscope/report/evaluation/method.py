@@ -5,17 +5,7 @@ from layerscope.record.measured import LastLayerRecord
 from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import (
-    Basis,
-    Name,
-    Section,
-    Sentence,
-    filled,
-    paragraph,
-    row,
-    sentence,
-    short_section,
-)
+from layerscope.report.cited.document import Basis, Name, Section, Sentence, filled, paragraph, row, sentence
 from layerscope.report.evaluation.quotes import D, Quotes, layers_word, names, table
 from layerscope.report.sentences.last_layer import ACCOUNTS, LIKE_A_SOFTCAP, WHY_SOFTCAP, after_transform
 
@@ -174,13 +164,13 @@ def _calibration(quotes: Quotes) -> Section:
     title, last = "Head calibration", quotes.diagnostics.last_layer
     if last is None:
         why = quotes.record.measured.absent.get("last_layer", "the files do not say")
-        return short_section(title, sentence("Not measured: {}.", Name(why)))
+        return doc.short_section(title, sentence("Not measured: {}.", Name(why)))
     at = quotes.under(*_LAST, of=last.measured)
     kl, temperature = at.figure("kl_to_final_bits", Unit.BITS), at.figure("temp_est", Unit.NUMBER)
     after, agree = at.figure("kl_after_temp_bits", Unit.BITS), at.figure("top1_agree", Unit.TRUTH)
     warn = at.figure("warn_high_last_layer_kl", Unit.TRUTH, value=last.warn_high_last_layer_kl)
     template = "The last layer under {} is {} bits from the model's output; same top-1 token: {}."
-    return short_section(
+    return doc.short_section(
         title,
         sentence(template, Name(quotes.headline), kl, agree),
         sentence("The best temperature, {}, leaves {} bits; warning: {}.", temperature, after, warn),
@@ -249,11 +239,11 @@ def _decoding(quotes: Quotes) -> Section:
         "decoding_point_consistent", Unit.TRUTH, value=point.consistent
     )
     if not quotes.ranked:
-        return short_section(title, sentence("The identity check failed, and milestones do not stand."))
+        return doc.short_section(title, sentence("The identity check failed, and milestones do not stand."))
     if not point.targets and gate.value is None:
-        return short_section(title, sentence("Not tested: {}.", Name(point.reason or "the files do not say")))
+        return doc.short_section(title, sentence("Not tested: {}.", Name(point.reason or "the files do not say")))
     if not point.targets:
-        return short_section(title, sentence("Consistent, as the file states it: {}.", gate))
+        return doc.short_section(title, sentence("Consistent, as the file states it: {}.", gate))
     rows = [
         row(
             Name(target.name),

@@ -27,7 +27,13 @@ def facts_section(runs: Sequence[Compared]) -> Section:
         several,
         header,
         lambda run: [
-            *(_about(run, "n"), _about(run, "n_missing"), _first(run), _about(run, "median"), _median_depth(run)),
+            *(
+                _about(run, "n"),
+                _about(run, "n_missing"),
+                run.milestone(ONSET),
+                _about(run, "median"),
+                _median_depth(run),
+            ),
             *(_about(run, "p25"), _about(run, "p75"), _interval(run)),
         ],
     )
@@ -46,15 +52,11 @@ def _sentences(several: Sequence[Compared], single: Sequence[Compared]) -> list[
         sentence(
             "The layers of rank 1 under the headline lens, each fact asked once; medians are over facts that have one."
         ),
-        of_runs("The first fact is the shallowest of all in {}.", lowest, _first),
-        of_runs("It is the deepest of all in {}.", deepest, _first),
+        of_runs("The first fact is the shallowest of all in {}.", lowest, ONSET),
+        of_runs("It is the deepest of all in {}.", deepest, ONSET),
         of_runs("Too few facts have a layer for an interval in {}.", too_few),
         of_runs("One fact alone was asked of {}.", single),
     ]
-
-
-def _first(run: Compared) -> Claim | None:
-    return run.milestone(ONSET)
 
 
 def _extreme(run: Compared) -> str | None:

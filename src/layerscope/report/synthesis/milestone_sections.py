@@ -120,15 +120,11 @@ def _rank_sentences(ordered: Sequence[Compared], obstacles: Sequence[Limit]) -> 
             earliest = [run for run in there if run.fraction(ONSET) == first]
             yield of_runs("The answer first leads shallowest in {}.", earliest, lambda run: run.depth(ONSET))
     at_last = [run for run in there if run.layer(ONSET) == run.n_layers]
-    yield of_runs("The answer leads at the last layer alone in {}.", at_last, _rank_1)
+    yield of_runs("The answer leads at the last layer alone in {}.", at_last, ONSET)
     lost = [run for run in there if run.layer(milestone_names.stable_twin(ONSET)) != run.layer(ONSET)]
-    yield of_runs("The lead is lost again after its first layer in {}.", lost, _rank_1)
+    yield of_runs("The lead is lost again after its first layer in {}.", lost, ONSET)
     never = [run for run in ordered if run.layer(ONSET) is None]
     yield of_runs("The answer leads at no layer, or its rank is not known, in {}.", never)
-
-
-def _rank_1(run: Compared) -> Claim | None:
-    return run.milestone(ONSET)
 
 
 # Gates and confirmation
@@ -154,10 +150,10 @@ def gate_section(runs: Sequence[Compared]) -> Section:
         of_runs(
             "It is the last layer, where lens and head differ, so that margin and lead are the lens' own, in {}.",
             unsure,
-            lambda run: run.milestone(STRONG),
+            STRONG,
         ),
-        of_runs("It lies deeper than the first rank 1 in {}.", later, lambda run: run.milestone(STRONG)),
-        of_runs("Neither strong nor confirmed is the rank 1 of {}.", weak, _rank_1),
+        of_runs("It lies deeper than the first rank 1 in {}.", later, STRONG),
+        of_runs("Neither strong nor confirmed is the rank 1 of {}.", weak, ONSET),
         of_runs(
             "The lead was not recorded where it counts, so that nothing can be said of strength, in {}.",
             [run for run in runs if run.gates_open],
@@ -210,12 +206,12 @@ def _confirmation(runs: Sequence[Compared]) -> Section:
     new, trivial, others = ([run for run in runs if _nontrivial(run) is known] for known in (True, False, None))
     unread = [run for run in others if (c := run.diagnostics.confirmation) and c.reason == NO_OTHER_LENS]
     sentences = (
-        of_runs("Another lens confirms the first rank 1 in {}.", new, _rank_1),
+        of_runs("Another lens confirms the first rank 1 in {}.", new, ONSET),
         of_runs(
             "The confirmation rests on a row at which the other lens is the headline lens itself, so that it "
             "counts as none, in {}.",
             trivial,
-            _rank_1,
+            ONSET,
         ),
         of_runs("No other lens has the answer near it in {}.", [run for run in others if run not in unread]),
         of_runs("No other lens was read that could confirm a layer of {}.", unread),
@@ -272,15 +268,11 @@ def surface_section(runs: Sequence[Compared]) -> Section:
     after = [run for run, (s, g) in pairs.items() if s is not None and g is not None and g > s]
     never = [run for run, (_, g) in pairs.items() if run.evidence.curve() and g is None]
     sentences = (
-        of_runs("The row turns to the answer before the answer outweighs the prompt in {}.", before, _turn),
-        of_runs("It turns to it after that in {}.", after, _turn),
+        of_runs("The row turns to the answer before the answer outweighs the prompt in {}.", before, geometry),
+        of_runs("It turns to it after that in {}.", after, geometry),
         of_runs("It never does, or that is not known, in {}.", never),
     )
     return Section("Surface and geometry", (table, paragraph(note, *sentences)))
-
-
-def _turn(run: Compared) -> Claim | None:
-    return run.milestone(MilestoneName.GEOMETRY)
 
 
 # Early and late

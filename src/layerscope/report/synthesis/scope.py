@@ -2,19 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import (
-    Bullets,
-    Name,
-    Part,
-    Section,
-    Sentence,
-    Table,
-    Text,
-    Token,
-    paragraph,
-    sentence,
-)
+from layerscope.report.cited.document import Name, Section, Sentence, paragraph, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import NOT_RECORDED, Limit, gold_resolved
 from layerscope.report.synthesis.words import Value, listed, run_table
@@ -64,13 +54,13 @@ def scope_section(runs: Sequence[Compared], obstacles: Sequence[Limit], twice: S
         "What was compared",
         (_runs(runs), paragraph(always, once)),
         (
-            Section("What may not be compared", (Bullets(tuple(_sentences(runs, obstacles))),)),
+            Section("What may not be compared", (doc.Bullets(tuple(_sentences(runs, obstacles))),)),
             Section("What may be quoted of each run", (_quotable(runs),)),
         ),
     )
 
 
-def _runs(runs: Sequence[Compared]) -> Table:
+def _runs(runs: Sequence[Compared]) -> doc.Table:
     return run_table(
         runs,
         "run | protocol | headline lens | norm | layers | d_model | family",
@@ -95,7 +85,7 @@ def _sentences(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator
             yield sentence(_MIXTURES[limit.name], _groups(limit))
         else:
             every = len(limit.by_run) == len(runs) > 1
-            members = [Text("every run")] if every else listed([Name(run) for run in limit.by_run])
+            members = [doc.Text("every run")] if every else listed([Name(run) for run in limit.by_run])
             yield sentence("{}: {}.", _ALONE[limit.name], members)
     models = [run.model for run in runs]
     again = dict.fromkeys(model for model in models if models.count(model) > 1)
@@ -103,20 +93,20 @@ def _sentences(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator
         yield sentence("Runs of one model are no independent cases: {}.", listed([Name(model) for model in again]))
 
 
-def _groups(limit: Limit) -> list[Part]:
+def _groups(limit: Limit) -> list[doc.Part]:
     """`next_ln1 in A and B; ln_final in C`."""
-    parts: list[Part] = []
+    parts: list[doc.Part] = []
     groups = limit.groups
     most = max(groups.values(), key=len)
     for state, members in sorted(groups.items(), key=lambda group: group[1] is most):
-        parts += [Text("; ")] if parts else []
-        parts += [Token(state) if limit.name == "mixed_questions" else Name(state), Text(" in ")]
+        parts += [doc.Text("; ")] if parts else []
+        parts += [doc.Token(state) if limit.name == "mixed_questions" else Name(state), doc.Text(" in ")]
         rest = members is most and len(members) > _MOST_NAMED
-        parts += [Text("the others")] if rest else listed([Name(member) for member in members])
+        parts += [doc.Text("the others")] if rest else listed([Name(member) for member in members])
     return parts
 
 
-def _quotable(runs: Sequence[Compared]) -> Table:
+def _quotable(runs: Sequence[Compared]) -> doc.Table:
     header = "quote without caution | suppress probabilities | answer resolved | reasons"
     return run_table(runs, header, _guidance)
 

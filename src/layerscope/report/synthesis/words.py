@@ -51,15 +51,16 @@ def names(runs: Iterable[Compared]) -> list[Part]:
     return listed([Name(run.name) for run in runs])
 
 
-def with_values(runs: Sequence[Compared], value: Callable[[Compared], Claim | None]) -> list[Part]:
-    """The runs' names, each with a value in brackets."""
-    return listed([[Name(run.name), Text(" ("), shown(value(run)), Text(")")] for run in runs])
+def with_values(runs: Sequence[Compared], value: str | Callable[[Compared], Claim | None]) -> list[Part]:
+    """The runs' names, each with a value in brackets: of a function, or the layer of a milestone."""
+    of = (lambda run: run.milestone(value)) if isinstance(value, str) else value
+    return listed([[Name(run.name), Text(" ("), shown(of(run)), Text(")")] for run in runs])
 
 
 def of_runs(
-    template: str, runs: Sequence[Compared], value: Callable[[Compared], Claim | None] | None = None
+    template: str, runs: Sequence[Compared], value: str | Callable[[Compared], Claim | None] | None = None
 ) -> Sentence | None:
-    """A sentence whose field is some runs, by name and with a value where one is given; None where there are none."""
+    """A sentence whose field is some runs, with a value of each where one is given; None where there are none."""
     if not runs:
         return None
     return sentence(template, names(runs) if value is None else with_values(runs, value))

@@ -16,14 +16,7 @@ from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finishe
 from layerscope.view.charts.lines import Axes, Line, hover_layer, place_of, reference_layer
 from layerscope.view.charts.metrics import Metric, metric_of
 from layerscope.view.charts.palette import Look, lens_look
-from layerscope.view.charts.rules import (
-    Named,
-    milestone_sentence,
-    named_milestones,
-    place,
-    rule_layers,
-    rules_of,
-)
+from layerscope.view.charts.rules import Named, milestone_sentence, named_milestones, rule_layers
 from layerscope.view.charts.theme import BAND
 from layerscope.view.charts.trajectories import CAUTION, HEIGHT, curve_values
 from layerscope.view.charts.words import course, measured, model_name, prompt_name, sentences
@@ -63,7 +56,7 @@ def facts(run: AnalysedRun, metric: str, lens: str | None = None) -> ChartSpec:
     title = titled(f"{kind.title}: {len(known)} facts", _subtitle(run, chosen, kind, reference))
     description = _description(run, kind, chosen, quarters, named, known, reference)
     layers = [*([] if reference is None else [reference_layer(reference)])]
-    layers += rule_layers(place(rules_of(named), axes.n_layers))
+    layers += rule_layers(named, axes.n_layers)
     layers += _drawn(run, quarters, known, lens_look(chosen, 0), axes)
     return ChartSpec(
         name=f"facts-{kind.name}-{chosen}",

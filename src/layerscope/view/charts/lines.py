@@ -1,6 +1,6 @@
 """Lines over layers, drawn: axes, legend, marks, and one tooltip for each layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,11 +88,15 @@ def line_layers(lines: Sequence[Line], axes: Axes) -> list[alt.Chart]:
     looks = {line.series: line.look for line in lines}
     marked = [datum for place, line in enumerate(lines) for datum in _marked(line, axes, place, len(lines))]
     shapes = alt.Chart(data_of(marked)).mark_point(filled=True, size=42, opacity=1, aria=False)
-    colours = alt.Scale(domain=list(looks), range=[look.colour for look in looks.values()])
-    forms = alt.Scale(domain=list(looks), range=[look.shape for look in looks.values()])
-    colour = alt.Color("series:N", scale=colours, legend=_legend())
-    shape = alt.Shape("series:N", scale=forms, legend=_legend())
+    colour, shape = encoded("series:N", looks, _legend())
     return [*_drawn(lines, axes), shapes.encode(axes.x(), axes.y(), color=colour, shape=shape)]
+
+
+def encoded(field: str, looks: Mapping[str, Look], legend: alt.Legend) -> tuple[alt.Color, alt.Shape]:
+    """A field of names as colour and shape, with one legend for both."""
+    colours = alt.Scale(domain=list(looks), range=[look.colour for look in looks.values()])
+    shapes = alt.Scale(domain=list(looks), range=[look.shape for look in looks.values()])
+    return alt.Color(field, scale=colours, legend=legend), alt.Shape(field, scale=shapes, legend=legend)
 
 
 def hover_layer(lines: Sequence[Line], axes: Axes) -> alt.Chart:

@@ -13,8 +13,8 @@ from layerscope.record.milestone_names import ONSET, STRONG, MilestoneName
 from layerscope.report.numbers import amount
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
 from layerscope.view.charts.comparable import obstacles, reason_against
-from layerscope.view.charts.lines import DEPTH_TICKS
-from layerscope.view.charts.palette import Look, series_look
+from layerscope.view.charts.lines import DEPTH_TICKS, encoded
+from layerscope.view.charts.palette import series_look
 from layerscope.view.charts.theme import ROW_NAME
 from layerscope.view.charts.words import listed, model_name, sentences
 
@@ -129,7 +129,8 @@ def _chart(cells: Sequence[Cell], title: alt.TitleParams, description: str, heig
     axis = alt.Axis(grid=True, format=".1f", values=list(DEPTH_TICKS), labelFlush=False)
     x = alt.X("x:Q", title="depth (share of layers)", axis=axis, scale=alt.Scale(domain=[0, 1], nice=False))
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[height, 0], nice=False))
-    colour, shape = _scales()
+    looks = {name: series_look(at) for at, name in enumerate(NAMES.values())}
+    colour, shape = encoded("milestone:N", looks, alt.Legend(title=None, orient="bottom", columns=4, symbolOpacity=1))
     tips = [alt.Tooltip(f"{field}:N", title=field) for field in ("model", "milestone", "layer", "facts", "comparable")]
     heads: list[Datum] = [{"x": 0, "y": tops[name] + HEAD - 9, "name": name} for name in names]
     seams: list[Datum] = [{"y": tops[name]} for name in names[1:]]
@@ -162,20 +163,6 @@ def _mark(cell: Cell, y: float) -> dict[str, str | float | None]:
         "facts": f"{n - cell.summary.n_missing} of {n}",
         "comparable": "yes" if cell.reason is None else f"no: {cell.reason}",
     }
-
-
-def _looks() -> dict[str, Look]:
-    return {name: series_look(at) for at, name in enumerate(NAMES.values())}
-
-
-def _scales() -> tuple[alt.Color, alt.Shape]:
-    looks, legend = _looks(), alt.Legend(title=None, orient="bottom", columns=4, symbolOpacity=1)
-    colours = alt.Scale(domain=list(looks), range=[look.colour for look in looks.values()])
-    shapes = alt.Scale(domain=list(looks), range=[look.shape for look in looks.values()])
-    return (
-        alt.Color("milestone:N", scale=colours, legend=legend),
-        alt.Shape("milestone:N", scale=shapes, legend=legend),
-    )
 
 
 def _description(cells: Sequence[Cell], n_runs: int) -> str:

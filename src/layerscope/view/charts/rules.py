@@ -96,7 +96,7 @@ def found_milestones(names: Sequence[tuple[str, str]], milestones: Milestones) -
     ]
 
 
-def rules_of(named: Sequence[Named]) -> list[Rule]:
+def _rules_of(named: Sequence[Named]) -> list[Rule]:
     """One rule for each layer, ascending; a weaker milestone goes without saying beside a stronger one."""
     by_layer: dict[int | float, list[str]] = {}
     for milestone in named:
@@ -128,9 +128,9 @@ def place(rules: Sequence[Rule], deepest: int) -> list[Placed]:
     return [Placed(rule, row, "left" if rule in early else "right") for row, rule in zip(starts, upwards, strict=False)]
 
 
-def rule_layers(placed: Sequence[Placed], scale: int | float = 1) -> list[alt.Chart]:
-    """The rules and their labels as layers of a chart whose horizontal field is `x`, in layers over `scale`."""
-    return [layer for rule in placed for layer in _drawn(rule, scale)]
+def rule_layers(named: Sequence[Named], deepest: int, scale: int | float = 1) -> list[alt.Chart]:
+    """Rules and labels as layers of a chart whose horizontal field is `x`, in layers over `scale`."""
+    return [layer for rule in place(_rules_of(named), deepest) for layer in _drawn(rule, scale)]
 
 
 def milestone_sentence(named: Sequence[Named], lens: str, of: str = "") -> str | None:

@@ -14,15 +14,7 @@ from layerscope.view.charts.chart_spec import ChartSpec, finished, titled
 from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.metrics import Metric, Quantity, metric_of
 from layerscope.view.charts.palette import lens_look, series_look
-from layerscope.view.charts.rules import (
-    Named,
-    found_milestones,
-    milestone_sentence,
-    named_milestones,
-    place,
-    rule_layers,
-    rules_of,
-)
+from layerscope.view.charts.rules import Named, found_milestones, milestone_sentence, named_milestones, rule_layers
 from layerscope.view.charts.words import course, listed, measured, model_name, prompt_name, sentences
 
 HEIGHT = 300
@@ -76,8 +68,8 @@ def trajectories(
     named = found_milestones(named_milestones(run, kind.name), run.verdict.milestones.of(headline, prompt))
     reference = _reference(run, kind, prompt)
     axes = Axes(run.record.model.n_layers, kind.axis, kind.log, kind.domain, kind.from_zero, over == "depth")
-    placed = place(rules_of(named), axes.n_layers)
-    layers = [*([] if reference is None else [reference_layer(reference)]), *rule_layers(placed, axes.scale)]
+    layers = [] if reference is None else [reference_layer(reference)]
+    layers += rule_layers(named, axes.n_layers, axes.scale)
     layers += [*line_layers(lines, axes), hover_layer(lines, axes)]
     caution = CAUTION if kind.probability and not run.record.probabilities_stand else None
     description = _description(run, kind, prompt, lines, named, reference, absent, caution)

@@ -17,7 +17,7 @@ from layerscope.record.measured import FittedLensRecord, HeldOutRecord
 from layerscope.record.milestone_names import ONSET
 from layerscope.record.prompt_key import PromptKey
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
-from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
+from layerscope.view.charts.lines import Axes, Line, encoded, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.palette import LENSES, SERIES, lens_look, series_look
 from layerscope.view.charts.trajectories import HEIGHT, NO_VALUE, curve_values
 from layerscope.view.charts.words import course, listed, measured, model_name, prompt_name, sentences, signed
@@ -244,6 +244,7 @@ def _onset(run: AnalysedRun, lens: str, prompt: PromptKey) -> int | None:
 def _onset_layers(run: AnalysedRun, onsets: Sequence[tuple[PromptKey, int | None, int | None]]) -> list[alt.Chart]:
     """A line between both onsets of a fact; where they are one, the open circle lies around the triangle."""
     axes = Axes(run.record.model.n_layers, "")
+    looks = {lens: LENSES[lens] for lens in ("logit", "next_norm")}
     names = [prompt_name(run, prompt) for prompt, _, _ in onsets]
     y = alt.Y("fact:N", sort=names, title=None, axis=alt.Axis(grid=True, labelLimit=130))
     spans: list[Datum] = [
@@ -254,18 +255,14 @@ def _onset_layers(run: AnalysedRun, onsets: Sequence[tuple[PromptKey, int | None
     dots: list[Datum] = [
         {"fact": name, "x": layer, "lens": lens}
         for name, (_, *layers) in zip(names, onsets, strict=True)
-        for lens, layer in zip(("logit", "next_norm"), layers, strict=True)
+        for lens, layer in zip(looks, layers, strict=True)
         if layer is not None
     ]
-    looks = [LENSES["logit"], LENSES["next_norm"]]
-    legend = alt.Legend(title=None, orient="bottom", columns=2)
-    domain = ["logit", "next_norm"]
-    colour = alt.Color("lens:N", legend=legend, scale=alt.Scale(domain=domain, range=[look.colour for look in looks]))
-    shape = alt.Shape("lens:N", legend=legend, scale=alt.Scale(domain=domain, range=[look.shape for look in looks]))
+    colour, shape = encoded("lens:N", looks, alt.Legend(title=None, orient="bottom", columns=2))
     tips = [alt.Tooltip("fact:N"), alt.Tooltip("lens:N"), alt.Tooltip("x:Q", title="layer")]
     line = alt.Chart(data_of(spans)).mark_rule(strokeWidth=2, aria=False)
     layers: list[alt.Chart] = [line.encode(axes.x(), alt.X2("x2:Q"), y)]
-    for lens, size in zip(domain, (150, 40), strict=True):
+    for lens, size in zip(looks, (150, 40), strict=True):
         points = alt.Chart(data_of([dot for dot in dots if dot["lens"] == lens]))
         points = points.mark_point(strokeWidth=2, opacity=1, size=size, aria=False)
         layers.append(points.encode(axes.x(), y, color=colour, shape=shape, tooltip=tips))

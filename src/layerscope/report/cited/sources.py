@@ -218,8 +218,7 @@ class Sources:
 
     def _dialect(self, table: str) -> Dialect:
         stem = next((stem for stem in self.stems if is_file_of(stem, table)), None)
-        stated = None if stem is None else self.json(f"output-{stem}.json").at(DIALECT_KEY)
-        return EXTENDED if stated is not None and stated.value == EXTENDED.value else GENERATION_M
+        return GENERATION_M if stem is None else dialect_of(self.json(f"output-{stem}.json"))
 
     def _bytes(self, name: str) -> bytes:
         path = self.folder / name
@@ -232,6 +231,12 @@ class Sources:
             return path.read_bytes()
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def dialect_of(document: JsonFile) -> Dialect:
+    """The dialect that a document names for itself and its tables."""
+    stated = document.at(DIALECT_KEY)
+    return EXTENDED if stated is not None and stated.value == EXTENDED.value else GENERATION_M
 
 
 def pointer(*path: str | int) -> str:

@@ -1,6 +1,7 @@
 """Where in depth things happen: copying, ranks, gates, surface and geometry, early and late."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve_shapes import listed_layers
@@ -170,7 +171,7 @@ def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
         pairs = {run: run.named(run.evidence.otherwise(name)) for run in runs if run.milestone(name) is not None}
         empty = [run for run, stated in pairs.items() if stated is not None and stated.value is None]
         if empty:
-            layers = with_values(empty, _layer_against(name))
+            layers = with_values(empty, partial(_layer_against, name=name))
             items.append(sentence("Files leave {} empty where their rows give a layer: {}.", Name(name), layers))
         for run, stated in pairs.items():
             if stated is not None and stated.value is not None:
@@ -182,16 +183,12 @@ def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
         yield Bullets(tuple(items))
 
 
-def _layer_against(name: str) -> Callable[[Compared], Claim | None]:
+def _layer_against(run: Compared, name: str) -> Claim | None:
     """The layer by the rows, with the place in the file that lacks it."""
-
-    def value(run: Compared) -> Claim | None:
-        ours, stated = run.milestone(name), run.named(run.evidence.otherwise(name))
-        if ours is None or stated is None:
-            return ours
-        return run.derived(name, ours.value, ours.unit, [ours, stated], "found in the rows")
-
-    return value
+    ours, stated = run.milestone(name), run.named(run.evidence.otherwise(name))
+    if ours is None or stated is None:
+        return ours
+    return run.derived(name, ours.value, ours.unit, [ours, stated], "found in the rows")
 
 
 def _confirmation(runs: Sequence[Compared]) -> Section:
@@ -288,7 +285,7 @@ def earliness_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> S
             members = [run for run in runs if earliness(run.fraction(name)) == group]
             members.sort(key=lambda run: run.fraction(name) or 0.0)
             if members:
-                values = with_values(members, _depth_of(name))
+                values = with_values(members, partial(Compared.depth, name=name))
                 groups.append(sentence("{} by {}: {}.", group.capitalize(), title, values))
     groups_of = {run: {earliness(run.fraction(name)) for name in (ONSET, STRONG)} for run in by_family(runs)}
     moved = [run for run, both in groups_of.items() if both == {"early", "late"}]
@@ -297,7 +294,3 @@ def earliness_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> S
         None if layers_compare(runs, obstacles) else sentence("Groups mix runs whose layers do not compare, see above.")
     )
     return Section("Early and late", (paragraph(note, change, mixed), *([Bullets(tuple(groups))] if groups else [])))
-
-
-def _depth_of(name: str) -> Callable[[Compared], Claim | None]:
-    return lambda run: run.depth(name)

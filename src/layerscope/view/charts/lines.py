@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import altair as alt
 
@@ -20,6 +20,10 @@ MARKED = 12
 """About how many points of a line bear its shape."""
 
 
+Values: TypeAlias = tuple[tuple[int, int | float | None], ...]
+"""A curve by layer; None where there is no value."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One series over layers."""
@@ -27,7 +31,7 @@ class Line:
     series: str
     """What its colour, dash and shape stand for, as the legend calls it."""
     look: Look
-    curve: tuple[tuple[int, int | float | None], ...]
+    curve: Values
     """By layer; None breaks the line."""
     strong: bool = False
     """Whether it is the one that the chart is about."""

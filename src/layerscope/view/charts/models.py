@@ -11,7 +11,7 @@ from layerscope.analysis.statistics import Summary
 from layerscope.errors import RunError
 from layerscope.record.milestone_names import ONSET, STRONG, MilestoneName
 from layerscope.report.numbers import amount
-from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
+from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
 from layerscope.view.charts.comparable import obstacles, reason_against
 from layerscope.view.charts.lines import DEPTH_TICKS, encoded
 from layerscope.view.charts.palette import series_look
@@ -76,11 +76,10 @@ def across_models(runs: Sequence[AnalysedRun]) -> ChartSpec:
     lines += (
         ["Open marks do not compare with the others."] if any(c.reason and c.depth is not None for c in cells) else []
     )
-    title = titled("Milestones across models", lines)
-    description = _description(cells, len(runs))
+    description, table = _description(cells, len(runs)), _table(cells)
     height = len(runs) * (HEAD + LANE * len(NAMES))
-    chart = _chart(cells, title, description, height)
-    return ChartSpec("across-models", "Milestones across models", description, chart, _table(cells))
+    layers = _layers(cells, height)
+    return built("across-models", "Milestones across models", lines, description, layers, height, table)
 
 
 def run_names(runs: Sequence[AnalysedRun]) -> list[str]:
@@ -119,7 +118,7 @@ def _sorted(by_run: Sequence[Sequence[Cell]]) -> list[Cell]:
     return [cell for cells in sorted(by_run, key=onset) for cell in cells]
 
 
-def _chart(cells: Sequence[Cell], title: alt.TitleParams, description: str, height: int) -> alt.LayerChart:
+def _layers(cells: Sequence[Cell], height: int) -> list[alt.Chart]:
     """Names stand above their lanes rather than beside them, so that a phone has its width for the strip."""
     names = list(dict.fromkeys(cell.name for cell in cells))
     tall = HEAD + LANE * len(NAMES)
@@ -141,14 +140,13 @@ def _chart(cells: Sequence[Cell], title: alt.TitleParams, description: str, heig
     span = alt.Chart(data_of(spans)).mark_rule(strokeWidth=3, opacity=0.45, aria=False)
     whole = alt.Chart(data_of(solid)).mark_point(filled=True, size=75, opacity=1)
     outline = alt.Chart(data_of(hollow)).mark_point(filled=False, size=65, strokeWidth=1.8, opacity=1)
-    layers = [
+    return [
         seam.encode(y),
         head.encode(x, y, alt.Text("name:N")),
         span.encode(x, alt.X2("x2:Q"), y, color=colour),
         whole.encode(x, y, color=colour, shape=shape, tooltip=tips),
         outline.encode(x, y, color=colour, shape=shape, tooltip=tips),
     ]
-    return finished(layers, title, description, height)
 
 
 def _mark(cell: Cell, y: float) -> dict[str, str | float | None]:

@@ -10,8 +10,8 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Curve
 from layerscope.errors import RunError
 from layerscope.record.prompt_key import PromptKey
-from layerscope.view.charts.chart_spec import ChartSpec, finished, titled
-from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
+from layerscope.view.charts.chart_spec import ChartSpec, built
+from layerscope.view.charts.lines import Axes, Line, Values, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.metrics import Metric, Quantity, metric_of
 from layerscope.view.charts.palette import lens_look, series_look
 from layerscope.view.charts.rules import Named, found_milestones, milestone_sentence, named_milestones, rule_layers
@@ -28,7 +28,7 @@ class _Series:
 
     lens: str
     quantity: Quantity
-    values: tuple[tuple[int, int | float | None], ...]
+    values: Values
 
     @property
     def present(self) -> bool:
@@ -57,7 +57,12 @@ def trajectories(
     """
     kind, prompt = metric_of(metric), _prompt_of(run, prompt)
     chosen = _lenses_of(run, lenses, kind)
-    series = [_series(run.verdict.curves.get(prompt, lens), lens, q) for lens in chosen for q in kind.quantities]
+    curves = {lens: run.verdict.curves.get(prompt, lens) for lens in chosen}
+    series = [
+        _Series(lens, quantity, curve_values(curve, quantity.column))
+        for lens, curve in curves.items()
+        for quantity in kind.quantities
+    ]
     drawn, absent = [curve for curve in series if curve.present], [curve for curve in series if not curve.present]
     if not drawn:
         raise RunError(
@@ -73,17 +78,12 @@ def trajectories(
     layers += [*line_layers(lines, axes), hover_layer(lines, axes)]
     caution = CAUTION if kind.probability and not run.record.probabilities_stand else None
     description = _description(run, kind, prompt, lines, named, reference, absent, caution)
-    title = titled(kind.title, _subtitle(run, kind, prompt, drawn, reference, caution))
-    return ChartSpec(
-        name=f"trajectories-{kind.name}",
-        title=kind.title,
-        description=description,
-        chart=finished(layers, title, description, HEIGHT),
-        table=_table(run, prompt, series, named, reference),
-    )
+    notes = _subtitle(run, kind, prompt, drawn, reference, caution)
+    table = _table(run, prompt, series, named, reference)
+    return built(f"trajectories-{kind.name}", kind.title, notes, description, layers, HEIGHT, table)
 
 
-def curve_values(curve: Curve | None, column: str) -> tuple[tuple[int, int | float | None], ...]:
+def curve_values(curve: Curve | None, column: str) -> Values:
     """A column by layer from the shallowest layer that the curve has to the deepest of the model; gaps are None."""
     if curve is None or not curve.rows:
         return ()
@@ -111,10 +111,6 @@ def _lenses_of(run: AnalysedRun, lenses: Sequence[str] | None, kind: Metric) -> 
             f"This run has no lens {listed(unknown or ['at all'])}; choose from {', '.join(protocol.lenses)}."
         )
     return sorted(chosen, key=lambda lens: lens != protocol.headline_lens)
-
-
-def _series(curve: Curve | None, lens: str, quantity: Quantity) -> _Series:
-    return _Series(lens, quantity, curve_values(curve, quantity.column))
 
 
 def _lines(drawn: Sequence[_Series], headline: str) -> list[Line]:

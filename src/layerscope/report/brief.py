@@ -4,22 +4,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import (
-    Bullets,
-    Checklist,
-    Name,
-    Paragraph,
-    Part,
-    Report,
-    Row,
-    Section,
-    Strong,
-    Table,
-    Text,
-    Token,
-    claims_of,
-)
+from layerscope.report.cited.document import claims_of
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import code, markdown, plain, token_text
 from layerscope.report.evaluation import evaluation
@@ -82,7 +69,7 @@ def brief(evidence: Evidence) -> Brief:
     """
     report = evaluation(evidence)
     sections = tuple(_shortened(section) for section in report.sections if section.title not in _LEFT_OUT)
-    facts = markdown(Report("Facts", report.opening, sections)).split("\n", 1)[1].strip()
+    facts = markdown(doc.Report("Facts", report.opening, sections)).split("\n", 1)[1].strip()
     return Brief(text=f"{_preface(evidence)}\n\n## Facts\n\n{_deeper(facts)}\n", data=_data(evidence, report))
 
 
@@ -109,26 +96,26 @@ def _deeper(text: str) -> str:
     return "\n".join(f"#{line}" if line.startswith("#") else line for line in text.split("\n"))
 
 
-def _shortened(section: Section) -> Section:
+def _shortened(section: doc.Section) -> doc.Section:
     """A section whose long tables keep bold rows, the first and the last, and an even choice of the others."""
     blocks = tuple(
-        Table(block.header, _chosen(block), block.caption) if isinstance(block, Table) else block
+        doc.Table(block.header, _chosen(block), block.caption) if isinstance(block, doc.Table) else block
         for block in section.blocks
     )
-    return Section(section.title, blocks, tuple(map(_shortened, section.sections)))
+    return doc.Section(section.title, blocks, tuple(map(_shortened, section.sections)))
 
 
-def _chosen(table: Table) -> tuple[Row, ...]:
+def _chosen(table: doc.Table) -> tuple[doc.Row, ...]:
     rows = table.rows
     if len(rows) <= 2 * MOST_ROWS:
         return rows
-    bold = {i for i, row in enumerate(rows) if any(isinstance(part, Strong) for cell in row.cells for part in cell)}
+    bold = {i for i, row in enumerate(rows) if any(isinstance(part, doc.Strong) for cell in row.cells for part in cell)}
     near = {i + step for i in bold for step in range(-3, 4) if 0 <= i + step < len(rows)}
     even = {round(i * (len(rows) - 1) / (MOST_ROWS - 1)) for i in range(MOST_ROWS)}
     return tuple(rows[i] for i in sorted(near | even))
 
 
-def _data(evidence: Evidence, report: Report) -> str:
+def _data(evidence: Evidence, report: doc.Report) -> str:
     columns = ("name", "value", "unit", "lens", "prompt", "layer", "about", "source")
     first: dict[tuple[object, ...], _Fact] = {}
     for section in report.sections:
@@ -175,16 +162,16 @@ def _line(fact: _Fact, files: Sequence[str]) -> list[object]:
     return [claim.name, value, str(claim.unit), claim.lens, claim.prompt, claim.layer, fact.about, source]
 
 
-def _facts(section: Section, title: str) -> Iterator[_Fact]:
+def _facts(section: doc.Section, title: str) -> Iterator[_Fact]:
     for block in section.blocks:
         match block:
-            case Paragraph(sentences) | Bullets(sentences):
+            case doc.Paragraph(sentences) | doc.Bullets(sentences):
                 for each in sentences:
                     yield from _of(each.parts, title, "")
-            case Checklist(checks):
+            case doc.Checklist(checks):
                 for check in checks:
                     yield from _of(check.note.parts, title, check.label)
-            case Table(header, rows, _):
+            case doc.Table(header, rows, _):
                 for row in rows:
                     label = _words(row.cells[0]) if row.cells else ""
                     for name, cell in zip(header, row.cells, strict=True):
@@ -193,23 +180,23 @@ def _facts(section: Section, title: str) -> Iterator[_Fact]:
         yield from _facts(inner, inner.title)
 
 
-def _of(parts: Sequence[Part], section: str, about: str) -> Iterator[_Fact]:
+def _of(parts: Sequence[doc.Part], section: str, about: str) -> Iterator[_Fact]:
     """Claims that have a value, other than long texts."""
     for claim in claims_of(parts):
         if claim.value is not None and claim.citations and (claim.unit is not Unit.TEXT or len(str(claim.value)) < 200):
             yield _Fact(section, about, claim)
 
 
-def _words(parts: Sequence[Part]) -> str:
+def _words(parts: Sequence[doc.Part]) -> str:
     """Parts without mark-up."""
     words = []
     for part in parts:
         match part:
-            case Text(text) | Name(text):
+            case doc.Text(text) | doc.Name(text):
                 words.append(text)
-            case Token(text):
+            case doc.Token(text):
                 words.append(token_text(text))
-            case Strong(inner):
+            case doc.Strong(inner):
                 words.append(_words(inner))
             case Claim():
                 words.append(part.text)

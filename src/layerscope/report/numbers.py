@@ -59,24 +59,24 @@ class Number:
             text: the number alone, perhaps with space around it.
             rough: words before it say that it is rough.
         """
-        found = _PARTS.fullmatch(text.strip())
-        if found is None or not (found["whole"] or found["decimals"] or found["power"]):
+        match = _PARTS.fullmatch(text.strip())
+        if match is None or not (match["whole"] or match["decimals"] or match["power"]):
             return None
-        whole, decimals = (found["whole"] or "0").replace(",", ""), found["decimals"] or ""
-        power = int(re.sub(r"\s", "", found["exponent"]).replace("\u2212", "-")) if found["exponent"] else 0
+        whole, decimals = (match["whole"] or "0").replace(",", ""), match["decimals"] or ""
+        power = int(re.sub(r"\s", "", match["exponent"]).replace("\u2212", "-")) if match["exponent"] else 0
         if len(whole) + len(decimals) > _LONGEST or abs(power) > _LARGEST_POWER:
             return None
-        if found["power"]:
-            whole = "1" + "0" * int(found["power"])
-        mantissa = ("-" if found["sign"] in ("-", "\u2212") else "") + whole
-        is_whole = found["decimals"] is None and found["exponent"] is None and found["percent"] is None
-        places = power - len(decimals) - (2 if found["percent"] else 0)
+        if match["power"]:
+            whole = "1" + "0" * int(match["power"])
+        mantissa = ("-" if match["sign"] in ("-", "\u2212") else "") + whole
+        is_whole = match["decimals"] is None and match["exponent"] is None and match["percent"] is None
+        places = power - len(decimals) - (2 if match["percent"] else 0)
         return cls(
             value=int(mantissa) if is_whole else float(f"{mantissa}{decimals}e{places}"),
             step=1 if is_whole else 10.0**places,
             digits=len((whole + decimals).lstrip("0")),
             is_whole=is_whole,
-            is_rough=rough or found["rough"] is not None or found["cut"] is not None,
+            is_rough=rough or match["rough"] is not None or match["cut"] is not None,
         )
 
     @property

@@ -11,14 +11,14 @@ from pathlib import Path
 from layerscope.analysis.verdict_json import verdict_text
 from layerscope.errors import RunError
 from layerscope.published.dialect import serialise
-from layerscope.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect
+from layerscope.published.layout import EXTENDED, Dialect
 from layerscope.published.write.csv_tables import csv_tables
 from layerscope.published.write.json_document import tree
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import markdown
 from layerscope.report.cited.report_files import body_of
-from layerscope.report.cited.sources import Entry, JsonFile, Scalar, pointer
+from layerscope.report.cited.sources import Entry, JsonFile, Scalar, dialect_of, pointer
 from layerscope.report.evaluation import evaluation
 
 RELATIVE, ABSOLUTE = 1e-9, 1e-12
@@ -90,7 +90,7 @@ def verify(evidence: Evidence, folder: Path) -> Verified:
 
 def _checks(evidence: Evidence, folder: Path, notes: list[str]) -> Iterator[tuple[str, int, list[Difference]]]:
     is_run_folder = (folder / "run.json").exists()
-    dialect = _dialect(evidence.json)
+    dialect = dialect_of(evidence.json)
     yield evidence.json.name, *_document(evidence, dialect)
     if is_run_folder:
         yield from _tables(evidence, dialect, notes)
@@ -112,11 +112,6 @@ def _checks(evidence: Evidence, folder: Path, notes: list[str]) -> Iterator[tupl
         notes.append(f"{report.name} was written by others; `layerscope audit` checks it")
         return
     yield report.name, *_text(report.name, body, markdown(evaluation(evidence)), first_line=2)
-
-
-def _dialect(document: JsonFile) -> Dialect:
-    stated = document.at(DIALECT_KEY)
-    return EXTENDED if stated is not None and stated.value == EXTENDED.value else GENERATION_M
 
 
 def _document(evidence: Evidence, dialect: Dialect) -> tuple[int, list[Difference]]:

@@ -37,8 +37,8 @@ def audit_lines(name: str, result: AuditResult, *, everything: bool = False) -> 
         yield table
         yield ""
     counts = result.counts
-    said = ", ".join(f"{counts[judgement]} {judgement}" for judgement in Judgement if counts[judgement])
-    yield Text(f"audit · {name} · {said or 'no claim that could be checked'}")
+    counted = ", ".join(f"{counts[judgement]} {judgement}" for judgement in Judgement if counts[judgement])
+    yield Text(f"audit · {name} · {counted or 'no claim that could be checked'}")
 
 
 def _finding(finding: Finding) -> Text:

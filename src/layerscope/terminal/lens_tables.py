@@ -7,18 +7,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from layerscope import lens_record
 from layerscope.analysis.curve_shapes import stretches
-from layerscope.lens_record import (
-    CorpusRecord,
-    ImportedFrom,
-    LayerFit,
-    LensFolder,
-    LensRecord,
-    PrismFit,
-    Settings,
-    SkipLayers,
-    TunedFit,
-)
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.sentences.lines import LINE, LabelledLine, under_one_label
 from layerscope.report.text import printable
@@ -30,7 +20,7 @@ STATED_SHOWN = 20
 """How much of what a foreign lens says of itself is repeated."""
 
 
-def lens_table(record: LensRecord) -> Iterator[RenderableType]:
+def lens_table(record: lens_record.LensRecord) -> Iterator[RenderableType]:
     """What a lens is worth on held-out text, layer by layer, for a console of 80 columns."""
     yield Text(printable(_title(record)), style="bold")
     if record.tuned is not None and record.tuned.layers:
@@ -44,7 +34,7 @@ def lens_table(record: LensRecord) -> Iterator[RenderableType]:
         yield Text("It was fitted elsewhere, and nothing was measured on held-out text.", style="dim")
 
 
-def lens_lines(record: LensRecord) -> Table:
+def lens_lines(record: lens_record.LensRecord) -> Table:
     """What a lens is, what it belongs to, what it was fitted on, and what a reader has to know."""
     lines = [LabelledLine("fits", _fits(record))]
     if record.imported is not None:
@@ -61,7 +51,7 @@ def lens_lines(record: LensRecord) -> Table:
     return _grid(lines)
 
 
-def lens_list(lenses: Sequence[LensFolder]) -> Iterator[RenderableType]:
+def lens_list(lenses: Sequence[lens_record.LensFolder]) -> Iterator[RenderableType]:
     """A line for each of several lenses."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("folder", overflow="fold")
@@ -81,7 +71,7 @@ def lens_list(lenses: Sequence[LensFolder]) -> Iterator[RenderableType]:
     yield Text("bits: held-out KL(model || lens), mean over the layers before the last", style="dim")
 
 
-def held_out_means(record: LensRecord) -> tuple[float | None, float | None]:
+def held_out_means(record: lens_record.LensRecord) -> tuple[float | None, float | None]:
     """Mean KL(model || lens) in bits over the layers before the last: of the logit lens, and of the lens itself.
 
     None where nothing was measured. The last layer is left out, where the logit lens is the model.
@@ -102,7 +92,7 @@ def ranges(layers: Sequence[int]) -> str:
 # --- Layer by layer
 
 
-def _title(record: LensRecord) -> str:
+def _title(record: lens_record.LensRecord) -> str:
     title = f"{record.kind} lens · {record.model.id}"
     if record.tuned is not None:
         rank = record.tuned.rank
@@ -117,7 +107,7 @@ def _caption(n_held_out: int | None) -> Text:
     return Text(f"KL(model || lens) in bits, mean over {_count(n_held_out)} held-out positions", style="dim")
 
 
-def _tuned_table(fit: TunedFit) -> Table:
+def _tuned_table(fit: lens_record.TunedFit) -> Table:
     table = _table("layer", "logit", "bias", "closed\nform", "tuned", "gained", "tau", "map", "best\nstep")
     for layer in fit.layers:
         bits = (layer.logit_bits, layer.bias_bits, layer.closed_form_bits, layer.tuned_bits)
@@ -136,7 +126,7 @@ def _tuned_table(fit: TunedFit) -> Table:
     return table
 
 
-def _prism_table(fit: PrismFit) -> Table:
+def _prism_table(fit: lens_record.PrismFit) -> Table:
     table = _table("layer", "logit", "prism", "gained")
     pairs = list(zip(fit.logit_bits, fit.held_out_bits, strict=True))
     for layer, (logit, prism) in enumerate(pairs):
@@ -162,7 +152,7 @@ def _share(before: float, after: float) -> str:
 # --- What it is
 
 
-def _fits(record: LensRecord) -> str:
+def _fits(record: lens_record.LensRecord) -> str:
     model = record.model
     commit = f" at {model.commit[:HASH_SHOWN]}" if model.commit else ""
     return (
@@ -171,7 +161,7 @@ def _fits(record: LensRecord) -> str:
     )
 
 
-def _tuned_lines(fit: TunedFit) -> list[LabelledLine]:
+def _tuned_lines(fit: lens_record.TunedFit) -> list[LabelledLine]:
     if not fit.layers:
         return []
     first = "" if not fit.first_position else f"; the first {fit.first_position} of a sequence left out"
@@ -187,7 +177,7 @@ def _tuned_lines(fit: TunedFit) -> list[LabelledLine]:
     ]
 
 
-def _stopped(layers: Sequence[LayerFit]) -> str:
+def _stopped(layers: Sequence[lens_record.LayerFit]) -> str:
     """Which layers' refinement ended before its budget, and which it did not better."""
     parts = [
         ("no better for a while", [fit.layer for fit in layers if fit.stopped == "no_improvement"]),
@@ -202,7 +192,7 @@ def _at(layers: Sequence[int]) -> str:
     return f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)}"
 
 
-def _skipping(skips: Sequence[SkipLayers]) -> list[str]:
+def _skipping(skips: Sequence[lens_record.SkipLayers]) -> list[str]:
     """What is lost where a translator stands for all blocks after its layer."""
     losses = [
         f"{skip.blocks} blocks, from layer {skip.layer} on: perplexity {skip.perplexity_lens:,.4g}, the model's "
@@ -212,7 +202,7 @@ def _skipping(skips: Sequence[SkipLayers]) -> list[str]:
     return [*losses, f"on {skips[0].n_tokens:,} held-out tokens"] if skips else []
 
 
-def _prism_lines(fit: PrismFit) -> list[LabelledLine]:
+def _prism_lines(fit: lens_record.PrismFit) -> list[LabelledLine]:
     requested = "" if fit.k == fit.k_asked else f" (of {fit.k_asked} asked for)"
     vectors = (
         f"{fit.vectors:,} of lens {fit.stream} at layers {', '.join(map(str, fit.rows))}, {fit.distinct_vectors:,} "
@@ -225,7 +215,7 @@ def _prism_lines(fit: PrismFit) -> list[LabelledLine]:
     return [LabelledLine("vectors", vectors), LabelledLine("rotation", rotation)]
 
 
-def _corpus_lines(corpus: CorpusRecord) -> list[LabelledLine]:
+def _corpus_lines(corpus: lens_record.CorpusRecord) -> list[LabelledLine]:
     sources = [
         f"{source.name} ({source.n_documents:,} documents, sha256 {source.sha256[:HASH_SHOWN]})"
         for source in corpus.sources
@@ -240,7 +230,7 @@ def _corpus_lines(corpus: CorpusRecord) -> list[LabelledLine]:
     return [*under_one_label("text", sources), LabelledLine("tokens", tokens)]
 
 
-def _imported(source: ImportedFrom) -> list[LabelledLine]:
+def _imported(source: lens_record.ImportedFrom) -> list[LabelledLine]:
     stated = [f"{name} {value}" for name, value in source.stated.items() if value is not None]
     if len(stated) > STATED_SHOWN:
         stated = [*stated[:STATED_SHOWN], f"and {len(stated) - STATED_SHOWN} more"]
@@ -250,7 +240,7 @@ def _imported(source: ImportedFrom) -> list[LabelledLine]:
     return lines
 
 
-def _made(created_utc: str, settings: Settings | None) -> str:
+def _made(created_utc: str, settings: lens_record.Settings | None) -> str:
     if settings is None:
         return created_utc
     threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"

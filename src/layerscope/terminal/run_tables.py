@@ -13,7 +13,6 @@ from layerscope.analysis.milestones import NOT_TO_THE_END, Milestone, Milestones
 from layerscope.errors import RunError
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STABLE, MilestoneName, stable_twin
 from layerscope.record.parts import PromptRecord
-from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.sentences.guidance import identity
@@ -41,8 +40,8 @@ def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None 
     for place, suite_prompt in enumerate(record.suite.prompts, start=1):
         if prompt in (None, place) and record.ranks_stand:
             yield _title(suite_prompt, chosen, place)
-            yield _prompt_table(run, _rows_of(next_rows, suite_prompt), chosen)
-            yield Text(_onsets(_rows_of(next_rows, suite_prompt), suite_prompt, record.protocol.lenses), style="dim")
+            yield _prompt_table(run, suite_prompt.key.rows_of(next_rows), chosen)
+            yield Text(_onsets(suite_prompt.key.rows_of(next_rows), suite_prompt, record.protocol.lenses), style="dim")
             yield ""
     if prompt is None and record.ranks_stand:
         yield _summary(next_rows.filter(pl.col("lens") == chosen, pl.col("prompt_id") == "pos"))
@@ -67,7 +66,7 @@ def milestone_table(
     record = run.record
     chosen = _lens_of(record, lens)
     _check_prompt(record, prompt)
-    passes = [PromptKey(p.fact_index, p.prompt_id, p.prompt_variant) for p in record.suite.prompts]
+    passes = [each.key for each in record.suite.prompts]
     key = run.milestones.primary if prompt is None else passes[prompt - 1]
     milestones = {} if key is None else run.milestones.of(chosen, key)
     if key is None or not milestones:
@@ -159,14 +158,6 @@ def _summary(rows: pl.DataFrame) -> Text:
     return Text(
         f"{last['is_answer'].sum()} of {len(last)} prompts answered at the last layer · first rank 1: {onset}",
         style="bold",
-    )
-
-
-def _rows_of(rows: pl.DataFrame, prompt: PromptRecord) -> pl.DataFrame:
-    return rows.filter(
-        pl.col("fact_index").eq_missing(prompt.fact_index)
-        & (pl.col("prompt_id") == prompt.prompt_id)
-        & (pl.col("prompt_variant") == prompt.prompt_variant)
     )
 
 

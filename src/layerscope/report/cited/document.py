@@ -182,11 +182,6 @@ def filled(template: str, *values: Filling, **named: Filling) -> tuple[Part, ...
     return tuple(parts)
 
 
-def columns(names: str) -> tuple[str, ...]:
-    """The header of a table from the names of its columns, with bars between."""
-    return tuple(names.split(" | "))
-
-
 def row(*cells: Filling) -> Row:
     """A row of cells, each one part, plain words, or several of them."""
     return Row(tuple(map(_cell, cells)))

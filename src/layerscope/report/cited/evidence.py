@@ -1,6 +1,7 @@
 """One run as evidence: what was found, as claims that name the places in its published files which hold it."""
 
 import math
+import re
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -10,18 +11,7 @@ from layerscope.analysis.curve import Curve
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.analysis.milestones import Milestone
 from layerscope.errors import RunError
-from layerscope.published.layout import (
-    EXTENDED,
-    GENERATION_M,
-    NEXT_TOKEN,
-    RAWLENS,
-    RECORDS,
-    columns_of,
-    csv_name,
-    json_name,
-    stem_of,
-)
-from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
+from layerscope.published import layout
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
@@ -30,14 +20,20 @@ from layerscope.run_folder import read_run
 
 SAME, EXACT = 1e-6, 1e-9
 """Relative differences up to which two numbers are one that was found twice, or one that was written twice."""
-_ONE_KEY = {
-    MilestoneName.COPY: MilestoneName.COPY,
-    MilestoneName.LOW_ENTROPY: MilestoneName.LOW_ENTROPY,
-    ONSET: ONSET,
-    MilestoneName.MARGIN_OK: MilestoneName.MARGIN_OK,
-    CONFIRMED: CONFIRMED,
-}
-"""Milestones of the headline lens whose key in `diagnostics` is their name."""
+_PLACES = (
+    ("first_kl_below_.*|first_rank_le_.*|L_copy(?:_H)?|L_semantic(?:_margin_ok|_confirmed)?", "{name}"),
+    ("L_copy_soft_k(.*)", "L_copy_soft/{0}"),
+    ("L_copy_strict@(.*)", "copy_thresholds/L_copy_strict/{0}"),
+    ("gap_ge_.*", "answer_margin_thresholds/{name}"),
+    ("L_semantic_(?:strong_)?run2|L_semantic_strong", "semantic_gate/{name}"),
+    ("L_semantic_confirmed", "confirmed_semantics/{name}"),
+    ("L_semantic_top2_ok", "semantic_gate/{name}_{lens}"),
+    ("L_semantic_margin_ok", "semantic_margin/{name}_{lens}"),
+    ("L_surface_to_meaning|L_geom|L_topk_decay", "{name}_{lens}"),
+    ("cos_ge_(.*)", "cos_milestones/{lens}/ge_{0}"),
+    ("cos_centered_ge_(.*)", "cos_milestones_centered/{lens}/ge_{0}"),
+)
+"""Where `diagnostics` may have a milestone, by preference; places without `{lens}` are the headline lens' own."""
 
 
 class Evidence:
@@ -46,6 +42,8 @@ class Evidence:
     def __init__(self, run: AnalysedRun, sources: Sources, stem: str) -> None:
         """Take a run and its files; `Evidence.of` finds both."""
         self.run, self.sources, self.stem = run, sources, stem
+        self._whole: dict[tuple[PromptKey, str], tuple[Citation, ...]] = {}
+        self._by_place: dict[str, dict[tuple[str, str, int | None, int], CsvRow]] = {}
 
     @classmethod
     def of(cls, path: str | Path, model: str | None = None) -> "Evidence":
@@ -61,11 +59,11 @@ class Evidence:
         folder = Path(path)
         run = read_run(folder, model=model)
         sources = Sources(folder if folder.is_dir() else folder.parent)
-        stem = stem_of(run.record.model.id)
-        if not sources.has(json_name(stem)):
+        stem = layout.stem_of(run.record.model.id)
+        if not sources.has(layout.json_name(stem)):
             raise RunError(
-                f"{folder}: a report cites {json_name(stem)} and its tables by line, and they are not there; write "
-                "them with `layerscope export --published`."
+                f"{folder}: a report cites {layout.json_name(stem)} and its tables by line, and they are not there; "
+                "write them with `layerscope export --published`."
             )
         return cls(run, sources, stem)
 
@@ -96,7 +94,7 @@ class Evidence:
     @cached_property
     def json(self) -> JsonFile:
         """The model's JSON."""
-        return self.sources.json(json_name(self.stem))
+        return self.sources.json(layout.json_name(self.stem))
 
     def entry(self, *path: str | int) -> Entry | None:
         """A member of the JSON; one that points to another place of the file is followed there."""
@@ -113,6 +111,17 @@ class Evidence:
         """The place of a member of the JSON."""
         return Citation(self.json.name, entry.line, entry.last_line, pointer=entry.pointer)
 
+    def claim(self, name: str, value: Value, unit: Unit, citations: Sequence[Citation] = (), **about: object) -> Claim:
+        """A claim on this model; `about` are its further fields."""
+        return Claim(
+            subject=self.stem,
+            name=name,
+            value=value,
+            unit=unit,
+            citations=tuple(citations),
+            **about,  # type: ignore[arg-type]  # fields of Claim, checked by the tests
+        )
+
     def stated(
         self, *path: str | int, unit: Unit, name: str | None = None, lens: str | None = None, layer: int | None = None
     ) -> Claim | None:
@@ -123,16 +132,8 @@ class Evidence:
         value = entry.value
         if isinstance(value, float) and not math.isfinite(value):
             value = None
-        return Claim(
-            subject=self.stem,
-            name=name or entry.key,
-            value=value,
-            unit=unit,
-            citations=(self.cite(entry),),
-            lens=lens,
-            layer=layer,
-            reason="the file has no value there" if value is None else None,
-        )
+        reason = "the file has no value there" if value is None else None
+        return self.claim(name or entry.key, value, unit, [self.cite(entry)], lens=lens, layer=layer, reason=reason)
 
     def first_stated(self, *paths: Sequence[str | int], unit: Unit, name: str | None = None) -> Claim | None:
         """What stands at the first of several paths that is there: keys were renamed over the years."""
@@ -141,7 +142,7 @@ class Evidence:
 
     def table(self, lens: str | None = None) -> CsvFile | None:
         """The next-token table of a lens; None where the folder lacks it."""
-        name = csv_name(self.stem, NEXT_TOKEN, None if lens in (None, self.headline) else lens)
+        name = layout.csv_name(self.stem, layout.NEXT_TOKEN, None if lens in (None, self.headline) else lens)
         return self.sources.csv(name) if self.sources.has(name) else None
 
     def row(
@@ -166,45 +167,33 @@ class Evidence:
             lens: the headline lens where not given.
             prompt: the primary prompt where not given.
         """
+        lens, prompt = lens or self.headline, prompt or self.primary
         curve = self.curve(lens, prompt)
         value = None if curve is None or layer is None else curve.value(column, layer)
         where = None if value is None or layer is None else self.row(layer, lens, prompt)
-        if where is None:
+        if where is None or layer is None or prompt is None:
             return None
-        table, row = where
-        place = _cited(table, row, _published_column(column, table))
-        shown = _shows(row, place.column, value)
-        if not shown and layer is not None:
+        how = None
+        if not _shows(*where, column, value):
             # Tables that list more tokens than this one leave less mass over: theirs is the value of our rows.
-            records = self._record_of(layer, lens or self.headline, prompt or self.primary)
-            if records is not None and _shows(records[1], _published_column(column, records[0]), value):
-                place, shown = _cited(*records, _published_column(column, records[0])), True
-        return Claim(
-            subject=self.stem,
-            name=column,
-            value=value,
-            unit=unit,
-            citations=(place,),
-            derived=None if shown else "found in the tables together",
-            lens=lens or self.headline,
-            prompt=_label(prompt or self.primary),
-            layer=layer,
-        )
+            records = self._record_of(layer, lens, prompt)
+            if records is not None and _shows(*records, column, value):
+                where = records
+            else:
+                how = "found in the tables together"
+        table, row = where
+        place = table.cite(row, _published_column(column, table))
+        about = {"derived": how, "lens": lens, "prompt": prompt.short_label, "layer": layer}
+        return self.claim(column, value, unit, [place], **about)
 
-    def _record_of(self, layer: int, lens: str, prompt: PromptKey | None) -> tuple[CsvFile, CsvRow] | None:
+    def _record_of(self, layer: int, lens: str, prompt: PromptKey) -> tuple[CsvFile, CsvRow] | None:
         """The row of the table of records, which holds every position, for the last one of a prompt."""
-        name = csv_name(self.stem, RECORDS, None if lens == self.headline else lens)
+        name = layout.csv_name(self.stem, layout.RECORDS, None if lens == self.headline else lens)
         curve = self.curve(lens, prompt)
-        if prompt is None or curve is None or not self.sources.has(name):
+        if curve is None or not self.sources.has(name):
             return None
         table = self.sources.csv(name)
-        rows = table.select(
-            prompt_id=prompt.prompt_id,
-            prompt_variant=prompt.prompt_variant,
-            fact_index=prompt.fact_index,
-            layer=layer,
-            pos=curve.value("position", layer),
-        )
+        rows = table.select(**prompt._asdict(), layer=layer, pos=curve.value("position", layer))
         return (table, rows[0]) if rows else None
 
     def derived(
@@ -212,15 +201,7 @@ class Evidence:
     ) -> Claim:
         """A value that follows from others; it cites the places of them all."""
         citations = [c for behind in basis for c in (behind.citations if isinstance(behind, Claim) else (behind,))]
-        return Claim(
-            subject=self.stem,
-            name=name,
-            value=value,
-            unit=unit,
-            citations=tuple(dict.fromkeys(citations)),
-            derived=how,
-            **about,  # type: ignore[arg-type]  # fields of Claim, checked by the tests
-        )
+        return self.claim(name, value, unit, list(dict.fromkeys(citations)), derived=how, **about)
 
     def milestone(self, name: str, *, lens: str | None = None, prompt: PromptKey | None = None) -> Claim | None:
         """The layer of a milestone as found in the rows; None where the prompt was not read through that lens.
@@ -237,18 +218,9 @@ class Evidence:
         citations = (self.cite(stated),) if same and stated is not None else self._rows_behind(milestone)
         if not citations:
             return None
-        return Claim(
-            subject=self.stem,
-            name=name,
-            value=milestone.layer,
-            unit=Unit.LAYER,
-            citations=citations,
-            lens=lens,
-            prompt=_label(prompt),
-            layer=milestone.layer,
-            derived=None if same else "found in the rows",
-            reason=milestone.reason,
-        )
+        layer, how = milestone.layer, None if same else "found in the rows"
+        about = {"lens": lens, "prompt": prompt.short_label, "layer": layer, "derived": how, "reason": milestone.reason}
+        return self.claim(name, layer, Unit.LAYER, citations, **about)
 
     def otherwise(self, name: str, lens: str | None = None) -> Claim | None:
         """What the JSON states of a milestone where the rows say another layer; None where both agree."""
@@ -256,14 +228,12 @@ class Evidence:
         milestone, entry = self.verdict.milestones.of(lens).get(name), self._stated_milestone(name, lens)
         if milestone is None or entry is None or entry.value == milestone.layer:
             return None
-        return Claim(
-            subject=self.stem, name=name, value=entry.value, unit=Unit.LAYER, citations=(self.cite(entry),), lens=lens
-        )
+        return self.claim(name, entry.value, Unit.LAYER, [self.cite(entry)], lens=lens)
 
     def _rows_behind(self, milestone: Milestone) -> tuple[Citation, ...]:
         if milestone.layer is not None:
             row = self.row(milestone.layer, milestone.lens, milestone.prompt)
-            return () if row is None else (_cited(*row, None),)
+            return () if row is None else (row[0].cite(row[1]),)
         return self.whole_pass(milestone.lens, milestone.prompt)
 
     def whole_pass(self, lens: str | None = None, prompt: PromptKey | None = None) -> tuple[Citation, ...]:
@@ -275,25 +245,17 @@ class Evidence:
             self._whole[prompt, lens] = self._span(lens, prompt)
         return self._whole[prompt, lens]
 
-    @cached_property
-    def _whole(self) -> dict[tuple[PromptKey, str], tuple[Citation, ...]]:
-        return {}
-
     def raw_rows(self) -> tuple[Citation, ...]:
         """All rows that compare the headline lens with the raw one on the primary prompt.
 
         Those of the table that holds both side by side, else of the raw lens' own; none without either.
         """
-        file, prompt = csv_name(self.stem, RAWLENS), self.primary
+        file, prompt = layout.csv_name(self.stem, layout.RAWLENS), self.primary
         if prompt is None or not self.sources.has(file):
             return self.whole_pass("raw")
         table = self.sources.csv(file)
-        rows = table.select(
-            prompt_id=prompt.prompt_id, prompt_variant=prompt.prompt_variant, fact_index=prompt.fact_index
-        )
-        if not rows:
-            return self.whole_pass("raw")
-        return (Citation(file, min(r.line for r in rows), max(r.last_line for r in rows), row=rows[0].number),)
+        rows = table.select(**prompt._asdict())
+        return (table.span(rows),) if rows else self.whole_pass("raw")
 
     def _span(self, lens: str, prompt: PromptKey) -> tuple[Citation, ...]:
         table = self.table(lens)
@@ -302,9 +264,7 @@ class Evidence:
         curve = self.curve(lens, prompt)
         layers = [] if curve is None else [row["layer"] for row in curve.rows]
         rows = [where[1] for layer in layers if (where := self.row(layer, lens, prompt)) is not None]
-        if not rows:
-            return ()
-        return (Citation(table.name, min(r.line for r in rows), max(r.last_line for r in rows), row=rows[0].number),)
+        return (table.span(rows),) if rows else ()
 
     def _stated_milestone(self, name: str, lens: str) -> Entry | None:
         """Where the JSON has a milestone of the primary prompt."""
@@ -318,10 +278,6 @@ class Evidence:
 
     def _label_of(self, lens: str) -> str:
         return "norm" if lens == "next_norm" else lens
-
-    @cached_property
-    def _by_place(self) -> dict[str, dict[tuple[str, str, int | None, int], CsvRow]]:
-        return {}
 
     def _rows_of(self, lens: str) -> dict[tuple[str, str, int | None, int], CsvRow]:
         if lens not in self._by_place:
@@ -349,35 +305,18 @@ def agree(stated: Value, value: Value, within: float = SAME) -> bool:
 
 def _places(name: str, label: str, *, headline: bool) -> list[tuple[str, ...]]:
     """Paths at which the JSON may have a milestone, in the order of preference."""
-    inner: list[tuple[str, ...]] = []
-    if headline:
-        if name in _ONE_KEY or name.startswith(("first_kl_below_", "first_rank_le_")):
-            inner.append((name,))
-        if name.startswith("L_copy_soft_k"):
-            inner.append(("L_copy_soft", name.removeprefix("L_copy_soft_k")))
-        if name.startswith("L_copy_strict@"):
-            inner.append(("copy_thresholds", "L_copy_strict", name.removeprefix("L_copy_strict@")))
-        if name.startswith("gap_ge_"):
-            inner.append(("answer_margin_thresholds", name))
-        if name in (MilestoneName.ONSET_RUN2, STRONG, STRONG_RUN2):
-            inner.append(("semantic_gate", name))
-        if name == CONFIRMED:
-            inner.append(("confirmed_semantics", name))
-    if name == MilestoneName.TOP2_OK:
-        inner.append(("semantic_gate", f"L_semantic_top2_ok_{label}"))
-    if name == MilestoneName.MARGIN_OK:
-        inner.append(("semantic_margin", f"L_semantic_margin_ok_{label}"))
-    if name in (MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY, MilestoneName.TOPK_DECAY):
-        inner.append((f"{name}_{label}",))
-    if name.startswith("cos_ge_"):
-        inner.append(("cos_milestones", label, f"ge_{name.removeprefix('cos_ge_')}"))
-    if name.startswith("cos_centered_ge_"):
-        inner.append(("cos_milestones_centered", label, f"ge_{name.removeprefix('cos_centered_ge_')}"))
-    return [("diagnostics", *path) for path in inner]
+    matches = [(re.fullmatch(pattern, name), place) for pattern, place in _PLACES]
+    places = [
+        place.format(*match.groups(), name=name, lens=label)
+        for match, place in matches
+        if match is not None and (headline or "{lens}" in place)
+    ]
+    return [("diagnostics", *place.split("/")) for place in places]
 
 
-def _shows(row: CsvRow, column: str | None, value: Value) -> bool:
-    """Whether a cell holds a number; of what is no number, or in no column of its own, it is taken for granted."""
+def _shows(table: CsvFile, row: CsvRow, name: str, value: Value) -> bool:
+    """Whether a row holds a number; of what is no number, or in no column of its own, it is taken for granted."""
+    column = _published_column(name, table)
     if column is None or isinstance(value, bool) or not isinstance(value, int | float):
         return True
     number = row.number_in(column)
@@ -393,16 +332,8 @@ def _published_column(column: str, table: CsvFile) -> str | None:
 def _names() -> dict[str, list[str]]:
     """What next-token tables may call our columns, by our names."""
     names: dict[str, list[str]] = {}
-    for dialect in (GENERATION_M, EXTENDED):
-        for known in columns_of(NEXT_TOKEN, dialect):
+    for dialect in (layout.GENERATION_M, layout.EXTENDED):
+        for known in layout.columns_of(layout.NEXT_TOKEN, dialect):
             if known.ours is not None and known.part in (None, 0):
                 names.setdefault(known.ours, []).append(known.name)
     return names
-
-
-def _cited(table: CsvFile, row: CsvRow, column: str | None) -> Citation:
-    return Citation(table.name, row.line, row.last_line, row=row.number, column=column)
-
-
-def _label(prompt: PromptKey | None) -> str | None:
-    return None if prompt is None else f"{prompt.prompt_id}/{prompt.prompt_variant}"

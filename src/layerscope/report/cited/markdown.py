@@ -4,26 +4,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Citation, Claim, Unit, merged, merged_lines
-from layerscope.report.cited.document import (
-    Basis,
-    Block,
-    Bullets,
-    Check,
-    Checklist,
-    Name,
-    Paragraph,
-    Part,
-    Report,
-    Row,
-    Section,
-    Sentence,
-    Strong,
-    Table,
-    Text,
-    Token,
-    claims_of,
-)
+from layerscope.report.cited.document import claims_of
 
 SOURCE = "source"
 LINE_OF = "line of"
@@ -37,7 +20,7 @@ _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 """Unicode categories that show as nothing, or turn what stands around them about."""
 
 
-def markdown(report: Report) -> str:
+def markdown(report: doc.Report) -> str:
     """The whole report; it ends with a line feed."""
     blocks = [f"# {plain(report.title)}", _paragraph(report.opening)]
     for section in report.sections:
@@ -78,7 +61,7 @@ def code(text: str, *, in_table: bool = False) -> str:
     return f"{fence}{padded}{fence}"
 
 
-def _section(section: Section, level: int) -> list[str]:
+def _section(section: doc.Section, level: int) -> list[str]:
     blocks = [f"{'#' * level} {plain(section.title)}"]
     blocks += [_block(block) for block in section.blocks]
     for inner in section.sections:
@@ -86,28 +69,28 @@ def _section(section: Section, level: int) -> list[str]:
     return blocks
 
 
-def _block(block: Block) -> str:
+def _block(block: doc.Block) -> str:
     match block:
-        case Paragraph():
+        case doc.Paragraph():
             return _paragraph(block)
-        case Bullets(items):
+        case doc.Bullets(items):
             return "\n".join(f"- {_sentence(item)}" for item in items)
-        case Checklist(checks):
+        case doc.Checklist(checks):
             return "\n".join(_check(check) for check in checks)
-        case Table():
+        case doc.Table():
             return _table(block)
 
 
-def _paragraph(block: Paragraph) -> str:
+def _paragraph(block: doc.Paragraph) -> str:
     return "\n".join(_sentence(sentence) for sentence in block.sentences)
 
 
-def _check(check: Check) -> str:
+def _check(check: doc.Check) -> str:
     note = _sentence(check.note)
     return f"- {MARKS[check.holds]} {plain(check.label)}" + (f": {note}" if note else "")
 
 
-def _sentence(sentence: Sentence) -> str:
+def _sentence(sentence: doc.Sentence) -> str:
     words = _parts(sentence.parts, in_table=False)
     citations = _citations(claims_of(sentence.parts))
     if not citations:
@@ -116,21 +99,21 @@ def _sentence(sentence: Sentence) -> str:
     return f"{words[:-1]} {bracket}." if words.endswith(".") else f"{words} {bracket}"
 
 
-def _parts(parts: Iterable[Part], *, in_table: bool) -> str:
+def _parts(parts: Iterable[doc.Part], *, in_table: bool) -> str:
     return "".join(_part(part, in_table=in_table) for part in parts)
 
 
-def _part(part: Part, *, in_table: bool) -> str:
+def _part(part: doc.Part, *, in_table: bool) -> str:
     match part:
-        case Text(text):
+        case doc.Text(text):
             return _SPECIAL.sub(r"\\\1", text)
-        case Name(text):
+        case doc.Name(text):
             return _name(text, in_table=in_table)
-        case Token(text):
+        case doc.Token(text):
             return code(token_text(text), in_table=in_table)
-        case Strong(parts):
+        case doc.Strong(parts):
             return f"**{_parts(parts, in_table=in_table)}**"
-        case Basis():
+        case doc.Basis():
             return ""
         case Claim():
             return _value(part, in_table=in_table)
@@ -150,7 +133,7 @@ def _value(claim: Claim, *, in_table: bool) -> str:
     return claim.text
 
 
-def _table(table: Table) -> str:
+def _table(table: doc.Table) -> str:
     common = _one_file(table.rows)
     header = [plain(name) for name in table.header]
     header.append(f"{LINE_OF} {code(common)}" if common else SOURCE)
@@ -159,19 +142,19 @@ def _table(table: Table) -> str:
     return text if table.caption is None else f"{_sentence(table.caption)}\n\n{text}"
 
 
-def _alignment(table: Table) -> list[str]:
+def _alignment(table: doc.Table) -> list[str]:
     """Numbers to the right, words to the left."""
     columns = [[row.cells[i] for row in table.rows] for i in range(len(table.header))]
     numbers = [bool(cells) and all(map(_is_number, cells)) for cells in columns]
     return ["---:" if right else "---" for right in numbers] + ["---"]
 
 
-def _is_number(cell: Sequence[Part]) -> bool:
-    flat = [part for outer in cell for part in (outer.parts if isinstance(outer, Strong) else (outer,))]
+def _is_number(cell: Sequence[doc.Part]) -> bool:
+    flat = [part for outer in cell for part in (outer.parts if isinstance(outer, doc.Strong) else (outer,))]
     return len(flat) == 1 and isinstance(flat[0], Claim) and not isinstance(flat[0].value, str | bool)
 
 
-def _cells(row: Row, common: str | None) -> list[str]:
+def _cells(row: doc.Row, common: str | None) -> list[str]:
     cells = [_parts(cell, in_table=True) for cell in row.cells]
     citations = _citations([claim for cell in row.cells for claim in claims_of(cell)])
     if common:
@@ -183,7 +166,7 @@ def _citations(claims: Iterable[Claim]) -> list[Citation]:
     return list(dict.fromkeys(citation for claim in claims for citation in claim.citations))
 
 
-def _one_file(rows: Sequence[Row]) -> str | None:
+def _one_file(rows: Sequence[doc.Row]) -> str | None:
     """The file that all rows cite, where there is one and there are rows enough to make it worth a column."""
     files = {c.file for row in rows for cell in row.cells for c in _citations(claims_of(cell))}
     return files.pop() if len(files) == 1 and len(rows) > 1 else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from layerscope.errors import RunError
 
 _MARK = "<!-- written by layerscope {version}, sha256 of what follows: {digest} -->\n"
+_ADVICE = "choose a folder that you may write to, on a disk with room, with --out."
 _MARKED = re.compile(r"<!-- written by layerscope (\S+), sha256 of what follows: ([0-9a-f]{64}) -->\r?\n")
 
 
@@ -62,8 +63,13 @@ def write_new(path: Path, content: bytes, *, force: bool = False) -> None:
     write_whole(path, content)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, advice: str = _ADVICE) -> None:
     """Write a file that has its name only when it is whole; whatever had it before is replaced.
+
+    Args:
+        path: where to; its folder is made where it is missing.
+        content: of the file.
+        advice: what to do where the place cannot be written to.
 
     Raises:
         RunError: the place cannot be written to.
@@ -77,13 +83,15 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise RunError(
-            f"{path} could not be written ({error.strerror or error}); choose a folder that you may write to, on a "
-            "disk with room, with --out."
-        ) from error
+        raise unwritable(path, error, advice) from error
     finally:
         with contextlib.suppress(OSError):  # what went wrong before is what matters
             partial.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError, advice: str) -> RunError:
+    """The error of a place that cannot be written to."""
+    return RunError(f"{path} could not be written ({error.strerror or error}); {advice}")
 
 
 def _replaceable(path: Path) -> bool:

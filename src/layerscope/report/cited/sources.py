@@ -1,7 +1,7 @@
 """The files of a published run as evidence: every value by pointer or row, and by the physical line it stands on."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
@@ -11,6 +11,7 @@ from typing import TypeAlias
 from layerscope.errors import RunError
 from layerscope.published.dialect import parse
 from layerscope.published.layout import DIALECT_KEY, EXTENDED, GENERATION_M, Dialect, is_file_of
+from layerscope.report.cited.claims import Citation
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -130,16 +131,21 @@ class CsvFile:
     def _by_line(self) -> Mapping[int, CsvRow]:
         return {line: row for row in self.rows for line in range(row.line, row.last_line + 1)}
 
-    def at_line(self, line: int) -> CsvRow | None:
-        """The row that a physical line belongs to; None for the header, damaged rows, and beyond the end."""
-        return self._by_line.get(line)
-
     def within(self, first: int, last: int) -> list[CsvRow]:
         """Rows that have a line among these."""
         entries = [
             self._by_line[line] for line in range(max(1, first), min(last, self.n_lines) + 1) if line in self._by_line
         ]
         return list({row.number: row for row in entries}.values())
+
+    def cite(self, row: CsvRow, column: str | None = None) -> Citation:
+        """The place of a row, or of one of its cells."""
+        return Citation(self.name, row.line, row.last_line, row=row.number, column=column)
+
+    def span(self, rows: Sequence[CsvRow]) -> Citation:
+        """The stretch of lines that holds rows."""
+        first, last = min(row.line for row in rows), max(row.last_line for row in rows)
+        return Citation(self.name, first, last, row=rows[0].number)
 
     def select(self, **cells: str | int | None) -> list[CsvRow]:
         """Rows whose cells are these, as text; a column that the table lacks matches anything."""
@@ -212,8 +218,7 @@ class Sources:
 
     def _dialect(self, table: str) -> Dialect:
         stem = next((stem for stem in self.stems if is_file_of(stem, table)), None)
-        stated = None if stem is None else self.json(f"output-{stem}.json").at(DIALECT_KEY)
-        return EXTENDED if stated is not None and stated.value == EXTENDED.value else GENERATION_M
+        return GENERATION_M if stem is None else dialect_of(self.json(f"output-{stem}.json"))
 
     def _bytes(self, name: str) -> bytes:
         path = self.folder / name
@@ -226,6 +231,12 @@ class Sources:
             return path.read_bytes()
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def dialect_of(document: JsonFile) -> Dialect:
+    """The dialect that a document names for itself and its tables."""
+    stated = document.at(DIALECT_KEY)
+    return EXTENDED if stated is not None and stated.value == EXTENDED.value else GENERATION_M
 
 
 def pointer(*path: str | int) -> str:

@@ -8,10 +8,9 @@ from layerscope.analysis.curve import Row
 from layerscope.report.cited.claims import Unit
 from layerscope.report.cited.document import Basis, Check, Checklist, Filling, Name, Section, Sentence, sentence
 from layerscope.report.evaluation.findings import unmeasured_copies
-from layerscope.report.evaluation.quotes import Path, Quotes
+from layerscope.report.evaluation.quotes import D, Path, Quotes
 from layerscope.report.sentences.readable import TRIVIAL, is_trivial
 
-_D = "diagnostics"
 NOT_THERE = "not in these files"
 FILLERS = frozenset(
     {"a", "an", "it", "so", "that", "the", "this"}
@@ -48,10 +47,10 @@ def _stated(quotes: Quotes, label: str, unit: Unit, *paths: Path, holds: str | b
 
 
 def _instrument(quotes: Quotes) -> list[Check]:
-    kind = quotes.stated("final_ln_type", Unit.TEXT, (_D, "final_ln_type"))
-    bias = quotes.stated("unembed_bias.present", Unit.TRUTH, (_D, "unembed_bias", "present"))
-    dtype = quotes.stated("unembed_dtype", Unit.TEXT, (_D, "unembed_dtype"))
-    fix = quotes.stated("layernorm_bias_fix", Unit.TEXT, (_D, "layernorm_bias_fix"))
+    kind = quotes.stated("final_ln_type", Unit.TEXT, (D, "final_ln_type"))
+    bias = quotes.stated("unembed_bias.present", Unit.TRUTH, (D, "unembed_bias", "present"))
+    dtype = quotes.stated("unembed_dtype", Unit.TEXT, (D, "unembed_dtype"))
+    fix = quotes.stated("layernorm_bias_fix", Unit.TEXT, (D, "layernorm_bias_fix"))
     return [
         _check("RMS norm", None if kind.value is None else "RMS" in str(kind.value), "{}", kind),
         _check("bias of the norm dealt with", None if fix.value is None else True, "{}", fix),
@@ -134,7 +133,7 @@ def _conclusions(quotes: Quotes) -> list[Check]:
 
 
 def _provenance(quotes: Quotes) -> list[Check]:
-    base = (_D, "normalization_provenance")
+    base = (D, "normalization_provenance")
     curve, mask = quotes.curve, quotes.record.measured.copy_mask
     effect = curve is not None and bool(curve.values("resid_norm_ratio"))
     kernels = ("provenance", "env", "deterministic_algorithms")
@@ -144,13 +143,13 @@ def _provenance(quotes: Quotes) -> list[Check]:
         _stated(quotes, "deterministic kernels", Unit.TRUTH, kernels, holds=True),
         _health(quotes),
         _check("copy mask", None if mask is None else mask.size > 0, NOT_THERE if mask is None else ""),
-        _stated(quotes, "layer map", Unit.TEXT, (_D, "layer_map", quotes.n_layers, "norm")),
+        _stated(quotes, "layer map", Unit.TEXT, (D, "layer_map", quotes.n_layers, "norm")),
     ]
 
 
 def _health(quotes: Quotes) -> Check:
     health = quotes.record.numeric_health
-    nan = quotes.stated("any_nan", Unit.TRUTH, (_D, "numeric_health", "any_nan"))
+    nan = quotes.stated("any_nan", Unit.TRUTH, (D, "numeric_health", "any_nan"))
     if health is None:
         return _check("numeric health", None, NOT_THERE)
     return _check("numeric health", not health.any_nan and not health.any_inf, "NaN: {}", nan)

@@ -6,52 +6,25 @@ from layerscope.analysis import curve_shapes as shapes
 from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.milestones import NEVER_SEEN, rest_mass_peak
-from layerscope.record.milestone_names import (
-    CONFIRMED,
-    ONSET,
-    STRONG,
-    STRONG_RUN2,
-    MilestoneName,
-    copy_soft,
-    copy_strict,
-    rank_within,
-    stable_twin,
-)
+from layerscope.record import milestone_names
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
+from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import (
-    Basis,
-    Block,
-    Filling,
-    Name,
-    Paragraph,
-    Part,
-    Row,
-    Section,
-    Sentence,
-    Strong,
-    Table,
-    filled,
-    paragraph,
-    row,
-    sentence,
-    short_section,
-)
+from layerscope.report.cited.document import Basis, Name, Section, Sentence, filled, paragraph, row, sentence
 from layerscope.report.evaluation.overview import semantic
-from layerscope.report.evaluation.quotes import Quotes, at_layer, layer_cell, names, not_measured, table
+from layerscope.report.evaluation.quotes import D, Quotes, at_layer, layer_cell, names, not_measured, table
 from layerscope.report.sentences import circumstances, readable
 from layerscope.report.sentences.lines import plural
-
-_D = "diagnostics"
 
 
 def layer_by_layer(quotes: Quotes) -> Section:
     """Every layer of the primary prompt, the semantic one in bold."""
     curve, title = quotes.curve, "Layer by layer"
     if curve is None:
-        return short_section(title, sentence("The primary prompt has no rows."))
+        return doc.short_section(title, sentence("The primary prompt has no rows."))
     if not quotes.rows():
         why = "The table of the primary prompt is not there, so that no row can be cited and none is shown."
-        return short_section(title, sentence(why))
+        return doc.short_section(title, sentence(why))
     bold = semantic(quotes).value
     shown = [_layer_row(quotes, row["layer"], bold=row["layer"] == bold) for row in curve.rows]
     kl = "KL to final (bits)" if quotes.stand else quotes.mark("KL to final (bits)")
@@ -59,16 +32,16 @@ def layer_by_layer(quotes: Quotes) -> Section:
     header += ["p of answer"] if quotes.quotable else []
     template = "Primary prompt at its last position under {}; the semantic layer is bold."
     caption = quotes.caption(template, Name(quotes.headline))
-    return Section(title, (table(header, shown, caption), Paragraph(tuple(_kl_shape(quotes)))))
+    return Section(title, (table(header, shown, caption), doc.Paragraph(tuple(_kl_shape(quotes)))))
 
 
-def _layer_row(quotes: Quotes, layer: int, *, bold: bool) -> Row:
+def _layer_row(quotes: Quotes, layer: int, *, bold: bool) -> doc.Row:
     columns = ["layer", "top1", "answer_rank", "kl_to_final_bits", "entropy_bits"]
     columns += ["p_answer"] if quotes.quotable else []
-    cells: list[Part] = [quotes.cell(column, layer) for column in columns]
+    cells: list[doc.Part] = [quotes.cell(column, layer) for column in columns]
     if quotes.evidence.row(layer) is None:
         cells[0] = Name(str(layer))
-    return row(*(Strong((cell,)) for cell in cells)) if bold else row(*cells)
+    return row(*(doc.Strong((cell,)) for cell in cells)) if bold else row(*cells)
 
 
 def _kl_shape(quotes: Quotes) -> list[Sentence]:
@@ -108,15 +81,17 @@ def milestones(quotes: Quotes) -> Section:
     return Section("Milestones", (), (_ranks(quotes), _distance(quotes), _copying(quotes), _surface(quotes)))
 
 
-def _milestone_table(quotes: Quotes, named: Sequence[str], caption: Sentence) -> Table:
+def _milestone_table(quotes: Quotes, named: Sequence[str], caption: Sentence) -> doc.Table:
     """First crossings and stable ones, and what the file says where it says something else of any of them."""
     others = {name: quotes.evidence.otherwise(name) for name in named}
     header = ["milestone", "first at", "for good from"]
     header += ["file says otherwise"] if any(others.values()) else []
     rows = []
     for name, other in others.items():
-        stable: Filling = "-" if quotes.summary(stable_twin(name)) is None else layer_cell(quotes.stable(name))
-        cells: list[Filling] = [Name(name), layer_cell(quotes.milestone(name)), stable]
+        stable: doc.Filling = (
+            "-" if quotes.summary(milestone_names.stable_twin(name)) is None else layer_cell(quotes.stable(name))
+        )
+        cells: list[doc.Filling] = [Name(name), layer_cell(quotes.milestone(name)), stable]
         cells += [other or ""] if any(others.values()) else []
         rows.append(row(*cells))
     return table(header, rows, caption)
@@ -124,7 +99,7 @@ def _milestone_table(quotes: Quotes, named: Sequence[str], caption: Sentence) ->
 
 def _ranks(quotes: Quotes) -> Section:
     t, onset = quotes.thresholds, quotes.milestone(ONSET)
-    ranks = [rank_within(rank) for rank in sorted(t.answer_rank, reverse=True)]
+    ranks = [milestone_names.rank_within(rank) for rank in sorted(t.answer_rank, reverse=True)]
     gates = [MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, *(f"gap_ge_{gap:.1f}" for gap in t.answer_gap)]
     named = [*ranks, ONSET, MilestoneName.ONSET_RUN2, CONFIRMED, *gates, STRONG, STRONG_RUN2]
     terms = {name: Name(name) for name in ("margin_ok", "top2_ok", "strong", "run2")}
@@ -139,16 +114,16 @@ def _onset(quotes: Quotes, onset: Claim) -> Sentence:
     """The first rank 1: how deep, and how clear."""
     diagnostics, layer = quotes.diagnostics, quotes.layer_of(ONSET)
     lead, p = quotes.cell("answer_logit_gap", layer), quotes.cell("p_answer", layer)
-    gate = quotes.under(_D, "semantic_gate", basis=(lead,), how="cell of the row")
+    gate = quotes.under(D, "semantic_gate", basis=(lead,), how="cell of the row")
     key, none = f"gap_at_L_semantic_{quotes.label}", "the rows do not hold the lead"
     gap = gate.figure("gap_at_L_semantic", Unit.LOGIT, key, value=diagnostics.gap_at_semantic, reason=none)
-    uniform, key = quotes.under(_D, "semantic_margin", basis=(p,)), f"margin_ok_at_L_semantic_{quotes.label}"
+    uniform, key = quotes.under(D, "semantic_margin", basis=(p,)), f"margin_ok_at_L_semantic_{quotes.label}"
     how = "p_answer above uniform"
     margin = uniform.figure(
         "margin_ok_at_L_semantic", Unit.TRUTH, key, value=diagnostics.margin_ok_at_semantic, how=how
     )
     fraction = None if layer is None else round(layer / quotes.n_layers, 3)
-    at = quotes.under(_D, "depth_fractions", basis=(onset,), how="layer / n_layers")
+    at = quotes.under(D, "depth_fractions", basis=(onset,), how="layer / n_layers")
     depth = at.figure("L_semantic_frac", Unit.SHARE, value=fraction)
     return sentence(readable.AT_ONSET, layer=onset, depth=depth, gap=gap, margin=margin)
 
@@ -159,7 +134,7 @@ def _confirmation(quotes: Quotes) -> list[Sentence]:
         return []
     if confirmation.reason == NO_OTHER_LENS:
         return [sentence(circumstances.UNCONFIRMED, Basis((layer,)))]
-    at = quotes.under(_D, "confirmed_semantics")
+    at = quotes.under(D, "confirmed_semantics")
     read = confirmation.layer is not None or confirmation.onset_raw is not None or confirmation.onset_tuned is not None
     source = at.figure("confirmed_source", Unit.TEXT, value=confirmation.source if read else None)
     onsets = {"raw": confirmation.onset_raw, "tuned": confirmation.onset_tuned}
@@ -180,20 +155,20 @@ def _confirmation(quotes: Quotes) -> list[Sentence]:
 def _robustness(quotes: Quotes) -> list[Sentence]:
     """Whether the gates hold at scales near the measured one, lenses share top tokens, and positions agree."""
     diagnostics, sentences = quotes.diagnostics, []
-    scales = quotes.under(_D, "gate_stability_small_scale", of=diagnostics.gate_stability)
+    scales = quotes.under(D, "gate_stability_small_scale", of=diagnostics.gate_stability)
     share = scales.figure("min_both_gates_pass_frac", Unit.SHARE)
     if share.value is not None:
         template = "With logits scaled by a few per cent both gates pass at a share of at least {} of the scales."
         sentences.append(sentence(template, share))
     for pair in () if diagnostics.lens_consistency is None else diagnostics.lens_consistency.pairs:
-        at = quotes.under(_D, "lens_consistency", f"{quotes.label}_vs_{pair.against}", "p50")
+        at = quotes.under(D, "lens_consistency", f"{quotes.label}_vs_{pair.against}", "p50")
         overlap = at.figure("jaccard@10", Unit.SHARE, value=pair.p50.jaccard_10)
         if overlap.value is not None:
             template = "At the milestones the ten likeliest tokens are shared with the lens {} by a median share of {}."
             sentences.append(sentence(template, Name(pair.against), overlap))
     window = diagnostics.position_window
     if window is not None and window.rank1_frac is not None:
-        places = ((_D, "position_window", "rank1_frac"), ("summary", "position_window", "rank1_frac"))
+        places = ((D, "position_window", "rank1_frac"), ("summary", "position_window", "rank1_frac"))
         there = quotes.figure("rank1_frac", window.rank1_frac, Unit.SHARE, *places)
         template = "Along the prompt, at that layer, the answer has rank 1 at a share of {} of the positions looked at."
         sentences.append(sentence(template, there))
@@ -208,7 +183,7 @@ def _distance(quotes: Quotes) -> Section:
         *(f"first_p_top1_gt_{p:.2f}" for p in t.p_top1),
     ]
     template = "Divergence from the model's output, cosine to it, and certainty of any token."
-    blocks: list[Block] = [_milestone_table(quotes, named, quotes.caption(template, marked=False))]
+    blocks: list[doc.Block] = [_milestone_table(quotes, named, quotes.caption(template, marked=False))]
     curve = quotes.points("cos_to_final")
     low = shapes.trough(curve)
     if low is not None:
@@ -220,7 +195,7 @@ def _distance(quotes: Quotes) -> Section:
     return Section("Distance to the output", (*blocks, _semantic_row(quotes)))
 
 
-def _semantic_row(quotes: Quotes) -> Block:
+def _semantic_row(quotes: Quotes) -> doc.Block:
     """The figures of the onset, the headline layer, the last layer and the head side by side."""
     headline, onset = semantic(quotes), quotes.milestone(ONSET)
     places = [("first rank 1", onset)]
@@ -241,17 +216,20 @@ def _at(quotes: Quotes, layer: object) -> list[Claim]:
     return certainty + place + [quotes.cell(column, at) for column in ("kl_to_final_bits", "cos_to_final", "rest_mass")]
 
 
-def _head_row(quotes: Quotes) -> Row:
+def _head_row(quotes: Quotes) -> doc.Row:
     final, last = quotes.record.measured.final_prediction, quotes.diagnostics.last_layer
     head = quotes.under("final_prediction")
     entropy = head.figure("entropy", Unit.BITS, value=None if final is None else final.entropy_bits)
-    at = quotes.under(_D, "last_layer_consistency", of=None if last is None else last.measured)
+    at = quotes.under(D, "last_layer_consistency", of=None if last is None else last.measured)
     return row("model's head", "-", entropy, at.figure("p_top1_model", Unit.PROBABILITY), *["-"] * 6)
 
 
 def _copying(quotes: Quotes) -> Section:
     t, low = quotes.thresholds, MilestoneName.LOW_ENTROPY
-    strict, soft = (copy_strict(p) for p in t.copy_strict), (copy_soft(k) for k in t.copy_soft_windows)
+    strict, soft = (
+        (milestone_names.copy_strict(p) for p in t.copy_strict),
+        (milestone_names.copy_soft(k) for k in t.copy_soft_windows),
+    )
     named = [MilestoneName.COPY, *strict, *soft]
     about = [*_copy_layers(quotes), _drop(quotes), _stability(quotes)]
     if any(quotes.layer_of(name) is not None for name in named):
@@ -259,7 +237,7 @@ def _copying(quotes: Quotes) -> Section:
         caption = quotes.caption(template, Name(low), marked=False)
         copies = _milestone_table(quotes, [*named, low], caption)
         return Section("Copying", (copies, paragraph(_reflex(quotes), *about)))
-    return short_section("Copying", *_no_copy(quotes, named), _low_entropy(quotes), *about)
+    return doc.short_section("Copying", *_no_copy(quotes, named), _low_entropy(quotes), *about)
 
 
 def _no_copy(quotes: Quotes, named: Sequence[str]) -> list[Sentence]:
@@ -335,7 +313,7 @@ def _drop(quotes: Quotes) -> Sentence:
 
 def _stability(quotes: Quotes) -> Sentence:
     how = "distance of the loosest threshold's layer from the strictest's"
-    at = quotes.under(_D, "copy_thresholds", of=quotes.diagnostics.copy_thresholds, how=how)
+    at = quotes.under(D, "copy_thresholds", of=quotes.diagnostics.copy_thresholds, how=how)
     return sentence("Stability over the strict thresholds: {}.", at.figure("stability", Unit.TEXT))
 
 
@@ -351,7 +329,7 @@ def _surface(quotes: Quotes) -> Section:
         "echo's mass alone)."
     )
     header = ("milestone", "first at", "for good from", quotes.mark("answer"), quotes.mark("prompt"))
-    blocks: list[Block] = [table(header, rows, quotes.caption(template))]
+    blocks: list[doc.Block] = [table(header, rows, quotes.caption(template))]
     near_uniform = quotes.points("topk_prompt_mass@50")
     if near_uniform and shapes.stays_at_most(near_uniform, quotes.thresholds.topk_prompt_mass):
         basis = Basis((quotes.shape("topk_prompt_mass_low", True, "every layer is below the threshold"),))
@@ -360,9 +338,9 @@ def _surface(quotes: Quotes) -> Section:
     return Section("Surface, geometry, coverage", tuple(blocks))
 
 
-def _surface_row(quotes: Quotes, name: str, *columns: str | None) -> Row:
+def _surface_row(quotes: Quotes, name: str, *columns: str | None) -> doc.Row:
     layer = quotes.layer_of(name)
-    masses: list[Filling] = ["-" if column is None else quotes.cell(column, layer) for column in columns]
+    masses: list[doc.Filling] = ["-" if column is None else quotes.cell(column, layer) for column in columns]
     return row(Name(name), layer_cell(quotes.milestone(name)), layer_cell(quotes.stable(name)), *masses)
 
 

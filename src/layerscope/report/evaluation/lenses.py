@@ -8,10 +8,9 @@ from layerscope.analysis.percentiles import depth_layer
 from layerscope.analysis.raw_comparison import Comparison
 from layerscope.report.cited.claims import Citation, Claim, Unit
 from layerscope.report.cited.document import Block, Name, Row, Section, Sentence, paragraph, row, sentence
-from layerscope.report.evaluation.quotes import Path, Quotes, layer_cell, table
+from layerscope.report.evaluation.quotes import D, Path, Quotes, layer_cell, table
 
-_D = "diagnostics"
-_FULL = (_D, "raw_lens_full")
+_FULL = (D, "raw_lens_full")
 SHARES = (
     "Shares of layers at least {} and {} bits from the raw lens, layers with rank 1 under the headline lens alone, and "
     "the score. At the last layer the headline lens is the model's own head, so the second row is the fairer one."
@@ -62,11 +61,11 @@ def _window(quotes: Quotes) -> list[Sentence]:
     window, raw = quotes.diagnostics.raw_window, quotes.evidence.raw_rows()
     if window is None or not window.layers_checked:
         return []
-    at = quotes.under(_D, "raw_lens_window", of=window, basis=raw)
+    at = quotes.under(D, "raw_lens_window", of=window, basis=raw)
     radius = at.figure("radius", Unit.COUNT, basis=(_risk(quotes),), how="rule for the sampled risk")
     largest = at.figure("max_kl_norm_vs_raw_bits_window", Unit.BITS)
     alone = window.norm_only_semantics_layers
-    entry = quotes.evidence.entry(_D, "raw_lens_window", "norm_only_semantics_layers")
+    entry = quotes.evidence.entry(D, "raw_lens_window", "norm_only_semantics_layers")
     basis: Sequence[Citation] = raw
     if entry is not None and alone is not None:
         stated = [item.value for item in quotes.evidence.json.children(entry)]
@@ -119,7 +118,7 @@ def _absent(quotes: Quotes, lens: str) -> Sentence:
 
 def _audit(quotes: Quotes, audit: FittedLensAudit) -> Block:
     lens = audit.lens
-    base: Path = (_D, "prism_summary", "metrics") if lens == "prism" else ("tuned_lens", "summary", "metrics")
+    base: Path = (D, "prism_summary", "metrics") if lens == "prism" else ("tuned_lens", "summary", "metrics")
     verdict_at = quotes.under(*base, of=audit, basis=_both(quotes, lens))
     rows = [*_rank_rows(quotes, audit, base), *_kl_rows(quotes, audit, base), _near_row(quotes, audit, base)]
     verdict = verdict_at.figure("verdict", Unit.TEXT, how="gains and losses of ranks and divergences")

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from layerscope.record.milestone_names import ONSET, STABLE, STRONG, MilestoneName, stable_twin
 from layerscope.report.cited.claims import Citation, Unit
 from layerscope.report.cited.document import Basis, Block, Bullets, Name, Section, Sentence, row, sentence
-from layerscope.report.evaluation.quotes import Quotes, layer_cell, names, table
+from layerscope.report.evaluation.quotes import D, Quotes, layer_cell, names, table
 from layerscope.report.sentences.guidance import EFFECTS
 
-_D = "diagnostics"
 SATURATED_BITS = 95.0
 """Divergences from here on are decided by the floor under probabilities."""
 
@@ -60,7 +59,7 @@ def _scope(quotes: Quotes) -> Iterator[Sentence]:
         yield sentence("Rows of one norm alone: how far layers move under the model's final norm is not known.")
     if diagnostics.micro_suite.n == 1:
         yield sentence("One fact alone: a layer of one fact is no property of the model.")
-    gate = quotes.under(_D, "decoding_point", "gate").stated("gate", Unit.TRUTH, "decoding_point_consistent")
+    gate = quotes.under(D, "decoding_point", "gate").stated("gate", Unit.TRUTH, "decoding_point_consistent")
     if diagnostics.decoding_point.consistent is None and gate.value is None:
         yield sentence("How much hangs on the norm of one block or the next was not tested.")
     sample, full = diagnostics.raw_sample, diagnostics.raw_full
@@ -86,19 +85,19 @@ def _milestones(quotes: Quotes) -> Iterator[Sentence]:
     if nulls:
         yield sentence(NULLS, Basis(nulls))
     if copies is not None:
-        path = (_D, "copy_thresholds", "stability")
+        path = (D, "copy_thresholds", "stability")
         stability = quotes.otherwise("stability", copies.stability, Unit.TEXT, path)
         if stability is not None:
             template = "The file calls the copy thresholds {}; by the rule they are {}."
             yield sentence(template, stability, Name(copies.stability))
     if window is not None:
-        radius = quotes.otherwise("radius", window.radius, Unit.COUNT, (_D, "raw_lens_window", "radius"))
+        radius = quotes.otherwise("radius", window.radius, Unit.COUNT, (D, "raw_lens_window", "radius"))
         if radius is not None:
             yield sentence(RADIUS, radius)
 
 
 def _format(quotes: Quotes) -> Iterator[Sentence]:
-    at, evidence = quotes.under(_D), quotes.evidence
+    at, evidence = quotes.under(D), quotes.evidence
     promoted, dtype = at.stated("use_fp32_unembed", Unit.TRUTH), at.stated("unembed_dtype", Unit.TEXT)
     if promoted.value is False and dtype.value == "torch.float32":
         yield sentence(PROMOTED, Name("use_fp32_unembed"), promoted, dtype)
@@ -109,7 +108,7 @@ def _format(quotes: Quotes) -> Iterator[Sentence]:
         yield sentence("The file's raw-lens samples mix several facts ({} entries).", cited)
     window = quotes.diagnostics.position_window
     if window is not None and window.rank1_frac is None and window.rank1_frac_reason is not None:
-        stated = quotes.under(_D, "position_window").stated("rank1_frac", Unit.SHARE)
+        stated = quotes.under(D, "position_window").stated("rank1_frac", Unit.SHARE)
         if stated.value is not None:
             template = "The file's share of positions with rank 1, {}, rests on the last position alone."
             yield sentence(template, stated)
@@ -140,7 +139,7 @@ def _rows(quotes: Quotes) -> Iterator[Sentence]:
             yield sentence(template, count, word)
     last = quotes.diagnostics.last_layer
     if last is not None and last.warn_high_last_layer_kl and last.measured.softcap is None:
-        at = quotes.under(_D, "last_layer_consistency", "cfg_transform")
+        at = quotes.under(D, "last_layer_consistency", "cfg_transform")
         yield sentence(NO_CAP, Basis((at.stated("softcap", Unit.LOGIT),)))
 
 
@@ -152,7 +151,7 @@ def _fitted(quotes: Quotes) -> Iterator[Sentence]:
     loaded = [record.kind for record in records if record.status == "loaded"]
     if foreign and loaded:
         yield sentence(MADE_ELSEWHERE, names(loaded))
-    skip = quotes.stated("m", Unit.NUMBER, (_D, "skip_layers_sanity", "m=2"))
+    skip = quotes.stated("m", Unit.NUMBER, (D, "skip_layers_sanity", "m=2"))
     if skip.value is not None and foreign:
         yield sentence(SKIPPED, Name("m=2"), skip)
 
@@ -171,7 +170,7 @@ def _otherwise(quotes: Quotes) -> Block | None:
 def _figures_otherwise(quotes: Quotes) -> Block | None:
     """Figures above of which the file states another value, each by its place in the file."""
     rows = [
-        row(Name(".".join(map(str, path[1:] if path[0] == _D else path))), ours, stated)
+        row(Name(".".join(map(str, path[1:] if path[0] == D else path))), ours, stated)
         for path, (ours, stated) in quotes.otherwise_stated.items()
     ]
     figures = [ours for ours, _ in quotes.otherwise_stated.values()]

@@ -3,29 +3,13 @@
 from layerscope.analysis.consistency import DecodingTarget
 from layerscope.record.measured import LastLayerRecord
 from layerscope.record.milestone_names import ONSET
+from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import (
-    Basis,
-    Block,
-    Bullets,
-    Filling,
-    Name,
-    Part,
-    Section,
-    Sentence,
-    Strong,
-    Text,
-    filled,
-    paragraph,
-    row,
-    sentence,
-    short_section,
-)
-from layerscope.report.evaluation.quotes import Quotes, layers_word, names, table
+from layerscope.report.cited.document import Basis, Name, Section, Sentence, filled, paragraph, row, sentence
+from layerscope.report.evaluation.quotes import D, Quotes, layers_word, names, table
 from layerscope.report.sentences.last_layer import ACCOUNTS, LIKE_A_SOFTCAP, WHY_SOFTCAP, after_transform
 
-_D = "diagnostics"
-_LAST = (_D, "last_layer_consistency")
+_LAST = (D, "last_layer_consistency")
 
 
 def method(quotes: Quotes) -> Section:
@@ -42,16 +26,16 @@ def method(quotes: Quotes) -> Section:
         _detectors(quotes),
     ]
     sections = (_calibration(quotes), _repetition(quotes), _decoding(quotes), _guidance(quotes))
-    return Section("Method sanity-check", (Bullets(tuple(items)),), sections)
+    return Section("Method sanity-check", (doc.Bullets(tuple(items)),), sections)
 
 
-def _item(title: str, template: str, *values: Filling) -> Sentence:
-    return sentence(f"{{}} {template}", Strong((Text(f"{title}."),)), *values)
+def _item(title: str, template: str, *values: doc.Filling) -> Sentence:
+    return sentence(f"{{}} {template}", doc.Strong((doc.Text(f"{title}."),)), *values)
 
 
 def _indexing(quotes: Quotes) -> Sentence:
     curve = quotes.curve
-    where: Filling = ()
+    where: doc.Filling = ()
     if curve is not None and curve.rows:
         where = filled("; rows are those of position {}", quotes.cell("position", curve.rows[0]["layer"]))
     last = quotes.figure("n_layers", quotes.n_layers, Unit.LAYER, ("model_stats", "num_layers"))
@@ -63,9 +47,9 @@ def _indexing(quotes: Quotes) -> Sentence:
 
 
 def _norms(quotes: Quotes) -> Sentence:
-    base = (_D, "normalization_provenance")
-    kind = quotes.stated("first_block_ln1_type", Unit.TEXT, (_D, "first_block_ln1_type"))
-    final = quotes.stated("final_ln_type", Unit.TEXT, (_D, "final_ln_type"))
+    base = (D, "normalization_provenance")
+    kind = quotes.stated("first_block_ln1_type", Unit.TEXT, (D, "first_block_ln1_type"))
+    final = quotes.stated("final_ln_type", Unit.TEXT, (D, "final_ln_type"))
     strategy = quotes.stated("strategy", Unit.TEXT, (*base, "strategy", "primary"), (*base, "strategy"))
     first, last = (
         quotes.stated("ln_source", Unit.TEXT, (*base, "per_layer", layer, "ln_source"))
@@ -84,7 +68,7 @@ def _norm_effect(quotes: Quotes) -> list[Sentence]:
     ratio, cosine = (quotes.cell(column, 0) for column in ("resid_norm_ratio", "delta_resid_cos"))
     if ratio.value is None:
         return [_item("What the norm does", "It is not recorded layer by layer.")]
-    there: Filling = ()
+    there: doc.Filling = ()
     if onset is not None and quotes.ranked:
         at_onset = (quotes.cell(column, onset) for column in ("resid_norm_ratio", "delta_resid_cos"))
         there = filled(", at layer {} by {} (cosine {})", quotes.milestone(ONSET), *at_onset)
@@ -97,12 +81,12 @@ def _trajectory(quotes: Quotes) -> list[Sentence]:
     trajectory, curve = quotes.diagnostics.trajectory, quotes.curve
     if trajectory is None or curve is None:
         return []
-    at = quotes.under(_D, "norm_trajectory", of=trajectory)
-    growth: Filling = "Lengths are not recorded"
+    at = quotes.under(D, "norm_trajectory", of=trajectory)
+    growth: doc.Filling = "Lengths are not recorded"
     if curve.values("raw_resid_norm") and trajectory.slope is not None:
         slope, r2 = at.figure("slope", Unit.NUMBER), at.figure("r2", Unit.NUMBER)
         growth = filled("Its logarithm changes by {} a layer; a line explains a share of {} of it", slope, r2)
-    abrupt: Filling = ()
+    abrupt: doc.Filling = ()
     if quotes.ranked and trajectory.n_spikes is not None:  # counted up to the onset
         spikes, relative = at.figure("n_spikes", Unit.COUNT), at.figure("n_spikes_relative", Unit.COUNT)
         template = "; the norm is abrupt at {} {} by the absolute rule, at {} by comparison with neighbours"
@@ -111,12 +95,12 @@ def _trajectory(quotes: Quotes) -> list[Sentence]:
 
 
 def _head(quotes: Quotes) -> Sentence:
-    at = quotes.under(_D, "unembed_bias")
+    at = quotes.under(D, "unembed_bias")
     present = at.stated("unembed_bias.present", Unit.TRUTH, "present")
-    dtype = quotes.stated("unembed_dtype", Unit.TEXT, (_D, "unembed_dtype"))
-    promoted = quotes.stated("use_fp32_unembed", Unit.TRUTH, (_D, "use_fp32_unembed"))
+    dtype = quotes.stated("unembed_dtype", Unit.TEXT, (D, "unembed_dtype"))
+    promoted = quotes.stated("use_fp32_unembed", Unit.TRUTH, (D, "use_fp32_unembed"))
     if present.value is None:
-        bias: Filling = "Whether it has a bias is not recorded"
+        bias: doc.Filling = "Whether it has a bias is not recorded"
     elif present.value:
         bias = filled("It has a bias{} of length {}", Basis((present,)), at.stated("l2_norm", Unit.LOGIT))
     else:
@@ -126,7 +110,7 @@ def _head(quotes: Quotes) -> Sentence:
 
 def _machine(quotes: Quotes) -> Sentence:
     at = quotes.under("provenance", "env")
-    device = quotes.stated("device", Unit.TEXT, ("provenance", "env", "device"), (_D, "device"))
+    device = quotes.stated("device", Unit.TEXT, ("provenance", "env", "device"), (D, "device"))
     torch, dtype = at.stated("torch_version", Unit.TEXT), at.stated("dtype_compute", Unit.TEXT)
     seed, kernels = at.stated("seed", Unit.COUNT), at.stated("deterministic_algorithms", Unit.TRUTH)
     if kernels.value is None:
@@ -136,7 +120,7 @@ def _machine(quotes: Quotes) -> Sentence:
 
 
 def _health(quotes: Quotes) -> Sentence:
-    at = quotes.under(_D, "numeric_health")
+    at = quotes.under(D, "numeric_health")
     nan, inf = at.stated("any_nan", Unit.TRUTH), at.stated("any_inf", Unit.TRUTH)
     if nan.value is None:
         return _item("Numeric health", "Not recorded in these files.")
@@ -145,11 +129,11 @@ def _health(quotes: Quotes) -> Sentence:
 
 
 def _alignment(quotes: Quotes) -> Sentence:
-    base, gold = (_D, "gold_alignment"), quotes.under("gold_answer")
+    base, gold = (D, "gold_alignment"), quotes.under("gold_answer")
     status = quotes.stated("gold_alignment", Unit.TEXT, (*base, "status"), base)
     answer, first = gold.stated("string", Unit.TOKEN), gold.stated("first_id", Unit.COUNT)
     variant = gold.stated("variant", Unit.TEXT)
-    rate = quotes.stated("gold_alignment_rate", Unit.SHARE, (_D, "gold_alignment_rate"))
+    rate = quotes.stated("gold_alignment_rate", Unit.SHARE, (D, "gold_alignment_rate"))
     share = filled(", share of prompts resolved {}", rate) if rate.value is not None else ()
     return _item("Gold alignment", "Status {}: {} is id {}, {}{}.", status, answer, first, variant, share)
 
@@ -157,7 +141,7 @@ def _alignment(quotes: Quotes) -> Sentence:
 def _mask(quotes: Quotes) -> Sentence:
     mask, places = (
         quotes.record.measured.copy_mask,
-        ((_D, "copy_mask", "size"), ("record", "measured", "copy_mask", "size")),
+        ((D, "copy_mask", "size"), ("record", "measured", "copy_mask", "size")),
     )
     size = quotes.figure("size", None if mask is None else mask.size, Unit.COUNT, *places)
     if size.value is None:
@@ -166,10 +150,10 @@ def _mask(quotes: Quotes) -> Sentence:
 
 
 def _detectors(quotes: Quotes) -> Sentence:
-    at = quotes.under(_D)
+    at = quotes.under(D)
     threshold = at.figure("copy_thresh", Unit.PROBABILITY, value=quotes.thresholds.copy_collapse)
     window, match = at.stated("copy_window_k", Unit.COUNT), at.stated("copy_match_level", Unit.TEXT)
-    places = ((_D, "copy_soft_threshold"), (_D, "copy_soft_config", "threshold"))
+    places = ((D, "copy_soft_threshold"), (D, "copy_soft_config", "threshold"))
     soft = quotes.stated("copy_soft_threshold", Unit.PROBABILITY, *places)
     template = "Strict above {} over {} {}, by {}; soft above {}."
     return _item("Copy detectors", template, threshold, window, layers_word(window), match, soft)
@@ -180,13 +164,13 @@ def _calibration(quotes: Quotes) -> Section:
     title, last = "Head calibration", quotes.diagnostics.last_layer
     if last is None:
         why = quotes.record.measured.absent.get("last_layer", "the files do not say")
-        return short_section(title, sentence("Not measured: {}.", Name(why)))
+        return doc.short_section(title, sentence("Not measured: {}.", Name(why)))
     at = quotes.under(*_LAST, of=last.measured)
     kl, temperature = at.figure("kl_to_final_bits", Unit.BITS), at.figure("temp_est", Unit.NUMBER)
     after, agree = at.figure("kl_after_temp_bits", Unit.BITS), at.figure("top1_agree", Unit.TRUTH)
     warn = at.figure("warn_high_last_layer_kl", Unit.TRUTH, value=last.warn_high_last_layer_kl)
     template = "The last layer under {} is {} bits from the model's output; same top-1 token: {}."
-    return short_section(
+    return doc.short_section(
         title,
         sentence(template, Name(quotes.headline), kl, agree),
         sentence("The best temperature, {}, leaves {} bits; warning: {}.", temperature, after, warn),
@@ -232,7 +216,7 @@ def _like_a_softcap(quotes: Quotes, measured: LastLayerRecord) -> list[Sentence]
 def _repetition(quotes: Quotes) -> Section:
     """Whether a second time gives the same."""
     repeated = quotes.diagnostics.repeatability
-    at = quotes.under(_D, "repeatability", of=repeated)
+    at = quotes.under(D, "repeatability", of=repeated)
     status = at.figure("status", Unit.TEXT, value=repeated.status if repeated.status != "unavailable" else None)
     deviation, flips = at.figure("max_rank_dev", Unit.COUNT), at.figure("top1_flip_rate", Unit.SHARE)
     if deviation.value is None:
@@ -241,7 +225,7 @@ def _repetition(quotes: Quotes) -> Section:
     else:
         template = "Second decode {}: largest rank deviation {}, share of layers whose top-1 token flipped {}."
         second = sentence(template, status, deviation, flips)
-    forward = quotes.under(_D, "repeatability_forward")
+    forward = quotes.under(D, "repeatability_forward")
     mode = forward.stated("mode", Unit.TEXT)
     agreement = forward.stated("repeatability_forward_pass", Unit.TRUTH, "gate", "repeatability_forward_pass")
     passed = sentence("Second forward pass: {}, agreement {}.", mode, agreement) if mode.value is not None else None
@@ -251,15 +235,15 @@ def _repetition(quotes: Quotes) -> Section:
 def _decoding(quotes: Quotes) -> Section:
     """Whether milestones hang on the norm of the block that wrote, or of the next."""
     point, title = quotes.diagnostics.decoding_point, "Decoding point"
-    gate = quotes.under(_D, "decoding_point", "gate").figure(
+    gate = quotes.under(D, "decoding_point", "gate").figure(
         "decoding_point_consistent", Unit.TRUTH, value=point.consistent
     )
     if not quotes.ranked:
-        return short_section(title, sentence("The identity check failed, and milestones do not stand."))
+        return doc.short_section(title, sentence("The identity check failed, and milestones do not stand."))
     if not point.targets and gate.value is None:
-        return short_section(title, sentence("Not tested: {}.", Name(point.reason or "the files do not say")))
+        return doc.short_section(title, sentence("Not tested: {}.", Name(point.reason or "the files do not say")))
     if not point.targets:
-        return short_section(title, sentence("Consistent, as the file states it: {}.", gate))
+        return doc.short_section(title, sentence("Consistent, as the file states it: {}.", gate))
     rows = [
         row(
             Name(target.name),
@@ -282,7 +266,7 @@ def _of_target(quotes: Quotes, target: DecodingTarget, key: str, value: int | fl
     """A figure of one target, cited where the file lists that target."""
     name = target.name.replace(ONSET, f"{ONSET}_{quotes.label}") if target.name == ONSET else target.name
     for place in range(len(quotes.diagnostics.decoding_point.targets)):
-        base = (_D, "decoding_point", "per_target", place)
+        base = (D, "decoding_point", "per_target", place)
         entry = quotes.evidence.entry(*base, "name")
         if entry is not None and entry.value in (name, target.name):
             return quotes.figure(key, value, unit, (*base, key))
@@ -302,13 +286,13 @@ def _guidance(quotes: Quotes) -> Section:
         none = sentence("The files hold no guidance; this is what their rows call for.")
     lenses = sentence("Preferred lens: {}; use the confirmed semantic layer: {}.", preferred, confirmed)
     ranks = sentence("Prefer ranks: {}; suppress absolute probabilities: {}.", prefer, suppress)
-    blocks: list[Block] = [paragraph(ranks, lenses, none)]
+    blocks: list[doc.Block] = [paragraph(ranks, lenses, none)]
     rows = [row(Name(r.name), r.severity, Name(r.text), _reason(quotes, r.name, stated)) for r in guidance.reasons]
     if rows:
         blocks.append(table(("reason", "weight", "what it means", "stated in the file"), rows))
     further = [claim for name, claim in stated.items() if name not in {reason.name for reason in guidance.reasons}]
     if further:
-        parts = [part for claim in further for part in (Text(", "), claim)][1:]
+        parts = [part for claim in further for part in (doc.Text(", "), claim)][1:]
         blocks.append(
             paragraph(sentence("The file gives reasons that its rows do not bear out, or cannot: {}.", parts))
         )
@@ -326,8 +310,8 @@ def _stated_reasons(quotes: Quotes) -> dict[str, Claim]:
     return {claim.value: claim for claim in claims if isinstance(claim.value, str)}
 
 
-def _reason(quotes: Quotes, name: str, stated: dict[str, Claim]) -> tuple[Part, ...]:
+def _reason(quotes: Quotes, name: str, stated: dict[str, Claim]) -> tuple[doc.Part, ...]:
     behind = stated.get(name)
     if behind is not None:
-        return (Text("yes"), Basis((behind,)))
-    return (Text("no"), Basis((quotes.shape(name, True, "found in the rows"),)))
+        return (doc.Text("yes"), Basis((behind,)))
+    return (doc.Text("no"), Basis((quotes.shape(name, True, "found in the rows"),)))

@@ -3,21 +3,10 @@
 from layerscope.analysis import curve_shapes as shapes
 from layerscope.analysis.milestones import NEVER_SEEN
 from layerscope.record.milestone_names import ONSET, stable_twin
+from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import (
-    Basis,
-    Filling,
-    Name,
-    Paragraph,
-    Part,
-    Section,
-    Sentence,
-    filled,
-    paragraph,
-    sentence,
-    short_section,
-)
-from layerscope.report.evaluation.quotes import Quotes, at_layer, names, not_measured
+from layerscope.report.cited.document import Basis, Name, Section, Sentence, filled, paragraph, sentence, short_section
+from layerscope.report.evaluation.quotes import D, Quotes, at_layer, names, not_measured
 from layerscope.report.sentences import last_layer, readable
 from layerscope.report.sentences.circumstances import GAP, ONE_NORM
 from layerscope.report.sentences.guidance import FORBIDDEN, PREFERRED
@@ -28,14 +17,16 @@ from layerscope.report.sentences.weaknesses import weaknesses
 def overview(quotes: Quotes) -> Section:
     """The section."""
     first = paragraph(_model(quotes), _prompt(quotes))
-    return Section("Overview", (first, Paragraph(tuple(decoding_point(quotes))), Paragraph(tuple(_result(quotes)))))
+    return Section(
+        "Overview", (first, doc.Paragraph(tuple(decoding_point(quotes))), doc.Paragraph(tuple(_result(quotes))))
+    )
 
 
 def fingerprint(quotes: Quotes) -> Section:
     """One sentence on the whole run."""
     claim, milestone = semantic(quotes), quotes.diagnostics.semantic
     if not quotes.ranked:
-        result: Filling = "no layer can be named, for the identity check failed"
+        result: doc.Filling = "no layer can be named, for the identity check failed"
     elif milestone is None or claim.value is None:
         result = _never(quotes, claim)
     else:
@@ -51,7 +42,7 @@ def fingerprint(quotes: Quotes) -> Section:
     return short_section("Fingerprint", sentence("{}: {}{}", Name(quotes.evidence.stem), result, _last_layer(quotes)))
 
 
-def _never(quotes: Quotes, claim: Claim) -> tuple[Part, ...]:
+def _never(quotes: Quotes, claim: Claim) -> tuple[doc.Part, ...]:
     """That the answer does not lead, as far as that is known."""
     if not_measured(claim):
         return filled(readable.LEAD_UNKNOWN, Name(quotes.headline), Basis((claim,)))
@@ -59,7 +50,7 @@ def _never(quotes: Quotes, claim: Claim) -> tuple[Part, ...]:
     return filled(readable.NEVER_LEADS, Name(quotes.headline), tail, Basis((claim,)))
 
 
-def _last_layer(quotes: Quotes) -> tuple[Part, ...]:
+def _last_layer(quotes: Quotes) -> tuple[doc.Part, ...]:
     """How far the last layer is from the output, by the gate for it."""
     kl, last = last_kl(quotes), quotes.diagnostics.last_layer
     if kl.value is None or last is None:
@@ -81,16 +72,16 @@ def depth(quotes: Quotes) -> Claim:
     layer = None if milestone is None else milestone.layer
     fraction = None if layer is None else round(layer / quotes.n_layers, 3)
     name = f"{ONSET if milestone is None else milestone.name}_frac"
-    paths = [("diagnostics", "depth_fractions", name)]
+    paths = [(D, "depth_fractions", name)]
     if claim.value is not None and claim.value == quotes.layer_of(ONSET):
-        paths.append(("diagnostics", "depth_fractions", f"{ONSET}_frac"))
+        paths.append((D, "depth_fractions", f"{ONSET}_frac"))
     return quotes.figure(name, fraction, Unit.SHARE, *paths, basis=(claim,), how="layer / n_layers")
 
 
 def last_kl(quotes: Quotes) -> Claim:
     """How far the last layer is from the model's own output."""
     last = quotes.diagnostics.last_layer
-    at = quotes.under("diagnostics", "last_layer_consistency", of=None if last is None else last.measured)
+    at = quotes.under(D, "last_layer_consistency", of=None if last is None else last.measured)
     return at.figure("kl_to_final_bits", Unit.BITS)
 
 
@@ -107,7 +98,7 @@ def decoding_point(quotes: Quotes) -> list[Sentence]:
         return [which]
     onsets = [quotes.milestone(ONSET, lens=lens) for lens in ("logit", "next_norm")]
     a, b = map(at_layer, onsets)
-    at = quotes.under("diagnostics", "decoding_point", "onset_gap", of=gap, basis=onsets, how="difference of layers")
+    at = quotes.under(D, "decoding_point", "onset_gap", of=gap, basis=onsets, how="difference of layers")
     layers = at.figure("gap_layers", Unit.COUNT, reason="one of the two lenses has no onset")
     return [which, sentence(GAP, logit=logit, at_logit=a, next_norm=next_norm, at_next_norm=b, gap=layers)]
 
@@ -129,7 +120,7 @@ def _model(quotes: Quotes) -> Sentence:
 
 
 def _prompt(quotes: Quotes) -> Sentence:
-    text = quotes.stated("context_prompt", Unit.TOKEN, ("prompt", "context_prompt"), ("diagnostics", "context_prompt"))
+    text = quotes.stated("context_prompt", Unit.TOKEN, ("prompt", "context_prompt"), (D, "context_prompt"))
     gold = quotes.stated("gold_answer", Unit.TOKEN, ("gold_answer", "string"), ("prompt", "ground_truth"))
     return sentence("The prompt is {}; the answer looked for is {}.", text, gold)
 
@@ -161,7 +152,7 @@ def _no_rank_1(quotes: Quotes, claim: Claim) -> list[Sentence]:
     """That there is none, where that was measured, and how near it comes."""
     if not_measured(claim):
         unknown = sentence(readable.RANK_1_UNKNOWN, Name(claim.reason or ""), Basis((claim,)))
-        stated = quotes.stated(ONSET, Unit.LAYER, ("diagnostics", ONSET))
+        stated = quotes.stated(ONSET, Unit.LAYER, (D, ONSET))
         unshown = sentence("The file states layer {}, which no row is there to show.", stated)
         return [unknown] if stated.value is None else [unknown, unshown]
     some = ", among those that have one" if claim.reason == NEVER_SEEN else ""

@@ -6,24 +6,14 @@ from dataclasses import dataclass
 
 from layerscope.analysis import curve_shapes as shapes
 from layerscope.record.milestone_names import ONSET
-from layerscope.report.cited.claims import Citation, Claim, Unit
-from layerscope.report.cited.document import (
-    Basis,
-    Block,
-    Bullets,
-    Name,
-    Section,
-    Sentence,
-    paragraph,
-    row,
-    sentence,
-    short_section,
-)
+from layerscope.report.cited import document as doc
+from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.document import Basis, Name, Section, Sentence, paragraph, row, sentence, short_section
 from layerscope.report.cited.sources import CsvFile, CsvRow
 from layerscope.report.evaluation.findings import rest_mass
 from layerscope.report.evaluation.lenses import lens_check
 from layerscope.report.evaluation.prompts import head_on_test_prompt, temperature_claims
-from layerscope.report.evaluation.quotes import Quotes, at_layer, not_measured, table, token
+from layerscope.report.evaluation.quotes import D, Quotes, at_layer, not_measured, table, token
 
 SHORTEST = 4
 """Letters that a word of the prompt must have to be followed."""
@@ -58,7 +48,7 @@ def patterns(quotes: Quotes) -> Section:
     title = "Patterns and anomalies"
     if not quotes.ranked:
         none = sentence("The identity check failed: no pattern of lens rows is named.")
-        return Section(title, (Bullets((none, *head_on_test_prompt(quotes), *_temperature(quotes))),))
+        return Section(title, (doc.Bullets((none, *head_on_test_prompt(quotes), *_temperature(quotes))),))
     items = (
         *_rotation(quotes),
         *head_on_test_prompt(quotes),
@@ -68,7 +58,7 @@ def patterns(quotes: Quotes) -> Section:
         *_temperature(quotes),
         *lens_check(quotes),
     )
-    return Section(title, (Bullets(items),) if items else (), (_trajectory(quotes), _drift(quotes)))
+    return Section(title, (doc.Bullets(items),) if items else (), (_trajectory(quotes), _drift(quotes)))
 
 
 # Direction and size
@@ -148,11 +138,11 @@ def _drift(quotes: Quotes) -> Section:
     gap, title = quotes.diagnostics.entropy_gap, "Entropy drift against the model"
     if gap is None or not gap.n_layers:
         return short_section(title, sentence("The files do not hold the model's own entropy beside rows."))
-    at, quarters = quotes.under("diagnostics", "entropy_gap_bits_percentiles"), ("p25", "p50", "p75")
+    at, quarters = quotes.under(D, "entropy_gap_bits_percentiles"), ("p25", "p50", "p75")
     cells = [at.figure(f"entropy_gap_bits_{p}", Unit.BITS, p, value=gap.percentiles[p]) for p in quarters]
-    count = quotes.under("diagnostics").figure("entropy_gap_samples", Unit.COUNT, value=gap.n_layers)
+    count = quotes.under(D).figure("entropy_gap_samples", Unit.COUNT, value=gap.n_layers)
     header = ("layers", *(quotes.mark(f"{p} (bits)") for p in quarters))
-    blocks: list[Block] = [table(header, [row(count, *cells)], quotes.caption(DRIFT))]
+    blocks: list[doc.Block] = [table(header, [row(count, *cells)], quotes.caption(DRIFT))]
     if quotes.quotable:
         over, how = [layer for layer, bits in _gaps(quotes) if bits < 0], "layers whose gap is negative"
         below = quotes.shape("layers_more_certain_than_the_model", len(over), how, unit=Unit.COUNT)
@@ -201,23 +191,23 @@ def _trajectory(quotes: Quotes) -> Section:
     if rows:
         where = "Where the answer shows along the prompt: positions at which any layer lists it among its tokens."
         header = ("position", "input token", "first listed (layer)", "first on top (layer)", "layers on top")
-        shown: Block = table(header, rows, sentence(where))
+        shown: doc.Block = table(header, rows, sentence(where))
     else:
         every = [row for rows in by_position.values() for row in rows]
-        claim = quotes.evidence.derived("positions_with_answer", 0, Unit.COUNT, _span(records, every), "count")
+        claim = quotes.evidence.derived("positions_with_answer", 0, Unit.COUNT, [records.span(every)], "count")
         shown = paragraph(sentence("The answer is listed at {} positions.", claim))
     return Section(title, (shown, _words(quotes, records, by_position[max(by_position)])))
 
 
-def _words(quotes: Quotes, records: CsvFile, last: Sequence[CsvRow]) -> Block:
+def _words(quotes: Quotes, records: CsvFile, last: Sequence[CsvRow]) -> doc.Block:
     """Words of the prompt at its last position."""
     text = quotes.prompt.text if quotes.prompt is not None and quotes.prompt.text else ""
     words = [word for word in dict.fromkeys(re.findall(r"[^\W\d_]+", text)) if len(word) >= SHORTEST]
     followed = {word: _follow(word, last) for word in words if word != quotes.answer}
     seen = {word: at for word, at in followed.items() if at.listed is not None}
     if not seen:
-        basis, how = _span(records, last), "count of words"
-        claim = quotes.evidence.derived("prompt_words_listed", 0, Unit.COUNT, basis, how)
+        basis = [records.span(last)]
+        claim = quotes.evidence.derived("prompt_words_listed", 0, Unit.COUNT, basis, "count of words")
         template = "At the last position {} of the prompt's own words are listed at any layer."
         return paragraph(sentence(template, claim))
     rows = [row(token(word), *_layers(quotes, records, at)) for word, at in seen.items()]
@@ -261,18 +251,10 @@ def _layers(quotes: Quotes, records: CsvFile, at: _Seen) -> list[Claim]:
 
 
 def _place(quotes: Quotes, records: CsvFile, record: CsvRow) -> Claim:
-    cited, text = (_cell(records, record, "token"),), record.cells.get("token")
-    return Claim(subject=quotes.evidence.stem, name="token", value=text, unit=Unit.TOKEN, citations=cited)
+    text, cited = record.cells.get("token"), records.cite(record, "token")
+    return quotes.evidence.claim("token", text, Unit.TOKEN, [cited])
 
 
 def _value(quotes: Quotes, records: CsvFile, record: CsvRow, column: str, unit: Unit) -> Claim:
-    value, cited, stem = record.number_in(column), (_cell(records, record, column),), quotes.evidence.stem
-    return Claim(subject=stem, name=column, value=value, unit=unit, citations=cited, lens=quotes.headline)
-
-
-def _cell(records: CsvFile, record: CsvRow, column: str) -> Citation:
-    return Citation(records.name, record.line, record.last_line, row=record.number, column=column)
-
-
-def _span(records: CsvFile, rows: Sequence[CsvRow]) -> list[Citation]:
-    return [Citation(records.name, min(r.line for r in rows), max(r.last_line for r in rows))]
+    value, cited = record.number_in(column), records.cite(record, column)
+    return quotes.evidence.claim(column, value, unit, [cited], lens=quotes.headline)

@@ -7,20 +7,9 @@ from layerscope.analysis.facts import Fact, fact_passes
 from layerscope.analysis.statistics import Summary
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.record.prompt_key import PromptKey
+from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Citation, Claim, Unit
-from layerscope.report.cited.document import (
-    Block,
-    Name,
-    Part,
-    Row,
-    Section,
-    Sentence,
-    filled,
-    paragraph,
-    row,
-    sentence,
-    short_section,
-)
+from layerscope.report.cited.document import Name, Section, Sentence, filled, paragraph, row, sentence, short_section
 from layerscope.report.cited.evidence import agree
 from layerscope.report.evaluation.quotes import Path, Quotes, table
 
@@ -83,21 +72,21 @@ def facts(quotes: Quotes) -> Section:
     return Section(title, (table(header, rows, quotes.caption(template, marked=False)), _spread(quotes)))
 
 
-def _fact(quotes: Quotes, fact: Fact, prompt: PromptKey) -> Row:
+def _fact(quotes: Quotes, fact: Fact, prompt: PromptKey) -> doc.Row:
     names = (ONSET, CONFIRMED, MilestoneName.MARGIN_OK, STRONG)
     layers = [quotes.milestone(name, prompt=prompt) for name in names]
     delta = quotes.figure("delta_hat", fact.delta_hat, Unit.SHARE, basis=layers, reason="no copy layer")
     return row(Name(fact.fact_key or str(fact.fact_index)), *layers, delta)
 
 
-def _spread(quotes: Quotes) -> Block:
+def _spread(quotes: Quotes) -> doc.Block:
     summaries = quotes.diagnostics.statistics.by_milestone
     rows = [_summary(quotes, name, summaries[name]) for name in (ONSET, STRONG, STRONG_RUN2) if name in summaries]
     header = ("milestone", "facts", "without", "median", "p25", "p75", "95% from", "to")
     return table(header, rows, quotes.caption(INTERVAL, marked=False))
 
 
-def _summary(quotes: Quotes, name: str, summary: Summary) -> Row:
+def _summary(quotes: Quotes, name: str, summary: Summary) -> doc.Row:
     passes = fact_passes(quotes.evidence.verdict.curves.passes)
     behind: list[Claim | Citation] = [quotes.milestone(name, prompt=prompt) for prompt in passes]
     if name == ONSET:
@@ -188,7 +177,7 @@ def head_on_test_prompt(quotes: Quotes) -> Iterator[Sentence]:
     if not prompts or not prompts[0].top_tokens:
         return
     at = quotes.under("test_prompts", 0)
-    words: list[Part] = []
+    words: list[doc.Part] = []
     for place in range(min(3, len(prompts[0].top_tokens))):
         word, p = at.stated("token", Unit.TOKEN, "topk", place, 0), at.stated("p", Unit.PROBABILITY, "topk", place, 1)
         words += filled(", {} {}" if place else "{} {}", word, p)

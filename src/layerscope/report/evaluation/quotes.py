@@ -1,7 +1,6 @@
 """Claims for a report's sentences: found in rows where they can be, the file's where it alone has them, else absent."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -17,23 +16,14 @@ from layerscope.record.parts import PromptRecord
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
+from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Citation, Claim, Unit, Value
-from layerscope.report.cited.document import (
-    MARK,
-    Basis,
-    Filling,
-    Name,
-    Part,
-    Row,
-    Sentence,
-    Table,
-    Text,
-    Token,
-    sentence,
-)
+from layerscope.report.cited.document import Basis, Name, Sentence, sentence
 from layerscope.report.cited.evidence import Evidence, agree
 from layerscope.report.cited.sources import CsvFile, Entry
 
+D = "diagnostics"
+"""The object of the JSON that has most figures."""
 Path: TypeAlias = tuple[str | int, ...]
 """Where the JSON may have something."""
 UNKNOWN = frozenset({NOT_MEASURED, NEVER_SEEN, NO_OTHER_LENS})
@@ -106,9 +96,7 @@ class Quotes:
     @cached_property
     def prompt(self) -> PromptRecord | None:
         """The primary prompt."""
-        key = self.evidence.primary
-        prompts = self.record.suite.prompts
-        return next((p for p in prompts if key and _is(p, key)), None)
+        return self.record.prompt(self.evidence.primary)
 
     @property
     def answer(self) -> str | None:
@@ -119,9 +107,7 @@ class Quotes:
 
     def absent(self, name: str, unit: Unit, reason: str, *, lens: str | None = None) -> Claim:
         """A figure that there is not."""
-        return Claim(
-            subject=self.evidence.stem, name=name, value=None, unit=unit, citations=(), lens=lens or None, reason=reason
-        )
+        return self.evidence.claim(name, None, unit, lens=lens, reason=reason)
 
     def stated(self, name: str, unit: Unit, *paths: Path, reason: str = "the files do not state it") -> Claim:
         """What the JSON states at the first of several paths; absent where it states nothing."""
@@ -169,15 +155,7 @@ class Quotes:
         if entry is not None and (value is None or agree(entry.value, value)):
             if value is not None or entry.value is not None:
                 return self.stated(name, unit, entry.path)
-            return Claim(
-                subject=self.evidence.stem,
-                name=name,
-                value=None,
-                unit=unit,
-                lens=lens,
-                citations=(self.evidence.cite(entry),),
-                reason=reason,
-            )
+            return self.evidence.claim(name, None, unit, [self.evidence.cite(entry)], lens=lens, reason=reason)
         if value is None:
             return self.absent(name, unit, reason or "it could not be found", lens=lens)
         ours = self.evidence.derived(
@@ -249,9 +227,7 @@ class Quotes:
         rows = table.select(prompt_id=prompt.prompt_id, prompt_variant=prompt.prompt_variant, layer=layer)
         if not rows:
             return self.absent(column, unit, "that table has no such row")
-        cited = Citation(table.name, rows[0].line, rows[0].last_line, row=rows[0].number, column=column)
-        claim = Claim(subject=self.evidence.stem, name=column, value=value, unit=unit, citations=(cited,), layer=layer)
-        return replace(claim, lens=self.headline)
+        return self.evidence.claim(column, value, unit, [table.cite(rows[0], column)], layer=layer, lens=self.headline)
 
     def side_table(self, name: str) -> CsvFile | None:
         """A further table of the run; None where the folder lacks it."""
@@ -266,11 +242,11 @@ class Quotes:
 
     def mark(self, header: str) -> str:
         """A column's header, marked where its figures are not to be quoted."""
-        return header if self.quotable else header + MARK
+        return header if self.quotable else header + doc.MARK
 
-    def caption(self, template: str, *values: Filling, marked: bool = True, **named: Filling) -> Sentence:
+    def caption(self, template: str, *values: doc.Filling, marked: bool = True, **named: doc.Filling) -> Sentence:
         """A caption; it explains the mark where columns have it."""
-        explained = f" Columns with{MARK} are not to be quoted." if marked and not self.quotable else ""
+        explained = f" Columns with{doc.MARK} are not to be quoted." if marked and not self.quotable else ""
         return sentence(template + explained, *values, **named)
 
 
@@ -279,23 +255,23 @@ def not_measured(claim: Claim) -> bool:
     return claim.value is None and (claim.reason in UNKNOWN - {NEVER_SEEN} or claim.reason in (UNREAD, UNCITED))
 
 
-def at_layer(claim: Claim) -> tuple[Part, ...]:
+def at_layer(claim: Claim) -> tuple[doc.Part, ...]:
     """`at layer 31`; `at no layer` where there is none, and else that this is not known."""
     if claim.value is not None:
-        return (Text("at layer "), claim)
+        return (doc.Text("at layer "), claim)
     words = "at no layer"
     if not_measured(claim):
         words = "at no known layer (not measured)"
     elif claim.reason == NEVER_SEEN:
         words = "at no layer that has a value (some have none)"
-    return (Text(words), Basis((claim,)))
+    return (doc.Text(words), Basis((claim,)))
 
 
-def layer_cell(claim: Claim) -> tuple[Part, ...]:
+def layer_cell(claim: Claim) -> tuple[doc.Part, ...]:
     """A milestone in a table: its layer, `n.a.` where there is none, and else that this was not measured."""
     if not_measured(claim):
-        return (Text("not measured"), Basis((claim,)))
-    return (Text("not known"), Basis((claim,))) if claim.value is None and claim.reason == NEVER_SEEN else (claim,)
+        return (doc.Text("not measured"), Basis((claim,)))
+    return (doc.Text("not known"), Basis((claim,))) if claim.value is None and claim.reason == NEVER_SEEN else (claim,)
 
 
 def layers_word(count: Claim) -> str:
@@ -303,27 +279,19 @@ def layers_word(count: Claim) -> str:
     return "layer" if count.value == 1 else "layers"
 
 
-def token(text: str, *behind: Claim) -> Token:
+def token(text: str, *behind: Claim) -> doc.Token:
     """A piece of text that is shown as it is, with the claims that show it."""
-    return Token(text, behind)
+    return doc.Token(text, behind)
 
 
-def names(listed: Sequence[str]) -> list[Part]:
+def names(listed: Sequence[str]) -> list[doc.Part]:
     """Names in a row, with commas."""
-    parts: list[Part] = []
+    parts: list[doc.Part] = []
     for place, name in enumerate(listed):
-        parts += ([Text(", ")] if place else []) + [Name(name)]
+        parts += ([doc.Text(", ")] if place else []) + [Name(name)]
     return parts
 
 
-def table(header: Sequence[str], rows: Sequence[Row], caption: Sentence | None = None) -> Table:
+def table(header: Sequence[str], rows: Sequence[doc.Row], caption: Sentence | None = None) -> doc.Table:
     """A table."""
-    return Table(tuple(header), tuple(rows), caption)
-
-
-def _is(prompt: PromptRecord, key: PromptKey) -> bool:
-    return (prompt.fact_index, prompt.prompt_id, prompt.prompt_variant) == (
-        key.fact_index,
-        key.prompt_id,
-        key.prompt_variant,
-    )
+    return doc.Table(tuple(header), tuple(rows), caption)

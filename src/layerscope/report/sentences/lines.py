@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from layerscope.analysis.curve_shapes import stretches
+
 LINE = 68
 """Characters of a line that is not to be wrapped."""
 Weight: TypeAlias = Literal["", "aside", "free", "main", "advise", "block"]
@@ -36,13 +38,11 @@ def in_one_line(names: Sequence[str]) -> str:
 
 def layers(numbers: Sequence[int]) -> str:
     """Layers in words, three neighbours or more drawn together: `layers 4 to 6 and 9`."""
-    runs: list[list[int]] = []
-    for layer in sorted(numbers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    parts = [part for run in runs for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))]
+    parts = [
+        part
+        for run in stretches(sorted(numbers))
+        for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
+    ]
     listed = ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
     return f"{plural('layer', len(numbers))} {listed}"
 

@@ -35,10 +35,7 @@ class VerdictText:
         """Of the headline lens."""
         self.curve = verdict.curves.get(verdict.diagnostics.primary, verdict.diagnostics.headline)
         self.trusted, self.ranked = record.probabilities_stand, record.ranks_stand
-        primary = verdict.diagnostics.primary
-        key = None if primary is None else (primary.fact_index, primary.prompt_id, primary.prompt_variant)
-        prompts = ((p, (p.fact_index, p.prompt_id, p.prompt_variant)) for p in record.suite.prompts)
-        self.prompt = next((prompt for prompt, its_key in prompts if its_key == key), None)
+        self.prompt = record.prompt(verdict.diagnostics.primary)
 
     @property
     def names_layers(self) -> bool:

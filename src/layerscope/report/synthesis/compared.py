@@ -140,10 +140,9 @@ class Compared:
     def size(self) -> Claim | None:
         """Number of blocks, from the file or else by the last row."""
         last = self.evidence.row(self.n_layers)
-        basis = [] if last is None else [Citation(last[0].name, last[1].line, last[1].last_line, row=last[1].number)]
-        return self.agreed(
-            "num_layers", self.n_layers, Unit.COUNT, ("model_stats", "num_layers"), basis=basis, how="last layer"
-        )
+        basis = [] if last is None else [last[0].cite(last[1])]
+        path = ("model_stats", "num_layers")
+        return self.agreed("num_layers", self.n_layers, Unit.COUNT, path, basis=basis, how="last layer")
 
     def norm_strategy(self) -> Claim | None:
         """Which norms the headline lens applies: `next_ln1` is that of the next block."""

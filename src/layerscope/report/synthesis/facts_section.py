@@ -6,9 +6,9 @@ from layerscope.analysis.facts import Fact
 from layerscope.analysis.statistics import Summary
 from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited.claims import Claim, Unit, Value
-from layerscope.report.cited.document import Name, Section, Sentence, Table, paragraph, row, sentence
+from layerscope.report.cited.document import Section, Sentence, paragraph, sentence
 from layerscope.report.synthesis.compared import Compared
-from layerscope.report.synthesis.words import of_runs, shown
+from layerscope.report.synthesis.words import of_runs, run_table
 
 
 def facts_section(runs: Sequence[Compared]) -> Section:
@@ -22,22 +22,22 @@ def facts_section(runs: Sequence[Compared]) -> Section:
             sentence("A layer that rests on one fact may lie anywhere in the range that other facts would have."),
         )
         return Section(title, (paragraph(*sentences),))
-    rows = [
-        row(
-            Name(run.name),
-            shown(_about(run, "n")),
-            shown(_about(run, "n_missing")),
-            shown(run.milestone(ONSET)),
-            shown(_about(run, "median")),
-            shown(_median_depth(run)),
-            shown(_about(run, "p25")),
-            shown(_about(run, "p75")),
-            shown(_interval(run)),
-        )
-        for run in several
-    ]
-    header = ("model", "facts", "missing", "first fact", "median", "depth", "p25", "p75", "95 % of the median")
-    return Section(title, (Table(header, tuple(rows)), paragraph(*_sentences(several, single))))
+    header = "facts | missing | first fact | median | depth | p25 | p75 | 95 % of the median"
+    table = run_table(
+        several,
+        header,
+        lambda run: [
+            *(
+                _about(run, "n"),
+                _about(run, "n_missing"),
+                run.milestone(ONSET),
+                _about(run, "median"),
+                _median_depth(run),
+            ),
+            *(_about(run, "p25"), _about(run, "p75"), _interval(run)),
+        ],
+    )
+    return Section(title, (table, paragraph(*_sentences(several, single))))
 
 
 def summary_of(run: Compared) -> Summary | None:
@@ -46,22 +46,17 @@ def summary_of(run: Compared) -> Summary | None:
 
 
 def _sentences(several: Sequence[Compared], single: Sequence[Compared]) -> list[Sentence | None]:
-    lowest = [run for run in several if _extreme(run) == "shallowest"]
-    deepest = [run for run in several if _extreme(run) == "deepest"]
+    lowest, deepest = ([run for run in several if _extreme(run) == end] for end in ("shallowest", "deepest"))
     too_few = [run for run in several if (summary := summary_of(run)) is not None and summary.interval_95 is None]
     return [
         sentence(
             "The layers of rank 1 under the headline lens, each fact asked once; medians are over facts that have one."
         ),
-        of_runs("The first fact is the shallowest of all in {}.", lowest, _first),
-        of_runs("It is the deepest of all in {}.", deepest, _first),
+        of_runs("The first fact is the shallowest of all in {}.", lowest, ONSET),
+        of_runs("It is the deepest of all in {}.", deepest, ONSET),
         of_runs("Too few facts have a layer for an interval in {}.", too_few),
         of_runs("One fact alone was asked of {}.", single),
     ]
-
-
-def _first(run: Compared) -> Claim | None:
-    return run.milestone(ONSET)
 
 
 def _extreme(run: Compared) -> str | None:

@@ -42,25 +42,16 @@ def _of_family(name: str, members: Sequence[Compared], obstacles: Sequence[Limit
         yield sentence("{} ({}): their layers do not compare, see above.", Name(name), names(members))
         return
     yield sentence("{}: depth of rank 1, shallow models first: {}{}.", Name(name), depths, _trend(members))
-    alike = [
-        (trait, values[0]) for trait, values in _values(members) if len(set(values)) == 1 and values[0] is not None
-    ]
-    differ = [(trait, values) for trait, values in _values(members) if len(set(values) - {None}) > 1]
+    values = {trait: [value(run) for run in members] for trait, value in _TRAITS.items()}
+    alike: list[list[Part]] = []
+    for trait, of in values.items():
+        if len(set(of)) == 1 and of[0] is not None:
+            alike.append([Text(f"{trait} ("), Name(of[0]), Text(")")])
+    differ = [_difference(members, trait, of) for trait, of in values.items() if len(set(of) - {None}) > 1]
     if alike:
-        yield sentence(
-            "{} is alike in {}.",
-            Name(name),
-            listed([[Text(f"{trait} ("), Name(value), Text(")")] for trait, value in alike]),
-        )
+        yield sentence("{} is alike in {}.", Name(name), listed(alike))
     if differ:
-        yield sentence(
-            "{} differs in {}.", Name(name), listed([_difference(members, *trait_values) for trait_values in differ])
-        )
-
-
-def _values(members: Sequence[Compared]) -> Iterator[tuple[str, list[str | None]]]:
-    for trait, value in _TRAITS.items():
-        yield trait, [value(run) for run in members]
+        yield sentence("{} differs in {}.", Name(name), listed(differ))
 
 
 def _difference(members: Sequence[Compared], trait: str, values: Sequence[str | None]) -> list[Part]:
@@ -103,17 +94,9 @@ def _repeats(runs: Sequence[Compared]) -> Iterator[Bullets]:
     for model, members in by_model.items():
         if len(members) > 1:
             same = len({run.layer(ONSET) for run in members}) == 1
-            verb = "agree on" if same else "differ in"
+            which, verb = "Both" if len(members) == 2 else "All", "agree on" if same else "differ in"
             values = listed([[shown(run.milestone(ONSET)), Text(" in "), Name(run.run)] for run in members])
-            items.append(
-                sentence(
-                    "{} runs of {} {} the layer of rank 1: {}.",
-                    "Both" if len(members) == 2 else "All",
-                    Name(model),
-                    verb,
-                    values,
-                )
-            )
+            items.append(sentence("{} runs of {} {} the layer of rank 1: {}.", which, Name(model), verb, values))
     if items:
         yield Bullets(tuple(items))
 

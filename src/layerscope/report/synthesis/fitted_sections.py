@@ -6,19 +6,9 @@ from layerscope.analysis.fitted_lens_audit import FittedLensAudit
 from layerscope.analysis.percentiles import QUARTERS, depth_layer
 from layerscope.record.milestone_names import ONSET, rank_within
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import (
-    Name,
-    Paragraph,
-    Section,
-    Sentence,
-    Table,
-    columns,
-    paragraph,
-    row,
-    sentence,
-)
+from layerscope.report.cited.document import Name, Paragraph, Section, Sentence, Text, paragraph, sentence
 from layerscope.report.synthesis.compared import Compared
-from layerscope.report.synthesis.words import listed, names, of_runs, remarks, shown, word
+from layerscope.report.synthesis.words import listed, names, of_runs, remarks, run_table
 
 _PLACES = {
     "prism": ("diagnostics", "prism_summary", "metrics"),
@@ -44,38 +34,35 @@ def fitted_section(runs: Sequence[Compared]) -> Section:
 def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
     title = f"{lens.capitalize()} lens"
     having = [run for run in runs if lens in run.diagnostics.sidecars]
-    without = [run for run in runs if run not in having]
-    missing = of_runs("Not read for {}.", without)
+    missing = of_runs("Not read for {}.", [run for run in runs if run not in having])
     if not having:
         return Section(title, (paragraph(sentence("No run was read through this lens.")),))
-    rows = [
-        row(
-            Name(run.name),
-            shown(run.milestone(ONSET, lens=lens)),
-            *(shown(_layers(run, lens, rank)) for rank in (10, 5, 1)),
-            *(shown(gain(run, lens, quarter)) for quarter in _QUARTERS),
-            word(_audit(run, lens).verdict),
-        )
-        for run in having
-    ]
-    header = columns(
-        "model | rank 1, fitted | Δ rank <= 10 | Δ rank <= 5 | Δ rank 1 | ΔKL at 25 % | ΔKL at 50 % | "
-        "ΔKL at 75 % | verdict"
+    header = (
+        "rank 1, fitted | Δ rank <= 10 | Δ rank <= 5 | Δ rank 1 | ΔKL at 25 % | ΔKL at 50 % | ΔKL at 75 % | verdict"
     )
-    return Section(title, (Table(header, tuple(rows)), *_sentences(having, lens, missing)))
+    table = run_table(
+        having,
+        header,
+        lambda run: [
+            run.milestone(ONSET, lens=lens),
+            *(_layers(run, lens, rank) for rank in (10, 5, 1)),
+            *(gain(run, lens, quarter) for quarter in _QUARTERS),
+            _audit(run, lens).verdict,
+        ],
+    )
+    return Section(title, (table, *_sentences(having, lens, missing)))
 
 
 def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) -> tuple[Paragraph, ...]:
-    nearer = [run for run in having if all(bits > 0 for bits in _gains(run, lens)) and _gains(run, lens)]
-    farther = [run for run in having if all(bits < 0 for bits in _gains(run, lens)) and _gains(run, lens)]
+    gains = {run: bits for run in having if (bits := _gains(run, lens))}
+    nearer = [run for run, bits in gains.items() if min(bits) > 0]
+    farther = [run for run, bits in gains.items() if max(bits) < 0]
     audits = {run: _audit(run, lens).rank_milestones[1] for run in having}
     never = [run for run, pair in audits.items() if pair.baseline is not None and pair.sidecar is None]
     later = [run for run, pair in audits.items() if pair.delta is not None and pair.delta > 0]
     earlier = [run for run, pair in audits.items() if pair.delta is not None and pair.delta < 0]
-    verdicts = [(word_, [run for run in having if _audit(run, lens).verdict == word_]) for word_ in _VERDICTS]
-    groups = listed(
-        [[Name(word_), *sentence(" for {}", names(of_verdict)).parts] for word_, of_verdict in verdicts if of_verdict]
-    )
+    of_verdict = {verdict: [run for run in having if _audit(run, lens).verdict == verdict] for verdict in _VERDICTS}
+    groups = listed([[Name(verdict), Text(" for "), *names(runs)] for verdict, runs in of_verdict.items() if runs])
     return remarks(
         of_runs("Nearer to the model at all three depths: {}.", nearer),
         of_runs("Farther at all three: {}.", farther),

@@ -1,6 +1,6 @@
 """What may not be compared between the runs, and why."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -36,10 +36,34 @@ class Limit:
         """Whether it lies between runs."""
         return self.name.startswith("mixed_")
 
+    @property
+    def stands(self) -> bool:
+        """Whether any run is concerned; of a mixture, whether what is known of the runs differs."""
+        return len(set(self.by_run.values()) - {NOT_RECORDED}) > (1 if self.is_mixture else 0)
+
 
 def limits(runs: Sequence[Compared]) -> tuple[Limit, ...]:
     """All that stand in the way, mixtures first."""
-    return (*_mixtures(runs), *_of_single_runs(runs))
+    kinds: tuple[tuple[str, Scope, Callable[[Compared], str | None]], ...] = (
+        ("mixed_protocols", "layers", _protocol),
+        ("mixed_thresholds", "layers", _thresholds_apart(runs)),
+        ("mixed_norm_strategies", "layers", lambda run: run.strategy or NOT_RECORDED),
+        ("mixed_stacks", "layers", lambda run: run.evidence.record.measured.stack or NOT_RECORDED),
+        ("mixed_questions", "layers", _question),
+        ("mixed_facts", "facts", _facts),
+        ("identity_failed", "layers", _identity),
+        ("unresolved_gold", "layers", _gold),
+        ("decoding_point_sensitive", "layers", _decoding_point),
+        ("suppressed_probabilities", "probabilities", _suppressed),
+        ("high_last_layer_kl", "divergences", _high_kl),
+        ("norm_not_recorded", "layers", _no_norm),
+        ("no_raw_lens", "layers", _no_raw_lens),
+    )
+    tried = [
+        Limit(name, scope, {run.name: words for run in runs if (words := state(run)) is not None})
+        for name, scope, state in kinds
+    ]
+    return tuple(limit for limit in tried if limit.stands)
 
 
 def reasons_of(run: Compared, obstacles: Sequence[Limit]) -> list[str]:
@@ -69,45 +93,6 @@ def warns(run: Compared) -> bool | None:
     """Whether the last layer under the headline lens is far from the model's own output; None where not measured."""
     last = run.diagnostics.last_layer
     return None if last is None else last.warn_high_last_layer_kl
-
-
-def _mixtures(runs: Sequence[Compared]) -> Iterator[Limit]:
-    kinds: tuple[tuple[str, Scope, Callable[[Compared], str]], ...] = (
-        ("mixed_protocols", "layers", _protocol),
-        ("mixed_thresholds", "layers", _thresholds_apart(runs)),
-        ("mixed_norm_strategies", "layers", lambda run: run.strategy or NOT_RECORDED),
-        ("mixed_stacks", "layers", lambda run: run.evidence.record.measured.stack or NOT_RECORDED),
-        ("mixed_questions", "layers", _question),
-        ("mixed_facts", "facts", _facts),
-    )
-    for name, scope, state in kinds:
-        by_run = {run.name: state(run) for run in runs}
-        if len(set(by_run.values()) - {NOT_RECORDED}) > 1:
-            yield Limit(name, scope, by_run)
-
-
-def _of_single_runs(runs: Sequence[Compared]) -> Iterator[Limit]:
-    kinds: tuple[tuple[str, Scope, Callable[[Compared], str | None]], ...] = (
-        ("identity_failed", "layers", _identity),
-        ("unresolved_gold", "layers", _gold),
-        ("decoding_point_sensitive", "layers", _decoding_point),
-        ("suppressed_probabilities", "probabilities", _suppressed),
-        (
-            "high_last_layer_kl",
-            "divergences",
-            lambda run: "lens and head differ at the last layer" if warns(run) else None,
-        ),
-        (
-            "norm_not_recorded",
-            "layers",
-            lambda run: None if run.strategy else "the files do not say which norm was applied",
-        ),
-        ("no_raw_lens", "layers", _no_raw_lens),
-    )
-    for name, scope, state in kinds:
-        by_run = {run.name: words for run in runs if (words := state(run)) is not None}
-        if by_run:
-            yield Limit(name, scope, by_run)
 
 
 def _protocol(run: Compared) -> str:
@@ -160,6 +145,14 @@ def _decoding_point(run: Compared) -> str | None:
 def _suppressed(run: Compared) -> str | None:
     guidance = run.evidence.verdict.guidance
     return ", ".join(reason.name for reason in guidance.reasons) if guidance.suppress_abs_probs else None
+
+
+def _high_kl(run: Compared) -> str | None:
+    return "lens and head differ at the last layer" if warns(run) else None
+
+
+def _no_norm(run: Compared) -> str | None:
+    return None if run.strategy else "the files do not say which norm was applied"
 
 
 def _no_raw_lens(run: Compared) -> str | None:

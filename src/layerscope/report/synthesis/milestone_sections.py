@@ -1,26 +1,18 @@
 """Where in depth things happen: copying, ranks, gates, surface and geometry, early and late."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from layerscope.analysis.confirmation import NO_OTHER_LENS
-from layerscope.analysis.curve import Curve
 from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.diagnostics import protocol_in_force
-from layerscope.record.milestone_names import (
-    CONFIRMED,
-    ONSET,
-    STRONG,
-    STRONG_RUN2,
-    MilestoneName,
-    copy_soft,
-    rank_within,
-    stable_twin,
-)
+from layerscope.record import milestone_names
+from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Bullets, Name, Section, Sentence, Table, columns, paragraph, row, sentence
-from layerscope.report.synthesis.compared import EARLY_BELOW, Compared, by_family
+from layerscope.report.cited.document import Bullets, Name, Section, Sentence, paragraph, sentence
+from layerscope.report.synthesis.compared import EARLY_BELOW, Compared, by_family, earliness
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
-from layerscope.report.synthesis.words import names, of_runs, remarks, shown, with_values, word
+from layerscope.report.synthesis.words import names, of_runs, remarks, run_table, shown, with_values
 
 _EARLY_LAYERS = range(4)
 _GATES = (ONSET, MilestoneName.ONSET_RUN2, MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, STRONG, STRONG_RUN2)
@@ -28,36 +20,27 @@ _GATES = (ONSET, MilestoneName.ONSET_RUN2, MilestoneName.MARGIN_OK, MilestoneNam
 
 def glance_section(runs: Sequence[Compared]) -> Section:
     """The main outcomes, one row a model."""
-    rows = [
-        row(
-            Name(run.name),
-            shown(run.milestone(ONSET)),
-            shown(run.depth(ONSET)),
-            word(run.preferred),
-            shown(run.milestone(run.preferred) if run.preferred else None),
-            shown(run.depth(run.preferred) if run.preferred else None),
-            word(run.strength),
-            word(bool(run.weaknesses) if run.preferred else None),
-            word(run.diagnostics.copies_early),
-        )
-        for run in runs
-    ]
-    header = ("model", "rank 1", "depth", "headline milestone", "layer", "depth", "gates", "weak points", "copy reflex")
+    table = run_table(
+        runs,
+        "rank 1 | depth | headline milestone | layer | depth | gates | weak points | copy reflex",
+        lambda run: [
+            *(run.milestone(ONSET), run.depth(ONSET), run.preferred),
+            *((run.milestone(run.preferred), run.depth(run.preferred)) if run.preferred else (None, None)),
+            *(run.strength, bool(run.weaknesses) if run.preferred else None, run.diagnostics.copies_early),
+        ],
+    )
     note = sentence(
-        "The headline milestone is the first that exists of {}, {}, {} and {}; by its gates it is strong, "
-        "confirmed by another lens, or weak, which is rank 1 alone. Weak points are what speaks against it "
-        "for other reasons too, as in the evaluation of each model. Depth is the layer over the number of "
-        "blocks.",
-        Name(STRONG_RUN2),
-        Name(STRONG),
-        Name(CONFIRMED),
-        Name(ONSET),
+        "The headline milestone is the first that exists of {}, {}, {} and {}; by its gates it is strong, confirmed by "
+        "another lens, or weak, which is rank 1 alone. Weak points are what speaks against it for other reasons too, "
+        "as in the evaluation of each model. Depth is the layer over the number of blocks.",
+        *map(Name, (STRONG_RUN2, STRONG, CONFIRMED, ONSET)),
     )
     points = dict.fromkeys(point for run in runs for point in run.weaknesses)
-    weak = {point: [run for run in runs if point in run.weaknesses] for point in points}
-    items = [sentence("Weak point, {}: {}.", point, names(runs_with)) for point, runs_with in weak.items()]
-    listed = (Bullets(tuple(items)),) if items else ()
-    return Section("At a glance", (Table(header, tuple(rows)), paragraph(note), *listed))
+    items = [
+        sentence("Weak point, {}: {}.", point, names(run for run in runs if point in run.weaknesses))
+        for point in points
+    ]
+    return Section("At a glance", (table, paragraph(note), *([Bullets(tuple(items))] if items else [])))
 
 
 # Copying
@@ -65,30 +48,22 @@ def glance_section(runs: Sequence[Compared]) -> Section:
 
 def copy_section(runs: Sequence[Compared]) -> Section:
     """Whether shallow layers echo the prompt."""
-    rows = [
-        row(
-            Name(run.name),
-            shown(_reflex(run)),
-            shown(run.milestone(MilestoneName.COPY)),
-            shown(_held(run, "copy_collapse")),
-            shown(run.milestone(copy_soft(1))),
-            shown(run.milestone(MilestoneName.LOW_ENTROPY)),
-        )
-        for run in runs
-    ]
-    header = columns(
-        "model | reflex in layers 0 to 3 | strict copy | strict copy holds at | soft copy | entropy collapse"
+    table = run_table(
+        runs,
+        "reflex in layers 0 to 3 | strict copy | strict copy holds at | soft copy | entropy collapse",
+        lambda run: [
+            *(_reflex(run), run.milestone(MilestoneName.COPY), _held(run, "copy_collapse")),
+            *(run.milestone(milestone_names.copy_soft(1)), run.milestone(MilestoneName.LOW_ENTROPY)),
+        ],
     )
-    reflex = [run for run in runs if run.diagnostics.copies_early]
-    none = [run for run in runs if run.diagnostics.copies_early is False]
-    other = [run for run in runs if run.diagnostics.copies_early is None]
+    echo, none, unknown = ([r for r in runs if r.diagnostics.copies_early is known] for known in (True, False, None))
     sentences = (
-        of_runs("An early echo of the prompt shows in {}.", reflex, _early_layers),
+        of_runs("An early echo of the prompt shows in {}.", echo, _early_layers),
         of_runs("Layers 0 to 3 hold no echo in {}.", none),
-        of_runs("No copy flags were recorded for {}.", other),
+        of_runs("No copy flags were recorded for {}.", unknown),
         sentence("Entropy collapse is low entropy on any token; it is no evidence of copying."),
     )
-    return Section("Copy reflex in layers 0 to 3", (Table(header, tuple(rows)), paragraph(*sentences)))
+    return Section("Copy reflex in layers 0 to 3", (table, paragraph(*sentences)))
 
 
 def _reflex(run: Compared) -> Claim | None:
@@ -113,7 +88,7 @@ def _early_layers(run: Compared) -> Claim | None:
 
 def _held(run: Compared, column: str) -> Claim | None:
     """All layers at which a flag holds."""
-    curve: Curve | None = run.evidence.curve()
+    curve = run.evidence.curve()
     layers = [] if curve is None else curve.layers(lambda row: row[column])
     cells = [cell for layer in layers if (cell := run.cell(column, layer, Unit.TRUTH)) is not None]
     return run.derived(f"{column} holds", listed_layers(layers), Unit.TEXT, cells, "layers") if cells else None
@@ -125,23 +100,17 @@ def _held(run: Compared, column: str) -> Claim | None:
 def rank_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Section:
     """Rank milestones, in the order of the depth at which the answer first leads."""
     ordered = sorted(runs, key=lambda run: (run.fraction(ONSET) is None, run.fraction(ONSET) or 0.0))
-    rows = [
-        row(
-            Name(run.name),
-            shown(run.size()),
-            *(shown(run.milestone(rank_within(rank))) for rank in (10, 5, 1)),
-            shown(run.milestone(stable_twin(ONSET))),
-            shown(run.depth(rank_within(10))),
-            shown(run.depth(rank_within(5))),
-            shown(run.depth(ONSET)),
-        )
-        for run in ordered
-    ]
-    header = columns(
-        "model | layers | rank <= 10 | rank <= 5 | rank 1 | rank 1 for good | depth, rank <= 10 | "
-        "depth, rank <= 5 | depth, rank 1"
+    ranks = [milestone_names.rank_within(rank) for rank in (10, 5, 1)]
+    table = run_table(
+        ordered,
+        "layers | rank <= 10 | rank <= 5 | rank 1 | rank 1 for good | depth, rank <= 10 | depth, rank <= 5 | "
+        "depth, rank 1",
+        lambda run: [
+            *(run.size(), *map(run.milestone, ranks), run.milestone(milestone_names.stable_twin(ONSET))),
+            *map(run.depth, (*ranks[:2], ONSET)),
+        ],
     )
-    return Section("Rank milestones", (Table(header, tuple(rows)), *remarks(*_rank_sentences(ordered, obstacles))))
+    return Section("Rank milestones", (table, *remarks(*_rank_sentences(ordered, obstacles))))
 
 
 def _rank_sentences(ordered: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence | None]:
@@ -152,15 +121,11 @@ def _rank_sentences(ordered: Sequence[Compared], obstacles: Sequence[Limit]) -> 
             earliest = [run for run in there if run.fraction(ONSET) == first]
             yield of_runs("The answer first leads shallowest in {}.", earliest, lambda run: run.depth(ONSET))
     at_last = [run for run in there if run.layer(ONSET) == run.n_layers]
-    yield of_runs("The answer leads at the last layer alone in {}.", at_last, _rank_1)
-    lost = [run for run in there if run.layer(stable_twin(ONSET)) != run.layer(ONSET)]
-    yield of_runs("The lead is lost again after its first layer in {}.", lost, _rank_1)
+    yield of_runs("The answer leads at the last layer alone in {}.", at_last, ONSET)
+    lost = [run for run in there if run.layer(milestone_names.stable_twin(ONSET)) != run.layer(ONSET)]
+    yield of_runs("The lead is lost again after its first layer in {}.", lost, ONSET)
     never = [run for run in ordered if run.layer(ONSET) is None]
     yield of_runs("The answer leads at no layer, or its rank is not known, in {}.", never)
-
-
-def _rank_1(run: Compared) -> Claim | None:
-    return run.milestone(ONSET)
 
 
 # Gates and confirmation
@@ -168,16 +133,16 @@ def _rank_1(run: Compared) -> Claim | None:
 
 def gate_section(runs: Sequence[Compared]) -> Section:
     """Strong and confirmed layers."""
-    rows = [row(Name(run.name), *(shown(run.milestone(name)) for name in _GATES), shown(_gap(run))) for run in runs]
-    header = columns(
-        "model | rank 1 | twice in a row | margin | lead | strong | strong twice in a row | lead at rank 1"
+    table = run_table(
+        runs,
+        "rank 1 | twice in a row | margin | lead | strong | strong twice in a row | lead at rank 1",
+        lambda run: [*map(run.milestone, _GATES), run.cell("answer_logit_gap", run.layer(ONSET), Unit.LOGIT)],
     )
     note = sentence(
         "Margin: rank 1 and a probability above uniform by the threshold; lead: rank 1 and a lead over the second "
         "logit of at least the threshold; strong: both. The last column is the lead in logits at the first rank 1.",
     )
     strong = [run for run in runs if run.strength == "strong"]
-    open_ = [run for run in runs if run.gates_open]
     weak = [run for run in runs if run.strength == "weak" and not run.gates_open]
     later = [run for run in strong if run.layer(STRONG) != run.layer(ONSET)]
     unsure = [run for run in strong if warns(run) and run.layer(STRONG) == run.n_layers]
@@ -186,18 +151,17 @@ def gate_section(runs: Sequence[Compared]) -> Section:
         of_runs(
             "It is the last layer, where lens and head differ, so that margin and lead are the lens' own, in {}.",
             unsure,
-            lambda run: run.milestone(STRONG),
+            STRONG,
         ),
-        of_runs("It lies deeper than the first rank 1 in {}.", later, lambda run: run.milestone(STRONG)),
-        of_runs("Neither strong nor confirmed is the rank 1 of {}.", weak, _rank_1),
-        of_runs("The lead was not recorded where it counts, so that nothing can be said of strength, in {}.", open_),
+        of_runs("It lies deeper than the first rank 1 in {}.", later, STRONG),
+        of_runs("Neither strong nor confirmed is the rank 1 of {}.", weak, ONSET),
+        of_runs(
+            "The lead was not recorded where it counts, so that nothing can be said of strength, in {}.",
+            [run for run in runs if run.gates_open],
+        ),
     )
-    gates = Section("Gates", (Table(header, tuple(rows)), paragraph(note, *sentences), *_otherwise(runs)))
+    gates = Section("Gates", (table, paragraph(note, *sentences), *_otherwise(runs)))
     return Section("Strong and confirmed layers", (), (gates, _confirmation(runs)))
-
-
-def _gap(run: Compared) -> Claim | None:
-    return run.cell("answer_logit_gap", run.layer(ONSET), Unit.LOGIT)
 
 
 def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
@@ -207,7 +171,7 @@ def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
         pairs = {run: run.named(run.evidence.otherwise(name)) for run in runs if run.milestone(name) is not None}
         empty = [run for run, stated in pairs.items() if stated is not None and stated.value is None]
         if empty:
-            layers = with_values(empty, _layer_against(name))
+            layers = with_values(empty, partial(_layer_against, name=name))
             items.append(sentence("Files leave {} empty where their rows give a layer: {}.", Name(name), layers))
         for run, stated in pairs.items():
             if stated is not None and stated.value is not None:
@@ -219,74 +183,61 @@ def _otherwise(runs: Sequence[Compared]) -> Iterator[Bullets]:
         yield Bullets(tuple(items))
 
 
-def _layer_against(name: str) -> Callable[[Compared], Claim | None]:
+def _layer_against(run: Compared, name: str) -> Claim | None:
     """The layer by the rows, with the place in the file that lacks it."""
-
-    def value(run: Compared) -> Claim | None:
-        ours, stated = run.milestone(name), run.named(run.evidence.otherwise(name))
-        if ours is None or stated is None:
-            return ours
-        return run.derived(name, ours.value, ours.unit, [ours, stated], "found in the rows")
-
-    return value
+    ours, stated = run.milestone(name), run.named(run.evidence.otherwise(name))
+    if ours is None or stated is None:
+        return ours
+    return run.derived(name, ours.value, ours.unit, [ours, stated], "found in the rows")
 
 
 def _confirmation(runs: Sequence[Compared]) -> Section:
-    rows = [
-        row(
-            Name(run.name),
-            shown(run.milestone(ONSET)),
-            shown(run.milestone(CONFIRMED)),
-            *_by(run),
-            shown(_onset(run, "raw")),
-            shown(_onset(run, "tuned")),
-        )
-        for run in runs
-    ]
-    header = ("model", "rank 1", "confirmed", "by", "says something new", "rank 1, raw", "rank 1, tuned")
-    new = [run for run in runs if run.diagnostics.confirmation and run.diagnostics.confirmation.nontrivial]
-    trivial = [run for run in runs if run.diagnostics.confirmation and run.diagnostics.confirmation.nontrivial is False]
-    unread = [
-        run for run in runs if run.diagnostics.confirmation and run.diagnostics.confirmation.reason == NO_OTHER_LENS
-    ]
-    without = [run for run in runs if run not in new and run not in trivial and run not in unread]
+    table = run_table(
+        runs,
+        "rank 1 | confirmed | by | says something new | rank 1, raw | rank 1, tuned",
+        lambda run: [
+            *(run.milestone(ONSET), run.milestone(CONFIRMED), _source(run), _nontrivial(run)),
+            *(_onset(run, "raw"), _onset(run, "tuned")),
+        ],
+    )
+    new, trivial, others = ([run for run in runs if _nontrivial(run) is known] for known in (True, False, None))
+    unread = [run for run in others if (c := run.diagnostics.confirmation) and c.reason == NO_OTHER_LENS]
     sentences = (
-        of_runs("Another lens confirms the first rank 1 in {}.", new, _rank_1),
+        of_runs("Another lens confirms the first rank 1 in {}.", new, ONSET),
         of_runs(
             "The confirmation rests on a row at which the other lens is the headline lens itself, so that it "
             "counts as none, in {}.",
             trivial,
-            _rank_1,
+            ONSET,
         ),
-        of_runs("No other lens has the answer near it in {}.", without),
+        of_runs("No other lens has the answer near it in {}.", [run for run in others if run not in unread]),
         of_runs("No other lens was read that could confirm a layer of {}.", unread),
     )
-    return Section("Confirmation by another lens", (Table(header, tuple(rows)), *remarks(*sentences)))
+    return Section("Confirmation by another lens", (table, *remarks(*sentences)))
 
 
 def _onset(run: Compared, lens: str) -> Claim | None:
     """The first layer with the answer on top under another lens."""
-    confirmation = run.diagnostics.confirmation
-    layer = None if confirmation is None else confirmation.onset_raw if lens == "raw" else confirmation.onset_tuned
-    path = ("diagnostics", "confirmed_semantics", f"L_semantic_{lens}")
-    stated = run.agreed(f"L_semantic_{lens}", layer, Unit.LAYER, path)
+    name, confirmation = f"L_semantic_{lens}", run.diagnostics.confirmation
+    layer = None if confirmation is None else getattr(confirmation, f"onset_{lens}")
+    basis = run.raw_rows() if lens == "raw" else ()
     return (
-        stated
+        run.agreed(name, layer, Unit.LAYER, ("diagnostics", "confirmed_semantics", name))
         or run.milestone(ONSET, lens=lens)
-        or run.agreed(
-            f"L_semantic_{lens}", layer, Unit.LAYER, basis=run.raw_rows() if lens == "raw" else (), how="first rank 1"
-        )
+        or run.agreed(name, layer, Unit.LAYER, basis=basis, how="first rank 1")
     )
 
 
-def _by(run: Compared) -> tuple[Claim | Name, ...]:
+def _source(run: Compared) -> Claim | str | None:
+    """The lens that confirms: as the file states it, or by its name."""
     confirmation = run.diagnostics.confirmation
     source = None if confirmation is None else confirmation.source
-    claim = run.agreed(
-        "confirmed_source", source, Unit.TEXT, ("diagnostics", "confirmed_semantics", "confirmed_source")
-    )
-    new = None if confirmation is None else confirmation.nontrivial
-    return claim or Name(source or "n.a."), Name("n.a." if new is None else "yes" if new else "no")
+    path = ("diagnostics", "confirmed_semantics", "confirmed_source")
+    return run.agreed("confirmed_source", source, Unit.TEXT, path) or source
+
+
+def _nontrivial(run: Compared) -> bool | None:
+    return None if run.diagnostics.confirmation is None else run.diagnostics.confirmation.nontrivial
 
 
 # Surface and geometry
@@ -294,50 +245,31 @@ def _by(run: Compared) -> tuple[Claim | Name, ...]:
 
 def surface_section(runs: Sequence[Compared]) -> Section:
     """Where the answer outweighs the prompt's words, where the row turns to it, and where the echo is gone."""
-    columns = (
-        MilestoneName.SURFACE_TO_MEANING,
-        MilestoneName.GEOMETRY,
-        MilestoneName.TOPK_DECAY,
-        "cos_ge_0.2",
-        "cos_ge_0.4",
-        "cos_ge_0.6",
+    surface, geometry = MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY
+    others = (MilestoneName.TOPK_DECAY, "cos_ge_0.2", "cos_ge_0.4", "cos_ge_0.6")
+    table = run_table(
+        runs,
+        "surface | depth | geometry | depth | echo gone | cos 0.2 | cos 0.4 | cos 0.6",
+        lambda run: [
+            *(run.milestone(surface), run.depth(surface), run.milestone(geometry), run.depth(geometry)),
+            *map(run.milestone, others),
+        ],
     )
-    rows = [
-        row(
-            Name(run.name),
-            shown(run.milestone(MilestoneName.SURFACE_TO_MEANING)),
-            shown(run.depth(MilestoneName.SURFACE_TO_MEANING)),
-            shown(run.milestone(MilestoneName.GEOMETRY)),
-            shown(run.depth(MilestoneName.GEOMETRY)),
-            *(shown(run.milestone(name)) for name in columns[2:]),
-        )
-        for run in runs
-    ]
-    header = ("model", "surface", "depth", "geometry", "depth", "echo gone", "cos 0.2", "cos 0.4", "cos 0.6")
     note = sentence(
         "Surface: the answer's probability exceeds that of the prompt's tokens by the threshold. Geometry: the row "
         "points at the answer more than at any token of the prompt. Echo gone: prompt tokens hold little among the "
         "most likely; where shallow rows are near uniform this holds from the embedding on and says nothing.",
     )
-    pairs = [
-        (run, surface, geometry)
-        for run in runs
-        if (surface := run.layer(MilestoneName.SURFACE_TO_MEANING)) is not None
-        and (geometry := run.layer(MilestoneName.GEOMETRY)) is not None
-    ]
-    before = [run for run, surface, geometry in pairs if geometry < surface]
-    after = [run for run, surface, geometry in pairs if geometry > surface]
-    never = [run for run in runs if run.evidence.curve() and run.layer(MilestoneName.GEOMETRY) is None]
+    pairs = {run: (run.layer(surface), run.layer(geometry)) for run in runs}
+    before = [run for run, (s, g) in pairs.items() if s is not None and g is not None and g < s]
+    after = [run for run, (s, g) in pairs.items() if s is not None and g is not None and g > s]
+    never = [run for run, (_, g) in pairs.items() if run.evidence.curve() and g is None]
     sentences = (
-        of_runs("The row turns to the answer before the answer outweighs the prompt in {}.", before, _turn),
-        of_runs("It turns to it after that in {}.", after, _turn),
+        of_runs("The row turns to the answer before the answer outweighs the prompt in {}.", before, geometry),
+        of_runs("It turns to it after that in {}.", after, geometry),
         of_runs("It never does, or that is not known, in {}.", never),
     )
-    return Section("Surface and geometry", (Table(header, tuple(rows)), paragraph(note, *sentences)))
-
-
-def _turn(run: Compared) -> Claim | None:
-    return run.milestone(MilestoneName.GEOMETRY)
+    return Section("Surface and geometry", (table, paragraph(note, *sentences)))
 
 
 # Early and late
@@ -349,24 +281,16 @@ def earliness_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> S
     note = sentence("Early: the layer lies below {} of the depth; late: at {} or deeper.", bound, bound)
     groups: list[Sentence] = []
     for title, name in (("rank 1", ONSET), ("the strong layer", STRONG)):
-        for word_, holds in (("Early", True), ("Late", False)):
-            members = [r for r in runs if (f := r.fraction(name)) is not None and (f < EARLY_BELOW) is holds]
+        for group in ("early", "late"):
+            members = [run for run in runs if earliness(run.fraction(name)) == group]
             members.sort(key=lambda run: run.fraction(name) or 0.0)
             if members:
-                groups.append(sentence("{} by {}: {}.", word_, title, with_values(members, _depth_of(name))))
-    moved = [
-        run
-        for run in by_family(runs)
-        if (weak := run.fraction(ONSET)) is not None
-        and (strong := run.fraction(STRONG)) is not None
-        and (weak < EARLY_BELOW) != (strong < EARLY_BELOW)
-    ]
+                values = with_values(members, partial(Compared.depth, name=name))
+                groups.append(sentence("{} by {}: {}.", group.capitalize(), title, values))
+    groups_of = {run: {earliness(run.fraction(name)) for name in (ONSET, STRONG)} for run in by_family(runs)}
+    moved = [run for run, both in groups_of.items() if both == {"early", "late"}]
     change = of_runs("The group changes with the milestone in {}.", moved)
     mixed = (
         None if layers_compare(runs, obstacles) else sentence("Groups mix runs whose layers do not compare, see above.")
     )
     return Section("Early and late", (paragraph(note, change, mixed), *([Bullets(tuple(groups))] if groups else [])))
-
-
-def _depth_of(name: str) -> Callable[[Compared], Claim | None]:
-    return lambda run: run.depth(name)

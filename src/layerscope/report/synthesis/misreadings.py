@@ -1,6 +1,7 @@
 """Misreadings: what an audit found wrong in reports that lie beside the runs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from layerscope.report.cited.claims import ABSENT, Citation, Claim, Unit
 from layerscope.report.cited.document import Name, Part, Section, Table, Text, Token, paragraph, row, sentence
@@ -40,23 +41,17 @@ def _of_report(name: str, wrong: Sequence[Finding], all_: Sequence[Finding]) -> 
 
 
 def _correct(report: str, finding: Finding) -> Part:
-    said_instead = finding.correct if finding.correct is not None else finding.reason
+    instead = finding.correct if finding.correct is not None else finding.reason
     if finding.found_at is not None:
-        return Token(said_instead, (_claim(report, "instead", said_instead, Unit.TEXT, finding.found_at),))
-    return Token(said_instead) if said_instead else Text(ABSENT)
+        return Token(instead, (_claim(report, "instead", instead, Unit.TEXT, finding.found_at),))
+    return Token(instead) if instead else Text(ABSENT)
 
 
 def _count(report: str, name: str, judged: Sequence[Finding]) -> Claim:
     lines = list(dict.fromkeys(finding.line for finding in judged))
-    return Claim(
-        subject=report,
-        name=name,
-        value=len(judged),
-        unit=Unit.COUNT,
-        citations=tuple(Citation(report, line, line) for line in lines[:1] + lines[-1:]),
-        derived="count of claims",
-    )
+    ends = [Citation(report, line, line) for line in lines[:1] + lines[-1:]]
+    return replace(_claim(report, name, len(judged), Unit.COUNT, *ends), derived="count of claims")
 
 
-def _claim(report: str, name: str, value: int | str, unit: Unit, where: Citation) -> Claim:
-    return Claim(subject=report, name=name, value=value, unit=unit, citations=(where,))
+def _claim(report: str, name: str, value: int | str, unit: Unit, *where: Citation) -> Claim:
+    return Claim(subject=report, name=name, value=value, unit=unit, citations=where)

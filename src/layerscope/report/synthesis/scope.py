@@ -2,41 +2,30 @@
 
 from collections.abc import Iterator, Sequence
 
+from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import (
-    Bullets,
-    Name,
-    Part,
-    Section,
-    Sentence,
-    Table,
-    Text,
-    Token,
-    paragraph,
-    row,
-    sentence,
-)
+from layerscope.report.cited.document import Name, Section, Sentence, paragraph, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import NOT_RECORDED, Limit, gold_resolved
-from layerscope.report.synthesis.words import listed, shown, word
+from layerscope.report.synthesis.words import Value, listed, run_table
 
 _MOST_NAMED = 3
 """Up to so many runs the largest group of a mixture is named run by run."""
 _MIXTURES = {
-    "mixed_protocols": "The runs follow different protocols",
-    "mixed_thresholds": "Thresholds differ",
-    "mixed_norm_strategies": "The headline lens applies different norms",
-    "mixed_stacks": "Blocks are norm-first in some models and norm-last in others",
-    "mixed_questions": "The primary prompts differ",
-    "mixed_facts": "The suites hold different facts",
-}
-_FOLLOWS = {
-    "mixed_protocols": "layers compare within one protocol and not between them.",
-    "mixed_thresholds": "milestones that rest on them are not the same milestones.",
-    "mixed_norm_strategies": "a layer read through one norm is not a layer read through another.",
-    "mixed_stacks": "the residual stream is not the same quantity in both.",
-    "mixed_questions": "their layers are those of different questions.",
-    "mixed_facts": "medians over facts are medians of different questions.",
+    "mixed_protocols": (
+        "The runs follow different protocols: {}; layers compare within one protocol and not between them."
+    ),
+    "mixed_thresholds": "Thresholds differ: {}; milestones that rest on them are not the same milestones.",
+    "mixed_norm_strategies": (
+        "The headline lens applies different norms: {}; a layer read through one norm is not a layer read through "
+        "another."
+    ),
+    "mixed_stacks": (
+        "Blocks are norm-first in some models and norm-last in others: {}; the residual stream is not the same "
+        "quantity in both."
+    ),
+    "mixed_questions": "The primary prompts differ: {}; their layers are those of different questions.",
+    "mixed_facts": "The suites hold different facts: {}; medians over facts are medians of different questions.",
 }
 _ALONE = {
     "identity_failed": "Nothing of these runs may be quoted, since the last layer is not the model's own output",
@@ -65,31 +54,24 @@ def scope_section(runs: Sequence[Compared], obstacles: Sequence[Limit], twice: S
         "What was compared",
         (_runs(runs), paragraph(always, once)),
         (
-            Section("What may not be compared", (Bullets(tuple(_sentences(runs, obstacles))),)),
+            Section("What may not be compared", (doc.Bullets(tuple(_sentences(runs, obstacles))),)),
             Section("What may be quoted of each run", (_quotable(runs),)),
         ),
     )
 
 
-def _runs(runs: Sequence[Compared]) -> Table:
-    rows = [
-        row(
-            Name(run.name),
-            Name(run.run),
-            Name(run.evidence.record.protocol.name),
-            Name(run.evidence.headline),
-            run.norm_strategy() or NOT_RECORDED,
-            shown(run.size()),
-            shown(width(run)),
-            Name(run.family),
-        )
-        for run in runs
-    ]
-    header = ("model", "run", "protocol", "headline lens", "norm", "layers", "d_model", "family")
-    return Table(header, tuple(rows))
+def _runs(runs: Sequence[Compared]) -> doc.Table:
+    return run_table(
+        runs,
+        "run | protocol | headline lens | norm | layers | d_model | family",
+        lambda run: [
+            *(run.run, run.evidence.record.protocol.name, run.evidence.headline, run.norm_strategy() or NOT_RECORDED),
+            *(run.size(), _width(run), run.family),
+        ],
+    )
 
 
-def width(run: Compared) -> Claim | None:
+def _width(run: Compared) -> Claim | None:
     """Width of the residual stream."""
     return run.agreed("d_model", run.evidence.record.model.d_model, Unit.COUNT, ("model_stats", "d_model"))
 
@@ -100,10 +82,10 @@ def _sentences(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator
         yield sentence(same)
     for limit in obstacles:
         if limit.is_mixture:
-            yield sentence("{}: {}; {}", _MIXTURES[limit.name], _groups(limit), _FOLLOWS[limit.name])
+            yield sentence(_MIXTURES[limit.name], _groups(limit))
         else:
             every = len(limit.by_run) == len(runs) > 1
-            members = [Text("every run")] if every else listed([Name(run) for run in limit.by_run])
+            members = [doc.Text("every run")] if every else listed([Name(run) for run in limit.by_run])
             yield sentence("{}: {}.", _ALONE[limit.name], members)
     models = [run.model for run in runs]
     again = dict.fromkeys(model for model in models if models.count(model) > 1)
@@ -111,39 +93,26 @@ def _sentences(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator
         yield sentence("Runs of one model are no independent cases: {}.", listed([Name(model) for model in again]))
 
 
-def _groups(limit: Limit) -> list[Part]:
+def _groups(limit: Limit) -> list[doc.Part]:
     """`next_ln1 in A and B; ln_final in C`."""
-    parts: list[Part] = []
+    parts: list[doc.Part] = []
     groups = limit.groups
     most = max(groups.values(), key=len)
-    for said_of, members in sorted(groups.items(), key=lambda group: group[1] is most):
-        parts += [Text("; ")] if parts else []
-        shows_prompt = limit.name == "mixed_questions"
-        parts += [Token(said_of) if shows_prompt else Name(said_of), Text(" in ")]
+    for state, members in sorted(groups.items(), key=lambda group: group[1] is most):
+        parts += [doc.Text("; ")] if parts else []
+        parts += [doc.Token(state) if limit.name == "mixed_questions" else Name(state), doc.Text(" in ")]
         rest = members is most and len(members) > _MOST_NAMED
-        parts += [Text("the others")] if rest else listed([Name(member) for member in members])
+        parts += [doc.Text("the others")] if rest else listed([Name(member) for member in members])
     return parts
 
 
-def _quotable(runs: Sequence[Compared]) -> Table:
-    rows = []
-    for run in runs:
-        guidance = run.evidence.verdict.guidance
-        hides = run.agreed(
-            "suppress_abs_probs",
-            guidance.suppress_abs_probs,
-            Unit.TRUTH,
-            ("measurement_guidance", "suppress_abs_probs"),
-        )
-        reasons = listed([Name(reason.name) for reason in guidance.reasons]) or [Text("none")]
-        rows.append(
-            row(
-                Name(run.name),
-                word(not guidance.prefer_ranks),
-                hides or word(guidance.suppress_abs_probs),
-                word(gold_resolved(run)),
-                reasons,
-            )
-        )
-    header = ("model", "quote without caution", "suppress probabilities", "answer resolved", "reasons")
-    return Table(header, tuple(rows))
+def _quotable(runs: Sequence[Compared]) -> doc.Table:
+    header = "quote without caution | suppress probabilities | answer resolved | reasons"
+    return run_table(runs, header, _guidance)
+
+
+def _guidance(run: Compared) -> list[Value]:
+    guidance, name = run.evidence.verdict.guidance, "suppress_abs_probs"
+    hides = run.agreed(name, guidance.suppress_abs_probs, Unit.TRUTH, ("measurement_guidance", name))
+    reasons = listed([Name(reason.name) for reason in guidance.reasons]) or "none"
+    return [not guidance.prefer_ranks, hides or guidance.suppress_abs_probs, gold_resolved(run), reasons]

@@ -4,36 +4,32 @@ from collections.abc import Sequence
 
 from layerscope.analysis.percentiles import depth_layer
 from layerscope.report.cited.claims import Citation, Claim, Unit
-from layerscope.report.cited.document import MARK, Name, Section, Sentence, Table, columns, paragraph, row, sentence
+from layerscope.report.cited.document import MARK, Section, Sentence, paragraph, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import warns
-from layerscope.report.synthesis.words import names, of_runs, shown, with_values, word
+from layerscope.report.synthesis.words import of_runs, run_table, with_values
 
 _LAST = ("diagnostics", "last_layer_consistency")
 _FULL = ("diagnostics", "raw_lens_full")
+_QUARTERS = ("p25", "p50", "p75")
 
 
 def head_section(runs: Sequence[Compared]) -> Section:
     """Whether the last layer under the lens is the model's own output, and what explains a difference."""
-    rows = [
-        row(
-            Name(run.name),
-            shown(last(run, "kl_to_final_bits", Unit.BITS)),
-            shown(_warns(run)),
-            shown(last(run, "temp_est", Unit.NUMBER)),
-            shown(last(run, "kl_after_temp_bits", Unit.BITS)),
-            shown(last(run, "softcap", Unit.NUMBER)),
-            shown(last(run, "kl_after_softcap_bits", Unit.BITS)),
-            shown(run.milestone("first_kl_below_1.0")),
-            shown(run.milestone("first_kl_below_0.5")),
-        )
-        for run in runs
-    ]
-    header = columns(
-        "model | last-layer KL | too far | temperature | KL after it | softcap | KL after it | "
-        "KL <= 1.0 from | KL <= 0.5 from"
+    header = (
+        "last-layer KL | too far | temperature | KL after it | softcap | KL after it | KL <= 1.0 from | KL <= 0.5 from"
     )
-    return Section("Head calibration", (Table(header, tuple(rows)), paragraph(*_head_sentences(runs))))
+    table = run_table(
+        runs,
+        header,
+        lambda run: [
+            *(last(run, "kl_to_final_bits", Unit.BITS), _warns(run), last(run, "temp_est", Unit.NUMBER)),
+            *(last(run, "kl_after_temp_bits", Unit.BITS), last(run, "softcap", Unit.NUMBER)),
+            last(run, "kl_after_softcap_bits", Unit.BITS),
+            *(run.milestone(f"first_kl_below_{bits}") for bits in ("1.0", "0.5")),
+        ],
+    )
+    return Section("Head calibration", (table, paragraph(*_head_sentences(runs))))
 
 
 def last(run: Compared, name: str, unit: Unit) -> Claim | None:
@@ -56,13 +52,13 @@ def _warns(run: Compared) -> Claim | None:
 
 def _head_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
     far = [run for run in runs if warns(run)]
-    near = [run for run in runs if warns(run) is False]
-    capped = [run for run in far if _softcap_explains(run)]
-    open_ = [run for run in far if _softcap_explains(run) is None]
-    other = [run for run in far if _softcap_explains(run) is False]
+    capped, other, open_ = ([run for run in far if _softcap_explains(run) is known] for known in (True, False, None))
     return [
         sentence("Divergences are in bits and belong to one model each."),
-        of_runs("The last layer is the model's own output within the threshold in {}.", near),
+        of_runs(
+            "The last layer is the model's own output within the threshold in {}.",
+            [r for r in runs if warns(r) is False],
+        ),
         of_runs(
             "It is not in {}; their milestones of divergence are left out of any comparison, and final "
             "probabilities are to be taken from the head.",
@@ -92,24 +88,21 @@ def _softcap_explains(run: Compared) -> bool | None:
 
 def artefact_section(runs: Sequence[Compared]) -> Section:
     """How much of a reading is the norm's making: two instruments, each by its name."""
-    rows = [
-        row(
-            Name(run.name),
-            shown(_sampled(run, "lens_artifact_risk", Unit.TEXT)),
-            shown(_score(run)),
-            shown(_tier(run)),
-            shown(_prefinal(run)),
-            shown(_full(run, "pct_layers_kl_ge_1_0", "pct_layers_kl_ge_1.0", Unit.SHARE)),
-            shown(_full(run, "n_norm_only_semantics_layers", "n_norm_only_semantics_layers", Unit.COUNT)),
-            shown(_full(run, "earliest_norm_only_semantic", "earliest_norm_only_semantic", Unit.LAYER)),
-        )
-        for run in runs
-    ]
-    header = columns(
-        "model | sampled risk | score | tier | tier without last layer | share of layers apart | "
-        "norm-only layers | first of them"
+    header = (
+        "sampled risk | score | tier | tier without last layer | share of layers apart | norm-only layers | "
+        "first of them"
     )
-    return Section("Artefact tiers", (Table(header, tuple(rows)), paragraph(*_artefact_sentences(runs))))
+    table = run_table(
+        runs,
+        header,
+        lambda run: [
+            *(_sampled_risk(run), _score(run), _tier(run), _prefinal(run)),
+            _full(run, "pct_layers_kl_ge_1.0", Unit.SHARE),
+            _full(run, "n_norm_only_semantics_layers", Unit.COUNT),
+            _full(run, "earliest_norm_only_semantic", Unit.LAYER),
+        ],
+    )
+    return Section("Artefact tiers", (table, paragraph(*_artefact_sentences(runs))))
 
 
 def _artefact_sentences(runs: Sequence[Compared]) -> list[Sentence | None]:
@@ -152,8 +145,9 @@ def risk_of(run: Compared) -> str | None:
     return None if sample is None else sample.lens_artifact_risk
 
 
-def _sampled(run: Compared, name: str, unit: Unit) -> Claim | None:
-    return run.agreed(name, risk_of(run), unit, ("raw_lens_check", "summary", name), basis=_both(run))
+def _sampled_risk(run: Compared) -> Claim | None:
+    path = ("raw_lens_check", "summary", "lens_artifact_risk")
+    return run.agreed("lens_artifact_risk", risk_of(run), Unit.TEXT, path, basis=_both(run))
 
 
 def _both(run: Compared) -> tuple[Citation, ...]:
@@ -177,10 +171,10 @@ def _prefinal(run: Compared) -> Claim | None:
     return run.agreed("tier_prefinal", prefinal_tier_of(run), Unit.TEXT, basis=_both(run), how="last layer left out")
 
 
-def _full(run: Compared, ours: str, theirs: str, unit: Unit) -> Claim | None:
+def _full(run: Compared, name: str, unit: Unit) -> Claim | None:
     full = run.diagnostics.raw_full
-    value = None if full is None else getattr(full.whole, ours)
-    return run.agreed(theirs, value, unit, (*_FULL, theirs), basis=_both(run))
+    value = None if full is None else getattr(full.whole, name.replace(".", "_"))
+    return run.agreed(name, value, unit, (*_FULL, name), basis=_both(run))
 
 
 # Entropy
@@ -188,33 +182,24 @@ def _full(run: Compared, ours: str, theirs: str, unit: Unit) -> Claim | None:
 
 def drift_section(runs: Sequence[Compared]) -> Section:
     """Whether the lens is less certain than the model's own output at half depth."""
-    rows = [
-        row(
-            Name(run.name),
-            shown(_middle(run)),
-            shown(drift(run)),
-            *(shown(_gap(run, name)) for name in ("p25", "p50", "p75")),
-            word(run.quotable),
-        )
-        for run in runs
-    ]
     mark = "" if all(run.quotable for run in runs) else MARK
-    header = ("model", "middle layer", *(name + mark for name in ("drift there", "p25", "p50", "p75")), "may be quoted")
+    header = " | ".join(["middle layer", *(name + mark for name in ("drift there", *_QUARTERS)), "may be quoted"])
+    table = run_table(
+        runs, header, lambda run: [_middle(run), drift(run), *(_gap(run, name) for name in _QUARTERS), run.quotable]
+    )
     signs = [(run, _sign(gap)) for run in runs if run.quotable and (gap := drift(run)) is not None]
-    less, more = ([run for run, sign in signs if sign * way > 0] for way in (1, -1))
     kept = [run for run in runs if not run.quotable]
+    less, more = ([run for run, sign in signs if sign * way > 0] for way in (1, -1))
     sentences = (
         sentence(
             "Drift is the entropy of the lens less that of the model's own output, in bits; the quartiles are over all "
             "layers. Sizes belong to one model each and compare with no other; the sign is all that is told here.",
         ),
-        sentence("Columns with{} are not to be quoted, and no sign is concluded from them, for {}.", MARK, names(kept))
-        if kept
-        else None,
+        of_runs(f"Columns with{MARK} are not to be quoted, and no sign is concluded from them, for {{}}.", kept),
         of_runs("At half depth the lens is less certain than the model's output in {}.", less),
         of_runs("At half depth it is more certain in {}.", more),
     )
-    return Section("Entropy drift at half depth", (Table(header, tuple(rows)), paragraph(*sentences)))
+    return Section("Entropy drift at half depth", (table, paragraph(*sentences)))
 
 
 def _middle(run: Compared) -> Claim | None:
@@ -227,14 +212,11 @@ def drift(run: Compared) -> Claim | None:
     """Entropy of the lens less that of the output at half depth, in bits."""
     middle = depth_layer(0.5, run.n_layers)
     entropy, teacher = (run.cell(name, middle, Unit.BITS) for name in ("entropy_bits", "teacher_entropy_bits"))
-    if (
-        entropy is None
-        or teacher is None
-        or not isinstance(entropy.value, float)
-        or not isinstance(teacher.value, float)
-    ):
+    ends = [end for end in (entropy, teacher) if end is not None]
+    values = [end.value for end in ends if isinstance(end.value, float)]
+    if len(values) < 2:
         return None
-    return run.derived("entropy_gap_bits", entropy.value - teacher.value, Unit.BITS, [entropy, teacher], "difference")
+    return run.derived("entropy_gap_bits", values[0] - values[1], Unit.BITS, ends, "difference")
 
 
 def _gap(run: Compared, quarter: str) -> Claim | None:

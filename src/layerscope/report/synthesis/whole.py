@@ -5,19 +5,12 @@ from collections.abc import Mapping, Sequence
 from layerscope.report.cited.document import Bullets, Name, Report, Section, paragraph, sentence
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.findings import Finding
+from layerscope.report.synthesis import milestone_sections
 from layerscope.report.synthesis.compared import Compared, by_family, compared, repeated
 from layerscope.report.synthesis.facts_section import facts_section
 from layerscope.report.synthesis.family_section import family_section
 from layerscope.report.synthesis.fitted_sections import fitted_section
 from layerscope.report.synthesis.limits import limits
-from layerscope.report.synthesis.milestone_sections import (
-    copy_section,
-    earliness_section,
-    gate_section,
-    glance_section,
-    rank_section,
-    surface_section,
-)
 from layerscope.report.synthesis.misreadings import misreadings_section
 from layerscope.report.synthesis.scope import scope_section
 from layerscope.report.synthesis.trust_sections import artefact_section, drift_section, head_section
@@ -40,15 +33,15 @@ def synthesis(evidences: Sequence[Evidence], findings: Mapping[str, Sequence[Fin
     runs = by_family(compared(evidences))
     obstacles = limits(runs)
     sections = (
-        glance_section(runs),
+        milestone_sections.glance_section(runs),
         scope_section(runs, obstacles, repeated(evidences)),
-        copy_section(runs),
-        rank_section(runs, obstacles),
-        earliness_section(runs, obstacles),
-        gate_section(runs),
+        milestone_sections.copy_section(runs),
+        milestone_sections.rank_section(runs, obstacles),
+        milestone_sections.earliness_section(runs, obstacles),
+        milestone_sections.gate_section(runs),
         head_section(runs),
         artefact_section(runs),
-        surface_section(runs),
+        milestone_sections.surface_section(runs),
         drift_section(runs),
         fitted_section(runs),
         family_section(runs, obstacles),

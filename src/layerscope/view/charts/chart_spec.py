@@ -81,9 +81,19 @@ def titled(text: str, lines: Sequence[str]) -> alt.TitleParams:
     return alt.TitleParams(text=text, subtitle=[part for line in lines for part in _broken(line)])
 
 
-def finished(layers: Sequence[alt.Chart], title: alt.TitleParams, description: str, height: int) -> alt.LayerChart:
-    """The layers as one chart that fills its container."""
-    return layered(layers, width="container", height=height, title=title, description=description)
+def built(
+    name: str,
+    title: str,
+    notes: Sequence[str],
+    description: str,
+    layers: Sequence[alt.Chart],
+    height: int,
+    table: pl.DataFrame,
+) -> ChartSpec:
+    """The layers as one chart that fills its container, with notes under its title."""
+    head = titled(title, notes)
+    chart = layered(layers, width="container", height=height, title=head, description=description)
+    return ChartSpec(name, title, description, chart, table)
 
 
 def layered(layers: Sequence[alt.Chart], **properties: Any) -> alt.LayerChart:

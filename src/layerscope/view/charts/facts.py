@@ -1,6 +1,7 @@
 """All facts of a suite by layer: thin lines, with their median and the band of their middle half."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import altair as alt
 import polars as pl
@@ -12,24 +13,21 @@ from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.errors import RunError
 from layerscope.record.prompt_key import PromptKey
 from layerscope.report.numbers import amount
-from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
-from layerscope.view.charts.lines import Axes, Line, hover_layer, place_of, reference_layer
+from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
+from layerscope.view.charts.lines import Axes, Line, Values, hover_layer, place_of, reference_layer
 from layerscope.view.charts.metrics import Metric, metric_of
 from layerscope.view.charts.palette import Look, lens_look
-from layerscope.view.charts.rules import (
-    Named,
-    milestone_sentence,
-    named_milestones,
-    place,
-    rule_layers,
-    rules_of,
-)
+from layerscope.view.charts.rules import Named, milestone_sentence, named_milestones, rule_layers
 from layerscope.view.charts.theme import BAND
 from layerscope.view.charts.trajectories import CAUTION, HEIGHT, curve_values
 from layerscope.view.charts.words import course, measured, model_name, prompt_name, sentences
 
 MOST_LINES = 60
 """Facts drawn one by one; of more, so many at even steps. Median and band are always over all."""
+
+
+Quartiles: TypeAlias = dict[int, tuple[float, float, float]]
+"""Lower quartile, median and upper quartile by layer."""
 
 
 def facts(run: AnalysedRun, metric: str, lens: str | None = None) -> ChartSpec:
@@ -60,18 +58,13 @@ def facts(run: AnalysedRun, metric: str, lens: str | None = None) -> ChartSpec:
     quarters = _quarters(list(known.values()))
     named = _median_milestones(run, chosen, kind.name, passes)
     reference = _reference(run, kind, list(known))
-    title = titled(f"{kind.title}: {len(known)} facts", _subtitle(run, chosen, kind, reference))
     description = _description(run, kind, chosen, quarters, named, known, reference)
-    layers = [*([] if reference is None else [reference_layer(reference)])]
-    layers += rule_layers(place(rules_of(named), axes.n_layers))
+    layers = [] if reference is None else [reference_layer(reference)]
+    layers += rule_layers(named, axes.n_layers)
     layers += _drawn(run, quarters, known, lens_look(chosen, 0), axes)
-    return ChartSpec(
-        name=f"facts-{kind.name}-{chosen}",
-        title=f"{kind.title}: {len(known)} facts",
-        description=description,
-        chart=finished(layers, title, description, HEIGHT),
-        table=_table(run, chosen, column, curves, quarters),
-    )
+    title, notes = f"{kind.title}: {len(known)} facts", _subtitle(run, chosen, kind, reference)
+    table = _table(run, chosen, column, curves, quarters)
+    return built(f"facts-{kind.name}-{chosen}", title, notes, description, layers, HEIGHT, table)
 
 
 def _lens_of(run: AnalysedRun, lens: str | None) -> str:
@@ -81,9 +74,7 @@ def _lens_of(run: AnalysedRun, lens: str | None) -> str:
     return chosen
 
 
-def _quarters(
-    curves: Sequence[Sequence[tuple[int, int | float | None]]],
-) -> dict[int, tuple[float, float, float]]:
+def _quarters(curves: Sequence[Values]) -> Quartiles:
     """Quartiles over the facts that have a value there, by layer."""
     by_layer: dict[int, list[int | float]] = {}
     for curve in curves:
@@ -133,8 +124,8 @@ def _subtitle(run: AnalysedRun, lens: str, kind: Metric, reference: float | None
 
 
 def _description(
-    run: AnalysedRun, kind: Metric, lens: str, quarters: dict[int, tuple[float, float, float]], named: Sequence[Named],
-    known: dict[PromptKey, tuple[tuple[int, int | float | None], ...]], reference: float | None,
+    run: AnalysedRun, kind: Metric, lens: str, quarters: Quartiles, named: Sequence[Named],
+    known: dict[PromptKey, Values], reference: float | None,
 ) -> str:  # fmt: skip
     widest = max(quarters, key=lambda layer: quarters[layer][2] - quarters[layer][0])
     low, _, high = quarters[widest]
@@ -155,8 +146,8 @@ def _description(
 
 
 def _drawn(
-    run: AnalysedRun, quarters: dict[int, tuple[float, float, float]],
-    known: dict[PromptKey, tuple[tuple[int, int | float | None], ...]], look: Look, axes: Axes,
+    run: AnalysedRun, quarters: Quartiles,
+    known: dict[PromptKey, Values], look: Look, axes: Axes,
 ) -> list[alt.Chart]:  # fmt: skip
     step = -(-len(known) // MOST_LINES)
     thin: list[Datum] = [
@@ -183,8 +174,8 @@ def _drawn(
 
 
 def _table(
-    run: AnalysedRun, lens: str, column: str, curves: dict[PromptKey, tuple[tuple[int, int | float | None], ...]],
-    quarters: dict[int, tuple[float, float, float]],
+    run: AnalysedRun, lens: str, column: str, curves: dict[PromptKey, Values],
+    quarters: Quartiles,
 ) -> pl.DataFrame:  # fmt: skip
     n_layers = run.record.model.n_layers
     rows = [

@@ -1,8 +1,8 @@
 """Lines over layers, drawn: axes, legend, marks, and one tooltip for each layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import altair as alt
 
@@ -20,6 +20,10 @@ MARKED = 12
 """About how many points of a line bear its shape."""
 
 
+Values: TypeAlias = tuple[tuple[int, int | float | None], ...]
+"""A curve by layer; None where there is no value."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One series over layers."""
@@ -27,7 +31,7 @@ class Line:
     series: str
     """What its colour, dash and shape stand for, as the legend calls it."""
     look: Look
-    curve: tuple[tuple[int, int | float | None], ...]
+    curve: Values
     """By layer; None breaks the line."""
     strong: bool = False
     """Whether it is the one that the chart is about."""
@@ -88,11 +92,15 @@ def line_layers(lines: Sequence[Line], axes: Axes) -> list[alt.Chart]:
     looks = {line.series: line.look for line in lines}
     marked = [datum for place, line in enumerate(lines) for datum in _marked(line, axes, place, len(lines))]
     shapes = alt.Chart(data_of(marked)).mark_point(filled=True, size=42, opacity=1, aria=False)
-    colours = alt.Scale(domain=list(looks), range=[look.colour for look in looks.values()])
-    forms = alt.Scale(domain=list(looks), range=[look.shape for look in looks.values()])
-    colour = alt.Color("series:N", scale=colours, legend=_legend())
-    shape = alt.Shape("series:N", scale=forms, legend=_legend())
+    colour, shape = encoded("series:N", looks, _legend())
     return [*_drawn(lines, axes), shapes.encode(axes.x(), axes.y(), color=colour, shape=shape)]
+
+
+def encoded(field: str, looks: Mapping[str, Look], legend: alt.Legend) -> tuple[alt.Color, alt.Shape]:
+    """A field of names as colour and shape, with one legend for both."""
+    colours = alt.Scale(domain=list(looks), range=[look.colour for look in looks.values()])
+    shapes = alt.Scale(domain=list(looks), range=[look.shape for look in looks.values()])
+    return alt.Color(field, scale=colours, legend=legend), alt.Shape(field, scale=shapes, legend=legend)
 
 
 def hover_layer(lines: Sequence[Line], axes: Axes) -> alt.Chart:

@@ -11,10 +11,10 @@ from layerscope.analysis.statistics import Summary
 from layerscope.errors import RunError
 from layerscope.record.milestone_names import ONSET, STRONG, MilestoneName
 from layerscope.report.numbers import amount
-from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
+from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
 from layerscope.view.charts.comparable import obstacles, reason_against
-from layerscope.view.charts.lines import DEPTH_TICKS
-from layerscope.view.charts.palette import Look, series_look
+from layerscope.view.charts.lines import DEPTH_TICKS, encoded
+from layerscope.view.charts.palette import series_look
 from layerscope.view.charts.theme import ROW_NAME
 from layerscope.view.charts.words import listed, model_name, sentences
 
@@ -76,11 +76,10 @@ def across_models(runs: Sequence[AnalysedRun]) -> ChartSpec:
     lines += (
         ["Open marks do not compare with the others."] if any(c.reason and c.depth is not None for c in cells) else []
     )
-    title = titled("Milestones across models", lines)
-    description = _description(cells, len(runs))
+    description, table = _description(cells, len(runs)), _table(cells)
     height = len(runs) * (HEAD + LANE * len(NAMES))
-    chart = _chart(cells, title, description, height)
-    return ChartSpec("across-models", "Milestones across models", description, chart, _table(cells))
+    layers = _layers(cells, height)
+    return built("across-models", "Milestones across models", lines, description, layers, height, table)
 
 
 def run_names(runs: Sequence[AnalysedRun]) -> list[str]:
@@ -119,7 +118,7 @@ def _sorted(by_run: Sequence[Sequence[Cell]]) -> list[Cell]:
     return [cell for cells in sorted(by_run, key=onset) for cell in cells]
 
 
-def _chart(cells: Sequence[Cell], title: alt.TitleParams, description: str, height: int) -> alt.LayerChart:
+def _layers(cells: Sequence[Cell], height: int) -> list[alt.Chart]:
     """Names stand above their lanes rather than beside them, so that a phone has its width for the strip."""
     names = list(dict.fromkeys(cell.name for cell in cells))
     tall = HEAD + LANE * len(NAMES)
@@ -129,7 +128,8 @@ def _chart(cells: Sequence[Cell], title: alt.TitleParams, description: str, heig
     axis = alt.Axis(grid=True, format=".1f", values=list(DEPTH_TICKS), labelFlush=False)
     x = alt.X("x:Q", title="depth (share of layers)", axis=axis, scale=alt.Scale(domain=[0, 1], nice=False))
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[height, 0], nice=False))
-    colour, shape = _scales()
+    looks = {name: series_look(at) for at, name in enumerate(NAMES.values())}
+    colour, shape = encoded("milestone:N", looks, alt.Legend(title=None, orient="bottom", columns=4, symbolOpacity=1))
     tips = [alt.Tooltip(f"{field}:N", title=field) for field in ("model", "milestone", "layer", "facts", "comparable")]
     heads: list[Datum] = [{"x": 0, "y": tops[name] + HEAD - 9, "name": name} for name in names]
     seams: list[Datum] = [{"y": tops[name]} for name in names[1:]]
@@ -140,14 +140,13 @@ def _chart(cells: Sequence[Cell], title: alt.TitleParams, description: str, heig
     span = alt.Chart(data_of(spans)).mark_rule(strokeWidth=3, opacity=0.45, aria=False)
     whole = alt.Chart(data_of(solid)).mark_point(filled=True, size=75, opacity=1)
     outline = alt.Chart(data_of(hollow)).mark_point(filled=False, size=65, strokeWidth=1.8, opacity=1)
-    layers = [
+    return [
         seam.encode(y),
         head.encode(x, y, alt.Text("name:N")),
         span.encode(x, alt.X2("x2:Q"), y, color=colour),
         whole.encode(x, y, color=colour, shape=shape, tooltip=tips),
         outline.encode(x, y, color=colour, shape=shape, tooltip=tips),
     ]
-    return finished(layers, title, description, height)
 
 
 def _mark(cell: Cell, y: float) -> dict[str, str | float | None]:
@@ -162,20 +161,6 @@ def _mark(cell: Cell, y: float) -> dict[str, str | float | None]:
         "facts": f"{n - cell.summary.n_missing} of {n}",
         "comparable": "yes" if cell.reason is None else f"no: {cell.reason}",
     }
-
-
-def _looks() -> dict[str, Look]:
-    return {name: series_look(at) for at, name in enumerate(NAMES.values())}
-
-
-def _scales() -> tuple[alt.Color, alt.Shape]:
-    looks, legend = _looks(), alt.Legend(title=None, orient="bottom", columns=4, symbolOpacity=1)
-    colours = alt.Scale(domain=list(looks), range=[look.colour for look in looks.values()])
-    shapes = alt.Scale(domain=list(looks), range=[look.shape for look in looks.values()])
-    return (
-        alt.Color("milestone:N", scale=colours, legend=legend),
-        alt.Shape("milestone:N", scale=shapes, legend=legend),
-    )
 
 
 def _description(cells: Sequence[Cell], n_runs: int) -> str:

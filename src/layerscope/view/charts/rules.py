@@ -10,15 +10,8 @@ import altair as alt
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.analysis.milestones import Milestones
-from layerscope.record.milestone_names import (
-    ONSET,
-    STRONG,
-    STRONG_RUN2,
-    MilestoneName,
-    copy_soft,
-    rank_within,
-    stable_twin,
-)
+from layerscope.record import milestone_names
+from layerscope.record.milestone_names import ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.view.charts.chart_spec import data_of, y_at
 from layerscope.view.charts.theme import MILESTONE
 from layerscope.view.charts.words import listed
@@ -77,9 +70,9 @@ class Placed:
 def named_milestones(run: AnalysedRun, metric: str) -> list[tuple[str, str]]:
     """Which milestones a chart names, and what it calls them; only such as the identity check leaves standing."""
     thresholds = protocol_in_force(run.record).thresholds
-    rank_1, ranks = (ONSET, "rank 1"), [(rank_within(k), f"rank ≤ {k}") for k in (10, 5)]
+    rank_1, ranks = (ONSET, "rank 1"), [(milestone_names.rank_within(k), f"rank ≤ {k}") for k in (10, 5)]
     strong = [(STRONG, "strong"), (STRONG_RUN2, "strong ×2")]
-    copy = [(MilestoneName.COPY, "copy"), (copy_soft(1), "soft copy")]
+    copy = [(MilestoneName.COPY, "copy"), (milestone_names.copy_soft(1), "soft copy")]
     kl = [(f"first_kl_below_{bits:.1f}", f"KL ≤ {bits:g}") for bits in thresholds.kl_to_final_bits[:1]]
     special = {
         "masses": (MilestoneName.SURFACE_TO_MEANING, "answer > echo"),
@@ -90,7 +83,7 @@ def named_milestones(run: AnalysedRun, metric: str) -> list[tuple[str, str]]:
     if not run.record.probabilities_stand:
         return [*ranks, rank_1] if metric == "answer_rank" else [rank_1]
     if metric == "answer_rank":
-        return [*ranks, rank_1, (stable_twin(ONSET), "rank 1 kept"), *strong]
+        return [*ranks, rank_1, (milestone_names.stable_twin(ONSET), "rank 1 kept"), *strong]
     return [*copy, rank_1, *strong, *([special[metric]] if metric in special else kl)]
 
 
@@ -103,7 +96,7 @@ def found_milestones(names: Sequence[tuple[str, str]], milestones: Milestones) -
     ]
 
 
-def rules_of(named: Sequence[Named]) -> list[Rule]:
+def _rules_of(named: Sequence[Named]) -> list[Rule]:
     """One rule for each layer, ascending; a weaker milestone goes without saying beside a stronger one."""
     by_layer: dict[int | float, list[str]] = {}
     for milestone in named:
@@ -135,9 +128,9 @@ def place(rules: Sequence[Rule], deepest: int) -> list[Placed]:
     return [Placed(rule, row, "left" if rule in early else "right") for row, rule in zip(starts, upwards, strict=False)]
 
 
-def rule_layers(placed: Sequence[Placed], scale: int | float = 1) -> list[alt.Chart]:
-    """The rules and their labels as layers of a chart whose horizontal field is `x`, in layers over `scale`."""
-    return [layer for rule in placed for layer in _drawn(rule, scale)]
+def rule_layers(named: Sequence[Named], deepest: int, scale: int | float = 1) -> list[alt.Chart]:
+    """Rules and labels as layers of a chart whose horizontal field is `x`, in layers over `scale`."""
+    return [layer for rule in place(_rules_of(named), deepest) for layer in _drawn(rule, scale)]
 
 
 def milestone_sentence(named: Sequence[Named], lens: str, of: str = "") -> str | None:

@@ -10,19 +10,11 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.curve import Curve
 from layerscope.errors import RunError
 from layerscope.record.prompt_key import PromptKey
-from layerscope.view.charts.chart_spec import ChartSpec, finished, titled
-from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
+from layerscope.view.charts.chart_spec import ChartSpec, built
+from layerscope.view.charts.lines import Axes, Line, Values, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.metrics import Metric, Quantity, metric_of
 from layerscope.view.charts.palette import lens_look, series_look
-from layerscope.view.charts.rules import (
-    Named,
-    found_milestones,
-    milestone_sentence,
-    named_milestones,
-    place,
-    rule_layers,
-    rules_of,
-)
+from layerscope.view.charts.rules import Named, found_milestones, milestone_sentence, named_milestones, rule_layers
 from layerscope.view.charts.words import course, listed, measured, model_name, prompt_name, sentences
 
 HEIGHT = 300
@@ -36,7 +28,7 @@ class _Series:
 
     lens: str
     quantity: Quantity
-    values: tuple[tuple[int, int | float | None], ...]
+    values: Values
 
     @property
     def present(self) -> bool:
@@ -65,7 +57,12 @@ def trajectories(
     """
     kind, prompt = metric_of(metric), _prompt_of(run, prompt)
     chosen = _lenses_of(run, lenses, kind)
-    series = [_series(run.verdict.curves.get(prompt, lens), lens, q) for lens in chosen for q in kind.quantities]
+    curves = {lens: run.verdict.curves.get(prompt, lens) for lens in chosen}
+    series = [
+        _Series(lens, quantity, curve_values(curve, quantity.column))
+        for lens, curve in curves.items()
+        for quantity in kind.quantities
+    ]
     drawn, absent = [curve for curve in series if curve.present], [curve for curve in series if not curve.present]
     if not drawn:
         raise RunError(
@@ -76,22 +73,17 @@ def trajectories(
     named = found_milestones(named_milestones(run, kind.name), run.verdict.milestones.of(headline, prompt))
     reference = _reference(run, kind, prompt)
     axes = Axes(run.record.model.n_layers, kind.axis, kind.log, kind.domain, kind.from_zero, over == "depth")
-    placed = place(rules_of(named), axes.n_layers)
-    layers = [*([] if reference is None else [reference_layer(reference)]), *rule_layers(placed, axes.scale)]
+    layers = [] if reference is None else [reference_layer(reference)]
+    layers += rule_layers(named, axes.n_layers, axes.scale)
     layers += [*line_layers(lines, axes), hover_layer(lines, axes)]
     caution = CAUTION if kind.probability and not run.record.probabilities_stand else None
     description = _description(run, kind, prompt, lines, named, reference, absent, caution)
-    title = titled(kind.title, _subtitle(run, kind, prompt, drawn, reference, caution))
-    return ChartSpec(
-        name=f"trajectories-{kind.name}",
-        title=kind.title,
-        description=description,
-        chart=finished(layers, title, description, HEIGHT),
-        table=_table(run, prompt, series, named, reference),
-    )
+    notes = _subtitle(run, kind, prompt, drawn, reference, caution)
+    table = _table(run, prompt, series, named, reference)
+    return built(f"trajectories-{kind.name}", kind.title, notes, description, layers, HEIGHT, table)
 
 
-def curve_values(curve: Curve | None, column: str) -> tuple[tuple[int, int | float | None], ...]:
+def curve_values(curve: Curve | None, column: str) -> Values:
     """A column by layer from the shallowest layer that the curve has to the deepest of the model; gaps are None."""
     if curve is None or not curve.rows:
         return ()
@@ -119,10 +111,6 @@ def _lenses_of(run: AnalysedRun, lenses: Sequence[str] | None, kind: Metric) -> 
             f"This run has no lens {listed(unknown or ['at all'])}; choose from {', '.join(protocol.lenses)}."
         )
     return sorted(chosen, key=lambda lens: lens != protocol.headline_lens)
-
-
-def _series(curve: Curve | None, lens: str, quantity: Quantity) -> _Series:
-    return _Series(lens, quantity, curve_values(curve, quantity.column))
 
 
 def _lines(drawn: Sequence[_Series], headline: str) -> list[Line]:

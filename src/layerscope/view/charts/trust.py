@@ -16,8 +16,8 @@ from layerscope.errors import RunError
 from layerscope.record.measured import FittedLensRecord, HeldOutRecord
 from layerscope.record.milestone_names import ONSET
 from layerscope.record.prompt_key import PromptKey
-from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, finished, titled
-from layerscope.view.charts.lines import Axes, Line, hover_layer, line_layers, reference_layer
+from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
+from layerscope.view.charts.lines import Axes, Line, Values, encoded, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.palette import LENSES, SERIES, lens_look, series_look
 from layerscope.view.charts.trajectories import HEIGHT, NO_VALUE, curve_values
 from layerscope.view.charts.words import course, listed, measured, model_name, prompt_name, sentences, signed
@@ -144,14 +144,11 @@ def _audited(run: AnalysedRun, name: str, audit: _Audit) -> ChartSpec:
             f"Left out: {listed(absent)}, {NO_VALUE}." if absent else None,
         ]
     )
-    title = titled(
-        audit.title, [f"{model_name(run)} · {prompt_name(run, primary)} · headline {headline}", scores, f"D{bound}"]
-    )
+    notes = [f"{model_name(run)} · {prompt_name(run, primary)} · headline {headline}", scores, f"D{bound}"]
     layers = [reference_layer(audit.bound), *line_layers(lines, axes), hover_layer(lines, axes)]
     table = _long(run, [(line.name, line.curve) for line in tried], name)
-    return ChartSpec(
-        f"trust-{_file_safe(name)}", audit.title, description, finished(layers, title, description, HEIGHT), table
-    )
+    file_safe = name.replace("@", "-")
+    return built(f"trust-{file_safe}", audit.title, notes, description, layers, HEIGHT, table)
 
 
 def _held_out(run: AnalysedRun) -> ChartSpec:
@@ -174,7 +171,6 @@ def _held_out(run: AnalysedRun) -> ChartSpec:
         for name, values in parts.items()
         if any(value is not None for value in values)
     ]
-    title_text = "Fitted lenses on held-out text"
     sizes = [f"{kind}: {record.n_positions:,} positions" for kind, record in loaded.items() if record.n_positions]
     axes = Axes(run.record.model.n_layers, "mean KL(model || lens) (bits)")
     description = sentences(
@@ -185,10 +181,10 @@ def _held_out(run: AnalysedRun) -> ChartSpec:
             f"The logit lens is measured on the text of the {next(iter(loaded))} lens." if len(loaded) > 1 else None,
         ]
     )
-    title = titled(title_text, [model_name(run), *([" · ".join(sizes)] if sizes else []), "Lower is nearer the model."])
+    notes = [model_name(run), *([" · ".join(sizes)] if sizes else []), "Lower is nearer the model."]
     layers = [*line_layers(lines, axes), hover_layer(lines, axes)]
     table = _long(run, [(line.name, line.curve) for line in lines], HELD_OUT)
-    return ChartSpec("trust-held-out", title_text, description, finished(layers, title, description, HEIGHT), table)
+    return built("trust-held-out", "Fitted lenses on held-out text", notes, description, layers, HEIGHT, table)
 
 
 def _held_out_of(lens: FittedLensRecord) -> HeldOutRecord | None:
@@ -209,7 +205,6 @@ def _onsets(run: AnalysedRun) -> ChartSpec:
     kept = onsets[:: -(-len(onsets) // MOST_FACTS)]
     shift = median(gaps)
     middle = "" if shift is None else signed(shift)
-    title_text = "Onset of the answer by norm"
     never = [prompt_name(run, prompt) for prompt, *layers in onsets if None in layers]
     description = sentences(
         [
@@ -221,19 +216,16 @@ def _onsets(run: AnalysedRun) -> ChartSpec:
             f"{len(kept)} of {len(onsets)} facts are drawn." if len(kept) < len(onsets) else None,
         ]
     )
-    title = titled(
-        title_text, [model_name(run), f"next_norm less logit: median {middle} layers over {len(gaps)} facts"]
-    )
+    notes = [model_name(run), f"next_norm less logit: median {middle} layers over {len(gaps)} facts"]
     rows = [
         (run.record.model.id, prompt_name(run, prompt), lens, layer, None if layer is not None else "never on top")
         for prompt, *layers in onsets
         for lens, layer in zip(lenses, layers, strict=True)
     ]
     schema = {"model": pl.String, "prompt": pl.String, "lens": pl.String, "layer": pl.Int32, "reason": pl.String}
-    chart = finished(_onset_layers(run, kept), title, description, 40 + 22 * len(kept))
-    return ChartSpec(
-        "trust-decoding-point", title_text, description, chart, pl.DataFrame(rows, schema=schema, orient="row")
-    )
+    table, layers = pl.DataFrame(rows, schema=schema, orient="row"), _onset_layers(run, kept)
+    height = 40 + 22 * len(kept)
+    return built("trust-decoding-point", "Onset of the answer by norm", notes, description, layers, height, table)
 
 
 def _onset(run: AnalysedRun, lens: str, prompt: PromptKey) -> int | None:
@@ -244,6 +236,7 @@ def _onset(run: AnalysedRun, lens: str, prompt: PromptKey) -> int | None:
 def _onset_layers(run: AnalysedRun, onsets: Sequence[tuple[PromptKey, int | None, int | None]]) -> list[alt.Chart]:
     """A line between both onsets of a fact; where they are one, the open circle lies around the triangle."""
     axes = Axes(run.record.model.n_layers, "")
+    looks = {lens: LENSES[lens] for lens in ("logit", "next_norm")}
     names = [prompt_name(run, prompt) for prompt, _, _ in onsets]
     y = alt.Y("fact:N", sort=names, title=None, axis=alt.Axis(grid=True, labelLimit=130))
     spans: list[Datum] = [
@@ -254,27 +247,21 @@ def _onset_layers(run: AnalysedRun, onsets: Sequence[tuple[PromptKey, int | None
     dots: list[Datum] = [
         {"fact": name, "x": layer, "lens": lens}
         for name, (_, *layers) in zip(names, onsets, strict=True)
-        for lens, layer in zip(("logit", "next_norm"), layers, strict=True)
+        for lens, layer in zip(looks, layers, strict=True)
         if layer is not None
     ]
-    looks = [LENSES["logit"], LENSES["next_norm"]]
-    legend = alt.Legend(title=None, orient="bottom", columns=2)
-    domain = ["logit", "next_norm"]
-    colour = alt.Color("lens:N", legend=legend, scale=alt.Scale(domain=domain, range=[look.colour for look in looks]))
-    shape = alt.Shape("lens:N", legend=legend, scale=alt.Scale(domain=domain, range=[look.shape for look in looks]))
+    colour, shape = encoded("lens:N", looks, alt.Legend(title=None, orient="bottom", columns=2))
     tips = [alt.Tooltip("fact:N"), alt.Tooltip("lens:N"), alt.Tooltip("x:Q", title="layer")]
     line = alt.Chart(data_of(spans)).mark_rule(strokeWidth=2, aria=False)
     layers: list[alt.Chart] = [line.encode(axes.x(), alt.X2("x2:Q"), y)]
-    for lens, size in zip(domain, (150, 40), strict=True):
+    for lens, size in zip(looks, (150, 40), strict=True):
         points = alt.Chart(data_of([dot for dot in dots if dot["lens"] == lens]))
         points = points.mark_point(strokeWidth=2, opacity=1, size=size, aria=False)
         layers.append(points.encode(axes.x(), y, color=colour, shape=shape, tooltip=tips))
     return layers
 
 
-def _long(
-    run: AnalysedRun, curves: Sequence[tuple[str, Sequence[tuple[int, int | float | None]]]], quantity: str
-) -> pl.DataFrame:
+def _long(run: AnalysedRun, curves: Sequence[tuple[str, Values]], quantity: str) -> pl.DataFrame:
     n_layers = run.record.model.n_layers
     rows = [
         (run.record.model.id, quantity, name, layer, layer / n_layers, None if value is None else float(value))
@@ -286,7 +273,3 @@ def _long(
         "value": pl.Float64,
     }  # fmt: skip
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _file_safe(name: str) -> str:
-    return name.replace("@", "-")

@@ -135,21 +135,17 @@ def _figure(chart: "ChartSpec", place: str, name: str, wide: bool = False) -> Fi
 def _across(runs: Sequence[AnalysedRun]) -> Section:
     from layerscope.view.charts import across_models
 
-    notes: tuple[str, ...] = ()
-    charts: tuple[Figure, ...] = ()
-    table = None
     try:
         chart = across_models(runs)
     except RunError as error:
-        notes = (str(error),)
+        group, table = Group(None, (), (str(error),)), None
     else:
-        charts = (_figure(chart, "chart-all-models", chart.name, wide=True),)
-        table = _sheet(chart)
+        group, table = Group(None, (_figure(chart, "chart-all-models", chart.name, wide=True),), ()), _sheet(chart)
     return Section(
         "models",
         "Across models",
         "The same milestones in every run, as shares of the depth. What does not compare is marked, with the reason.",
-        (Group(None, charts, notes),),
+        (group,),
         table,
     )
 

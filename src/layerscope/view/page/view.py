@@ -5,7 +5,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from markupsafe import Markup
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
+from layerscope.report.cited.report_files import unwritable, write_whole
 from layerscope.view.page.figures import Section, chart_sections
 from layerscope.view.page.packing import safe_json
 from layerscope.view.page.payload import Payload, labels, payload
@@ -28,6 +28,7 @@ MARKER = "<!-- layerscope view: written by layerscope, which may write it again 
 """Near the head of every page; a file without it is someone else's."""
 _HEAD_BYTES = 1024
 """How far into a file the marker is looked for."""
+_ADVICE = "choose a folder that you may write to."
 SCRIPTS = ("dom", "data", "tokens", "colour", "card", "grid", "picture", "lens_grid", "charts", "shell")
 """In the order in which they stand in the one script that they make up."""
 
@@ -54,8 +55,8 @@ def page_html(runs: Sequence[AnalysedRun]) -> str:
     if not runs:
         raise RunError("A page shows at least one run, and none was given.")
     names = labels(runs)
-    with ThreadPoolExecutor(1) as beside:
-        runtime = beside.submit(_vega)
+    with ThreadPoolExecutor(1) as pool:
+        runtime = pool.submit(_vega)
         shown, sections = payload(runs), chart_sections(runs, names)
     script, vega, style = _script(), runtime.result(), _asset("page.css")
     template = _environment().get_template("page.html.j2")
@@ -95,23 +96,7 @@ def write_view(runs: Sequence[AnalysedRun], path: str | Path) -> Path:
     target = Path(path)
     _check_ours(target)
     html = page_html(runs).encode("utf-8")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(html)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o666 & ~_umask())  # a temporary file is closed to others, and a page need not be
-        partial.replace(target)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(target, html, _ADVICE)
     return target
 
 
@@ -122,7 +107,7 @@ def _check_ours(target: Path) -> None:
     try:
         ours = target.is_file() and MARKER.encode() in _head(target)
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error, _ADVICE) from error
     if not ours:
         raise RunError(f"{target} is already there and was not written as a view by layerscope; give another name.")
 
@@ -130,18 +115,6 @@ def _check_ours(target: Path) -> None:
 def _head(target: Path) -> bytes:
     with target.open("rb") as file:
         return file.read(_HEAD_BYTES)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-def _unwritable(target: Path, error: OSError) -> RunError:
-    return RunError(
-        f"{target} could not be written ({error.strerror or error}); choose a folder that you may write to."
-    )
 
 
 def _words(run: AnalysedRun, label: str) -> _RunWords:

@@ -42,37 +42,27 @@ if TYPE_CHECKING:
     from layerscope.run import Run
     from layerscope.suite import Prompt, Suite, builtin_suites, load_suite
 
-_HOMES = {
-    "AnalysedRun": "layerscope.analysis.analysed_run",
-    "Archive": "layerscope.report.cited.archive",
-    "AuditResult": "layerscope.audit.audit",
-    "CausalLM": "layerscope.model.causal_lm",
-    "Corpus": "layerscope.fitting.corpus",
-    "FittedLens": "layerscope.lenses",
-    "LayerscopeError": "layerscope.errors",
-    "Lens": "layerscope.lenses",
-    "LogitLens": "layerscope.lenses",
-    "NextNormLens": "layerscope.lenses",
-    "PrismLens": "layerscope.lenses",
-    "PrismSettings": "layerscope.fitting.options",
-    "Prompt": "layerscope.suite",
-    "RawLens": "layerscope.lenses",
-    "Residuals": "layerscope.model.residuals",
-    "Run": "layerscope.run",
-    "Suite": "layerscope.suite",
-    "TunedLens": "layerscope.lenses",
-    "TunedSettings": "layerscope.fitting.options",
-    "audit_report": "layerscope.audit.audit_report",
-    "bind_lenses": "layerscope.lenses",
-    "builtin_suites": "layerscope.suite",
-    "fit_prism": "layerscope.fitting.prism",
-    "fit_tuned": "layerscope.fitting.tuned",
-    "load_suite": "layerscope.suite",
-    "probe": "layerscope.probing.probe",
-    "read_corpus": "layerscope.fitting.corpus",
-    "read_fitted_lens": "layerscope.lenses",
-    "read_published": "layerscope.published.read.reader",
+_NAMES = {
+    "layerscope.analysis.analysed_run": "AnalysedRun",
+    "layerscope.audit.audit": "AuditResult",
+    "layerscope.audit.audit_report": "audit_report",
+    "layerscope.errors": "LayerscopeError",
+    "layerscope.fitting.corpus": "Corpus read_corpus",
+    "layerscope.fitting.options": "PrismSettings TunedSettings",
+    "layerscope.fitting.prism": "fit_prism",
+    "layerscope.fitting.tuned": "fit_tuned",
+    "layerscope.lenses": "FittedLens Lens LogitLens NextNormLens PrismLens RawLens TunedLens bind_lenses "
+    "read_fitted_lens",
+    "layerscope.model.causal_lm": "CausalLM",
+    "layerscope.model.residuals": "Residuals",
+    "layerscope.probing.probe": "probe",
+    "layerscope.published.read.reader": "read_published",
+    "layerscope.report.cited.archive": "Archive",
+    "layerscope.run": "Run",
+    "layerscope.suite": "Prompt Suite builtin_suites load_suite",
 }
+"""Names by their homes."""
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "AnalysedRun",

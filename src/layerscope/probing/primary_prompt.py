@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layerscope.analysis.curve_shapes import stretches
 from layerscope.errors import ModelError, NumericError
 from layerscope.lenses import LENS_NAMES, Lens, TunedLens, bind_lenses
 from layerscope.model.causal_lm import CausalLM
@@ -224,9 +225,8 @@ class PrimaryPromptAnalysis:
         tokens = self.model.tokens
         ids = sorted(tokens.trivial(range(min(tokens.n_ids, self.model.d_vocab))))
         strings = tokens.display(ids[:16])
-        return measured.CopyMaskRecord(
-            size=len(ids), id_ranges=_ranges(ids), sample=tuple(strings[i] for i in ids[:16])
-        )
+        ranges = tuple((run[0], run[-1]) for run in stretches(ids))
+        return measured.CopyMaskRecord(size=len(ids), id_ranges=ranges, sample=tuple(strings[i] for i in ids[:16]))
 
     def _last_layer(self, prompt: int) -> measured.LastLayerRecord | Absent:
         """The headline lens at the last layer, compared with the model's own output."""
@@ -390,14 +390,3 @@ def _variant(readout: Readout, groups: Sequence[int], final_finite: bool) -> mea
         kl_to_final_bits=tuple(None if i is None else float(readout.kl_to_final_bits[i, 0]) for i in usable),
         answer_rank=tuple(None if i is None else int(readout.answer_rank[i, 0]) or None for i in usable),
     )
-
-
-def _ranges(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Ascending ids as [first, last] ranges."""
-    ranges: list[tuple[int, int]] = []
-    for i in ids:
-        if ranges and ranges[-1][1] == i - 1:
-            ranges[-1] = (ranges[-1][0], i)
-        else:
-            ranges.append((i, i))
-    return tuple(ranges)

@@ -38,21 +38,6 @@ class TransformChecks:
     kl_after_scale_then_softcap_bits: float | None
 
 
-def head_prediction(
-    final_row: Float[Tensor, " d_model"],
-    unembedding: Unembedding,
-    k: int,
-    temperature: int | float = 1.0,
-    answer_ids: tuple[int, ...] = (),
-) -> HeadPrediction:
-    """What the model predicts at one position; see `head_predictions`.
-
-    Raises:
-        NumericError: logits that are not finite.
-    """
-    return head_predictions(final_row[None], unembedding, k, (temperature,), answer_ids)[0]
-
-
 def head_predictions(
     final_rows: Float[Tensor, "rows d_model"],
     unembedding: Unembedding,

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+from layerscope.analysis.curve_shapes import stretches
 from layerscope.errors import RunError
 from layerscope.published import members
 from layerscope.published.layout import HEADLINE, PUBLISHED_LENS_NAMES, stem_of
@@ -307,17 +308,12 @@ def _copy_mask(mask: Block) -> CopyMaskRecord | None:
     if any(type(i) is not int for i in ids):
         mask.wrong("ignored_token_ids", "should hold whole numbers alone; left out")
         return None
-    ranges: list[tuple[int, int]] = []
-    for i in sorted({i for i in ids if isinstance(i, int)}):
-        if ranges and ranges[-1][1] == i - 1:
-            ranges[-1] = (ranges[-1][0], i)
-        else:
-            ranges.append((i, i))
+    ranges = tuple((run[0], run[-1]) for run in stretches(i for i in ids if isinstance(i, int)))
     size = sum(last - first + 1 for first, last in ranges)
     if mask.whole("size") != size:
         mask.wrong("size", f"is {mask.whole('size')}, but there are {size} ids; these were counted")
     sample = tuple(mask.items("ignored_token_str_sample") or ())
-    return mask.part(CopyMaskRecord, {"size": size, "id_ranges": tuple(ranges), "sample": sample})
+    return mask.part(CopyMaskRecord, {"size": size, "id_ranges": ranges, "sample": sample})
 
 
 def _norm_temperature(diagnostics: Block, n_layers: int) -> NormTemperatureRecord | None:

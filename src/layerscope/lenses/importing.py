@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.lens_record import (
-    FORMAT,
-    SCHEMA_VERSION,
-    FittedModel,
-    ImportedFrom,
-    LensRecord,
-    TunedFit,
-    utc_stamp,
-)
+from layerscope.lens_record import FittedModel, ImportedFrom, LensRecord, TunedFit
 from layerscope.lenses.foreign_files import ForeignWeights, neither, read_weights
 from layerscope.lenses.lens_folder import tuned_tensors
 from layerscope.lenses.tuned_lens import Translator
@@ -236,20 +227,8 @@ def _imported(
         layers=(),
         skip_layers=(),
     )
-    record = LensRecord(
-        format=FORMAT,
-        schema_version=SCHEMA_VERSION,
-        kind="tuned",
-        created_utc=utc_stamp(datetime.now(UTC)),
-        weights_sha256="",
-        model=model,
-        settings=None,
-        corpus=None,
-        tuned=fit,
-        prism=None,
-        imported=ImportedFrom(format=kind, name=_name(kind, weights.path), sha256=weights.sha256, stated=stated),
-        notes=tuple(notes),
-    )
+    imported = ImportedFrom(format=kind, name=_name(kind, weights.path), sha256=weights.sha256, stated=stated)
+    record = LensRecord.new("tuned", model, tuned=fit, imported=imported, notes=tuple(notes))
     return record, tuned_tensors(translators)
 
 

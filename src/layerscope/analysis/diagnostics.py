@@ -62,23 +62,8 @@ class AllMilestones:
 
     def frame(self) -> pl.DataFrame:
         """All of them as a table: one row for each."""
-        rows = [
-            {
-                "fact_index": m.prompt.fact_index,
-                "prompt_id": m.prompt.prompt_id,
-                "prompt_variant": m.prompt.prompt_variant,
-                "lens": m.lens,
-                "milestone": m.name,
-                "layer": m.layer,
-                "reason": m.reason,
-                "row": m.row,
-                "entropy_bits": m.entropy_bits,
-                "kl_to_final_bits": m.kl_to_final_bits,
-                "p_answer": m.p_answer,
-                "answer_rank": m.answer_rank,
-            }
-            for m in self
-        ]
+        values = [m.prompt._asdict() | vars(m) | {"milestone": m.name} for m in self]
+        rows = [{column: of[column] for column in _FRAME} for of in values]
         return pl.DataFrame(rows, schema=_FRAME)
 
 
@@ -142,7 +127,7 @@ class Diagnostics:
     control: facts.ControlSummary
     micro_suite: facts.MicroSuite
     statistics: facts.FactStatistics
-    sidecars: Mapping[str, fitted_lens_audit.FittedLensAudit]
+    fitted_lenses: Mapping[str, fitted_lens_audit.FittedLensAudit]
     """Fitted lenses against the headline lens; without that one itself, where it is fitted."""
     attribution: fitted_lens_audit.Attribution | None
     """What of the tuned lens' gain a temperature would give.
@@ -266,7 +251,7 @@ class _Judge:
                 {prompt: c.layer for prompt, c in self.confirmations.items()},
             ),
             statistics=facts.statistics_over_facts(by_pass, self.d_vocab),
-            sidecars={
+            fitted_lenses={
                 lens: fitted_lens_audit.fitted_lens_audit(curve, fitted)
                 for lens in FITTED_NAMES
                 if curve is not None and (fitted := self._beside(lens)) is not None
@@ -276,7 +261,7 @@ class _Judge:
             else fitted_lens_audit.attribution(curve, tuned, variants),
             tuned_audit=audit,
             acceptance=None if audit is None else self._acceptance(audit.head_mismatch),
-            skip_layers=None if self._curve("tuned") is None else acceptance.skip_layers(self._sidecar("tuned")),
+            skip_layers=None if self._curve("tuned") is None else acceptance.skip_layers(self._loaded("tuned")),
         )
 
     def _tuned_audit(self) -> TunedAudit | None:
@@ -289,8 +274,8 @@ class _Judge:
         return tuned_audit.tuned_audit(curve, tuned, measured.tuned_variants, positions, measured.last_layer)
 
     def _acceptance(self, mismatch: HeadMismatch) -> Acceptance:
-        sidecar = self._sidecar("tuned")
-        fit = None if sidecar is None else sidecar.tuned
+        lens = self._loaded("tuned")
+        fit = None if lens is None else lens.tuned
         held_out = None if fit is None else fit.held_out
         return acceptance.acceptance(self.curves, self.headline, self.n_layers, mismatch, held_out)
 
@@ -300,7 +285,7 @@ class _Judge:
             return None if self._curve("tuned") is not None or self.headline == "tuned" else False
         return audit.calibration_only
 
-    def _sidecar(self, kind: str) -> FittedLensRecord | None:
+    def _loaded(self, kind: str) -> FittedLensRecord | None:
         """What is recorded of a fitted lens that the run was read through."""
         records = self.record.measured.fitted_lenses
         return next((record for record in records if record.kind == kind and record.status == "loaded"), None)

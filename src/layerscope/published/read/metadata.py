@@ -261,14 +261,14 @@ def _prompt_text(document: Block, prompt: PromptKey, fact_keys: Mapping[PromptKe
 
 
 def measured_record(
-    document: Block, n_layers: int, sidecars: tuple[FittedLensRecord, ...], variants: TunedVariantsRecord | None
+    document: Block, n_layers: int, lenses: tuple[FittedLensRecord, ...], variants: TunedVariantsRecord | None
 ) -> MeasuredRecord:
     """Every block that published files have; of the others, that they do not.
 
     Args:
         document: The JSON.
         n_layers: Number of blocks.
-        sidecars: What it says of fitted lenses.
+        lenses: What it says of fitted lenses.
         variants: What the table of the tuned lens' parts holds.
     """
     diagnostics = document.block("diagnostics")
@@ -284,7 +284,7 @@ def measured_record(
         else None,
         "temperature_exploration": _predictions(document, "temperature_exploration"),
         "test_prompts": _predictions(document, "test_prompts"),
-        "fitted_lenses": sidecars,
+        "fitted_lenses": lenses,
         "tuned_variants": variants,
     }
     absent = {name: "the published file does not hold it" for name, value in values.items() if not value}

@@ -184,7 +184,7 @@ def _part(of: Callable[[Compared], object], *names: str) -> _Get:
 
 def _gain(lens: str, quarter: str) -> _Get:
     def get(run: Compared) -> float | None:
-        audit = run.diagnostics.sidecars.get(lens)
+        audit = run.diagnostics.fitted_lenses.get(lens)
         return None if audit is None else audit.kl_bits_at_percentiles[quarter].delta
 
     return get
@@ -192,7 +192,7 @@ def _gain(lens: str, quarter: str) -> _Get:
 
 def _rank_change(lens: str, rank: int) -> _Get:
     def get(run: Compared) -> int | None:
-        audit = run.diagnostics.sidecars.get(lens)
+        audit = run.diagnostics.fitted_lenses.get(lens)
         return None if audit is None else audit.rank_milestones[rank].delta
 
     return get
@@ -303,8 +303,8 @@ _COLUMNS = (
     ),
     *_columns(
         _TEXT,
-        prism_verdict=_part(lambda run: run.diagnostics.sidecars.get("prism"), "verdict"),
-        tuned_verdict=_part(lambda run: run.diagnostics.sidecars.get("tuned"), "verdict"),
+        prism_verdict=_part(lambda run: run.diagnostics.fitted_lenses.get("prism"), "verdict"),
+        tuned_verdict=_part(lambda run: run.diagnostics.fitted_lenses.get("tuned"), "verdict"),
         preferred_lens=lambda run: run.evidence.verdict.guidance.preferred_lens,
     ),
     *_columns(

@@ -43,7 +43,7 @@ def fitted_section(runs: Sequence[Compared]) -> Section:
 
 def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
     title = f"{lens.capitalize()} lens"
-    having = [run for run in runs if lens in run.diagnostics.sidecars]
+    having = [run for run in runs if lens in run.diagnostics.fitted_lenses]
     without = [run for run in runs if run not in having]
     missing = of_runs("Not read for {}.", without)
     if not having:
@@ -69,7 +69,7 @@ def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) 
     nearer = [run for run in having if all(bits > 0 for bits in _gains(run, lens)) and _gains(run, lens)]
     farther = [run for run in having if all(bits < 0 for bits in _gains(run, lens)) and _gains(run, lens)]
     audits = {run: _audit(run, lens).rank_milestones[1] for run in having}
-    never = [run for run, pair in audits.items() if pair.baseline is not None and pair.sidecar is None]
+    never = [run for run, pair in audits.items() if pair.baseline is not None and pair.fitted is None]
     later = [run for run, pair in audits.items() if pair.delta is not None and pair.delta > 0]
     earlier = [run for run, pair in audits.items() if pair.delta is not None and pair.delta < 0]
     verdicts = [(word_, [run for run in having if _audit(run, lens).verdict == word_]) for word_ in _VERDICTS]
@@ -88,7 +88,7 @@ def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) 
 
 
 def _audit(run: Compared, lens: str) -> FittedLensAudit:
-    return run.diagnostics.sidecars[lens]
+    return run.diagnostics.fitted_lenses[lens]
 
 
 def _gains(run: Compared, lens: str) -> list[float]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -167,7 +167,7 @@ class PrimaryPromptAnalysis:
             )
         predictions = self._predictions()
         final, explored, tested = (predictions,) * 3 if isinstance(predictions, Absent) else predictions
-        absent = {
+        outcomes = {
             "norm_temperature": temperatures,
             "last_layer": last_layer,
             "position_readout": readout,
@@ -177,6 +177,9 @@ class PrimaryPromptAnalysis:
             "test_prompts": tested,
             "tuned_variants": variants,
         }
+        present: dict[str, Any] = {
+            name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, Absent) and name != POST_LN2
+        }
         norms = self.model.next_norms
         return measured.MeasuredRecord(
             stack=self._stack(),
@@ -184,15 +187,9 @@ class PrimaryPromptAnalysis:
             final_norm=None if norms[-1] is None else _NORM_KINDS[norms[-1].kind],
             unembed_bias=self._unembed_bias(),
             copy_mask=self._copy_mask(),
-            norm_temperature=value_of(temperatures),
-            last_layer=value_of(last_layer),
-            position_readout=value_of(readout),
-            tuned_variants=value_of(variants),
             second_forward=second,
-            final_prediction=value_of(final),
-            temperature_exploration=value_of(explored) or (),
-            test_prompts=value_of(tested) or (),
-            absent={**self.auxiliary.absent, **reasons(absent)},
+            absent={**self.auxiliary.absent, **reasons(outcomes)},
+            **present,
         )
 
     def _stack(self) -> Literal["pre_norm", "post_norm"] | None:

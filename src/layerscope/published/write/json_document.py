@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from layerscope.analysis.analysed_run import AnalysedRun
+from layerscope.analysis.raw_comparison import SCORE_RULE
 from layerscope.published import members
 from layerscope.published.layout import DIALECT_KEY, FLAG_COLUMNS, N_ROWS_KEY, RECORD_KEY, Dialect
 from layerscope.published.write import (
@@ -14,7 +15,7 @@ from layerscope.published.write import (
     json_stability,
     json_summary,
 )
-from layerscope.published.write.json_source import Source, Tree, pointer
+from layerscope.published.write.json_source import Source, Tree, gold_of, pointer
 
 _SUMMARY = {"semantic_margin": (), "semantic_gate": (), "micro_suite": ("aggregates",), "position_window": ()}
 """Blocks of `diagnostics` that published files repeat under `summary`, or what of them."""
@@ -43,7 +44,7 @@ def _published(source: Source) -> Tree:
         "final_prediction": json_prompts.final_prediction(source),
         "model_stats": json_provenance.model_stats(source),
         "raw_lens_check": json_raw.raw_lens_check(source),
-        "prompts": {"facts_micro_suite": json_prompts.fact_keys(source)},
+        "prompts": {"facts_micro_suite": [fact["fact_key"] for fact in suite["facts"] if fact["fact_key"] is not None]},
         "provenance": {"env": json_provenance.environment(source)},
         "copy_flag_columns": list(FLAG_COLUMNS),
         "ablation_summary": source.block(members.ABLATION, source.diagnostics.ablation),
@@ -54,7 +55,7 @@ def _published(source: Source) -> Tree:
         "micro_suite": {key: suite[key] for key in ("facts", "aggregates")},
         "measurement_guidance": json_summary.measurement_guidance(source),
         "evaluation_pack": json_summary.evaluation_pack(source),
-        "gold_answer": json_prompts.gold_answer(source, source.primary_prompt),
+        "gold_answer": source.known(members.GOLD_ANSWER, gold_of(source.primary_prompt)),
     }
 
 
@@ -111,7 +112,7 @@ def _diagnostics(source: Source) -> Tree:
     return {
         "type": "diagnostics",
         **json_provenance.settings(source),
-        "unembed_bias": json_provenance.unembed_bias(source),
+        "unembed_bias": source.known(members.UNEMBED_BIAS, source.record.measured.unembed_bias),
         "flags": json_stability.flags(source),
         "prism_summary": json_fitted_lenses.prism_summary(source),
         "copy_soft_config": {
@@ -127,7 +128,7 @@ def _diagnostics(source: Source) -> Tree:
         **_lenses(source),
         "micro_suite": json_summary.micro_suite(source),
         "position_window": json_stability.position_window(source),
-        "norm_trajectory": json_stability.norm_trajectory(source),
+        "norm_trajectory": source.known(members.SAMPLED_TRAJECTORY, source.diagnostics.trajectory),
     }
 
 
@@ -187,5 +188,5 @@ def _lenses(source: Source) -> Tree:
     }
     if confirmation is not None and confirmation.layer is not None:
         block["L_semantic_confirmed"] = confirmation.layer
-    block["config"] = json_raw.score_config(source)
+    block["config"] = {"lens_artifact_score": source.block(members.SCORE_RULE, SCORE_RULE)}
     return {**block, "derived": json_milestones.derived_numbers(source)} if source.extended else block

@@ -177,18 +177,11 @@ def micro_suite(
         )
         for prompt in fact_passes(curves.passes)
     )
-    semantic = summarize([fact.L_semantic for fact in facts])
-    return MicroSuite(
-        facts=facts,
-        n=semantic.n,
-        n_missing=semantic.n_missing,
-        L_copy_strict=summarize([fact.L_copy_strict for fact in facts]),
-        L_copy_soft_k1=summarize([fact.L_copy_soft_k1 for fact in facts]),
-        L_semantic=semantic,
-        L_semantic_confirmed=summarize([fact.L_semantic_confirmed for fact in facts]),
-        L_semantic_margin_ok=summarize([fact.L_semantic_margin_ok for fact in facts]),
-        delta_hat_median=median([fact.delta_hat for fact in facts if fact.delta_hat is not None]),
-    )
+    names = ("L_copy_strict", "L_copy_soft_k1", "L_semantic", "L_semantic_confirmed", "L_semantic_margin_ok")
+    summaries = {name: summarize([getattr(fact, name) for fact in facts]) for name in names}
+    onset = summaries["L_semantic"]
+    delta_hat = median([fact.delta_hat for fact in facts if fact.delta_hat is not None])
+    return MicroSuite(facts, onset.n, onset.n_missing, **summaries, delta_hat_median=delta_hat)
 
 
 def statistics_over_facts(milestones: Mapping[PromptKey, Milestones], d_vocab: int, seed: int = SEED) -> FactStatistics:

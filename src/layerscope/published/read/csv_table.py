@@ -42,11 +42,6 @@ class TableRows:
     columns: tuple[TableColumn, ...]
     rows: tuple[TableRow, ...]
 
-    @property
-    def passes(self) -> list[PromptKey]:
-        """Every prompt, in the order of the rows."""
-        return list(dict.fromkeys(row.prompt for row in self.rows))
-
 
 def in_words(numbers: Iterable[int]) -> str:
     """`2, 5 to 7` of 2, 5, 6, 7; the ranges beyond twenty are counted alone."""

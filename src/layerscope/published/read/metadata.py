@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, get_args
 
 from layerscope.analysis.curve_shapes import stretches
@@ -101,11 +101,17 @@ def lens_source(document: Block, lens: str, n_layers: int) -> tuple[str | None, 
         return ("raw",) * (n_layers + 1)
     sources: list[str | None] = [None] * (n_layers + 1)
     if lens == HEADLINE:
-        for block in document.block("diagnostics").block("normalization_provenance").blocks("per_layer"):
-            layer = block.whole("layer")
-            if layer is not None and 0 <= layer <= n_layers:
-                sources[layer] = block.text("ln_source")
+        for layer, block in _norms(document, n_layers):
+            sources[layer] = block.text("ln_source")
     return tuple(sources)
+
+
+def _norms(document: Block, n_layers: int) -> Iterator[tuple[int, Block]]:
+    """What is said of the norm at each layer."""
+    for block in document.block("diagnostics").block("normalization_provenance").blocks("per_layer"):
+        layer = block.whole("layer")
+        if layer is not None and 0 <= layer <= n_layers:
+            yield layer, block
 
 
 def flags(document: Block) -> dict[str, Literal[True] | str]:
@@ -382,10 +388,8 @@ def _prediction(block: Block) -> PredictionRecord | None:
 def from_json(document: Block, answers: Mapping[PromptKey, AlignmentRecord], n_layers: int) -> FromJson:
     """Answers' ids, norms of residuals, and rows that were not finite."""
     norms: list[float | None] = [None] * (n_layers + 1)
-    for block in document.block("diagnostics").block("normalization_provenance").blocks("per_layer"):
-        layer = block.whole("layer")
-        if layer is not None and 0 <= layer <= n_layers:
-            norms[layer] = block.number("raw_resid_norm")
+    for layer, block in _norms(document, n_layers):
+        norms[layer] = block.number("raw_resid_norm")
     health = numeric_health(document)
     flagged = [] if health is None else [(flag.lens, flag.layer) for flag in health.layers_flagged]
     ids = {prompt: alignment.first_id for prompt, alignment in answers.items()}

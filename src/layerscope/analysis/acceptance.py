@@ -112,7 +112,6 @@ def acceptance(
     Args:
         curves: the run's curves; those of the lens `tuned` are judged.
         headline: the lens that they are compared with on the suite, another one; on held-out text it is the logit lens.
-        n_layers: number of blocks.
         mismatch: the last row of the primary prompt.
         held_out: of the lens' record; None where it has none.
     """

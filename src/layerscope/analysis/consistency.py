@@ -225,7 +225,6 @@ def decoding_point(
     Args:
         readout: what was looked at closely; None where nothing was.
         milestones: of the headline lens on the same prompt.
-        preferred: the milestone to headline.
         stack: how the blocks are built; only in a pre-norm stack is there such a choice.
     """
     gap = _onset_gap(readout)
@@ -316,7 +315,6 @@ def forward_of_two(
         second: the second pass; None where there is no record of one.
         milestones: of the first pass, under the headline lens.
         curve: the first pass under the headline lens.
-        thresholds: those of the milestones.
     """
     first = semantic_layer(milestones)
     name, layer = (None, None) if first is None else (first.name, first.layer)

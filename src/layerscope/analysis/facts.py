@@ -160,7 +160,6 @@ def micro_suite(
     """The facts of a run one by one, and together.
 
     Args:
-        curves: the run's curves.
         headline: the lens that the milestones are about.
         milestones: by prompt, as `find_milestones` gives them; a prompt may be missing.
         confirmed: by prompt, L_semantic where another lens confirms it; a prompt may be missing.
@@ -189,8 +188,6 @@ def statistics_over_facts(milestones: Mapping[PromptKey, Milestones], d_vocab: i
 
     Args:
         milestones: by prompt, in the order of the rows, as `find_milestones` gives them.
-        d_vocab: number of logits.
-        seed: of the bootstrap.
     """
     facts = [milestones[prompt] for prompt in fact_passes(milestones)]
     names = dict.fromkeys(name for fact in facts for name in fact)
@@ -210,7 +207,6 @@ def ablation(milestones: Mapping[PromptKey, Milestones], n_layers: int) -> Ablat
 
     Args:
         milestones: by prompt, in the order of the rows, as `find_milestones` gives them.
-        n_layers: number of blocks.
     """
     first = next((prompt for prompt in milestones if prompt.is_fact), None)
     others = [a for a in milestones if first and a.is_fact and a.fact_index == first.fact_index and a != first]
@@ -272,8 +268,6 @@ def position_window(
 
     Args:
         rows: the run's table; needs the columns that tell prompts, lenses, layers and positions, and `answer_rank`.
-        primary: the prompt.
-        headline: the lens.
         L_semantic: the layer to look at.
         strong_run2: first layer of the strong run of two; a position counts there if it has rank 1 at either layer.
         last_index: the prompt's last position, counted from 0.

@@ -145,8 +145,6 @@ def attribution(headline: Curve, tuned: Curve, variants: TunedVariantsRecord | N
     effect, so that it does not hang on where the map's inputs have their origin.
 
     Args:
-        headline: the headline lens on one prompt.
-        tuned: the tuned lens on it.
         variants: parts of the tuned lens on it; without them bias and linear map are not told apart.
     """
     gains = {

@@ -261,10 +261,8 @@ def artefact_scores(
     Args:
         share_kl_ge_1: share of layers at least 1 bit away from the raw lens.
         n_norm_only: layers that give the answer under the headline lens alone.
-        max_kl_bits: largest divergence.
         js_p50: median Jensen-Shannon divergence, in bits.
         l1_p50: median L1 distance, within [0, 2].
-        rule: weights and bounds.
     """
     if share_kl_ge_1 is None and max_kl_bits is None and not n_norm_only:
         return ArtefactScores(None, None, None)
@@ -283,11 +281,7 @@ def copy_thresholds(
     """The sweep over thresholds of strict copying.
 
     Args:
-        headline: the curve that the milestones are of.
         raw: the same prompt without a norm; None where it was not read.
-        milestones: of the headline curve.
-        radius: of the window check.
-        thresholds: those of the milestones.
     """
     layers = {p: milestones[copy_strict(p)].layer for p in thresholds.copy_strict}
     echoes, others = _top_tokens(headline, thresholds)

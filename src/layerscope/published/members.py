@@ -41,8 +41,6 @@ def block_of(table: Sequence[Member], value: object, dialect: Dialect, **names: 
     """The members of a block in their order; null where an attribute, or what has it, is None.
 
     Args:
-        table: Its members.
-        value: What has the attributes.
         dialect: Members of a later one are left out.
         names: What stands in keys for `{lens}` and the like.
     """

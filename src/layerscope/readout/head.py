@@ -49,7 +49,6 @@ def head_predictions(
 
     Args:
         final_rows: what the model's own head multiplies, after the final norm.
-        unembedding: the model's head.
         k: how many of the most likely ids are listed.
         temperatures: what the logits are divided by, after the head's transform, one for each row; 1 by default.
         answer_ids: accepted answers; the one with the largest logit is judged in each row.
@@ -108,7 +107,6 @@ def transform_checks(
     Args:
         logits: the lens' at the last layer, before any transform.
         final_log_probs: the model's own natural-log probabilities.
-        transform: what the model declares.
     """
     scale, softcap = transform.scale, transform.softcap
 

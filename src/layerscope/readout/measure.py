@@ -41,10 +41,7 @@ def measure(
 
     Args:
         residuals: the decoded positions of all prompts side by side, float32.
-        lenses: bound lenses.
-        asked: the prompts, in the order of the residuals' rows.
-        unembedding: the model's head.
-        protocol: definitions and thresholds.
+        queries: the prompts, in the order of the residuals' rows.
         trivial: which of some ids are blank or punctuation.
         top_k: how many of the largest logits are listed in a row.
         final_is_model: whether the last layer's decode passed the identity check; where not, what is measured against

@@ -122,7 +122,6 @@ def read_audit(
     """A table of parts or positions; None where it has no rows, or, with a problem, where none can be read.
 
     Args:
-        path: The file.
         known: Every column that may stand there, in order.
         due: Those that the run's generation had.
         problems: Where what is wrong is added.
@@ -143,9 +142,7 @@ def tuned_variants(
     """The primary prompt under parts of the tuned lens; None, and a problem, where the table is about another one.
 
     Args:
-        table: The table of parts.
         merged: The rows of the run, by which the table's prompt is recognised.
-        n_layers: Number of blocks.
         temperatures: Of the tuned lens by layer, if they are known.
         problems: Where what is wrong is added.
     """

@@ -269,14 +269,7 @@ def _prompt_text(document: Block, prompt: PromptKey, fact_keys: Mapping[PromptKe
 def measured_record(
     document: Block, n_layers: int, lenses: tuple[FittedLensRecord, ...], variants: TunedVariantsRecord | None
 ) -> MeasuredRecord:
-    """Every block that published files have; of the others, that they do not.
-
-    Args:
-        document: The JSON.
-        n_layers: Number of blocks.
-        lenses: What it says of fitted lenses.
-        variants: What the table of the tuned lens' parts holds.
-    """
+    """Every block that published files have; of the others, that they do not."""
     diagnostics = document.block("diagnostics")
     values: dict[str, object] = {
         "unembed_bias": diagnostics.block("unembed_bias").part_of(UnembedBiasRecord, members.UNEMBED_BIAS),

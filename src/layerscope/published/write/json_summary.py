@@ -34,7 +34,6 @@ def published_micro_suite(suite: MicroSuite, lens: str = "norm") -> Tree:
     """Every fact once, and the middle of each milestone over them, with the roundings of published files.
 
     Args:
-        suite: The facts.
         lens: What keys call the headline lens.
     """
     semantic, delta_hat = suite.L_semantic, suite.delta_hat_median

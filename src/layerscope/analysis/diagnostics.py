@@ -310,6 +310,7 @@ class _Judge:
 
     def _evidence(self, diagnostics: Diagnostics) -> guidance.Evidence:
         record, flags = self.record, self.record.flags
+        mask_error = flags.get("copy_mask_error")
         gates, spikes = diagnostics.gate_stability, diagnostics.trajectory
         sources = record.lens_sources.get(self.headline, ())
         layers = None
@@ -340,7 +341,7 @@ class _Judge:
             n_spikes=None if spikes is None else self._spikes(spikes),
             numeric_layers=layers,
             copy_mask_present=record.measured.copy_mask is not None,
-            copy_mask_error=_text(flags.get("copy_mask_error")),
+            copy_mask_error=mask_error if isinstance(mask_error, str) else None,
             layer_map_present=any(source is not None for source in sources),
             rank_only_near_uniform=False if self._layer(ONSET) is None else negated(diagnostics.margin_ok_at_semantic),
             decoding_point_consistent=negated(_or_flag(negated(consistent), "decoding_point_sensitive", flags)),
@@ -396,7 +397,3 @@ def _last_layer(record: LastLayerRecord | None, protocol: Protocol) -> LastLayer
 def _or_flag(known: bool | None, flag: str, flags: Mapping[str, object]) -> bool | None:
     """What was found; where nothing could be, the caution that a file itself states counts."""
     return True if known is None and flag in flags else known
-
-
-def _text(flag: object) -> str | None:
-    return flag if isinstance(flag, str) else None

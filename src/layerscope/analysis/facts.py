@@ -364,9 +364,7 @@ def _control_reason(curve: Curve, first: int | None, strong: int | None) -> str 
 
 def _ranks(rows: pl.DataFrame, primary: PromptKey, headline: str) -> Mapping[tuple[int, int | None], int | None]:
     """The answer's rank by position and layer."""
-    seen = primary.rows_of(rows).filter(
-        lens=headline,
-    )
+    seen = primary.rows_of(rows).filter(lens=headline)
     return {(position, layer): rank for position, layer, rank in seen.select("position", "layer", "answer_rank").rows()}
 
 

@@ -45,10 +45,8 @@ class Chosen:
     @property
     def passed_over(self) -> tuple[str, ...]:
         """For each fitted lens that was looked for and is not used, the reason."""
-        return tuple(f"no {lens.kind} lens: {lens.reason}" for lens in self.records if lens.status in _IN_VAIN)
-
-
-_IN_VAIN = ("missing", "refused")
+        in_vain = ("missing", "refused")
+        return tuple(f"no {lens.kind} lens: {lens.reason}" for lens in self.records if lens.status in in_vain)
 
 
 def choose_lenses(

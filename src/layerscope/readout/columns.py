@@ -1,7 +1,6 @@
 """Arithmetic on a sweep's numbers: from arrays by lens, layer and position to the columns of a run."""
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,6 @@ def nullable(values: NDArray[Any], valid: NDArray[np.bool_]) -> pl.Series:
     return pl.select(pl.when(pl.Series(valid)).then(pl.Series(values))).to_series()
 
 
-@dataclass(frozen=True)
-class AtNext:
-    """What only the headline lens has, and only at the last position of a prompt; None where it was not decoded."""
-
-    lens: str
-    contrast: Contrast | None
-
-
 class Columns:
     """Arithmetic on a readout; arrays are `[lens, layer, position]` until `build` lays them out as rows."""
 
@@ -42,7 +33,7 @@ class Columns:
         shape: Shape,
         readout: Readout,
         extra: dict[str, NDArray[np.float64]],
-        at_next: AtNext,
+        contrast: Contrast | None,
         echoes: list[Echoes],
         protocol: Protocol,
         d_vocab: int,
@@ -51,7 +42,8 @@ class Columns:
         final_is_model: bool,
     ) -> None:
         self.shape, self.readout, self.echoes, self.d_vocab = shape, readout, echoes, d_vocab
-        self.at_next = at_next
+        self.headline, self.contrast = protocol.headline, contrast
+        """What only the headline lens has, and only at last positions; None where it was not decoded."""
         self.thresholds, self.top_k, self.trivial = protocol.thresholds, top_k, trivial
         self.axes = (len(shape.lenses), shape.n_layers, shape.n_positions)
         self.extra = {name: self._lift(values) for name, values in extra.items()}
@@ -239,17 +231,16 @@ class Columns:
         }
 
     def _contrast(self) -> dict[str, pl.Series]:
-        contrast = self.at_next.contrast
         pairs = ("kl_norm_vs_raw_bits", "kl_raw_to_norm_bits", "js_divergence_bits", "l1_prob_diff")
-        columns = {name: self._placed(getattr(contrast, name, None), self.raw_finite) for name in pairs}
-        tempered = self._placed(getattr(contrast, "kl_to_final_bits_norm_temp", None), self.against_final)
+        columns = {name: self._placed(getattr(self.contrast, name, None), self.raw_finite) for name in pairs}
+        tempered = self._placed(getattr(self.contrast, "kl_to_final_bits_norm_temp", None), self.against_final)
         return columns | {"kl_to_final_bits_norm_temp": tempered}
 
     def _placed(self, values: NDArray[np.float64] | None, valid: NDArray[np.bool_]) -> pl.Series:
         """Values `[layer, prompt]` at the last positions of the headline lens; null elsewhere."""
         placed = np.full(self.axes, np.nan)
         if values is not None:
-            lens = self.names.index(self.at_next.lens)
+            lens = self.names.index(self.headline)
             last = [self.shape.columns_of(i).stop - 1 for i in range(len(self.shape.queries))]
             placed[lens][:, last] = values
         return self._column(placed, np.broadcast_to(valid, self.axes) & ~np.isnan(placed))

@@ -1,6 +1,8 @@
 """The JSON of a run in either dialect, as a value."""
 
 from dataclasses import asdict
+from functools import reduce
+from operator import getitem
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.raw_comparison import SCORE_RULE
@@ -51,18 +53,12 @@ def _published(source: Source) -> Tree:
         "control_prompt": json_prompts.control_prompt(source),
         "control_summary": source.block(members.CONTROL_SUMMARY, source.diagnostics.control),
         "tuned_lens": json_fitted_lenses.tuned_lens(source, whole=True),
-        "summary": {key: _inner(diagnostics[key], inside) for key, inside in _SUMMARY.items()},
+        "summary": {key: reduce(getitem, (key, *inside), diagnostics) for key, inside in _SUMMARY.items()},
         "micro_suite": {key: suite[key] for key in ("facts", "aggregates")},
         "measurement_guidance": json_summary.measurement_guidance(source),
         "evaluation_pack": json_summary.evaluation_pack(source),
         "gold_answer": source.known(members.GOLD_ANSWER, gold_of(source.primary_prompt)),
     }
-
-
-def _inner(block: Tree, keys: tuple[str, ...]) -> Tree:
-    for key in keys:
-        block = block[key]
-    return block
 
 
 def _one_home(source: Source, document: Tree) -> Tree:

@@ -179,7 +179,7 @@ class _Judge:
     def _curve(self, lens: str) -> Curve | None:
         return self.curves.get(self.primary, lens)
 
-    def _beside(self, lens: str) -> Curve | None:
+    def _other(self, lens: str) -> Curve | None:
         """A lens that can be compared with the headline lens: another one."""
         return None if lens == self.headline else self._curve(lens)
 
@@ -204,7 +204,7 @@ class _Judge:
         return Verdict(self.curves, self.milestones, diagnostics, advice)
 
     def _diagnostics(self) -> Diagnostics:
-        curve, raw, measured = self.curve, self._beside("raw"), self.record.measured
+        curve, raw, measured = self.curve, self._other("raw"), self.record.measured
         thresholds = self.protocol.thresholds
         sample = window = full = copies = None
         if curve is not None:
@@ -216,7 +216,7 @@ class _Judge:
         preferred = semantic_layer(self.headlined)
         onset = self._layer(ONSET)
         by_pass = self.milestones.by_pass()
-        tuned, variants = self._beside("tuned"), measured.tuned_variants
+        tuned, variants = self._other("tuned"), measured.tuned_variants
         audit = self._tuned_audit()
         readout, second = measured.position_readout, measured.second_forward
         return Diagnostics(
@@ -254,7 +254,7 @@ class _Judge:
             fitted_lenses={
                 lens: fitted_lens_audit.fitted_lens_audit(curve, fitted)
                 for lens in FITTED_NAMES
-                if curve is not None and (fitted := self._beside(lens)) is not None
+                if curve is not None and (fitted := self._other(lens)) is not None
             },
             attribution=None
             if curve is None or tuned is None
@@ -265,7 +265,7 @@ class _Judge:
         )
 
     def _tuned_audit(self) -> TunedAudit | None:
-        curve, tuned = self.curve, self._beside("tuned")
+        curve, tuned = self.curve, self._other("tuned")
         if self.primary is None or curve is None or tuned is None:
             return None
         last = curve.rows[0]["position"]

@@ -75,12 +75,12 @@ def probe(request: ProbeRequest) -> Run:
         LayerscopeError: whatever cannot be done, each by its own class (see `layerscope.errors`).
     """
     seconds, created = Seconds(), datetime.now(UTC)
-    rules, asked_for = _choices(request)
+    rules, requested = _choices(request)
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.suite if isinstance(request.suite, Suite) else load_suite(request.suite)
     opened = _open(request)
     encoded = encode(suite, opened, positions)
-    chosen = choose_lenses(opened, asked_for, rules.lenses, request.lens_dir)
+    chosen = choose_lenses(opened, requested, rules.lenses, request.lens_dir)
     bound = chosen.bind(opened)
     settings = Settings(rules, bound, positions, request.top_k, request.seed, request.second_forward)
     watcher = request.observer or Silent()

@@ -392,18 +392,18 @@ def _sidecars(run: PublishedRun) -> Found:
     blocks = {"prism": "diagnostics/prism_summary/metrics", "tuned": "tuned_lens/summary/metrics"}
     for lens, block in blocks.items():
         if run.said(block) is not None:
-            yield from _sidecar(block, lens, run.verdict.diagnostics.sidecars[lens])
+            yield from _sidecar(block, lens, run.verdict.diagnostics.fitted_lenses[lens])
 
 
 def _sidecar(block: str, lens: str, found: FittedLensAudit) -> Found:
     for rank, layers in found.rank_milestones.items():
-        for side, layer in (("baseline", layers.baseline), (lens, layers.sidecar), ("delta", layers.delta)):
+        for side, layer in (("baseline", layers.baseline), (lens, layers.fitted), ("delta", layers.delta)):
             yield f"{block}/rank_milestones/{side}/le_{rank}", layer
     for name, bits in found.kl_bits_at_percentiles.items():
-        for side, value in (("baseline", bits.baseline), (lens, bits.sidecar), ("delta", bits.delta)):
+        for side, value in (("baseline", bits.baseline), (lens, bits.fitted), ("delta", bits.delta)):
             yield f"{block}/kl_bits_at_percentiles/{side}/{name}", value
     near = found.first_kl_le_1_0
-    for side, layer in (("baseline", near.baseline), (lens, near.sidecar), ("delta", near.delta)):
+    for side, layer in (("baseline", near.baseline), (lens, near.fitted), ("delta", near.delta)):
         yield f"{block}/first_kl_le_1.0/{side}", layer
 
 

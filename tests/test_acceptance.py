@@ -185,7 +185,7 @@ def test_no_published_lens_brings_ranks_earlier(shared, model):
     run = Run.read(shared / "reference" / "run-20251004-1804", model=model)
     found = by_name(run.diagnostics.acceptance)
     assert (found["B"].value, found["B"].passed) == ({"share": 0.0}, False)
-    said = run.diagnostics.sidecars["tuned"]
+    said = run.diagnostics.fitted_lenses["tuned"]
     assert all(pair.delta is None or pair.delta >= 0 for pair in said.rank_milestones.values())
     assert found["A"].value == {name: pair.delta for name, pair in said.kl_bits_at_percentiles.items()}
     assert found["C"].passed is (not model.startswith("gemma"))

@@ -221,7 +221,7 @@ def test_c5_nothing_of_the_primary_prompt_is_read_from_the_audit_of_another_fact
     names = [path.name for path in tiny_run.folder.iterdir()]
     assert not [name for name in names if "tuned" in name]
     found = tiny_run.verdict
-    assert found.diagnostics.attribution is None and "tuned" not in found.diagnostics.sidecars
+    assert found.diagnostics.attribution is None and "tuned" not in found.diagnostics.fitted_lenses
     assert found.guidance.preferred_semantics_lens_hint is None
     facts = [asked.fact_index for asked in found.curves.passes if asked.is_fact]
     assert found.diagnostics.primary.fact_index == 0 and sorted(set(facts)) == [0, 1, 2, 3, 4]
@@ -369,8 +369,8 @@ def test_c11_prism_reaches_no_rank_and_decides_nothing(october):
     what can is a decoder that in no model brings the answer among the first ten, at no layer.
     """
     for model, run in october.items():
-        audit = run.verdict.diagnostics.sidecars["prism"]
-        assert {pair.sidecar for pair in audit.rank_milestones.values()} == {None}
+        audit = run.verdict.diagnostics.fitted_lenses["prism"]
+        assert {pair.fitted for pair in audit.rank_milestones.values()} == {None}
         assert audit.rank_milestones[1].baseline is not None
         assert audit.verdict == ("mixed" if model in PRISM_GAINS else "regressive")
         hits = run.verdict.diagnostics.confirmation.hits
@@ -501,7 +501,7 @@ def test_c17_that_text_has_gains_in_divergence_with_the_other_sign(lens, model, 
     """There a gain of the fitted lens is negative, and here it is positive."""
     quoted = QUOTED_GAINS[lens, model]
     assert quoted in _text_on_ten_models(shared)
-    bits = published_run(shared, SEPTEMBER_28, model).verdict.diagnostics.sidecars[lens].kl_bits_at_percentiles
+    bits = published_run(shared, SEPTEMBER_28, model).verdict.diagnostics.fitted_lenses[lens].kl_bits_at_percentiles
     ours = [-float(text) for text in quoted.strip("{}").replace("−", "-").split(",")]
     assert [pair.delta for pair in bits.values()] == pytest.approx(ours, abs=0.0051)
 

@@ -201,8 +201,8 @@ def test_a_tuned_headline_lens_is_not_held_against_itself(fitted: Run):
     run = _headed_by(fitted, "tuned")
     found, advice = run.diagnostics, run.guidance
     assert found.headline == "tuned" and found.semantic is not None
-    assert set(found.sidecars) == {"prism"}
-    assert found.sidecars["prism"].baseline_lens == "tuned"
+    assert set(found.fitted_lenses) == {"prism"}
+    assert found.fitted_lenses["prism"].baseline_lens == "tuned"
     assert (found.attribution, found.tuned_audit, found.acceptance) == (None, None, None)
     assert (advice.preferred_lens, advice.preferred_semantics_lens_hint) == ("tuned", None)
     # No lens beside it says what it gains, and no evidence is not good evidence.
@@ -216,7 +216,7 @@ def test_a_tuned_headline_lens_is_not_held_against_itself(fitted: Run):
 def test_a_tuned_headline_lens_read_alone_has_a_verdict(fitted: Run):
     run = _headed_by(fitted, "tuned")
     alone = judge(run.rows.filter(lens="tuned"), run.record)
-    assert alone.diagnostics.sidecars == {}
+    assert alone.diagnostics.fitted_lenses == {}
     assert (alone.diagnostics.attribution, alone.diagnostics.tuned_audit, alone.diagnostics.acceptance) == (None,) * 3
     said = json.loads(verdict_text(alone, run.record))["diagnostics"]
     assert (said["headline"], said["sidecars"], said["acceptance"]) == ("tuned", {}, None)
@@ -224,7 +224,7 @@ def test_a_tuned_headline_lens_read_alone_has_a_verdict(fitted: Run):
 
 def test_a_prism_headline_lens_is_left_out_of_the_fitted_ones_and_the_tuned_lens_held_against_it(fitted: Run):
     found = _headed_by(fitted, "prism").diagnostics
-    assert {lens: audit.baseline_lens for lens, audit in found.sidecars.items()} == {"tuned": "prism"}
+    assert {lens: audit.baseline_lens for lens, audit in found.fitted_lenses.items()} == {"tuned": "prism"}
     assert found.attribution is not None and found.acceptance is not None
     assert found.tuned_audit is not None and found.tuned_audit.hint in ("prism", "tuned", "tuned_for_calibration_only")
 

@@ -120,7 +120,7 @@ def test_the_record_repeats_what_the_lens_folders_say(run: Run, lenses: Path):
 
 def test_a_verdict_is_given_on_them(run: Run):
     found = run.diagnostics
-    assert set(found.sidecars) == {"tuned", "prism"}
+    assert set(found.fitted_lenses) == {"tuned", "prism"}
     assert found.tuned_audit is not None
     assert found.acceptance is not None
     assert found.skip_layers is not None

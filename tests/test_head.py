@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerscope.errors import NumericError
 from layerscope.model.causal_lm import CausalLM
-from layerscope.readout.head import HeadPrediction, head_prediction, head_predictions, transform_checks
+from layerscope.readout.head import HeadPrediction, head_predictions, transform_checks
 from layerscope.readout.temperature import head_log_probs
 from layerscope.unembedding import HeadTransform, Unembedding
 from properties import examples
@@ -31,6 +31,10 @@ def _random(seed: int, *shape: int) -> Tensor:
 def _direct(logits: list[float]) -> Unembedding:
     """A head that gives these logits for the row (1,)."""
     return Unembedding(torch.tensor(logits)[:, None], None)
+
+
+def head_prediction(row, head, k, temperature=1.0, answer_ids=()) -> HeadPrediction:
+    return head_predictions(row[None], head, k, (temperature,), answer_ids)[0]
 
 
 ONE = torch.ones(1)

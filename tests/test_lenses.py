@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from layerscope.errors import LensError
-from layerscope.lenses import bind_lenses, lens_names
+from layerscope.lenses import LENS_NAMES, bind_lenses
 from layerscope.unembedding import Norm
 
 RESIDUAL = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
@@ -59,7 +59,7 @@ def test_the_raw_lens_gives_the_residual_itself():
 
 def test_lenses_come_in_the_order_asked_for():
     assert [lens.name for lens in _bind("raw", "logit", "next_norm")] == ["raw", "logit", "next_norm"]
-    assert [lens.name for lens in _bind(*lens_names())] == ["logit", "next_norm", "raw"]
+    assert [lens.name for lens in _bind(*LENS_NAMES)] == ["logit", "next_norm", "raw"]
 
 
 def test_an_unknown_lens_is_refused_with_the_choices():

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from layerscope.lenses import Lens, bind_lenses, lens_names
+from layerscope.lenses import LENS_NAMES, Lens, bind_lenses
 from layerscope.readout.measure import measure
 from layerscope.readout.prompt_query import PromptQuery
 from layerscope.record.protocol import PROTOCOLS
@@ -51,7 +51,7 @@ def _head(**options: Any) -> Unembedding:
 
 
 NORMS = tuple(Norm("rms", _random(10 + i, D_MODEL).abs() + 0.5, None, 1e-6, f"norm {i}") for i in range(N_LAYERS + 1))
-LENSES = bind_lenses(lens_names(), final_norm=NORMS[-1], next_norms=NORMS)
+LENSES = bind_lenses(LENS_NAMES, final_norm=NORMS[-1], next_norms=NORMS)
 
 
 def _residuals() -> torch.Tensor:

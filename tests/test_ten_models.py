@@ -575,7 +575,7 @@ def test_models_without_a_tuned_lens_say_so(shared):
         run = published_run(shared, OCTOBER_4, model)
         assert run.said("tuned_lens/status") == "missing"
         assert run.verdict.diagnostics.attribution is None
-        assert "tuned" not in run.verdict.diagnostics.sidecars
+        assert "tuned" not in run.verdict.diagnostics.fitted_lenses
 
 
 def test_a_printed_figure_allows_half_a_unit_of_its_last_digit_and_no_more():

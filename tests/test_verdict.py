@@ -617,7 +617,7 @@ def test_fitted_lenses_take_four_lines_with_gains_as_the_rows_have_them(fitted):
     kl, tempered = own[6]["kl_to_final_bits"], own[6]["kl_to_final_bits_norm_temp"]
     no_map = fitted.record.measured.tuned_variants.bias_only.kl_to_final_bits[6]
     whole = tuned[6]["kl_to_final_bits"]
-    verdicts = fitted.diagnostics.sidecars
+    verdicts = fitted.diagnostics.fitted_lenses
     assert about_fitted(fitted) == [
         f"against logit: tuned {verdicts['tuned'].verdict}, prism {verdicts['prism'].verdict}",
         f"tuned, layer 6, {kl - whole:+.2f} bits: temperature {kl - tempered:+.2f}, bias {tempered - no_map:+.2f}, "
@@ -630,7 +630,7 @@ def test_fitted_lenses_take_four_lines_with_gains_as_the_rows_have_them(fitted):
 def test_a_tuned_headline_lens_is_said_against_nothing_but_the_prism_lens(fitted):
     protocol = fitted.record.protocol.model_copy(update={"headline_lens": "tuned"})
     run = changed(fitted, protocol=protocol)
-    assert about_fitted(run) == [f"against tuned: prism {run.diagnostics.sidecars['prism'].verdict}"]
+    assert about_fitted(run) == [f"against tuned: prism {run.diagnostics.fitted_lenses['prism'].verdict}"]
 
 
 def test_bias_and_map_are_told_together_where_they_were_not_decoded_apart(fitted):

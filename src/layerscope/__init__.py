@@ -15,96 +15,59 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerscope.analysis.analysed_run import AnalysedRun
-    from layerscope.audit.audit import AuditResult
-    from layerscope.audit.audit_report import audit_report
-    from layerscope.errors import LayerscopeError
-    from layerscope.fitting.corpus import Corpus, read_corpus
-    from layerscope.fitting.options import PrismSettings, TunedSettings
-    from layerscope.fitting.prism import fit_prism
-    from layerscope.fitting.tuned import fit_tuned
-    from layerscope.lenses import (
-        FittedLens,
-        Lens,
-        LogitLens,
-        NextNormLens,
-        PrismLens,
-        RawLens,
-        TunedLens,
-        bind_lenses,
-        read_fitted_lens,
-    )
-    from layerscope.model.causal_lm import CausalLM
-    from layerscope.model.residuals import Residuals
-    from layerscope.probing.probe import probe
-    from layerscope.published.read.reader import read_published
-    from layerscope.report.cited.archive import Archive
-    from layerscope.run import Run
-    from layerscope.suite import Prompt, Suite, builtin_suites, load_suite
+    from layerscope.analysis.analysed_run import AnalysedRun as AnalysedRun
+    from layerscope.audit.audit import AuditResult as AuditResult
+    from layerscope.audit.audit_report import audit_report as audit_report
+    from layerscope.errors import LayerscopeError as LayerscopeError
+    from layerscope.fitting.corpus import Corpus as Corpus
+    from layerscope.fitting.corpus import read_corpus as read_corpus
+    from layerscope.fitting.options import PrismSettings as PrismSettings
+    from layerscope.fitting.options import TunedSettings as TunedSettings
+    from layerscope.fitting.prism import fit_prism as fit_prism
+    from layerscope.fitting.tuned import fit_tuned as fit_tuned
+    from layerscope.lenses import FittedLens as FittedLens
+    from layerscope.lenses import Lens as Lens
+    from layerscope.lenses import LogitLens as LogitLens
+    from layerscope.lenses import NextNormLens as NextNormLens
+    from layerscope.lenses import PrismLens as PrismLens
+    from layerscope.lenses import RawLens as RawLens
+    from layerscope.lenses import TunedLens as TunedLens
+    from layerscope.lenses import bind_lenses as bind_lenses
+    from layerscope.lenses import read_fitted_lens as read_fitted_lens
+    from layerscope.model.causal_lm import CausalLM as CausalLM
+    from layerscope.model.residuals import Residuals as Residuals
+    from layerscope.probing.probe import probe as probe
+    from layerscope.published.read.reader import read_published as read_published
+    from layerscope.report.cited.archive import Archive as Archive
+    from layerscope.run import Run as Run
+    from layerscope.suite import Prompt as Prompt
+    from layerscope.suite import Suite as Suite
+    from layerscope.suite import builtin_suites as builtin_suites
+    from layerscope.suite import load_suite as load_suite
 
-_HOMES = {
-    "AnalysedRun": "layerscope.analysis.analysed_run",
-    "Archive": "layerscope.report.cited.archive",
-    "AuditResult": "layerscope.audit.audit",
-    "CausalLM": "layerscope.model.causal_lm",
-    "Corpus": "layerscope.fitting.corpus",
-    "FittedLens": "layerscope.lenses",
-    "LayerscopeError": "layerscope.errors",
-    "Lens": "layerscope.lenses",
-    "LogitLens": "layerscope.lenses",
-    "NextNormLens": "layerscope.lenses",
-    "PrismLens": "layerscope.lenses",
-    "PrismSettings": "layerscope.fitting.options",
-    "Prompt": "layerscope.suite",
-    "RawLens": "layerscope.lenses",
-    "Residuals": "layerscope.model.residuals",
-    "Run": "layerscope.run",
-    "Suite": "layerscope.suite",
-    "TunedLens": "layerscope.lenses",
-    "TunedSettings": "layerscope.fitting.options",
-    "audit_report": "layerscope.audit.audit_report",
-    "bind_lenses": "layerscope.lenses",
-    "builtin_suites": "layerscope.suite",
-    "fit_prism": "layerscope.fitting.prism",
-    "fit_tuned": "layerscope.fitting.tuned",
-    "load_suite": "layerscope.suite",
-    "probe": "layerscope.probing.probe",
-    "read_corpus": "layerscope.fitting.corpus",
-    "read_fitted_lens": "layerscope.lenses",
-    "read_published": "layerscope.published.read.reader",
-}
-
-__all__ = [
-    "AnalysedRun",
-    "Archive",
-    "AuditResult",
-    "CausalLM",
-    "Corpus",
-    "FittedLens",
-    "LayerscopeError",
-    "Lens",
-    "LogitLens",
-    "NextNormLens",
-    "PrismLens",
-    "PrismSettings",
-    "Prompt",
-    "RawLens",
-    "Residuals",
-    "Run",
-    "Suite",
-    "TunedLens",
-    "TunedSettings",
-    "audit_report",
-    "bind_lenses",
-    "builtin_suites",
-    "fit_prism",
-    "fit_tuned",
-    "load_suite",
-    "probe",
-    "read_corpus",
+_NAMES = {
+    "layerscope.analysis.analysed_run": "AnalysedRun",
+    "layerscope.audit.audit": "AuditResult",
+    "layerscope.audit.audit_report": "audit_report",
+    "layerscope.errors": "LayerscopeError",
+    "layerscope.fitting.corpus": "Corpus read_corpus",
+    "layerscope.fitting.options": "PrismSettings TunedSettings",
+    "layerscope.fitting.prism": "fit_prism",
+    "layerscope.fitting.tuned": "fit_tuned",
+    "layerscope.lenses": "FittedLens Lens LogitLens NextNormLens PrismLens RawLens TunedLens bind_lenses "
     "read_fitted_lens",
-    "read_published",
-]
+    "layerscope.model.causal_lm": "CausalLM",
+    "layerscope.model.residuals": "Residuals",
+    "layerscope.probing.probe": "probe",
+    "layerscope.published.read.reader": "read_published",
+    "layerscope.report.cited.archive": "Archive",
+    "layerscope.run": "Run",
+    "layerscope.suite": "Prompt Suite builtin_suites load_suite",
+}
+"""Names by their homes."""
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

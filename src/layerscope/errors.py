@@ -1,16 +1,4 @@
-"""Every error a caller may catch, as one tree; each message says what was expected, what came, and what to do.
-
-LayerscopeError
-├── SuiteError            a suite that cannot be found or read: file, line and field
-├── CheckpointError       a checkpoint that is missing, incomplete, damaged, or not safetensors
-├── ModelError            a model that cannot be probed: no causal LM, remote code, a family that is not understood
-├── TokenizerError        no tokenizer, or one that cannot encode a prompt
-├── PlacementError        a device, dtype or memory budget that cannot be had
-├── LensError             an unknown lens, or one that does not fit the model
-├── CorpusError           text that cannot be read or is too short to fit on
-├── NumericError          a head that is not finite: no number can be trusted
-└── RunError              a run folder that cannot be read, or must not be overwritten
-"""
+"""Every error a caller may catch, as one tree; each message says what was expected, what came, and what to do."""
 
 import errno
 
@@ -23,7 +11,7 @@ class LayerscopeError(Exception):
 
 
 class SuiteError(LayerscopeError):
-    """A suite that cannot be found or read."""
+    """A suite that cannot be found or read: file, line and field."""
 
 
 class CheckpointError(LayerscopeError):
@@ -31,7 +19,7 @@ class CheckpointError(LayerscopeError):
 
 
 class ModelError(LayerscopeError):
-    """A model that cannot be probed."""
+    """A model that cannot be probed: no causal LM, remote code, a family that is not understood."""
 
 
 class TokenizerError(LayerscopeError):
@@ -51,7 +39,7 @@ class CorpusError(LayerscopeError):
 
 
 class NumericError(LayerscopeError):
-    """A head or final distribution that is not finite."""
+    """A head or final distribution that is not finite: no number can be trusted."""
 
 
 class RunError(LayerscopeError):

@@ -1,7 +1,7 @@
 """What a fitted lens says of itself: `lens.json`, beside its weights."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
@@ -245,6 +245,13 @@ class LensRecord(_Record):
     imported: ImportedFrom | None
     notes: tuple[str, ...]
     """What a reader has to know, in sentences: a reduced k, a stopped fit, a text that is too short."""
+
+    @classmethod
+    def new(cls, kind: Kind, model: FittedModel, **parts: object) -> "LensRecord":
+        """The record of a lens made now, whose weights are not written yet; parts that are not given are None."""
+        known = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "kind": kind, "model": model, "weights_sha256": ""}
+        absent = dict.fromkeys(("settings", "corpus", "tuned", "prism", "imported"))
+        return cls.model_validate(absent | known | {"created_utc": utc_stamp(datetime.now(UTC))} | parts)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,6 @@ def keywords(
     """Let a function of a dataclass be called with the fields themselves; its signature and docstring then list them.
 
     Args:
-        options: the dataclass.
         formerly: old names of fields by which they are still taken, with a warning.
     """
 

@@ -7,57 +7,39 @@ log = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class Observer(Protocol):
-    """Is told how a probe goes; the command line draws it, a script may leave it out."""
+class _AnyObserver(Protocol):
+    """What is told of a probe as of a fit."""
 
     def plan(self, text: str) -> None:
         """One line on what will be done, before any work."""
-
-    def blocks(self, done: int, total: int) -> None:
-        """Blocks of the model that have run."""
-
-    def vocabulary(self, done: int, total: int) -> None:
-        """Ids of the vocabulary that have been swept."""
-
-
-class Silent:
-    """An observer that only logs the plan."""
-
-    def plan(self, text: str) -> None:
-        """Log it."""
         log.info(text)
 
     def blocks(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def vocabulary(self, done: int, total: int) -> None:
-        """Nothing."""
+        """Blocks of the model that have run; of a fit, that all text has passed, and layers that are fitted."""
+        return
 
 
 @runtime_checkable
-class FitObserver(Protocol):
+class Observer(_AnyObserver, Protocol):
+    """Is told how a probe goes; the command line draws it, a script may leave it out."""
+
+    def vocabulary(self, done: int, total: int) -> None:
+        """Ids of the vocabulary that have been swept."""
+        return
+
+
+@runtime_checkable
+class FitObserver(_AnyObserver, Protocol):
     """Is told how a fit goes."""
-
-    def plan(self, text: str) -> None:
-        """One line on what will be done, before any work."""
-
-    def blocks(self, done: int, total: int) -> None:
-        """Blocks of the model that all text has passed, and layers that are fitted."""
 
     def layer(self, layer: int, summary: str) -> None:
         """A layer is done; what its lens is worth, in words."""
-
-
-class SilentFit:
-    """A fit's observer that only logs the plan and the layers."""
-
-    def plan(self, text: str) -> None:
-        """Log it."""
-        log.info(text)
-
-    def blocks(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def layer(self, layer: int, summary: str) -> None:
-        """Log it."""
         log.info("layer %d %s", layer, summary)
+
+
+class Silent(Observer):
+    """An observer that only logs the plan."""
+
+
+class SilentFit(FitObserver):
+    """A fit's observer that only logs the plan and the layers."""

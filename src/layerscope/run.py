@@ -55,8 +55,8 @@ class Run(AnalysedRun):
     @classmethod
     def read(cls, path: str | Path, model: str | None = None) -> "Run":
         """Read a run's folder or published files; as `layerscope.run_folder.read_run`, which names the errors."""
-        found = read_run(path, model)
-        return cls(found.rows, found.record)
+        run = read_run(path, model)
+        return cls(run.rows, run.record)
 
     def show(self, *others: AnalysedRun, height: int = HEIGHT) -> Shown:
         """The page about this run, for a notebook: make it the last line of a cell.

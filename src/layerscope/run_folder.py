@@ -90,12 +90,12 @@ def _read_record(path: Path) -> RunRecord:
     """The model classes are the check: they refuse whatever `run.schema.json` refuses, and contradictions besides."""
     text = _bytes_of(path)
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: not JSON ({error}); the file is damaged, take it from a copy.") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{path}: expected a JSON object, found a {type(found).__name__}; this is not a run's record.")
-    _check_version(path, found)
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: expected a JSON object, found a {type(content).__name__}; this is not a run's record.")
+    _check_version(path, content)
     try:
         return RunRecord.model_validate_json(text)
     except ValidationError as error:
@@ -104,8 +104,8 @@ def _read_record(path: Path) -> RunRecord:
         raise RunError(f"{path}: {'; '.join(wrong[:5])}{more}; mend these fields or measure again.") from error
 
 
-def _check_version(path: Path, found: dict[str, object]) -> None:
-    version, writer = found.get("schema_version"), found.get("layerscope_version")
+def _check_version(path: Path, content: dict[str, object]) -> None:
+    version, writer = content.get("schema_version"), content.get("layerscope_version")
     if not isinstance(version, str):
         raise RunError(f"{path}: field `schema_version` is missing or no text; this is not a run's record.")
     if version not in READABLE_VERSIONS:

@@ -95,9 +95,9 @@ class SkippingCost:
         return None if loss is None else loss > REGRESSION
 
 
-def skip_layers(sidecar: FittedLensRecord | None) -> SkippingCost:
-    """What the sidecar of a tuned lens says of it."""
-    fit = None if sidecar is None else sidecar.tuned
+def skip_layers(lens: FittedLensRecord | None) -> SkippingCost:
+    """What the record of a tuned lens says of it."""
+    fit = None if lens is None else lens.tuned
     skipped = tuple(SkippedBlocks(record) for record in (() if fit is None else fit.skip_layers))
     return SkippingCost(skipped, None if skipped else "the tuned lens' own record has no perplexities")
 
@@ -112,9 +112,8 @@ def acceptance(
     Args:
         curves: the run's curves; those of the lens `tuned` are judged.
         headline: the lens that they are compared with on the suite, another one; on held-out text it is the logit lens.
-        n_layers: number of blocks.
         mismatch: the last row of the primary prompt.
-        held_out: from the sidecar's record; None where it has none.
+        held_out: of the lens' record; None where it has none.
     """
     pairs = [
         (baseline, tuned)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from layerscope.analysis.curve import Curve
 from layerscope.analysis.milestones import Gates, Milestone, Milestones, semantic_layer
@@ -215,7 +215,7 @@ class ForwardOfTwo:
 
 
 def decoding_point(
-    close_up: PositionReadoutRecord | None, milestones: Milestones, preferred: Milestone | None, stack: Stack | None
+    readout: PositionReadoutRecord | None, milestones: Milestones, preferred: Milestone | None, stack: Stack | None
 ) -> DecodingPoint:
     """Decode the milestones' residuals through the norm of the last block that wrote, beside that of the next.
 
@@ -223,14 +223,13 @@ def decoding_point(
     preferred one the two sets of ten most likely ids share at least half.
 
     Args:
-        close_up: what was looked at closely; None where nothing was.
+        readout: what was looked at closely; None where nothing was.
         milestones: of the headline lens on the same prompt.
-        preferred: the milestone to headline.
         stack: how the blocks are built; only in a pre-norm stack is there such a choice.
     """
-    gap = _onset_gap(close_up)
-    why_not = _why_not_tested(close_up, stack)
-    if close_up is None or why_not is not None:
+    gap = _onset_gap(readout)
+    why_not = _why_not_tested(readout, stack)
+    if readout is None or why_not is not None:
         return DecodingPoint(stack, False, why_not, (), None, None, gap)
     named: list[tuple[str, int | None]] = [
         (name, milestones[name].layer) for name in (ONSET, STRONG, STRONG_RUN2) if name in milestones
@@ -238,29 +237,29 @@ def decoding_point(
     run = milestones[STRONG_RUN2].layer if STRONG_RUN2 in milestones else None
     named.append((f"{STRONG_RUN2}_plus1", None if run is None else run + 1))
     named.append((INFORMATIVE, milestones[INFORMATIVE].layer if INFORMATIVE in milestones else None))
-    targets = tuple(_decoding_target(close_up, name, layer) for name, layer in named if layer is not None)
+    targets = tuple(_decoding_target(readout, name, layer) for name, layer in named if layer is not None)
     at = _preferred_target(targets, preferred)
     why_not = None if targets else "no milestone has a layer"
     return DecodingPoint(stack, bool(targets), why_not, targets, at, _consistent(targets, at), gap)
 
 
-def lens_consistency(close_up: PositionReadoutRecord | None, milestones: Milestones) -> LensConsistency | None:
+def lens_consistency(readout: PositionReadoutRecord | None, milestones: Milestones) -> LensConsistency | None:
     """Compare the headline lens with `raw` and `tuned` at its milestones; None where nothing was looked at closely."""
-    if close_up is None:
+    if readout is None:
         return None
     names = (rank_within(10), rank_within(5), ONSET, STRONG, STRONG_RUN2, CONFIRMED)
     targets = _placed(milestones, names)
     overlaps = [
         overlap
         for other in ("raw", "tuned")
-        for overlap in close_up.overlaps
-        if (overlap.view, overlap.against) == (close_up.headline, other)
+        for overlap in readout.overlaps
+        if (overlap.view, overlap.against) == (readout.headline, other)
     ]
     pairs = tuple(_lens_pair(overlap, targets) for overlap in overlaps)
     judged = [at.agreement.low for pair in pairs for at in pair.at_targets if "semantic" in at.name]
     known = [low for low in judged if low is not None]
     return LensConsistency(
-        headline=close_up.headline,
+        headline=readout.headline,
         targets=tuple(name for name, _ in targets),
         pairs=pairs,
         low_at_semantic=any(known) if known else None,
@@ -268,32 +267,32 @@ def lens_consistency(close_up: PositionReadoutRecord | None, milestones: Milesto
 
 
 def gate_stability(
-    close_up: PositionReadoutRecord | None, milestones: Milestones, d_vocab: int, thresholds: Thresholds
+    readout: PositionReadoutRecord | None, milestones: Milestones, d_vocab: int, thresholds: Thresholds
 ) -> GateStability | None:
     """Scale the headline logits at its semantic milestones; None where nothing was looked at closely."""
-    if close_up is None:
+    if readout is None:
         return None
     targets: list[ScaledTarget] = []
     seen: set[int] = set()
     for name, layer in _placed(milestones, (ONSET, STRONG, CONFIRMED, STRONG_RUN2)):
         if name == STRONG_RUN2:
-            both = [_both(*_gates_at(close_up, at, d_vocab, thresholds)) for at in (layer, layer + 1)]
+            both = [_both(*_gates_at(readout, at, d_vocab, thresholds)) for at in (layer, layer + 1)]
             targets.append(ScaledTarget(name, layer, None, None, _frac(_both(*both))))
         elif name != CONFIRMED or layer not in seen:
-            margin, lead = _gates_at(close_up, layer, d_vocab, thresholds)
+            margin, lead = _gates_at(readout, layer, d_vocab, thresholds)
             targets.append(ScaledTarget(name, layer, _frac(margin), _frac(lead), _frac(_both(margin, lead))))
             seen.add(layer)
     known = [target.both_gates_pass_frac for target in targets if target.both_gates_pass_frac is not None]
     least = min(known, default=None)
-    scales = tuple(scaled.scale for scaled in close_up.scaled)
+    scales = tuple(scaled.scale for scaled in readout.scaled)
     return GateStability(scales, tuple(targets), least, None if least is None else least < SCALES_TO_PASS)
 
 
-def repeatability(close_up: PositionReadoutRecord | None) -> Repeatability:
+def repeatability(readout: PositionReadoutRecord | None) -> Repeatability:
     """Sum up the second decode."""
-    if close_up is None:
+    if readout is None:
         return Repeatability("unavailable", "nothing was looked at closely", 0, None, None, None, None)
-    measured = close_up.repeatability
+    measured = readout.repeatability
     deviations = [deviation for deviation in measured.rank_dev if deviation is not None]
     flips = [flip for flip in measured.top1_flip if flip is not None]
     furthest = max(deviations, default=None)
@@ -316,7 +315,6 @@ def forward_of_two(
         second: the second pass; None where there is no record of one.
         milestones: of the first pass, under the headline lens.
         curve: the first pass under the headline lens.
-        thresholds: those of the milestones.
     """
     first = semantic_layer(milestones)
     name, layer = (None, None) if first is None else (first.name, first.layer)
@@ -352,14 +350,14 @@ def _placed(milestones: Milestones, names: Sequence[str]) -> list[tuple[str, int
     return [(name, layer) for name, layer in layers if layer is not None]
 
 
-def _view(close_up: PositionReadoutRecord, name: str) -> ViewRecord | None:
-    return next((view for view in close_up.views if view.view == name), None)
+def _view(readout: PositionReadoutRecord, name: str) -> ViewRecord | None:
+    return next((view for view in readout.views if view.view == name), None)
 
 
-def _onset_gap(close_up: PositionReadoutRecord | None) -> OnsetGap | None:
-    if close_up is None:
+def _onset_gap(readout: PositionReadoutRecord | None) -> OnsetGap | None:
+    if readout is None:
         return None
-    logit, next_norm = _view(close_up, "logit"), _view(close_up, NEXT_NORM)
+    logit, next_norm = _view(readout, "logit"), _view(readout, NEXT_NORM)
     if logit is None or next_norm is None:
         return None
     onsets = (
@@ -368,41 +366,31 @@ def _onset_gap(close_up: PositionReadoutRecord | None) -> OnsetGap | None:
     return OnsetGap(*onsets)
 
 
-def _why_not_tested(close_up: PositionReadoutRecord | None, stack: Stack | None) -> str | None:
-    if close_up is None:
+def _why_not_tested(readout: PositionReadoutRecord | None, stack: Stack | None) -> str | None:
+    if readout is None:
         return "nothing was looked at closely"
     if stack is None:
         return "it is not known how the blocks are built"
     if stack == "post_norm":
         return "the blocks of a post-norm stack norm what they have written, so there is no choice of norms"
-    missing = [name for name in (POST_LN2, NEXT_NORM) if _view(close_up, name) is None]
+    missing = [name for name in (POST_LN2, NEXT_NORM) if _view(readout, name) is None]
     return f"the residual was not looked at through {' and '.join(missing)}" if missing else None
 
 
-def _decoding_target(close_up: PositionReadoutRecord, name: str, layer: int) -> DecodingTarget:
-    a, b = _view(close_up, POST_LN2), _view(close_up, NEXT_NORM)
+def _decoding_target(readout: PositionReadoutRecord, name: str, layer: int) -> DecodingTarget:
+    a, b = _view(readout, POST_LN2), _view(readout, NEXT_NORM)
     if a is None or b is None or layer == 0:
         return DecodingTarget(name, layer, "missing_block" if layer == 0 else "not_measured")
-    top_a, top_b = _at(a.top1_id, layer), _at(b.top1_id, layer)
-    alike = next(
-        (overlap for overlap in close_up.overlaps if {overlap.view, overlap.against} == {POST_LN2, NEXT_NORM}), None
-    )
-    return DecodingTarget(
-        name=name,
-        layer=layer,
-        status="not_measured" if top_a is None or top_b is None else "ok",
-        answer_rank_post_ln2=_at(a.answer_rank, layer),
-        answer_rank_next_norm=_at(b.answer_rank, layer),
-        top1_id_post_ln2=top_a,
-        top1_id_next_norm=top_b,
-        p_answer_post_ln2=_at(a.p_answer, layer),
-        p_answer_next_norm=_at(b.p_answer, layer),
-        p_top1_post_ln2=_at(a.p_top1, layer),
-        p_top1_next_norm=_at(b.p_top1, layer),
-        jaccard_10=None if alike is None else _at(alike.jaccard_10, layer),
-        jaccard_50=None if alike is None else _at(alike.jaccard_50, layer),
-        spearman_top50_union=None if alike is None else _at(alike.spearman_top50_union, layer),
-    )
+    read: dict[str, Any] = {
+        f"{value}_{view}": _at(getattr(of, value), layer)
+        for view, of in ((POST_LN2, a), (NEXT_NORM, b))
+        for value in ("answer_rank", "top1_id", "p_answer", "p_top1")
+    }
+    tops = (read[f"top1_id_{POST_LN2}"], read[f"top1_id_{NEXT_NORM}"])
+    alike = next((o for o in readout.overlaps if {o.view, o.against} == {POST_LN2, NEXT_NORM}), None)
+    for value in ("jaccard_10", "jaccard_50", "spearman_top50_union"):
+        read[value] = None if alike is None else _at(getattr(alike, value), layer)
+    return DecodingTarget(name, layer, "not_measured" if None in tops else "ok", **read)
 
 
 def _preferred_target(targets: Sequence[DecodingTarget], preferred: Milestone | None) -> DecodingTarget | None:
@@ -441,13 +429,13 @@ def _medians(agreements: Sequence[LensAgreement]) -> LensAgreement:
 
 
 def _gates_at(
-    close_up: PositionReadoutRecord, layer: int, d_vocab: int, thresholds: Thresholds
+    readout: PositionReadoutRecord, layer: int, d_vocab: int, thresholds: Thresholds
 ) -> tuple[list[bool | None], list[bool | None]]:
     """For every scale: whether the answer stands clear of uniform, and whether it leads clearly."""
-    gap = _at(close_up.answer_gap, layer)
-    p_answer = [_at(scaled.p_answer, layer) for scaled in close_up.scaled]
+    gap = _at(readout.answer_gap, layer)
+    p_answer = [_at(scaled.p_answer, layer) for scaled in readout.scaled]
     margin = [None if p is None else p - 1 / d_vocab >= thresholds.semantic_margin for p in p_answer]
-    lead = [None if gap is None else scaled.scale * gap >= thresholds.semantic_gap for scaled in close_up.scaled]
+    lead = [None if gap is None else scaled.scale * gap >= thresholds.semantic_gap for scaled in readout.scaled]
     return margin, lead
 
 

@@ -37,8 +37,6 @@ def failures(curve: Points, direction: Direction, *, strict: bool = True, slack:
     """Steps that go against "rises" or "falls at every layer".
 
     Args:
-        curve: the values.
-        direction: what is claimed.
         strict: whether a step without change fails too.
         slack: how far a step may go the wrong way and still count as none; not below 0.
     """

@@ -62,23 +62,8 @@ class AllMilestones:
 
     def frame(self) -> pl.DataFrame:
         """All of them as a table: one row for each."""
-        rows = [
-            {
-                "fact_index": m.prompt.fact_index,
-                "prompt_id": m.prompt.prompt_id,
-                "prompt_variant": m.prompt.prompt_variant,
-                "lens": m.lens,
-                "milestone": m.name,
-                "layer": m.layer,
-                "reason": m.reason,
-                "row": m.row,
-                "entropy_bits": m.entropy_bits,
-                "kl_to_final_bits": m.kl_to_final_bits,
-                "p_answer": m.p_answer,
-                "answer_rank": m.answer_rank,
-            }
-            for m in self
-        ]
+        values = [m.prompt._asdict() | vars(m) | {"milestone": m.name} for m in self]
+        rows = [{column: of[column] for column in _FRAME} for of in values]
         return pl.DataFrame(rows, schema=_FRAME)
 
 
@@ -142,7 +127,7 @@ class Diagnostics:
     control: facts.ControlSummary
     micro_suite: facts.MicroSuite
     statistics: facts.FactStatistics
-    sidecars: Mapping[str, fitted_lens_audit.FittedLensAudit]
+    fitted_lenses: Mapping[str, fitted_lens_audit.FittedLensAudit]
     """Fitted lenses against the headline lens; without that one itself, where it is fitted."""
     attribution: fitted_lens_audit.Attribution | None
     """What of the tuned lens' gain a temperature would give.
@@ -194,7 +179,7 @@ class _Judge:
     def _curve(self, lens: str) -> Curve | None:
         return self.curves.get(self.primary, lens)
 
-    def _beside(self, lens: str) -> Curve | None:
+    def _other(self, lens: str) -> Curve | None:
         """A lens that can be compared with the headline lens: another one."""
         return None if lens == self.headline else self._curve(lens)
 
@@ -219,7 +204,7 @@ class _Judge:
         return Verdict(self.curves, self.milestones, diagnostics, advice)
 
     def _diagnostics(self) -> Diagnostics:
-        curve, raw, measured = self.curve, self._beside("raw"), self.record.measured
+        curve, raw, measured = self.curve, self._other("raw"), self.record.measured
         thresholds = self.protocol.thresholds
         sample = window = full = copies = None
         if curve is not None:
@@ -231,7 +216,7 @@ class _Judge:
         preferred = semantic_layer(self.headlined)
         onset = self._layer(ONSET)
         by_pass = self.milestones.by_pass()
-        tuned, variants = self._beside("tuned"), measured.tuned_variants
+        tuned, variants = self._other("tuned"), measured.tuned_variants
         audit = self._tuned_audit()
         readout, second = measured.position_readout, measured.second_forward
         return Diagnostics(
@@ -266,21 +251,21 @@ class _Judge:
                 {prompt: c.layer for prompt, c in self.confirmations.items()},
             ),
             statistics=facts.statistics_over_facts(by_pass, self.d_vocab),
-            sidecars={
+            fitted_lenses={
                 lens: fitted_lens_audit.fitted_lens_audit(curve, fitted)
                 for lens in FITTED_NAMES
-                if curve is not None and (fitted := self._beside(lens)) is not None
+                if curve is not None and (fitted := self._other(lens)) is not None
             },
             attribution=None
             if curve is None or tuned is None
             else fitted_lens_audit.attribution(curve, tuned, variants),
             tuned_audit=audit,
             acceptance=None if audit is None else self._acceptance(audit.head_mismatch),
-            skip_layers=None if self._curve("tuned") is None else acceptance.skip_layers(self._sidecar("tuned")),
+            skip_layers=None if self._curve("tuned") is None else acceptance.skip_layers(self._loaded("tuned")),
         )
 
     def _tuned_audit(self) -> TunedAudit | None:
-        curve, tuned = self.curve, self._beside("tuned")
+        curve, tuned = self.curve, self._other("tuned")
         if self.primary is None or curve is None or tuned is None:
             return None
         last = curve.rows[0]["position"]
@@ -289,8 +274,8 @@ class _Judge:
         return tuned_audit.tuned_audit(curve, tuned, measured.tuned_variants, positions, measured.last_layer)
 
     def _acceptance(self, mismatch: HeadMismatch) -> Acceptance:
-        sidecar = self._sidecar("tuned")
-        fit = None if sidecar is None else sidecar.tuned
+        lens = self._loaded("tuned")
+        fit = None if lens is None else lens.tuned
         held_out = None if fit is None else fit.held_out
         return acceptance.acceptance(self.curves, self.headline, self.n_layers, mismatch, held_out)
 
@@ -300,7 +285,7 @@ class _Judge:
             return None if self._curve("tuned") is not None or self.headline == "tuned" else False
         return audit.calibration_only
 
-    def _sidecar(self, kind: str) -> FittedLensRecord | None:
+    def _loaded(self, kind: str) -> FittedLensRecord | None:
         """What is recorded of a fitted lens that the run was read through."""
         records = self.record.measured.fitted_lenses
         return next((record for record in records if record.kind == kind and record.status == "loaded"), None)
@@ -325,6 +310,7 @@ class _Judge:
 
     def _evidence(self, diagnostics: Diagnostics) -> guidance.Evidence:
         record, flags = self.record, self.record.flags
+        mask_error = flags.get("copy_mask_error")
         gates, spikes = diagnostics.gate_stability, diagnostics.trajectory
         sources = record.lens_sources.get(self.headline, ())
         layers = None
@@ -355,7 +341,7 @@ class _Judge:
             n_spikes=None if spikes is None else self._spikes(spikes),
             numeric_layers=layers,
             copy_mask_present=record.measured.copy_mask is not None,
-            copy_mask_error=_text(flags.get("copy_mask_error")),
+            copy_mask_error=mask_error if isinstance(mask_error, str) else None,
             layer_map_present=any(source is not None for source in sources),
             rank_only_near_uniform=False if self._layer(ONSET) is None else negated(diagnostics.margin_ok_at_semantic),
             decoding_point_consistent=negated(_or_flag(negated(consistent), "decoding_point_sensitive", flags)),
@@ -411,7 +397,3 @@ def _last_layer(record: LastLayerRecord | None, protocol: Protocol) -> LastLayer
 def _or_flag(known: bool | None, flag: str, flags: Mapping[str, object]) -> bool | None:
     """What was found; where nothing could be, the caution that a file itself states counts."""
     return True if known is None and flag in flags else known
-
-
-def _text(flag: object) -> str | None:
-    return flag if isinstance(flag, str) else None

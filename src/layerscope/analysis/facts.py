@@ -160,7 +160,6 @@ def micro_suite(
     """The facts of a run one by one, and together.
 
     Args:
-        curves: the run's curves.
         headline: the lens that the milestones are about.
         milestones: by prompt, as `find_milestones` gives them; a prompt may be missing.
         confirmed: by prompt, L_semantic where another lens confirms it; a prompt may be missing.
@@ -177,18 +176,11 @@ def micro_suite(
         )
         for prompt in fact_passes(curves.passes)
     )
-    semantic = summarize([fact.L_semantic for fact in facts])
-    return MicroSuite(
-        facts=facts,
-        n=semantic.n,
-        n_missing=semantic.n_missing,
-        L_copy_strict=summarize([fact.L_copy_strict for fact in facts]),
-        L_copy_soft_k1=summarize([fact.L_copy_soft_k1 for fact in facts]),
-        L_semantic=semantic,
-        L_semantic_confirmed=summarize([fact.L_semantic_confirmed for fact in facts]),
-        L_semantic_margin_ok=summarize([fact.L_semantic_margin_ok for fact in facts]),
-        delta_hat_median=median([fact.delta_hat for fact in facts if fact.delta_hat is not None]),
-    )
+    names = ("L_copy_strict", "L_copy_soft_k1", "L_semantic", "L_semantic_confirmed", "L_semantic_margin_ok")
+    summaries = {name: summarize([getattr(fact, name) for fact in facts]) for name in names}
+    onset = summaries["L_semantic"]
+    delta_hat = median([fact.delta_hat for fact in facts if fact.delta_hat is not None])
+    return MicroSuite(facts, onset.n, onset.n_missing, **summaries, delta_hat_median=delta_hat)
 
 
 def statistics_over_facts(milestones: Mapping[PromptKey, Milestones], d_vocab: int, seed: int = SEED) -> FactStatistics:
@@ -196,8 +188,6 @@ def statistics_over_facts(milestones: Mapping[PromptKey, Milestones], d_vocab: i
 
     Args:
         milestones: by prompt, in the order of the rows, as `find_milestones` gives them.
-        d_vocab: number of logits.
-        seed: of the bootstrap.
     """
     facts = [milestones[prompt] for prompt in fact_passes(milestones)]
     names = dict.fromkeys(name for fact in facts for name in fact)
@@ -217,7 +207,6 @@ def ablation(milestones: Mapping[PromptKey, Milestones], n_layers: int) -> Ablat
 
     Args:
         milestones: by prompt, in the order of the rows, as `find_milestones` gives them.
-        n_layers: number of blocks.
     """
     first = next((prompt for prompt in milestones if prompt.is_fact), None)
     others = [a for a in milestones if first and a.is_fact and a.fact_index == first.fact_index and a != first]
@@ -279,8 +268,6 @@ def position_window(
 
     Args:
         rows: the run's table; needs the columns that tell prompts, lenses, layers and positions, and `answer_rank`.
-        primary: the prompt.
-        headline: the lens.
         L_semantic: the layer to look at.
         strong_run2: first layer of the strong run of two; a position counts there if it has rank 1 at either layer.
         last_index: the prompt's last position, counted from 0.
@@ -377,9 +364,7 @@ def _control_reason(curve: Curve, first: int | None, strong: int | None) -> str 
 
 def _ranks(rows: pl.DataFrame, primary: PromptKey, headline: str) -> Mapping[tuple[int, int | None], int | None]:
     """The answer's rank by position and layer."""
-    seen = primary.rows_of(rows).filter(
-        lens=headline,
-    )
+    seen = primary.rows_of(rows).filter(lens=headline)
     return {(position, layer): rank for position, layer, rank in seen.select("position", "layer", "answer_rank").rows()}
 
 

@@ -26,17 +26,17 @@ class LayerPair:
     """The layer at which each lens gets there; None where it does not."""
 
     baseline: int | None
-    sidecar: int | None
+    fitted: int | None
 
     @property
     def delta(self) -> int | None:
         """Fitted less baseline: negative where the fitted lens is earlier."""
-        return None if self.baseline is None or self.sidecar is None else self.sidecar - self.baseline
+        return None if self.baseline is None or self.fitted is None else self.fitted - self.baseline
 
     @property
     def worse(self) -> bool:
         """Whether the fitted lens is later, or never gets where the baseline does."""
-        return self.baseline is not None and (self.sidecar is None or self.sidecar > self.baseline)
+        return self.baseline is not None and (self.fitted is None or self.fitted > self.baseline)
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class BitsPair:
     """The divergence of each lens from the model's own output, in bits."""
 
     baseline: float | None
-    sidecar: float | None
+    fitted: float | None
 
     @property
     def delta(self) -> float | None:
         """Baseline less fitted: positive where the fitted lens is nearer to the model."""
-        return None if self.baseline is None or self.sidecar is None else self.baseline - self.sidecar
+        return None if self.baseline is None or self.fitted is None else self.baseline - self.fitted
 
 
 @dataclass(frozen=True)
@@ -98,20 +98,20 @@ class Attribution:
     """Whether the tuned lens is to be preferred; None where neither ground for it is known."""
 
 
-def fitted_lens_audit(baseline: Curve, sidecar: Curve) -> FittedLensAudit:
+def fitted_lens_audit(baseline: Curve, fitted: Curve) -> FittedLensAudit:
     """Compare two curves of one prompt."""
-    ranks = {rank: _first(baseline, sidecar, "answer_rank", rank) for rank in RANKS}
+    ranks = {rank: _first(baseline, fitted, "answer_rank", rank) for rank in RANKS}
     bits = {
-        name: BitsPair(*(curve.value("kl_to_final_bits", layer) for curve in (baseline, sidecar)))
+        name: BitsPair(*(curve.value("kl_to_final_bits", layer) for curve in (baseline, fitted)))
         for name, layer in _quarter_layers(baseline.n_layers).items()
     }
-    ranked = bool(sidecar.values("answer_rank")) or not any(pair.baseline is not None for pair in ranks.values())
+    ranked = bool(fitted.values("answer_rank")) or not any(pair.baseline is not None for pair in ranks.values())
     return FittedLensAudit(
-        lens=sidecar.lens,
+        lens=fitted.lens,
         baseline_lens=baseline.lens,
         rank_milestones=ranks,
         kl_bits_at_percentiles=bits,
-        first_kl_le_1_0=_first(baseline, sidecar, "kl_to_final_bits", NEAR_KL_BITS),
+        first_kl_le_1_0=_first(baseline, fitted, "kl_to_final_bits", NEAR_KL_BITS),
         verdict=judge(ranks, bits) if ranked else None,
     )
 
@@ -145,8 +145,6 @@ def attribution(headline: Curve, tuned: Curve, variants: TunedVariantsRecord | N
     effect, so that it does not hang on where the map's inputs have their origin.
 
     Args:
-        headline: the headline lens on one prompt.
-        tuned: the tuned lens on it.
         variants: parts of the tuned lens on it; without them bias and linear map are not told apart.
     """
     gains = {
@@ -165,10 +163,10 @@ def _quarter_layers(n_layers: int) -> dict[str, int]:
     return {name: depth_layer(q, n_layers) for name, q in zip(QUARTER_NAMES, QUARTERS, strict=True)}
 
 
-def _first(baseline: Curve, sidecar: Curve, column: str, bound: int | float) -> LayerPair:
+def _first(baseline: Curve, fitted: Curve, column: str, bound: int | float) -> LayerPair:
     """Where each curve first comes down to the bound."""
     return LayerPair(
-        *(curve.first(lambda row: row[column] is not None and row[column] <= bound) for curve in (baseline, sidecar))
+        *(curve.first(lambda row: row[column] is not None and row[column] <= bound) for curve in (baseline, fitted))
     )
 
 

@@ -118,8 +118,6 @@ def guidance(evidence: Evidence, protocol: str, headline: str) -> Guidance:
     """What the evidence forbids or advises; what could not be determined gives no reason, but stands in `undetermined`.
 
     Args:
-        evidence: what is known of the run.
-        protocol: name of the protocol in force.
         headline: the lens that is preferred unless the tuned one is.
     """
     judged = [(rule, rule.holds(evidence)) for rule in _RULES]

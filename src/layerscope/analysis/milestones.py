@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from operator import ge, gt, le
+from typing import Any, TypeAlias
 
 from layerscope.analysis.curve import Curve, Predicate, Row
 from layerscope.record.milestone_names import (
@@ -98,15 +99,15 @@ def definitions(thresholds: Thresholds, d_vocab: int) -> dict[str, Predicate]:
         **{copy_strict(p): _true(f"copy_strict@{p:g}") for p in t.copy_strict},
         **{copy_soft(k): _true(f"copy_soft_k{k}@{t.copy_soft:g}") for k in t.copy_soft_windows},
         ONSET: _true("is_answer"),
-        **{f"first_kl_below_{bits:.1f}": _at_most("kl_to_final_bits", bits) for bits in t.kl_to_final_bits},
-        **{rank_within(rank): _at_most("answer_rank", rank) for rank in t.answer_rank},
-        **{f"first_p_top1_gt_{p:.2f}": _above("p_top1", p) for p in t.p_top1},
+        **{f"first_kl_below_{bits:.1f}": _compared("kl_to_final_bits", le, bits) for bits in t.kl_to_final_bits},
+        **{rank_within(rank): _compared("answer_rank", le, rank) for rank in t.answer_rank},
+        **{f"first_p_top1_gt_{p:.2f}": _compared("p_top1", gt, p) for p in t.p_top1},
         **{f"gap_ge_{gap:.1f}": partial(_leads_by, gap=gap) for gap in t.answer_gap},
         MilestoneName.SURFACE_TO_MEANING: _leads("answer_mass", "echo_mass_prompt", t.surface_margin),
         MilestoneName.GEOMETRY: _leads("cos_to_answer", "cos_to_prompt_max", t.geometry_margin),
-        MilestoneName.TOPK_DECAY: _at_most("topk_prompt_mass@50", t.topk_prompt_mass),
-        **{f"cos_ge_{c:g}": _at_least("cos_to_final", c) for c in t.cos_to_final},
-        **{f"cos_centered_ge_{c:g}": _at_least("cos_to_final_centered", c) for c in t.cos_to_final},
+        MilestoneName.TOPK_DECAY: _compared("topk_prompt_mass@50", le, t.topk_prompt_mass),
+        **{f"cos_ge_{c:g}": _compared("cos_to_final", ge, c) for c in t.cos_to_final},
+        **{f"cos_centered_ge_{c:g}": _compared("cos_to_final_centered", ge, c) for c in t.cos_to_final},
         MilestoneName.MARGIN_OK: gates.margin_ok,
         MilestoneName.TOP2_OK: gates.top2_ok,
         STRONG: gates.strong,
@@ -205,16 +206,8 @@ def _true(column: str) -> Predicate:
     return lambda row: row[column]
 
 
-def _at_most(column: str, bound: int | float) -> Predicate:
-    return lambda row: None if row[column] is None else row[column] <= bound
-
-
-def _at_least(column: str, bound: int | float) -> Predicate:
-    return lambda row: None if row[column] is None else row[column] >= bound
-
-
-def _above(column: str, bound: int | float) -> Predicate:
-    return lambda row: None if row[column] is None else row[column] > bound
+def _compared(column: str, compare: Callable[[Any, Any], bool], bound: int | float) -> Predicate:
+    return lambda row: None if row[column] is None else compare(row[column], bound)
 
 
 def _leads(column: str, other: str, margin: int | float) -> Predicate:

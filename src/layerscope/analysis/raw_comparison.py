@@ -261,10 +261,8 @@ def artefact_scores(
     Args:
         share_kl_ge_1: share of layers at least 1 bit away from the raw lens.
         n_norm_only: layers that give the answer under the headline lens alone.
-        max_kl_bits: largest divergence.
         js_p50: median Jensen-Shannon divergence, in bits.
         l1_p50: median L1 distance, within [0, 2].
-        rule: weights and bounds.
     """
     if share_kl_ge_1 is None and max_kl_bits is None and not n_norm_only:
         return ArtefactScores(None, None, None)
@@ -283,11 +281,7 @@ def copy_thresholds(
     """The sweep over thresholds of strict copying.
 
     Args:
-        headline: the curve that the milestones are of.
         raw: the same prompt without a norm; None where it was not read.
-        milestones: of the headline curve.
-        radius: of the window check.
-        thresholds: those of the milestones.
     """
     layers = {p: milestones[copy_strict(p)].layer for p in thresholds.copy_strict}
     echoes, others = _top_tokens(headline, thresholds)
@@ -336,12 +330,8 @@ def _sample(row: Row, raw: Row) -> RawSample:
         layer=row["layer"],
         kl_norm_vs_raw_bits=row["kl_norm_vs_raw_bits"],
         top1_agree=same,
-        p_top1=row["p_top1"],
-        p_top1_raw=raw["p_top1"],
-        p_answer=row["p_answer"],
-        p_answer_raw=raw["p_answer"],
-        answer_rank=row["answer_rank"],
-        answer_rank_raw=raw["answer_rank"],
+        **{column: row[column] for column in ("p_top1", "p_answer", "answer_rank")},
+        **{f"{column}_raw": raw[column] for column in ("p_top1", "p_answer", "answer_rank")},
         is_answer=_is_answer(row),
         is_answer_raw=_is_answer(raw),
     )

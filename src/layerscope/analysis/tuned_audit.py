@@ -254,10 +254,7 @@ def position_rows(
     Places without a row of the headline lens are left out, and a tuned headline lens has none beside itself.
 
     Args:
-        rows: the run's table.
-        primary: the prompt.
         headline: the lens that the tuned one is compared with.
-        n_layers: number of blocks.
         last_index: the prompt's last position, counted from 0.
     """
     grid = position_grid(last_index)

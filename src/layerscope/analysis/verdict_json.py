@@ -34,7 +34,7 @@ def plain_milestones(milestones: Milestones) -> dict[str, dict[str, object]]:
 
 
 _KNOWN = ("name", "lens", "prompt")
-_WRITTEN = {"prompt": "asked"}
+_WRITTEN = {"prompt": "asked", "fitted_lenses": "sidecars", "fitted": "sidecar"}
 """Fields that have another key in the file."""
 
 

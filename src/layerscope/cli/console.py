@@ -4,6 +4,7 @@ import logging
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,27 @@ def quieten_transformers() -> None:
     transformers.logging.set_verbosity_error()
 
 
-class Bars:
+class _Observer(ABC):
+    """An observer of a probe or a fit for which all kinds of work are alike."""
+
+    @abstractmethod
+    def _move(self, name: str, done: int, total: int) -> None:
+        """So much of one kind of work is done."""
+
+    def tokens(self, done: int, total: int) -> None:
+        """Tokens of text that are read."""
+        self._move("tokens", done, total)
+
+    def blocks(self, done: int, total: int) -> None:
+        """Blocks of the model that have run."""
+        self._move("blocks", done, total)
+
+    def vocabulary(self, done: int, total: int) -> None:
+        """Ids of the vocabulary that have been swept."""
+        self._move("vocabulary", done, total)
+
+
+class Bars(_Observer):
     """An observer of a probe or a fit that draws one bar for each kind of work."""
 
     def __init__(self, console: Console, progress: Progress) -> None:
@@ -81,18 +102,6 @@ class Bars:
     def plan(self, text: str) -> None:
         """Print it above the bars."""
         self._console.print(text, soft_wrap=True, markup=False)
-
-    def tokens(self, done: int, total: int) -> None:
-        """Move the bar over text that is read."""
-        self._move("tokens", done, total)
-
-    def blocks(self, done: int, total: int) -> None:
-        """Move the bar over blocks."""
-        self._move("blocks", done, total)
-
-    def vocabulary(self, done: int, total: int) -> None:
-        """Move the bar over the vocabulary."""
-        self._move("vocabulary", done, total)
 
     def layer(self, layer: int, summary: str) -> None:
         """Print it above the bars."""
@@ -104,7 +113,7 @@ class Bars:
         self._progress.update(self._tasks[name], completed=done, total=total)
 
 
-class LogLines:
+class LogLines(_Observer):
     """An observer of a probe or a fit that logs a line now and then."""
 
     EVERY_S = 10.0
@@ -117,23 +126,11 @@ class LogLines:
         """Log it."""
         self._log.info(text)
 
-    def tokens(self, done: int, total: int) -> None:
-        """Log progress over text that is read."""
-        self._log_now_and_then("tokens", done, total)
-
-    def blocks(self, done: int, total: int) -> None:
-        """Log progress over blocks."""
-        self._log_now_and_then("blocks", done, total)
-
-    def vocabulary(self, done: int, total: int) -> None:
-        """Log progress over the vocabulary."""
-        self._log_now_and_then("vocabulary", done, total)
-
     def layer(self, layer: int, summary: str) -> None:
         """Log it."""
         self._log.info("layer %d · %s", layer, summary)
 
-    def _log_now_and_then(self, name: str, done: int, total: int) -> None:
+    def _move(self, name: str, done: int, total: int) -> None:
         if done == total or time.monotonic() - self._last > self.EVERY_S:
             self._last = time.monotonic()
             self._log.info("%s %d of %d", name, done, total)

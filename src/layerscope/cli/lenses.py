@@ -80,8 +80,8 @@ def tuned(
     with _fit_session(request) as observer:
         from layerscope.fitting.tuned import fit_tuned, rank_of
 
-        ready = request.prepare(observer, lambda m: rank_of(settings.rank, m.d_model, m.n_layers))
-        fitted = fit_tuned(ready.model, ready.corpus, ready.folder, settings, observer=observer)
+        model_text_folder = request.prepare(observer, lambda m: rank_of(settings.rank, m.d_model, m.n_layers))
+        fitted = fit_tuned(*model_text_folder, settings, observer=observer)
     _print_fitted(fitted)
 
 
@@ -112,8 +112,8 @@ def prism(
             raise LensError(
                 f"A prism lens takes at least {VECTORS_PER_DIRECTION} vectors, but --vectors is {settings.vectors}."
             )
-        ready = request.prepare(observer, lambda m: _refuse_k(settings.k, m.d_model))
-        fitted = fit_prism(ready.model, ready.corpus, ready.folder, settings, observer=observer)
+        model_text_folder = request.prepare(observer, lambda m: _refuse_k(settings.k, m.d_model))
+        fitted = fit_prism(*model_text_folder, settings, observer=observer)
     _print_fitted(fitted)
 
 
@@ -190,15 +190,6 @@ def import_(
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """What a fit needs; no option is left to refuse without computing."""
-
-    model: "layerscope.model.causal_lm.CausalLM"
-    corpus: "layerscope.fitting.corpus.Corpus"
-    folder: Path
-
-
-@dataclass(frozen=True)
 class _FitRequest:
     """What every fit is given, whatever its kind."""
 
@@ -232,8 +223,8 @@ class _FitRequest:
 
     def prepare(
         self, observer: Bars | LogLines, check: "Callable[[layerscope.model.causal_lm.CausalLM], object]"
-    ) -> _Ready:
-        """Open the model, refuse what does not go with it, and only then read the text.
+    ) -> "tuple[layerscope.model.causal_lm.CausalLM, layerscope.fitting.corpus.Corpus, Path]":
+        """Open the model, refuse what does not go with it, and only then read the text; with them the lens' folder.
 
         Args:
             observer: is told how the reading goes.
@@ -257,7 +248,7 @@ class _FitRequest:
         read = sum(part.n_tokens for part in corpus.record.splits.values())
         if read < n_tokens:  # the text ended first
             observer.tokens(read, read)
-        return _Ready(opened, corpus, folder)
+        return opened, corpus, folder
 
 
 def _open(model: str | None, opening: OpenOptions) -> "layerscope.model.causal_lm.CausalLM":

@@ -18,7 +18,7 @@ from layerscope.cli.console import (
 )
 from layerscope.cli.lenses import fit_app, lens_app
 from layerscope.cli.options import Model, RunSource, command
-from layerscope.cli.reports import add_report_commands, newest
+from layerscope.cli.reports import newest, report_app
 from layerscope.errors import RunError
 from layerscope.probing.options import RENAMED, ProbeOptions
 from layerscope.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
@@ -145,7 +145,7 @@ def export(
     print_line(f"published files · {folder} · {len(files)} files")
 
 
-add_report_commands(app)
+app.registered_commands += report_app.registered_commands
 
 
 @app.command(epilog="Examples:\n\nlayerscope models\n\nlayerscope models --help\n\nlayerscope models > families.txt")

@@ -60,7 +60,8 @@ def command(
         for name in last.split():
             options[name] = options.pop(name)
         for old, new in formerly.items():
-            options[old] = _hidden(old, options[new])
+            plain = get_args(options[new].annotation)[0] | None
+            options[old] = _parameter(old, plain, typer.Option(hidden=True), None)
 
         @wraps(function)
         def called(**words: Any) -> None:
@@ -80,11 +81,6 @@ def command(
     return decorate
 
 
-def option(group: type, name: str) -> Any:
-    """One field of a dataclass as an option of a command that takes no other field of it."""
-    return _info(group, name, NOT_RENAMED)
-
-
 def _options(group: Any, without: Sequence[str], spelled: Mapping[str, str]) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(group)
     for field in fields(group):
@@ -93,7 +89,7 @@ def _options(group: Any, without: Sequence[str], spelled: Mapping[str, str]) -> 
             plain = _shell_type(hints[field.name])
             if default is None:
                 plain |= None
-            yield _parameter(field.name, plain, _info(group, field.name, spelled), default)
+            yield _parameter(field.name, plain, option(group, field.name, spelled), default)
 
 
 def _parameter(name: str, plain: Any, info: Any, default: Any) -> inspect.Parameter:
@@ -105,8 +101,11 @@ def _spelling(name: str, spelled: Mapping[str, str]) -> str:
     return spelled.get(name, f"--{name.replace('_', '-')}")
 
 
-def _info(group: type, name: str, spelled: Mapping[str, str]) -> Any:
-    """A field's own text as help, in which names of fields become options and other code loses its backticks."""
+def option(group: type, name: str, spelled: Mapping[str, str] = NOT_RENAMED) -> Any:
+    """One field of a dataclass as an option.
+
+    Its own text is the help, in which names of fields become options and other code loses its backticks.
+    """
     texts = field_texts(group)
 
     def plain(code: re.Match[str]) -> str:
@@ -147,11 +146,6 @@ def _value(name: str, hint: Any, word: Any) -> Any:
     if not word.isdecimal():
         raise LayerscopeError(f"'{word}' is no {name}; give {', '.join(choices)}, or a whole number.")
     return int(word)
-
-
-def _hidden(old: str, option: inspect.Parameter) -> inspect.Parameter:
-    """An option's old name, which help does not show."""
-    return _parameter(old, get_args(option.annotation)[0] | None, typer.Option(hidden=True), None)
 
 
 def _rename(words: dict[str, Any], old: str, new: str, default: Any, spelled: Mapping[str, str]) -> None:

@@ -38,6 +38,7 @@ from layerscope.view.page.view import write_view
 
 CROSS_MODELS = "evaluation-cross-models.md"
 FORMATS = ("table", "json", "markdown")
+report_app = typer.Typer()
 RUNS = Path("runs")
 """Where runs are looked for, unless another place is named."""
 
@@ -61,35 +62,10 @@ def newest(parent: Path = RUNS) -> Path:
     return max(runs, key=lambda run: (run / "run.json").stat().st_mtime_ns)
 
 
-def add_report_commands(app: typer.Typer) -> None:
-    """Give an app these commands."""
-    app.command(
-        epilog="Examples (after `layerscope probe`):\n\nlayerscope view\n\nlayerscope view --no-open\n\n"
-        "layerscope view runs/* --out side-by-side.html"
-    )(view)
-    app.command(
-        epilog="Examples (after `layerscope probe`):\n\nlayerscope report\n\nlayerscope report --out reports\n\n"
-        "layerscope report --out reports --force"
-    )(report)
-    app.command(
-        epilog="Examples (after `layerscope probe`):\n\nlayerscope compare runs/*\n\n"
-        "layerscope compare runs/* --out comparisons/capitals\n\nlayerscope compare runs/* --out comparisons/again"
-    )(compare)
-    app.command(
-        epilog="Examples (after `layerscope probe`):\n\nlayerscope brief\n\nlayerscope brief --out briefs\n\n"
-        "layerscope brief --out briefs --force"
-    )(brief)
-    app.command(
-        epilog="Examples (after `layerscope report --out reports`):\n\nlayerscope audit reports/evaluation-reference.md"
-        "\n\nlayerscope audit reports/evaluation-reference.md --all\n\n"
-        "layerscope audit reports/evaluation-reference.md --format json"
-    )(audit)
-    app.command(
-        epilog="Examples (after `layerscope probe`):\n\nlayerscope verify\n\nlayerscope verify runs/*\n\n"
-        "layerscope verify --help"
-    )(verify)
-
-
+@report_app.command(
+    epilog="Examples (after `layerscope probe`):\n\nlayerscope view\n\nlayerscope view --no-open\n\n"
+    "layerscope view runs/* --out side-by-side.html"
+)
 @command()
 def view(
     runs: Annotated[
@@ -130,6 +106,10 @@ def _has_browser() -> bool:
     return sys.platform in ("darwin", "win32") or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
+@report_app.command(
+    epilog="Examples (after `layerscope probe`):\n\nlayerscope report\n\nlayerscope report --out reports\n\n"
+    "layerscope report --out reports --force"
+)
 @command()
 def report(run: RunSource = None, model: OnlyModel = None, out: Out = None, force: Force = False) -> None:
     """Write the evaluation of a run: every number with the file and line that shows it."""
@@ -140,6 +120,10 @@ def report(run: RunSource = None, model: OnlyModel = None, out: Out = None, forc
         print_line(f"report · {path}")
 
 
+@report_app.command(
+    epilog="Examples (after `layerscope probe`):\n\nlayerscope compare runs/*\n\n"
+    "layerscope compare runs/* --out comparisons/capitals\n\nlayerscope compare runs/* --out comparisons/again"
+)
 @command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Runs' folders, or folders of published files.")],
@@ -157,6 +141,10 @@ def compare(
         print_line(f"comparison · {path}")
 
 
+@report_app.command(
+    epilog="Examples (after `layerscope probe`):\n\nlayerscope brief\n\nlayerscope brief --out briefs\n\n"
+    "layerscope brief --out briefs --force"
+)
 @command()
 def brief(run: RunSource = None, model: OnlyModel = None, out: Out = None, force: Force = False) -> None:
     """Write what is needed to write about a run: facts with sources, rules, structure; as Markdown and JSON."""
@@ -171,6 +159,11 @@ def brief(run: RunSource = None, model: OnlyModel = None, out: Out = None, force
         print_line(f"brief · {data}")
 
 
+@report_app.command(
+    epilog="Examples (after `layerscope report --out reports`):\n\nlayerscope audit reports/evaluation-reference.md"
+    "\n\nlayerscope audit reports/evaluation-reference.md --all\n\n"
+    "layerscope audit reports/evaluation-reference.md --format json"
+)
 @command(formerly={"form": "format"})
 def audit(
     report: Annotated[Path, typer.Argument(help="A report in Markdown, whoever wrote it.")],
@@ -198,6 +191,10 @@ def audit(
     raise typer.Exit(1 if needs_mending(result) else 0)
 
 
+@report_app.command(
+    epilog="Examples (after `layerscope probe`):\n\nlayerscope verify\n\nlayerscope verify runs/*\n\n"
+    "layerscope verify --help"
+)
 @command()
 def verify(
     runs: Annotated[

@@ -84,7 +84,6 @@ class Parameters:
         so that the product is zero and its gradient is not.
 
         Args:
-            basis: the coordinates.
             translator: with a whole matrix, a product of that rank, or a bias alone.
             rank: of the linear part: `d_model` for a whole matrix.
             generator: draws `P`; on the CPU.

@@ -244,15 +244,15 @@ def _pack(
         if end_id is not None:
             stream.append(end_id)
     n_special = 0 if bos_id is None else 1
-    n_own = seq_len - n_special
-    n_sequences = len(stream) // n_own
+    n_text = seq_len - n_special
+    n_sequences = len(stream) // n_text
     if not n_sequences:
         raise CorpusError(
             f"The part '{name}' holds {len(stream)} tokens in {len(documents)} documents, but one sequence needs "
-            f"{n_own}; give more text, or a seq_len below {seq_len}."
+            f"{n_text}; give more text, or a seq_len below {seq_len}."
         )
     packed = np.full((n_sequences, seq_len), bos_id or 0, dtype=np.int64)
-    packed[:, n_special:] = np.frombuffer(stream, dtype=np.intc)[: n_sequences * n_own].reshape(n_sequences, n_own)
+    packed[:, n_special:] = np.frombuffer(stream, dtype=np.intc)[: n_sequences * n_text].reshape(n_sequences, n_text)
     return torch.from_numpy(packed)
 
 

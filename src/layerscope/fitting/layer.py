@@ -34,9 +34,6 @@ def fit_layer(layer: int, problem: Problem, *, rank: int, budget: Budget, seed: 
     Args:
         layer: for the record, and so that each layer draws its own positions.
         problem: the layer's residuals, samples and moments.
-        rank: of the linear part.
-        budget: of the refinement.
-        seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed + layer)
     select, held_out = problem.samples.select, problem.samples.held_out

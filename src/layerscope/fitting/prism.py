@@ -1,8 +1,6 @@
 """Fit a prism lens: vectors of a few layers' stream, one standardisation, one rotation, measured on held-out text."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,28 +16,15 @@ from layerscope.fitting.finite import refuse_non_finite
 from layerscope.fitting.objective import LN2
 from layerscope.fitting.options import Method, PrismSettings
 from layerscope.fitting.prism_map import PrismMap, Standardiser, fit_by_rank, fit_procrustes_to_final
-from layerscope.fitting.session import (
-    block_bytes,
-    device_memory,
-    drawn,
-    fit_key,
-    host_memory,
-    leftovers_said,
-    settings_record,
-    shortage_message,
-    targets_at,
-)
-from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
-from layerscope.fitting.workspace import Workspace
-from layerscope.lens_record import FORMAT, SCHEMA_VERSION, LensRecord, PrismFit, utc_stamp
+from layerscope.fitting.session import Fit, drawn, targets_at
+from layerscope.fitting.stream import CHUNK, Stream, stream_bytes
+from layerscope.lens_record import PrismFit
 from layerscope.lenses.lens import Lens
-from layerscope.lenses.lens_folder import FittedLens, prism_tensors, write_fitted_lens
+from layerscope.lenses.lens_folder import FittedLens, prism_tensors
 from layerscope.lenses.logit_lens import LogitLens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.placement import format_bytes, shortage_explained
-from layerscope.model.reproducible import reproducible
-from layerscope.model.signature import model_signature
+from layerscope.model.placement import format_bytes
 from layerscope.progress import FitObserver, SilentFit
 
 LARGE, VERY_LARGE = 14 * 10**9, 34 * 10**9
@@ -84,14 +69,15 @@ def fit_prism(
     return _PrismFitter(model, corpus, out, settings or PrismSettings(), observer or SilentFit()).run()
 
 
-class _PrismFitter:
+class _PrismFitter(Fit[PrismSettings]):
     """One fit; `fit_prism` is its only user."""
+
+    kind = "prism"
 
     def __init__(
         self, model: CausalLM, corpus: Corpus, out: Path, settings: PrismSettings, observer: FitObserver
     ) -> None:
-        self.workspace = Workspace(out, fit_key("prism", model, corpus, settings.seed, asdict(settings)))
-        self.model, self.corpus, self.out, self.settings, self.observer = model, corpus, out, settings, observer
+        super().__init__(model, corpus, out, settings, observer)
         self.k = min(DEFAULT_K, model.d_model) if settings.k is None else settings.k
         if settings.method not in get_args(Method):
             raise LensError(f"There is no method '{settings.method}'; choose from {', '.join(get_args(Method))}.")
@@ -104,22 +90,8 @@ class _PrismFitter:
         self.reservoir = RESERVOIR[tier]
         self.lens: Lens = LogitLens(model.final_norm)
 
-    def run(self) -> FittedLens:
-        """The pass, the map, what it is worth, and the lens folder."""
-        device = self.model.placement.device
-        with self.workspace.held():
-            with (
-                shortage_explained(shortage_message(self.model)),
-                reproducible(self.settings.seed, device),
-                torch.inference_mode(),
-            ):
-                prism_map, record = self._fitted()
-            tensors = prism_tensors(prism_map.mean, prism_map.variance, prism_map.rotation)
-            lens = write_fitted_lens(self.out, record, tensors)
-            self.workspace.discard()
-        return lens
-
-    def _fitted(self) -> tuple[PrismMap, LensRecord]:
+    def fitted(self) -> tuple[PrismFit, tuple[str, ...], dict[str, Tensor]]:
+        """The pass, the map, and what it is worth."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         text = self._enough_text(generator)
         self._check_room(text)
@@ -140,7 +112,17 @@ class _PrismFitter:
             self.workspace.discard()  # the same command would come to the same
             raise
         bits = self._measured(held, prism_map, stream, held_at)
-        return prism_map, self._record(prism_map, len(vectors), bits, len(held_at))
+        fit = PrismFit.of(
+            prism_map,
+            stream=self.lens.name,
+            rows=self.rows,
+            layers=tuple("embed" if row == 0 else str(row - 1) for row in self.rows),
+            vectors=len(vectors),
+            held_out_bits=tuple(prism_bits for prism_bits, _ in bits),
+            logit_bits=tuple(logit for _, logit in bits),
+            n_held_out=len(held_at),
+        )
+        return fit, prism_map.notes, prism_tensors(prism_map.mean, prism_map.variance, prism_map.rotation)
 
     def _per_layer(self) -> int:
         return max(1, self.wanted // len(self.rows))
@@ -150,7 +132,7 @@ class _PrismFitter:
             f"prism lens of {self.model.id} · {self.settings.method}, k {self.k} · {per_layer * len(self.rows):,} "
             f"vectors from layers {', '.join(map(str, self.rows))} · sequences of {self.corpus.fit.shape[1]}"
             + (f" · goes on behind layer {n_passed - 1}" if n_passed else "")
-            + leftovers_said(self.workspace)
+            + self.leftovers()
         )
 
     def _enough_text(self, generator: torch.Generator) -> Corpus:
@@ -173,15 +155,15 @@ class _PrismFitter:
         Raises:
             PlacementError: the machine's memory does not hold text and vectors, or the device's not the matrices.
         """
-        d, n, seq_len = self.model.d_model, self.model.n_layers + 1, self.corpus.fit.shape[1]
+        d, n = self.model.d_model, self.model.n_layers + 1
         stream = stream_bytes(text.fit.numel() + text.held_out.numel(), d)
         vectors = 4 * d * self._per_layer() * (2 * len(self.rows) + 1)
         host = stream + vectors + 2 * 4 * d * MOST_HELD_OUT * n  # twice: layers are joined
-        device = max(8 * MATRICES * d * d, block_bytes(self.model, max(BATCH_TOKENS, seq_len), seq_len)) + (128 << 20)
-        apart = self.model.placement.device.type != "cpu"
+        device = max(8 * MATRICES * d * d, self.block_bytes()) + (128 << 20)
+        apart = self.device.type != "cpu"
         for needed, there in (
-            (host if apart else host + device, host_memory(self.model)),
-            (device, device_memory(self.model)),
+            (host if apart else host + device, self.host_memory()),
+            (device, self.device_memory()),
         ):
             if needed > there:
                 raise PlacementError(
@@ -213,8 +195,7 @@ class _PrismFitter:
 
     def _stream_rows(self, residuals: Float[Tensor, "n d_model"], layer: int) -> Float[Tensor, "n d_model"]:
         """One code path for fit and decode: whatever the prism lens will standardise."""
-        device = self.model.placement.device
-        return torch.cat([self.lens(chunk.to(device), layer).float() for chunk in torch.split(residuals, CHUNK)])
+        return torch.cat([self.lens(chunk.to(self.device), layer).float() for chunk in torch.split(residuals, CHUNK)])
 
     def _map(
         self,
@@ -222,59 +203,32 @@ class _PrismFitter:
         finals: Float[Tensor, "fit d_model"],
         generator: torch.Generator,
     ) -> PrismMap:
-        device = self.model.placement.device
         standardiser = Standardiser()
         for chunk in torch.split(vectors, CHUNK):
             standardiser.update(chunk)
         if self.settings.method == "by_rank":
             some = drawn(torch.arange(len(vectors)), self.reservoir, generator)
-            return fit_by_rank(vectors[some], standardiser, self.model.unembedding, k=self.k, device=device)
+            return fit_by_rank(vectors[some], standardiser, self.model.unembedding, k=self.k, device=self.device)
         last = self._stream_rows(finals, self.model.n_layers).cpu()
         targets = last.repeat(len(self.rows), 1)
-        return fit_procrustes_to_final(vectors, targets, standardiser, k=self.k, device=device)
+        return fit_procrustes_to_final(vectors, targets, standardiser, k=self.k, device=self.device)
 
     def _measured(
         self, held: Float[Tensor, "layer held d_model"], prism_map: PrismMap, stream: Stream, held_at: Tensor
     ) -> list[tuple[float, float]]:
         """Mean KL(model || prism) and KL(model || logit lens) in bits at every layer."""
-        device = self.model.placement.device
         head = Head(self.model.unembedding)
-        prism = PrismLens(self.lens, prism_map.mean, prism_map.variance, prism_map.eps, prism_map.rotation).to(device)
+        prism = PrismLens(self.lens, prism_map.mean, prism_map.variance, prism_map.eps, prism_map.rotation).to(
+            self.device
+        )
         targets = targets_at(self.model, head, stream.residuals.view(-1, self.model.d_model), held_at)
         bits = []
         for layer, residuals in enumerate(held):
             sums = [0.0, 0.0]
             for chunk in torch.split(torch.arange(len(residuals)), DECODED_TOGETHER):
-                rows, at = residuals[chunk].to(device), targets.at(chunk.to(device))
+                rows, at = residuals[chunk].to(self.device), targets.at(chunk.to(self.device))
                 for i, lens in enumerate((prism, self.lens)):
                     nats = head.divergence(lens(rows, layer), at, gradient=False).nats
                     sums[i] += float(nats.double().sum()) / (LN2 * len(residuals))
             bits.append((sums[0], max(0.0, sums[1])))
         return bits
-
-    def _record(
-        self, prism_map: PrismMap, n_vectors: int, bits: Sequence[tuple[float, float]], n_held: int
-    ) -> LensRecord:
-        return LensRecord(
-            format=FORMAT,
-            schema_version=SCHEMA_VERSION,
-            kind="prism",
-            created_utc=utc_stamp(datetime.now(UTC)),
-            weights_sha256="",
-            model=model_signature(self.model),
-            settings=settings_record(self.model, self.settings.seed),
-            corpus=self.corpus.record,
-            tuned=None,
-            prism=PrismFit.of(
-                prism_map,
-                stream=self.lens.name,
-                rows=self.rows,
-                layers=tuple("embed" if row == 0 else str(row - 1) for row in self.rows),
-                vectors=n_vectors,
-                held_out_bits=tuple(prism_bits for prism_bits, _ in bits),
-                logit_bits=tuple(logit for _, logit in bits),
-                n_held_out=n_held,
-            ),
-            imported=None,
-            notes=prism_map.notes,
-        )

@@ -272,10 +272,6 @@ def complete_rotation(source: Float[Tensor, "d k"], target: Float[Tensor, "d k"]
     since the polar factor leaves alone what is orthogonal to both, and in the plane of `e_i` and `u_i` it takes the
     normal of the one to the normal of the other. That costs O(d^2 k), and no basis of a complement is ever chosen.
 
-    Args:
-        source: orthonormal columns.
-        target: orthonormal columns.
-
     Raises:
         NumericError: columns that are not orthonormal.
     """

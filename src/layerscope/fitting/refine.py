@@ -61,8 +61,6 @@ def refine(
             is kept.
         start: where to begin; its linear part is absent or has the rank asked for.
         start_bits: its divergence on `select`.
-        rank: of the linear part.
-        budget: steps and their size.
         generator: draws positions, and a product's first factor; on the CPU.
     """
     parameters = Parameters.start(Basis.at(start, problem), start, rank, generator)

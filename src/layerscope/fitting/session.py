@@ -1,8 +1,11 @@
-"""What every fit shares: what its result depends on, and the model's own output at some positions."""
+"""What every fit shares: what its result depends on, the room it has, and the model's own output at some positions."""
 
 import hashlib
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -10,70 +13,93 @@ from torch import Tensor
 
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head, Targets
+from layerscope.fitting.options import PrismSettings, TunedSettings
+from layerscope.fitting.stream import BATCH_TOKENS
 from layerscope.fitting.workspace import Workspace
-from layerscope.lens_record import Kind, Settings
+from layerscope.lens_record import Kind, LensRecord, PrismFit, Settings, TunedFit
+from layerscope.lenses.lens_folder import FittedLens, write_fitted_lens
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.placement import free_memory
+from layerscope.model.placement import free_memory, shortage_explained
+from layerscope.model.reproducible import reproducible
+from layerscope.model.signature import model_signature
+from layerscope.progress import FitObserver
+
+S = TypeVar("S", TunedSettings, PrismSettings)
 
 
-def host_memory(model: CausalLM) -> int:
-    """Bytes that text may take beside the model: its budget on a CPU, else half of what the machine has free."""
-    if model.placement.device.type == "cpu":
-        return model.placement.memory
-    return free_memory(torch.device("cpu")) // 2
+class Fit(ABC, Generic[S]):
+    """One fit: what it is given, the room it may take, the folder it works in, and what is written at its end."""
 
+    kind: ClassVar[Kind]
+    settings: S
 
-def device_memory(model: CausalLM) -> int:
-    """Bytes of the budget that weights kept on an accelerator leave."""
-    return model.placement.memory - (model.checkpoint.bytes_on_disk if model.resident else 0)
+    def __init__(self, model: CausalLM, corpus: Corpus, out: Path, settings: S, observer: FitObserver) -> None:
+        self.model, self.corpus, self.out, self.settings, self.observer = model, corpus, out, settings, observer
+        self.device = model.placement.device
+        self.machine = Settings(
+            seed=settings.seed,
+            device=self.device.type,
+            dtype=model.placement.dtype_name,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            layerscope=version("layerscope"),
+        )
+        """Whatever else than text and settings decides the weights."""
+        self.workspace = Workspace(out, self._key())
 
+    def run(self) -> FittedLens:
+        """Fit, then write the lens folder."""
+        shortage = (
+            f"The memory of {self.device} or of the machine ran out during the fit; give fewer --tokens, a smaller "
+            "--batch, or a smaller --memory, so that the text goes to the disk."
+        )
+        with self.workspace.held():
+            with shortage_explained(shortage), reproducible(self.settings.seed, self.device), torch.inference_mode():
+                fit, notes, tensors = self.fitted()
+            parts = {self.kind: fit, "settings": self.machine, "corpus": self.corpus.record, "notes": notes}
+            record = LensRecord.new(self.kind, model_signature(self.model), **parts)
+            lens = write_fitted_lens(self.out, record, tensors)
+            self.workspace.discard()
+        return lens
 
-def block_bytes(model: CausalLM, n_tokens: int, seq_len: int) -> int:
-    """What one block holds while so many tokens pass it: its own parameters, activations, attention scores."""
-    return model.largest_block_bytes + 4 * n_tokens * (model.widest_activation + (model.n_heads or 0) * seq_len)
+    @abstractmethod
+    def fitted(self) -> tuple[TunedFit | PrismFit, tuple[str, ...], dict[str, Tensor]]:
+        """What the lens' record says of the fit, what its reader has to know, and the lens' tensors."""
 
+    def host_memory(self) -> int:
+        """Bytes that text may take beside the model: its budget on a CPU, else half of what the machine has free."""
+        return self.model.placement.memory if self.device.type == "cpu" else free_memory(torch.device("cpu")) // 2
 
-def shortage_message(model: CausalLM) -> str:
-    """What to say where a fit runs out of memory."""
-    return (
-        f"The memory of {model.placement.device} or of the machine ran out during the fit; give fewer --tokens, a "
-        "smaller --batch, or a smaller --memory, so that the text goes to the disk."
-    )
+    def device_memory(self) -> int:
+        """Bytes of the budget that weights kept on an accelerator leave."""
+        return self.model.placement.memory - (self.model.checkpoint.bytes_on_disk if self.model.resident else 0)
 
+    def block_bytes(self) -> int:
+        """What one block holds while a batch passes it: its own parameters, activations, attention scores."""
+        model, seq_len = self.model, self.corpus.fit.shape[1]
+        per_token = model.widest_activation + (model.n_heads or 0) * seq_len
+        return model.largest_block_bytes + 4 * max(BATCH_TOKENS, seq_len) * per_token
 
-def settings_record(model: CausalLM, seed: int) -> Settings:
-    """Whatever else than text and settings decides the weights."""
-    return Settings(
-        seed=seed,
-        device=model.placement.device.type,
-        dtype=model.placement.dtype_name,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        layerscope=version("layerscope"),
-    )
+    def leftovers(self) -> str:
+        """Lines that end a plan where folders of other fits of the same lens lie about."""
+        paths = self.workspace.leftovers
+        return "".join(f"\nan unfinished fit with other settings lies in {path}" for path in paths)
 
-
-def fit_key(
-    kind: Kind, model: CausalLM, corpus: Corpus, seed: int, settings: Mapping[str, object]
-) -> dict[str, object]:
-    """Whatever decides the weights of a lens, by name: one and the same for a fit that goes on."""
-    return {
-        "kind": kind,
-        "model": model.fingerprint,
-        "blocks": model.blocks_fingerprint,
-        "commit": model.source.commit,
-        "config": hashlib.sha256((model.source.folder / "config.json").read_bytes()).hexdigest(),
-        "transformers": version("transformers"),
-        "n_parameters": model.architecture.n_parameters,
-        "corpus": corpus.record.sha256,
-        **settings,
-        **settings_record(model, seed).model_dump(),
-    }
-
-
-def leftovers_said(workspace: Workspace) -> str:
-    """Lines that end a plan where folders of other fits of the same lens lie about."""
-    return "".join(f"\nan unfinished fit with other settings lies in {path}" for path in workspace.leftovers)
+    def _key(self) -> dict[str, object]:
+        """Whatever decides the weights of a lens, by name: one and the same for a fit that goes on."""
+        model = self.model
+        return {
+            "kind": self.kind,
+            "model": model.fingerprint,
+            "blocks": model.blocks_fingerprint,
+            "commit": model.source.commit,
+            "config": hashlib.sha256((model.source.folder / "config.json").read_bytes()).hexdigest(),
+            "transformers": version("transformers"),
+            "n_parameters": model.architecture.n_parameters,
+            "corpus": self.corpus.record.sha256,
+            **asdict(self.settings),
+            **self.machine.model_dump(),
+        }
 
 
 def final_rows(model: CausalLM, finals: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:

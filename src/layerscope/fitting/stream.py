@@ -31,7 +31,6 @@ class Stream:
         """Lay the parts of a corpus one after another.
 
         Args:
-            model: the model.
             corpus: its packed sequences, all of one length.
             folder: where the stream is kept in a file; in memory where not given.
 
@@ -81,8 +80,6 @@ class Stream:
         """Run the model, calling `after` with every layer that the residuals have reached.
 
         Args:
-            after: called with the layer.
-            n_blocks: how many blocks to run; all of them where not given.
             keep: hold every layer but the last in memory until `visit_again`.
             reached: the layer that the residuals hold already, where they do; those behind it follow.
         """

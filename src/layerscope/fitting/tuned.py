@@ -4,8 +4,6 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -21,37 +19,13 @@ from layerscope.fitting.moments import Moments, Regression
 from layerscope.fitting.objective import Objective, Problem, Sample, Samples
 from layerscope.fitting.options import TunedSettings
 from layerscope.fitting.refine import Budget
-from layerscope.fitting.session import (
-    block_bytes,
-    device_memory,
-    drawn,
-    final_rows,
-    fit_key,
-    host_memory,
-    leftovers_said,
-    settings_record,
-    shortage_message,
-    targets_at,
-)
-from layerscope.fitting.stream import BATCH_TOKENS, CHUNK, Stream, stream_bytes
-from layerscope.fitting.workspace import Workspace
-from layerscope.lens_record import (
-    FORMAT,
-    SCHEMA_VERSION,
-    LayerFit,
-    LensRecord,
-    Placement,
-    SkipLayers,
-    SplitName,
-    TunedFit,
-    utc_stamp,
-)
-from layerscope.lenses.lens_folder import FittedLens, tuned_tensors, write_fitted_lens
+from layerscope.fitting.session import Fit, drawn, final_rows, targets_at
+from layerscope.fitting.stream import CHUNK, Stream, stream_bytes
+from layerscope.lens_record import LayerFit, Placement, SkipLayers, SplitName, TunedFit
+from layerscope.lenses.lens_folder import FittedLens, tuned_tensors
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.placement import format_bytes, shortage_explained
-from layerscope.model.reproducible import reproducible
-from layerscope.model.signature import model_signature
+from layerscope.model.placement import format_bytes
 from layerscope.progress import FitObserver, SilentFit
 
 FULL_MAPS_BYTES = 1 << 30
@@ -119,38 +93,22 @@ def fit_tuned(
     return _TunedFitter(model, corpus, out, settings or TunedSettings(), observer or SilentFit()).run()
 
 
-class _TunedFitter:
+class _TunedFitter(Fit[TunedSettings]):
     """One fit; `fit_tuned` is its only user."""
+
+    kind = "tuned"
 
     def __init__(
         self, model: CausalLM, corpus: Corpus, out: Path, settings: TunedSettings, observer: FitObserver
     ) -> None:
-        self.model, self.corpus, self.out, self.settings, self.observer = model, corpus, out, settings, observer
         _check(settings, corpus)
-        self.device = model.placement.device
         self.rank = rank_of(settings.rank, model.d_model, model.n_layers)
+        super().__init__(model, corpus, out, settings, observer)
         self.objective = Objective(Head(model.unembedding), model.final_norm, settings.placement)
-        self.workspace = Workspace(out, fit_key("tuned", model, corpus, settings.seed, asdict(settings)))
 
-    def run(self) -> FittedLens:
-        """Both passes, then the lens folder."""
-        with self.workspace.held():
-            fitted, samples, stream = self._passes()
-            skips = [skip for _, _, skip in fitted if skip is not None]
-            record = self._record(samples, stream, [fit for _, fit, _ in fitted], skips)
-            tensors = tuned_tensors([translator.to("cpu") for translator, _, _ in fitted])
-            lens = write_fitted_lens(self.out, record, tensors)
-            self.workspace.discard()
-        return lens
-
-    def _passes(self) -> tuple[list[Fitted], Samples, Stream]:
-        """What every layer came to, where it was measured, and how the text lay."""
-        with (
-            shortage_explained(shortage_message(self.model)),
-            reproducible(self.settings.seed, self.device),
-            torch.inference_mode(),
-            self._buffers() as folder,
-        ):
+    def fitted(self) -> tuple[TunedFit, tuple[str, ...], dict[str, Tensor]]:
+        """Both passes."""
+        with self._buffers() as folder:
             keep = self._in_memory(self.model.n_layers + 2)
             stream = Stream(self.model, self.corpus, folder)
             finals = stream.allocate("finals")
@@ -160,12 +118,26 @@ class _TunedFitter:
             finals.copy_(stream.residuals)
             finals = finals.view(-1, self.model.d_model)
             samples = self._samples(stream, finals)
-            return self._second_pass(stream, finals, samples), samples, stream
+            translators, layers, skips = zip(*self._second_pass(stream, finals, samples), strict=True)
+        losses = sorted((skip for skip in skips if skip is not None), key=lambda skip: skip.blocks)
+        fit = TunedFit.of(
+            self.settings,
+            rank=self.rank,
+            temperatures=(*(layer.temperature for layer in layers), 1.0),
+            steps=self._steps(samples),
+            n_moments=len(stream.positions("fit", self.settings.first_position)),
+            n_refined=len(samples.fit),
+            n_select=len(samples.select),
+            n_held_out=len(samples.held_out),
+            layers=layers,
+            skip_layers=tuple(losses),
+        )
+        return fit, _notes(layers, losses), tuned_tensors([translator.to("cpu") for translator in translators])
 
     @contextmanager
     def _buffers(self) -> Iterator[Path | None]:
         """A folder for buffers that memory has no room for; None where it has."""
-        needed, budget = self._working_bytes(), device_memory(self.model)
+        needed, budget = self._working_bytes(), self.device_memory()
         if needed > budget:
             raise PlacementError(
                 f"Fitting one layer needs {format_bytes(needed)} beside the text, but the budget leaves "
@@ -188,16 +160,16 @@ class _TunedFitter:
         n_tokens = sum(part.numel() for part in (self.corpus.fit, self.corpus.select, self.corpus.held_out))
         apart = self.device.type != "cpu"  # then the text has the machine's memory, and the fit the accelerator's
         needed = n_layers * stream_bytes(n_tokens, self.model.d_model) + (0 if apart else self._working_bytes())
-        return needed <= host_memory(self.model)
+        return needed <= self.host_memory()
 
     def _working_bytes(self) -> int:
         """Memory of one layer's fit: moments and their decompositions, targets, one batch of logits and rows."""
-        d, seq_len = self.model.d_model, self.corpus.fit.shape[1]
+        d = self.model.d_model
         targets = self._target_bytes() * (self._n_refined() + MOST_SELECT + MOST_HELD_OUT)
         rows = 24 * d * max(DECODED_TOGETHER, self.settings.batch)
         lens = 4 * self.model.n_layers * d * min(d, 2 * self.rank)
         fitting = 8 * MATRICES * d * d + 2 * targets + rows + (128 << 20)  # twice: parts are joined
-        return lens + max(fitting, targets + block_bytes(self.model, max(BATCH_TOKENS, seq_len), seq_len))
+        return lens + max(fitting, targets + self.block_bytes())
 
     def _target_bytes(self) -> int:
         """Of one position: a row of the head's width, and another where there is a softcap."""
@@ -216,7 +188,7 @@ class _TunedFitter:
             f"tuned lens of {self.model.id} · {rank} · placement {self.settings.placement} · "
             f"{counted['fit'].n_tokens:,} tokens to fit, {counted['select'].n_tokens:,} to choose by, "
             f"{counted['held_out'].n_tokens:,} held out · sequences of {stream.seq_len} · residuals {where}"
-            + leftovers_said(self.workspace)
+            + self.leftovers()
         )
 
     def _samples(self, stream: Stream, finals: Tensor) -> Samples:
@@ -300,35 +272,6 @@ class _TunedFitter:
             n_tokens=n,
             perplexity_lens=math.exp(min(LARGEST_LOSS, lens / n)),
             perplexity_model=math.exp(min(LARGEST_LOSS, model / n)),
-        )
-
-    def _record(
-        self, samples: Samples, stream: Stream, layers: Sequence[LayerFit], skips: Sequence[SkipLayers]
-    ) -> LensRecord:
-        return LensRecord(
-            format=FORMAT,
-            schema_version=SCHEMA_VERSION,
-            kind="tuned",
-            created_utc=utc_stamp(datetime.now(UTC)),
-            weights_sha256="",
-            model=model_signature(self.model),
-            settings=settings_record(self.model, self.settings.seed),
-            corpus=self.corpus.record,
-            tuned=TunedFit.of(
-                self.settings,
-                rank=self.rank,
-                temperatures=(*(fit.temperature for fit in layers), 1.0),
-                steps=self._steps(samples),
-                n_moments=len(stream.positions("fit", self.settings.first_position)),
-                n_refined=len(samples.fit),
-                n_select=len(samples.select),
-                n_held_out=len(samples.held_out),
-                layers=tuple(layers),
-                skip_layers=tuple(sorted(skips, key=lambda skip: skip.blocks)),
-            ),
-            prism=None,
-            imported=None,
-            notes=_notes(layers, skips),
         )
 
 

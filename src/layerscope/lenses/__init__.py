@@ -2,7 +2,7 @@
 
 from layerscope.lens_record import FITTED_NAMES
 from layerscope.lenses.binding import bind_lenses
-from layerscope.lenses.lens import LENS_NAMES, Lens, lens_names
+from layerscope.lenses.lens import LENS_NAMES, Lens
 from layerscope.lenses.lens_folder import (
     FittedLens,
     find_lens_folders,
@@ -28,7 +28,6 @@ __all__ = [
     "bind_lenses",
     "find_lens_folders",
     "find_lens_of",
-    "lens_names",
     "read_fitted_lens",
     "write_fitted_lens",
 ]

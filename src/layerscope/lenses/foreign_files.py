@@ -107,8 +107,7 @@ def _file_of(path: Path) -> Path:
     raise LensError(f"{path}: {_KINDS}, but it holds neither.")
 
 
-def found_keys(weights: ForeignWeights) -> str:
-    """What a file holds, in words."""
+def _keys_in_words(weights: ForeignWeights) -> str:
     keys = sorted(map(str, weights.content))
     more = ", ..." if len(keys) > 5 else ""
     return f"it holds {', '.join(f'`{key}`' for key in keys[:5])}{more}" if keys else "it holds nothing"
@@ -121,4 +120,4 @@ def neither(weights: ForeignWeights) -> LensError:
             f"{weights.path}: a checkpoint of a Jacobian lens that is still being fitted; import the finished lens, "
             "whose matrices are called `J`."
         )
-    return LensError(f"{weights.path}: {found_keys(weights)}, but {_KINDS}.")
+    return LensError(f"{weights.path}: {_keys_in_words(weights)}, but {_KINDS}.")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -13,16 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.lens_record import (
-    FORMAT,
-    SCHEMA_VERSION,
-    FittedModel,
-    ImportedFrom,
-    LensRecord,
-    TunedFit,
-    utc_stamp,
-)
-from layerscope.lenses.foreign_files import ForeignWeights, found_keys, neither, read_weights
+from layerscope.lens_record import FittedModel, ImportedFrom, LensRecord, TunedFit
+from layerscope.lenses.foreign_files import ForeignWeights, neither, read_weights
 from layerscope.lenses.lens_folder import tuned_tensors
 from layerscope.lenses.tuned_lens import Translator
 
@@ -59,46 +50,14 @@ def import_lens(
     raise neither(weights)
 
 
-def import_tuned_lens(
-    path: Path,
-    *,
-    model: FittedModel,
-    allow_pickle: bool,
-    unembedding: Float[Tensor, "d_vocab d_head"] | None = None,
-) -> tuple[LensRecord, dict[str, Tensor]]:
-    """Read a lens that the tuned-lens library saved: `config.json` beside `params.pt` or `params.safetensors`.
-
-    Its `translators[i]`, a linear layer that is added to the hidden state i, is our translator of layer i; a linear
-    layer stores `[out, in]`, the transpose of our map.
-
-    Args and errors are those of `import_lens`.
-    """
-    weights = read_weights(path, allow_pickle)
-    if not weights.is_tuned:
-        raise LensError(
-            f"{weights.path}: {found_keys(weights)}, not the `0.weight`, `0.bias` and so on of a tuned lens."
-        )
-    return _tuned(weights, model, unembedding)
-
-
-def import_jacobian_lens(path: Path, *, model: FittedModel, allow_pickle: bool) -> tuple[LensRecord, dict[str, Tensor]]:
-    """Read a Jacobian lens: a file with `J`, a matrix for each block, and `d_model`, `source_layers`, `n_prompts`.
-
-    `J[b]` sends the column that leaves block b, our layer b + 1, to the residual after the last block; final norm and
-    head follow. There is no bias and no temperature. Source: Gurnee et al., "Verbalizable Representations Form a
-    Global Workspace in Language Models", 2026.
-
-    Args and errors are those of `import_lens`.
-    """
-    weights = read_weights(path, allow_pickle)
-    if not weights.is_jacobian:
-        raise LensError(f"{weights.path}: {found_keys(weights)}, not the `J` of a Jacobian lens.")
-    return _jacobian(weights, model)
-
-
 def _tuned(
     weights: ForeignWeights, model: FittedModel, unembedding: Float[Tensor, "d_vocab d_head"] | None
 ) -> tuple[LensRecord, dict[str, Tensor]]:
+    """A lens that the tuned-lens library saved: `config.json` beside `params.pt` or `params.safetensors`.
+
+    Its `translators[i]`, a linear layer that is added to the hidden state i, is our translator of layer i; a linear
+    layer stores `[out, in]`, the transpose of our map.
+    """
     config = _tuned_config(weights.path.parent / "config.json", model)
     has_bias = config.get("bias", True) is not False
     suffixes = ("weight", "bias") if has_bias else ("weight",)
@@ -173,6 +132,12 @@ def unembedding_hash(weight: Float[Tensor, "d_vocab d_head"]) -> str:
 
 
 def _jacobian(weights: ForeignWeights, model: FittedModel) -> tuple[LensRecord, dict[str, Tensor]]:
+    """A Jacobian lens: a file with `J`, a matrix for each block, and `d_model`, `source_layers`, `n_prompts`.
+
+    `J[b]` sends the column that leaves block b, our layer b + 1, to the residual after the last block; final norm and
+    head follow. There is no bias and no temperature. Source: Gurnee et al., "Verbalizable Representations Form a
+    Global Workspace in Language Models", 2026.
+    """
     matrices = weights.content["J"]
     if not isinstance(matrices, Mapping) or not matrices:
         raise LensError(f"{weights.path}: `J` should map blocks to matrices, but it is {type(matrices).__name__}.")
@@ -262,20 +227,8 @@ def _imported(
         layers=(),
         skip_layers=(),
     )
-    record = LensRecord(
-        format=FORMAT,
-        schema_version=SCHEMA_VERSION,
-        kind="tuned",
-        created_utc=utc_stamp(datetime.now(UTC)),
-        weights_sha256="",
-        model=model,
-        settings=None,
-        corpus=None,
-        tuned=fit,
-        prism=None,
-        imported=ImportedFrom(format=kind, name=_name(kind, weights.path), sha256=weights.sha256, stated=stated),
-        notes=tuple(notes),
-    )
+    imported = ImportedFrom(format=kind, name=_name(kind, weights.path), sha256=weights.sha256, stated=stated)
+    record = LensRecord.new("tuned", model, tuned=fit, imported=imported, notes=tuple(notes))
     return record, tuned_tensors(translators)
 
 

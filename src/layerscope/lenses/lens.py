@@ -26,8 +26,3 @@ class Lens(Protocol):
 
 LENS_NAMES = ("logit", "next_norm", "raw")
 """Lenses that need no fitting."""
-
-
-def lens_names() -> tuple[str, ...]:
-    """The lenses that need no fitting, the headline lens first."""
-    return LENS_NAMES

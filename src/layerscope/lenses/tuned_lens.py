@@ -104,7 +104,6 @@ class Translator:
         would ever receive a gradient.
 
         Args:
-            d_model: width of the rows.
             rank: of the linear part: `d_model` for a full matrix, 0 for a bias alone.
             generator: draws `U`.
 

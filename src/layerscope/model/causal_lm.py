@@ -46,6 +46,19 @@ class CausalLM:
     rows. So a pass costs the reading of the weights once and hardly any memory, at any model size.
     """
 
+    id: str
+    """Hub id, or the folder's name."""
+    family: str
+    """The config's `model_type`."""
+    n_layers: int
+    """Number of blocks."""
+    n_heads: int | None
+    """Attention heads of a block; None where there are none."""
+    d_model: int
+    """Width of the residual stream."""
+    d_vocab: int
+    """Number of logits, padding ids included."""
+
     def __init__(
         self,
         module: Any,
@@ -65,6 +78,9 @@ class CausalLM:
         self._module = module
         self._stored = map_names(module, checkpoint)
         self.architecture: Architecture = describe(module, family, self.family_verified, self._stored)
+        self.id, self.family = source.id, self.architecture.family
+        self.n_layers, self.n_heads = self.architecture.n_layers, self.architecture.n_heads
+        self.d_model, self.d_vocab = self.architecture.d_model, self.architecture.d_vocab
         names = {id(m): path for path, m in module.named_modules()}
         self._head_name = names[id(module.get_output_embeddings())]
         blocks = self.architecture.blocks
@@ -120,36 +136,6 @@ class CausalLM:
             family_verified=verified,
             trust_remote_code=trusted,
         )
-
-    @property
-    def id(self) -> str:
-        """Hub id, or the folder's name."""
-        return self.source.id
-
-    @property
-    def family(self) -> str:
-        """The config's `model_type`."""
-        return self.architecture.family
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return self.architecture.n_layers
-
-    @property
-    def n_heads(self) -> int | None:
-        """Attention heads of a block; None where there are none."""
-        return self.architecture.n_heads
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return self.architecture.d_model
-
-    @property
-    def d_vocab(self) -> int:
-        """Number of logits, padding ids included."""
-        return self.architecture.d_vocab
 
     @property
     def n_embeddings(self) -> int:
@@ -303,27 +289,30 @@ class CausalLM:
             )
         reset_rope(self._module)
         container = self._module.get_submodule(self.architecture.blocks)
-
-        def lend(i: int) -> None:
-            self._prefetcher.start(self._names_of(i + 1))
-            self._loaders[i].load()
-
         try:
             run_blockwise(
                 self._module,
                 list(container),
                 token_ids.to(self.placement.device),
                 residuals,
-                lend=lend,
+                lend=self._lend,
                 drop=lambda i: self._loaders[i].drop(),
                 after=after,
                 n_blocks=n_blocks,
                 reached=reached,
             )
         finally:
-            self._prefetcher.wait()
-            for loader in self._loaders:  # a pass that broke off leaves a block's parameters behind
-                loader.drop()
+            self._let_go()
+
+    def _lend(self, i: int) -> None:
+        """Give a block its parameters, and begin to read the next one's."""
+        self._prefetcher.start(self._block_names.get(i + 1, []))
+        self._loaders[i].load()
+
+    def _let_go(self) -> None:
+        self._prefetcher.wait()
+        for loader in self._loaders:  # a pass that broke off leaves a block's parameters behind
+            loader.drop()
 
     def _run(self, batch: Tensor) -> Tensor:
         """The module's own forward.
@@ -365,16 +354,13 @@ class CausalLM:
             try:
                 yield
             finally:
-                self._prefetcher.wait()
-                for loader in self._loaders:  # a pass that broke off leaves a block's parameters behind
-                    loader.drop()
+                self._let_go()
 
     def _enter(self, i: int, residuals: Tensor) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if i == 0:
                 residuals[:, 0] = args[0] if args else kwargs["hidden_states"]
-            self._prefetcher.start(self._names_of(i + 1))
-            self._loaders[i].load()
+            self._lend(i)
 
         return before
 
@@ -396,9 +382,6 @@ class CausalLM:
                 names[int(target.removeprefix(prefix).partition(".")[0])] += stored.names
         names[self.n_layers] += self._stored[f"{self._head_name}.weight"].names
         return names
-
-    def _names_of(self, block: int) -> list[str]:
-        return self._block_names.get(block, [])
 
 
 def _padded(token_ids: Sequence[Sequence[int]]) -> Int[Tensor, "prompt position"]:

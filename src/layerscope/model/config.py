@@ -55,7 +55,8 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
             "checkpoint."
         )
     classes = set(config.architectures or ())
-    causal = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _as_names(names)}
+    mapped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    causal = {name for names in mapped for name in ([names] if isinstance(names, str) else names)}
     if classes and not classes & causal and not wants_code:
         raise ModelError(
             f"The checkpoint is a {', '.join(sorted(classes))}, no causal language model, so there is no next token "
@@ -91,10 +92,6 @@ def build_empty(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code
 
 _ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "megatron-bert", "ernie", "rembert"})
 """Types that Transformers also offers as causal models but whose attention looks both ways unless they are decoders."""
-
-
-def _as_names(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _remote_code(model_type: str) -> ModelError:

@@ -44,7 +44,7 @@ class AuxiliaryInputs:
 def choose_auxiliary_inputs(model: CausalLM, encoded: Sequence[Encoded], protocol: Protocol) -> AuxiliaryInputs:
     """Choose what goes through the model behind the suite."""
     test_prompts = _test_prompts(model, protocol)
-    passages, calibration = _own_prompts(encoded) if protocol.temperature_grid else _held_out(model, encoded)
+    passages, calibration = _suite_prompts(encoded) if protocol.temperature_grid else _held_out(model, encoded)
     return AuxiliaryInputs(
         value_of(test_prompts) or (),
         passages,
@@ -63,7 +63,7 @@ def _test_prompts(model: CausalLM, protocol: Protocol) -> tuple[tuple[str, tuple
     return prompts
 
 
-def _own_prompts(encoded: Sequence[Encoded]) -> tuple[tuple[Passage, ...], str]:
+def _suite_prompts(encoded: Sequence[Encoded]) -> tuple[tuple[Passage, ...], str]:
     """The primary fact in all its wordings and the first control, as published."""
     facts = [e for e in encoded if e.prompt.fact_index == 0]
     controls = [e for e in encoded if e.prompt.prompt_id == "ctl"]

@@ -59,7 +59,11 @@ def encode(suite: Suite, model: CausalLM, positions: str) -> list[Encoded]:
                 f"Prompt {i + 1} of suite '{suite.name}' has {len(token_ids)} tokens, but {model.id} reads at most "
                 f"{model.n_context}; shorten it."
             )
-        _check_ids(model, i, token_ids)
+        if max(token_ids) >= model.n_embeddings:
+            raise TokenizerError(
+                f"Prompt {i + 1} has token id {max(token_ids)}, but {model.id} embeds {model.n_embeddings} ids; use "
+                "the tokenizer that belongs to these weights."
+            )
         every = positions == "all" or (positions == "auto" and i == primary)
         encoded.append(
             Encoded(
@@ -72,14 +76,6 @@ def encode(suite: Suite, model: CausalLM, positions: str) -> list[Encoded]:
             )
         )
     return encoded
-
-
-def _check_ids(model: CausalLM, i: int, token_ids: tuple[int, ...]) -> None:
-    if max(token_ids) >= model.n_embeddings:
-        raise TokenizerError(
-            f"Prompt {i + 1} has token id {max(token_ids)}, but {model.id} embeds {model.n_embeddings} ids; use the "
-            "tokenizer that belongs to these weights."
-        )
 
 
 def _align(model: CausalLM, text: str, answer: str) -> Alignment:

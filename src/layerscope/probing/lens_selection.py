@@ -45,10 +45,8 @@ class Chosen:
     @property
     def passed_over(self) -> tuple[str, ...]:
         """For each fitted lens that was looked for and is not used, the reason."""
-        return tuple(f"no {lens.kind} lens: {lens.reason}" for lens in self.records if lens.status in _IN_VAIN)
-
-
-_IN_VAIN = ("missing", "refused")
+        in_vain = ("missing", "refused")
+        return tuple(f"no {lens.kind} lens: {lens.reason}" for lens in self.records if lens.status in in_vain)
 
 
 def choose_lenses(
@@ -60,7 +58,6 @@ def choose_lenses(
     """Find the fitted lenses of a model.
 
     Args:
-        model: the model.
         names: lenses asked for; a fitted one among them is required. Where not given, the protocol's own, and every
             fitted one that belongs to the model.
         default: the protocol's own.
@@ -95,8 +92,6 @@ def _if_there(model: CausalLM, kind: Kind, folder: Path) -> FittedLens | FittedL
     """The lens of a kind, or why there is none; nothing that lies in the folder stops a probe that did not ask for it.
 
     Args:
-        model: the model.
-        kind: of the lens.
         folder: an absolute path, so that it can be told from all else in a reason.
     """
     try:

@@ -39,8 +39,6 @@ def plan_memory(
     """Cut a suite into parts that fit the budget; each part is one pass over the weights.
 
     Args:
-        model: the model that is read.
-        encoded: the suite's prompts.
         n_lenses: how many lenses decode them.
         top_k: how many tokens a row lists.
         auxiliary: token ids of further texts, which go through the model with the first part.

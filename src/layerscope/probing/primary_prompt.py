@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layerscope.analysis.curve_shapes import stretches
 from layerscope.errors import ModelError, NumericError
 from layerscope.lenses import LENS_NAMES, Lens, TunedLens, bind_lenses
 from layerscope.model.causal_lm import CausalLM
@@ -166,7 +167,7 @@ class PrimaryPromptAnalysis:
             )
         predictions = self._predictions()
         final, explored, tested = (predictions,) * 3 if isinstance(predictions, Absent) else predictions
-        absent = {
+        outcomes = {
             "norm_temperature": temperatures,
             "last_layer": last_layer,
             "position_readout": readout,
@@ -176,6 +177,9 @@ class PrimaryPromptAnalysis:
             "test_prompts": tested,
             "tuned_variants": variants,
         }
+        present: dict[str, Any] = {
+            name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, Absent) and name != POST_LN2
+        }
         norms = self.model.next_norms
         return measured.MeasuredRecord(
             stack=self._stack(),
@@ -183,15 +187,9 @@ class PrimaryPromptAnalysis:
             final_norm=None if norms[-1] is None else _NORM_KINDS[norms[-1].kind],
             unembed_bias=self._unembed_bias(),
             copy_mask=self._copy_mask(),
-            norm_temperature=value_of(temperatures),
-            last_layer=value_of(last_layer),
-            position_readout=value_of(readout),
-            tuned_variants=value_of(variants),
             second_forward=second,
-            final_prediction=value_of(final),
-            temperature_exploration=value_of(explored) or (),
-            test_prompts=value_of(tested) or (),
-            absent={**self.auxiliary.absent, **reasons(absent)},
+            absent={**self.auxiliary.absent, **reasons(outcomes)},
+            **present,
         )
 
     def _stack(self) -> Literal["pre_norm", "post_norm"] | None:
@@ -224,9 +222,8 @@ class PrimaryPromptAnalysis:
         tokens = self.model.tokens
         ids = sorted(tokens.trivial(range(min(tokens.n_ids, self.model.d_vocab))))
         strings = tokens.display(ids[:16])
-        return measured.CopyMaskRecord(
-            size=len(ids), id_ranges=_ranges(ids), sample=tuple(strings[i] for i in ids[:16])
-        )
+        ranges = tuple((run[0], run[-1]) for run in stretches(ids))
+        return measured.CopyMaskRecord(size=len(ids), id_ranges=ranges, sample=tuple(strings[i] for i in ids[:16]))
 
     def _last_layer(self, prompt: int) -> measured.LastLayerRecord | Absent:
         """The headline lens at the last layer, compared with the model's own output."""
@@ -390,14 +387,3 @@ def _variant(readout: Readout, groups: Sequence[int], final_finite: bool) -> mea
         kl_to_final_bits=tuple(None if i is None else float(readout.kl_to_final_bits[i, 0]) for i in usable),
         answer_rank=tuple(None if i is None else int(readout.answer_rank[i, 0]) or None for i in usable),
     )
-
-
-def _ranges(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Ascending ids as [first, last] ranges."""
-    ranges: list[tuple[int, int]] = []
-    for i in ids:
-        if ranges and ranges[-1][1] == i - 1:
-            ranges[-1] = (ranges[-1][0], i)
-        else:
-            ranges.append((i, i))
-    return tuple(ranges)

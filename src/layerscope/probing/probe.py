@@ -17,7 +17,6 @@ from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Ident
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
-from layerscope.model.residuals import Residuals
 from layerscope.options import keywords
 from layerscope.probing.auxiliary_inputs import AuxiliaryInputs, choose_auxiliary_inputs
 from layerscope.probing.encode import Encoded, encode
@@ -76,12 +75,12 @@ def probe(request: ProbeRequest) -> Run:
         LayerscopeError: whatever cannot be done, each by its own class (see `layerscope.errors`).
     """
     seconds, created = Seconds(), datetime.now(UTC)
-    rules, asked_for = _choices(request)
+    rules, requested = _choices(request)
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.suite if isinstance(request.suite, Suite) else load_suite(request.suite)
     opened = _open(request)
     encoded = encode(suite, opened, positions)
-    chosen = choose_lenses(opened, asked_for, rules.lenses, request.lens_dir)
+    chosen = choose_lenses(opened, requested, rules.lenses, request.lens_dir)
     bound = chosen.bind(opened)
     settings = Settings(rules, bound, positions, request.top_k, request.seed, request.second_forward)
     watcher = request.observer or Silent()
@@ -183,7 +182,13 @@ def _run_batches(
                 )
             with seconds.stage("sweep_s"):
                 if identity is None:
-                    identity = _check(model, residuals)
+                    exact = model.placement.dtype == torch.float32
+                    identity = check_identity(
+                        model.unembedding,
+                        residuals.last()[: len(residuals.logits)],
+                        residuals.logits,
+                        tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
+                    )
                     first = FirstBatch(residuals, len(here))
                     once = PrimaryPromptAnalysis(
                         model, encoded, settings.lenses, settings.protocol, auxiliary, first, identity.ok
@@ -209,13 +214,3 @@ def _run_batches(
     if identity is None or record is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
     return ProbeResult(pl.concat(frames), identity, record)
-
-
-def _check(model: CausalLM, residuals: Residuals) -> Identity:
-    exact = model.placement.dtype == torch.float32
-    return check_identity(
-        model.unembedding,
-        residuals.last()[: len(residuals.logits)],
-        residuals.logits,
-        tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
-    )

@@ -51,16 +51,9 @@ def run_metadata(
     """Everything of a run that is not a row.
 
     Args:
-        model: the model that was read.
-        suite: what it was asked.
-        encoded: the suite's prompts as the model read them.
-        settings: how it was asked.
-        identity: outcome of the identity check.
-        measured: what was measured beside the rows.
         health: by row `prompt, lens, layer, is_next, any_nan, any_inf, max_abs_logit, min_prob`.
         planned_bytes: working memory that was planned.
         created: when the run began, in UTC.
-        timings: how long the stages took.
     """
     unresolved = [e.prompt.text for e in encoded if not any(a.first_id is not None for a in e.answers)]
     numeric = _numeric_health(health, settings.protocol.headline)
@@ -184,10 +177,7 @@ def _provenance(model: CausalLM, seed: int, planned_bytes: int) -> parts.Provena
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         torch=torch.__version__,
-        transformers=version("transformers"),
-        safetensors=version("safetensors"),
-        polars=version("polars"),
-        numpy=version("numpy"),
+        **{name: version(name) for name in ("transformers", "safetensors", "polars", "numpy")},
         device=str(device),
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         dtype_compute=model.placement.dtype_name,

@@ -24,9 +24,6 @@ def second_forward(
     """Send the primary prompt through the model once more, alone, and read it under the headline lens.
 
     Args:
-        model: the model.
-        primary: the prompt.
-        headline: the headline lens.
         lens_transform: what is done to its logits; the head's own transform where None.
         mode: `always`, `off`, or `auto`: not where kernels are deterministic and a second decode of the first pass
             agreed with the first to the rank.

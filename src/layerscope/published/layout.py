@@ -284,7 +284,6 @@ def columns_of(
     """The columns of a table in their order.
 
     Args:
-        table: One of `TABLES`.
         dialect: The extended one has columns before and after those of generation M, and knows no older ones.
         generation: Columns that came later are left out.
         flags: The copy flags of the run's configuration, each once; if None, the usual ones that the generation had.

@@ -43,10 +43,7 @@ def manifest(record: RunRecord, dialect: Dialect, csv: str, files: Sequence[Entr
     """One line that names every file, with what tells whether it is whole.
 
     Args:
-        record: of the run.
-        dialect: of the files.
         csv: how tables are written, in words.
-        files: the entry of each.
     """
     content = {
         "schema_version": record.schema_version,

@@ -41,8 +41,6 @@ def block_of(table: Sequence[Member], value: object, dialect: Dialect, **names: 
     """The members of a block in their order; null where an attribute, or what has it, is None.
 
     Args:
-        table: Its members.
-        value: What has the attributes.
         dialect: Members of a later one are left out.
         names: What stands in keys for `{lens}` and the like.
     """
@@ -168,7 +166,7 @@ SCORE_RULE = members("""
 
 # Fitted lenses
 
-AUDITED_LAYERS = members("baseline {lens}=sidecar delta")
+AUDITED_LAYERS = members("baseline {lens}=fitted delta")
 ROTATION_GAIN = members("delta_kl_interaction_p50=interaction_bits delta_kl_tuned_p50=tuned_bits")
 POSITIONS_AUDIT = members(
     "pos_grid=grid pos_in_dist_le_0.92=in_dist_le_0_92_bits pos_ood_ge_0.96=ood_ge_0_96_bits pos_ood_gap=gap_bits",

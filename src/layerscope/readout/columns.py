@@ -1,7 +1,6 @@
 """Arithmetic on a sweep's numbers: from arrays by lens, layer and position to the columns of a run."""
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,6 @@ def nullable(values: NDArray[Any], valid: NDArray[np.bool_]) -> pl.Series:
     return pl.select(pl.when(pl.Series(valid)).then(pl.Series(values))).to_series()
 
 
-@dataclass(frozen=True)
-class AtNext:
-    """What only the headline lens has, and only at the last position of a prompt; None where it was not decoded."""
-
-    lens: str
-    contrast: Contrast | None
-
-
 class Columns:
     """Arithmetic on a readout; arrays are `[lens, layer, position]` until `build` lays them out as rows."""
 
@@ -42,7 +33,7 @@ class Columns:
         shape: Shape,
         readout: Readout,
         extra: dict[str, NDArray[np.float64]],
-        at_next: AtNext,
+        contrast: Contrast | None,
         echoes: list[Echoes],
         protocol: Protocol,
         d_vocab: int,
@@ -51,19 +42,21 @@ class Columns:
         final_is_model: bool,
     ) -> None:
         self.shape, self.readout, self.echoes, self.d_vocab = shape, readout, echoes, d_vocab
-        self.at_next = at_next
+        self.headline, self.contrast = protocol.headline, contrast
+        """What only the headline lens has, and only at last positions; None where it was not decoded."""
         self.thresholds, self.top_k, self.trivial = protocol.thresholds, top_k, trivial
         self.axes = (len(shape.lenses), shape.n_layers, shape.n_positions)
         self.extra = {name: self._lift(values) for name, values in extra.items()}
         self.finite = self._lift(readout.finite) & (self.extra["any_nan"] + self.extra["any_inf"] == 0)
         # What is measured against a decode that is not the model's would pass for a distance to the model.
         self.against_final = np.broadcast_to(readout.final_finite & final_is_model, self.axes)
+        self.names = [lens.name for lens in shape.lenses]
+        none = np.zeros(self.axes[1:], np.bool_)
+        self.raw_finite = self.finite[self.names.index("raw")] if "raw" in self.names else none
         self.has_answer = self._lift(readout.answer_id) >= 0
         self.top_ids = self._lift(readout.top_ids)
         self.top_log_probs = self._lift(readout.top_log_probs)
-        self.normed = np.array([lens.name != "raw" for lens in shape.lenses])[:, None, None] & np.ones(
-            self.axes, np.bool_
-        )
+        self.normed = np.array([name != "raw" for name in self.names])[:, None, None] & np.ones(self.axes, np.bool_)
 
     def _lift(self, values: NDArray[Any]) -> NDArray[Any]:
         return values.reshape(*self.axes, *values.shape[2:])
@@ -222,11 +215,9 @@ class Columns:
 
     def _overlaps(self) -> dict[str, pl.Series]:
         sets = torch.from_numpy(self.top_ids[..., :TOP_SET])
-        names = [lens.name for lens in self.shape.lenses]
         with_raw, with_previous = np.zeros(self.axes), np.zeros(self.axes)
-        raw = sets[names.index("raw")] if "raw" in names else None
-        raw_finite = self.finite[names.index("raw")] if "raw" in names else np.zeros(self.axes[1:], np.bool_)
-        for lens in range(len(names)):
+        raw = sets[self.names.index("raw")] if "raw" in self.names else None
+        for lens in range(len(self.names)):
             for layer in range(self.axes[1]):
                 top_set = sets[lens, layer]
                 if raw is not None:
@@ -235,26 +226,21 @@ class Columns:
                     with_previous[lens, layer] = jaccard(top_set, sets[lens, layer - 1]).numpy()
         previous_finite = np.concatenate([np.zeros_like(self.finite[:, :1]), self.finite[:, :-1]], axis=1)
         return {
-            "topk_jaccard_raw_norm@50": self._column(with_raw, self.normed & raw_finite[None]),
+            "topk_jaccard_raw_norm@50": self._column(with_raw, self.normed & self.raw_finite[None]),
             "topk_jaccard_consecutive@50": self._column(with_previous, previous_finite),
         }
 
     def _contrast(self) -> dict[str, pl.Series]:
-        contrast = self.at_next.contrast
-        raw_finite = np.zeros(self.axes[1:], np.bool_)
-        names = [lens.name for lens in self.shape.lenses]
-        if "raw" in names:
-            raw_finite = self.finite[names.index("raw")]
         pairs = ("kl_norm_vs_raw_bits", "kl_raw_to_norm_bits", "js_divergence_bits", "l1_prob_diff")
-        columns = {name: self._placed(getattr(contrast, name, None), raw_finite) for name in pairs}
-        tempered = self._placed(getattr(contrast, "kl_to_final_bits_norm_temp", None), self.against_final)
+        columns = {name: self._placed(getattr(self.contrast, name, None), self.raw_finite) for name in pairs}
+        tempered = self._placed(getattr(self.contrast, "kl_to_final_bits_norm_temp", None), self.against_final)
         return columns | {"kl_to_final_bits_norm_temp": tempered}
 
     def _placed(self, values: NDArray[np.float64] | None, valid: NDArray[np.bool_]) -> pl.Series:
         """Values `[layer, prompt]` at the last positions of the headline lens; null elsewhere."""
         placed = np.full(self.axes, np.nan)
         if values is not None:
-            lens = [lens.name for lens in self.shape.lenses].index(self.at_next.lens)
+            lens = self.names.index(self.headline)
             last = [self.shape.columns_of(i).stop - 1 for i in range(len(self.shape.queries))]
             placed[lens][:, last] = values
         return self._column(placed, np.broadcast_to(valid, self.axes) & ~np.isnan(placed))

@@ -31,11 +31,9 @@ def geometry(
     """Directions of one prompt's decoded rows.
 
     Args:
-        rows: what the lenses give.
         answer_id: the answer judged in each row, -1 where there is none.
         prompt_ids: distinct content ids of the prompt.
         seen: whether an id stands at or before a position.
-        unembedding: whose columns are compared with.
     """
     head_rows = unembedding.head_input(rows)
     nan = torch.full(rows.shape[:2], torch.nan, dtype=torch.float64)

@@ -38,21 +38,6 @@ class TransformChecks:
     kl_after_scale_then_softcap_bits: float | None
 
 
-def head_prediction(
-    final_row: Float[Tensor, " d_model"],
-    unembedding: Unembedding,
-    k: int,
-    temperature: int | float = 1.0,
-    answer_ids: tuple[int, ...] = (),
-) -> HeadPrediction:
-    """What the model predicts at one position; see `head_predictions`.
-
-    Raises:
-        NumericError: logits that are not finite.
-    """
-    return head_predictions(final_row[None], unembedding, k, (temperature,), answer_ids)[0]
-
-
 def head_predictions(
     final_rows: Float[Tensor, "rows d_model"],
     unembedding: Unembedding,
@@ -64,7 +49,6 @@ def head_predictions(
 
     Args:
         final_rows: what the model's own head multiplies, after the final norm.
-        unembedding: the model's head.
         k: how many of the most likely ids are listed.
         temperatures: what the logits are divided by, after the head's transform, one for each row; 1 by default.
         answer_ids: accepted answers; the one with the largest logit is judged in each row.
@@ -123,7 +107,6 @@ def transform_checks(
     Args:
         logits: the lens' at the last layer, before any transform.
         final_log_probs: the model's own natural-log probabilities.
-        transform: what the model declares.
     """
     scale, softcap = transform.scale, transform.softcap
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerscope.lenses import Lens
-from layerscope.readout.columns import AtNext, Columns
+from layerscope.readout.columns import Columns
 from layerscope.readout.contrast import Contrast, Normaliser, contrast
 from layerscope.readout.decode import Question, Readout, decode
 from layerscope.readout.geometry import geometry, norm_ratio, row_residual_cosine
@@ -19,8 +19,6 @@ from layerscope.readout.prompt_query import Echoes, PromptQuery, Shape
 from layerscope.record.protocol import Protocol
 from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
-
-PER_ROW = ("raw_resid_norm", "resid_norm_ratio", "delta_resid_cos", "any_nan", "any_inf")
 
 
 def measure(
@@ -41,10 +39,7 @@ def measure(
 
     Args:
         residuals: the decoded positions of all prompts side by side, float32.
-        lenses: bound lenses.
-        asked: the prompts, in the order of the residuals' rows.
-        unembedding: the model's head.
-        protocol: definitions and thresholds.
+        queries: the prompts, in the order of the residuals' rows.
         trivial: which of some ids are blank or punctuation.
         top_k: how many of the largest logits are listed in a row.
         final_is_model: whether the last layer's decode passed the identity check; where not, what is measured against
@@ -63,9 +58,9 @@ def measure(
     ]
     sweeper = _Sweeper(residuals, shape, questions, echoes, unembedding, protocol, max(TOP_SET, top_k))
     readout, extra = sweeper.run(sweep_bytes, progress)
-    at_next = AtNext(protocol.headline, sweeper.contrast(readout, temperatures, sweep_bytes))
+    compared = sweeper.contrast(readout, temperatures, sweep_bytes)
     return Columns(
-        shape, readout, extra, at_next, echoes, protocol, unembedding.d_vocab, top_k, trivial, final_is_model
+        shape, readout, extra, compared, echoes, protocol, unembedding.d_vocab, top_k, trivial, final_is_model
     ).build()
 
 
@@ -179,15 +174,17 @@ class _Sweeper:
             cosines["cos_to_answer"].append(at_prompt.cos_to_answer)
             cosines["cos_to_prompt_max"].append(at_prompt.cos_to_prompt_max)
         result = {name: torch.cat(parts, dim=1).numpy() for name, parts in cosines.items()}
-        per_group: dict[str, list[Tensor]] = {name: [] for name in PER_ROW}
-        for row, layer in zip(rows, layers, strict=True):
-            residual = self.residuals[layer]
-            per_group["raw_resid_norm"].append(residual.double().norm(dim=-1).cpu())
-            per_group["resid_norm_ratio"].append(norm_ratio(row, residual))
-            per_group["delta_resid_cos"].append(row_residual_cosine(row, residual))
-            per_group["any_nan"].append((torch.isnan(row) | torch.isnan(residual)).any(-1).double().cpu())
-            per_group["any_inf"].append((torch.isinf(row) | torch.isinf(residual)).any(-1).double().cpu())
-        return result | {name: torch.stack(parts).numpy() for name, parts in per_group.items()}
+        per_group = [
+            {
+                "raw_resid_norm": residual.double().norm(dim=-1).cpu(),
+                "resid_norm_ratio": norm_ratio(row, residual),
+                "delta_resid_cos": row_residual_cosine(row, residual),
+                "any_nan": (torch.isnan(row) | torch.isnan(residual)).any(-1).double().cpu(),
+                "any_inf": (torch.isinf(row) | torch.isinf(residual)).any(-1).double().cpu(),
+            }
+            for row, residual in zip(rows, (self.residuals[layer] for layer in layers), strict=True)
+        ]
+        return result | {name: torch.stack([of[name] for of in per_group]).numpy() for name in per_group[0]}
 
 
 def _joined(parts: Sequence[Contrast]) -> Contrast:

@@ -77,12 +77,10 @@ def position_readout(
 
     Args:
         residual: the residual of the position at every layer.
-        views: by name.
         headline: the view that is scaled and decoded a second time.
         answer_ids: accepted answers; in each row the one with the largest logit is judged. May be empty.
         pairs: names of views to compare.
         scales: what the headline view's logits are multiplied by.
-        unembedding: the model's head.
         lens_transform: what is done to the logits; the head's own transform where None. Order is taken before it.
 
     Raises:

@@ -68,7 +68,6 @@ def head_logits(final_rows: Float[Tensor, "rows d_model"], unembedding: Unembedd
 
     Args:
         final_rows: what the model's own head multiplies, after the final norm.
-        unembedding: the model's head.
 
     Raises:
         NumericError: logits that are not finite.

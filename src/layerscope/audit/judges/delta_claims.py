@@ -87,7 +87,7 @@ def _matching(assertion: Assertion, printed: Sequence[str]) -> _Known | None:
 
 def _known(assertion: Assertion) -> Iterator[_Known]:
     diagnostics = assertion.evidence.verdict.diagnostics
-    for lens, audit in diagnostics.sidecars.items():
+    for lens, audit in diagnostics.fitted_lenses.items():
         values = [None if (pair := audit.kl_bits_at_percentiles.get(q)) is None else pair.delta for q in QUARTER_NAMES]
         yield from _complete(lens, "all", values)
     if diagnostics.attribution is not None:
@@ -216,12 +216,12 @@ def shifts(assertion: Assertion) -> Iterator[Finding]:
         true = pair.delta * (-1 if order == 1 else 1)
         at = _at(assertion, audit.lens)
         if int(match["shift"]) == true:
-            why = f"{pair.sidecar} against {pair.baseline}."
+            why = f"{pair.fitted} against {pair.baseline}."
             yield assertion.supported(match.group(), why, at)
         else:
             yield assertion.contradicted(
                 match.group(),
-                f"rank <= {match['rank']} is first reached at layer {pair.sidecar} under {audit.lens} and at "
+                f"rank <= {match['rank']} is first reached at layer {pair.fitted} under {audit.lens} and at "
                 f"{pair.baseline} without: {true:+d}.",
                 f"{true:+d}",
                 at,
@@ -266,15 +266,15 @@ def _earliness(
     assertion: Assertion, match: re.Match[str], audit: FittedLensAudit, claim: _RankClaim
 ) -> Iterator[Finding]:
     pairs = audit.rank_milestones
-    known = [pair for pair in pairs.values() if pair.baseline is not None or pair.sidecar is not None]
+    known = [pair for pair in pairs.values() if pair.baseline is not None or pair.fitted is not None]
     if len(known) < len(pairs) or not known:
         return
-    gained = any(p.sidecar is not None and (p.baseline is None or p.sidecar < p.baseline) for p in known)
+    gained = any(p.fitted is not None and (p.baseline is None or p.fitted < p.baseline) for p in known)
     right = claim.judged(gained=gained, lost=any(pair.worse for pair in known))
     if right is None:
         return
     truth = "; ".join(
-        f"rank <= {rank}: {_layer(pair.sidecar)} under {audit.lens}, {_layer(pair.baseline)} without"
+        f"rank <= {rank}: {_layer(pair.fitted)} under {audit.lens}, {_layer(pair.baseline)} without"
         for rank, pair in pairs.items()
     )
     at = _at(assertion, audit.lens)
@@ -290,7 +290,7 @@ def _layer(layer: int | None) -> str:
 
 def _audit(assertion: Assertion, match: re.Match[str]) -> FittedLensAudit | None:
     """The fitted lens that is meant: the one named in the clause, else in the statement, else in the heading."""
-    known = assertion.evidence.verdict.diagnostics.sidecars
+    known = assertion.evidence.verdict.diagnostics.fitted_lenses
     around = assertion.clause(*match.span()).text
     for text in (around, assertion.text, " ".join(assertion.statement.headings[-1:])):
         named = [lens for lens, form in _FITTED.items() if re.search(rf"\b{form}\b", text, re.IGNORECASE)]

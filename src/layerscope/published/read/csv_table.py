@@ -42,11 +42,6 @@ class TableRows:
     columns: tuple[TableColumn, ...]
     rows: tuple[TableRow, ...]
 
-    @property
-    def passes(self) -> list[PromptKey]:
-        """Every prompt, in the order of the rows."""
-        return list(dict.fromkeys(row.prompt for row in self.rows))
-
 
 def in_words(numbers: Iterable[int]) -> str:
     """`2, 5 to 7` of 2, 5, 6, 7; the ranges beyond twenty are counted alone."""
@@ -94,10 +89,8 @@ def frame_of(
     """The columns with their types, and `ROW`; null where the file has none, or nothing that fits.
 
     Args:
-        sheet: The file's cells.
         columns: What to take; a column that the header lacks is null in every row.
         keys: Columns without which a row cannot be placed: a row that lacks one is left out.
-        file: Its name, for the problems.
         problems: Where what is wrong is added.
         least: The least whole number that makes sense; None if any does.
 
@@ -175,7 +168,6 @@ def read_table(
     """A table of a generation; None, and a problem, where nothing can be read.
 
     Args:
-        path: The file.
         known: Every column that may stand there, in order.
         due: Those that the run's generation had.
         problems: Where what is wrong is added.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -19,6 +19,7 @@ from layerscope.published.read.csv_table import note
 from layerscope.record.parts import ProblemRecord
 
 P = TypeVar("P", bound=RecordModel)
+T = TypeVar("T")
 
 _MARKERS = {
     "B": ("gold_answer", "raw_lens_check", "ablation_summary"),
@@ -49,39 +50,35 @@ class Block:
 
     def text(self, key: str) -> str | None:
         """A text."""
-        value = self._member(key, "text", (str,))
-        return value if isinstance(value, str) else None
+        return self._member(key, "text", str)
 
     def whole(self, key: str) -> int | None:
         """A whole number of at most 64 bits, which is as much as a seed has."""
-        value = self._member(key, "whole number", (int,))
-        if not isinstance(value, int) or -(2**63) <= value < 2**64:
-            return value if isinstance(value, int) else None
+        value = self._member(key, "whole number", int)
+        if value is None or -(2**63) <= value < 2**64:
+            return value
         self.wrong(key, f"should be a whole number of at most 64 bits, but is {_short(value)}; left out")
         return None
 
     def number(self, key: str) -> float | None:
         """Any finite number, as a float."""
-        value = self._member(key, "number", (int, float))
-        if not isinstance(value, int | float) or abs(value) <= sys.float_info.max:
-            return float(value) if isinstance(value, int | float) else None
+        value = self._member(key, "number", int, float)
+        if value is None or abs(value) <= sys.float_info.max:
+            return None if value is None else float(value)
         self.wrong(key, f"should be a finite number, but is {_short(value)}; left out")
         return None
 
     def truth(self, key: str) -> bool | None:
         """True or false."""
-        value = self._member(key, "truth value", (bool,))
-        return value if isinstance(value, bool) else None
+        return self._member(key, "truth value", bool)
 
     def items(self, key: str) -> list[object] | None:
         """A list."""
-        value = self._member(key, "list", (list,))
-        return value if isinstance(value, list) else None
+        return self._member(key, "list", list)
 
     def block(self, key: str) -> "Block":
         """An object; an empty one where it is absent."""
-        value = self._member(key, "object", (dict,))
-        return Block(value if isinstance(value, dict) else {}, self._path(key), self.file, self.problems)
+        return Block(self._member(key, "object", dict) or {}, self._path(key), self.file, self.problems)
 
     def blocks(self, key: str) -> list["Block"]:
         """A list of objects; items of another type are noted and left out."""
@@ -129,14 +126,15 @@ class Block:
         """Note that a member is not what it should be."""
         self.note(f"`{self._path(key)}` {message}")
 
-    def _member(self, key: str, due: str, types: tuple[type, ...]) -> object:
+    def _member(self, key: str, due: str, *types: type[T]) -> T | None:
         """The member if it is of one of these types, a truth value being no number; else None."""
-        value = self.members.get(key)
-        if value is None or type(value) in types:
-            return value
-        article = "an" if due.startswith("o") else "a"
-        self.wrong(key, f"should be {article} {due}, but is {_short(value)}; left out")
-        return None
+        value: Any = self.members.get(key)
+        if value is not None and type(value) not in types:
+            article = "an" if due.startswith("o") else "a"
+            self.wrong(key, f"should be {article} {due}, but is {_short(value)}; left out")
+            value = None
+        member: T | None = value
+        return member
 
     def note(self, message: str) -> None:
         """Add a problem of this file."""

@@ -31,7 +31,7 @@ AuditRow: TypeAlias = Mapping[str, Value]
 # What the JSON says
 
 
-def sidecars(document: Block, n_layers: int) -> tuple[FittedLensRecord, ...]:
+def lens_records(document: Block, n_layers: int) -> tuple[FittedLensRecord, ...]:
     """The fitted lenses that the JSON speaks of, read through or not."""
     lenses = (_tuned(document.block("tuned_lens"), n_layers), _prism(document.block("diagnostics")))
     return tuple(lens for lens in lenses if lens is not None)
@@ -47,7 +47,7 @@ def _tuned(block: Block, n_layers: int) -> FittedLensRecord | None:
     provenance = block.block("provenance")
     fit = _fit(provenance.block("translator"), n_layers)
     values = {"fitted_to": provenance.text("model_id"), "created_utc": _created(provenance), "tuned": fit}
-    return _sidecar(block, "tuned", _STATUS[status], block.text("path"), values)
+    return _record(block, "tuned", _STATUS[status], block.text("path"), values)
 
 
 def _prism(diagnostics: Block) -> FittedLensRecord | None:
@@ -61,10 +61,10 @@ def _prism(diagnostics: Block) -> FittedLensRecord | None:
         status = "refused"
     k, layers = block.whole("k"), tuple(str(name) for name in block.items("layers") or ())
     fit = block.part(PrismFitRecord, {"k": k, "layers": layers}) if k is not None or layers else None
-    return _sidecar(block, "prism", status, block.text("artifact_path"), {"prism": fit})
+    return _record(block, "prism", status, block.text("artifact_path"), {"prism": fit})
 
 
-def _sidecar(
+def _record(
     block: Block, kind: str, status: str, path: str | None, values: Mapping[str, object]
 ) -> FittedLensRecord | None:
     reason = None
@@ -122,7 +122,6 @@ def read_audit(
     """A table of parts or positions; None where it has no rows, or, with a problem, where none can be read.
 
     Args:
-        path: The file.
         known: Every column that may stand there, in order.
         due: Those that the run's generation had.
         problems: Where what is wrong is added.
@@ -143,9 +142,7 @@ def tuned_variants(
     """The primary prompt under parts of the tuned lens; None, and a problem, where the table is about another one.
 
     Args:
-        table: The table of parts.
         merged: The rows of the run, by which the table's prompt is recognised.
-        n_layers: Number of blocks.
         temperatures: Of the tuned lens by layer, if they are known.
         problems: Where what is wrong is added.
     """

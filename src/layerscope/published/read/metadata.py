@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, get_args
 
+from layerscope.analysis.curve_shapes import stretches
 from layerscope.errors import RunError
 from layerscope.published import members
 from layerscope.published.layout import HEADLINE, PUBLISHED_LENS_NAMES, stem_of
@@ -100,11 +101,17 @@ def lens_source(document: Block, lens: str, n_layers: int) -> tuple[str | None, 
         return ("raw",) * (n_layers + 1)
     sources: list[str | None] = [None] * (n_layers + 1)
     if lens == HEADLINE:
-        for block in document.block("diagnostics").block("normalization_provenance").blocks("per_layer"):
-            layer = block.whole("layer")
-            if layer is not None and 0 <= layer <= n_layers:
-                sources[layer] = block.text("ln_source")
+        for layer, block in _norms(document, n_layers):
+            sources[layer] = block.text("ln_source")
     return tuple(sources)
+
+
+def _norms(document: Block, n_layers: int) -> Iterator[tuple[int, Block]]:
+    """What is said of the norm at each layer."""
+    for block in document.block("diagnostics").block("normalization_provenance").blocks("per_layer"):
+        layer = block.whole("layer")
+        if layer is not None and 0 <= layer <= n_layers:
+            yield layer, block
 
 
 def flags(document: Block) -> dict[str, Literal[True] | str]:
@@ -260,16 +267,9 @@ def _prompt_text(document: Block, prompt: PromptKey, fact_keys: Mapping[PromptKe
 
 
 def measured_record(
-    document: Block, n_layers: int, sidecars: tuple[FittedLensRecord, ...], variants: TunedVariantsRecord | None
+    document: Block, n_layers: int, lenses: tuple[FittedLensRecord, ...], variants: TunedVariantsRecord | None
 ) -> MeasuredRecord:
-    """Every block that published files have; of the others, that they do not.
-
-    Args:
-        document: The JSON.
-        n_layers: Number of blocks.
-        sidecars: What it says of fitted lenses.
-        variants: What the table of the tuned lens' parts holds.
-    """
+    """Every block that published files have; of the others, that they do not."""
     diagnostics = document.block("diagnostics")
     values: dict[str, object] = {
         "unembed_bias": diagnostics.block("unembed_bias").part_of(UnembedBiasRecord, members.UNEMBED_BIAS),
@@ -283,7 +283,7 @@ def measured_record(
         else None,
         "temperature_exploration": _predictions(document, "temperature_exploration"),
         "test_prompts": _predictions(document, "test_prompts"),
-        "fitted_lenses": sidecars,
+        "fitted_lenses": lenses,
         "tuned_variants": variants,
     }
     absent = {name: "the published file does not hold it" for name, value in values.items() if not value}
@@ -307,17 +307,12 @@ def _copy_mask(mask: Block) -> CopyMaskRecord | None:
     if any(type(i) is not int for i in ids):
         mask.wrong("ignored_token_ids", "should hold whole numbers alone; left out")
         return None
-    ranges: list[tuple[int, int]] = []
-    for i in sorted({i for i in ids if isinstance(i, int)}):
-        if ranges and ranges[-1][1] == i - 1:
-            ranges[-1] = (ranges[-1][0], i)
-        else:
-            ranges.append((i, i))
+    ranges = tuple((run[0], run[-1]) for run in stretches(i for i in ids if isinstance(i, int)))
     size = sum(last - first + 1 for first, last in ranges)
     if mask.whole("size") != size:
         mask.wrong("size", f"is {mask.whole('size')}, but there are {size} ids; these were counted")
     sample = tuple(mask.items("ignored_token_str_sample") or ())
-    return mask.part(CopyMaskRecord, {"size": size, "id_ranges": tuple(ranges), "sample": sample})
+    return mask.part(CopyMaskRecord, {"size": size, "id_ranges": ranges, "sample": sample})
 
 
 def _norm_temperature(diagnostics: Block, n_layers: int) -> NormTemperatureRecord | None:
@@ -386,10 +381,8 @@ def _prediction(block: Block) -> PredictionRecord | None:
 def from_json(document: Block, answers: Mapping[PromptKey, AlignmentRecord], n_layers: int) -> FromJson:
     """Answers' ids, norms of residuals, and rows that were not finite."""
     norms: list[float | None] = [None] * (n_layers + 1)
-    for block in document.block("diagnostics").block("normalization_provenance").blocks("per_layer"):
-        layer = block.whole("layer")
-        if layer is not None and 0 <= layer <= n_layers:
-            norms[layer] = block.number("raw_resid_norm")
+    for layer, block in _norms(document, n_layers):
+        norms[layer] = block.number("raw_resid_norm")
     health = numeric_health(document)
     flagged = [] if health is None else [(flag.lens, flag.layer) for flag in health.layers_flagged]
     ids = {prompt: alignment.first_id for prompt, alignment in answers.items()}

@@ -177,11 +177,11 @@ def _read_generation(source: _Source, document: Block) -> AnalysedRun:
 def _measured(
     document: Block, merged: Merged, audits: Mapping[str, fitted_lenses.AuditTable], n_layers: int
 ) -> MeasuredRecord:
-    sidecars = fitted_lenses.sidecars(document, n_layers)
-    temperatures = next((lens.tuned.temperatures for lens in sidecars if lens.tuned is not None), ())
+    lenses = fitted_lenses.lens_records(document, n_layers)
+    temperatures = next((lens.tuned.temperatures for lens in lenses if lens.tuned is not None), ())
     table = audits.get(TUNED_VARIANTS.suffix)
     variants = fitted_lenses.tuned_variants(table, merged, n_layers, temperatures, document.problems)
-    return metadata.measured_record(document, n_layers, sidecars, variants)
+    return metadata.measured_record(document, n_layers, lenses, variants)
 
 
 def _read_tables(source: _Source, document: Block) -> tuple[Tables, dict[str, fitted_lenses.AuditTable]]:

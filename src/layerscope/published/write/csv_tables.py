@@ -255,7 +255,7 @@ def _position_rows(source: Source) -> Iterator[dict[str, Value]]:
             "pos_frac": row.fraction,
             "pos_index": row.position,
             "layer": row.layer,
-            **_beside(row.baseline, row.tuned, "tuned"),
+            **_compared(row.baseline, row.tuned, "tuned"),
         }
 
 
@@ -269,9 +269,9 @@ def _variant_rows(source: Source) -> Iterator[dict[str, Value]]:
         yield {
             **_fact(curve),
             "layer": row.layer,
-            **_beside(row.baseline, row.tuned, "tuned"),
-            **_beside(row.baseline, row.rotation_only, "rot_only"),
-            **_beside(row.baseline, row.temperature_only, "temp_only"),
+            **_compared(row.baseline, row.tuned, "tuned"),
+            **_compared(row.baseline, row.rotation_only, "rot_only"),
+            **_compared(row.baseline, row.temperature_only, "temp_only"),
             "delta_kl_bits_interaction": row.interaction_bits,
         }
 
@@ -280,7 +280,7 @@ def _fact(curve: Curve) -> dict[str, Value]:
     return {name: curve.rows[0][name] for name in ("fact_key", "fact_index")}
 
 
-def _beside(baseline: Reading, other: Reading, name: str) -> dict[str, Value]:
+def _compared(baseline: Reading, other: Reading, name: str) -> dict[str, Value]:
     """Two lenses at one place, and by how much the other is nearer to the model and to the answer."""
     return {
         "kl_bits_baseline": baseline.kl_bits,

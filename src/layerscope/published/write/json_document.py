@@ -1,8 +1,11 @@
 """The JSON of a run in either dialect, as a value."""
 
 from dataclasses import asdict
+from functools import reduce
+from operator import getitem
 
 from layerscope.analysis.analysed_run import AnalysedRun
+from layerscope.analysis.raw_comparison import SCORE_RULE
 from layerscope.published import members
 from layerscope.published.layout import DIALECT_KEY, FLAG_COLUMNS, N_ROWS_KEY, RECORD_KEY, Dialect
 from layerscope.published.write import (
@@ -14,7 +17,7 @@ from layerscope.published.write import (
     json_stability,
     json_summary,
 )
-from layerscope.published.write.json_source import Source, Tree, pointer
+from layerscope.published.write.json_source import Source, Tree, gold_of, pointer
 
 _SUMMARY = {"semantic_margin": (), "semantic_gate": (), "micro_suite": ("aggregates",), "position_window": ()}
 """Blocks of `diagnostics` that published files repeat under `summary`, or what of them."""
@@ -43,25 +46,19 @@ def _published(source: Source) -> Tree:
         "final_prediction": json_prompts.final_prediction(source),
         "model_stats": json_provenance.model_stats(source),
         "raw_lens_check": json_raw.raw_lens_check(source),
-        "prompts": {"facts_micro_suite": json_prompts.fact_keys(source)},
+        "prompts": {"facts_micro_suite": [fact["fact_key"] for fact in suite["facts"] if fact["fact_key"] is not None]},
         "provenance": {"env": json_provenance.environment(source)},
         "copy_flag_columns": list(FLAG_COLUMNS),
         "ablation_summary": source.block(members.ABLATION, source.diagnostics.ablation),
         "control_prompt": json_prompts.control_prompt(source),
         "control_summary": source.block(members.CONTROL_SUMMARY, source.diagnostics.control),
         "tuned_lens": json_fitted_lenses.tuned_lens(source, whole=True),
-        "summary": {key: _inner(diagnostics[key], inside) for key, inside in _SUMMARY.items()},
+        "summary": {key: reduce(getitem, (key, *inside), diagnostics) for key, inside in _SUMMARY.items()},
         "micro_suite": {key: suite[key] for key in ("facts", "aggregates")},
         "measurement_guidance": json_summary.measurement_guidance(source),
         "evaluation_pack": json_summary.evaluation_pack(source),
-        "gold_answer": json_prompts.gold_answer(source, source.primary_prompt),
+        "gold_answer": source.known(members.GOLD_ANSWER, gold_of(source.primary_prompt)),
     }
-
-
-def _inner(block: Tree, keys: tuple[str, ...]) -> Tree:
-    for key in keys:
-        block = block[key]
-    return block
 
 
 def _one_home(source: Source, document: Tree) -> Tree:
@@ -111,7 +108,7 @@ def _diagnostics(source: Source) -> Tree:
     return {
         "type": "diagnostics",
         **json_provenance.settings(source),
-        "unembed_bias": json_provenance.unembed_bias(source),
+        "unembed_bias": source.known(members.UNEMBED_BIAS, source.record.measured.unembed_bias),
         "flags": json_stability.flags(source),
         "prism_summary": json_fitted_lenses.prism_summary(source),
         "copy_soft_config": {
@@ -127,7 +124,7 @@ def _diagnostics(source: Source) -> Tree:
         **_lenses(source),
         "micro_suite": json_summary.micro_suite(source),
         "position_window": json_stability.position_window(source),
-        "norm_trajectory": json_stability.norm_trajectory(source),
+        "norm_trajectory": source.known(members.SAMPLED_TRAJECTORY, source.diagnostics.trajectory),
     }
 
 
@@ -187,5 +184,5 @@ def _lenses(source: Source) -> Tree:
     }
     if confirmation is not None and confirmation.layer is not None:
         block["L_semantic_confirmed"] = confirmation.layer
-    block["config"] = json_raw.score_config(source)
+    block["config"] = {"lens_artifact_score": source.block(members.SCORE_RULE, SCORE_RULE)}
     return {**block, "derived": json_milestones.derived_numbers(source)} if source.extended else block

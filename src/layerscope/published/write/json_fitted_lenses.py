@@ -49,7 +49,7 @@ def lens_folder_of(source: Source, kind: str) -> FittedLensRecord | None:
 
 def prism_summary(source: Source) -> Tree:
     """The shared decoder, which never decides a milestone."""
-    lens, audit = lens_folder_of(source, PRISM), source.diagnostics.sidecars.get(PRISM)
+    lens, audit = lens_folder_of(source, PRISM), source.diagnostics.fitted_lenses.get(PRISM)
     read, fit = is_read(source, PRISM), None if lens is None else lens.prism
     path = _path(source, PRISM)
     block: Tree = {
@@ -80,7 +80,7 @@ def tuned_lens(source: Source, *, whole: bool) -> Tree:
 
 def _more_of_tuned(source: Source, lens: FittedLensRecord | None) -> Tree:
     block: Tree = {}
-    audit, attribution = source.diagnostics.sidecars.get(TUNED), source.diagnostics.attribution
+    audit, attribution = source.diagnostics.fitted_lenses.get(TUNED), source.diagnostics.attribution
     if lens is not None:
         at = source.record.measured.fitted_lenses.index(lens)
         here = pointer("record", "measured", "fitted_lenses", at)
@@ -158,7 +158,7 @@ def _metrics(source: Source, audit: FittedLensAudit) -> Tree:
 def _side_by_side(lens: str, pairs: Mapping[str, LayerPair] | Mapping[str, BitsPair]) -> Tree:
     return {
         "baseline": {name: pair.baseline for name, pair in pairs.items()},
-        lens: {name: pair.sidecar for name, pair in pairs.items()},
+        lens: {name: pair.fitted for name, pair in pairs.items()},
         "delta": {name: pair.delta for name, pair in pairs.items()},
     }
 

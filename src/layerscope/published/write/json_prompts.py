@@ -18,17 +18,6 @@ def primary_prompt(source: Source) -> Tree:
     }
 
 
-def fact_keys(source: Source) -> list[str]:
-    """Every fact that has a name once, in the order of the rows."""
-    return [fact.fact_key for fact in source.diagnostics.micro_suite.facts if fact.fact_key is not None]
-
-
-def gold_answer(source: Source, prompt: PromptRecord | None) -> Tree | None:
-    """Where the gold answer begins, in the model's tokens."""
-    gold = gold_of(prompt)
-    return None if gold is None else source.block(members.GOLD_ANSWER, gold)
-
-
 def gold_alignment(source: Source, prompt: PromptRecord | None) -> Tree | None:
     """Whether the gold answer was located."""
     gold = gold_of(prompt)
@@ -68,7 +57,7 @@ def control_prompt(source: Source) -> Tree | None:
         return None
     return {
         "context_prompt": source.control.text,
-        "gold_answer": gold_answer(source, source.control),
+        "gold_answer": source.known(members.GOLD_ANSWER, gold_of(source.control)),
         "gold_alignment": gold_alignment(source, source.control),
     }
 

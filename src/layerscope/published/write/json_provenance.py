@@ -88,12 +88,6 @@ def _surface_config(t: Thresholds) -> Tree:
     }
 
 
-def unembed_bias(source: Source) -> Tree | None:
-    """The head's bias; None where that was not recorded."""
-    bias = source.record.measured.unembed_bias
-    return None if bias is None else source.block(members.UNEMBED_BIAS, bias)
-
-
 def copy_mask(source: Source) -> Tree | str | None:
     """Ids that never count as an echo; the extended dialect has them as ranges, in the record."""
     mask = source.record.measured.copy_mask

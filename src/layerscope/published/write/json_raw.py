@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from layerscope.analysis.raw_comparison import SCORE_RULE, Comparison, FullCheck
+from layerscope.analysis.raw_comparison import Comparison, FullCheck
 from layerscope.published import members
 from layerscope.published.layout import NEXT_TOKEN, csv_name
 from layerscope.published.write.json_fitted_lenses import has_raw_tables
@@ -71,8 +71,3 @@ def _by_layer(source: Source, values: Sequence[float | None], column: str) -> Tr
     if source.extended:
         return {"file": csv_name(source.stem, NEXT_TOKEN), "column": column}
     return {str(layer): value for layer, value in enumerate(values)}
-
-
-def score_config(source: Source) -> Tree:
-    """The constants of the artefact scores."""
-    return {"lens_artifact_score": source.block(members.SCORE_RULE, SCORE_RULE)}

@@ -123,6 +123,10 @@ class Source:
         """Attributes of a value under the keys of a block; `{lens}` in a key is the headline lens by default."""
         return block_of(table, value, self.dialect, **{"lens": self.label, **names})
 
+    def known(self, table: Sequence[Member], value: object) -> Tree | None:
+        """The same; None where there is no value."""
+        return None if value is None else self.block(table, value)
+
 
 def gold_of(prompt: PromptRecord | None) -> AlignmentRecord | None:
     """The first accepted answer, which is the gold one; None where there is none."""

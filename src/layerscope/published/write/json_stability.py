@@ -168,12 +168,6 @@ def position_window(source: Source) -> Tree:
     return {**block, "positions": positions, **source.block(members.POSITION_REASONS, window)}
 
 
-def norm_trajectory(source: Source) -> Tree | None:
-    """How the residual stream's length grows; None without a curve."""
-    trajectory = source.diagnostics.trajectory
-    return None if trajectory is None else source.block(members.SAMPLED_TRAJECTORY, trajectory)
-
-
 def flags(source: Source) -> Tree:
     """Cautions by name; one that does not hold is absent."""
     decodes, passes = source.diagnostics.repeatability, source.diagnostics.forward_of_two

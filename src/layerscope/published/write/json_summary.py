@@ -34,7 +34,6 @@ def published_micro_suite(suite: MicroSuite, lens: str = "norm") -> Tree:
     """Every fact once, and the middle of each milestone over them, with the roundings of published files.
 
     Args:
-        suite: The facts.
         lens: What keys call the headline lens.
     """
     semantic, delta_hat = suite.L_semantic, suite.delta_hat_median
@@ -116,18 +115,24 @@ def measurement_guidance(source: Source) -> Tree:
 
 def evaluation_pack(source: Source) -> Tree:
     """What evaluations start from; nothing here is computed anew."""
-    guidance = measurement_guidance(source)
-    full, trajectory = source.diagnostics.raw_full, source.diagnostics.trajectory
+    guidance, gold = measurement_guidance(source), gold_of(source.primary_prompt)
+    decodes = source.diagnostics.repeatability
     return {
         "model": source.stem,
         "n_layers": source.n_layers,
         "preferred_lens_for_reporting": guidance["preferred_lens_for_reporting"],
         "use_confirmed_semantics": guidance["use_confirmed_semantics"],
         "milestones": _pack_milestones(source),
-        "artifact": {} if full is None else source.block(members.PACK_ARTEFACT, full),
-        "repeatability": _pack_repeatability(source),
-        "alignment": _pack_alignment(source),
-        "norm_trajectory": {} if trajectory is None else source.block(members.TRAJECTORY, trajectory),
+        "artifact": source.known(members.PACK_ARTEFACT, source.diagnostics.raw_full) or {},
+        "repeatability": {
+            **rank_deviations(source),
+            "flag": "high_variance" if decodes.high_variance else decodes.status,
+        },
+        "alignment": {
+            "gold_alignment_rate": source.record.suite.gold_alignment_rate,
+            "variant": None if gold is None else gold.variant,
+        },
+        "norm_trajectory": source.known(members.TRAJECTORY, source.diagnostics.trajectory) or {},
         "entropy": source.block(members.PACK_ENTROPY, source.diagnostics.entropy_gap),
         "tuned_audit": audit_summary(source) or {},
         "citations": {"layers": _cited_layers(source), "files": _cited_files(source)},
@@ -159,19 +164,6 @@ def softest_copy(source: Source) -> int | None:
     """The window whose soft copy comes first, the shorter of two; None where none ever copies."""
     layers = {k: source.layer(f"L_copy_soft_k{k}") for k in source.thresholds.copy_soft_windows}
     return min((k for k, layer in layers.items() if layer is not None), key=lambda k: (layers[k], k), default=None)
-
-
-def _pack_repeatability(source: Source) -> Tree:
-    decodes = source.diagnostics.repeatability
-    return {**rank_deviations(source), "flag": "high_variance" if decodes.high_variance else decodes.status}
-
-
-def _pack_alignment(source: Source) -> Tree:
-    gold = gold_of(source.primary_prompt)
-    return {
-        "gold_alignment_rate": source.record.suite.gold_alignment_rate,
-        "variant": None if gold is None else gold.variant,
-    }
 
 
 def _cited_layers(source: Source) -> Tree:

@@ -101,7 +101,7 @@ def fitted(quotes: Quotes) -> Section:
     """Prism and tuned lens against the headline lens."""
     blocks: list[Block] = []
     for lens in ("prism", "tuned"):
-        audit = quotes.diagnostics.sidecars.get(lens)
+        audit = quotes.diagnostics.fitted_lenses.get(lens)
         blocks.append(paragraph(_absent(quotes, lens)) if audit is None else _audit(quotes, audit))
     blocks += _attribution(quotes)
     return Section("Prism and tuned lens", tuple(blocks))
@@ -130,7 +130,7 @@ def _rank_rows(quotes: Quotes, audit: FittedLensAudit, base: Path) -> list[Row]:
     rows, lens = [], audit.lens
     for rank, pair in audit.rank_milestones.items():
         key = f"le_{rank}"
-        sides = (("baseline", quotes.headline, pair.baseline), (lens, lens, pair.sidecar))
+        sides = (("baseline", quotes.headline, pair.baseline), (lens, lens, pair.fitted))
         layers = []
         for side, of, value in sides:
             at = quotes.under(*base, "rank_milestones", side, basis=quotes.rows(of), lens=of)

@@ -19,9 +19,9 @@ _CRITERIA = {"A": "gain", "B": "ranks", "C": "last layer", "D": "loss"}
 
 def lines(diagnostics: Diagnostics, records: Sequence[FittedLensRecord]) -> list[str]:
     """Whether fitted lenses are worth their fit, where the tuned one's gain comes from, and whether it is accepted."""
-    verdicts = [f"{lens} {audit.verdict or 'undetermined'}" for lens, audit in diagnostics.sidecars.items()]
+    verdicts = [f"{lens} {audit.verdict or 'undetermined'}" for lens, audit in diagnostics.fitted_lenses.items()]
     texts = [f"against {diagnostics.headline}: {', '.join(verdicts)}"] if verdicts else []
-    refused = [lens for lens in records if lens.status == "refused" and lens.kind not in diagnostics.sidecars]
+    refused = [lens for lens in records if lens.status == "refused" and lens.kind not in diagnostics.fitted_lenses]
     texts += [printable(f"{lens.kind} was refused: {lens.reason}") for lens in refused]
     if diagnostics.attribution is not None:
         held_out = next((lens.tuned.held_out for lens in records if lens.status == "loaded" and lens.tuned), None)

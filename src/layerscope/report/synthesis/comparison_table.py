@@ -159,7 +159,7 @@ def _median_frac(run: Compared) -> float | None:
 
 def _rank_change(lens: str, rank: int) -> _Get:
     def get(run: Compared) -> int | None:
-        audit = run.diagnostics.sidecars.get(lens)
+        audit = run.diagnostics.fitted_lenses.get(lens)
         return None if audit is None else audit.rank_milestones[rank].delta
 
     return get
@@ -222,13 +222,13 @@ _COLUMNS: dict[str, tuple[_DataType, str | _Get]] = {
     "trajectory_r2": (_REAL, _line("r2")),
     "trajectory_spikes": (_INT, "diagnostics.trajectory.n_spikes"),
     **{
-        f"{lens}_delta_kl_{q}_bits": (_REAL, f"diagnostics.sidecars.{lens}.kl_bits_at_percentiles.{q}.delta")
+        f"{lens}_delta_kl_{q}_bits": (_REAL, f"diagnostics.fitted_lenses.{lens}.kl_bits_at_percentiles.{q}.delta")
         for lens in _FITTED
         for q in _QUARTERS
     },
     **{f"{lens}_delta_rank_le_{k}": (_INT, _rank_change(lens, k)) for lens in _FITTED for k in (10, 5, 1)},
-    "prism_verdict": (_TEXT, "diagnostics.sidecars.prism.verdict"),
-    "tuned_verdict": (_TEXT, "diagnostics.sidecars.tuned.verdict"),
+    "prism_verdict": (_TEXT, "diagnostics.fitted_lenses.prism.verdict"),
+    "tuned_verdict": (_TEXT, "diagnostics.fitted_lenses.tuned.verdict"),
     "preferred_lens": (_TEXT, f"{_GUIDANCE}.preferred_lens"),
     "prefer_tuned": (_TRUTH, "diagnostics.attribution.prefer_tuned"),
     "prefer_ranks": (_TRUTH, f"{_GUIDANCE}.prefer_ranks"),

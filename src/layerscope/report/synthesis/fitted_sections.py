@@ -33,7 +33,7 @@ def fitted_section(runs: Sequence[Compared]) -> Section:
 
 def _lens_section(runs: Sequence[Compared], lens: str) -> Section:
     title = f"{lens.capitalize()} lens"
-    having = [run for run in runs if lens in run.diagnostics.sidecars]
+    having = [run for run in runs if lens in run.diagnostics.fitted_lenses]
     missing = of_runs("Not read for {}.", [run for run in runs if run not in having])
     if not having:
         return Section(title, (paragraph(sentence("No run was read through this lens.")),))
@@ -58,7 +58,7 @@ def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) 
     nearer = [run for run, bits in gains.items() if min(bits) > 0]
     farther = [run for run, bits in gains.items() if max(bits) < 0]
     audits = {run: _audit(run, lens).rank_milestones[1] for run in having}
-    never = [run for run, pair in audits.items() if pair.baseline is not None and pair.sidecar is None]
+    never = [run for run, pair in audits.items() if pair.baseline is not None and pair.fitted is None]
     later = [run for run, pair in audits.items() if pair.delta is not None and pair.delta > 0]
     earlier = [run for run, pair in audits.items() if pair.delta is not None and pair.delta < 0]
     of_verdict = {verdict: [run for run in having if _audit(run, lens).verdict == verdict] for verdict in _VERDICTS}
@@ -75,7 +75,7 @@ def _sentences(having: Sequence[Compared], lens: str, missing: Sentence | None) 
 
 
 def _audit(run: Compared, lens: str) -> FittedLensAudit:
-    return run.diagnostics.sidecars[lens]
+    return run.diagnostics.fitted_lenses[lens]
 
 
 def _gains(run: Compared, lens: str) -> list[float]:

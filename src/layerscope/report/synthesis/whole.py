@@ -72,7 +72,7 @@ def _limitations(runs: Sequence[Compared]) -> Section:
     ]
     if all(run.diagnostics.statistics.n < 2 for run in runs):
         items.append(sentence("Everything rests on one fact in one wording, read at its last position."))
-    if any(run.evidence.record.source == "published" and run.diagnostics.sidecars for run in runs):
+    if any(run.evidence.record.source == "published" and run.diagnostics.fitted_lenses for run in runs):
         items.append(
             sentence(
                 "Fitted lenses of files that were read and not measured here are as those files have them; how well "

@@ -268,16 +268,14 @@ class Evidence:
 
     def _stated_milestone(self, name: str, lens: str) -> Entry | None:
         """Where the JSON has a milestone of the primary prompt."""
-        paths = _places(name, self._label_of(lens), headline=lens == self.headline)
+        label = "norm" if lens == "next_norm" else lens
+        paths = _places(name, label, headline=lens == self.headline)
         if lens == "tuned" and lens != self.headline:
             passes = self.entry("tuned_lens", "summaries")
             first = None if passes is None else next(iter(self.json.children(passes)), None)
             if first is not None and (primary := self.primary) is not None and first.key.startswith(primary.prompt_id):
                 paths = [(*first.path, *path[1:]) for path in _places(name, "tuned", headline=True)]
         return next((entry for path in paths if (entry := self.entry(*path)) is not None), None)
-
-    def _label_of(self, lens: str) -> str:
-        return "norm" if lens == "next_norm" else lens
 
     def _rows_of(self, lens: str) -> dict[tuple[str, str, int | None, int], CsvRow]:
         if lens not in self._by_place:

@@ -18,19 +18,16 @@ FILLERS = frozenset(
     | {"and", "be", "is", "or", "was"}
 )
 """Words that carry grammar and no content."""
+STOPPED = ("what is concluded from rows", None, "the identity check failed, and nothing is concluded")
 SHALLOW = 5
 """Layers up to which anchoring on punctuation or fillers is looked for."""
 
 
 def checklist(quotes: Quotes) -> Section:
     """The section."""
-    concluded = (*_anchors(quotes), *_conclusions(quotes)) if quotes.ranked else (_stopped(),)
+    concluded = [*_anchors(quotes), *_conclusions(quotes)] if quotes.ranked else [_check(*STOPPED)]
     checks = (*_instrument(quotes), *concluded, *_provenance(quotes))
     return Section("Checklist", (Checklist(checks),))
-
-
-def _stopped() -> Check:
-    return _check("what is concluded from rows", None, "the identity check failed, and nothing is concluded")
 
 
 def _check(label: str, holds: bool | None, template: str = "", *values: Filling) -> Check:

@@ -118,10 +118,8 @@ def _onset(quotes: Quotes, onset: Claim) -> Sentence:
     key, none = f"gap_at_L_semantic_{quotes.label}", "the rows do not hold the lead"
     gap = gate.figure("gap_at_L_semantic", Unit.LOGIT, key, value=diagnostics.gap_at_semantic, reason=none)
     uniform, key = quotes.under(D, "semantic_margin", basis=(p,)), f"margin_ok_at_L_semantic_{quotes.label}"
-    how = "p_answer above uniform"
-    margin = uniform.figure(
-        "margin_ok_at_L_semantic", Unit.TRUTH, key, value=diagnostics.margin_ok_at_semantic, how=how
-    )
+    ok, how = diagnostics.margin_ok_at_semantic, "p_answer above uniform"
+    margin = uniform.figure("margin_ok_at_L_semantic", Unit.TRUTH, key, value=ok, how=how)
     fraction = None if layer is None else round(layer / quotes.n_layers, 3)
     at = quotes.under(D, "depth_fractions", basis=(onset,), how="layer / n_layers")
     depth = at.figure("L_semantic_frac", Unit.SHARE, value=fraction)
@@ -138,14 +136,10 @@ def _confirmation(quotes: Quotes) -> list[Sentence]:
     read = confirmation.layer is not None or confirmation.onset_raw is not None or confirmation.onset_tuned is not None
     source = at.figure("confirmed_source", Unit.TEXT, value=confirmation.source if read else None)
     onsets = {"raw": confirmation.onset_raw, "tuned": confirmation.onset_tuned}
+    why = "the {} lens has no onset, or was not read"
     raw, tuned = (
-        at.figure(
-            f"L_semantic_{lens}",
-            Unit.LAYER,
-            value=layer_of_lens,
-            reason=f"the {lens} lens has no onset, or was not read",
-        )
-        for lens, layer_of_lens in onsets.items()
+        at.figure(f"L_semantic_{lens}", Unit.LAYER, value=onset, reason=why.format(lens))
+        for lens, onset in onsets.items()
     )
     confirmed = sentence(circumstances.CONFIRMED, where=at_layer(layer), source=source, raw=raw, tuned=tuned)
     trivial = sentence(circumstances.TRIVIAL, Name(quotes.headline))

@@ -39,7 +39,8 @@ SKIPPED = (
 
 def limitations(quotes: Quotes) -> Section:
     """The section."""
-    items = (*_cautions(quotes), *_scope(quotes), *_files(quotes), *_rows(quotes), *_fitted(quotes))
+    faults = (*(_milestones(quotes) if quotes.ranked else ()), *_format(quotes))
+    items = (*_cautions(quotes), *_scope(quotes), *faults, *_rows(quotes), *_fitted(quotes))
     tables = (_otherwise(quotes) if quotes.ranked else None, _figures_otherwise(quotes))
     blocks: list[Block] = [Bullets(items), *(block for block in tables if block is not None)]
     return Section("Limitations", tuple(blocks))
@@ -69,13 +70,6 @@ def _scope(quotes: Quotes) -> Iterator[Sentence]:
             yield sentence(TWO_INSTRUMENTS, Name(risk), Name(tier))
     for problem in quotes.record.problems:
         yield sentence("{}.", Name(f"{problem.file}: {problem.message}"))
-
-
-def _files(quotes: Quotes) -> Iterator[Sentence]:
-    """Faults of files in this format, each where it is found."""
-    if quotes.ranked:
-        yield from _milestones(quotes)
-    yield from _format(quotes)
 
 
 def _milestones(quotes: Quotes) -> Iterator[Sentence]:

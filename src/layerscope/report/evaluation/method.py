@@ -6,8 +6,9 @@ from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Basis, Name, Section, Sentence, filled, paragraph, row, sentence
-from layerscope.report.evaluation.quotes import D, Quotes, layers_word, names, table
+from layerscope.report.evaluation.quotes import D, Quotes, names, table
 from layerscope.report.sentences.last_layer import ACCOUNTS, LIKE_A_SOFTCAP, WHY_SOFTCAP, after_transform
+from layerscope.report.sentences.lines import plural
 
 _LAST = (D, "last_layer_consistency")
 
@@ -90,7 +91,7 @@ def _trajectory(quotes: Quotes) -> list[Sentence]:
     if quotes.ranked and trajectory.n_spikes is not None:  # counted up to the onset
         spikes, relative = at.figure("n_spikes", Unit.COUNT), at.figure("n_spikes_relative", Unit.COUNT)
         template = "; the norm is abrupt at {} {} by the absolute rule, at {} by comparison with neighbours"
-        abrupt = filled(template, spikes, layers_word(spikes), relative)
+        abrupt = filled(template, spikes, plural("layer", spikes.value), relative)
     return [_item("Length of the stream", "{}{}.", growth, abrupt)]
 
 
@@ -139,11 +140,9 @@ def _alignment(quotes: Quotes) -> Sentence:
 
 
 def _mask(quotes: Quotes) -> Sentence:
-    mask, places = (
-        quotes.record.measured.copy_mask,
-        ((D, "copy_mask", "size"), ("record", "measured", "copy_mask", "size")),
-    )
-    size = quotes.figure("size", None if mask is None else mask.size, Unit.COUNT, *places)
+    mask, path = quotes.record.measured.copy_mask, ("copy_mask", "size")
+    count = None if mask is None else mask.size
+    size = quotes.figure("size", count, Unit.COUNT, (D, *path), ("record", "measured", *path))
     if size.value is None:
         return _item("Copy mask", "Not recorded in these files.")
     return _item("Copy mask", "{} ids of blanks and punctuation never count as an echo.", size)
@@ -156,7 +155,7 @@ def _detectors(quotes: Quotes) -> Sentence:
     places = ((D, "copy_soft_threshold"), (D, "copy_soft_config", "threshold"))
     soft = quotes.stated("copy_soft_threshold", Unit.PROBABILITY, *places)
     template = "Strict above {} over {} {}, by {}; soft above {}."
-    return _item("Copy detectors", template, threshold, window, layers_word(window), match, soft)
+    return _item("Copy detectors", template, threshold, window, plural("layer", window.value), match, soft)
 
 
 def _calibration(quotes: Quotes) -> Section:

@@ -106,12 +106,8 @@ def decoding_point(quotes: Quotes) -> list[Sentence]:
 def _model(quotes: Quotes) -> Sentence:
     model = quotes.record.model
     sizes = [
-        quotes.figure(key, value, Unit.COUNT, ("model_stats", path), ("record", "model", key))
-        for key, path, value in (
-            ("n_layers", "num_layers", model.n_layers),
-            ("d_model", "d_model", model.d_model),
-            ("d_vocab", "d_vocab", model.d_vocab),
-        )
+        quotes.figure(key, getattr(model, key), Unit.COUNT, ("model_stats", path), ("record", "model", key))
+        for key, path in (("n_layers", "num_layers"), ("d_model", "d_model"), ("d_vocab", "d_vocab"))
     ]
     created = quotes.stated("created_utc", Unit.TEXT, ("created_utc",))
     when = filled(", measured {}", created) if created.value is not None else ()

@@ -274,11 +274,6 @@ def layer_cell(claim: Claim) -> tuple[doc.Part, ...]:
     return (doc.Text("not known"), Basis((claim,))) if claim.value is None and claim.reason == NEVER_SEEN else (claim,)
 
 
-def layers_word(count: Claim) -> str:
-    """`layer` after a count of one, else `layers`."""
-    return "layer" if count.value == 1 else "layers"
-
-
 def token(text: str, *behind: Claim) -> doc.Token:
     """A piece of text that is shown as it is, with the claims that show it."""
     return doc.Token(text, behind)

@@ -141,12 +141,7 @@ def raw_against_norm(diagnostics: Diagnostics) -> list[str]:
     if n_layers == 0:
         return [f"{sampled}; full tier unknown: no layer has a distance to the raw lens"]
     whole, prefinal = full.whole.score, full.prefinal.score
-    last = (
-        ""
-        if prefinal.v1 is None
-        else f"; prefinal {short_text(prefinal.v1)} ({short_text(prefinal.v2)}) {prefinal.tier}"
-    )
-    return [
-        f"{sampled}; full tier {whole.tier} ({n_layers} layers)",
-        f"score v1 {short_text(whole.v1)} (v2 {short_text(whole.v2)}) {whole.tier}{last}",
-    ]
+    scores = f"score v1 {short_text(whole.v1)} (v2 {short_text(whole.v2)}) {whole.tier}"
+    if prefinal.v1 is not None:
+        scores += f"; prefinal {short_text(prefinal.v1)} ({short_text(prefinal.v2)}) {prefinal.tier}"
+    return [f"{sampled}; full tier {whole.tier} ({n_layers} layers)", scores]

@@ -21,15 +21,14 @@ def reporting(guidance: Guidance, headline: str, *, ranked: bool = True) -> list
     """What may be reported, each reason against it with its weight, and what could not be found out."""
     known = " that could be determined" if guidance.undetermined else ""
     if not guidance.reasons:
-        lines = [LabelledLine("reporting", f"nothing{known} stands against reporting probabilities", "free")]
+        scope = f"nothing{known} stands against reporting probabilities"
     elif not ranked:
-        lines = [LabelledLine("reporting", "report nothing of this run:", "main")]
+        scope = "report nothing of this run:"
     elif guidance.suppress_abs_probs:
-        lines = [
-            LabelledLine("reporting", "report ranks and layers, but no probability or entropy of a layer:", "main")
-        ]
+        scope = "report ranks and layers, but no probability or entropy of a layer:"
     else:
-        lines = [LabelledLine("reporting", "probabilities may be reported together with this:", "main")]
+        scope = "probabilities may be reported together with this:"
+    lines = [LabelledLine("reporting", scope, "main" if guidance.reasons else "free")]
     labels = {"block": "withheld", "advise": "caution"}
     lines += [LabelledLine(labels[r.severity], printable(r.text), r.severity) for r in guidance.reasons]
     if guidance.preferred_lens != headline:

@@ -43,10 +43,8 @@ def explained(measured: LastLayerRecord, threshold_bits: float, head: HeadTransf
     """Whether the scale and softcap that the model declares account for a lens' distance to its output."""
     key, bits = after_transform(measured)
     if bits is not None:
-        scale, softcap = (
-            name if value is None else f"{name} {value:g}"
-            for name, value in (("scale", measured.scale), ("softcap", measured.softcap))
-        )
+        declared = {"scale": measured.scale, "softcap": measured.softcap}
+        scale, softcap = (name if value is None else f"{name} {value:g}" for name, value in declared.items())
         name = {"scale_then_softcap": f"{scale} and {softcap}", "softcap": softcap, "scale": scale}[key]
         verb = "explains it" if bits < threshold_bits else "does not explain it"
         return f"the model's {name} would leave {short_text(bits)}, which {verb}"

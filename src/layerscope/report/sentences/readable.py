@@ -8,8 +8,6 @@ from layerscope.analysis.diagnostics import Diagnostics
 from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, Milestone, Milestones
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, rank_within, stable_twin
 
-RANK_1 = rank_within(1)
-
 READABLE = "{answer} becomes readable at layer {layer} ({depth}){lens}: {basis} ({milestone})."
 NEVER_READABLE = "{answer} never becomes readable under lens {lens}: {why}."
 READABLE_IN_SHORT = (
@@ -45,7 +43,7 @@ BASIS: dict[str, str] = {
 def rank_1(milestones: Milestones) -> Milestone:
     """The first layer with the answer on top; by rank where a table says no more than that."""
     onset = milestones[ONSET]
-    return milestones.get(RANK_1, onset) if onset.reason == NOT_MEASURED else onset
+    return milestones.get(rank_within(1), onset) if onset.reason == NOT_MEASURED else onset
 
 
 def strength_known(milestones: Milestones) -> bool:

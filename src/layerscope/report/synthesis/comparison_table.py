@@ -22,15 +22,8 @@ _DataType: TypeAlias = Any
 CSV, PARQUET = "comparison.csv", "comparison.parquet"
 _RANKS = tuple(map(milestone_names.rank_within, (10, 5, 1)))
 _LAYERS = (
-    *_RANKS,
-    *(
-        ONSET,
-        milestone_names.stable_twin(ONSET),
-        MilestoneName.ONSET_RUN2,
-        MilestoneName.MARGIN_OK,
-        MilestoneName.TOP2_OK,
-    ),
-    *("gap_ge_1.0", STRONG, STRONG_RUN2, CONFIRMED),
+    *(*_RANKS, ONSET, milestone_names.stable_twin(ONSET), MilestoneName.ONSET_RUN2),
+    *(MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, "gap_ge_1.0", STRONG, STRONG_RUN2, CONFIRMED),
     *(MilestoneName.COPY, *map(milestone_names.copy_soft, (1, 2, 3)), MilestoneName.LOW_ENTROPY),
     *(MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY, MilestoneName.TOPK_DECAY),
     *("cos_ge_0.2", "cos_ge_0.4", "cos_ge_0.6", "first_p_top1_gt_0.30", "first_p_top1_gt_0.60"),

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from layerscope.analysis.facts import Fact
 from layerscope.analysis.statistics import Summary
 from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited.claims import Claim, Unit, Value
@@ -62,19 +61,17 @@ def _sentences(several: Sequence[Compared], single: Sequence[Compared]) -> list[
 def _extreme(run: Compared) -> str | None:
     """Where the primary fact lies among all; None for between, and where all are equal."""
     primary = run.layer(ONSET)
-    layers = [fact.L_semantic for fact in _facts(run) if fact.L_semantic is not None]
+    layers = [fact.L_semantic for fact in run.diagnostics.micro_suite.facts if fact.L_semantic is not None]
     if primary is None or len(set(layers)) < 2:
         return None
     return "shallowest" if primary == min(layers) else "deepest" if primary == max(layers) else None
 
 
-def _facts(run: Compared) -> Sequence[Fact]:
-    return run.diagnostics.micro_suite.facts
-
-
 def _basis(run: Compared) -> list[Claim]:
     """The layer of every fact."""
-    claims = (run.named(run.evidence.milestone(ONSET, prompt=fact.prompt)) for fact in _facts(run))
+    claims = (
+        run.named(run.evidence.milestone(ONSET, prompt=fact.prompt)) for fact in run.diagnostics.micro_suite.facts
+    )
     return [claim for claim in claims if claim is not None]
 
 

@@ -37,7 +37,7 @@ def family_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Sect
 
 
 def _of_family(name: str, members: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence]:
-    depths = _depths(members)
+    depths = listed([[Name(run.name), Text(" "), shown(run.depth(ONSET))] for run in members])
     if not layers_compare(members, obstacles):
         yield sentence("{} ({}): their layers do not compare, see above.", Name(name), names(members))
         return
@@ -64,10 +64,6 @@ def _difference(members: Sequence[Compared], trait: str, values: Sequence[str | 
         parts += [Text("; ")] if place else []
         parts += [Name(value), Text(" in "), *names(of)]
     return [*parts, Text(")")]
-
-
-def _depths(members: Sequence[Compared]) -> list[Part]:
-    return listed([[Name(run.name), Text(" "), shown(run.depth(ONSET))] for run in members])
 
 
 def _trend(members: Sequence[Compared]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from layerscope.report.cited import document as doc
-from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.claims import Unit
 from layerscope.report.cited.document import Name, Section, Sentence, paragraph, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import NOT_RECORDED, Limit, gold_resolved
@@ -66,14 +66,11 @@ def _runs(runs: Sequence[Compared]) -> doc.Table:
         "run | protocol | headline lens | norm | layers | d_model | family",
         lambda run: [
             *(run.run, run.evidence.record.protocol.name, run.evidence.headline, run.norm_strategy() or NOT_RECORDED),
-            *(run.size(), _width(run), run.family),
+            run.size(),
+            run.agreed("d_model", run.evidence.record.model.d_model, Unit.COUNT, ("model_stats", "d_model")),
+            run.family,
         ],
     )
-
-
-def _width(run: Compared) -> Claim | None:
-    """Width of the residual stream."""
-    return run.agreed("d_model", run.evidence.record.model.d_model, Unit.COUNT, ("model_stats", "d_model"))
 
 
 def _sentences(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence]:

@@ -19,7 +19,6 @@ class Look:
 
 
 SOLID = (1, 0)
-TRIANGLE_LEFT = "M0.6,-0.7L0.6,0.7L-0.7,0Z"
 # Okabe & Ito 2008, "Color Universal Design", without its yellow; orange, sky blue and reddish purple are darker here,
 # for as they stand they are too pale for a white ground.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (

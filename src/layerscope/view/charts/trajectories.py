@@ -115,23 +115,13 @@ def _lenses_of(run: AnalysedRun, lenses: Sequence[str] | None, kind: Metric) -> 
 
 def _lines(drawn: Sequence[_Series], headline: str) -> list[Line]:
     """Colour tells lenses apart, or quantities under one lens alone; with several of both, dashes tell these."""
-    lenses, quantities = (
-        dict.fromkeys(curve.lens for curve in drawn),
-        dict.fromkeys(curve.quantity.label for curve in drawn),
-    )
-    if len(lenses) == 1 and len(quantities) > 1:
+    lenses = list(dict.fromkeys(curve.lens for curve in drawn))
+    grouped = len({curve.quantity.label for curve in drawn}) > 1
+    if len(lenses) == 1 and grouped:
         return [Line(curve.quantity.label, series_look(at), curve.values, at == 0) for at, curve in enumerate(drawn)]
-    at = {lens: place for place, lens in enumerate(lenses)}
-    grouped = len(quantities) > 1
+    looks = {lens: lens_look(lens, place) for place, lens in enumerate(lenses)}
     return [
-        Line(
-            curve.lens,
-            lens_look(curve.lens, at[curve.lens]),
-            curve.values,
-            curve.lens == headline,
-            curve.quantity.label if grouped else None,
-        )
-        for curve in drawn
+        Line(c.lens, looks[c.lens], c.values, c.lens == headline, c.quantity.label if grouped else None) for c in drawn
     ]
 
 

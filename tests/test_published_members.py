@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 import pytest
 from pydantic import BaseModel
 
+from layerscope import lens_record
 from layerscope.analysis import (
     confirmation,
     consistency,
@@ -72,9 +73,9 @@ HOLDERS = [
     (members.POSITIONS_AUDIT, tuned_audit.PositionsAudit),
     (members.HEAD_MISMATCH, tuned_audit.HeadMismatch),
     (members.ATTRIBUTED_GAIN, fitted_lens_audit.AttributedGain),
-    (members.TRAINING_SEED, measured.LensSettingsRecord),
-    (members.TRAINING_TEXT, measured.LensCorpusRecord),
-    (members.TRAINING_DEVICE, measured.LensSettingsRecord),
+    (members.TRAINING_SEED, lens_record.Settings),
+    (members.TRAINING_TEXT, lens_record.CorpusRecord),
+    (members.TRAINING_DEVICE, lens_record.Settings),
     (members.PUBLISHED_FACT, facts.Fact),
     (members.FACT_ROWS, facts.Fact),
     (members.FACT_AGGREGATES, facts.MicroSuite),

@@ -149,16 +149,16 @@ def ours(folder: Path, corpus_ids: Mapping[str, Tensor], first_position: int) ->
     corpus = _corpus(corpus_ids)
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
-        sidecar = fit_tuned(model, corpus, Path(scratch) / "lens", TunedSettings(rank="full"))
+        fitted = fit_tuned(model, corpus, Path(scratch) / "lens", TunedSettings(rank="full"))
         seconds = time.perf_counter() - start
-        lens = tuned_lens(sidecar, model.final_norm)
+        lens = tuned_lens(fitted, model.final_norm)
     logit_lens = LogitLens(model.final_norm)
     decoders = {
         "logit": lambda state, layer: logits_of(logit_lens(state, layer), model.unembedding),
         "tuned": lambda state, layer: logits_of(lens(state, layer), model.unembedding),
     }
     bits = held_out_bits(load_model(folder), corpus_ids["held_out"], decoders, first_position)
-    fits = sidecar.record.tuned.layers if sidecar.record.tuned is not None else ()
+    fits = fitted.record.tuned.layers if fitted.record.tuned is not None else ()
     return seconds, {
         fit.layer: OurLayer(bits["logit"][fit.layer], fit.bias_bits, fit.closed_form_bits, bits["tuned"][fit.layer])
         for fit in fits

@@ -65,8 +65,8 @@ def main() -> None:
         ("prism", lambda out: fit_prism(model, corpus, out, PrismSettings())),
     ):
         start = time.perf_counter()
-        sidecar = fit(given.out / name)
-        print(f"{name}: {time.perf_counter() - start:.0f} s, weights {sidecar.record.weights_sha256[:16]}")
+        fitted = fit(given.out / name)
+        print(f"{name}: {time.perf_counter() - start:.0f} s, weights {fitted.record.weights_sha256[:16]}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 import pytest
 from pydantic import BaseModel
 
+from layerscope import lens_record
 from layerscope.analysis import (
     confirmation,
     consistency,
@@ -18,7 +19,6 @@ from layerscope.analysis import (
     trajectory,
     tuned_audit,
 )
-from layerscope.lens_record import CorpusRecord, Settings
 from layerscope.published import members
 from layerscope.published.layout import EXTENDED, GENERATION_M
 from layerscope.published.members import Member, block_of
@@ -73,9 +73,9 @@ HOLDERS = [
     (members.POSITIONS_AUDIT, tuned_audit.PositionsAudit),
     (members.HEAD_MISMATCH, tuned_audit.HeadMismatch),
     (members.ATTRIBUTED_GAIN, fitted_lens_audit.AttributedGain),
-    (members.TRAINING_SEED, Settings),
-    (members.TRAINING_TEXT, CorpusRecord),
-    (members.TRAINING_DEVICE, Settings),
+    (members.TRAINING_SEED, lens_record.Settings),
+    (members.TRAINING_TEXT, lens_record.CorpusRecord),
+    (members.TRAINING_DEVICE, lens_record.Settings),
     (members.PUBLISHED_FACT, facts.Fact),
     (members.FACT_ROWS, facts.Fact),
     (members.FACT_AGGREGATES, facts.MicroSuite),

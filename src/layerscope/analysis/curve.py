@@ -14,6 +14,12 @@ Predicate: TypeAlias = Callable[[Row], bool | None]
 """Whether something holds in a row; None where its value is absent."""
 
 
+def entropy_gap(row: Row) -> float | None:
+    """By how much a row is less certain than the model's own output, in bits; None where that is not known."""
+    lens, teacher = row["entropy_bits"], row["teacher_entropy_bits"]
+    return None if lens is None or teacher is None else lens - teacher
+
+
 @dataclass(frozen=True)
 class Curve:
     """What a lens reads at the last position of a prompt, layer by layer."""

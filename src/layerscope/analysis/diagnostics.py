@@ -10,7 +10,7 @@ from layerscope.analysis import fitted_lens_audit as fitted_lens_audit
 from layerscope.analysis import raw_comparison as raw_audit
 from layerscope.analysis.acceptance import Acceptance, SkippingCost
 from layerscope.analysis.confirmation import Confirmation, confirm
-from layerscope.analysis.curve import Curve, Curves
+from layerscope.analysis.curve import Curve, Curves, entropy_gap
 from layerscope.analysis.guidance import negated
 from layerscope.analysis.milestones import (
     Gates,
@@ -379,8 +379,7 @@ def protocol_in_force(record: RunRecord) -> Protocol:
 
 
 def _entropy_gap(curve: Curve) -> EntropyGap:
-    pairs = [(row["entropy_bits"], row["teacher_entropy_bits"]) for row in curve.rows]
-    gaps = [entropy - teacher for entropy, teacher in pairs if entropy is not None and teacher is not None]
+    gaps = [gap for row in curve.rows if (gap := entropy_gap(row)) is not None]
     return EntropyGap(quartiles(gaps), len(gaps))
 
 

@@ -165,22 +165,31 @@ def micro_suite(
         confirmed: by prompt, L_semantic where another lens confirms it; a prompt may be missing.
     """
     starts, keys = _first_rows(curves, headline), _fact_keys(curves)
-    facts = tuple(
-        _fact(
-            prompt,
-            keys.get(prompt),
-            curves.get(prompt, headline),
-            milestones.get(prompt, {}),
-            confirmed.get(prompt),
-            starts[prompt],
+    facts = []
+    for prompt in fact_passes(curves.passes):
+        curve, its = curves.get(prompt, headline), milestones.get(prompt, {})
+        onset = layer_of(its, ONSET)
+        layers = [row["layer"] for row in curve.rows] if curve else []
+        row = layers.index(onset) if onset in layers else None
+        fact = Fact(
+            prompt=prompt,
+            fact_key=keys.get(prompt),
+            fact_index=prompt.fact_index,
+            L_copy_strict=layer_of(its, MilestoneName.COPY),
+            L_copy_soft_k1=layer_of(its, copy_soft(1)),
+            L_semantic=onset,
+            L_semantic_confirmed=confirmed.get(prompt),
+            L_semantic_margin_ok=layer_of(its, MilestoneName.MARGIN_OK),
+            delta_hat=_delta_hat(its, curve.n_layers) if curve else None,
+            row_in_file=None if row is None else starts[prompt] + row,
+            row_in_pass=row,
         )
-        for prompt in fact_passes(curves.passes)
-    )
+        facts.append(fact)
     names = ("L_copy_strict", "L_copy_soft_k1", "L_semantic", "L_semantic_confirmed", "L_semantic_margin_ok")
     summaries = {name: summarize([getattr(fact, name) for fact in facts]) for name in names}
-    onset = summaries["L_semantic"]
+    semantic = summaries["L_semantic"]
     delta_hat = median([fact.delta_hat for fact in facts if fact.delta_hat is not None])
-    return MicroSuite(facts, onset.n, onset.n_missing, **summaries, delta_hat_median=delta_hat)
+    return MicroSuite(tuple(facts), semantic.n, semantic.n_missing, **summaries, delta_hat_median=delta_hat)
 
 
 def statistics_over_facts(milestones: Mapping[PromptKey, Milestones], d_vocab: int, seed: int = SEED) -> FactStatistics:
@@ -310,27 +319,6 @@ def _first_rows(curves: Curves, headline: str) -> dict[PromptKey, int]:
 def _fact_keys(curves: Curves) -> dict[PromptKey, str]:
     """What each prompt's fact is called, wherever a row says it."""
     return {curve.prompt: row["fact_key"] for curve in curves for row in curve.rows if row["fact_key"] is not None}
-
-
-def _fact(
-    prompt: PromptKey, key: str | None, curve: Curve | None, milestones: Milestones, confirmed: int | None, start: int
-) -> Fact:
-    semantic = layer_of(milestones, ONSET)
-    layers = [row["layer"] for row in curve.rows] if curve else []
-    row_in_pass = layers.index(semantic) if semantic in layers else None
-    return Fact(
-        prompt=prompt,
-        fact_key=key,
-        fact_index=prompt.fact_index,
-        L_copy_strict=layer_of(milestones, MilestoneName.COPY),
-        L_copy_soft_k1=layer_of(milestones, copy_soft(1)),
-        L_semantic=semantic,
-        L_semantic_confirmed=confirmed,
-        L_semantic_margin_ok=layer_of(milestones, MilestoneName.MARGIN_OK),
-        delta_hat=_delta_hat(milestones, curve.n_layers) if curve else None,
-        row_in_file=None if row_in_pass is None else start + row_in_pass,
-        row_in_pass=row_in_pass,
-    )
 
 
 def _delta_hat(milestones: Milestones, n_layers: int) -> float | None:

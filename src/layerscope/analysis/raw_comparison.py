@@ -252,7 +252,6 @@ def artefact_scores(
     max_kl_bits: float | None,
     js_p50: float | None = None,
     l1_p50: float | None = None,
-    rule: ScoreRule = SCORE_RULE,
 ) -> ArtefactScores:
     """Both scores of a comparison; a missing input adds nothing.
 
@@ -266,6 +265,7 @@ def artefact_scores(
     """
     if share_kl_ge_1 is None and max_kl_bits is None and not n_norm_only:
         return ArtefactScores(None, None, None)
+    rule = SCORE_RULE
     v1 = rule.share_kl * (share_kl_ge_1 or 0.0)
     v1 += rule.norm_only if n_norm_only else 0.0
     v1 += rule.max_kl * min(1.0, (max_kl_bits or 0.0) / rule.max_kl_full_bits)

@@ -141,7 +141,8 @@ class Tokens:
 
     def trivial(self, ids: Iterable[int]) -> set[int]:
         """Those ids whose string is empty, blank or ASCII punctuation, and so never count as an echo of the prompt."""
-        return {i for i, text in self.display(ids).items() if _is_trivial(text)}
+        texts = {i: text.translate(_BOUNDARY_GLYPHS) for i, text in self.display(ids).items()}
+        return {i for i, text in texts.items() if all(c.isspace() or c in _PUNCTUATION for c in text)}
 
     @cached_property
     def sha256(self) -> str:
@@ -151,7 +152,3 @@ class Tokens:
             return hashlib.sha256(file.read_bytes()).hexdigest()
         vocabulary = sorted((i, token) for token, i in self._tokenizer.get_vocab().items())
         return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
-
-
-def _is_trivial(text: str) -> bool:
-    return all(c.isspace() or c in _PUNCTUATION for c in text.translate(_BOUNDARY_GLYPHS))

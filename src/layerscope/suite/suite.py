@@ -1,7 +1,4 @@
-"""What is asked of a model: facts in all their variants, controls, accepted answers; read from TOML and JSONL files.
-
-The built-in suites stand in `suites/`. One fact of a file is read by `suite_entry` or `suite_counterfact`.
-"""
+"""What is asked of a model: facts in all their variants, controls, accepted answers; read from TOML and JSONL files."""
 
 import hashlib
 import json

@@ -149,6 +149,11 @@ def check_json(document: Block, tables: Tables, n_layers: int, problems: list[Pr
         return
     rows = {row.layer: row for row in norm.rows if row.prompt == PRIMARY}
     diagnostics = document.block("diagnostics")
+
+    def contradiction(key: str, value: Value, row: TableRow, column: str) -> None:
+        message = f"`{column}` is {row.values[column]}, but `{key}` of {document.file} is {value}; {_MIXED}"
+        note(problems, norm.file, [Fault(row.number, message)])
+
     last_layer = diagnostics.block("last_layer_consistency")
     for key, column in (
         ("p_top1_lens", "p_top1"), ("p_answer_lens", "p_answer"), ("answer_rank_lens", "answer_rank"),
@@ -156,11 +161,11 @@ def check_json(document: Block, tables: Tables, n_layers: int, problems: list[Pr
     ):  # fmt: skip
         value = last_layer.number(key)
         if n_layers in rows and not _near(rows[n_layers].values.get(column), value, _BETWEEN_TABLES, 1e-12):
-            _contradiction(document, f"{last_layer.name}.{key}", value, norm, rows[n_layers], column, problems)
+            contradiction(f"{last_layer.name}.{key}", value, rows[n_layers], column)
     entropy = document.block("final_prediction").number("entropy")
     for row in rows.values():
         if not _near(row.values.get("teacher_entropy_bits"), entropy, _OF_ENTROPIES, _OF_ENTROPIES):
-            _contradiction(document, "final_prediction.entropy", entropy, norm, row, "teacher_entropy_bits", problems)
+            contradiction("final_prediction.entropy", entropy, row, "teacher_entropy_bits")
             break
     if ONSET in diagnostics.members and set(rows) == set(range(n_layers + 1)):
         _check_onset(diagnostics.whole(ONSET), norm, list(rows.values()), document.file, problems)
@@ -177,13 +182,6 @@ def _check_onset(
         number = next((row.number for row in rows if row.layer == (stated if onset is None else onset)), None)
         message = f"the answer is first on top at layer {onset}, but {json} has L_semantic {stated}; {_MIXED}"
         note(problems, norm.file, [Fault(number, message)])
-
-
-def _contradiction(
-    document: Block, key: str, value: Value, table: TableRows, row: TableRow, column: str, problems: list[ProblemRecord]
-) -> None:
-    message = f"`{column}` is {row.values[column]}, but `{key}` of {document.file} is {value}; {_MIXED}"
-    note(problems, table.file, [Fault(row.number, message)])
 
 
 def _near(first: Value, second: Value, relative: float, absolute: float) -> bool:

@@ -1,7 +1,7 @@
 """A published run's folder, of any generation, as a run; what is missing or damaged becomes a problem of its record."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -39,9 +39,8 @@ from layerscope.published.read import cross_checks, fitted_lenses, metadata
 from layerscope.published.read.csv_table import TableRows, check_table, note, read_table
 from layerscope.published.read.document import Block, generation_of, read_document
 from layerscope.published.read.extended import read_extended
-from layerscope.published.read.merge import Merged, Tables, frame_of_rows, last_positions, merge
-from layerscope.record.measured import MeasuredRecord
-from layerscope.record.parts import ModelRecord, ProblemRecord, ProtocolRecord, SuiteRecord
+from layerscope.published.read.merge import Tables, frame_of_rows, last_positions, merge
+from layerscope.record.parts import ProblemRecord, ProtocolRecord
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.record.run_record import SCHEMA_VERSION, RunRecord
@@ -160,7 +159,11 @@ def _read_generation(source: _Source, document: Block) -> AnalysedRun:
     answers, fact_keys = metadata.alignments(document), _fact_keys(tables)
     merged = merge(tables, last, metadata.from_json(document, answers, model.n_layers), problems)
     fitted_lenses.add_positions(audits.get(POSITIONS_TUNED_AUDIT.suffix), merged, model.n_layers, problems)
-    measured = _measured(document, merged, audits, model.n_layers)
+    fits = fitted_lenses.lens_records(document, model.n_layers)
+    taus = next((lens.tuned.temperatures for lens in fits if lens.tuned is not None), ())
+    parts = audits.get(TUNED_VARIANTS.suffix)
+    variants = fitted_lenses.tuned_variants(parts, merged, model.n_layers, taus, problems)
+    measured = metadata.measured_record(document, model.n_layers, fits, variants)
     if not metadata.is_named(document, source.stem):
         document.block("diagnostics").wrong("model", f"is not {source.stem}, as in the file's name")
     cross_checks.check_completeness(tables, last, model.n_layers, document.file, problems)
@@ -169,19 +172,31 @@ def _read_generation(source: _Source, document: Block) -> AnalysedRun:
     rows = frame_of_rows(merged, fact_keys)
     lenses = tuple(dict.fromkeys((HEADLINE, *merged.lenses)))
     suite = metadata.suite_record(document, merged, answers, fact_keys)
-    record = _record(source, document, model, lenses, suite, measured)
-    # Last, because making the record finds problems too; a member that was asked for twice has noted itself twice.
-    return AnalysedRun(rows, record.model_copy(update={"problems": tuple(dict.fromkeys(problems))}))
-
-
-def _measured(
-    document: Block, merged: Merged, audits: Mapping[str, fitted_lenses.AuditTable], n_layers: int
-) -> MeasuredRecord:
-    lenses = fitted_lenses.lens_records(document, n_layers)
-    temperatures = next((lens.tuned.temperatures for lens in lenses if lens.tuned is not None), ())
-    table = audits.get(TUNED_VARIANTS.suffix)
-    variants = fitted_lenses.tuned_variants(table, merged, n_layers, temperatures, document.problems)
-    return metadata.measured_record(document, n_layers, lenses, variants)
+    protocol = PROTOCOLS["published"]
+    run_id, created = _when(source.folder, document)
+    record = RunRecord(
+        schema_version=SCHEMA_VERSION,
+        run_id=run_id,
+        source="published",
+        created_utc=created,
+        protocol=ProtocolRecord.of(
+            protocol,
+            lenses=lenses,
+            headline_lens=HEADLINE,
+            lens_head_transform=protocol.lens_transform,
+            thresholds=protocol.thresholds.as_dict(),
+        ),
+        model=model,
+        suite=suite,
+        lens_sources={lens: metadata.lens_source(document, lens, model.n_layers) for lens in lenses},
+        numeric_health=metadata.numeric_health(document),
+        flags=metadata.flags(document),
+        measured=measured,
+        provenance=metadata.provenance(document),
+        # Last, because what stands above finds problems too; a member that was asked for twice has noted itself twice.
+        problems=tuple(dict.fromkeys(problems)),
+    )
+    return AnalysedRun(rows, record)
 
 
 def _read_tables(source: _Source, document: Block) -> tuple[Tables, dict[str, fitted_lenses.AuditTable]]:
@@ -257,40 +272,7 @@ def _fact_keys(tables: Tables) -> dict[PromptKey, str]:
     return keys
 
 
-# Its record
-
-
-def _record(
-    source: _Source,
-    document: Block,
-    model: ModelRecord,
-    lenses: tuple[str, ...],
-    suite: SuiteRecord,
-    measured: MeasuredRecord,
-) -> RunRecord:
-    protocol = PROTOCOLS["published"]
-    run_id, created = _when(source.folder, document)
-    return RunRecord(
-        schema_version=SCHEMA_VERSION,
-        run_id=run_id,
-        source="published",
-        created_utc=created,
-        protocol=ProtocolRecord(
-            name=protocol.name,
-            version=protocol.version,
-            lenses=lenses,
-            headline_lens=HEADLINE,
-            lens_head_transform=protocol.lens_transform,
-            thresholds=protocol.thresholds.as_dict(),
-        ),
-        model=model,
-        suite=suite,
-        lens_sources={lens: metadata.lens_source(document, lens, model.n_layers) for lens in lenses},
-        numeric_health=metadata.numeric_health(document),
-        flags=metadata.flags(document),
-        measured=measured,
-        provenance=metadata.provenance(document),
-    )
+# Its identity
 
 
 def _when(folder: Path, document: Block) -> tuple[str, str | None]:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from layerscope.analysis import raw_comparison, tuned_audit
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.curve import Curve, Row
+from layerscope.analysis.curve import Curve, Row, entropy_gap
 from layerscope.analysis.milestones import Milestone
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.tuned_audit import Reading
+from layerscope.lens_record import FITTED_NAMES
 from layerscope.published.layout import (
     ARTIFACT_AUDIT,
     MILESTONES,
@@ -41,8 +42,6 @@ IMPORTANT_WORDS = ("germany", "berlin", "capital", "answer", "word", "simply")
 """An input token with one of them in it makes its position matter, as the last position does."""
 STRIPPED = ".,!?;:"
 """Characters that are no part of an input token there."""
-FITTED = ("prism", "tuned")
-"""Lenses beside the headline one that have tables in published folders."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _table(
 def _by_lens(source: Source) -> Iterator[CsvTable]:
     """Records and next-token tables of every lens that has them in this dialect, the headline lens first."""
     lenses = source.run.record.protocol.lenses
-    others = [lens for lens in lenses if lens != source.headline and (source.extended or lens in FITTED)]
+    others = [lens for lens in lenses if lens != source.headline and (source.extended or lens in FITTED_NAMES)]
     for lens in (source.headline, *others):
         suffix = None if lens == source.headline else lens
         pairs = _longest_list(source, lens)
@@ -127,7 +126,7 @@ def _next_rows(source: Source, lens: str) -> Iterator[dict[str, Value]]:
     columns = columns_of(NEXT_TOKEN, source.dialect)
     for _, curve in _curves(source, lens):
         for row in curve.rows:
-            cells = {**_cells(columns, row), "token": NEXT, "entropy_gap_bits": _entropy_gap(row)}
+            cells = {**_cells(columns, row), "token": NEXT, "entropy_gap_bits": entropy_gap(row)}
             yield _listing(cells, row, NEXT_LISTED)
 
 
@@ -151,11 +150,6 @@ def _rest_mass(row: Row, listed: int) -> float | None:
     return None if probs is None or None in probs[:listed] else max(0.0, 1 - sum(probs[:listed]))
 
 
-def _entropy_gap(row: Row) -> float | None:
-    lens, teacher = row["entropy_bits"], row["teacher_entropy_bits"]
-    return None if lens is None or teacher is None else lens - teacher
-
-
 # Headline lens and raw lens
 
 
@@ -170,7 +164,7 @@ def _rawlens_rows(source: Source) -> Iterator[dict[str, Value]]:
             cells = _cells(columns, row) | dict.fromkeys(column.name for column in raw_columns)
             cells |= {} if other is None else _cells(raw_columns, other)
             cells |= {
-                "entropy_gap_bits": _entropy_gap(row),
+                "entropy_gap_bits": entropy_gap(row),
                 "norm_only_semantics": raw_comparison.norm_only(row, other),
             }
             yield cells

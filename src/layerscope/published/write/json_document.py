@@ -132,7 +132,7 @@ def _milestones(source: Source) -> Tree:
     t = source.thresholds
     block: Tree = {
         **json_milestones.first_crossings(source.milestones, t),
-        **json_milestones.entropy_gap(source.curve),
+        **json_milestones.entropy_gaps(source.curve),
         "copy_thresholds": json_milestones.copy_thresholds(source.diagnostics.copy_thresholds),
     }
     for _, curve, milestones in source.summarised_lenses():

@@ -17,7 +17,7 @@ from layerscope.published.layout import FIT_TIME, LENS_STATUSES
 from layerscope.published.write.json_milestones import (
     copy_thresholds,
     cosines,
-    entropy_gap,
+    entropy_gaps,
     first_crossings,
     surface_and_geometry,
 )
@@ -138,7 +138,7 @@ def _summary(source: Source, curve: Curve, milestones: Milestones) -> Tree:
     sweep = raw_comparison.copy_thresholds(curve, None, milestones, raw_comparison.RADIUS_LAYERS, t)
     return {
         **first_crossings(milestones, t),
-        **entropy_gap(curve),
+        **entropy_gaps(curve),
         "copy_thresholds": copy_thresholds(sweep),
         **surface_and_geometry(curve, milestones, t),
         "cos_milestones": {TUNED: cosines(milestones, t)},

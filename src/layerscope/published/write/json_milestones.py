@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from layerscope.analysis.curve import Curve
+from layerscope.analysis.curve import Curve, entropy_gap
 from layerscope.analysis.milestones import (
     Gates,
     Milestones,
@@ -12,7 +12,7 @@ from layerscope.analysis.milestones import (
     layers_between,
     rest_mass_peak,
 )
-from layerscope.analysis.percentiles import QUARTERS, depth_fraction, percentile
+from layerscope.analysis.percentiles import depth_fraction, quartiles
 from layerscope.analysis.raw_comparison import CopyThresholds
 from layerscope.published import members
 from layerscope.published.write.json_source import Source, Tree, label_of
@@ -66,14 +66,11 @@ def _layers(milestones: Milestones, names: Iterable[str]) -> Tree:
     return {name: layer_of(milestones, name) for name in names}
 
 
-def entropy_gap(curve: Curve | None) -> Tree:
+def entropy_gaps(curve: Curve | None) -> Tree:
     """By how much a curve's rows are less certain than the model's output."""
-    pairs = [] if curve is None else [(row["entropy_bits"], row["teacher_entropy_bits"]) for row in curve.rows]
-    gaps = [lens - teacher for lens, teacher in pairs if lens is not None and teacher is not None]
-    return {
-        "entropy_gap_bits_percentiles": {f"p{q * 100:.0f}": percentile(gaps, q) for q in QUARTERS},
-        "entropy_gap_samples": len(gaps),
-    }
+    rows = () if curve is None else curve.rows
+    gaps = [gap for row in rows if (gap := entropy_gap(row)) is not None]
+    return {"entropy_gap_bits_percentiles": quartiles(gaps), "entropy_gap_samples": len(gaps)}
 
 
 def copy_thresholds(sweep: CopyThresholds | None) -> Tree | None:

@@ -1391,7 +1391,7 @@ def test_records_add_input_tokens_and_twenty_candidates(request, sweep):
     folder, run = next(
         (folder, run)
         for folder, name, run in _sweep(request, sweep)
-        if name == model and folder.name in (sweep, "sweep")
+        if name == model and (sweep == "made" or folder.name == sweep)
     )
     rows = run.rows.filter(NORM).to_dicts()
     with (folder / f"output-{model}-records.csv").open(newline="", encoding="utf-8") as file:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -22,7 +22,8 @@ from layerscope.record.parts import (
 )
 from layerscope.record.prompt_key import PromptKey
 
-SCHEMA_VERSION: Literal["2.2"] = "2.2"
+SchemaVersion: TypeAlias = Literal["2.2"]
+SCHEMA_VERSION: SchemaVersion = "2.2"
 """Of `run.json` and `rows.parquet` together: the first number changes when an older reader would misread a folder."""
 READABLE_VERSIONS = (SCHEMA_VERSION, "2.1", "2.0")
 """A record of 2.1 has two keys of `measured` by other names, one of 2.0 no fitted lenses either; both are read."""
@@ -38,7 +39,7 @@ class RunRecord(RecordModel):
 
     model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
 
-    schema_version: Annotated[Literal["2.2"], BeforeValidator(_raised)] = Field(
+    schema_version: Annotated[SchemaVersion, BeforeValidator(_raised)] = Field(
         description="Version of this format; it holds for the rows too."
     )
     run_id: str = Field(description="Names the run wherever it is cited.", min_length=1)

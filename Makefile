@@ -15,9 +15,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet
 test: .venv/dev check browser
 	$(PYTEST)
 
-# Everything but what needs an accelerator, with long properties: before a change is called done.
+# Everything but what needs an accelerator, with long properties and every type checked: before a change is called done.
 test-all: .venv/dev check browser
-	HYPOTHESIS_PROFILE=thorough $(PYTEST) -m "not gpu"
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) -m "not gpu" --jaxtyping-packages=layerscope,beartype.beartype
 
 # For the tests of the page; where it cannot be had they say so. The fonts are for tokens in other scripts than Latin.
 browser:

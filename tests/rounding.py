@@ -31,9 +31,8 @@ DOUBLE = 1e-12
 PUBLISHED = 1e-4
 """Relative, of what is read from the reference model's logits, between our pass and the published one, both float32.
 
-By `of_residual`'s count a logit of the model (8 blocks, width 128) has a standard deviation of 6e-6 of its size, which
-is at most 10; a probability moves by as much. The passes seen lie up to 1e-5 apart, and any that the product promises
-to reproduce within 1e-4.
+What the product promises, and no bound: the passes seen lie up to 1e-5 apart. By `of_residual` a logit of the model (8
+blocks, width 128) has a standard deviation of 6e-6 of its size, and a probability moves by as much as its logit.
 """
 
 

@@ -278,7 +278,7 @@ def test_a_pickle_is_refused_with_a_command_that_converts_it(folder: Path, tmp_p
     converted = folder.with_name("llama-safetensors")
     tiny_tokenizer().save_pretrained(converted)
     after = CausalLM.open(converted, device="cpu").forward([[1, 2, 3]])
-    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=1e-6)  # the same weights, the same kernels
 
 
 # --- Models that are no causal language models, or bring code

@@ -208,7 +208,7 @@ def test_values_are_drawn_as_they_stand_in_the_table(folder, one, model):
 def test_over_depth_every_place_is_the_share_of_the_layers(run):
     spec = trajectories(run, "entropy_bits", over="depth").vega_lite()
     assert list(drawn(spec)["logit"]) == pytest.approx([layer / 12 for layer in range(13)], rel=1e-5)
-    assert rule_labels(spec) == pytest.approx({"rank 1, strong ×2 · L4": 4 / 12, "KL ≤ 1 · L5": 5 / 12}, rel=1e-5)
+    assert rule_labels(spec) == pytest.approx({"rank 1, ahead ×2 · L4": 4 / 12, "KL ≤ 1 · L5": 5 / 12}, rel=1e-5)
 
 
 def test_a_missing_value_breaks_the_line_and_is_neither_nan_nor_zero(run):
@@ -300,15 +300,15 @@ def test_rules_stand_at_the_published_layers(folder, one, model):
             due[label] = stated[name]
     labels = rule_labels(trajectories(one, "entropy_bits").vega_lite())
     found = {
-        part: x for text, x in labels.items() for part in text.rsplit(" · L", 1)[0].split(", ") if "strong" not in part
+        part: x for text, x in labels.items() for part in text.rsplit(" · L", 1)[0].split(", ") if "ahead" not in part
     }
     assert found == due
     assert all(text.endswith(f" · L{x}") for text, x in labels.items())
 
 
 def test_one_layer_has_one_label_and_the_weaker_word_goes_unsaid(run):
-    assert rule_labels(trajectories(run, "answer_rank").vega_lite()) == {"rank 1 kept,": 4, "strong ×2 · L4": 4}
-    assert list(rule_labels(trajectories(run, "masses").vega_lite())) == ["answer > echo · L4", "rank 1, strong ×2,"]
+    assert rule_labels(trajectories(run, "answer_rank").vega_lite()) == {"rank 1 kept,": 4, "ahead ×2 · L4": 4}
+    assert list(rule_labels(trajectories(run, "masses").vega_lite())) == ["answer > echo · L4", "rank 1, ahead ×2,"]
 
 
 def test_where_the_identity_check_failed_only_ranks_have_rules(run):
@@ -595,7 +595,7 @@ def test_the_description_tells_what_a_reader_of_the_tables_would_say(folder, one
     assert f"next_norm: {entropies[0]:.3g} bits at layer 0, {entropies[-1]:.3g} bits at layer {last}" in said
     assert f"KL ≤ 1 at layer {near}" in said
     first = next((cells["layer"] for cells in own if cells["answer_rank"] == "1"), None)
-    assert (f"strong at layer {first}" in said or f"strong ×2 at layer {first}" in said) is (first is not None)
+    assert (f"ahead at layer {first}" in said or f"ahead ×2 at layer {first}" in said) is (first is not None)
     absent = [cells["copy_collapse"] + cells["copy_soft_k1@0.5"] for cells in own]
     assert set(absent) == {"FalseFalse"} and "none of copy and soft copy" in said
 

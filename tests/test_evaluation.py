@@ -343,7 +343,7 @@ def test_the_decoding_point_stands_before_any_statement_on_the_answer(made_sweep
         assert 0 < said < first
 
 
-def test_the_bold_row_is_the_layer_of_the_made_sweep_resolver(made_sweep, own):
+def test_the_bold_row_is_the_layer_that_is_headlined(made_sweep, own):
     for path, stem in [*every_run(made_sweep), (own, None)]:
         table = next(b for b in section(report_of(path, stem), "Layer by layer").blocks if isinstance(b, Table))
         bold = [line.cells[0][0].parts[0].value for line in table.rows if isinstance(line.cells[0][0], Strong)]

@@ -193,7 +193,7 @@ def _final_rows(model: CausalLM, prompts: list[str]) -> Tensor:
 def _agree(found: HeadPrediction, block: dict, model: CausalLM) -> None:
     texts = model.tokens.display(found.top_ids)
     assert [texts[token_id] for token_id in found.top_ids] == [token for token, _ in block["topk"]]
-    # Two float32 passes of a model of four blocks and width 64 lie up to 1e-5 of a logit of ten apart: 1e-4. The
+    # Two float32 passes of a model of eight blocks and width 128 lie up to 1e-5 of a logit of ten apart: 1e-4. The
     # published probabilities are floored at 1e-12, and their entropy of a sure row is a sum of such floors.
     assert found.top_probs == pytest.approx([p for _, p in block["topk"]], rel=PUBLISHED, abs=1e-6)
     blur = 2e-5 if found.top_probs[0] > NEARLY_ONE_HOT else 1e-6

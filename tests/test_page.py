@@ -427,7 +427,7 @@ def test_a_plot_hands_on_its_options(viewed: Run):
 
 def test_a_plot_takes_the_prompt_under_its_old_name_with_a_warning(viewed: Run):
     other = viewed.verdict.curves.passes[1]
-    with pytest.warns(DeprecationWarning, match="prompt="):
+    with pytest.warns(DeprecationWarning, match="`prompt`"):
         old = viewed.plot("entropy_bits", asked=other).to_dict()
     assert old == viewed.plot("entropy_bits", prompt=other).to_dict() != viewed.plot("entropy_bits").to_dict()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
+from layerscope.options import renamed
 from layerscope.published.layout import Dialect
 from layerscope.run_folder import read_run, save_run
 
@@ -83,8 +84,10 @@ class Run(AnalysedRun):
             RunError: there is no such chart, or this run lacks what it needs.
         """
         if "asked" in options:
-            warnings.warn("Run.plot takes prompt= for asked=", DeprecationWarning, stacklevel=2)
-            options.setdefault("prompt", options.pop("asked"))
+            if "prompt" in options:
+                raise TypeError("plot() got both 'prompt' and its old name 'asked'")
+            warnings.warn(renamed("`asked`", "`prompt`"), DeprecationWarning, stacklevel=2)
+            options["prompt"] = options.pop("asked")
         spec = self._chart(kind, others, options)
         return spec.figure(width=None) if kind == "grid" else spec.figure()  # a grid is as wide as its cells
 

@@ -5,9 +5,15 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from layerscope.analysis import acceptance, consistency, facts, guidance, tuned_audit
-from layerscope.analysis import fitted_lens_audit as fitted_lens_audit
-from layerscope.analysis import raw_comparison as raw_audit
+from layerscope.analysis import (
+    acceptance,
+    consistency,
+    facts,
+    fitted_lens_audit,
+    guidance,
+    raw_comparison,
+    tuned_audit,
+)
 from layerscope.analysis.acceptance import Acceptance, SkippingCost
 from layerscope.analysis.confirmation import Confirmation, confirm
 from layerscope.analysis.curve import Curve, Curves, entropy_gap
@@ -110,10 +116,10 @@ class Diagnostics:
     confirmation: Confirmation | None
     copies_early: bool | None
     """Whether any of layers 0 to 3 echoes the prompt."""
-    copy_thresholds: raw_audit.CopyThresholds | None
-    raw_sample: raw_audit.SampleCheck | None
-    raw_window: raw_audit.WindowCheck | None
-    raw_full: raw_audit.FullCheck | None
+    copy_thresholds: raw_comparison.CopyThresholds | None
+    raw_sample: raw_comparison.SampleCheck | None
+    raw_window: raw_comparison.WindowCheck | None
+    raw_full: raw_comparison.FullCheck | None
     last_layer: LastLayer | None
     entropy_gap: EntropyGap | None
     trajectory: NormTrajectory | None
@@ -208,11 +214,11 @@ class _Judge:
         thresholds = self.protocol.thresholds
         sample = window = full = copies = None
         if curve is not None:
-            sample = raw_audit.sample_check(curve, raw)
-            centres = raw_audit.window_centres(self.headlined)
-            window = raw_audit.window_check(curve, raw, centres, sample)
-            full = raw_audit.full_check(curve, raw)
-            copies = raw_audit.copy_thresholds(curve, raw, self.headlined, window.radius, thresholds)
+            sample = raw_comparison.sample_check(curve, raw)
+            centres = raw_comparison.window_centres(self.headlined)
+            window = raw_comparison.window_check(curve, raw, centres, sample)
+            full = raw_comparison.full_check(curve, raw)
+            copies = raw_comparison.copy_thresholds(curve, raw, self.headlined, window.radius, thresholds)
         preferred = semantic_layer(self.headlined)
         onset = self._layer(ONSET)
         by_pass = self.milestones.by_pass()
@@ -354,7 +360,7 @@ class _Judge:
             confirmed=None if diagnostics.confirmation is None else diagnostics.confirmation.layer is not None,
         )
 
-    def _norm_only_layers(self, window: raw_audit.WindowCheck | None) -> tuple[int, ...] | None:
+    def _norm_only_layers(self, window: raw_comparison.WindowCheck | None) -> tuple[int, ...] | None:
         """Layers of the window with the answer under the headline lens alone.
 
         At the last layer that lens is the model itself; published files count it all the same.
@@ -364,7 +370,7 @@ class _Judge:
         last = None if self.protocol.name == "published" else self.n_layers
         return tuple(layer for layer in window.norm_only_semantics_layers if layer != last)
 
-    def _judged(self, check: raw_audit.FullCheck) -> raw_audit.Comparison:
+    def _judged(self, check: raw_comparison.FullCheck) -> raw_comparison.Comparison:
         """The stretch of layers that the tier is about: for the same reason without the last one."""
         return check.whole if self.protocol.name == "published" else check.prefinal
 

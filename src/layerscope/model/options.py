@@ -18,4 +18,4 @@ class OpenOptions:
     bos: str = "auto"
     """Start sequences with BOS: `auto` (by family), `yes` or `no`."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the checkpoint; recorded."""
+    """Run Python code that comes with the checkpoint; a probe records it."""

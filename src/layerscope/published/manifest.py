@@ -60,7 +60,7 @@ def manifest(record: RunRecord, dialect: Dialect, csv: str, files: Sequence[Entr
 def check_manifest(folder: Path, stem: str, problems: list[ProblemRecord]) -> None:
     """Note every file of one model that the folder's manifest names and that is missing, or is not what it was.
 
-    A folder without a manifest, as the published ones are, has nothing to be held against.
+    A folder without a manifest, as the published ones are, has nothing to be compared with.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -68,7 +68,7 @@ def check_manifest(folder: Path, stem: str, problems: list[ProblemRecord]) -> No
     try:
         files = [(str(file["name"]), str(file["sha256"])) for file in json.loads(path.read_bytes())["files"]]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        message = f"the manifest cannot be read ({type(error).__name__}: {error}), so no file was held against it"
+        message = f"the manifest cannot be read ({type(error).__name__}: {error}), so no file was compared with it"
         note(problems, MANIFEST, [Fault(None, message)])
         return
     for named, sha256 in files:
@@ -84,7 +84,7 @@ def _faults(path: Path, sha256: str) -> list[Fault]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        return [Fault(None, f"the file cannot be read ({error.strerror}), so it was not held against {MANIFEST}")]
+        return [Fault(None, f"the file cannot be read ({error.strerror}), so it was not compared with {MANIFEST}")]
     if _sha256(content) == sha256:
         return []
     message = f"the file is not the one that {MANIFEST} names: it was changed, cut, or comes from another run"

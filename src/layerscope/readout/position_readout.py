@@ -144,7 +144,7 @@ def _check(n: int, views: Mapping[str, DecodingView], headline: str, pairs: Sequ
     for name, view in views.items():
         beyond = sorted(layer for layer in view.layers or () if not 0 <= layer < n)
         if beyond:
-            raise LensError(f"DecodingView '{name}' is defined at layer {beyond[0]}, but layers go from 0 to {n - 1}.")
+            raise LensError(f"View '{name}' is defined at layer {beyond[0]}, but layers go from 0 to {n - 1}.")
 
 
 def _visits(names: tuple[str, ...], pairs: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -24,8 +24,17 @@ from layerscope.report.evaluation import evaluation
 RELATIVE, ABSOLUTE = 1e-9, 1e-12
 """Differences between numbers that were added up in another order."""
 
-_COPIED = ("/provenance", "/model_stats", "/record", "/diagnostics/tuned_lens/path", "/tuned_lens/path")
-"""Members that are told and cannot be found in rows."""
+_COPIED = (
+    "/schema_version",
+    "/provenance",
+    "/model_stats",
+    "/record",
+    "/diagnostics/tuned_lens/path",
+    "/tuned_lens/path",
+)
+"""Members that are stated and cannot be recomputed from rows."""
+_INTO_RECORD = "#/record/"
+"""What a member begins with that points into the record, whose keys are those of the version that wrote it."""
 _COPIED_KEYS = {"artifact_path", "tuned_lens_regression"}
 
 REASONS, NEAR_UNIFORM = "/measurement_guidance/reasons", "rank_only_near_uniform"
@@ -123,6 +132,8 @@ def _document(evidence: Evidence, dialect: Dialect) -> tuple[int, list[Differenc
         if entry is None or at.startswith(_COPIED) or entry.key in _COPIED_KEYS:
             continue
         stated = _plain(evidence.json, entry)
+        if isinstance(value, str) and value.startswith(_INTO_RECORD):
+            continue
         if isinstance(stated, dict) or (isinstance(stated, list) != isinstance(value, list)):
             continue  # another generation's shape
         count += 1

@@ -71,7 +71,7 @@ def named_milestones(run: AnalysedRun, metric: str) -> list[tuple[str, str]]:
     """Which milestones a chart names, and what it calls them; only such as the identity check leaves standing."""
     thresholds = protocol_in_force(run.record).thresholds
     rank_1, ranks = (ONSET, "rank 1"), [(milestone_names.rank_within(k), f"rank ≤ {k}") for k in (10, 5)]
-    strong = [(STRONG, "strong"), (STRONG_RUN2, "strong ×2")]
+    strong = [(STRONG, "ahead"), (STRONG_RUN2, "ahead ×2")]
     copy = [(MilestoneName.COPY, "copy"), (milestone_names.copy_soft(1), "soft copy")]
     kl = [(f"first_kl_below_{bits:.1f}", f"KL ≤ {bits:g}") for bits in thresholds.kl_to_final_bits[:1]]
     special = {
@@ -104,7 +104,7 @@ def _rules_of(named: Sequence[Named]) -> list[Rule]:
             by_layer.setdefault(milestone.layer, []).append(milestone.label)
     weaker = {
         "rank 1": "rank 1 kept",
-        "strong": "strong ×2",
+        "ahead": "ahead ×2",
         "soft copy": "copy",
         "rank ≤ 10": "rank ≤ 5",
         "rank ≤ 5": "rank 1",

@@ -82,7 +82,7 @@ class Grid {
       const strong = marks.strong === layer;
       const mark = strong ? "★" : first ? "◆" : "";
       row.replaceChildren(make("span", { class: "mark", text: mark, "aria-hidden": "true" }), String(layer));
-      row.title = [first && "first layer with the answer on top at the last position", strong && "first layer at which it is strong"]
+      row.title = [first && "first layer with the answer on top at the last position", strong && "first layer at which it is clearly ahead"]
         .filter(Boolean)
         .join("; ");
     });

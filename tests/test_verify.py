@@ -1,4 +1,4 @@
-"""Tests of verification: what a run's files state is found again in its rows, and whatever was changed is named."""
+"""Tests of verification: what a run's files state is recomputed from its rows, and whatever was changed is named."""
 
 import json
 import re
@@ -37,6 +37,23 @@ def test_a_run_of_our_own_holds_in_every_file(run: Path) -> None:
     files = {path.name for path in (run / "published").iterdir()} - {"manifest.json"}
     assert set(found.checked) == files | {"verdict.json", "evaluation-reference.md"}
     assert all(count > 10 for count in found.checked.values())
+
+
+def test_files_that_the_version_before_wrote_hold(run: Path) -> None:
+    """Schema 2.1 had two keys of the record by other names, and pointers to them."""
+    (run / "published" / "manifest.json").unlink()
+    path = run / "published" / "output-reference.json"
+    text = path.read_text()
+    for now, then in {
+        '"schema_version": "2.2"': '"schema_version": "2.1"',
+        "#/record/measured/fitted_lenses/": "#/record/measured/sidecars/",
+        '"position_readout": {': '"close_up": {',
+        '"fitted_lenses": [': '"sidecars": [',
+    }.items():
+        assert now in text
+        text = text.replace(now, then)
+    path.write_text(text)
+    assert verified(run).differences == ()
 
 
 def test_a_changed_value_of_the_json_is_named_with_its_line(run: Path) -> None:

@@ -10,7 +10,7 @@ class OpenOptions:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: str = "auto"
-    """Dtype the blocks compute in: `auto`, `float32`, or `bfloat16` (CUDA only)."""
+    """What blocks compute in: `auto` (float32 on a CPU, bfloat16 on CUDA), `float32` or `bfloat16` (CUDA only)."""
     memory: str | int | None = None
     """Working memory, as 4GiB or in bytes; default: half of free memory, nine tenths on CUDA."""
     revision: str | None = None

@@ -55,10 +55,16 @@ def block_of(table: Sequence[Member], value: object, dialect: Dialect, **names: 
     return block
 
 
-def _attribute(value: Any, path: str) -> object:
+def value_at(value: Any, path: str) -> Any:
+    """A field of a field: names of attributes or entries with dots between; None where any on the way is."""
     for name in path.split("."):
         if value is not None:
             value = value.get(name) if isinstance(value, Mapping) else getattr(value, name)
+    return value
+
+
+def _attribute(value: Any, path: str) -> object:
+    value = value_at(value, path)
     return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
 
 

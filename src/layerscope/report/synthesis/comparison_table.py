@@ -1,13 +1,14 @@
 """Runs side by side as one table for other programs: a row for each, every column of one type."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from operator import methodcaller
 from typing import Any, TypeAlias
 
 import polars as pl
 
 from layerscope.analysis.statistics import Summary
+from layerscope.published.members import value_at
 from layerscope.record import milestone_names
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.report.cited.evidence import Evidence
@@ -78,25 +79,17 @@ def comparison_files(frame: pl.DataFrame) -> dict[str, bytes]:
 # Values of a run
 
 
-def _at(value: Any, path: str) -> Any:
-    """A field of a field: names of attributes or entries with dots between; None where any on the way is."""
-    for name in path.split("."):
-        if value is not None:
-            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name)
-    return value
-
-
 def _field(path: str) -> _Get:
-    return lambda run: _at(run, path)
+    return lambda run: value_at(run, path)
 
 
 def _compared(stretch: str, path: str) -> _Get:
     """Of the comparison with the raw lens; None where no layer of the stretch has both."""
-    return lambda run: _at(run, f"diagnostics.raw_full.{stretch}.{path}") if _n_compared(run, stretch) else None
+    return lambda run: value_at(run, f"diagnostics.raw_full.{stretch}.{path}") if _n_compared(run, stretch) else None
 
 
 def _n_compared(run: Compared, stretch: str) -> int:
-    return _at(run, f"diagnostics.raw_full.{stretch}.n_layers") or 0
+    return value_at(run, f"diagnostics.raw_full.{stretch}.n_layers") or 0
 
 
 def _score_v2(run: Compared) -> float | None:
@@ -126,7 +119,7 @@ def _line(name: str) -> _Get:
 
 
 def _over_facts(name: str) -> _Get:
-    return lambda run: _at(_summary(run), name)
+    return lambda run: value_at(_summary(run), name)
 
 
 def _bound(place: int) -> _Get:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,7 @@ SplitName: TypeAlias = Literal["fit", "select", "held_out"]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+R = TypeVar("R", bound="_Record")
 
 
 def utc_stamp(time: datetime) -> str:
@@ -33,7 +34,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def of(cls, source: object, **differing: object) -> Self:
+    def of(cls: type[R], source: object, **differing: object) -> R:
         """A record of an object whose attributes have the fields' names; fields that differ from it are given."""
         same = {
             name: getattr(source, name) for name in cls.model_fields if name not in differing and hasattr(source, name)

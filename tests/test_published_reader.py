@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -777,6 +778,19 @@ def test_a_model_whose_name_begins_like_anothers_is_still_seen(folder, tmp_path)
 # Two runs in one folder
 
 
+def test_what_rounding_leaves_of_no_divergence_contradicts_nothing(made_sweep, tmp_path):
+    """The table and the JSON compute the last layer apart: 1e-10 bits and half of that are two right answers."""
+    folder = tmp_path / "copy"
+    shutil.copytree(made_sweep, folder)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    path = folder / "output-echo.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    for bits, n_problems in ((5e-7, 0), (1e-3, 1)):
+        tree["diagnostics"]["last_layer_consistency"]["kl_to_final_bits"] = bits
+        path.write_text(json.dumps(tree), encoding="utf-8")
+        assert len(read_published(folder, "echo").record.problems) == n_problems
+
+
 @pytest.mark.parametrize(
     ("member", "value", "row", "said"),
     [
@@ -1274,7 +1288,7 @@ def _sweep(request: pytest.FixtureRequest, sweep: str) -> list[tuple[Path, str, 
 
 
 def test_self_made_folders_are_read_without_a_problem_and_as_what_they_are(made_sweep):
-    for model in ("reference", "echo"):
+    for model in MADE:
         record = read_published(made_sweep, model).record
         assert record.problems == ()
         assert record.suite.name == ("capitals" if model == "reference" else "berlin")

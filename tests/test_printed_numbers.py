@@ -118,8 +118,7 @@ def test_what_is_printed_stands_for_the_value(value: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def archive(request: pytest.FixtureRequest) -> Archive:
-    shared: Path = request.getfixturevalue("shared")
+def archive(shared: Path) -> Archive:
     return archive_of(shared / "reference" / "run-20251004-1804")
 
 

@@ -65,7 +65,7 @@ class Architecture:
     """None where the frequencies do not depend on the length."""
 
 
-def describe(model: Any, family: Family, known: bool, stored: Mapping[str, Stored]) -> Architecture:
+def architecture_of(model: Any, family: Family, known: bool, stored: Mapping[str, Stored]) -> Architecture:
     """Read a model's sizes and find its parts; `stored` says which parameters share a tensor of the checkpoint.
 
     Raises:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, NumericError, TokenizerError
-from layerscope.model.architecture import Architecture, batches, describe, read_norm, reset_rope
+from layerscope.model.architecture import Architecture, architecture_of, batches, read_norm, reset_rope
 from layerscope.model.blockwise import run_blockwise
 from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
@@ -77,7 +77,7 @@ class CausalLM:
         self.trust_remote_code = trust_remote_code
         self._module = module
         self._stored = map_names(module, checkpoint)
-        self.architecture: Architecture = describe(module, family, self.family_verified, self._stored)
+        self.architecture: Architecture = architecture_of(module, family, self.family_verified, self._stored)
         self.id, self.family = source.id, self.architecture.family
         self.n_layers, self.n_heads = self.architecture.n_layers, self.architecture.n_heads
         self.d_model, self.d_vocab = self.architecture.d_model, self.architecture.d_vocab

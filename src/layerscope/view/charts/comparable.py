@@ -23,8 +23,8 @@ def obstacles(runs: Sequence[AnalysedRun]) -> list[dict[str, str]]:
         "stack": lambda run: run.record.measured.stack or "not recorded",
     }
     reasons: list[dict[str, str]] = [{} for _ in runs]
-    for name, describe in kinds.items():
-        values = [describe(run) for run in runs]
+    for name, value_of in kinds.items():
+        values = [value_of(run) for run in runs]
         usual = Counter(values).most_common(1)[0][0]
         for of_run, value in zip(reasons, values, strict=True):
             if value != usual:

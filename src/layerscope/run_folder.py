@@ -15,6 +15,7 @@ from layerscope.errors import RunError
 from layerscope.published.layout import Dialect
 from layerscope.published.read.reader import holds_published, read_published
 from layerscope.published.write.writer import write_published
+from layerscope.record.rows import with_newer_columns
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
 
@@ -119,7 +120,7 @@ def _check_version(path: Path, content: dict[str, object]) -> None:
 def _read_rows(path: Path) -> pl.DataFrame:
     parquet = _bytes_of(path)
     try:
-        return pl.read_parquet(io.BytesIO(parquet))
+        return with_newer_columns(pl.read_parquet(io.BytesIO(parquet)))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise RunError(f"{path}: not a whole Parquet file ({error}); it is damaged, take it from a copy.") from error
 

@@ -74,6 +74,8 @@ class Columns:
                 **self._overlaps(),
                 **self._contrast(),
                 **self._control(),
+                **self._whole_answer(),
+                **self._model_top1(),
             }
         # [lens, layer, position] to prompt, lens, layer, position.
         order = np.concatenate(
@@ -105,6 +107,22 @@ class Columns:
             "any_inf": pl.Series(self.extra["any_inf"].ravel() > 0),
             "max_abs_logit": self._column(self._lift(self.readout.max_abs_logit)),
             "min_prob": self._column(np.exp(self._lift(self.readout.min_log_prob))),
+        }
+
+    def _whole_answer(self) -> dict[str, pl.Series]:
+        absent = [None] * self.finite.size
+        return {
+            "answer_log_prob_nats_all": pl.Series(absent, dtype=pl.Float64),
+            "answer_rank_all": pl.Series(absent, dtype=pl.Int32),
+            "answer_logit_gap_all": pl.Series(absent, dtype=pl.Float64),
+        }
+
+    def _model_top1(self) -> dict[str, pl.Series]:
+        absent = [None] * self.finite.size
+        return {
+            "model_top1_rank": pl.Series(absent, dtype=pl.Int32),
+            "p_model_top1": pl.Series(absent, dtype=pl.Float64),
+            "model_top1_logit_gap": pl.Series(absent, dtype=pl.Float64),
         }
 
     def _column(self, values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> pl.Series:

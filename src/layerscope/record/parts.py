@@ -45,8 +45,17 @@ class HeadTransformRecord(RecordModel):
 class BosRecord(RecordModel):
     """How a prompt begins."""
 
-    rule: Literal["always", "never", "tokenizer"] = Field(description="The family's rule; `tokenizer` leaves it open.")
+    rule: Literal["always", "never", "tokenizer"] = Field(
+        description="The rule that was used; `tokenizer`: as the model's own tokenizer has it."
+    )
+    source: Literal["tokenizer", "family", "option"] | None = Field(
+        None, description="Whose rule it is: the tokenizer's, a table of families', or the user's."
+    )
+    family_rule: Literal["always", "never", "tokenizer"] | None = Field(
+        None, description="What the table of families says of this model; null where it does not know it."
+    )
     id: Count | None = Field(None, description="Token id put in front of every prompt; null where none is.")
+    ids: tuple[Count, ...] = Field((), description="All ids put in front of a prompt, where there are several.")
     note: str = Field(description="The rule and its outcome in words.")
 
 
@@ -77,13 +86,35 @@ class ModelRecord(RecordModel):
     trust_remote_code: bool | None = Field(None, description="Whether code that came with the checkpoint was run.")
 
 
+AnswerForm = Literal["with_space", "no_space", "as_written"]
+"""How an answer follows its prompt: after a space, without one, or with the space that the suite wrote."""
+
+
+class AnswerFormRecord(RecordModel):
+    """An answer in one of its forms, and what the model itself makes of that form's first token."""
+
+    variant: AnswerForm = Field(description="How the answer joins the prompt.")
+    answer_ids: tuple[Count, ...] = Field((), description="Its token ids; empty where the form cannot be used.")
+    pieces: tuple[str, ...] = Field((), description="Token strings of at most the first four.")
+    white_space_skipped: bool = Field(
+        False, description="Whether its first token is white space alone, which would tell nothing."
+    )
+    reason: str | None = Field(None, description="Why it cannot be used; null where it can.")
+    logit: float | None = Field(None, description="Of its first token at the model's output, in logits.")
+    rank: Positive | None = Field(None, description="Rank of that token there, from 1.")
+
+
 class AlignmentRecord(RecordModel):
     """Where an answer begins: its ids after the prompt, or why there are none."""
 
     string: str = Field(description="The answer as the suite has it.")
     status: Literal["ok", "unresolved"] = Field(description="Whether the answer's tokens extend the prompt's.")
     ok: bool = Field(description="The same as a truth value.")
-    variant: Literal["with_space", "no_space", "unknown"] = Field(description="How the answer joins the prompt.")
+    variant: AnswerForm | Literal["unknown"] = Field(description="How the answer joins the prompt.")
+    chosen_by: Literal["model", "suite", "rule"] | None = Field(
+        None, description="Who chose that form: the model's own logits, the suite or its user, or the protocol's rule."
+    )
+    forms: tuple[AnswerFormRecord, ...] = Field((), description="Every form that was looked at.")
     first_id: Count | None = Field(None, description="The token id that stands for the answer; null if unresolved.")
     answer_ids: tuple[Count, ...] = Field(description="All token ids of the answer.")
     pieces: tuple[str, ...] = Field(description="Token strings of at most the first four ids.")
@@ -98,6 +129,39 @@ class AlignmentRecord(RecordModel):
         if stated != due or self.ok != bool(self.answer_ids):
             raise ValueError(f"(ok, first_id, several_pieces, no reason) is {stated}; status and answer_ids say {due}")
         return self
+
+
+Judge = Literal["first_piece", "whole", "model_top1"]
+"""What milestones of a prompt are about: its answer's first token, the whole answer, or what the model itself says."""
+
+
+class MessageRecord(RecordModel):
+    """One message of a chat."""
+
+    role: str = Field(description="Who speaks, as the chat template calls it.")
+    content: str = Field(description="What is said.")
+
+
+class ChatRecord(RecordModel):
+    """How a prompt was made from messages, by the tokenizer's own chat template."""
+
+    messages: tuple[MessageRecord, ...] = Field(description="What was rendered.", min_length=1)
+    continue_final_message: bool = Field(False, description="Whether the model continues the last message.")
+    template_options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="Further arguments of the template."
+    )
+
+
+class OutputRecord(RecordModel):
+    """What the model itself says at the last position of a prompt."""
+
+    entropy_bits: float | None = Field(None, ge=0, description="Of its distribution, in bits.")
+    top_ids: tuple[Count, ...] = Field((), description="Its most likely tokens, most likely first.")
+    top_tokens: tuple[str, ...] = Field((), description="The same for people.")
+    top_probs: tuple[Fraction, ...] = Field((), description="Their probabilities.")
+    answer_id: Count | None = Field(None, description="The accepted answer that ranks best; null without one.")
+    answer_rank: Positive | None = Field(None, description="Its rank, from 1.")
+    p_answer: Fraction | None = Field(None, description="Its probability.")
 
 
 class PromptRecord(RecordModel):
@@ -115,6 +179,10 @@ class PromptRecord(RecordModel):
     decoded_positions: tuple[Count, ...] = Field(description="Positions that have rows, counted from 0.")
     answers: tuple[AlignmentRecord, ...] = Field(description="Accepted answers, the gold one first.")
     contrast: tuple[AlignmentRecord, ...] = Field((), description="Of a control: answers it is compared with.")
+    judge: Judge = Field("first_piece", description="What its milestones are about.")
+    chat: ChatRecord | None = Field(None, description="How it was made from messages; null for plain text.")
+    subject_end: Count | None = Field(None, description="Position of the subject's last token; null if unknown.")
+    output: OutputRecord | None = Field(None, description="What the model itself says there.")
 
     @property
     def key(self) -> PromptKey:

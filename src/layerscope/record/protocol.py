@@ -87,11 +87,16 @@ class Protocol:
     """Whether further prompts about the primary fact are sent to the model's own head."""
     absolute_spikes: bool = False
     """Whether guidance counts a norm ratio over 3 as a spike, rather than one over 3 times its neighbours'."""
+    form_of_model: bool = True
+    """Whether an answer is judged in the form, after a space or without one, that the model itself prefers at the last
+    position; if not, after a space wherever that can be aligned."""
+    bos_of_tokenizer: bool = True
+    """Whether prompts begin as the model's own tokenizer has them; if not, as a table of families says."""
     thresholds: Thresholds = Thresholds()
 
 
 PROTOCOLS = {
-    "standard": Protocol("standard", "2", headline="logit", lens_transform=True),
+    "standard": Protocol("standard", "3", headline="logit", lens_transform=True),
     "published": Protocol(
         "published",
         "2",
@@ -102,6 +107,8 @@ PROTOCOLS = {
         temperature_grid=True,
         test_prompts=True,
         absolute_spikes=True,
+        form_of_model=False,
+        bos_of_tokenizer=False,
     ),
 }
 

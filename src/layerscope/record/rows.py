@@ -29,6 +29,8 @@ class Column:
     meaning: str
     nullable: bool = True
     """Whether a value may be absent."""
+    since: str = "2.0"
+    """The version of the schema in which it appeared; an older table lacks it."""
 
 
 _INT, _TEXT = pl.Int32(), pl.String()
@@ -38,8 +40,12 @@ def _flag(name: str, meaning: str, nullable: bool = True) -> Column:
     return Column(name, pl.Boolean(), "yes or no", meaning, nullable)
 
 
-def _float(name: str, unit: str, meaning: str) -> Column:
-    return Column(name, pl.Float64(), unit, meaning)
+def _float(name: str, unit: str, meaning: str, since: str = "2.0") -> Column:
+    return Column(name, pl.Float64(), unit, meaning, since=since)
+
+
+def _rank(name: str, meaning: str, since: str = "2.0") -> Column:
+    return Column(name, _INT, "rank from 1", meaning, since=since)
 
 
 _COPY_STRICT = (
@@ -74,7 +80,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("top_probs", pl.List(pl.Float64), "probabilities", "Of each of them."),
     Column("answer_id", _INT, "token id", "First token of the accepted answer that ranks best; null if unresolved."),
     _float("p_answer", "probability", "Of that token."),
-    Column("answer_rank", _INT, "rank from 1", "1 + number of tokens with a larger logit; ties share the best rank."),
+    _rank("answer_rank", "1 + number of tokens with a larger logit; ties share the best rank."),
     _flag("is_answer", "The rank is 1; for an unresolved answer, the top token's text is the answer."),
     _float("answer_minus_uniform", "probability", "p_answer less 1 / d_vocab."),
     _flag("semantic_margin_ok", "Rank 1 and at least 0.002 above uniform; null for lenses not so judged."),
@@ -107,11 +113,21 @@ COLUMNS: tuple[Column, ...] = (
     _float("kl_to_final_bits_norm_temp", "bits", "kl_to_final_bits with logits divided by the layer's temperature."),
     _float("control_margin", "probability", "On a control: its own answer's less that of the fact compared with it."),
     _float("control_top2_logit_gap", "logits (nats)", "On a control with its answer on top: its logit less the next."),
+    _float("answer_log_prob_nats_all", "nats", "Of the whole answer, each piece after the ones before it.", "2.3"),
+    _rank("answer_rank_all", "The worst rank of its pieces: 1 where each would be the next token.", "2.3"),
+    _float("answer_logit_gap_all", "logits (nats)", "The least lead of its pieces; null unless that rank is 1.", "2.3"),
+    _rank("model_top1_rank", "Without an answer: rank of the token that the model itself says there.", "2.3"),
+    _float("p_model_top1", "probability", "Of that token.", "2.3"),
+    _float(
+        "model_top1_logit_gap", "logits (nats)", "Its logit less the second largest; null unless its rank is 1.", "2.3"
+    ),
 )
 """In the order in which they are stored."""
 
 _NAMES = [column.name for column in COLUMNS]
 _METRICS = _NAMES[_NAMES.index("finite") + 1 :]
+NEWER = tuple(column.name for column in COLUMNS if column.since != "2.0")
+"""What a table of an older version of the schema may lack."""
 
 
 def rows_frame(columns: Mapping[str, Values]) -> pl.DataFrame:
@@ -133,6 +149,17 @@ def rows_frame(columns: Mapping[str, Values]) -> pl.DataFrame:
     frame = pl.DataFrame(series).with_columns(pl.when("finite").then(pl.col(_METRICS)))
     check_rows(frame)
     return frame
+
+
+def with_newer_columns(frame: pl.DataFrame) -> pl.DataFrame:
+    """A table of an older version of the schema with the columns that came since, absent in every row.
+
+    Any other table is given back as it is, for `check_rows` to judge.
+    """
+    added = [column for column in COLUMNS if column.name in NEWER and column.name not in frame.columns]
+    if not added or frame.columns != [name for name in _NAMES if name in frame.columns]:
+        return frame
+    return frame.with_columns(pl.lit(None, column.dtype).alias(column.name) for column in added).select(_NAMES)
 
 
 def check_rows(frame: pl.DataFrame) -> None:

@@ -22,11 +22,12 @@ from layerscope.record.parts import (
 )
 from layerscope.record.prompt_key import PromptKey
 
-SchemaVersion: TypeAlias = Literal["2.2"]
-SCHEMA_VERSION: SchemaVersion = "2.2"
+SchemaVersion: TypeAlias = Literal["2.3"]
+SCHEMA_VERSION: SchemaVersion = "2.3"
 """Of `run.json` and `rows.parquet` together: the first number changes when an older reader would misread a folder."""
-READABLE_VERSIONS = (SCHEMA_VERSION, "2.1", "2.0")
-"""A record of 2.1 has two keys of `measured` by other names, one of 2.0 no fitted lenses either; both are read."""
+READABLE_VERSIONS = (SCHEMA_VERSION, "2.2", "2.1", "2.0")
+"""All are read. Up to 2.2 a record says less of answers and of how prompts begin, and a table lacks six columns; 2.1
+has two keys of `measured` by other names; 2.0 has no fitted lenses either."""
 
 
 def _raised(version: object) -> object:

@@ -5,11 +5,11 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -17,24 +17,65 @@ from layerscope.errors import SuiteError
 from layerscope.suite.counterfact import is_counterfact, read_counterfact
 from layerscope.suite.entries import Control, Place, Question, Word, check_templates, read_control, read_fact, validated
 
+AnswerForm: TypeAlias = Literal["auto", "space", "none"]
+"""How an answer follows its prompt: as the model itself prefers, after a space, or without one."""
+Judge: TypeAlias = Literal["first_piece", "whole"]
+"""What is judged of an answer of several tokens."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Messages that the model's own chat template makes a prompt of."""
+
+    messages: tuple[Message, ...]
+    continue_final_message: bool = False
+    """Whether the model continues the last message, rather than answering it."""
+    template_options: tuple[tuple[str, bool | int | float | str], ...] = ()
+    """Further arguments of the template, such as ("enable_thinking", False), sorted by name."""
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text for the model to continue, and what it should say."""
+    """One text for the model to continue, and what it should say, if that is known."""
 
     prompt_id: str
     """"pos" for a fact, "ctl" for a control."""
     prompt_variant: str
     """Name of the template it was made from: "orig", "no_filler", ..."""
     text: str
+    """What the model continues; of a chat the last message, which says what it is about until it is rendered."""
     answers: tuple[str, ...]
-    """Accepted answers without surrounding space; the first is the gold one."""
+    """Accepted answers, the first of them the gold one; none where it is not known what the model should say. One that
+    begins with white space is taken as it is written."""
     fact_key: str | None
     """"Germany→Berlin"; None for a control."""
     fact_index: int | None
     """Counted from 0 in the order of the file; None for a control."""
     contrast: tuple[str, ...] = ()
     """Of a control: accepted answers of the fact that it is contrasted with. Empty for a fact."""
+    subject: str | None = None
+    """What the fact is about, as it stands in the text; None where that is not known."""
+    answer_form: AnswerForm = "auto"
+    judge: Judge = "first_piece"
+    chat: Chat | None = None
+    """Where the prompt is a chat; None for plain text."""
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """What is asked, for the suite's digest: fields that a prompt leaves at their default are left out."""
+        core = ("prompt_id", "prompt_variant", "text", "answers", "fact_key", "fact_index", "contrast")
+        values = asdict(self)
+        others = {f.name for f in fields(self)} - {*core, "subject"}  # a subject changes nothing that is asked
+        defaults = {f.name: f.default for f in fields(self)}
+        return {n: values[n] for n in (*core, *sorted(n for n in others if getattr(self, n) != defaults[n]))}
 
 
 @dataclass(frozen=True)
@@ -66,7 +107,7 @@ class Suite:
 
         Over the prompts as JSON in UTF-8 with sorted keys, no spaces and no escapes beyond those JSON demands.
         """
-        prompts = [asdict(prompt) for prompt in self.prompts]
+        prompts = [prompt.asked for prompt in self.prompts]
         canonical = json.dumps(prompts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -26,8 +26,8 @@ from layerscope.published.layout import (
 from layerscope.published.read.csv_table import ROW, check_table, frame_of, header_faults, note, sheet_of
 from layerscope.published.read.document import Block
 from layerscope.record.parts import ProblemRecord
-from layerscope.record.rows import COLUMNS, rows_frame
-from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
+from layerscope.record.rows import COLUMNS, NEWER, rows_frame
+from layerscope.record.run_record import READABLE_VERSIONS, SCHEMA_VERSION, RunRecord
 
 _KEYS = ("prompt_id", "prompt_variant", "lens", "layer", "pos", "is_next", "finite", "row_in_run")
 _FILE = "file"
@@ -46,7 +46,7 @@ def read_extended(folder: Path, stem: str, document: Block) -> AnalysedRun:
     for lens in record.protocol.lenses:
         suffix = None if lens == record.protocol.headline_lens else lens
         path = folder / csv_name(stem, RECORDS, suffix)
-        frame = _records(path, lens, problems)
+        frame = _records(path, lens, problems, document)
         complete &= frame is not None
         frames += [] if frame is None else [frame]
     columns = [*(column.name for column in COLUMNS), "row_in_run", ROW, _FILE]
@@ -83,7 +83,7 @@ def _record_of(document: Block) -> RunRecord:
         raise RunError(f"{document.file}: {'; '.join(wrong)}; take the file from a whole copy.") from error
 
 
-def _records(path: Path, lens: str, problems: list[ProblemRecord]) -> pl.DataFrame | None:
+def _records(path: Path, lens: str, problems: list[ProblemRecord], document: Block) -> pl.DataFrame | None:
     """One table under our columns' names, with the number of each row in the run and in the file."""
     if not path.is_file():
         note(problems, path.name, [Fault(None, f"the file is missing, and with it all rows of the lens {lens}")])
@@ -93,7 +93,9 @@ def _records(path: Path, lens: str, problems: list[ProblemRecord]) -> pl.DataFra
         return None
     pairs = next(i for i in count(PAIRS) if f"top{i + 1}" not in sheet.header)
     columns = columns_of(RECORDS, EXTENDED, pairs=pairs)
-    note(problems, path.name, header_faults(sheet.header, columns, columns, _KEYS))
+    older = document.block(RECORD_KEY).members.get("schema_version") != SCHEMA_VERSION
+    due = [column for column in columns if not (older and column.ours in NEWER)]
+    note(problems, path.name, header_faults(sheet.header, columns, due, _KEYS))
     frame = frame_of(sheet, columns, _KEYS, path.name, problems, least=None)
     if frame is None:
         return None

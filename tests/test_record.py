@@ -51,7 +51,7 @@ def _record(**changes: object) -> RunRecord:
         "several_pieces": False, "reason": "context_retokenised",
     }  # fmt: skip
     fields = {
-        "schema_version": "2.2",
+        "schema_version": "2.3",
         "source": "layerscope",
         "run_id": "tiny-berlin-20260301T093000Z",
         "created_utc": "2026-03-01T09:30:00Z",
@@ -168,7 +168,7 @@ def test_a_record_with_fitted_lenses_is_read_back_equal_and_fits_the_schema(tmp_
 
 
 def test_every_column_has_a_unit_and_a_meaning_and_a_name_of_its_own():
-    assert len({column.name for column in COLUMNS}) == len(COLUMNS) == 62
+    assert len({column.name for column in COLUMNS}) == len(COLUMNS) == 68
     assert all(column.unit and column.meaning.endswith(".") for column in COLUMNS)
     assert [c.name for c in COLUMNS if not c.nullable] == [n for n in KEYS if n not in NULL_KEYS]
 
@@ -438,11 +438,11 @@ def _change(saved: Path, **changes: object) -> None:
     (saved / "run.json").write_text(json.dumps(record | changes), encoding="utf-8")
 
 
-@pytest.mark.parametrize("version", ["1.0", "0.9", "2.3"])
+@pytest.mark.parametrize("version", ["1.0", "0.9", "2.4"])
 def test_another_version_says_which_layerscope_reads_it(saved, version):
     _change(saved, schema_version=version, layerscope_version="7.4.0", unheard_of=1)
     said = _refusal(saved)
-    assert f"`schema_version` is {version}, but this layerscope reads 2.2, 2.1, 2.0" in said
+    assert f"`schema_version` is {version}, but this layerscope reads 2.3, 2.2, 2.1, 2.0" in said
     assert "layerscope 7.4.0 wrote the folder and reads it" in said
 
 
@@ -455,13 +455,17 @@ def _with_former_keys(path: Path, version: str, without: tuple[str, ...] = ()) -
     text = json.dumps(record | {"schema_version": version, "measured": measured})
     assert "position_readout" not in text and "fitted_lenses" not in text
     path.write_text(text, encoding="utf-8")
+    rows = pl.read_parquet(path.with_name("rows.parquet"))
+    newer = [column.name for column in COLUMNS if column.since == "2.3"]
+    assert len(newer) == 6
+    rows.drop(newer).write_parquet(path.with_name("rows.parquet"))
 
 
 def test_a_folder_of_2_0_is_read_as_one_without_fitted_lenses(saved):
     _with_former_keys(saved / "run.json", "2.0", without=("fitted_lenses", "tuned_variants"))
     found = Run.read(saved).record
     assert found == _record()
-    assert (found.schema_version, found.measured.fitted_lenses, found.measured.tuned_variants) == ("2.2", (), None)
+    assert (found.schema_version, found.measured.fitted_lenses, found.measured.tuned_variants) == ("2.3", (), None)
     assert found.measured.absent == {"position_readout": "a record made by hand"}
 
 
@@ -510,7 +514,7 @@ def test_a_parquet_file_cut_off_anywhere_is_refused(saved):
 def test_a_table_that_lacks_a_column_or_has_another_type_is_refused(saved):
     rows = pl.read_parquet(saved / "rows.parquet")
     rows.drop("top1").write_parquet(saved / "rows.parquet")
-    assert "rows.parquet: a run's rows have the 62 columns of COLUMNS; missing: top1" in _refusal(saved)
+    assert "rows.parquet: a run's rows have the 68 columns of COLUMNS; missing: top1" in _refusal(saved)
     rows.cast({"answer_rank": pl.Float64}).write_parquet(saved / "rows.parquet")
     assert "rows.parquet: column `answer_rank` should be of type Int32, but is Float64" in _refusal(saved)
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -561,15 +562,22 @@ def blocks(language: str) -> list[str]:
 
 def test_the_examples_of_the_page_load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    chats, mixed = blocks("jsonl")
     Path("oceans.toml").write_text(blocks("toml")[0], encoding="utf-8")
-    Path("mixed.jsonl").write_text(blocks("jsonl")[0], encoding="utf-8")
-    Path("counterfact.json").write_text(json.dumps([PUBLISHED]), encoding="utf-8")
+    Path("mixed.jsonl").write_text(mixed, encoding="utf-8")
+    Path("chats.jsonl").write_text(chats, encoding="utf-8")
+    Path("popqa.tsv").write_text("question\tobj\nWhich?\tthis\nWho?\tshe\n", encoding="utf-8")
+    names: dict[str, Any] = {}
     for script in blocks("python"):
-        exec(compile(script, str(DOCS), "exec"), {})
+        exec(compile(script, str(DOCS), "exec"), names)
+    assert [p.answers for p in names["facts"].prompts] == [("Berlin",), ("4", " four")]
+    assert names["some"].description == "1 of 2 facts, sampled with seed 7"
     assert load_suite("oceans.toml").facts == ("Portugal→Atlantic", "Peru, west coast", "Madagascar lies in the→Indian")
     assert load_suite("oceans.toml").prompts[-1].contrast == ("Atlantic",)
     assert len(load_suite("mixed.jsonl").facts) == 5
-    assert load_suite("counterfact.jsonl").facts == ("Danielle Darrieux→French",)
+    asked_in_chat = load_suite("chats.jsonl")
+    assert asked_in_chat.facts == ("Germany→Berlin", "And of Peru?→Lima", "Chile→Spanish")
+    assert {p.chat.messages[0] for p in asked_in_chat.prompts if p.chat} == {Message("system", "Answer with one word.")}
 
 
 def test_the_error_of_the_page_is_the_one_that_comes(tmp_path, monkeypatch):

@@ -5,9 +5,13 @@ continuation}, ...} or as [[context, continuation], ...]; of a generation the se
 the answer, or which of the continuations is right.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from layerscope.suite.question import DEFAULT_VARIANT, Fields, LeftOut, Place, Question, came, record_of_data_set
+
+_SHORT = 40
+"""Characters up to which an answer is part of a fact's name."""
 
 
 def is_harness_sample(fields: Fields) -> bool:
@@ -26,7 +30,7 @@ def read_harness_sample(fields: Fields, place: Place) -> list[Question | LeftOut
     if len(contexts) > 1:
         return [LeftOut(place, "its choices stand in the context, not behind it")]
     continuations = [continuation for _, continuation in requests if isinstance(continuation, str)]
-    if len(requests[0]) == 2 and requests[0][1] is None:
+    if requests[0][1] is None:
         return [LeftOut(place, "it asks for the likelihood of a whole text, not for an answer")]
     if continuations:
         answer = _right(continuations, fields.get("target"), fields["doc"])
@@ -42,11 +46,12 @@ def read_harness_sample(fields: Fields, place: Place) -> list[Question | LeftOut
     answers = [context[len(text) :] + answer for answer in answers]
     number = fields.get("doc_id")
     about = place.within_file if number is None else f"doc {number}"
-    question = record_of_data_set(place, {DEFAULT_VARIANT: text}, answers, subject=about)
+    question = record_of_data_set(place, {DEFAULT_VARIANT: text}, answers, number=number)
     if isinstance(question, LeftOut):
         return [question]
-    # `about` names the sample in tables; no such words stand in the prompt.
-    return [Question(**{**vars(question), "subject": None})]
+    # A context of many shots names nothing in a table, and nor does a worked solution.
+    answer = question.answers[0].strip()
+    return [replace(question, key=f"{about}→{answer}" if len(answer) <= _SHORT else about)]
 
 
 def _requests(arguments: Any, place: Place) -> list[tuple[str, Any]]:

@@ -147,10 +147,15 @@ def _header_lines(text: str, header: str, count: int) -> Sequence[int | None]:
     return lines if len(lines) == count else [None] * count
 
 
+def _headed(stem: str, file: str) -> Heading:
+    """The heading of a file that has none."""
+    return validated(Heading, {"name": stem}, Place(file))
+
+
 def _from_json(text: str, file: str, stem: str, columns: Columns | None) -> Suite:
     """An array of records, a single record, or a suite's tables; lines of JSON, if that is what the file holds."""
     document = json_document(text, file)
-    heading = Heading(name=stem)
+    heading = _headed(stem, file)
     if isinstance(document, list):
         return _from_values(document, file, heading, columns)
     if isinstance(document, dict):
@@ -166,9 +171,9 @@ def _from_jsonl(text: str, file: str, stem: str, columns: Columns | None) -> Sui
     if text.lstrip().startswith("["):
         document = json_document(text, file) if text.rstrip().endswith("]") else None
         if isinstance(document, list) and document and all(isinstance(record, dict) for record in document):
-            return _from_values(document, file, Heading(name=stem), columns)
+            return _from_values(document, file, _headed(stem, file), columns)
     records = list(json_lines(text, file))
-    heading = Heading(name=stem)
+    heading = _headed(stem, file)
     if records and records[0][0] and records[0][0].keys() <= Heading.model_fields.keys():
         heading = validated(Heading, {"name": stem, **records[0][0]}, records[0][1])
         records = records[1:]
@@ -185,7 +190,7 @@ def _from_tsv(text: str, file: str, stem: str, columns: Columns | None) -> Suite
 
 def _from_table(text: str, file: str, stem: str, columns: Columns | None, delimiter: str) -> Suite:
     rows = list(table_rows(text, file, delimiter))
-    heading = Heading(name=stem)
+    heading = _headed(stem, file)
     if columns is not None:
         return assembled(heading, read_with_columns(rows, columns), [], file)
     # A table has columns for other uses too, and no braces stand for any that is not named in its templates.
@@ -204,7 +209,7 @@ def _own_columns(row: Fields) -> set[str]:
 def _from_txt(text: str, file: str, stem: str, columns: Columns | None) -> Suite:
     lines = [(line.removesuffix("\r"), Place(file, line=number)) for number, line in enumerate(text.split("\n"), 1)]
     prompts = [_prompt_alone(line, place) for line, place in lines if line.strip()]
-    return assembled(Heading(name=stem), prompts, [], file)
+    return assembled(_headed(stem, file), prompts, [], file)
 
 
 def _prompt_alone(text: str, place: Place) -> Question:

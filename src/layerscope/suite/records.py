@@ -62,7 +62,7 @@ def json_lines(text: str, file: str) -> Iterator[Placed]:
 
 
 def table_rows(text: str, file: str, delimiter: str) -> Iterator[Placed]:
-    """The rows of a table under its header, without their empty cells; the line of a row is that of its end.
+    """The rows of a table under its header, without their empty cells, each with the line on which it begins.
 
     Raises:
         SuiteError: there is no header, quotes are broken, or a row has more cells than the header.

@@ -46,7 +46,7 @@ def some_facts(suite: Suite, *, limit: int | None = None, sample: int | None = N
     if dropped := len(controls) - len(kept_controls):
         subject = "1 control is" if dropped == 1 else f"{dropped} controls are"
         notes.append(f"suite {suite.name}: {subject} left out, since the fact that it would be compared with is")
-    description = f"{suite.description.removesuffix('.')} ({what})".strip()
+    description = f"{suite.description.removesuffix('.')} ({what})" if suite.description else what
     return Suite(suite.name, description, facts + kept_controls, (*suite.notes, *notes))
 
 

@@ -87,6 +87,7 @@ def lines(*records: object) -> str:
 FILES = {
     "prompts.txt": "The capital of Peru is\n\n  Two plus two is\r\nThe capital of Peru is\n",
     "facts.csv": 'prompt,answer,topic\n"Rome, as they say, is in",Italy,geography\nOne and one is,,sums\n',
+    "many.csv": 'template,answers,subject\n{} is in,"[""Italy"", ""Europe""]",Rome\n',
     "quiz.csv": "frage;antwort;land\nDie Hauptstadt Perus ist;Lima;Peru\n",
     "trivia.jsonl": lines({"question": "Which sea?", "answer": {"value": "Red Sea", "aliases": []}}),
     "questions.jsonl": lines({"question": "Which sea?", "answer": ["Red Sea", "the Red Sea"]}),
@@ -135,6 +136,7 @@ TAKEN = {
         ("Rome, as they say, is in", ("Italy",), "Rome, as they say, is in→Italy", None),
         ("One and one is", (), "One and one is", None),
     ],
+    "many.csv": [("Rome is in", ("Italy", "Europe"), "Rome→Italy", "Rome")],
     "questions.jsonl": [("Which sea?", ("Red Sea", "the Red Sea"), "Which sea?→Red Sea", None)],
     "counterfact.json": [
         (
@@ -178,6 +180,14 @@ def test_wordings_of_a_relation_are_variants_of_its_facts(folder):
     assert [(p.prompt_variant, p.fact_index) for p in prompts] == [
         (variant, fact) for fact in (0, 1) for variant in ("orig", "template_2", "zero_shot")
     ]
+
+
+def test_a_header_of_lines_settles_how_answers_of_every_shape_are_judged(file):
+    records = ({"answer_form": "none", "judge": "whole"}, KNOWN, {"prompt": "a", "answer": "b", "judge": "first_piece"})
+    asked_for = [("none", "whole"), ("none", "first_piece")]
+    assert [(p.answer_form, p.judge) for p in file("a.jsonl", lines(*records)).prompts] == asked_for
+    named = file("b.jsonl", lines(*records), columns="prompt=prompt,answer=attribute")
+    assert [(p.answer_form, p.judge) for p in named.prompts] == [("none", "whole")] * 2
 
 
 @pytest.mark.parametrize("name", ["counterfact.json", "known_1000.json", "zsre_mend_eval.json"])
@@ -291,6 +301,12 @@ BROKEN = {
         r"field `prompt_templates\[0\]`: expected a template with \{\}",
     ),
     "arguments of another shape": ("a.jsonl", lines({"doc": {}, "arguments": 3}), {}, "field `arguments`: expected"),
+    "answer in a field within": (
+        "a.jsonl",
+        FILES["trivia.jsonl"],
+        {},
+        "line 1, field `answer`: .*dict.*as in --columns prompt=question,answer=answer.value",
+    ),
     "no facts": ("a.csv", "prompt\nx\n", {"limit": 0}, "At least one fact has to be asked, but 0"),
     "limit and sample": ("a.csv", "prompt\nx\n", {"limit": 1, "sample": 1}, "give one of the two"),
 }

@@ -47,7 +47,7 @@ def assembled(heading: Heading, records: Sequence[Question | LeftOut], controls:
             else f"{file}: there are no facts; add at least one, as a [[facts]] table or a JSONL line"
         )
     prompts = [
-        _prompt("pos", variant, text, fact, key, index)
+        _prompt(heading, "pos", variant, text, fact, key, index)
         for index, (key, fact) in enumerate(by_key.items())
         for variant, text in fact.texts.items()
     ]
@@ -59,13 +59,14 @@ def assembled(heading: Heading, records: Sequence[Question | LeftOut], controls:
                 sentence = f"{places[variant]} has `{variant}` already, and rows could not tell the two apart; keep one"
                 raise question.place.error("variants", sentence)
             places[variant] = question.place
-            prompts.append(_prompt("ctl", variant, text, question, None, None, contrast.answers))
+            prompts.append(_prompt(heading, "ctl", variant, text, question, None, None, contrast.answers))
     notes = [_left_out(left_out, len(records))] if left_out else []
     notes += _notes_on_wording(heading, [*by_key.values(), *(control.question for control in controls)])
     return Suite(heading.name, heading.description, tuple(prompts), tuple(f"suite {heading.name}: {n}" for n in notes))
 
 
 def _prompt(
+    heading: Heading,
     prompt_id: str,
     variant: str,
     asked: str | Chat,
@@ -86,8 +87,8 @@ def _prompt(
         index,
         contrast,
         subject=subject if subject and any(subject in text for text in read) else None,
-        answer_form=question.answer_form,
-        judge=question.judge,
+        answer_form=question.answer_form or heading.answer_form or "auto",
+        judge=question.judge or heading.judge or "first_piece",
         chat=chat,
     )
 

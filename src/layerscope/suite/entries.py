@@ -5,7 +5,7 @@ its file.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -105,10 +105,7 @@ def read_control(fields: Fields, settings: FileSettings, place: Place) -> Contro
             choices = listed(question.texts)
             raise place.error("variants", f"there is no variant `{variant}`; the templates here are {choices}")
     texts = {variant: question.texts[variant] for variant in wanted}
-    asked = Question(
-        place, question.subject, question.key, question.answers, texts, (), question.answer_form, question.judge
-    )
-    return Control(asked, entry.contrast)
+    return Control(replace(question, texts=texts), entry.contrast)
 
 
 def _question(entry: Entry, settings: FileSettings, place: Place) -> Question:
@@ -128,8 +125,8 @@ def _question(entry: Entry, settings: FileSettings, place: Place) -> Question:
         entry.key or default_key(entry.subject, texts, answers),
         answers,
         texts,
-        answer_form=entry.answer_form or settings.asking.answer_form or "auto",
-        judge=entry.judge or settings.asking.judge or "first_piece",
+        answer_form=entry.answer_form,
+        judge=entry.judge,
     )
 
 

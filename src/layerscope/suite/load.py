@@ -14,6 +14,7 @@ from layerscope.errors import SuiteError
 from layerscope.suite.assemble import Heading, assembled
 from layerscope.suite.columns import Columns, columns_of, read_with_columns
 from layerscope.suite.entries import WORDINGS, Entry, FileSettings, check_templates, read_control, read_fact
+from layerscope.suite.open_questions import answers_in
 from layerscope.suite.question import (
     DEFAULT_VARIANT,
     Fields,
@@ -190,20 +191,20 @@ def _from_tsv(text: str, file: str, stem: str, columns: Columns | None) -> Suite
 
 def _from_table(text: str, file: str, stem: str, columns: Columns | None, delimiter: str) -> Suite:
     rows = list(table_rows(text, file, delimiter))
-    heading = _headed(stem, file)
-    if columns is not None:
-        return assembled(heading, read_with_columns(rows, columns), [], file)
-    # A table has columns for other uses too, and no braces stand for any that is not named in its templates.
-    taken = [({n: v for n, v in row.items() if n in _own_columns(row)}, place) for row, place in rows]
-    return _from_records([kept if kept[0] else row for kept, row in zip(taken, rows, strict=True)], heading, file, None)
+    if columns is None:
+        rows = [(_fact_of_row(row, place), place) for row, place in rows]
+    return _from_records(rows, _headed(stem, file), file, columns)
 
 
-def _own_columns(row: Fields) -> set[str]:
-    """The columns of a row that a fact has fields for; all of them where it has a shape of its own."""
-    if shape_of(row) is not None or not row.keys() & {"prompt", "template"}:
-        return set(row)
+def _fact_of_row(row: Fields, place: Place) -> Fields:
+    """The columns that a fact has fields for, since a table has others too; the whole row where it is of a data set."""
+    if not row.keys() & {"prompt", "template"} or shape_of(row) is not None:
+        return row
     named = {name for name in row if f"{{{name}}}" in str(row.get("template", ""))}
-    return named | set(Entry.model_fields)
+    fields = {name: value for name, value in row.items() if name in named or name in Entry.model_fields}
+    if "answers" in fields:
+        fields["answers"] = answers_in(fields["answers"], "answers", place)
+    return fields
 
 
 def _from_txt(text: str, file: str, stem: str, columns: Columns | None) -> Suite:

@@ -49,7 +49,15 @@ def answers_in(value: Any, field: str, place: Place) -> list[str]:
         return [str(v) for v in value]
     if value is None:
         return []
-    raise place.error(field, f"expected a text or a list of texts, but {came(value)}")
+    within = (
+        next((name for name, inner in value.items() if isinstance(inner, str)), None)
+        if isinstance(value, dict)
+        else None
+    )
+    remedy = (
+        "" if within is None else f"; take one of its fields, as in --columns prompt=question,answer={field}.{within}"
+    )
+    raise place.error(field, f"expected a text or a list of texts, but {came(value)}{remedy}")
 
 
 def _list_in(text: str) -> list[Any] | None:

@@ -68,8 +68,9 @@ class Question:
     """variant -> prompt, in the order of the file."""
     spare_keys: tuple[str, ...] = ()
     """What a record of a data set is called, in this order, when an earlier one has its `key`."""
-    answer_form: AnswerForm = "auto"
-    judge: Judge = "first_piece"
+    answer_form: AnswerForm | None = None
+    judge: Judge | None = None
+    """Of these two, None where the file decides."""
     is_from_data_set: bool = False
     """Whether an equal record before it makes it one too many, rather than a mistake of whoever wrote the file."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from layerscope.errors import SuiteError
-from layerscope.suite import Suite, load_suite
+from layerscope.suite import Chat, Message, Suite, load_suite
 
 DOCS = Path(__file__).parent.parent / "docs" / "suites.md"
 
@@ -199,6 +199,22 @@ def test_an_array_its_lines_and_a_list_ask_the_same(folder, file, name):
     assert file("c.json", lines(*records, {"prompt": "a"})).facts == (*whole.facts, "a")
 
 
+def test_records_of_one_key_are_told_apart_by_number_or_place_and_equal_ones_asked_once(file):
+    other = {**ZSRE, "src": "By whom is Tower Hall?", "rephrase": None}
+    suite = file("zsre.jsonl", lines(ZSRE, ZSRE, other, KNOWN, {**KNOWN, "known_id": 6, "prompt": "Erebus is in"}))
+    assert suite.facts == (
+        "Tower Hall→Ada Right",
+        "Tower Hall→Ada Right #line 3",
+        "Mount Erebus→Antarctica",
+        "Mount Erebus→Antarctica #6",
+    )
+    assert suite.notes == (
+        "suite zsre: 1 of 5 records was left out: 1 because an earlier record asks the same (line 2)",
+    )
+    named = file("a.csv", "q,a\nOne?,1\nTwo?,2\nTwo?,zwei\n", columns="prompt=q,answer=a,key=q")
+    assert named.facts == ("One?", "Two?", "Two? #line 4")
+
+
 def test_the_tables_of_a_suite_may_be_written_as_json(file):
     tables = {
         "templates": {"orig": "The capital of {subject} is"},
@@ -244,6 +260,7 @@ SAMPLES = {
     "one choice kept": (SAMPLE | {"arguments": [[ARGUMENTS, " red"]]}, " blue"),
     "target in words": (SAMPLE | {"target": "blue"}, " blue"),
     "generation": (SAMPLE | {"arguments": [[ARGUMENTS, {"until": ["\n"]}]], "target": 72}, "72"),
+    "generation without settings": (SAMPLE | {"arguments": {"gen_args_0": {"arg_0": ARGUMENTS}}, "target": "x"}, "x"),
     "space before the gap": (
         SAMPLE | {"arguments": [[f"{ARGUMENTS} ", "red"], [f"{ARGUMENTS} ", "blue"]]},
         " blue",
@@ -257,9 +274,18 @@ def test_a_sample_log_gives_context_and_right_continuation_as_they_were_joined(f
     assert (prompt.text, prompt.answers) == (ARGUMENTS, (answer,))
 
 
+def test_a_sample_of_a_chat_endpoint_is_a_chat(file):
+    messages = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "It is"}]
+    for context in (json.dumps(messages), [json.dumps(messages)]):
+        sample = SAMPLE | {"arguments": {"gen_args_0": {"arg_0": context, "arg_1": {"until": []}}}, "target": "red"}
+        (prompt,) = file("samples.jsonl", lines(sample)).prompts
+        assert prompt.chat == Chat((Message("user", "Which?"), Message("assistant", "It is")), True)
+        assert (prompt.text, prompt.answers, prompt.fact_key) == ("It is", ("red",), "doc 4→red")
+
+
 def test_samples_that_hold_no_answer_behind_their_context_are_left_out(file):
     contexts = SAMPLE | {"arguments": [["The red one", " fits."], ["The blue one", " fits."]]}
-    rolling = SAMPLE | {"arguments": [["A whole text."]]}
+    rolling = SAMPLE | {"arguments": [["A whole text."]], "target": "A whole text."}
     other = SAMPLE | {"target": "[0.1]"}
     (note,) = file("samples.jsonl", lines(SAMPLE, contexts, rolling, other)).notes
     assert "3 of 4 records were left out" in note

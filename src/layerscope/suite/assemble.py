@@ -105,7 +105,8 @@ def _keyed(records: Sequence[Question | LeftOut]) -> tuple[dict[str, Question], 
         if record.is_from_data_set and same in asked:
             left_out.append(LeftOut(record.place, "an earlier record asks the same"))
             continue
-        numbered = (f"{record.key} #{record.place.within_file}",) if record.spare_keys and same not in asked else ()
+        is_another = record.is_from_data_set or (record.spare_keys and same not in asked)
+        numbered = (f"{record.key} #{record.place.within_file}",) if is_another else ()
         key = next((k for k in (record.key, *record.spare_keys, *numbered) if k not in by_key), None)
         if key is None:
             key = (record.key, *record.spare_keys)[-1]

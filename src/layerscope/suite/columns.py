@@ -90,8 +90,7 @@ def _question(fields: Fields, place: Place, columns: Columns) -> Question | Left
     texts = {DEFAULT_VARIANT: checked_text(text, columns.prompt, place)}
     key = "" if columns.key is None else _text(fields, columns.key, place).strip()
     key = key or default_key(subject, texts, answers)
-    spare_keys = (f"{key} #{place.within_file}",)
-    return Question(place, subject, key, answers, texts, spare_keys, is_from_data_set=True)
+    return Question(place, subject, key, answers, texts, is_from_data_set=True)
 
 
 def _within(text: str) -> list[str]:

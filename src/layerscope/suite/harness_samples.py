@@ -1,14 +1,15 @@
 """Sample logs of lm-evaluation-harness (`--log_samples`): the prompt as the task wrote it, and the right continuation.
 
 A line holds `arguments`, one for each request to the model, either as {"gen_args_0": {"arg_0": context, "arg_1":
-continuation}, ...} or as [[context, continuation], ...]; of a generation the second is a dict of settings. `target` is
-the answer, or which of the continuations is right.
+continuation}, ...} or as [[context, continuation], ...]; of a generation the second is a dict of settings. The context
+of a chat endpoint is its messages as JSON. `target` is the answer, or which of the continuations is right.
 """
 
-from dataclasses import replace
+import json
 from typing import Any
 
 from layerscope.suite.question import DEFAULT_VARIANT, Fields, LeftOut, Place, Question, came, record_of_data_set
+from layerscope.suite.suite import Chat, Message
 
 _SHORT = 40
 """Characters up to which an answer is part of a fact's name."""
@@ -25,33 +26,31 @@ def read_harness_sample(fields: Fields, place: Place) -> list[Question | LeftOut
     Raises:
         SuiteError: `arguments` of another shape.
     """
-    requests = _requests(fields["arguments"], place)
-    contexts = {context for context, _ in requests}
-    if len(contexts) > 1:
+    requests, target = _requests(fields["arguments"], place), fields.get("target")
+    context, continuation = requests[0]
+    if any(other != context for other, _ in requests):
         return [LeftOut(place, "its choices stand in the context, not behind it")]
-    continuations = [continuation for _, continuation in requests if isinstance(continuation, str)]
-    if requests[0][1] is None:
+    if continuation is None and target in (None, "", context):
         return [LeftOut(place, "it asks for the likelihood of a whole text, not for an answer")]
+    continuations = [c for _, c in requests if isinstance(c, str)]
     if continuations:
-        answer = _right(continuations, fields.get("target"), fields["doc"])
-        if answer is None:
+        right = _right(continuations, target, fields["doc"])
+        if right is None:
             return [LeftOut(place, "its `target` is none of its continuations")]
-        answers = [answer]
+        answers = [right]
     else:
-        target = fields.get("target")
         answers = [str(t) for t in (target if isinstance(target, list) else [target]) if t is not None]
-    context = contexts.pop()
-    text = context.rstrip()
-    # The harness gives white space at a context's end to the continuation before it tokenizes the two.
-    answers = [context[len(text) :] + answer for answer in answers]
+    asked: str | Chat | None = _chat(context)
+    if asked is None:
+        # The harness gives white space at a context's end to the continuation before it tokenizes the two.
+        asked = context.rstrip()
+        answers = [context[len(asked) :] + answer for answer in answers]
     number = fields.get("doc_id")
-    about = place.within_file if number is None else f"doc {number}"
-    question = record_of_data_set(place, {DEFAULT_VARIANT: text}, answers, number=number)
-    if isinstance(question, LeftOut):
-        return [question]
     # A context of many shots names nothing in a table, and nor does a worked solution.
-    answer = question.answers[0].strip()
-    return [replace(question, key=f"{about}→{answer}" if len(answer) <= _SHORT else about)]
+    about = place.within_file if number is None else f"doc {number}"
+    answer = answers[0].strip() if answers else ""
+    key = f"{about}→{answer}" if len(answer) <= _SHORT else about
+    return [record_of_data_set(place, {DEFAULT_VARIANT: asked}, answers, key=key)]
 
 
 def _requests(arguments: Any, place: Place) -> list[tuple[str, Any]]:
@@ -60,12 +59,31 @@ def _requests(arguments: Any, place: Place) -> list[tuple[str, Any]]:
     pairs = []
     for request in listed if isinstance(listed, list) else []:
         parts = list(request.values()) if isinstance(request, dict) else request
-        if isinstance(parts, list) and parts and isinstance(parts[0], str):
-            pairs.append((parts[0], parts[1] if len(parts) > 1 else None))
+        match parts:
+            case [str(context), *rest] | [[str(context)], *rest]:
+                pairs.append((context, rest[0] if rest else None))
     if not pairs or len(pairs) < len(listed):
         sentence = 'expected requests such as {"gen_args_0": {"arg_0": context, "arg_1": continuation}}'
         raise place.error("arguments", f"{sentence}, but {came(arguments)}")
     return pairs
+
+
+def _chat(context: str) -> Chat | None:
+    """The messages of a context that was sent to a chat endpoint, as JSON; None for a text."""
+    if not context.startswith("[{"):
+        return None
+    try:
+        said = json.loads(context)
+    except (ValueError, RecursionError):
+        return None
+    messages = [
+        Message(role, content)
+        for message in said
+        if isinstance(role := message.get("role"), str) and isinstance(content := message.get("content"), str)
+    ]
+    if not messages or len(messages) < len(said):
+        return None
+    return Chat(tuple(messages), continue_final_message=messages[-1].role == "assistant")
 
 
 def _right(continuations: list[str], target: Any, doc: Any) -> str | None:

@@ -67,7 +67,7 @@ class Question:
     texts: Mapping[str, str | Chat]
     """variant -> prompt, in the order of the file."""
     spare_keys: tuple[str, ...] = ()
-    """What a record of a data set is called, in this order, when an earlier one has its `key`."""
+    """What a record of a data set is called, in this order and before its place, when an earlier one has its `key`."""
     answer_form: AnswerForm | None = None
     judge: Judge | None = None
     """Of these two, None where the file decides."""
@@ -158,22 +158,28 @@ def default_key(subject: str | None, texts: Mapping[str, str | Chat], answers: S
 
 
 def record_of_data_set(
-    place: Place, texts: Mapping[str, str], answers: Sequence[str], *, subject: str | None = None, number: object = None
+    place: Place,
+    texts: Mapping[str, str | Chat],
+    answers: Sequence[str],
+    *,
+    subject: str | None = None,
+    number: object = None,
+    key: str | None = None,
 ) -> Question | LeftOut:
-    """One record of a published data set, told apart from others of its key by its `number`, or else its place.
+    """One record of a published data set, told apart from others of its `key` by its `number`, if it has one.
 
     One whose prompt or answer is blank is left out: whoever uses a published file did not write it.
     """
     accepted = tuple(dict.fromkeys(answer.rstrip() for answer in answers if answer.strip()))
     if not accepted:
         return LeftOut(place, "its answer is empty")
-    if not all(text.strip() for text in texts.values()):
+    if not all(text_of(asked).strip() for asked in texts.values()):
         return LeftOut(place, "its prompt is empty")
-    for variant, text in texts.items():
-        checked_text(text, variant, place)
-    key = default_key(subject, texts, accepted)
-    apart = tuple(f"{key} #{name}" for name in (number, place.within_file) if name is not None)
-    return Question(place, subject, key, accepted, texts, apart, is_from_data_set=True)
+    for variant, asked in texts.items():
+        checked_text(text_of(asked), variant, place)
+    key = key or default_key(subject, texts, accepted)
+    spare_keys = () if number is None else (f"{key} #{number}",)
+    return Question(place, subject, key, accepted, texts, spare_keys, is_from_data_set=True)
 
 
 def listed(names: Mapping[str, object] | Sequence[str]) -> str:

@@ -223,6 +223,8 @@ def _from_values(values: Sequence[object], file: str, heading: Heading, columns:
     """Records without a line, counted from 1; or texts, each of which is a prompt."""
     places = [Place(file, f"record {number}") for number in range(1, len(values) + 1)]
     if values and all(isinstance(value, str) for value in values):
+        if columns is not None:
+            raise SuiteError(f"{file}: columns can be named of records, but texts came; leave the columns out")
         prompts = [_prompt_alone(str(value), place) for value, place in zip(values, places, strict=True)]
         return assembled(heading, prompts, [], file)
     records: list[Placed] = []

@@ -5,13 +5,14 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from layerscope.errors import SuiteError
-from layerscope.suite import Prompt, Suite, builtin_suites, load_suite
+from layerscope.suite import Chat, Message, Prompt, Suite, builtin_suites, load_suite
 from properties import examples
 
 DOCS = Path(__file__).parent.parent / "docs" / "suites.md"
@@ -49,10 +50,10 @@ def asked(suite: Suite) -> list[tuple[str, str, tuple[str, ...], str | None]]:
 
 
 def test_berlin_asks_the_three_published_prompts():
-    control = Prompt("ctl", "orig", ORIG.format("France"), ("Paris",), None, None, contrast=("Berlin",))
+    control = Prompt("ctl", "orig", ORIG.format("France"), ("Paris",), None, None, ("Berlin",), "France")
     assert load_suite("berlin").prompts == (
-        Prompt("pos", "orig", ORIG.format("Germany"), ("Berlin",), "Germany→Berlin", 0),
-        Prompt("pos", "no_filler", NO_FILLER.format("Germany"), ("Berlin",), "Germany→Berlin", 0),
+        Prompt("pos", "orig", ORIG.format("Germany"), ("Berlin",), "Germany→Berlin", 0, subject="Germany"),
+        Prompt("pos", "no_filler", NO_FILLER.format("Germany"), ("Berlin",), "Germany→Berlin", 0, subject="Germany"),
         control,
     )
 
@@ -60,7 +61,7 @@ def test_berlin_asks_the_three_published_prompts():
 def test_capitals_asks_five_facts_in_the_published_order_and_the_control_last():
     facts = [("Germany", "Berlin"), ("France", "Paris"), ("Italy", "Rome"), ("Japan", "Tokyo"), ("Canada", "Ottawa")]
     expected = [
-        Prompt("pos", variant, template.format(country), (city,), f"{country}→{city}", index)
+        Prompt("pos", variant, template.format(country), (city,), f"{country}→{city}", index, subject=country)
         for index, (country, city) in enumerate(facts)
         for variant, template in (("orig", ORIG), ("no_filler", NO_FILLER))
     ]
@@ -75,6 +76,18 @@ def test_every_built_in_suite_loads_under_its_own_name():
     assert [load_suite(name).name for name in names] == list(names)
 
 
+SHA256_OF_BUILT_IN = {
+    "berlin": "e6d5ad2a73ee4e8695d293158e921090b834d42612f66321dc0d19203bbaa8cb",
+    "capitals": "e40bf401593126641303e8a30413003503a9a3a10bb47d8d650452da4714ec38",
+    "capitals-20": "9277c5187c066877987fad80699220a277fd5df8fe974adff66d902bfae48dc4",
+}
+
+
+@pytest.mark.parametrize("name", SHA256_OF_BUILT_IN)
+def test_a_built_in_suite_asks_what_earlier_runs_recorded(name):
+    assert load_suite(name).sha256 == SHA256_OF_BUILT_IN[name]
+
+
 # TOML
 
 
@@ -83,7 +96,7 @@ def test_a_fact_may_fill_further_placeholders_and_accept_several_answers(toml):
         '[templates]\norig = "{{The}} {role} of {} is"\n'
         '[[facts]]\nsubject = "Italy"\nrole = "capital"\nanswers = ["Rome", " Roma "]\nkey = "it"\n'
     )
-    assert asked(suite) == [("orig", "{The} capital of Italy is", ("Rome", "Roma"), "it")]
+    assert asked(suite) == [("orig", "{The} capital of Italy is", ("Rome", " Roma"), "it")]
 
 
 def test_a_fact_may_carry_wordings_of_its_own_with_the_templates(toml):
@@ -105,9 +118,9 @@ def test_a_control_asks_the_first_template_and_contrasts_the_first_fact_unless_i
     control = '[[controls]]\nsubject = "Italy"\nanswer = "Rome"\n'
     short = load_last(toml, control + 'variants = ["short"]\ncontrast = "France"\n')
     assert load_last(toml, control) == Prompt(
-        "ctl", "orig", "The capital of Italy is", ("Rome",), None, None, ("Berlin",)
+        "ctl", "orig", "The capital of Italy is", ("Rome",), None, None, ("Berlin",), "Italy"
     )
-    assert short == Prompt("ctl", "short", "Capital of Italy:", ("Rome",), None, None, ("Paris",))
+    assert short == Prompt("ctl", "short", "Capital of Italy:", ("Rome",), None, None, ("Paris",), "Italy")
     assert load_last(toml, control + 'contrast = "France→Paris"\n').contrast == ("Paris",)
 
 
@@ -127,6 +140,68 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
     assert [prompt.text for prompt in load_suite(path).prompts] == ["The capital of Germany is", "Capital of Germany:"]
 
 
+def test_a_prompt_is_asked_as_it_stands_and_a_blank_at_its_end_is_noted_once(toml):
+    suite = toml(TEMPLATES.replace(" is", " is ").replace(":", ":\\n") + GERMANY + FRANCE)
+    assert [p.text for p in suite.prompts[:2]] == ["The capital of Germany is ", "Capital of Germany:\n"]
+    (note,) = suite.notes
+    assert note.startswith(
+        "suite asked: 2 of 4 prompts end in a blank, first 'The capital of Germany is ' (line 4, fact 1)"
+    )
+
+
+def test_a_fact_without_an_answer_is_asked_and_named_where_others_have_one(toml):
+    suite = toml(TEMPLATES + GERMANY + '[[facts]]\nsubject = "Peru"\n')
+    assert asked(suite)[2:] == [
+        ("orig", "The capital of Peru is", (), "Peru"),
+        ("short", "Capital of Peru:", (), "Peru"),
+    ]
+    assert suite.notes == ("suite asked: 1 fact has no answer, and no answer is judged there (line 7, fact 2)",)
+    assert toml(TEMPLATES + '[[facts]]\nsubject = "Peru"\n').notes == ()
+
+
+def test_form_and_judge_hold_for_a_file_where_a_fact_does_not_say(toml):
+    suite = toml(
+        'answer_form = "none"\njudge = "whole"\n' + TEMPLATES + GERMANY + FRANCE + 'answer_form = "space"\n'
+        'judge = "first_piece"\n'
+    )
+    assert [(p.answer_form, p.judge) for p in suite.prompts[::2]] == [("none", "whole"), ("space", "first_piece")]
+    assert suite.sha256 != toml(TEMPLATES + GERMANY + FRANCE).sha256
+
+
+ASK = Message("user", "What is the capital of Germany?")
+
+
+def test_messages_become_a_chat_behind_the_system_message_of_the_file(toml):
+    prompts = toml(
+        'system = "Be brief."\ntemplate_options = {enable_thinking = false}\n'
+        '[templates]\norig = [{role = "user", content = "What is the capital of {subject}?"}]\n'
+        + GERMANY
+        + '[[facts]]\nanswer = "Berlin"\ncontinue_final_message = true\ntemplate_options = {}\nmessages = [\n'
+        '{role = "system", content = "Be kind."}, {role = "user", content = "What is the capital of Germany?"},\n'
+        '{role = "assistant", content = "It is"}]\n'
+    ).prompts
+    assert [p.chat for p in prompts] == [
+        Chat((Message("system", "Be brief."), ASK), False, (("enable_thinking", False),)),
+        Chat((Message("system", "Be kind."), ASK, Message("assistant", "It is")), True),
+    ]
+    assert [(p.text, p.fact_key, p.subject) for p in prompts] == [
+        (ASK.content, "Germany→Berlin", "Germany"),
+        ("It is", "What is the capital of Germany?→Berlin", None),
+    ]
+
+
+def test_what_a_file_says_of_chats_is_noted_where_it_has_none(toml):
+    (note,) = toml('system = "Be brief."\n' + TEMPLATES + GERMANY).notes
+    assert note == "suite asked: `system` has no effect, since no prompt of the file is a chat"
+
+
+def test_a_subject_is_known_only_where_it_stands_in_the_prompt(toml):
+    suite = toml(
+        '[[facts]]\nsubject = "Germany"\n[facts.prompts]\na = "In Germany they speak"\nb = "There they speak"\n'
+    )
+    assert [p.subject for p in suite.prompts] == ["Germany", None]
+
+
 # JSONL
 
 
@@ -141,7 +216,7 @@ def test_each_line_is_one_fact_whatever_its_shape(jsonl):
     )
     assert (suite.name, suite.description) == ("mixed", "shapes")
     assert asked(suite) == [
-        ("plain", "One plus one is", ("two",), "One plus one is→two"),
+        ("plain", "One plus one is", (" two",), "One plus one is→two"),
         ("orig", "Roma is in", ("Italy", "Europe"), "Roma→Italy"),
         ("orig", "The capital of Peru is", ("Lima",), "Peru→Lima"),
         ("orig", "In Peru they speak", ("Spanish",), "Peru→Spanish"),
@@ -177,8 +252,11 @@ AFFIXES = {"relation_prefix": "The mother tongue of", "relation_suffix": " is"}
     ids=["published", "relation", "everything", "affixes", "template in prompt"],
 )
 def test_every_layout_of_one_counterfact_record_asks_the_same(jsonl, record):
-    expected = [("orig", "The mother tongue of Danielle Darrieux is", ("French",), "Danielle Darrieux→French")]
-    assert asked(jsonl(record)) == expected
+    (prompt,) = jsonl(record).prompts
+    assert (prompt.text, prompt.subject) == ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux")
+    assert prompt.fact_key == "Danielle Darrieux→French"
+    # The flattened records write the answer's space out, and it is taken as written.
+    assert prompt.answers == ((" French",) if record.get("target_true") == " French" else ("French",))
 
 
 def test_counterfact_records_of_one_subject_and_answer_are_told_apart_by_case_or_relation(jsonl):
@@ -277,7 +355,9 @@ def test_a_suite_refuses_prompts_whose_rows_could_not_be_told_apart():
 
 
 def test_an_unknown_name_is_answered_with_the_choices():
-    with pytest.raises(SuiteError, match=r"no suite 'berlyn': .*berlin, capitals.*must end in \.toml or \.jsonl"):
+    with pytest.raises(
+        SuiteError, match=r"no suite 'berlyn': .*berlin, capitals.*must end in \.toml, \.jsonl, .* or \.txt"
+    ):
         load_suite("berlyn")
 
 
@@ -300,10 +380,6 @@ BROKEN_TOML = {
     "unknown field of the file": ('titel = "x"\n' + TEMPLATES + GERMANY, "field `titel`: it is unknown; .*`name`"),
     "slash in the name": ('name = "a/b"\n' + TEMPLATES + GERMANY, "field `name`: .*no slash.*'a/b' came"),
     "wrong type of a template": ("[templates]\norig = 3\n" + GERMANY, "field `templates.orig`: .*valid string.*int 3"),
-    "missing answer": (
-        TEMPLATES + GERMANY + '[[facts]]\nsubject = "Peru"',
-        "line 7, fact 2, field `answer`: .*missing",
-    ),
     "empty answer": (
         TEMPLATES + '[[facts]]\nsubject = "Peru"\nanswer = " "',
         "line 4, fact 1, field `answer`: .*empty",
@@ -342,15 +418,42 @@ BROKEN_TOML = {
     ),
     "lone brace": ('[templates]\norig = "{ {}"\n' + GERMANY, r"line 1, field `templates.orig`: .*write {{ or }}"),
     "format": ('[templates]\norig = "{subject:>9}"\n' + GERMANY, "`templates.orig`: {subject} in .* has a format"),
-    "trailing space of a template": (
-        TEMPLATES.replace(" is", " is ") + GERMANY,
-        "line 1, field `templates.orig`: .*ends in white space.*' Berlin'.*would not align.*remove it",
-    ),
-    "trailing space of a subject": (
-        '[templates]\norig = "On {subject}"\n' + GERMANY.replace("Germany", "Germany "),
-        "line 3, fact 1, field `templates.orig`: the prompt 'On Germany ' ends in white space",
-    ),
     "empty prompt": ('[[facts]]\nprompt = ""\nanswer = "b"', "line 1, fact 1, field `prompt`: the prompt is empty"),
+    "control without answer": (
+        TEMPLATES + GERMANY + '[[controls]]\nsubject = "France"',
+        "line 7, control 1, field `answer`: it is missing; a control's answer is compared",
+    ),
+    "contrast without answer": (
+        TEMPLATES + '[[facts]]\nsubject = "Germany"\n' + FRENCH_CONTROL,
+        "line 6, control 1, field `contrast`: the contrasted fact has no answer",
+    ),
+    "no such form": (TEMPLATES + GERMANY + 'answer_form = "spaced"', "fact 1, field `answer_form`: .*'auto', 'space'"),
+    "no such judge": ('judge = "all"\n' + TEMPLATES + GERMANY, "field `judge`: .*'first_piece' or 'whole'"),
+    "message without content": (
+        '[[facts]]\nmessages = [{role = "user"}]',
+        r"line 1, fact 1, field `messages\[0\]\.content`: it is missing",
+    ),
+    "empty last message": (
+        '[[facts]]\nmessages = [{role = "user", content = ""}]',
+        r"field `messages\[0\]\.content`: the prompt is empty",
+    ),
+    "no message": ("[[facts]]\nmessages = []", "field `messages`: expected a list of messages"),
+    "chat that answers itself": (
+        '[[facts]]\nmessages = [{role = "assistant", content = "Berlin"}]',
+        "field `messages`: .*set continue_final_message = true.*or move what it says into `answer`",
+    ),
+    "option of a chat for a text": (
+        '[[facts]]\nprompt = "a"\ntemplate_options = {enable_thinking = false}',
+        "field `template_options`: it is about a chat",
+    ),
+    "placeholder in a message": (
+        '[[facts]]\nmessages = [{role = "user", content = "Where is {subject}?"}]',
+        r"field `messages\[0\]\.content`: .*not filled in.*call it `template`",
+    ),
+    "chat template without placeholder": (
+        '[templates]\norig = [{role = "user", content = "Where?"}]\n' + GERMANY,
+        "line 1, field `templates.orig`: 'Where\\?' would ask every fact the same",
+    ),
     "no prompts": ('[[facts]]\nprompts = {}\nanswer = "b"', "line 1, fact 1, field `prompts`: it is empty"),
     "nothing to ask with": (GERMANY, "line 1, fact 1, field `prompt`: it is missing, and there is no template"),
     "two wordings": (GERMANY + 'prompt = "a"\ntemplate = "{}"', "field `template`: `prompt` is there too.*keep one"),
@@ -393,10 +496,10 @@ def test_a_toml_suite_that_could_not_be_asked_is_refused(toml, text, sentence):
 
 
 def test_no_line_is_claimed_for_a_table_that_has_no_header_of_its_own(toml):
-    with pytest.raises(SuiteError, match=r"asked\.toml, fact 1, field `answer`: it is missing"):
-        toml('facts = [{ prompt = "a" }]')
-    with pytest.raises(SuiteError, match=r"asked\.toml, fact 1, field `answer`: it is missing"):
-        toml('description = """\n[[facts]]\n"""\n[[facts]]\nprompt = "a"')
+    with pytest.raises(SuiteError, match=r"asked\.toml, fact 1, field `answer`: it is empty"):
+        toml('facts = [{ prompt = "a", answer = "" }]')
+    with pytest.raises(SuiteError, match=r"asked\.toml, fact 1, field `answer`: it is empty"):
+        toml('description = """\n[[facts]]\n"""\n[[facts]]\nprompt = "a"\nanswer = ""')
 
 
 GOOD = {"prompt": "a", "answer": "b"}
@@ -405,12 +508,15 @@ BROKEN_LINES = {
     "no object": ("[1]", "expected an object, but list came; write one fact"),
     "repeated field": ('{"prompt": "a", "prompt": "b"}', "the JSON is broken: 'prompt' is there twice"),
     "header below the first line": ({"name": "late"}, "field `name`: it is unknown"),
-    "missing answer": ({"prompt": "c"}, "field `answer`: it is missing"),
+    "nothing to ask": ({"answer": "c"}, "field `prompt`: it is missing"),
+    "fields of no known shape": (
+        {"frage": "c", "antwort": "d"},
+        r"no known shape of facts has the fields `frage`, `antwort`; .*--columns .*CounterFact.*LAMA: `sub_label`",
+    ),
     "empty answer": ({"prompt": "c", "answer": ""}, "field `answer`: it is empty"),
     "wrong type": ({"prompt": 3, "answer": "x"}, "field `prompt`: .*valid string, but int 3 came"),
     "unknown field": ({"prompt": "c", "answer": "d", "anwser": "e"}, "field `anwser`: it is unknown"),
     "empty prompt": ({"prompt": "", "answer": "d"}, "field `prompt`: the prompt is empty"),
-    "trailing space": ({"prompt": "c ", "answer": "d"}, "field `prompt`: the prompt 'c ' ends in white space"),
     "half a character": ({"prompt": "\ud800", "answer": "d"}, "field `prompt`: .*half of a character"),
     "unfilled placeholder": (
         {"template": "{} of {x}", "subject": "a", "answer": "d"},
@@ -427,10 +533,6 @@ BROKEN_LINES = {
     "relation without a slot": (
         {"subject": "a", "target_true": "b", "relation": "P103"},
         "field `relation`: expected a template with {} for the subject, but 'P103' came",
-    ),
-    "flattened record with a trailing space": (
-        {"subject": "a", "target_true": "b", "relation": "{} is "},
-        "field `relation`: the prompt 'a is ' ends in white space",
     ),
 }
 
@@ -460,20 +562,27 @@ def blocks(language: str) -> list[str]:
 
 def test_the_examples_of_the_page_load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    chats, mixed = blocks("jsonl")
     Path("oceans.toml").write_text(blocks("toml")[0], encoding="utf-8")
-    Path("mixed.jsonl").write_text(blocks("jsonl")[0], encoding="utf-8")
-    Path("counterfact.json").write_text(json.dumps([PUBLISHED]), encoding="utf-8")
+    Path("mixed.jsonl").write_text(mixed, encoding="utf-8")
+    Path("chats.jsonl").write_text(chats, encoding="utf-8")
+    Path("popqa.tsv").write_text("question\tobj\nWhich?\tthis\nWho?\tshe\n", encoding="utf-8")
+    names: dict[str, Any] = {}
     for script in blocks("python"):
-        exec(compile(script, str(DOCS), "exec"), {})
+        exec(compile(script, str(DOCS), "exec"), names)
+    assert [p.answers for p in names["facts"].prompts] == [("Berlin",), ("4", " four")]
+    assert names["some"].description == "1 of 2 facts, sampled with seed 7"
     assert load_suite("oceans.toml").facts == ("Portugal→Atlantic", "Peru, west coast", "Madagascar lies in the→Indian")
     assert load_suite("oceans.toml").prompts[-1].contrast == ("Atlantic",)
     assert len(load_suite("mixed.jsonl").facts) == 5
-    assert load_suite("counterfact.jsonl").facts == ("Danielle Darrieux→French",)
+    asked_in_chat = load_suite("chats.jsonl")
+    assert asked_in_chat.facts == ("Germany→Berlin", "And of Peru?→Lima", "Chile→Spanish")
+    assert {p.chat.messages[0] for p in asked_in_chat.prompts if p.chat} == {Message("system", "Answer with one word.")}
 
 
 def test_the_error_of_the_page_is_the_one_that_comes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("oceans.toml").write_text(blocks("toml")[0].replace('answer = "Atlantic"\n', ""), encoding="utf-8")
+    Path("oceans.toml").write_text(blocks("toml")[0].replace('"Atlantic"', '""', 1), encoding="utf-8")
     with pytest.raises(SuiteError) as error:
         load_suite("oceans.toml")
     assert str(error.value) == blocks("text")[0].strip()

@@ -72,7 +72,8 @@ def probe(
 ) -> None:
     """Probe a model with a suite: print what every layer says, give a verdict, and write a run folder."""
     parent = _usable(out)
-    # Imported here, so that help and mistakes need not wait for the tensor library.
+    options = options.with_suite_read()
+    # Imported here, so that help and mistakes, those in a suite too, need not wait for the tensor library.
     from layerscope.bundled import BUNDLED
     from layerscope.probing.probe import probe as run_probe
 

@@ -1,11 +1,12 @@
 """What a probe can be asked for: keywords of `layerscope.probe`, options of `layerscope probe`."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from layerscope.model.options import OpenOptions
-from layerscope.suite import Suite
+from layerscope.suite import Suite, SuiteSource, load_suite
 
 RENAMED = {"sidecars": "lens_dir"}
 """Old names of options, which still work."""
@@ -15,8 +16,15 @@ RENAMED = {"sidecars": "lens_dir"}
 class ProbeOptions(OpenOptions):
     """How a model is probed."""
 
-    suite: str | Path | Suite = "capitals"
-    """A built-in suite, or a .toml or .jsonl file."""
+    suite: SuiteSource = "capitals"
+    """A built-in suite, or a file of facts: .toml, .jsonl, .json, .csv, .tsv or .txt; in Python also a list of them."""
+    columns: str | Mapping[str, str] | None = None
+    """Which columns or fields of a file of facts to take, as in `prompt=question,answer=obj,subject=subj`; default:
+    those of the shapes that are known."""
+    limit: int | None = None
+    """Ask only the first facts, so many of them; default: all."""
+    sample: int | None = None
+    """Ask only so many facts, drawn with `seed`; default: all."""
     lenses: str | Sequence[str] | None = None
     """Lenses, comma-separated, of logit, next_norm, raw, tuned and prism; default: the protocol's own, and the fitted
     ones that `lens_dir` holds for the model."""
@@ -32,3 +40,15 @@ class ProbeOptions(OpenOptions):
     """Seed of every random generator; recorded."""
     second_forward: str = "auto"
     """A second forward pass, to see whether the first repeats: `auto` (where it might not), `always` or `off`."""
+
+    def read_suite(self) -> Suite:
+        """The suite, or so much of it as is to be asked.
+
+        Raises:
+            SuiteError: it cannot be found, read or asked.
+        """
+        return load_suite(self.suite, columns=self.columns, limit=self.limit, sample=self.sample, seed=self.seed)
+
+    def with_suite_read(self) -> Self:
+        """The same options with the suite read already; raises like `read_suite`."""
+        return replace(self, suite=self.read_suite(), columns=None, limit=None, sample=None)

@@ -32,7 +32,6 @@ from layerscope.record.measured import MeasuredRecord
 from layerscope.record.parts import TimingsRecord
 from layerscope.record.protocol import Protocol, protocol_of
 from layerscope.run import Run
-from layerscope.suite import Suite, load_suite
 
 SECOND_FORWARD = ("auto", "always", "off")
 
@@ -77,7 +76,7 @@ def probe(request: ProbeRequest) -> Run:
     seconds, created = Seconds(), datetime.now(UTC)
     rules, requested = _choices(request)
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
-    suite = request.suite if isinstance(request.suite, Suite) else load_suite(request.suite)
+    suite = request.read_suite()
     opened = _open(request)
     encoded = encode(suite, opened, positions)
     chosen = choose_lenses(opened, requested, rules.lenses, request.lens_dir)
@@ -88,7 +87,7 @@ def probe(request: ProbeRequest) -> Run:
     auxiliary_bytes = planned_auxiliary_bytes(opened, auxiliary)
     parts = plan_memory(opened, encoded, len(bound), request.top_k, auxiliary.token_ids, auxiliary_bytes)
     watcher.plan(plan_line(opened, parts, suite))
-    for reason in chosen.passed_over:
+    for reason in (*suite.notes, *chosen.passed_over):
         watcher.plan(reason)
     result = _run_batches(opened, encoded, settings, parts, auxiliary, seconds, watcher)
     rows, health = row_table(result.columns, encoded, opened)

@@ -5,12 +5,11 @@ that has {} for the `subject`, and `target_true.str`. Flattened: `target_true` b
 `prompt`, in `relation_prefix` and `relation_suffix`, or in `relation` with {}.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from layerscope.suite.entries import DEFAULT_VARIANT, Place, Question, Word, checked_text, validated
+from layerscope.suite.question import DEFAULT_VARIANT, Answer, Fields, Place, Question, Word, checked_text, validated
 
 
 def _target_text(target: object) -> object:
@@ -22,7 +21,7 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
     subject: str = Field(pattern=r"\S")
-    target_true: Annotated[Word, BeforeValidator(_target_text)]
+    target_true: Annotated[Answer, BeforeValidator(_target_text)]
     prompt: str | None = None
     relation_prefix: str | None = None
     relation_suffix: str | None = None
@@ -32,18 +31,19 @@ class _Record(BaseModel):
     relation_id: Any = None
 
 
-def is_counterfact(fields: Mapping[str, object]) -> bool:
-    """Whether a JSONL line is meant as a CounterFact record, right or wrong."""
+def is_counterfact(fields: Fields) -> bool:
+    """Whether a record is meant as one of CounterFact, right or wrong."""
     if fields.keys() & {"requested_rewrite", "target_true"}:
         return True
     # A line with a template of its own may well use {relation} as a placeholder.
     return bool(fields.keys() & {"relation", "relation_prefix"}) and not fields.keys() & {"template", "templates"}
 
 
-def read_counterfact(fields: Mapping[str, object], place: Place) -> Question:
+def read_counterfact(fields: Fields, place: Place) -> list[Question]:
     """The question of one record, keyed "subject→answer"; its spare key adds `case_id`, or else `relation_id`.
 
-    Raises SuiteError for a missing or empty subject, answer or wording, and for a wrong type.
+    Raises:
+        SuiteError: a missing or empty subject, answer or wording, or a wrong type.
     """
     within = ""
     if "requested_rewrite" in fields:
@@ -53,11 +53,11 @@ def read_counterfact(fields: Mapping[str, object], place: Place) -> Question:
         fields = rewrite | {name: fields[name] for name in ("case_id", "key") if name in fields}
     record = validated(_Record, fields, place, within)
     field, text = _wording(record, place)
-    key = record.key or f"{record.subject.strip()}→{record.target_true}"
+    key = record.key or f"{record.subject.strip()}→{record.target_true.strip()}"
     apart = record.case_id if record.case_id is not None else record.relation_id
-    spare_key = None if apart is None or record.key is not None else f"{key} #{apart}"
+    spare_keys = () if apart is None or record.key is not None else (f"{key} #{apart}",)
     texts = {DEFAULT_VARIANT: checked_text(text, field, place)}
-    return Question(place, record.subject, key, spare_key, (record.target_true,), texts)
+    return [Question(place, record.subject, key, (record.target_true,), texts, spare_keys)]
 
 
 def _wording(record: _Record, place: Place) -> tuple[str, str]:

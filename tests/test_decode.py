@@ -300,6 +300,48 @@ def test_a_row_equal_to_the_final_one_diverges_by_nothing():
     np.testing.assert_allclose(found.cos_to_final, 1.0, atol=of_cosine(0.0, final, final).max())
 
 
+def _of_divergence(logits: Tensor, final: Tensor) -> np.ndarray:
+    """Largest error in bits of a divergence whose logits are given to the last bit, whatever their size.
+
+    Relative to its peak a logit rounds by u of what is left, |s| or |g|; their difference by u of itself; an
+    exponential by 4 u, its product with the difference by u. So a term's own error is 8 u (|s| + |g|), and what a weight
+    is off, u (|s| + 5), moves the divergence by as much of |log p - log q - KL|. The normalisers are off by u (|g| + 5)
+    of each weight of q, and no more.
+    """
+    log_p, log_q = logits.double().log_softmax(-1), final.double().log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    s, g = (z.double() - z.double().amax(-1, keepdim=True) for z in (logits, final))
+    apart = log_p - log_q.clamp_min(FLOOR_NATS)
+    kl = (p * apart).sum(-1, keepdim=True)
+    g = g.clamp_min(FLOOR_NATS)
+    terms = p * (8 * (s.abs() + g.abs()) + (s.abs() + 5) * (apart - kl).abs())
+    nats = FLOAT32 * (terms.sum(-1) + (q * (g.abs() + 5)).sum(-1))
+    return nats.numpy() / math.log(2)
+
+
+@pytest.mark.parametrize("size", [1e3, -1e4])
+@pytest.mark.parametrize("tile", [7, 300])
+def test_the_divergence_of_a_row_with_huge_logits_is_as_exact_as_any_other(tile, size):
+    """Massive activations under the raw lens: the row's peak and the model's lie thousands of logits apart.
+
+    Their difference used to be rounded before the peaks were taken off, which left errors of 1e-3 bits.
+    """
+    generator = torch.Generator().manual_seed(int(abs(size)) + tile)
+    near = torch.randint(0, 300, (20, 4, 8), generator=generator)  # a few ids share the probability, the rest is far
+    logits = size - abs(size) * (1 + torch.rand(20, 4, 300, generator=generator))
+    logits.scatter_(-1, near, size + torch.randn(20, 4, 8, generator=generator) * 2)
+    logits[:, :, :150] -= abs(size)  # the running peak rises by thousands on its way
+    logits[10:] = size + torch.randn(10, 4, 300, generator=generator) * 3
+    final = -0.3 * size + torch.randn(4, 300, generator=generator) * 4
+    final[1, :280] -= 500.0  # its own running peak rises too, by much more than the floor
+    rows, final_rows, head = _as_given(logits, final)
+    found = decode(rows, final_rows, [Question(4)], head, tile=tile)
+    due = _dense(rows, final_rows, head, [()] * 4)["kl_to_final_bits"].numpy()
+    within = _of_divergence(logits, final.expand_as(logits))
+    assert within.max() < 1e-4 and np.median(within) < 5e-5
+    assert (np.abs(found.kl_to_final_bits - due) <= within).all()
+
+
 def test_the_divergence_counts_final_probabilities_below_1e_30_as_1e_30():
     # p = (1/2, 1/2), q = (1, e^-100): KL = -1 - (0 + log2 1e-30) / 2.
     rows, final_rows, head = _as_given(torch.tensor([[[0.0, 0.0]]]), torch.tensor([[0.0, -100.0]]))

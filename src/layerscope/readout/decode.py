@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerscope.errors import NumericError
-from layerscope.readout.vocabulary import KL_FLOOR_NATS, VocabularyStatistics
+from layerscope.readout.vocabulary import KL_FLOOR_NATS, VocabularyStatistics, references
 from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
 
@@ -170,24 +170,32 @@ class _Sweep:
     def visit_final(self) -> None:
         """Visit every tile with the final rows alone.
 
-        Divergences need the final rows' normaliser beforehand, for the floor under their probabilities, and the final
-        rows are few beside the others.
+        Divergences need the final rows' peak and normaliser beforehand, to compare logits relative to their peaks and
+        for the floor under their probabilities, and the final rows are few beside the others.
         """
+        running = []
         for _, weight, bias in self._tiles():
             final = self._final_logits(weight, bias)
             spare = (torch.empty_like(final), torch.empty_like(final))
             self.final.update_sums(final.clone(), final, final, bias, spare)
+            running.append(self.final.peak.clone())
+        self.references = references(torch.stack(running))
 
     def visit_rows(self, progress: Callable[[int, int], None]) -> None:
         """Visit every tile with all rows."""
-        floor = (self.final.log_sum_exp() + KL_FLOOR_NATS).float()[:, None]
-        for start, weight, bias in self._tiles():
+        floor = self.final.log_sum_exp() + KL_FLOOR_NATS
+        moves = self.references.double().diff(dim=0, prepend=self.references[:1].double())
+        moved = (moves != 0).any(-1).tolist()
+        for i, (start, weight, bias) in enumerate(self._tiles()):
             final = self._final_logits(weight, bias)
-            floored = torch.maximum(final, floor)
+            reference = self.references[i]
+            shifted = torch.maximum(final - reference[:, None], (floor - reference).float()[:, None])
             twins = self._twins(weight, bias)
             for block in self.blocks:
                 at = block.positions
-                self._visit(block, weight, bias, final[at], floored[at], start, twins)
+                if moved[i]:
+                    block.statistics.move_reference(moves[i, at])
+                self._visit(block, weight, bias, final[at], shifted[at], start, twins)
             progress(start + len(weight), self.unembedding.d_vocab)
         for block in self.blocks:
             block.statistics.top.merge()
@@ -230,7 +238,7 @@ class _Sweep:
         weight: Float[Tensor, "tile d_head"],
         bias: Float[Tensor, " tile"] | None,
         final: Float[Tensor, "positions tile"],
-        final_floored: Float[Tensor, "positions tile"],
+        final_shifted: Float[Tensor, "positions tile"],
         start: int,
         twins: Bool[Tensor, "answers tile"] | None,
     ) -> None:
@@ -242,11 +250,10 @@ class _Sweep:
             logits.add_(bias)
         block.statistics.update_ranks(logits, start, twins, shifted)
         self.lens_transform.apply_(logits)
-        block.statistics.update_sums(logits, final, final_floored, bias, (shifted, exponentials))
+        block.statistics.update_sums(logits, final, final_shifted, bias, (shifted, exponentials))
 
     def readout(self) -> Readout:
         """Put the blocks together again."""
-        final_lse = self.final.log_sum_exp()
         final_norm = self.final.sum_zz
         final_spread = final_norm - self.final.sum_z**2 / self.unembedding.d_vocab
         shape = (self.n_groups, self.n_positions)
@@ -259,13 +266,13 @@ class _Sweep:
             at = (block.groups, block.positions)
             s = block.statistics
             here = (block.groups.stop - block.groups.start, block.positions.stop - block.positions.start)
-            finals = (final_norm, final_spread, final_lse, self.final.sum_z)
-            norm, spread, lse, sum_f = (value[block.positions].repeat(here[0]) for value in finals)
+            finals = (final_norm, final_spread, self.final.tail, self.final.sum_z)
+            norm, spread, tail, sum_f = (value[block.positions].repeat(here[0]) for value in finals)
             own_spread = (s.sum_zz - s.sum_z**2 / self.unembedding.d_vocab).clamp_min(0.0)
             shared = s.sum_z_final - s.sum_z * sum_f / self.unembedding.d_vocab
             values = {
                 "entropy": s.entropy_bits(),
-                "kl": s.kl_to_final_bits(lse),
+                "kl": s.kl_to_final_bits(tail),
                 "lse": s.log_sum_exp(),
                 "cos": s.sum_z_final / (s.sum_zz.sqrt() * norm.sqrt() + 1e-12),
                 "cos_centered": shared / (own_spread.sqrt() * spread.clamp_min(0.0).sqrt() + 1e-12),

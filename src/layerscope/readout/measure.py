@@ -54,7 +54,8 @@ def measure(
     shape = Shape(tuple(lenses), residuals.shape[0], tuple(queries))
     echoes = [Echoes.of(a, trivial(set(a.context_ids))) for a in queries]
     questions = [
-        Question(len(a.positions), a.answer_ids, (*e.ids, *a.control_ids)) for a, e in zip(queries, echoes, strict=True)
+        Question(len(a.positions), a.answer_ids, (*e.ids, *a.control_ids), a.of_model)
+        for a, e in zip(queries, echoes, strict=True)
     ]
     sweeper = _Sweeper(residuals, shape, questions, echoes, unembedding, protocol, max(TOP_SET, top_k))
     readout, extra = sweeper.run(sweep_bytes, progress)

@@ -304,9 +304,9 @@ def _of_divergence(logits: Tensor, final: Tensor) -> np.ndarray:
     """Largest error in bits of a divergence whose logits are given to the last bit, whatever their size.
 
     Relative to its peak a logit rounds by u of what is left, |s| or |g|; their difference by u of itself; an
-    exponential by 4 u, its product with the difference by u. So a term's own error is 8 u (|s| + |g|), and what a weight
-    is off, u (|s| + 5), moves the divergence by as much of |log p - log q - KL|. The normalisers are off by u (|g| + 5)
-    of each weight of q, and no more.
+    exponential by 4 u, its product with the difference by u. So a term's own error is 8 u (|s| + |g|), and what a
+    weight is off, u (|s| + 5), moves the divergence by as much of |log p - log q - KL|. The model's normaliser is off
+    by u (|g| + 5) of each weight of q.
     """
     log_p, log_q = logits.double().log_softmax(-1), final.double().log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()

@@ -135,13 +135,16 @@ class Columns:
     @property
     def _lead(self) -> NDArray[np.float64]:
         """The largest log-probability less the second."""
-        return self.top_log_probs[..., 0] - self.top_log_probs[..., min(1, self.top_log_probs.shape[-1] - 1)]
+        second = min(1, self.top_log_probs.shape[-1] - 1)
+        lead: NDArray[np.float64] = self.top_log_probs[..., 0] - self.top_log_probs[..., second]
+        return lead
 
     @property
     def _on_top(self) -> NDArray[np.bool_]:
         """Where what a row is judged by has rank 1 and is the most likely id, not one of equals with a larger id."""
         judged = self._lift(self.readout.answer_id)
-        return (self._lift(self.readout.answer_rank) == 1) & (self.top_ids[..., 0] == judged)
+        on_top: NDArray[np.bool_] = (self._lift(self.readout.answer_rank) == 1) & (self.top_ids[..., 0] == judged)
+        return on_top
 
     def _column(self, values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> pl.Series:
         kept = self.finite if valid is None else self.finite & valid

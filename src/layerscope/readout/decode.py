@@ -365,7 +365,8 @@ class _Sweep:
         lse = columns["lse"]
         top_log_probs = top_logits.double() - lse[..., None]
         answer_log_prob = torch.full_like(lse, -torch.inf)
-        known, at = [], 0
+        known: list[NDArray[np.float64]] = []
+        at = 0
         for logits, allowed in zip(self.known.by_question(), self.judged.allowed, strict=True):
             positions = slice(at, at + logits.shape[1])
             at = positions.stop

@@ -37,7 +37,7 @@ class KnownLogits:
         self._wanted = wanted
         self._shapes = [tuple(ids.shape) for ids in wanted]
         at = torch.arange(sum(n for n, _ in self._shapes))
-        own = at.split([n for n, _ in self._shapes])
+        own = torch.split(at, [n for n, _ in self._shapes])
         flat = [torch.stack([p[:, None].expand_as(i), i]).flatten(1) for p, i in zip(own, wanted, strict=True)]
         position, token_id = torch.cat([torch.empty(2, 0, dtype=torch.int64), *flat], dim=1)
         key = position // per_block * d_vocab + token_id
@@ -71,5 +71,5 @@ class KnownLogits:
     def by_question(self) -> list[Float[Tensor, "groups positions ids"]]:
         """What was kept, as it was wanted; on the CPU."""
         logits = self._logits.cpu()
-        parts = self._back.split([n_positions * n_ids for n_positions, n_ids in self._shapes])
+        parts = torch.split(self._back, [n_positions * n_ids for n_positions, n_ids in self._shapes])
         return [logits[:, part].view(len(logits), *shape) for part, shape in zip(parts, self._shapes, strict=True)]

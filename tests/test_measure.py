@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from layerscope.lenses import LENS_NAMES, Lens, bind_lenses
 from layerscope.readout.measure import measure
 from layerscope.readout.prompt_query import PromptQuery
+from layerscope.readout.whole_answers import further_rows
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
 from properties import examples
@@ -324,6 +325,46 @@ def test_what_the_model_says_is_not_told_by_a_decode_that_is_not_the_models():
     asked = tuple(replace(a, answer_ids=(), gold_id=None, of_model=True) for a in ASKED)
     found = _measure(asked=asked, final_is_model=False)
     assert found.select(OF_MODEL).null_count().row(0) == (len(found),) * 3
+
+
+def test_a_whole_answer_is_as_good_as_its_worst_piece_and_leads_by_the_least_of_them():
+    """Under the raw lens a residual along three ids makes logits of 3, 2 and 1, so all can be worked out by hand."""
+    head = Unembedding(torch.eye(40), None)
+    whole = ((10, 11), (10, 12, 13), (14,))
+    asked = (PromptQuery((BOS, 30), 1, (1,), (10, 14), 10, None, False, whole=whole),)
+    read = {("prompt", ()): 0}
+    for row in further_rows(asked):
+        read.setdefault((row.read, row.piece), len(read))
+    # By layer and row: the ids with logits 3, 2 and 1.
+    said = {
+        0: {"all": (20, 21, 22)},  # nothing of an answer
+        1: {"all": (10, 20, 21), ((10,), 11): (11, 21, 22), ((10,), 12): (11, 12, 20), ((10, 12), 13): (13, 20, 21)},
+        2: {"all": (14, 10, 20), ((10,), 11): (20, 11, 21), ((10,), 12): (12, 20, 21), ((10, 12), 13): (13, 20, 21)},
+    }
+    residuals = torch.zeros(3, len(read), 40)
+    for layer, rows in said.items():
+        for row, at in read.items():
+            for size, token in zip((3.0, 2.0, 1.0), rows.get(row, rows["all"]), strict=True):
+                residuals[layer, at, token] = size
+    residuals[1, read[(10,), 11]] *= 0.5  # its lead is 0.5, less than the first piece's
+    found = _measure(residuals, lenses=LENSES[2:], asked=asked, head=head)
+    log_p = residuals.double().log_softmax(-1)
+
+    def due(layer: int, pieces: tuple[int, ...]) -> float:
+        rows = [0, *(read[pieces[:i], pieces[i]] for i in range(1, len(pieces)))]
+        return sum(log_p[layer, row, piece].item() for row, piece in zip(rows, pieces, strict=True))
+
+    totals = [math.log(sum(math.exp(due(layer, pieces)) for pieces in whole)) for layer in range(3)]
+    assert found["answer_log_prob_nats_all"].to_list() == pytest.approx(totals, rel=SINGLE)
+    # Zeros tie: 10 comes after three larger logits, and so do 11, 12 and 13.
+    assert found["answer_rank_all"].to_list() == [4, 1, 1]
+    assert found["answer_logit_gap_all"].to_list() == [None, 0.5, 1.0]
+
+    residuals[1, read[(10, 12), 13], 5] = torch.nan
+    broken = _measure(residuals, lenses=LENSES[2:], asked=asked, head=head)
+    assert broken["answer_rank_all"].to_list() == [4, None, 1]
+    assert broken["answer_log_prob_nats_all"].is_null().to_list() == [False, True, False]
+    assert broken["finite"].all() and broken["p_answer"].equals(found["p_answer"])
 
 
 def test_directions_equal_a_direct_computation(rows):

@@ -13,6 +13,7 @@ from layerscope.readout.copying import Echo, copy_flags
 from layerscope.readout.decode import Readout
 from layerscope.readout.geometry import jaccard
 from layerscope.readout.prompt_query import Echoes, Shape
+from layerscope.readout.whole_answers import WholeAnswers
 from layerscope.record.protocol import Protocol
 from layerscope.record.rows import TOP_SET
 
@@ -35,6 +36,7 @@ class Columns:
         extra: dict[str, NDArray[np.float64]],
         contrast: Contrast | None,
         echoes: list[Echoes],
+        whole: WholeAnswers,
         protocol: Protocol,
         d_vocab: int,
         top_k: int,
@@ -42,6 +44,7 @@ class Columns:
         final_is_model: bool,
     ) -> None:
         self.shape, self.readout, self.echoes, self.d_vocab = shape, readout, echoes, d_vocab
+        self.whole = whole
         self.headline, self.contrast = protocol.headline, contrast
         """What only the headline lens has, and only at last positions; None where it was not decoded."""
         self.thresholds, self.top_k, self.trivial = protocol.thresholds, top_k, trivial
@@ -115,11 +118,12 @@ class Columns:
         }
 
     def _whole_answer(self) -> dict[str, pl.Series]:
-        absent = [None] * self.finite.size
+        whole = self.whole
+        valid = self.has_answer & (whole.rank > 0)
         return {
-            "answer_log_prob_nats_all": pl.Series(absent, dtype=pl.Float64),
-            "answer_rank_all": pl.Series(absent, dtype=pl.Int32),
-            "answer_logit_gap_all": pl.Series(absent, dtype=pl.Float64),
+            "answer_log_prob_nats_all": self._column(whole.log_prob, valid),
+            "answer_rank_all": self._column(whole.rank, valid),
+            "answer_logit_gap_all": self._column(whole.gap, valid & (whole.gap >= 0)),
         }
 
     def _model_top1(self) -> dict[str, pl.Series]:

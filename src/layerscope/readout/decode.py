@@ -1,7 +1,8 @@
 """The sweep: rows of all lenses and layers against each tile of the unembedding, once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,17 @@ class Readout:
     final_peak: NDArray[np.float64]
     """`[position]`: the largest of them."""
     final_finite: NDArray[np.bool_]
+
+    def part(self, positions: slice, questions: slice) -> "Readout":
+        """The numbers of some questions, whose positions these are."""
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "known_log_probs":
+                values[field.name] = value[questions]
+            else:
+                values[field.name] = value[positions] if field.name.startswith("final_") else value[:, positions]
+        return Readout(**values)
 
 
 @dataclass

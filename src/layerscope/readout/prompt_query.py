@@ -28,6 +28,8 @@ class PromptQuery:
     is_control: bool
     of_model: bool = False
     """Whether the prompt has no answer, so that the model's own most likely token is followed in its place."""
+    whole: tuple[tuple[int, ...], ...] = ()
+    """All pieces of every accepted answer, none of which continues another; empty where whole answers are not read."""
 
     @property
     def control_ids(self) -> tuple[int, ...]:

@@ -110,8 +110,8 @@ class _Judged:
     """Of a product of its own, with which the sweep's are compared; -inf where there is nothing."""
     place: Int[Tensor, "groups positions"]
     """Which of the ids that the question allows it is."""
-    allowed: tuple[Int[Tensor, "positions ids"], ...]
-    """Question by question, the ids that there are to choose from at each position."""
+    allowed: tuple[Int[Tensor, "_ _"], ...]
+    """Question by question `[position, id]`, the ids that there are to choose from."""
 
 
 def tile_width(rows: int, d_vocab: int) -> int:

@@ -17,7 +17,7 @@ class KnownLogits:
 
     def __init__(
         self,
-        wanted: Sequence[Int[Tensor, "positions ids"]],
+        wanted: Sequence[Int[Tensor, "_ _"]],
         n_groups: int,
         per_block: int,
         starts: Sequence[int],
@@ -27,7 +27,7 @@ class KnownLogits:
         """Find out which tile brings what.
 
         Args:
-            wanted: the ids, question by question; their positions stand side by side.
+            wanted: the ids, question by question `[position, id]`; their positions stand side by side.
             n_groups: how many groups of rows there are.
             per_block: positions are multiplied together in blocks of so many.
             starts: first ids of the tiles.
@@ -68,8 +68,8 @@ class KnownLogits:
         """What a question wanted."""
         return self._wanted[question]
 
-    def by_question(self) -> list[Float[Tensor, "groups positions ids"]]:
-        """What was kept, as it was wanted; on the CPU."""
+    def by_question(self) -> list[Float[Tensor, "groups _ _"]]:
+        """What was kept, `[group, position, id]` as it was wanted; on the CPU."""
         logits = self._logits.cpu()
         parts = torch.split(self._back, [n_positions * n_ids for n_positions, n_ids in self._shapes])
         return [logits[:, part].view(len(logits), *shape) for part, shape in zip(parts, self._shapes, strict=True)]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from layerscope.errors import NumericError
+from layerscope.errors import LensError, NumericError
 from layerscope.readout.decode import ROWS_PER_BLOCK, TILE_BYTES, Question, Readout, decode, tile_width
 from layerscope.unembedding import HeadTransform, Unembedding
 from properties import examples
@@ -300,6 +300,48 @@ def test_a_row_equal_to_the_final_one_diverges_by_nothing():
     np.testing.assert_allclose(found.cos_to_final, 1.0, atol=of_cosine(0.0, final, final).max())
 
 
+def _of_divergence(logits: Tensor, final: Tensor) -> np.ndarray:
+    """Largest error in bits of a divergence whose logits are given to the last bit, whatever their size.
+
+    Relative to its peak a logit rounds by u of what is left, |s| or |g|; their difference by u of itself; an
+    exponential by 4 u, its product with the difference by u. So a term's own error is 8 u (|s| + |g|), and what a
+    weight is off, u (|s| + 5), moves the divergence by as much of |log p - log q - KL|. The model's normaliser is off
+    by u (|g| + 5) of each weight of q.
+    """
+    log_p, log_q = logits.double().log_softmax(-1), final.double().log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    s, g = (z.double() - z.double().amax(-1, keepdim=True) for z in (logits, final))
+    apart = log_p - log_q.clamp_min(FLOOR_NATS)
+    kl = (p * apart).sum(-1, keepdim=True)
+    g = g.clamp_min(FLOOR_NATS)
+    terms = p * (8 * (s.abs() + g.abs()) + (s.abs() + 5) * (apart - kl).abs())
+    nats = FLOAT32 * (terms.sum(-1) + (q * (g.abs() + 5)).sum(-1))
+    return nats.numpy() / math.log(2)
+
+
+@pytest.mark.parametrize("size", [1e3, -1e4])
+@pytest.mark.parametrize("tile", [7, 300])
+def test_the_divergence_of_a_row_with_huge_logits_is_as_exact_as_any_other(tile, size):
+    """Massive activations under the raw lens: the row's peak and the model's lie thousands of logits apart.
+
+    Their difference used to be rounded before the peaks were taken off, which left errors of 1e-3 bits.
+    """
+    generator = torch.Generator().manual_seed(int(abs(size)) + tile)
+    near = torch.randint(0, 300, (20, 4, 8), generator=generator)  # a few ids share the probability, the rest is far
+    logits = size - abs(size) * (1 + torch.rand(20, 4, 300, generator=generator))
+    logits.scatter_(-1, near, size + torch.randn(20, 4, 8, generator=generator) * 2)
+    logits[:, :, :150] -= abs(size)  # the running peak rises by thousands on its way
+    logits[10:] = size + torch.randn(10, 4, 300, generator=generator) * 3
+    final = -0.3 * size + torch.randn(4, 300, generator=generator) * 4
+    final[1, :280] -= 500.0  # its own running peak rises too, by much more than the floor
+    rows, final_rows, head = _as_given(logits, final)
+    found = decode(rows, final_rows, [Question(4)], head, tile=tile)
+    due = _dense(rows, final_rows, head, [()] * 4)["kl_to_final_bits"].numpy()
+    within = _of_divergence(logits, final.expand_as(logits))
+    assert within.max() < 1e-4 and np.median(within) < 5e-5
+    assert (np.abs(found.kl_to_final_bits - due) <= within).all()
+
+
 def test_the_divergence_counts_final_probabilities_below_1e_30_as_1e_30():
     # p = (1/2, 1/2), q = (1, e^-100): KL = -1 - (0 + log2 1e-30) / 2.
     rows, final_rows, head = _as_given(torch.tensor([[[0.0, 0.0]]]), torch.tensor([[0.0, -100.0]]))
@@ -471,6 +513,68 @@ def test_rows_beyond_one_block_are_put_back_in_their_places(n_groups, n_position
     # Among so many rows some hold two logits that only rounding tells apart.
     assert same_order(found.top_ids, due["linear"], error.logit)
     assert (found.answer_rank != due["answer_rank"]).mean() < 1e-3
+
+
+@examples(40)
+@given(SEEDS, st.integers(3, 200), st.integers(1, 210), st.none() | st.floats(0.5, 50.0), st.booleans())
+def test_a_known_id_has_the_very_probability_that_is_listed_for_it(seed, d_vocab, tile, softcap, with_bias):
+    """Another product for the known ids used to round otherwise than the sweep's, by up to 1e-4 of a probability."""
+    transform, bias = HeadTransform(softcap=softcap), _random(seed + 1, d_vocab) if with_bias else None
+    head = Unembedding(_random(seed, d_vocab, 40), None, bias=bias, transform=transform)
+    rows, final = _random(seed + 2, 3, 4, 40, scale=3.0), _random(seed + 3, 4, 40)
+    ids = torch.randperm(d_vocab, generator=torch.Generator().manual_seed(seed))[:9].tolist()
+    ask = [Question(3, (ids[0], ids[1]), tuple(ids)), Question(1, (), tuple(ids[:2]))]
+    found = decode(rows, final, ask, head, top_k=25, tile=tile)
+    hits = 0
+    for question, known, at in zip(ask, found.known_log_probs, (slice(3), slice(3, 4)), strict=True):
+        for j, token_id in enumerate(question.known_ids):
+            listed = found.top_ids[:, at] == token_id
+            assert (known[listed.any(-1), j] == found.top_log_probs[:, at][listed]).all()
+            assert (known[..., j] <= found.top_log_probs[:, at, 0]).all()
+            hits += listed.sum()
+    judged = found.answer_id[:, :3, None] == np.array(ids)
+    assert np.array_equal(found.answer_log_prob[:, :3], found.known_log_probs[0][judged].reshape(3, 3))
+    assert hits
+
+
+@pytest.mark.parametrize("tile", [7, 64, None])
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_in_place_of_an_answer_the_models_own_most_likely_token_is_followed(tile, softcap):
+    head = Unembedding(_random(0, 301, 12), None, bias=_random(1, 301), transform=HeadTransform(softcap=softcap))
+    rows, final = _random(2, 5, 6, 12), _random(3, 6, 12)
+    rows[4] = final  # the last layer is the model itself
+    ask = [Question(4, of_model=True), Question(2, (5,))]
+    found = decode(rows, final, ask, head, tile=tile)
+    own = (final.double() @ head.weight.double().T + head.bias.double()).argmax(-1)
+    due = _dense(rows, final, head, [(int(i),) for i in own[:4]] + [(5,)] * 2)
+    for name in ("answer_id", "answer_rank"):
+        assert np.array_equal(getattr(found, name), due[name]), name
+    error = of_readout(head, rows, final)
+    np.testing.assert_allclose(found.answer_log_prob, due["answer_log_prob"], rtol=0, atol=error.log_prob)
+    assert (found.answer_rank[4, :4] == 1).all() and (found.answer_rank[:4, :4] > 1).any()
+
+
+def test_of_equal_logits_of_the_model_the_smaller_id_is_followed_and_ties_share_its_rank():
+    final = torch.tensor([[0.0, 3.0, 1.0, 3.0]])
+    rows, final_rows, head = _as_given(torch.tensor([[[0.0, 2.0, 2.0, 1.0]], [[4.0, 2.0, 5.0, 1.0]]]), final)
+    for tile in (1, 2, 4):
+        found = decode(rows, final_rows, [Question(1, of_model=True)], head, tile=tile)
+        assert found.answer_id.tolist() == [[1], [1]]
+        assert found.answer_rank.tolist() == [[1], [3]]
+
+
+def test_where_the_model_itself_is_not_finite_no_token_is_followed():
+    head = Unembedding(_random(0, 50, 8), None)
+    rows, final = _random(1, 2, 3, 8), _random(2, 3, 8)
+    final[1, 2] = torch.nan
+    found = decode(rows, final, [Question(3, of_model=True)], head)
+    assert (found.answer_id[:, 1] == -1).all() and (found.answer_rank[:, 1] == 0).all()
+    assert (found.answer_id[:, [0, 2]] >= 0).all()
+
+
+def test_a_question_is_about_an_answer_or_about_the_model_itself():
+    with pytest.raises(LensError, match="ask for one"):
+        Question(1, (3,), of_model=True)
 
 
 def test_progress_ends_with_the_whole_vocabulary():

@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Set
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from layerscope.lenses import LENS_NAMES, Lens, bind_lenses
 from layerscope.readout.measure import measure
 from layerscope.readout.prompt_query import PromptQuery
+from layerscope.readout.whole_answers import further_rows
 from layerscope.record.protocol import PROTOCOLS
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
+from properties import examples
 from rounding import DOUBLE, SINGLE, ReadoutError, of_readout
 
 D_MODEL, D_VOCAB, N_LAYERS = 6, 80, 3
@@ -32,6 +37,13 @@ ASKED = (
 N_ROWS = sum(len(asked.positions) for asked in ASKED)
 AT_NEXT_OF_THE_HEADLINE = [
     "kl_norm_vs_raw_bits", "kl_raw_to_norm_bits", "js_divergence_bits", "l1_prob_diff", "kl_to_final_bits_norm_temp",
+]  # fmt: skip
+WHOLE = ["answer_log_prob_nats_all", "answer_rank_all", "answer_logit_gap_all"]
+OF_MODEL = ["model_top1_rank", "p_model_top1", "model_top1_logit_gap"]
+OF_ANSWER = [
+    "answer_id", "p_answer", "answer_rank", "is_answer", "answer_minus_uniform", "semantic_margin_ok",
+    "answer_logit_gap", "answer_vs_top1_gap", "answer_mass", "answer_minus_echo_mass",
+    "mass_ratio_ans_over_prompt", "cos_to_answer", "geom_crossover", *WHOLE,
 ]  # fmt: skip
 ALIKE = {"rtol": 1e-4, "atol": 1e-5}
 """Two float32 readings of one row: logits below 20 in products of 6 terms, 8 x 20 x 2^-24 twice, and twice that for a
@@ -214,15 +226,10 @@ def test_the_answers_numbers_equal_a_direct_computation(rows):
 
 
 def test_where_the_answer_is_unresolved_whatever_needs_it_is_null(table):
-    needs = [
-        "answer_id", "p_answer", "answer_rank", "is_answer", "answer_minus_uniform", "semantic_margin_ok",
-        "answer_logit_gap", "answer_vs_top1_gap", "answer_mass", "answer_minus_echo_mass",
-        "mass_ratio_ans_over_prompt", "cos_to_answer", "geom_crossover",
-    ]  # fmt: skip
     unresolved = table.filter(pl.col("prompt").is_in([1, 4]))
-    for name in needs:
+    for name in OF_ANSWER + OF_MODEL:
         assert unresolved[name].is_null().all(), name
-    for name in set(table.columns) - set(needs) - {"control_margin", "control_top2_logit_gap"}:
+    for name in set(table.columns) - {*OF_ANSWER, *OF_MODEL, "control_margin", "control_top2_logit_gap"}:
         due = {"topk_jaccard_consecutive@50": unresolved["layer"] == 0}.get(name)
         if name in ("topk_jaccard_raw_norm@50", "resid_norm_ratio", "delta_resid_cos"):
             due = unresolved["lens"] == "raw"
@@ -274,6 +281,90 @@ def test_the_prompts_mass_among_the_top_fifty_is_a_part_of_its_mass(rows):
         assert r["topk_prompt_mass@50"] <= r["echo_mass_prompt"] * (1 + _error(r).relative)
         missed += bool(r["read"] - fifty)
     assert missed  # else both masses would be one
+
+
+@examples(40)
+@given(st.integers(0, 2**32 - 1), st.none() | st.floats(0.5, 30.0), st.floats(0.1, 100.0))
+def test_a_part_of_the_prompts_mass_is_never_more_than_all_of_it(seed, softcap, size):
+    """Once the two came from different products, and the part could be larger by 1e-4."""
+    asked = (PromptQuery((BOS, 10, 11, 12, 13, 14, 15, 16), 1, (0, 3, 7), (BERLIN,), BERLIN, None, False),)
+    residuals = _random(seed, N_LAYERS + 1, 3, D_MODEL) * size
+    head = _head(transform=HeadTransform(softcap=softcap))
+    found = _measure(residuals, asked=asked, head=head)
+    assert (found["topk_prompt_mass@50"] <= found["echo_mass_prompt"]).all()
+    assert found["topk_prompt_mass@50"].sum() > 0
+
+
+def test_of_a_prompt_without_an_answer_the_models_own_token_is_followed(rows):
+    asked = tuple(replace(a, answer_ids=(), gold_id=None, of_model=i in (0, 1)) for i, a in enumerate(ASKED))
+    found = _measure(asked=asked)
+    assert found.filter(pl.col("prompt") > 1).select(OF_MODEL).null_count().row(0) == (3 * 4 * 4,) * 3
+    for name in OF_ANSWER:
+        assert found[name].is_null().all(), name
+    own = {(r["prompt"], r["position"]): r["p"] for r in rows if (r["lens"], r["layer"]) == ("logit", N_LAYERS)}
+    on_top = 0
+    for r, due in zip(found.to_dicts(), rows, strict=True):
+        if r["prompt"] > 1:
+            continue
+        said = own[r["prompt"], r["position"]].argmax().item()
+        larger = [v for v in range(D_VOCAB) if due["p"][v] > due["p"][said] and {v, said} != {TWIN, PARIS}]
+        assert r["model_top1_rank"] == 1 + len(larger)
+        assert r["p_model_top1"] == pytest.approx(due["p"][said].item(), rel=_error(due).relative)
+        if larger or r["top1_id"] != said:
+            assert r["model_top1_logit_gap"] is None
+        else:
+            top = due["log_p"].topk(2).values
+            assert r["model_top1_logit_gap"] == pytest.approx((top[0] - top[1]).item(), abs=_error(due).log_prob)
+            on_top += 1
+        if r["lens"] == "logit" and r["layer"] == N_LAYERS:
+            assert r["model_top1_rank"] == 1
+    assert on_top > 10
+
+
+def test_what_the_model_says_is_not_told_by_a_decode_that_is_not_the_models():
+    asked = tuple(replace(a, answer_ids=(), gold_id=None, of_model=True) for a in ASKED)
+    found = _measure(asked=asked, final_is_model=False)
+    assert found.select(OF_MODEL).null_count().row(0) == (len(found),) * 3
+
+
+def test_a_whole_answer_is_as_good_as_its_worst_piece_and_leads_by_the_least_of_them():
+    """Under the raw lens a residual along three ids makes logits of 3, 2 and 1, so all can be worked out by hand."""
+    head = Unembedding(torch.eye(40), None)
+    whole = ((10, 11), (10, 12, 13), (14,))
+    asked = (PromptQuery((BOS, 30), 1, (1,), (10, 14), 10, None, False, whole=whole),)
+    read = {("prompt", ()): 0}
+    for row in further_rows(asked):
+        read.setdefault((row.read, row.piece), len(read))
+    # By layer and row: the ids with logits 3, 2 and 1.
+    said = {
+        0: {"all": (20, 21, 22)},  # nothing of an answer
+        1: {"all": (10, 20, 21), ((10,), 11): (11, 21, 22), ((10,), 12): (11, 12, 20), ((10, 12), 13): (13, 20, 21)},
+        2: {"all": (14, 10, 20), ((10,), 11): (20, 11, 21), ((10,), 12): (12, 20, 21), ((10, 12), 13): (13, 20, 21)},
+    }
+    residuals = torch.zeros(3, len(read), 40)
+    for layer, rows in said.items():
+        for row, at in read.items():
+            for size, token in zip((3.0, 2.0, 1.0), rows.get(row, rows["all"]), strict=True):
+                residuals[layer, at, token] = size
+    residuals[1, read[(10,), 11]] *= 0.5  # its lead is 0.5, less than the first piece's
+    found = _measure(residuals, lenses=LENSES[2:], asked=asked, head=head)
+    log_p = residuals.double().log_softmax(-1)
+
+    def due(layer: int, pieces: tuple[int, ...]) -> float:
+        rows = [0, *(read[pieces[:i], pieces[i]] for i in range(1, len(pieces)))]
+        return sum(log_p[layer, row, piece].item() for row, piece in zip(rows, pieces, strict=True))
+
+    totals = [math.log(sum(math.exp(due(layer, pieces)) for pieces in whole)) for layer in range(3)]
+    assert found["answer_log_prob_nats_all"].to_list() == pytest.approx(totals, rel=SINGLE)
+    # Zeros tie: 10 comes after three larger logits, and so do 11, 12 and 13.
+    assert found["answer_rank_all"].to_list() == [4, 1, 1]
+    assert found["answer_logit_gap_all"].to_list() == [None, 0.5, 1.0]
+
+    residuals[1, read[(10, 12), 13], 5] = torch.nan
+    broken = _measure(residuals, lenses=LENSES[2:], asked=asked, head=head)
+    assert broken["answer_rank_all"].to_list() == [4, None, 1]
+    assert broken["answer_log_prob_nats_all"].is_null().to_list() == [False, True, False]
+    assert broken["finite"].all() and broken["p_answer"].equals(found["p_answer"])
 
 
 def test_directions_equal_a_direct_computation(rows):

@@ -35,5 +35,8 @@ class Residuals:
 
     def select(self, positions: Sequence[Sequence[int]]) -> Float[Tensor, "layer row d_model"]:
         """Chosen positions of every prompt side by side, prompt by prompt."""
-        parts = [self.values[i, :, list(chosen)] for i, chosen in enumerate(positions)]
-        return torch.cat(parts, dim=1)
+        return self.rows(list(enumerate(positions)))
+
+    def rows(self, places: Sequence[tuple[int, Sequence[int]]]) -> Float[Tensor, "layer row d_model"]:
+        """Chosen positions side by side, each set of them with the prompt that it is of."""
+        return torch.cat([self.values[i, :, list(chosen)] for i, chosen in places], dim=1)

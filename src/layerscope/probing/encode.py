@@ -30,9 +30,10 @@ class Encoded:
             n_special=self.n_special,
             positions=self.positions,
             answer_ids=tuple(a.first_id for a in self.answers if a.first_id is not None),
-            gold_id=self.answers[0].first_id,
+            gold_id=self.answers[0].first_id if self.answers else None,
             contrast_id=self.contrast[0].first_id if self.contrast else None,
             is_control=self.prompt.prompt_id == "ctl",
+            of_model=not self.prompt.answers,
         )
 
 

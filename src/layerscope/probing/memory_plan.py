@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import MemoryPlan, check_fits, format_bytes
 from layerscope.probing.encode import Encoded
+from layerscope.probing.whole_answers import Forcing
+from layerscope.record.protocol import Protocol
 from layerscope.record.rows import TOP_SET
 from layerscope.suite import Suite
 
@@ -33,6 +35,7 @@ def plan_memory(
     encoded: Sequence[Encoded],
     n_lenses: int,
     top_k: int,
+    protocol: Protocol,
     auxiliary: Sequence[Sequence[int]] = (),
     auxiliary_bytes: int = 0,
 ) -> list[Batch]:
@@ -41,6 +44,7 @@ def plan_memory(
     Args:
         n_lenses: how many lenses decode them.
         top_k: how many tokens a row lists.
+        protocol: says whether answers are read to their last piece, by sequences that count as prompts.
         auxiliary: token ids of further texts, which go through the model with the first part.
         auxiliary_bytes: what is measured of them and of the primary prompt takes, before the first part's sweep.
 
@@ -51,10 +55,10 @@ def plan_memory(
     while at < len(encoded):
         stop = len(encoded)
         extra: tuple[Sequence[Sequence[int]], int] = (auxiliary, auxiliary_bytes) if at == 0 else ((), 0)
-        part = _part(model, encoded, slice(at, stop), n_lenses, top_k, *extra)
+        part = _part(model, encoded, slice(at, stop), n_lenses, top_k, protocol, *extra)
         while stop - at > 1 and part.memory.total > model.placement.memory:
             stop = at + -(-(stop - at) // 2)
-            part = _part(model, encoded, slice(at, stop), n_lenses, top_k, *extra)
+            part = _part(model, encoded, slice(at, stop), n_lenses, top_k, protocol, *extra)
         check_fits(part.memory, model.placement)
         parts.append(part)
         at = stop
@@ -67,19 +71,23 @@ def _part(
     prompts: slice,
     n_lenses: int,
     top_k: int,
+    protocol: Protocol,
     auxiliary: Sequence[Sequence[int]],
     auxiliary_bytes: int,
 ) -> Batch:
     here = encoded[prompts]
-    width = max(map(len, [*(e.token_ids for e in here), *auxiliary]))
-    tokens = width * (len(here) + len(auxiliary))
-    rows = sum(len(e.positions) for e in here)
+    forcing = Forcing.of(model, here, protocol)
+    texts = [*(e.token_ids for e in here), *auxiliary, *forcing.sequences]
+    width = max(map(len, texts))
+    tokens = width * len(texts)
+    rows = sum(len(e.positions) for e in here) + forcing.n_rows
     n_layers = model.n_layers + 1
     groups = n_lenses * n_layers
     checked = min(IDENTITY_PROMPTS, len(here))
-    # Log-probabilities of a prompt's own ids at each of its positions, and their exponentials, in float64.
+    # Log-probabilities of a prompt's own ids at each of its positions, and their exponentials, in float64; beside them
+    # the float32 logits that they come from.
     echoes = 2 * 8 * groups * max(len(e.positions) * len(e.token_ids) for e in here)
-    echoes += 8 * groups * sum(len(e.positions) * len(e.token_ids) for e in here)
+    echoes += (8 + 4) * groups * sum(len(e.positions) * len(e.token_ids) for e in here)
     per_row = 4 * model.d_model
     logits = 4 * model.d_vocab
     memory = MemoryPlan(

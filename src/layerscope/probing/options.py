@@ -7,6 +7,7 @@ from typing import Self
 
 from layerscope.model.options import OpenOptions
 from layerscope.suite import Suite, SuiteSource, load_suite
+from layerscope.suite.suite import Judge
 
 RENAMED = {"sidecars": "lens_dir"}
 """Old names of options, which still work."""
@@ -32,6 +33,8 @@ class ProbeOptions(OpenOptions):
     """Folder of fitted lenses, or of a single one (the bundled model has its own)."""
     positions: str = "auto"
     """`auto` (all of the first prompt, the last of the others; protocol published: all), `last` or `all`."""
+    judge: Judge | None = None
+    """What milestones are about: an answer's `first_piece`, or the `whole` of it; default: what the suite says."""
     top_k: int = 20
     """How many of the largest logits a row lists."""
     protocol: str = "standard"

@@ -26,6 +26,7 @@ from layerscope.probing.options import RENAMED, ProbeOptions
 from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis, planned_auxiliary_bytes
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, run_metadata
+from layerscope.probing.whole_answers import Forcing, judged_by
 from layerscope.progress import Observer, Silent
 from layerscope.readout.measure import measure
 from layerscope.record.measured import MeasuredRecord
@@ -78,14 +79,14 @@ def probe(request: ProbeRequest) -> Run:
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.read_suite()
     opened = _open(request)
-    encoded = encode(suite, opened, positions)
+    encoded = judged_by(encode(suite, opened, positions), request.judge)
     chosen = choose_lenses(opened, requested, rules.lenses, request.lens_dir)
     bound = chosen.bind(opened)
     settings = Settings(rules, bound, positions, request.top_k, request.seed, request.second_forward)
     watcher = request.observer or Silent()
     auxiliary = choose_auxiliary_inputs(opened, encoded, rules)
     auxiliary_bytes = planned_auxiliary_bytes(opened, auxiliary)
-    parts = plan_memory(opened, encoded, len(bound), request.top_k, auxiliary.token_ids, auxiliary_bytes)
+    parts = plan_memory(opened, encoded, len(bound), request.top_k, rules, auxiliary.token_ids, auxiliary_bytes)
     watcher.plan(plan_line(opened, parts, suite))
     for reason in (*suite.notes, *chosen.passed_over):
         watcher.plan(reason)
@@ -173,9 +174,11 @@ def _run_batches(
     with shortage_explained(ran_out), reproducible(settings.seed, device), torch.inference_mode():
         for i, part in enumerate(parts):
             here = encoded[part.prompts]
+            forcing = Forcing.of(model, here, settings.protocol)
+            texts = [e.token_ids for e in here] + (auxiliary.token_ids if i == 0 else [])
             with seconds.stage("forward_s"):
                 residuals = model.forward(
-                    [e.token_ids for e in here] + (auxiliary.token_ids if i == 0 else []),
+                    [*texts, *forcing.sequences],
                     n_logits=min(IDENTITY_PROMPTS, len(here)) if i == 0 else 0,
                     progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
@@ -194,10 +197,11 @@ def _run_batches(
                     )
                     record, temperatures = once.record(settings.second_forward, watcher.blocks), once.tau
                     del first, once
+                queries = forcing.queries(here)
                 columns = measure(
-                    residuals.select([e.positions for e in here]),
+                    forcing.select(residuals, len(texts), queries),
                     settings.lenses,
-                    [e.query for e in here],
+                    queries,
                     model.unembedding,
                     protocol=settings.protocol,
                     trivial=model.tokens.trivial,

@@ -43,7 +43,8 @@ def row_table(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalL
     )
     # An answer that could not be aligned has no id; whether the top token spells it can still be said.
     spelled = pl.col("top1").str.strip_chars().is_in(pl.col("accepted"))
-    table = table.with_columns(pl.coalesce("is_answer", spelled).alias("is_answer"))
+    answered = pl.when(pl.col("accepted").list.len() > 0)  # elsewhere there is nothing to spell
+    table = table.with_columns(answered.then(pl.coalesce("is_answer", spelled)).alias("is_answer"))
     health = table.select("prompt", "lens", "layer", "is_next", "any_nan", "any_inf", "max_abs_logit", "min_prob")
     columns = table.drop("prompt", "accepted", "any_nan", "any_inf", "max_abs_logit", "min_prob")
     return rows_frame({name: columns[name] for name in columns.columns}), health

@@ -16,6 +16,7 @@ from layerscope.model.causal_lm import CausalLM
 from layerscope.model.identity import Identity
 from layerscope.model.tokens import Alignment
 from layerscope.probing.encode import Encoded
+from layerscope.probing.whole_answers import unread
 from layerscope.record import parts
 from layerscope.record.measured import MeasuredRecord
 from layerscope.record.protocol import Protocol
@@ -60,6 +61,11 @@ def run_metadata(
     flags: dict[str, Literal[True] | str] = {}
     if unresolved:
         flags["gold_alignment_partial"] = f"{len(unresolved)} of {len(encoded)} prompts have no answer that aligns"
+    if n_unread := unread(model, encoded, settings.protocol):
+        flags["whole_answer_not_read"] = (
+            f"{n_unread} of {len(encoded)} prompts have an answer that cannot be read to its end: it is too long for "
+            "the model's context, or has tokens that the model does not know"
+        )
     if not identity.ok:
         flags["identity_failed"] = identity.note
     if numeric.any_nan or numeric.any_inf:

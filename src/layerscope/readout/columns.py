@@ -13,6 +13,7 @@ from layerscope.readout.copying import Echo, copy_flags
 from layerscope.readout.decode import Readout
 from layerscope.readout.geometry import jaccard
 from layerscope.readout.prompt_query import Echoes, Shape
+from layerscope.readout.whole_answers import WholeAnswers
 from layerscope.record.protocol import Protocol
 from layerscope.record.rows import TOP_SET
 
@@ -35,6 +36,7 @@ class Columns:
         extra: dict[str, NDArray[np.float64]],
         contrast: Contrast | None,
         echoes: list[Echoes],
+        whole: WholeAnswers,
         protocol: Protocol,
         d_vocab: int,
         top_k: int,
@@ -42,6 +44,7 @@ class Columns:
         final_is_model: bool,
     ) -> None:
         self.shape, self.readout, self.echoes, self.d_vocab = shape, readout, echoes, d_vocab
+        self.whole = whole
         self.headline, self.contrast = protocol.headline, contrast
         """What only the headline lens has, and only at last positions; None where it was not decoded."""
         self.thresholds, self.top_k, self.trivial = protocol.thresholds, top_k, trivial
@@ -53,7 +56,12 @@ class Columns:
         self.names = [lens.name for lens in shape.lenses]
         none = np.zeros(self.axes[1:], np.bool_)
         self.raw_finite = self.finite[self.names.index("raw")] if "raw" in self.names else none
-        self.has_answer = self._lift(readout.answer_id) >= 0
+        judged = self._lift(readout.answer_id) >= 0
+        self.of_model = judged & np.repeat(
+            [q.of_model for q in shape.queries], [len(q.positions) for q in shape.queries]
+        )
+        """Where the model's own most likely token stands in the answer's place."""
+        self.has_answer = judged & ~self.of_model
         self.top_ids = self._lift(readout.top_ids)
         self.top_log_probs = self._lift(readout.top_log_probs)
         self.normed = np.array([name != "raw" for name in self.names])[:, None, None] & np.ones(self.axes, np.bool_)
@@ -110,20 +118,37 @@ class Columns:
         }
 
     def _whole_answer(self) -> dict[str, pl.Series]:
-        absent = [None] * self.finite.size
+        whole = self.whole
+        valid = self.has_answer & (whole.rank > 0)
         return {
-            "answer_log_prob_nats_all": pl.Series(absent, dtype=pl.Float64),
-            "answer_rank_all": pl.Series(absent, dtype=pl.Int32),
-            "answer_logit_gap_all": pl.Series(absent, dtype=pl.Float64),
+            "answer_log_prob_nats_all": self._column(whole.log_prob, valid),
+            "answer_rank_all": self._column(whole.rank, valid),
+            "answer_logit_gap_all": self._column(whole.gap, valid & (whole.gap >= 0)),
         }
 
     def _model_top1(self) -> dict[str, pl.Series]:
-        absent = [None] * self.finite.size
+        """Of the token that the model itself says; null where the last layer's decode is not the model's."""
+        rank = self._lift(self.readout.answer_rank)
+        valid = self.of_model & self.against_final
         return {
-            "model_top1_rank": pl.Series(absent, dtype=pl.Int32),
-            "p_model_top1": pl.Series(absent, dtype=pl.Float64),
-            "model_top1_logit_gap": pl.Series(absent, dtype=pl.Float64),
+            "model_top1_rank": self._column(rank, valid),
+            "p_model_top1": self._column(np.exp(self._lift(self.readout.answer_log_prob)), valid),
+            "model_top1_logit_gap": self._column(self._lead, valid & self._on_top),
         }
+
+    @property
+    def _lead(self) -> NDArray[np.float64]:
+        """The largest log-probability less the second."""
+        second = min(1, self.top_log_probs.shape[-1] - 1)
+        lead: NDArray[np.float64] = self.top_log_probs[..., 0] - self.top_log_probs[..., second]
+        return lead
+
+    @property
+    def _on_top(self) -> NDArray[np.bool_]:
+        """Where what a row is judged by has rank 1 and is the most likely id, not one of equals with a larger id."""
+        judged = self._lift(self.readout.answer_id)
+        on_top: NDArray[np.bool_] = (self._lift(self.readout.answer_rank) == 1) & (self.top_ids[..., 0] == judged)
+        return on_top
 
     def _column(self, values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> pl.Series:
         kept = self.finite if valid is None else self.finite & valid
@@ -159,8 +184,6 @@ class Columns:
         p = np.exp(log_p)
         above_uniform = p - 1.0 / self.d_vocab
         is_answer = rank == 1
-        on_top = is_answer & (self.top_ids[..., 0] == self._lift(self.readout.answer_id))
-        second = self.top_log_probs[..., min(1, self.top_log_probs.shape[-1] - 1)]
         has = self.has_answer
         return {
             "answer_id": self._column(self._lift(self.readout.answer_id), has),
@@ -171,7 +194,7 @@ class Columns:
             "semantic_margin_ok": self._column(
                 is_answer & (above_uniform >= self.thresholds.semantic_margin), has & self.normed
             ),
-            "answer_logit_gap": self._column(self.top_log_probs[..., 0] - second, has & on_top),
+            "answer_logit_gap": self._column(self._lead, has & self._on_top),
             "answer_vs_top1_gap": self._column(log_p - self.top_log_probs[..., 0], has & (rank > 1)),
         }
 
@@ -195,14 +218,14 @@ class Columns:
     def _surface(self) -> dict[str, pl.Series]:
         echo_mass = np.zeros(self.axes)
         top_mass = np.zeros(self.axes)
-        top_p = np.exp(self.top_log_probs[..., :TOP_SET])
         for prompt, echoes in enumerate(self.echoes):
             at = self.shape.columns_of(prompt)
             known = np.exp(self._known(prompt))
-            echo_mass[:, :, at] = (known[..., : len(echoes.ids)] * echoes.seen).sum(-1)
+            # Both sums in the same order: then that over some of the ids is, to the last bit, never the larger one.
             for j, token_id in enumerate(echoes.ids):
-                hit = (self.top_ids[:, :, at, :TOP_SET] == token_id) & echoes.seen[:, j][:, None]
-                top_mass[:, :, at] += np.where(hit, top_p[:, :, at], 0.0).sum(-1)
+                p = np.where(echoes.seen[:, j], known[..., j], 0.0)
+                echo_mass[:, :, at] += p
+                top_mass[:, :, at] += np.where((self.top_ids[:, :, at, :TOP_SET] == token_id).any(-1), p, 0.0)
         answer = np.exp(self._lift(self.readout.answer_log_prob))
         return {
             "echo_mass_prompt": self._column(echo_mass),
@@ -266,7 +289,7 @@ class Columns:
     def _control(self) -> dict[str, pl.Series]:
         margin, gap = np.zeros(self.axes), np.zeros(self.axes)
         has_margin, has_gap = np.zeros(self.axes, np.bool_), np.zeros(self.axes, np.bool_)
-        lead = self.top_log_probs[..., 0] - self.top_log_probs[..., min(1, self.top_log_probs.shape[-1] - 1)]
+        lead = self._lead
         for prompt, query in enumerate(self.shape.queries):
             if not query.is_control or query.gold_id is None:
                 continue

@@ -1,7 +1,8 @@
 """The sweep: rows of all lenses and layers against each tile of the unembedding, once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layerscope.errors import NumericError
-from layerscope.readout.vocabulary import KL_FLOOR_NATS, VocabularyStatistics
+from layerscope.errors import LensError, NumericError
+from layerscope.readout.known_logits import KnownLogits
+from layerscope.readout.vocabulary import KL_FLOOR_NATS, VocabularyStatistics, references
 from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
 
@@ -30,6 +32,12 @@ class Question:
     """First ids of the accepted answers; empty where no answer could be aligned."""
     known_ids: tuple[int, ...] = ()
     """Further ids whose log-probabilities are wanted at every row of the prompt."""
+    of_model: bool = False
+    """Whether, in place of an answer, the model's own most likely id at each position is judged."""
+
+    def __post_init__(self) -> None:
+        if self.of_model and self.answer_ids:
+            raise LensError("A position is judged by an accepted answer or by the model's own token; ask for one.")
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,13 @@ class Readout:
     top_log_probs: NDArray[np.float64]
     """Natural logs of the probabilities of `top_ids`."""
     answer_id: NDArray[np.int64]
-    """The accepted answer with the largest logit in that row, -1 where there is none."""
+    """The accepted answer with the largest logit in that row, or the model's own most likely id where a question is
+    about that; -1 where there is none."""
     answer_rank: NDArray[np.int64]
     """1 + number of ids with a larger logit; ties share the best rank. 0 where there is no answer."""
     answer_log_prob: NDArray[np.float64]
     known_log_probs: tuple[NDArray[np.float64], ...]
-    """For each question `[group, position, known id]`."""
+    """For each question `[group, position, known id]`; of the very logits that `top_log_probs` come from."""
     max_abs_logit: NDArray[np.float64]
     min_log_prob: NDArray[np.float64]
     """Natural log of the smallest probability."""
@@ -69,6 +78,17 @@ class Readout:
     """`[position]`: the largest of them."""
     final_finite: NDArray[np.bool_]
 
+    def part(self, positions: slice, questions: slice) -> "Readout":
+        """The numbers of some questions, whose positions these are."""
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "known_log_probs":
+                values[field.name] = value[questions]
+            else:
+                values[field.name] = value[positions] if field.name.startswith("final_") else value[:, positions]
+        return Readout(**values)
+
 
 @dataclass
 class _Block:
@@ -78,6 +98,20 @@ class _Block:
     positions: slice
     rows: Float[Tensor, "rows d_head"]
     statistics: VocabularyStatistics
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What each row is judged by, `[group, position]`."""
+
+    token_id: Int[Tensor, "groups positions"]
+    """-1 where there is nothing."""
+    logit: Float[Tensor, "groups positions"]
+    """Of a product of its own, with which the sweep's are compared; -inf where there is nothing."""
+    place: Int[Tensor, "groups positions"]
+    """Which of the ids that the question allows it is."""
+    allowed: tuple[Int[Tensor, "_ _"], ...]
+    """Question by question `[position, id]`, the ids that there are to choose from."""
 
 
 def tile_width(rows: int, d_vocab: int) -> int:
@@ -116,7 +150,7 @@ def decode(
     """
     sweep = _Sweep(rows, final_rows, questions, unembedding, lens_transform, top_k, tile)
     sweep.visit_final()
-    sweep.visit_rows(progress)
+    sweep.visit_rows(sweep.judge(), progress)
     return sweep.readout()
 
 
@@ -140,18 +174,17 @@ class _Sweep:
         self.k = min(top_k, unembedding.d_vocab)
         self.head_rows = unembedding.head_input(rows)
         self.final_rows = unembedding.head_input(final_rows)
-        self.answers = _answers(self.head_rows, questions, unembedding)
-        self.judged_ids = torch.unique(self.answers[0][self.answers[0] >= 0])
-        self.judged_columns = unembedding.columns(self.judged_ids)
-        self.blocks = self._blocks()
-        largest = max(len(block.rows) for block in self.blocks)
+        self.slices = self._slices()
+        largest = max((g.stop - g.start) * (p.stop - p.start) for g, p in self.slices)
         self.tile = tile or tile_width(largest, unembedding.d_vocab)
         self.buffers = tuple(rows.new_empty(largest * self.tile, dtype=torch.float32) for _ in range(3))
-        no_answer = torch.full((self.n_positions,), -1, dtype=torch.int64, device=rows.device)
-        self.final = VocabularyStatistics(self.n_positions, 1, torch.full_like(no_answer, -1).float(), no_answer)
+        self.model_top1 = torch.full((self.n_positions,), -1, dtype=torch.int64, device=rows.device)
+        """The model's own most likely id at each position, the smaller of equal ones; -1 where it is not finite."""
+        self.final = VocabularyStatistics(self.n_positions, 1, self.model_top1.float(), self.model_top1)
 
-    def _blocks(self) -> list[_Block]:
-        blocks = []
+    def _slices(self) -> list[tuple[slice, slice]]:
+        """Groups and positions that are multiplied together."""
+        slices = []
         for at in range(0, self.n_positions, ROWS_PER_BLOCK):
             positions = slice(at, min(at + ROWS_PER_BLOCK, self.n_positions))
             width = positions.stop - positions.start
@@ -159,37 +192,74 @@ class _Sweep:
             n_blocks = -(-self.n_groups // most)
             per_block = -(-self.n_groups // n_blocks)  # even blocks: a small last one would run below peak
             for first in range(0, self.n_groups, per_block):
-                groups = slice(first, min(first + per_block, self.n_groups))
-                rows = self.head_rows[groups, positions].reshape(-1, self.head_rows.shape[-1]).contiguous()
-                answer_id, answer_logit = (part[groups, positions].reshape(-1) for part in self.answers)
-                judged = torch.searchsorted(self.judged_ids, answer_id.clamp_min(0)).clamp_max(len(self.judged_ids) - 1)
-                statistics = VocabularyStatistics(len(rows), self.k, answer_logit, judged)
-                blocks.append(_Block(groups, positions, rows, statistics))
-        return blocks
+                slices.append((slice(first, min(first + per_block, self.n_groups)), positions))
+        return slices
+
+    def judge(self) -> list[_Block]:
+        """Settle what each row is judged by, and begin the statistics of every block."""
+        self.judged = _judged(self.head_rows, self.questions, self.model_top1, self.unembedding)
+        ids = self.judged.token_id
+        self.judged_ids = torch.unique(ids[ids >= 0])
+        self.judged_columns = self.unembedding.columns(self.judged_ids)
+        known = [
+            torch.tensor(q.known_ids, dtype=torch.int64).expand(q.n_positions, len(q.known_ids)) for q in self.questions
+        ]
+        self.known = KnownLogits(
+            [torch.cat([a.cpu(), k], dim=1) for a, k in zip(self.judged.allowed, known, strict=True)],
+            self.n_groups,
+            ROWS_PER_BLOCK,
+            range(0, self.unembedding.d_vocab, self.tile),
+            self.unembedding.d_vocab,
+            self.head_rows.device,
+        )
+        self.blocks = []
+        for groups, positions in self.slices:
+            rows = self.head_rows[groups, positions].reshape(-1, self.head_rows.shape[-1]).contiguous()
+            token_id = ids[groups, positions].reshape(-1)
+            judged = torch.searchsorted(self.judged_ids, token_id.clamp_min(0)).clamp_max(len(self.judged_ids) - 1)
+            threshold = self.judged.logit[groups, positions].reshape(-1)
+            statistics = VocabularyStatistics(len(rows), self.k, threshold, judged)
+            self.blocks.append(_Block(groups, positions, rows, statistics))
+        return self.blocks
 
     def visit_final(self) -> None:
         """Visit every tile with the final rows alone.
 
-        Divergences need the final rows' normaliser beforehand, for the floor under their probabilities, and the final
-        rows are few beside the others.
+        Divergences need the final rows' peak and normaliser beforehand, to compare logits relative to their peaks and
+        for the floor under their probabilities, and the final rows are few beside the others. Here the model's own
+        most likely ids are found too, before any row is judged by them.
         """
-        for _, weight, bias in self._tiles():
-            final = self._final_logits(weight, bias)
+        running, largest = [], torch.full_like(self.final.peak, -torch.inf)
+        for start, weight, bias in self._tiles():
+            linear = self._final_logits(weight, bias)
+            best = linear.max(-1)  # of equal ones the first
+            larger = best.values > largest
+            largest = torch.where(larger, best.values, largest)
+            self.model_top1 = torch.where(larger, best.indices + start, self.model_top1)
+            final = self.unembedding.transform.apply_(linear)
             spare = (torch.empty_like(final), torch.empty_like(final))
             self.final.update_sums(final.clone(), final, final, bias, spare)
+            running.append(self.final.peak.clone())
+        self.model_top1 = torch.where(self.final.finite(), self.model_top1, -1)
+        self.references = references(torch.stack(running))
 
-    def visit_rows(self, progress: Callable[[int, int], None]) -> None:
+    def visit_rows(self, blocks: Sequence[_Block], progress: Callable[[int, int], None]) -> None:
         """Visit every tile with all rows."""
-        floor = (self.final.log_sum_exp() + KL_FLOOR_NATS).float()[:, None]
-        for start, weight, bias in self._tiles():
-            final = self._final_logits(weight, bias)
-            floored = torch.maximum(final, floor)
+        floor = self.final.log_sum_exp() + KL_FLOOR_NATS
+        moves = self.references.double().diff(dim=0, prepend=self.references[:1].double())
+        moved = (moves != 0).any(-1).tolist()
+        for i, (start, weight, bias) in enumerate(self._tiles()):
+            final = self.unembedding.transform.apply_(self._final_logits(weight, bias))
+            reference = self.references[i]
+            shifted = torch.maximum(final - reference[:, None], (floor - reference).float()[:, None])
             twins = self._twins(weight, bias)
-            for block in self.blocks:
+            for block in blocks:
                 at = block.positions
-                self._visit(block, weight, bias, final[at], floored[at], start, twins)
+                if moved[i]:
+                    block.statistics.move_reference(moves[i, at])
+                self._visit(block, weight, bias, final[at], shifted[at], i, twins)
             progress(start + len(weight), self.unembedding.d_vocab)
-        for block in self.blocks:
+        for block in blocks:
             block.statistics.top.merge()
 
     def _tiles(self) -> Iterator[tuple[int, Float[Tensor, "tile d_head"], Float[Tensor, " tile"] | None]]:
@@ -218,11 +288,11 @@ class _Sweep:
     def _final_logits(
         self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None
     ) -> Float[Tensor, "positions tile"]:
-        """The model's own logits of a tile."""
+        """The model's own logits of a tile, before the head's transform."""
         logits = torch.mm(self.final_rows, weight.T)
         if bias is not None:
             logits += bias
-        return self.unembedding.transform.apply_(logits)
+        return logits
 
     def _visit(
         self,
@@ -230,8 +300,8 @@ class _Sweep:
         weight: Float[Tensor, "tile d_head"],
         bias: Float[Tensor, " tile"] | None,
         final: Float[Tensor, "positions tile"],
-        final_floored: Float[Tensor, "positions tile"],
-        start: int,
+        final_shifted: Float[Tensor, "positions tile"],
+        tile: int,
         twins: Bool[Tensor, "answers tile"] | None,
     ) -> None:
         """One block of rows against one tile."""
@@ -240,13 +310,15 @@ class _Sweep:
         torch.mm(block.rows, weight.T, out=logits)
         if bias is not None:
             logits.add_(bias)
+        start, width = tile * self.tile, block.positions.stop - block.positions.start
+        by_group = logits.view(-1, width, len(weight))
+        self.known.keep(by_group, block.groups, block.positions.start // ROWS_PER_BLOCK, tile, start)
         block.statistics.update_ranks(logits, start, twins, shifted)
         self.lens_transform.apply_(logits)
-        block.statistics.update_sums(logits, final, final_floored, bias, (shifted, exponentials))
+        block.statistics.update_sums(logits, final, final_shifted, bias, (shifted, exponentials))
 
     def readout(self) -> Readout:
         """Put the blocks together again."""
-        final_lse = self.final.log_sum_exp()
         final_norm = self.final.sum_zz
         final_spread = final_norm - self.final.sum_z**2 / self.unembedding.d_vocab
         shape = (self.n_groups, self.n_positions)
@@ -259,13 +331,13 @@ class _Sweep:
             at = (block.groups, block.positions)
             s = block.statistics
             here = (block.groups.stop - block.groups.start, block.positions.stop - block.positions.start)
-            finals = (final_norm, final_spread, final_lse, self.final.sum_z)
-            norm, spread, lse, sum_f = (value[block.positions].repeat(here[0]) for value in finals)
+            finals = (final_norm, final_spread, self.final.tail, self.final.sum_z)
+            norm, spread, tail, sum_f = (value[block.positions].repeat(here[0]) for value in finals)
             own_spread = (s.sum_zz - s.sum_z**2 / self.unembedding.d_vocab).clamp_min(0.0)
             shared = s.sum_z_final - s.sum_z * sum_f / self.unembedding.d_vocab
             values = {
                 "entropy": s.entropy_bits(),
-                "kl": s.kl_to_final_bits(lse),
+                "kl": s.kl_to_final_bits(tail),
                 "lse": s.log_sum_exp(),
                 "cos": s.sum_z_final / (s.sum_zz.sqrt() * norm.sqrt() + 1e-12),
                 "cos_centered": shared / (own_spread.sqrt() * spread.clamp_min(0.0).sqrt() + 1e-12),
@@ -303,25 +375,23 @@ class _Sweep:
         top_logits: Float[Tensor, "groups positions k"],
     ) -> Readout:
         lse = columns["lse"]
-        answer_id, answer_logit = (part.cpu() for part in self.answers)
-        has_answer = answer_id >= 0
         top_log_probs = top_logits.double() - lse[..., None]
-        answer_log_prob = self.lens_transform.apply_(answer_logit.clone()).double() - lse
-        # The answer's logit comes from another product than the sweep's. Where the sweep kept its own, that one counts;
-        # elsewhere it may at least not round above the largest.
-        answer_log_prob = torch.minimum(answer_log_prob, top_log_probs[..., 0])
-        listed = top_ids == answer_id[..., None]
-        kept = torch.where(listed, top_log_probs, 0.0).sum(-1)
-        answer_log_prob = torch.where(listed.any(-1), kept, answer_log_prob)
-        known, at = [], 0
-        for question in self.questions:
-            positions = slice(at, at + question.n_positions)
-            at += question.n_positions
-            ids = torch.tensor(question.known_ids, dtype=torch.int64)
-            rows = self.head_rows[:, positions].reshape(-1, self.head_rows.shape[-1])
-            logits = self.lens_transform.apply_(self.unembedding.linear_logits(rows, ids)).cpu().double()
-            log_probs = logits.view(self.n_groups, question.n_positions, -1) - lse[:, positions, None]
-            known.append(torch.minimum(log_probs, top_log_probs[:, positions, :1]).numpy())
+        answer_log_prob = torch.full_like(lse, -torch.inf)
+        known: list[NDArray[np.float64]] = []
+        at = 0
+        for logits, allowed in zip(self.known.by_question(), self.judged.allowed, strict=True):
+            positions = slice(at, at + logits.shape[1])
+            at = positions.stop
+            log_probs = self.lens_transform.apply_(logits).double() - lse[:, positions, None]
+            if self.lens_transform.softcap is not None:
+                ids = self.known.ids_of(len(known))
+                _as_listed_(log_probs, ids, top_ids[:, positions], top_log_probs[:, positions])
+            n_allowed = allowed.shape[1]
+            if n_allowed:
+                place = self.judged.place[:, positions, None].cpu()
+                answer_log_prob[:, positions] = log_probs[..., :n_allowed].gather(-1, place)[..., 0]
+            known.append(log_probs[..., n_allowed:].numpy())
+        answer_id = self.judged.token_id.cpu()
         return Readout(
             entropy_bits=columns["entropy"].numpy(),
             kl_to_final_bits=columns["kl"].numpy(),
@@ -331,7 +401,7 @@ class _Sweep:
             top_ids=top_ids.numpy(),
             top_log_probs=top_log_probs.numpy(),
             answer_id=answer_id.numpy(),
-            answer_rank=torch.where(has_answer, columns["rank"].long(), 0).numpy(),
+            answer_rank=torch.where(answer_id >= 0, columns["rank"].long(), 0).numpy(),
             answer_log_prob=answer_log_prob.numpy(),
             known_log_probs=tuple(known),
             max_abs_logit=columns["largest"].numpy(),
@@ -344,23 +414,49 @@ class _Sweep:
         )
 
 
-def _answers(
-    rows: Float[Tensor, "groups positions d_head"], questions: Sequence[Question], unembedding: Unembedding
-) -> tuple[Int[Tensor, "groups positions"], Float[Tensor, "groups positions"]]:
-    """For each row the accepted answer with the largest logit and that logit; -1 and -inf where there is none."""
+def _as_listed_(
+    log_probs: Float[Tensor, "groups positions ids"],
+    ids: Int[Tensor, "positions ids"],
+    top_ids: Int[Tensor, "groups positions k"],
+    top_log_probs: Float[Tensor, "groups positions k"],
+) -> None:
+    """Give ids that are listed their listed value, and others no more than the last of them.
+
+    Softcapped logits may be off by a rounding, since a vectorised tanh rounds by a number's place in its array.
+    """
+    for own, listed, values in zip(log_probs, top_ids, top_log_probs, strict=True):
+        hit = ids[..., None] == listed[:, None]
+        place = hit.to(torch.uint8).argmax(-1)
+        own.copy_(torch.where(hit.any(-1), values.gather(-1, place), torch.minimum(own, values[:, -1:])))
+
+
+def _judged(
+    rows: Float[Tensor, "groups positions d_head"],
+    questions: Sequence[Question],
+    model_top1: Int[Tensor, " positions"],
+    unembedding: Unembedding,
+) -> _Judged:
+    """For each row the accepted answer with the largest logit, or the model's own most likely id."""
     n_groups, n_positions, _ = rows.shape
-    answer_id = torch.full((n_groups, n_positions), -1, dtype=torch.int64, device=rows.device)
+    token_id = torch.full((n_groups, n_positions), -1, dtype=torch.int64, device=rows.device)
     logit = torch.full((n_groups, n_positions), -torch.inf, device=rows.device)
-    at = 0
+    place, allowed, at = torch.zeros_like(token_id), [], 0
     for question in questions:
         positions = slice(at, at + question.n_positions)
         at += question.n_positions
-        if not question.answer_ids:
+        if question.of_model:
+            allowed.append(model_top1[positions, None].clamp_min(0))
+            for position in (i for i in range(positions.start, positions.stop) if model_top1[i] >= 0):
+                token_id[:, position] = model_top1[position]
+                logit[:, position] = unembedding.linear_logits(rows[:, position], model_top1[position, None])[:, 0]
             continue
         ids = torch.tensor(sorted(set(question.answer_ids)), dtype=torch.int64, device=rows.device)
+        allowed.append(ids.expand(question.n_positions, len(ids)))
+        if not question.answer_ids:
+            continue
         here = rows[:, positions]
-        logits = unembedding.linear_logits(here.reshape(-1, here.shape[-1]), ids)
-        best = logits.max(-1)
-        answer_id[:, positions] = ids[best.indices].view(here.shape[:2])
+        best = unembedding.linear_logits(here.reshape(-1, here.shape[-1]), ids).max(-1)
+        place[:, positions] = best.indices.view(here.shape[:2])
+        token_id[:, positions] = ids[best.indices].view(here.shape[:2])
         logit[:, positions] = best.values.view(here.shape[:2])
-    return answer_id, logit
+    return _Judged(token_id, logit, place, tuple(allowed))

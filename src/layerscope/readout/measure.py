@@ -1,7 +1,7 @@
 """From residuals to the columns of a run: lenses applied, one sweep, and what follows from its numbers."""
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,8 @@ from layerscope.readout.contrast import Contrast, Normaliser, contrast
 from layerscope.readout.decode import Question, Readout, decode
 from layerscope.readout.geometry import geometry, norm_ratio, row_residual_cosine
 from layerscope.readout.prompt_query import Echoes, PromptQuery, Shape
+from layerscope.readout.whole_answers import further_rows, known_ids, whole_answers
+from layerscope.readout.whole_answers import questions as questions_of
 from layerscope.record.protocol import Protocol
 from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
@@ -38,7 +40,8 @@ def measure(
     """Every number of every decoded row, as columns ordered by prompt, lens, layer and position.
 
     Args:
-        residuals: the decoded positions of all prompts side by side, float32.
+        residuals: the decoded positions of all prompts side by side, float32; behind them the `further_rows` that
+            whole answers need.
         queries: the prompts, in the order of the residuals' rows.
         trivial: which of some ids are blank or punctuation.
         top_k: how many of the largest logits are listed in a row.
@@ -53,14 +56,23 @@ def measure(
     """
     shape = Shape(tuple(lenses), residuals.shape[0], tuple(queries))
     echoes = [Echoes.of(a, trivial(set(a.context_ids))) for a in queries]
-    questions = [
-        Question(len(a.positions), a.answer_ids, (*e.ids, *a.control_ids)) for a, e in zip(queries, echoes, strict=True)
+    further = further_rows(queries)
+    asked = [
+        Question(len(a.positions), a.answer_ids, (*e.ids, *known_ids(a), *a.control_ids), a.of_model)
+        for a, e in zip(queries, echoes, strict=True)
     ]
+    questions = [*asked, *questions_of(further)]
     sweeper = _Sweeper(residuals, shape, questions, echoes, unembedding, protocol, max(TOP_SET, top_k))
     readout, extra = sweeper.run(sweep_bytes, progress)
     compared = sweeper.contrast(readout, temperatures, sweep_bytes)
+    own = readout.part(slice(shape.n_positions), slice(len(asked)))
+    behind = readout.part(slice(shape.n_positions, None), slice(len(asked), None))
+    behind = replace(behind, finite=behind.finite & (extra.pop("further_not_finite") == 0))
+    known = [values[..., len(e.ids) :] for values, e in zip(own.known_log_probs, echoes, strict=True)]
+    known = [values[..., : len(known_ids(a))] for values, a in zip(known, queries, strict=True)]
+    whole = whole_answers(shape, own, behind, further, known)
     return Columns(
-        shape, readout, extra, compared, echoes, protocol, unembedding.d_vocab, top_k, trivial, final_is_model
+        shape, own, extra, compared, echoes, whole, protocol, unembedding.d_vocab, top_k, trivial, final_is_model
     ).build()
 
 
@@ -162,6 +174,7 @@ class _Sweeper:
         self, rows: Float[Tensor, "group row d_model"], layers: list[int], readout: Readout
     ) -> dict[str, NDArray[np.float64]]:
         cosines: dict[str, list[Tensor]] = {"cos_to_answer": [], "cos_to_prompt_max": []}
+        n = self.shape.n_positions
         for prompt, echo in enumerate(self.echoes):
             columns = self.shape.columns_of(prompt)
             at_prompt = geometry(
@@ -176,11 +189,14 @@ class _Sweeper:
         result = {name: torch.cat(parts, dim=1).numpy() for name, parts in cosines.items()}
         per_group = [
             {
-                "raw_resid_norm": residual.double().norm(dim=-1).cpu(),
-                "resid_norm_ratio": norm_ratio(row, residual),
-                "delta_resid_cos": row_residual_cosine(row, residual),
-                "any_nan": (torch.isnan(row) | torch.isnan(residual)).any(-1).double().cpu(),
-                "any_inf": (torch.isinf(row) | torch.isinf(residual)).any(-1).double().cpu(),
+                "raw_resid_norm": residual[:n].double().norm(dim=-1).cpu(),
+                "resid_norm_ratio": norm_ratio(row[:n], residual[:n]),
+                "delta_resid_cos": row_residual_cosine(row[:n], residual[:n]),
+                "any_nan": (torch.isnan(row[:n]) | torch.isnan(residual[:n])).any(-1).double().cpu(),
+                "any_inf": (torch.isinf(row[:n]) | torch.isinf(residual[:n])).any(-1).double().cpu(),
+                "further_not_finite": (~(torch.isfinite(row[n:]) & torch.isfinite(residual[n:])).all(-1))
+                .double()
+                .cpu(),
             }
             for row, residual in zip(rows, (self.residuals[layer] for layer in layers), strict=True)
         ]

@@ -26,6 +26,10 @@ class PromptQuery:
     contrast_id: int | None
     """On a control prompt the gold id of the fact it is contrasted with; None elsewhere or where unresolved."""
     is_control: bool
+    of_model: bool = False
+    """Whether the prompt has no answer, so that the model's own most likely token is followed in its place."""
+    whole: tuple[tuple[int, ...], ...] = ()
+    """All pieces of every accepted answer, none of which continues another; empty where whole answers are not read."""
 
     @property
     def control_ids(self) -> tuple[int, ...]:

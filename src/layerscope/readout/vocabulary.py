@@ -4,6 +4,10 @@ Nothing here keeps a row of logits. Sums are float64 and relative to the running
 own term is left out of them, so that an entropy of 1e-30 bits keeps its digits: with `tail = sum over the others of
 exp(z - peak)`, the log-sum-exp is `peak + log1p(tail)`, and a row that is sure of one token has a tiny tail instead of
 a sum that rounds to one.
+
+A divergence compares logits relative to their own peaks. The difference of two logits of size S is rounded to S times
+the unit roundoff u, which for a row with logits of 10,000 is 1e-3 bits. Relative to its peak a logit that matters is
+small, and exact in float32 where the peak is large: what is at least half of it is subtracted without rounding.
 """
 
 import torch
@@ -13,6 +17,8 @@ from torch import Tensor
 LN2 = 0.6931471805599453
 KL_FLOOR_NATS = -69.07755278982137
 """ln 1e-30: log-probabilities of the reference distribution count as no lower than this."""
+NEAR_NATS = 32.0
+"""How far below the peak ids weigh nothing beside it: e^-32 is 1e-14."""
 
 
 class TopK:
@@ -100,6 +106,17 @@ def _sorted(values: Float[Tensor, "rows n"]) -> tuple[Float[Tensor, "rows n"], I
     return descending.values, descending.indices
 
 
+def references(running_peaks: Float[Tensor, "tiles positions"]) -> Float[Tensor, "tiles positions"]:
+    """What the final logits are relative to, tile by tile: at the last tile their peak over the whole vocabulary.
+
+    A row relative to its own running peak and the final row relative to its own are equal to the last bit where their
+    logits are, and then diverge by nothing. Where the running peak is far below what it will be, the last one stands
+    in its place, since the floor under the final row's probabilities would be rounded in proportion to that distance.
+    """
+    last = running_peaks[-1]
+    return torch.where(last - running_peaks <= NEAR_NATS, running_peaks, last)
+
+
 class VocabularyStatistics:
     """What is kept of the logits of a block of rows, against the final logits of the same positions.
 
@@ -132,7 +149,7 @@ class VocabularyStatistics:
         self.tail_moment = zeros()
         """Sum over all ids but the peak's of exp(z - peak) (z - peak); never positive."""
         self.difference = zeros()
-        """Sum over all ids of exp(z - peak) (z - z_final)."""
+        """Sum over all ids of exp(z - peak) ((z - peak) - (z_final - reference))."""
         self.low = torch.full((n_rows,), torch.inf, device=device)
         """The smallest logit."""
         self.sum_z, self.sum_zz, self.sum_z_final = zeros(), zeros(), zeros()
@@ -165,33 +182,43 @@ class VocabularyStatistics:
         self,
         logits: Float[Tensor, "rows tile"],
         final: Float[Tensor, "positions tile"],
-        final_floored: Float[Tensor, "positions tile"],
+        final_shifted: Float[Tensor, "positions tile"],
         bias: Float[Tensor, " tile"] | None,
         buffers: tuple[Float[Tensor, "rows tile"], Float[Tensor, "rows tile"]],
     ) -> None:
-        """Take in transformed logits; `logits` is used up when a bias has to be subtracted."""
+        """Take in transformed logits, which are used up.
+
+        Args:
+            logits: of the rows.
+            final: the model's own.
+            final_shifted: the same less the tile's reference, and floored.
+            bias: the head's, which cosines leave out.
+            buffers: room for twice as many numbers.
+        """
         shifted, weight = buffers
         positions, tile = final.shape
         improved, peak_column = self._raise_peak(logits)
         self.low = torch.minimum(self.low, logits.amin(-1))
+
+        own = logits if bias is None else torch.sub(logits, bias, out=weight)
+        own_final = final if bias is None else final - bias
+        self.sum_z += own.sum(-1, dtype=torch.float64)
+        self.sum_zz += torch.mul(own, own, out=shifted).sum(-1, dtype=torch.float64)
+        torch.mul(own.view(-1, positions, tile), own_final, out=shifted.view(-1, positions, tile))
+        self.sum_z_final += shifted.sum(-1, dtype=torch.float64)
+
         torch.sub(logits, self.peak[:, None], out=shifted)
         torch.exp(shifted, out=weight)
-        shifted.mul_(weight)
-        self.tail_moment += shifted.sum(-1, dtype=torch.float64)
-
-        torch.sub(logits.view(-1, positions, tile), final_floored, out=shifted.view(-1, positions, tile))
-        shifted.mul_(weight)
-        self.difference += shifted.sum(-1, dtype=torch.float64)
+        difference = logits.view(-1, positions, tile)
+        torch.sub(shifted.view(-1, positions, tile), final_shifted, out=difference)
+        self.difference += logits.mul_(weight).sum(-1, dtype=torch.float64)
+        self.tail_moment += shifted.mul_(weight).sum(-1, dtype=torch.float64)
         weight[improved, peak_column] = 0.0
         self.tail += weight.sum(-1, dtype=torch.float64)
 
-        if bias is not None:
-            logits.sub_(bias)
-            final = final - bias
-        self.sum_z += logits.sum(-1, dtype=torch.float64)
-        self.sum_zz += torch.mul(logits, logits, out=shifted).sum(-1, dtype=torch.float64)
-        torch.mul(logits.view(-1, positions, tile), final, out=shifted.view(-1, positions, tile))
-        self.sum_z_final += shifted.sum(-1, dtype=torch.float64)
+    def move_reference(self, by: Float[Tensor, " positions"]) -> None:
+        """Let the final logits be relative to another reference from here on, which is larger by so much."""
+        self.difference.view(-1, len(by)).add_(by * (1.0 + self.tail.view(-1, len(by))))
 
     def _raise_peak(
         self, logits: Float[Tensor, "rows tile"]
@@ -203,12 +230,12 @@ class VocabularyStatistics:
         if improved.numel() == 0:
             return improved, improved
         old = self.peak[improved]
-        rise = torch.where(torch.isinf(old), 0.0, tile_peak[improved] - old).double()
+        rise = torch.where(torch.isinf(old), 0.0, tile_peak[improved].double() - old.double())
         shrink = torch.where(torch.isinf(old), 0.0, torch.exp(-rise))
         with_old_peak = self.tail[improved] + 1.0
         self.tail_moment[improved] = shrink * (self.tail_moment[improved] - rise * with_old_peak)
         self.tail[improved] = shrink * with_old_peak
-        self.difference[improved] *= shrink
+        self.difference[improved] = shrink * (self.difference[improved] - rise * with_old_peak)
         self.peak[improved] = tile_peak[improved]
         return improved, logits[improved].argmax(-1)
 
@@ -220,12 +247,19 @@ class VocabularyStatistics:
         """Shannon entropy in bits, in [0, log2 d_vocab]."""
         return ((torch.log1p(self.tail) - self.tail_moment / (1.0 + self.tail)) / LN2).clamp_min(0.0)
 
-    def kl_to_final_bits(self, final_log_sum_exp: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    def kl_to_final_bits(self, final_tail: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         """KL(row || final) in bits; rounding below zero is written as 0.
 
-        KL(p || q) = E_p[z_p - z_q] - lse_p + lse_q, from log p = z_p - lse_p (Cover & Thomas, section 2.3).
+        With logits relative to their peaks log p = (z_p - peak_p) - log1p(tail_p), so KL(p || q) is the mean under p of
+        the difference of shifted logits, less log1p(tail_p), plus log1p(tail_q) (Cover & Thomas, section 2.3).
+
+        That difference, its weight and their product round by at most 7 u (|log p| + |log q|), u being 2^-24, whose
+        mean under p is 7 u times entropy plus cross-entropy, whatever the size of the logits.
+
+        Args:
+            final_tail: the final row's `tail`, found over the same tiles.
         """
-        nats = self.difference / (1.0 + self.tail) - (self.log_sum_exp() - final_log_sum_exp)
+        nats = self.difference / (1.0 + self.tail) - torch.log1p(self.tail) + torch.log1p(final_tail)
         return (nats / LN2).clamp_min(0.0)
 
     def finite(self) -> Bool[Tensor, " rows"]:

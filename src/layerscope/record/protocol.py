@@ -92,6 +92,8 @@ class Protocol:
     position; if not, after a space wherever that can be aligned."""
     bos_of_tokenizer: bool = True
     """Whether prompts begin as the model's own tokenizer has them; if not, as a table of families says."""
+    whole_answers: bool = True
+    """Whether answers are also read to their last piece; if not, only where a prompt is judged by them."""
     thresholds: Thresholds = Thresholds()
 
 
@@ -109,6 +111,7 @@ PROTOCOLS = {
         absolute_spikes=True,
         form_of_model=False,
         bos_of_tokenizer=False,
+        whole_answers=False,
     ),
 }
 

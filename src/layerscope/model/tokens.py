@@ -204,7 +204,7 @@ class Tokens:
 
     def _form(self, variant: FormName, prompt: str, context: tuple[int, ...], answer: str) -> Form:
         form = self._joined(variant, prompt, context, answer)
-        if form.reason == RETOKENISED and variant != "with_space" and prompt[-1:].isspace():
+        if not form.answer_ids and variant != "with_space" and prompt[-1:].isspace():
             form = self._apart(form, context, answer) or form
         if form.answer_ids and answer.strip() and self._is_white_space(form.answer_ids[0]):
             return replace(form, white_space_skipped=True, reason=WHITE_SPACE)

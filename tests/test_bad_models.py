@@ -44,8 +44,8 @@ from layerscope.errors import (
     SuiteError,
     TokenizerError,
 )
+from layerscope.model.answer_forms import Form
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.tokens import Alignment
 from layerscope.record.rows import COLUMNS
 from tiny_models import TINY, observe, reference, tiny_tokenizer
 
@@ -598,8 +598,8 @@ def test_a_config_of_which_no_model_can_be_built_is_refused(change: dict[str, An
 @pytest.mark.parametrize(("accepted", "spelled"), [(("Bonn", "Paris"), False), (("Bonn", "spelled"), True)])
 def test_any_accepted_answer_that_does_not_align_may_be_spelled_by_the_top_token(accepted, spelled, tiny, monkeypatch):
     model = CausalLM.open(tiny("llama-biases"), device="cpu")
-    nowhere = Alignment("x", "unresolved", "unknown", (), (), "context_retokenised")
-    monkeypatch.setattr(type(model.tokens), "align", lambda self, prompt, answer: nowhere)
+    nowhere = (Form("with_space", (), (), reason="context_retokenised"),)
+    monkeypatch.setattr(type(model.tokens), "forms", lambda self, prompt, answer: nowhere)
     first = probe(model, suite=asking(BERLIN), positions="last").rows.filter(lens="logit", layer=0)["top1"].item()
     answers = tuple(first.strip() if answer == "spelled" else answer for answer in accepted)
     run = probe(model, suite=asking(replace(BERLIN, answers=answers)), positions="last")

@@ -128,12 +128,12 @@ def _check(suite: Suite, positions: str, reading: Reading) -> None:
             raise SuiteError(f"There is no {what} called '{word}'; choose from {', '.join(choices)}.")
     if not suite.prompts:
         raise SuiteError(f"Suite '{suite.name}' holds no prompt; give it at least one fact.")
-    for_chats = [("a system message", reading.system), ("options of a chat template", reading.template_options)]
-    given = [what for what, value in for_chats if value is not None]
+    for_chats = [("system", reading.system), ("template_options", reading.template_options)]
+    given = [name for name, value in for_chats if value is not None]
     if given and all(prompt.chat is None for prompt in suite.prompts):
         raise SuiteError(
-            f"There are {' and '.join(given)}, but suite '{suite.name}' has no chat that they could go into; leave "
-            "them out, or write its prompts as messages."
+            f"What {' and '.join(given)} say goes into chats, but suite '{suite.name}' has none; leave it out, or "
+            "write the suite's prompts as messages."
         )
 
 

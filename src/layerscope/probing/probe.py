@@ -90,7 +90,7 @@ def probe(request: ProbeRequest) -> Run:
     auxiliary_bytes = planned_auxiliary_bytes(opened, auxiliary)
     parts = plan_memory(opened, encoded, len(bound), request.top_k, auxiliary.token_ids, auxiliary_bytes)
     watcher.plan(plan_line(opened, parts, suite))
-    for line in (bos_against_family(opened.tokens), *suite.notes, *chosen.passed_over):
+    for line in (bos_against_family(opened.tokens, encoded), *suite.notes, *chosen.passed_over):
         if line is not None:
             watcher.plan(line)
     result = _run_batches(opened, encoded, settings, parts, auxiliary, seconds, watcher)

@@ -24,7 +24,7 @@ def row_table(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalL
             "fact_index": pl.Series([e.prompt.fact_index for e in encoded], dtype=pl.Int32),
             "prompt_id": [e.prompt.prompt_id for e in encoded],
             "prompt_variant": [e.prompt.prompt_variant for e in encoded],
-            "accepted": [list(e.prompt.answers) for e in encoded],
+            "accepted": pl.Series([list(e.prompt.answers) for e in encoded], dtype=pl.List(pl.String)),
         }
     )
     ids = measured.select(
@@ -42,7 +42,9 @@ def row_table(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalL
         pl.col("top_ids").list.eval(text(pl.element())).alias("top_tokens"),
     )
     # An answer that could not be aligned has no id; whether the top token spells it can still be said.
-    spelled = pl.col("top1").str.strip_chars().is_in(pl.col("accepted"))
+    spelled = pl.when(pl.col("accepted").list.len() > 0).then(
+        pl.col("top1").str.strip_chars().is_in(pl.col("accepted"))
+    )
     table = table.with_columns(pl.coalesce("is_answer", spelled).alias("is_answer"))
     health = table.select("prompt", "lens", "layer", "is_next", "any_nan", "any_inf", "max_abs_logit", "min_prob")
     columns = table.drop("prompt", "accepted", "any_nan", "any_inf", "max_abs_logit", "min_prob")

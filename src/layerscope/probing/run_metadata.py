@@ -95,9 +95,12 @@ def run_metadata(
     )
 
 
-def bos_against_family(tokens: Tokens) -> str | None:
-    """What is said where a tokenizer begins prompts otherwise than the table of families; None where it does not."""
-    if not tokens.begins.against_family:
+def bos_against_family(tokens: Tokens, encoded: Sequence[Encoded]) -> str | None:
+    """What is said where a tokenizer begins prompts otherwise than the table of families; None where it does not.
+
+    Chats begin as their template has them.
+    """
+    if not tokens.begins.against_family or all(e.chat is not None for e in encoded):
         return None
     puts, has = ("puts BOS", "none") if tokens.begins.ids else ("puts no BOS", "one")
     return (
@@ -115,7 +118,7 @@ def _reading_flags(tokens: Tokens, encoded: Sequence[Encoded], protocol: Protoco
         flags["gold_alignment_partial"] = f"{n_unresolved} of {len(asked)} prompts have no answer that aligns"
     if tokens.begins.rule == "always" and tokens.bos_id is None:
         flags["bos_missing"] = tokens.begins.note
-    if against := bos_against_family(tokens):
+    if against := bos_against_family(tokens, encoded):
         flags["bos_against_family"] = against
     n_with_bos = sum(e.chat is None and tokens.n_special(tokens.context_ids(e.text)) > 0 for e in encoded)
     if n_with_bos:

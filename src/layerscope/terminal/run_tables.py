@@ -207,13 +207,14 @@ def _first_rank_1(rows: pl.DataFrame) -> int | None:
 
 
 def _form(answer: AlignmentRecord) -> str:
-    """In which form an answer was judged, where that makes a difference: ` after a space (rank 1, without it 152)`."""
+    """In which form an answer was judged, where another has another rank at the output."""
     ranks = {form.variant: form.rank for form in answer.forms if form.rank is not None}
     judged = ranks.pop(answer.variant, None) if answer.variant != "unknown" else None
     if judged is None or not set(ranks.values()) - {judged}:
         return ""
-    other = "without it" if answer.variant == "with_space" else "after one"
-    return f" {FORM_IN_WORDS[answer.variant]} (rank {judged:,}, {other} {next(iter(ranks.values())):,})"
+    other = "without one" if answer.variant == "with_space" else "with one"
+    words, rank = FORM_IN_WORDS[answer.variant], next(iter(ranks.values()))
+    return f" judged {words} (rank {judged:,} at the output, {other} {rank:,})"
 
 
 def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -> str:

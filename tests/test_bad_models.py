@@ -44,8 +44,8 @@ from layerscope.errors import (
     SuiteError,
     TokenizerError,
 )
+from layerscope.model.answer_forms import Form
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.tokens import Alignment
 from layerscope.record.rows import COLUMNS
 from tiny_models import TINY, observe, reference, tiny_tokenizer
 
@@ -364,7 +364,9 @@ def test_trusted_code_is_run_and_recorded(home_made: Path, tmp_path: Path, tiny)
     assert (run.record.model.family, run.record.model.family_verified) == ("home-made", False)
     assert "family_not_verified" in run.record.flags
     assert run.record.identity.ok
-    own = probe(tiny("llama-biases"), suite=SUITE, positions="last", device="cpu")  # the same computation, without code
+    own = probe(
+        tiny("llama-biases"), suite=SUITE, positions="last", bos="yes", device="cpu"
+    )  # the same computation, without code
     assert run.rows.equals(own.rows)
     assert own.record.model.trust_remote_code is False
 
@@ -506,11 +508,26 @@ def test_a_suite_without_prompts_is_refused(tiny):
     )
 
 
-def test_a_prompt_without_an_answer_is_refused(tiny):
-    unanswered = asking(BERLIN, Prompt("pos", "orig", "Rome", (), "Italy→Rome", 1))
-    assert refused(SuiteError, lambda: probe(tiny("llama-biases"), suite=unanswered, device="cpu")) == (
-        "Prompt 2 of suite 'own' has no answer; give it at least one."
+def test_a_prompt_without_an_answer_is_measured_but_for_its_answer(tiny):
+    rome = Prompt("pos", "orig", "Rome", (), "Rome", 1)
+    run = probe(tiny("llama-biases"), suite=asking(rome, BERLIN), device="cpu")
+    unanswered, berlin = run.record.suite.prompts
+    assert (unanswered.judge, berlin.judge) == ("model_top1", "first_piece")
+    assert (run.record.suite.gold_alignment_rate, "gold_alignment_partial" in run.record.flags) == (1.0, False)
+    rows = run.rows.filter(fact_index=1)
+    about = ["answer_id", "p_answer", "answer_rank", "is_answer", "answer_mass", "cos_to_answer", "answer_logit_gap"]
+    assert all(rows[name].null_count() == len(rows) for name in about)
+    assert rows["entropy_bits"].null_count() == rows["kl_to_final_bits"].null_count() == 0
+    output = unanswered.output
+    assert (output.answer_id, output.answer_rank, output.p_answer) == (
+        None,
+        None,
+        None,
     )
+    last = rows.filter(lens="logit", layer=run.record.model.n_layers, is_next=True)
+    assert output.top_ids[0] == last["top1_id"].item()
+    alone = probe(tiny("llama-biases"), suite=asking(rome), device="cpu")
+    assert alone.record.suite.gold_alignment_rate is None
 
 
 def test_a_prompt_longer_than_the_model_reads_is_refused(tiny):
@@ -577,13 +594,19 @@ def test_a_prompt_with_an_id_that_the_model_does_not_embed_is_refused(folder: Pa
     widened_tokenizer(folder, "Germany")
     sentence = refused(TokenizerError, lambda: probe(folder, suite=SUITE, device="cpu"))
     assert sentence == (
-        "Prompt 1 has token id 307, but llama embeds 307 ids; use the tokenizer that belongs to these weights."
+        "Prompt 1 of suite 'two' has token id 307, but llama embeds 307 ids; use the tokenizer that belongs to these "
+        "weights."
     )
 
 
 def test_an_answer_whose_first_id_has_no_logit_is_unresolved(folder: Path):
     widened_tokenizer(folder, " Rome")
-    run = probe(folder, suite=asking(ROME, replace(BERLIN, fact_index=0)), device="cpu", positions="last")
+    run = probe(
+        folder,
+        suite=asking(replace(ROME, answer_form="space"), replace(BERLIN, fact_index=0)),
+        device="cpu",
+        positions="last",
+    )
     assert [p.answers[0].reason for p in run.record.suite.prompts] == ["no_logit_for_first_id", None]
     assert run.rows.filter(fact_key="Italy→Rome")["answer_rank"].is_null().all()
     assert run.rows.filter(fact_key="Germany→Berlin")["answer_rank"].is_not_null().all()
@@ -598,8 +621,8 @@ def test_a_config_of_which_no_model_can_be_built_is_refused(change: dict[str, An
 @pytest.mark.parametrize(("accepted", "spelled"), [(("Bonn", "Paris"), False), (("Bonn", "spelled"), True)])
 def test_any_accepted_answer_that_does_not_align_may_be_spelled_by_the_top_token(accepted, spelled, tiny, monkeypatch):
     model = CausalLM.open(tiny("llama-biases"), device="cpu")
-    nowhere = Alignment("x", "unresolved", "unknown", (), (), "context_retokenised")
-    monkeypatch.setattr(type(model.tokens), "align", lambda self, prompt, answer: nowhere)
+    nowhere = (Form("with_space", (), (), reason="context_retokenised"),)
+    monkeypatch.setattr(type(model.tokens), "forms", lambda self, prompt, answer: nowhere)
     first = probe(model, suite=asking(BERLIN), positions="last").rows.filter(lens="logit", layer=0)["top1"].item()
     answers = tuple(first.strip() if answer == "spelled" else answer for answer in accepted)
     run = probe(model, suite=asking(replace(BERLIN, answers=answers)), positions="last")

@@ -61,7 +61,7 @@ def _root() -> None:
 )
 @command(
     last="device dtype memory out protocol revision bos seed second_forward trust_remote_code",
-    spelled={"lenses": "--lens"},
+    spelled={"lenses": "--lens", "template_options": "--template-option"},
     formerly=RENAMED,
 )
 def probe(

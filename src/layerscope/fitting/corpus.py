@@ -99,15 +99,15 @@ def read_corpus(
     _check_numbers(n_tokens, seq_len, select_share, held_out_share)
     reading = _read(find_sources(texts, field), tokens, n_tokens, n_embeddings, progress)
     parts = _split(reading.documents, select_share, held_out_share)
-    bos_id, end_id = _embedded_bos(tokens, n_embeddings), _end_of_text(tokens, n_embeddings)
-    packed = {name: _pack(name, parts[name], seq_len, bos_id, end_id) for name in PARTS}
+    first, end_id = _embedded_beginning(tokens, n_embeddings), _end_of_text(tokens, n_embeddings)
+    packed = {name: _pack(name, parts[name], seq_len, first, end_id) for name in PARTS}
     record = CorpusRecord(
         sources=reading.sources,
         sha256=_sha256(packed[name] for name in PARTS),
         n_documents=len(reading.documents),
         n_repeated=reading.n_repeated,
         seq_len=seq_len,
-        bos=bos_id is not None,
+        bos=bool(first),
         splits={
             name: SplitRecord(
                 n_documents=len(parts[name]),
@@ -219,13 +219,15 @@ def _split(documents: Mapping[bytes, _Ids], select_share: float, held_out_share:
     return {name: [ids for digest, ids in documents.items() if part_of[digest] == name] for name in PARTS}
 
 
-def _embedded_bos(tokens: Tokens, n_embeddings: int) -> int | None:
-    if tokens.bos_id is not None and tokens.bos_id >= n_embeddings:
+def _embedded_beginning(tokens: Tokens, n_embeddings: int) -> tuple[int, ...]:
+    """What begins every sequence: BOS as a rule, or nothing."""
+    first = tokens.begins.ids
+    if max(first, default=0) >= n_embeddings:
         raise CorpusError(
-            f"The tokenizer's BOS has id {tokens.bos_id}, but the model embeds {n_embeddings} ids only; use the "
+            f"The tokenizer's BOS has id {max(first)}, but the model embeds {n_embeddings} ids only; use the "
             "tokenizer that belongs to the model."
         )
-    return tokens.bos_id
+    return first
 
 
 def _end_of_text(tokens: Tokens, n_embeddings: int) -> int | None:
@@ -235,7 +237,7 @@ def _end_of_text(tokens: Tokens, n_embeddings: int) -> int | None:
 
 
 def _pack(
-    name: SplitName, documents: Sequence[_Ids], seq_len: int, bos_id: int | None, end_id: int | None
+    name: SplitName, documents: Sequence[_Ids], seq_len: int, first: tuple[int, ...], end_id: int | None
 ) -> Int[Tensor, "sequence position"]:
     """Documents one after another, cut into sequences; the incomplete last one is dropped."""
     stream: _Ids = array("i")
@@ -243,7 +245,7 @@ def _pack(
         stream.extend(ids)
         if end_id is not None:
             stream.append(end_id)
-    n_special = 0 if bos_id is None else 1
+    n_special = len(first)
     n_text = seq_len - n_special
     n_sequences = len(stream) // n_text
     if not n_sequences:
@@ -251,7 +253,8 @@ def _pack(
             f"The part '{name}' holds {len(stream)} tokens in {len(documents)} documents, but one sequence needs "
             f"{n_text}; give more text, or a seq_len below {seq_len}."
         )
-    packed = np.full((n_sequences, seq_len), bos_id or 0, dtype=np.int64)
+    packed = np.empty((n_sequences, seq_len), dtype=np.int64)
+    packed[:, :n_special] = first
     packed[:, n_special:] = np.frombuffer(stream, dtype=np.intc)[: n_sequences * n_text].reshape(n_sequences, n_text)
     return torch.from_numpy(packed)
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from layerscope.model.architecture import Architecture, architecture_of, batches
 from layerscope.model.blockwise import run_blockwise
 from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
-from layerscope.model.families import Family, bos_rule, family_of
+from layerscope.model.families import BosRule, Family, bos_rule, family_bos, family_of
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import Placement, place
 from layerscope.model.residuals import Residuals
@@ -121,7 +122,7 @@ class CausalLM:
             source = Source(BUNDLED, BUNDLED_ID, None, None)
         config = read_config(source.folder, trusted)
         family, verified = family_of(config)
-        rule = bos_rule(family, request.bos)
+        rule = bos_rule(request.bos, family_bos(config))
         checkpoint = Checkpoint(source.folder)
         tokens = Tokens(source.folder, rule, trust_remote_code=trusted)
         if request.bos == "yes" and tokens.bos_id is None:
@@ -136,6 +137,12 @@ class CausalLM:
             family_verified=verified,
             trust_remote_code=trusted,
         )
+
+    def reading(self, bos: BosRule) -> "CausalLM":
+        """The same model, weights and all, under another rule of what begins a prompt."""
+        other = copy(self)
+        other.tokens = self.tokens.under(bos)
+        return other
 
     @property
     def n_embeddings(self) -> int:

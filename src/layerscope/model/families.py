@@ -1,11 +1,23 @@
 """What each family calls its blocks and norms, what it does to its logits, and whether it wants a BOS: one table."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from layerscope.errors import TokenizerError
 
-Bos = Literal["always", "never", "tokenizer"]
+Bos: TypeAlias = Literal["always", "never", "tokenizer"]
+BosSource: TypeAlias = Literal["tokenizer", "family", "option"]
+
+
+@dataclass(frozen=True)
+class BosRule:
+    """Whether a prompt starts with BOS, and who says so."""
+
+    rule: Bos
+    source: BosSource
+    """The tokenizer, the table below, or the user."""
+    family_rule: Bos | None
+    """What the table says of the model; None where it does not know it."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +124,30 @@ def family_of(config: Any) -> tuple[Family, bool]:
     return known, True
 
 
-def bos_rule(family: Family, bos: str) -> Bos:
-    """The family's rule, or the user's own.
+def family_bos(config: Any) -> Bos | None:
+    """What the table says of a Transformers config, or of the language model inside it; None where it knows neither."""
+    known = FAMILIES.get(config.model_type) or FAMILIES.get(config.get_text_config().model_type)
+    return None if known is None else known.bos
+
+
+def bos_rule(bos: str, family_rule: Bos | None) -> BosRule:
+    """The user's rule, or the tokenizer's own: it adds what the model was trained to read.
 
     Raises:
         TokenizerError: a word that is not `auto`, `yes` or `no`.
     """
-    rules: dict[str, Bos] = {"auto": family.bos, "yes": "always", "no": "never"}
-    if bos not in rules:
-        raise TokenizerError(f"'{bos}' does not say whether prompts start with BOS; choose auto, yes or no.")
-    return rules[bos]
+    match bos:
+        case "auto":
+            return BosRule("tokenizer", "tokenizer", family_rule)
+        case "yes":
+            return BosRule("always", "option", family_rule)
+        case "no":
+            return BosRule("never", "option", family_rule)
+    raise TokenizerError(f"'{bos}' does not say whether prompts start with BOS; choose auto, yes or no.")
+
+
+def rule_of_table(rule: BosRule) -> BosRule:
+    """The table's rule where the user has none, as protocol `published` has it; the tokenizer's where it has none."""
+    if rule.source == "option" or rule.family_rule is None:
+        return rule
+    return BosRule(rule.family_rule, "family", rule.family_rule)

@@ -16,6 +16,7 @@ class OpenOptions:
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
     bos: str = "auto"
-    """Start sequences with BOS: `auto` (by family), `yes` or `no`."""
+    """Start sequences with BOS: `auto` (as the model's own tokenizer does; protocol published: by family), `yes` or
+    `no`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint; a probe records it."""

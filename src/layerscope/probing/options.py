@@ -7,7 +7,7 @@ from typing import Self
 
 from layerscope.model.options import OpenOptions
 from layerscope.suite import Suite, SuiteSource, load_suite
-from layerscope.suite.suite import Judge
+from layerscope.suite.suite import AnswerForm, Judge
 
 RENAMED = {"sidecars": "lens_dir"}
 """Old names of options, which still work."""
@@ -31,6 +31,13 @@ class ProbeOptions(OpenOptions):
     ones that `lens_dir` holds for the model."""
     lens_dir: Path | str | None = None
     """Folder of fitted lenses, or of a single one (the bundled model has its own)."""
+    answer_form: AnswerForm = "auto"
+    """How answers follow their prompts: `auto` (as the suite has it, else as the model itself prefers; protocol
+    published: after a space wherever possible), `space` or `none`."""
+    system: str | None = None
+    """What a system message says in front of every chat that has none."""
+    template_options: Mapping[str, bool | int | float | str] | Sequence[str] | None = None
+    """Arguments of the chat template, each as enable_thinking=false; repeatable."""
     positions: str = "auto"
     """`auto` (all of the first prompt, the last of the others; protocol published: all), `last` or `all`."""
     judge: Judge | None = None

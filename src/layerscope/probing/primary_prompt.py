@@ -220,7 +220,8 @@ class PrimaryPromptAnalysis:
 
     def _copy_mask(self) -> measured.CopyMaskRecord:
         tokens = self.model.tokens
-        ids = sorted(tokens.trivial(range(min(tokens.n_ids, self.model.d_vocab))))
+        masked = tokens.trivial_or_special if self.protocol.bos_of_tokenizer else tokens.trivial
+        ids = sorted(masked(range(min(tokens.n_ids, self.model.d_vocab))))
         strings = tokens.display(ids[:16])
         ranges = tuple((run[0], run[-1]) for run in stretches(ids))
         return measured.CopyMaskRecord(size=len(ids), id_ranges=ranges, sample=tuple(strings[i] for i in ids[:16]))

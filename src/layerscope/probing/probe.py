@@ -13,19 +13,22 @@ import torch
 from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, ModelError, SuiteError
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.families import rule_of_table
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.options import keywords
 from layerscope.probing.auxiliary_inputs import AuxiliaryInputs, choose_auxiliary_inputs
-from layerscope.probing.encode import Encoded, encode
+from layerscope.probing.chats import template_options
+from layerscope.probing.encode import Encoded, Reading, encode
 from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_line, plan_memory, planned_bytes
 from layerscope.probing.options import RENAMED, ProbeOptions
+from layerscope.probing.outputs import with_outputs
 from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis, planned_auxiliary_bytes
 from layerscope.probing.row_table import row_table
-from layerscope.probing.run_metadata import Settings, run_metadata
+from layerscope.probing.run_metadata import Settings, bos_against_family, run_metadata
 from layerscope.probing.whole_answers import Forcing, judged_by
 from layerscope.progress import Observer, Silent
 from layerscope.readout.measure import measure
@@ -78,8 +81,8 @@ def probe(request: ProbeRequest) -> Run:
     rules, requested = _choices(request)
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.read_suite()
-    opened = _open(request)
-    encoded = judged_by(encode(suite, opened, positions), request.judge)
+    opened = _open(request, rules)
+    encoded = judged_by(encode(suite, opened, positions, _reading(request, rules)), request.judge)
     chosen = choose_lenses(opened, requested, rules.lenses, request.lens_dir)
     bound = chosen.bind(opened)
     settings = Settings(rules, bound, positions, request.top_k, request.seed, request.second_forward)
@@ -88,14 +91,15 @@ def probe(request: ProbeRequest) -> Run:
     auxiliary_bytes = planned_auxiliary_bytes(opened, auxiliary)
     parts = plan_memory(opened, encoded, len(bound), request.top_k, rules, auxiliary.token_ids, auxiliary_bytes)
     watcher.plan(plan_line(opened, parts, suite))
-    for reason in (*suite.notes, *chosen.passed_over):
-        watcher.plan(reason)
+    for line in (bos_against_family(opened.tokens, encoded), *suite.notes, *chosen.passed_over):
+        if line is not None:
+            watcher.plan(line)
     result = _run_batches(opened, encoded, settings, parts, auxiliary, seconds, watcher)
-    rows, health = row_table(result.columns, encoded, opened)
+    rows, health = row_table(result.columns, result.encoded, opened)
     record = run_metadata(
         opened,
         suite,
-        encoded,
+        result.encoded,
         settings,
         identity=result.identity,
         health=health,
@@ -132,15 +136,32 @@ def _choices(options: ProbeOptions) -> tuple[Protocol, tuple[str, ...] | None]:
     return rules, names
 
 
-def _open(request: ProbeRequest) -> CausalLM:
+def _reading(options: ProbeOptions, rules: Protocol) -> Reading:
+    """How the suite is put into the model's tokens.
+
+    Raises:
+        SuiteError: options of a chat template that are none.
+    """
+    return Reading(
+        answer_form=options.answer_form,
+        form_of_model=rules.form_of_model,
+        system=options.system,
+        template_options=template_options(options.template_options),
+    )
+
+
+def _open(request: ProbeRequest, rules: Protocol) -> CausalLM:
+    """The model, reading what the protocol wants at the beginning of a prompt."""
     opening = {option.name: getattr(request, option.name) for option in fields(OpenOptions)}
     if not isinstance(request.model, CausalLM):
-        return CausalLM.open(request.model, **opening)
-    if opening != vars(OpenOptions()):
+        opened = CausalLM.open(request.model, **opening)
+    elif opening != vars(OpenOptions()):
         raise ModelError(
             "An open model has its device, dtype, memory, revision, code and BOS already; give those to CausalLM.open."
         )
-    return request.model
+    else:
+        opened = request.model
+    return opened if rules.bos_of_tokenizer else opened.reading(rule_of_table(opened.tokens.bos))
 
 
 @dataclass(frozen=True)
@@ -148,6 +169,8 @@ class ProbeResult:
     """What the river carried: columns by prompt, and what was measured once."""
 
     columns: pl.DataFrame
+    encoded: Sequence[Encoded]
+    """The prompts, with what the model says after them and the forms of their answers that are judged."""
     identity: Identity
     measured: MeasuredRecord
 
@@ -163,9 +186,12 @@ def _run_batches(
 ) -> ProbeResult:
     """Forward and sweep, part by part; the identity check, and all that is measured once, is made on the first."""
     frames: list[pl.DataFrame] = []
+    told: list[Encoded] = []
     identity: Identity | None = None
     record: MeasuredRecord | None = None
     temperatures: tuple[float | None, ...] | None = None
+    tokens = model.tokens
+    trivial = tokens.trivial_or_special if settings.protocol.bos_of_tokenizer else tokens.trivial
     device = model.placement.device
     ran_out = (
         f"The memory of {device} ran out, although the plan of {format_bytes(planned_bytes(parts))} was within the "
@@ -191,9 +217,18 @@ def _run_batches(
                         residuals.logits,
                         tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
                     )
+                here = with_outputs(
+                    here,
+                    residuals,
+                    model,
+                    final_is_model=identity.ok,
+                    form_of_model=settings.protocol.form_of_model,
+                )
+                told += here
+                if record is None:
                     first = FirstBatch(residuals, len(here))
                     once = PrimaryPromptAnalysis(
-                        model, encoded, settings.lenses, settings.protocol, auxiliary, first, identity.ok
+                        model, here, settings.lenses, settings.protocol, auxiliary, first, identity.ok
                     )
                     record, temperatures = once.record(settings.second_forward, watcher.blocks), once.tau
                     del first, once
@@ -204,7 +239,7 @@ def _run_batches(
                     queries,
                     model.unembedding,
                     protocol=settings.protocol,
-                    trivial=model.tokens.trivial,
+                    trivial=trivial,
                     top_k=settings.top_k,
                     sweep_bytes=part.sweep_bytes,
                     final_is_model=identity.ok,
@@ -216,4 +251,4 @@ def _run_batches(
             del residuals, columns  # the next part needs their room
     if identity is None or record is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
-    return ProbeResult(pl.concat(frames), identity, record)
+    return ProbeResult(pl.concat(frames), told, identity, record)

@@ -24,7 +24,7 @@ def row_table(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalL
             "fact_index": pl.Series([e.prompt.fact_index for e in encoded], dtype=pl.Int32),
             "prompt_id": [e.prompt.prompt_id for e in encoded],
             "prompt_variant": [e.prompt.prompt_variant for e in encoded],
-            "accepted": [list(e.prompt.answers) for e in encoded],
+            "accepted": pl.Series([list(e.prompt.answers) for e in encoded], dtype=pl.List(pl.String)),
         }
     )
     ids = measured.select(

@@ -12,9 +12,10 @@ import torch
 
 from layerscope.lens_record import utc_stamp
 from layerscope.lenses import Lens
+from layerscope.model.answer_forms import Alignment
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.identity import Identity
-from layerscope.model.tokens import Alignment
+from layerscope.model.tokens import Tokens
 from layerscope.probing.encode import Encoded
 from layerscope.probing.whole_answers import unread
 from layerscope.record import parts
@@ -22,6 +23,11 @@ from layerscope.record.measured import MeasuredRecord
 from layerscope.record.protocol import Protocol
 from layerscope.record.run_record import SCHEMA_VERSION, RunRecord
 from layerscope.suite import Suite
+
+FORM_FACTOR = 10
+"""Ranks of an answer's two forms that differ by more than this factor are worth a word."""
+_SHOWN = 40
+"""Characters of a prompt's end that a flag shows."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,8 @@ def run_metadata(
         planned_bytes: working memory that was planned.
         created: when the run began, in UTC.
     """
-    unresolved = [e.prompt.text for e in encoded if not any(a.first_id is not None for a in e.answers)]
     numeric = _numeric_health(health, settings.protocol.headline)
-    flags: dict[str, Literal[True] | str] = {}
-    if unresolved:
-        flags["gold_alignment_partial"] = f"{len(unresolved)} of {len(encoded)} prompts have no answer that aligns"
+    flags = _reading_flags(model.tokens, encoded, settings.protocol)
     if n_unread := unread(model, encoded, settings.protocol):
         flags["whole_answer_not_read"] = (
             f"{n_unread} of {len(encoded)} prompts have an answer that cannot be read to its end: it is too long for "
@@ -70,8 +73,6 @@ def run_metadata(
         flags["identity_failed"] = identity.note
     if numeric.any_nan or numeric.any_inf:
         flags["numeric_health_caution"] = f"{len(numeric.layers_flagged)} (lens, layer) pairs are not finite"
-    if model.tokens.bos_rule == "always" and model.tokens.bos_id is None:
-        flags["bos_missing"] = model.tokens.bos_note
     without_norm = sum(path is None for path in model.architecture.input_norms)
     if without_norm and not model.family_verified:
         flags["next_norm_not_found"] = (
@@ -100,6 +101,68 @@ def run_metadata(
     )
 
 
+def bos_against_family(tokens: Tokens, encoded: Sequence[Encoded]) -> str | None:
+    """What is said where a tokenizer begins prompts otherwise than the table of families; None where it does not.
+
+    Chats begin as their template has them.
+    """
+    if not tokens.begins.against_family or all(e.chat is not None for e in encoded):
+        return None
+    puts, has = ("puts BOS", "none") if tokens.begins.ids else ("puts no BOS", "one")
+    return (
+        f"the model's own tokenizer {puts} in front of a prompt, and was followed; the table of families has {has} "
+        "(protocol published, or bos yes or no, does otherwise)"
+    )
+
+
+def _reading_flags(tokens: Tokens, encoded: Sequence[Encoded], protocol: Protocol) -> dict[str, Literal[True] | str]:
+    """What is to be said of how prompts and answers were put into tokens."""
+    asked = [e for e in encoded if e.prompt.answers]
+    n_unresolved = sum(not e.has_aligned_answer for e in asked)
+    flags: dict[str, Literal[True] | str] = {}
+    if n_unresolved:
+        flags["gold_alignment_partial"] = f"{n_unresolved} of {len(asked)} prompts have no answer that aligns"
+    if tokens.begins.rule == "always" and tokens.bos_id is None:
+        flags["bos_missing"] = tokens.begins.note
+    if against := bos_against_family(tokens, encoded):
+        flags["bos_against_family"] = against
+    n_with_bos = sum(e.chat is None and tokens.n_special(tokens.context_ids(e.text)) > 0 for e in encoded)
+    if n_with_bos:
+        flags["bos_in_text"] = f"{n_with_bos} of {len(encoded)} prompts begin with BOS as written; none was added there"
+    if protocol.form_of_model and (forms := _forms_that_matter(encoded)):
+        flags["answer_form_matters"] = forms
+    return flags
+
+
+def _forms_that_matter(encoded: Sequence[Encoded]) -> str | None:
+    """What is said of answers whose two forms lie far apart, where another rule would have judged the other one.
+
+    That a model prefers the form after a space by far is so of nearly every plain sentence, and no caution.
+    """
+    telling = [(e, answer) for e in encoded for answer in e.answers[:1] if _surprises(answer)]
+    if not telling:
+        return None
+    prompt, answer = telling[0]
+    judged, other = answer.judged_form, answer.other_form
+    if judged is None or other is None:
+        return None
+    end = prompt.text if len(prompt.text) <= _SHOWN else f"...{prompt.text[-_SHOWN:]}"
+    words = (
+        f"after {end!r}, {answer.string!r} is judged {parts.FORM_IN_WORDS[judged.variant]} (rank {judged.rank}); "
+        f"{parts.FORM_IN_WORDS[other.variant]} it has rank {other.rank}"
+    )
+    n_others = len({id(e) for e, _ in telling}) - 1
+    return words if not n_others else f"{words}; the like holds of {n_others} more prompt{'s' if n_others > 1 else ''}"
+
+
+def _surprises(answer: Alignment) -> bool:
+    judged, other = answer.judged_form, answer.other_form
+    if judged is None or other is None or judged.rank is None or other.rank is None:
+        return False
+    apart = max(judged.rank, other.rank) > FORM_FACTOR * min(judged.rank, other.rank)
+    return apart and (judged.variant == "no_space" or other.rank < judged.rank)
+
+
 def _protocol(settings: Settings) -> parts.ProtocolRecord:
     protocol = settings.protocol
     return parts.ProtocolRecord.of(
@@ -122,23 +185,28 @@ def _model(model: CausalLM) -> parts.ModelRecord:
         bytes_on_disk=model.checkpoint.bytes_on_disk,
         head_transform=transform,
         tokenizer_sha256=model.tokens.sha256,
-        bos=parts.BosRecord(rule=model.tokens.bos_rule, id=model.tokens.bos_id, note=model.tokens.bos_note),
+        bos=parts.BosRecord.of(model.tokens.begins, id=model.tokens.bos_id),
     )
 
 
 def _suite(suite: Suite, encoded: Sequence[Encoded], model: CausalLM) -> parts.SuiteRecord:
     strings = model.tokens.display({i for e in encoded for i in e.token_ids})
-    resolved = [any(a.first_id is not None for a in e.answers) for e in encoded]
+    resolved = [e.has_aligned_answer for e in encoded if e.prompt.answers]
     return parts.SuiteRecord.of(
         suite,
         prompts=tuple(
             parts.PromptRecord.of(
                 e.prompt,
+                text=e.text,
                 token_ids=e.token_ids,
                 tokens=tuple(strings[i] for i in e.token_ids),
                 decoded_positions=e.positions,
                 answers=tuple(map(_alignment, e.answers)),
                 contrast=tuple(map(_alignment, e.contrast)),
+                judge=e.judge,
+                chat=e.chat,
+                subject_end=e.subject_end,
+                output=e.output,
             )
             for e in encoded
         ),
@@ -147,7 +215,8 @@ def _suite(suite: Suite, encoded: Sequence[Encoded], model: CausalLM) -> parts.S
 
 
 def _alignment(alignment: Alignment) -> parts.AlignmentRecord:
-    return parts.AlignmentRecord.of(alignment, ok=alignment.status == "ok")
+    forms = tuple(parts.AnswerFormRecord.of(form) for form in alignment.forms)
+    return parts.AlignmentRecord.of(alignment, ok=alignment.status == "ok", forms=forms)
 
 
 def _identity(identity: Identity) -> parts.IdentityRecord:

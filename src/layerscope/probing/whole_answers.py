@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerscope.errors import SuiteError
+from layerscope.model.answer_forms import Alignment
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.residuals import Residuals
-from layerscope.model.tokens import Alignment
 from layerscope.probing.encode import Encoded
 from layerscope.readout.prompt_query import PromptQuery
 from layerscope.readout.whole_answers import Pieces, further_rows, rows_of, without_longer
@@ -120,4 +120,6 @@ def _candidates(e: Encoded) -> list[Pieces]:
 
 
 def _forms(answer: Alignment) -> list[Pieces]:
-    return [answer.answer_ids] if answer.answer_ids else []
+    """Before the pass every form that the model might prefer; after it the one that is judged is among them."""
+    known = [f.answer_ids for f in answer.forms if f.first_id is not None] if answer.forms else [answer.answer_ids]
+    return [pieces for pieces in dict.fromkeys(known) if pieces]

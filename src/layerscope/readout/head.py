@@ -75,17 +75,17 @@ def _prediction(
     # Order comes from the logits before the transform: a softcap rounds large ones to one value.
     ids = torch.sort(linear, descending=True, stable=True).indices[:k]
     shifted = logits - logits.max()
-    entropy_bits, log_sum_exp = _entropy_bits(shifted)
+    entropy, log_sum_exp = entropy_bits(shifted)
     rank, p_answer = None, None
     if answer_ids:
         answer = max(sorted(set(answer_ids)), key=lambda token_id: float(linear[token_id]))
         rank = 1 + int((linear > linear[answer]).sum())
         p_answer = float((shifted[answer] - log_sum_exp).exp())
     probs = (shifted[ids] - log_sum_exp).exp()
-    return HeadPrediction(entropy_bits, tuple(ids.tolist()), tuple(probs.tolist()), rank, p_answer)
+    return HeadPrediction(entropy, tuple(ids.tolist()), tuple(probs.tolist()), rank, p_answer)
 
 
-def _entropy_bits(shifted: Float[Tensor, " d_vocab"]) -> tuple[float, Float[Tensor, ""]]:
+def entropy_bits(shifted: Float[Tensor, " d_vocab"]) -> tuple[float, Float[Tensor, ""]]:
     """Entropy in bits and log-sum-exp of logits whose largest is 0.
 
     The largest's own term is left out of the sums, so that an entropy far below float64's resolution of 1 keeps its

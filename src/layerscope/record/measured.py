@@ -147,7 +147,8 @@ class PredictionRecord(RecordModel):
 
 
 class CopyMaskRecord(RecordModel):
-    """Ids that never count as an echo of the prompt: blank or ASCII punctuation."""
+    """Ids that never count as an echo of the prompt: blank or ASCII punctuation; under protocol standard special
+    tokens as well."""
 
     size: Count = Field(description="How many.")
     id_ranges: Annotated[tuple[tuple[Count, Count], ...], AfterValidator(_ascending)] = Field(

@@ -55,7 +55,7 @@ class BosRecord(RecordModel):
         None, description="What the table of families says of this model; null where it does not know it."
     )
     id: Count | None = Field(None, description="Token id put in front of every prompt; null where none is.")
-    ids: tuple[Count, ...] = Field((), description="All ids put in front of a prompt, where there are several.")
+    ids: tuple[Count, ...] = Field((), description="All ids put in front of a prompt, in their order.")
     note: str = Field(description="The rule and its outcome in words.")
 
 
@@ -88,18 +88,32 @@ class ModelRecord(RecordModel):
 
 AnswerForm = Literal["with_space", "no_space", "as_written"]
 """How an answer follows its prompt: after a space, without one, or with the space that the suite wrote."""
+FORM_IN_WORDS: dict[str, str] = {
+    "with_space": "after a space",
+    "no_space": "without a space",
+    "as_written": "as it is written",
+}
+"""The forms for people."""
 
 
 class AnswerFormRecord(RecordModel):
     """An answer in one of its forms, and what the model itself makes of that form's first token."""
 
     variant: AnswerForm = Field(description="How the answer joins the prompt.")
-    answer_ids: tuple[Count, ...] = Field((), description="Its token ids; empty where the form cannot be used.")
+    answer_ids: tuple[Count, ...] = Field(
+        (), description="Its token ids behind the prompt's; empty where the prompt's own would change."
+    )
     pieces: tuple[str, ...] = Field((), description="Token strings of at most the first four.")
+    apart: bool = Field(
+        False,
+        description="Whether it was tokenised apart from the prompt, whose closing white space would merge with it.",
+    )
     white_space_skipped: bool = Field(
         False, description="Whether its first token is white space alone, which would tell nothing."
     )
-    reason: str | None = Field(None, description="Why it cannot be used; null where it can.")
+    reason: str | None = Field(
+        None, description="Why it cannot be judged at the prompt's last position; null where it can."
+    )
     logit: float | None = Field(None, description="Of its first token at the model's output, in logits.")
     rank: Positive | None = Field(None, description="Rank of that token there, from 1.")
 
@@ -155,6 +169,11 @@ class ChatRecord(RecordModel):
 class OutputRecord(RecordModel):
     """What the model itself says at the last position of a prompt."""
 
+    source: Literal["decoded", "model"] | None = Field(
+        None,
+        description="`decoded`: from the last residual through final norm and head, which is the model's own output "
+        "where the identity check holds; `model`: the logits of the model's own code, taken where that check fails.",
+    )
     entropy_bits: float | None = Field(None, ge=0, description="Of its distribution, in bits.")
     top_ids: tuple[Count, ...] = Field((), description="Its most likely tokens, most likely first.")
     top_tokens: tuple[str, ...] = Field((), description="The same for people.")

@@ -12,7 +12,7 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.milestones import NOT_TO_THE_END, Milestone, Milestones
 from layerscope.errors import RunError
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STABLE, MilestoneName, stable_twin
-from layerscope.record.parts import PromptRecord
+from layerscope.record.parts import FORM_IN_WORDS, AlignmentRecord, PromptRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.sentences.guidance import identity
@@ -206,6 +206,17 @@ def _first_rank_1(rows: pl.DataFrame) -> int | None:
     return None if layer is None else int(str(layer))
 
 
+def _form(answer: AlignmentRecord) -> str:
+    """In which form an answer was judged, where another has another rank at the output."""
+    ranks = {form.variant: form.rank for form in answer.forms if form.rank is not None}
+    judged = ranks.pop(answer.variant, None) if answer.variant != "unknown" else None
+    if judged is None or not set(ranks.values()) - {judged}:
+        return ""
+    other = "without one" if answer.variant == "with_space" else "with one"
+    words, rank = FORM_IN_WORDS[answer.variant], next(iter(ranks.values()))
+    return f" judged {words} (rank {judged:,} at the output, {other} {rank:,})"
+
+
 def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -> str:
     """Where the answer is first on top, by lens."""
     if not prompt.answers:
@@ -213,7 +224,7 @@ def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -
     gold = prompt.answers[0]
     if not any(answer.ok for answer in prompt.answers):
         return f"answer {gold.string!r} could not be aligned ({gold.reason}), so it has no rank"
-    caution = f", judged by its first of {len(gold.answer_ids)} pieces" if gold.several_pieces else ""
+    caution = _form(gold) + (f", judged by its first of {len(gold.answer_ids)} pieces" if gold.several_pieces else "")
     onsets = {lens: _first_rank_1(rows.filter(pl.col("lens") == lens)) for lens in lenses}
     by_lens = " · ".join(f"{lens} {'none' if layer is None else layer}" for lens, layer in onsets.items())
     return f"answer {gold.string!r}{caution} · first rank 1 by lens: {by_lens}"

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from layerscope.analysis.comparability import CONDITIONS, NOT_RECORDED, Condition, question
 from layerscope.analysis.diagnostics import protocol_in_force
 from layerscope.record.parts import PromptRecord
 from layerscope.report.synthesis.compared import Compared
 
-Scope: TypeAlias = Literal["layers", "probabilities", "divergences", "facts"]
-NOT_RECORDED = "not recorded"
+Scope: TypeAlias = Literal["layers", "probabilities", "divergences", "facts", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def limits(runs: Sequence[Compared]) -> tuple[Limit, ...]:
         ("mixed_stacks", "layers", lambda run: run.evidence.record.measured.stack or NOT_RECORDED),
         ("mixed_questions", "layers", _question),
         ("mixed_facts", "facts", _facts),
+        *((f"mixed_{each.name}", each.bears_on, _condition(each)) for each in CONDITIONS),
         ("identity_failed", "layers", _identity),
         ("unresolved_gold", "layers", _gold),
         ("decoding_point_sensitive", "layers", _decoding_point),
@@ -112,12 +113,16 @@ def _thresholds_apart(runs: Sequence[Compared]) -> Callable[[Compared], str]:
     return lambda run: ", ".join(f"{name} {by_name[run.name].get(name, 'none')}" for name in apart)
 
 
+def _condition(condition: Condition) -> Callable[[Compared], str | None]:
+    return lambda run: condition.state(run.evidence.record)
+
+
 def _question(run: Compared) -> str:
     prompt = primary_prompt(run)
     if prompt is None:
         return NOT_RECORDED
     answer = prompt.answers[0].string if prompt.answers else NOT_RECORDED
-    return f"{prompt.text or NOT_RECORDED} -> {answer}"
+    return f"{question(prompt)} -> {answer}"
 
 
 def _facts(run: Compared) -> str:

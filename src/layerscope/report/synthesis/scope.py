@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+from layerscope.analysis.comparability import NOT_RECORDED
 from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Unit
 from layerscope.report.cited.document import Name, Section, Sentence, paragraph, sentence
 from layerscope.report.synthesis.compared import Compared
-from layerscope.report.synthesis.limits import NOT_RECORDED, Limit, gold_resolved
+from layerscope.report.synthesis.limits import Limit, gold_resolved
 from layerscope.report.synthesis.words import Value, listed, run_table
 
 _MOST_NAMED = 3
@@ -25,6 +26,14 @@ _MIXTURES = {
         "quantity in both."
     ),
     "mixed_questions": "The primary prompts differ: {}; their layers are those of different questions.",
+    "mixed_bos": "Prompts begin by different rules: {}; what stands at the beginning moves layers of all that follows.",
+    "mixed_prompts": "Not all ask the same: {}; medians over prompts are of different questions.",
+    "mixed_answer_forms": (
+        "Answers are judged in forms chosen by different rules: {}; a word after a space and the bare word are two "
+        "tokens."
+    ),
+    "mixed_dtypes": "Blocks computed in different number formats: {}; last digits differ, and near ties may turn.",
+    "mixed_transformers": "Versions of Transformers differ: {}; a model's code may have changed.",
     "mixed_facts": "The suites hold different facts: {}; medians over facts are medians of different questions.",
 }
 _ALONE = {

@@ -4,11 +4,22 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from layerscope.analysis.analysed_run import AnalysedRun
+from layerscope.analysis.comparability import differences, question
 from layerscope.analysis.facts import fact_passes
 from layerscope.record.milestone_names import ONSET, RANK_WITHIN, MilestoneName
 
 SEMANTIC = (ONSET, RANK_WITHIN)
 """How names of milestones begin that are about the answer."""
+
+
+_CONDITIONS = {
+    "bos": "prompts begin",
+    "prompts": "asked in",
+    "answer_forms": "answers judged",
+    "dtypes": "computed in",
+    "transformers": "Transformers",
+}
+"""What each condition of `layerscope.analysis.comparability` is about, in words."""
 
 
 def obstacles(runs: Sequence[AnalysedRun]) -> list[dict[str, str]]:
@@ -29,6 +40,11 @@ def obstacles(runs: Sequence[AnalysedRun]) -> list[dict[str, str]]:
         for of_run, value in zip(reasons, values, strict=True):
             if value != usual:
                 of_run[name] = _differs(name, value, usual)
+    for of_run, differing in zip(reasons, differences([run.record for run in runs]), strict=True):
+        of_run |= {
+            name: f"{_CONDITIONS[name]} {value}, but {usual} in most runs here"
+            for name, (value, usual) in differing.items()
+        }
     return reasons
 
 
@@ -72,4 +88,4 @@ def _thresholds(run: AnalysedRun) -> str:
 def _facts(run: AnalysedRun) -> str:
     keys = set(fact_passes(run.verdict.curves.passes))
     prompts = [p for p in run.record.suite.prompts if p.key in keys]
-    return "; ".join(sorted(f"{p.text} -> {p.answers[0].string.strip() if p.answers else None}" for p in prompts))
+    return "; ".join(sorted(f"{question(p)} -> {p.answers[0].string.strip() if p.answers else None}" for p in prompts))

@@ -23,7 +23,7 @@ from layerscope.model.families import Family, bos_rule, family_of
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import Placement, place
 from layerscope.model.residuals import Residuals
-from layerscope.model.shuffled_weights import Scope, Shuffle
+from layerscope.model.shuffled_weights import Shuffle
 from layerscope.model.streaming import Hooks, Prefetcher, StreamedLinear, map_names, stream_weights
 from layerscope.model.tokens import Tokens
 from layerscope.options import keywords
@@ -144,12 +144,15 @@ class CausalLM:
             trust_remote_code=trusted,
         )
 
-    def shuffled_twin(self, scope: Scope, seed: int) -> "CausalLM":
+    def shuffled_twin(self, scope: str, seed: int) -> "CausalLM":
         """This model with the entries of every matrix in random order; its id says so (see `Shuffle`).
 
         Args:
             scope: `blocks`, or `all`: embedding and unembedding too.
             seed: decides the order.
+
+        Raises:
+            ModelError: there is no such scope.
         """
         shuffle = Shuffle(scope, seed)
         folder, dtype = self.source.folder, self.placement.dtype

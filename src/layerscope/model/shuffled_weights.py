@@ -32,7 +32,8 @@ class Shuffle:
     compute dtype. Embedding and unembedding are held for as long as the twin, as stored, and once where they are one.
     """
 
-    scope: Scope
+    scope: str
+    """One of `SCOPES`."""
     seed: int
 
     def __post_init__(self) -> None:

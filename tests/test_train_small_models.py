@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2LMHeadModel,
+    GPTNeoXForCausalLM,
+    LlamaForCausalLM,
+    Olmo2ForCausalLM,
+)
+
+from properties import slow
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_small_models.py"
 _spec = importlib.util.spec_from_file_location("train_small_models", SCRIPT)
@@ -51,7 +60,15 @@ def test_the_text_comes_to_the_tokens_asked_for_and_not_a_document_more():
     assert sum(counts[:-1]) < 1000 <= sum(counts)
 
 
-@pytest.mark.parametrize(("family", "kind"), [("gpt2", GPT2LMHeadModel), ("llama", LlamaForCausalLM)])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("gpt2", GPT2LMHeadModel),
+        ("llama", LlamaForCausalLM),
+        slow("gpt_neox", GPTNeoXForCausalLM),
+        slow("olmo2", Olmo2ForCausalLM),
+    ],
+)
 def test_a_trained_folder_loads_with_the_bundled_tokenizer_and_predicts_its_text(family, kind, few_rows, tmp_path):
     done = small.make_model(family, tmp_path, seed=0, minutes=0.0, steps=20)
     assert done.steps == 20

@@ -14,7 +14,7 @@ from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, ModelError, SuiteError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.families import rule_of_table
-from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
+from layerscope.model.identity import Identity, check_identity, tolerance_for
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
@@ -29,6 +29,7 @@ from layerscope.probing.outputs import with_outputs
 from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis, planned_auxiliary_bytes
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, bos_against_family, run_metadata
+from layerscope.probing.shuffled_control import control_scope, shuffled_control
 from layerscope.probing.whole_answers import Forcing, judged_by
 from layerscope.progress import Observer, Silent
 from layerscope.readout.measure import measure
@@ -62,7 +63,7 @@ class Seconds:
         """Add the time inside the `with` to a stage."""
         start = time.perf_counter()
         yield
-        self.stages[name] += time.perf_counter() - start
+        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - start
 
     def timings(self) -> TimingsRecord:
         """Totals so far; what is neither forward nor sweep is start."""
@@ -79,6 +80,7 @@ def probe(request: ProbeRequest) -> Run:
     """
     seconds, created = Seconds(), datetime.now(UTC)
     rules, requested = _choices(request)
+    scope = control_scope(request.control)
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.read_suite()
     opened = _open(request, rules)
@@ -95,6 +97,11 @@ def probe(request: ProbeRequest) -> Run:
         if line is not None:
             watcher.plan(line)
     result = _run_batches(opened, encoded, settings, parts, auxiliary, seconds, watcher)
+    measured = result.measured.model_copy(update={"fitted_lenses": chosen.records})
+    if scope is not None:
+        with seconds.stage("control_s"), shortage_explained(_ran_out(opened, parts)):
+            twin = shuffled_control(opened, result.encoded, settings, parts, scope, watcher)
+        measured = measured.model_copy(update={"shuffled_weights": twin})
     rows, health = row_table(result.columns, result.encoded, opened)
     record = run_metadata(
         opened,
@@ -103,7 +110,7 @@ def probe(request: ProbeRequest) -> Run:
         settings,
         identity=result.identity,
         health=health,
-        measured=result.measured.model_copy(update={"fitted_lenses": chosen.records}),
+        measured=measured,
         planned_bytes=planned_bytes(parts),
         created=created,
         timings=seconds.timings(),
@@ -193,11 +200,7 @@ def _run_batches(
     tokens = model.tokens
     trivial = tokens.trivial_or_special if settings.protocol.bos_of_tokenizer else tokens.trivial
     device = model.placement.device
-    ran_out = (
-        f"The memory of {device} ran out, although the plan of {format_bytes(planned_bytes(parts))} was within the "
-        "budget; give a smaller --memory, so that the work is cut into smaller parts."
-    )
-    with shortage_explained(ran_out), reproducible(settings.seed, device), torch.inference_mode():
+    with shortage_explained(_ran_out(model, parts)), reproducible(settings.seed, device), torch.inference_mode():
         for i, part in enumerate(parts):
             here = encoded[part.prompts]
             forcing = Forcing.of(model, here, settings.protocol)
@@ -210,12 +213,11 @@ def _run_batches(
                 )
             with seconds.stage("sweep_s"):
                 if identity is None:
-                    exact = model.placement.dtype == torch.float32
                     identity = check_identity(
                         model.unembedding,
                         residuals.last()[: len(residuals.logits)],
                         residuals.logits,
-                        tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
+                        tolerance_bits=tolerance_for(model.placement.dtype),
                     )
                 here = with_outputs(
                     here,
@@ -252,3 +254,11 @@ def _run_batches(
     if identity is None or record is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
     return ProbeResult(pl.concat(frames), told, identity, record)
+
+
+def _ran_out(model: CausalLM, parts: Sequence[Batch]) -> str:
+    planned = format_bytes(planned_bytes(parts))
+    return (
+        f"The memory of {model.placement.device} ran out, although the plan of {planned} was within the budget; give a "
+        "smaller --memory, so that the work is cut into smaller parts."
+    )

@@ -117,7 +117,8 @@ def test_a_run_without_its_headline_lens_or_any_fact_still_has_a_verdict(run: Ru
 
 def test_the_verdict_is_written_as_plain_json(run: Run):
     said = json.loads(verdict_text(run.verdict, run.record))
-    assert set(said) == {"run_id", "protocol", "model", "n_layers", "milestones", "diagnostics", "guidance"}
+    assert set(said) == {"run_id", "protocol", "model", "n_layers", "judge", "milestones", "diagnostics", "guidance"}
+    assert said["judge"] == said["diagnostics"]["judge"] == "first_piece"
     own = said["milestones"]["logit"]["L_semantic"]
     found: Milestone = run.milestones.of()["L_semantic"]
     assert (own["layer"], own["row"], own["p_answer"]) == (found.layer, found.row, found.p_answer)
@@ -179,7 +180,12 @@ def test_a_tuned_lens_that_is_little_more_than_a_temperature_is_not_preferred(fi
     turning = _with_parts(fitted, rotation=0.9, temperature=0.1)
     assert turning.diagnostics.tuned_audit.calibration_only is False
     assert "tuned_is_calibration_only" not in {reason.name for reason in turning.guidance.reasons}
-    assert turning.guidance.preferred_lens == "tuned"
+    # Its lens removes 2 of 7.5 bits at a quarter of the depth, which is too little under `standard` and enough before.
+    assert turning.diagnostics.acceptance.accepted is False
+    assert turning.guidance.preferred_lens == "logit"
+    protocol = turning.record.protocol.model_copy(update={"name": "published"})
+    published = judge(turning.rows, turning.record.model_copy(update={"protocol": protocol}))
+    assert published.guidance.preferred_lens == "tuned"
 
 
 def test_a_tuned_lens_that_was_not_decoded_in_parts_leaves_that_question_open(fitted: Run):
@@ -231,8 +237,10 @@ def test_a_prism_headline_lens_is_left_out_of_the_fitted_ones_and_the_tuned_lens
 
 def test_acceptance_rests_on_every_fact_once_and_on_the_record_of_the_lens(fitted: Run):
     criteria = {(c.name, c.on): c for c in fitted.diagnostics.acceptance.criteria}
-    assert (criteria["A", "suite"].n, criteria["A", "held_out"].n) == (20, 3000)
-    assert criteria["A", "held_out"].value == {"p25": 2.0, "p50": 2.0, "p75": 2.0}
+    assert (criteria["D", "suite"].n, criteria["A", "held_out"].n) == (20, 3000)
+    assert criteria["D", "held_out"].value == {"p25": 2.0, "p50": 2.0, "p75": 2.0}
+    # The logit lens is 9 - layer / 2 bits from the model there, at layers 3, 6 and 9 of 12.
+    assert criteria["A", "held_out"].value == {"p25": 2 / 7.5, "p50": 2 / 6, "p75": 2 / 4.5}
     assert fitted.diagnostics.skip_layers.regression is True
     sidecars = tuple(one.model_copy(update={"status": "off"}) for one in fitted.record.measured.fitted_lenses)
     measured = fitted.record.measured.model_copy(update={"fitted_lenses": sidecars})

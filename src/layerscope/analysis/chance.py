@@ -157,7 +157,8 @@ class _Deal:
 
     @classmethod
     def of(cls, curves: Curves, record: RunRecord, lens: str) -> "_Deal":
-        asked = [record.prompt(prompt) for prompt in fact_passes(curves.passes) if curves.get(prompt, lens)]
+        known = {prompt.key: prompt for prompt in record.suite.prompts}
+        asked = [known.get(prompt) for prompt in fact_passes(curves.passes) if curves.get(prompt, lens)]
         prompts = tuple(p for p in asked if p is not None and p.judge != "model_top1" and _form(p) is not None)
         forms = sorted({str(_form(prompt)) for prompt in prompts})
         answers = [tuple(_first_ids(prompt, form) for form in forms) for prompt in prompts]

@@ -108,11 +108,12 @@ def outputs(curves: Curves, record: RunRecord, headline: str) -> dict[PromptKey,
         headline: the lens that the last layer is read by, if it is the model there.
     """
     lenses = [lens for lens in (headline, *MODEL_AT_LAST) if lens in MODEL_AT_LAST]
+    recorded = {prompt.key: prompt for prompt in record.suite.prompts}
     found = {}
     for prompt in curves.passes:
         curve = next((c for lens in lenses if (c := curves.get(prompt, lens)) is not None), None)
         last = curve.at(curve.n_layers) if curve is not None and record.probabilities_stand else None
-        known = record.prompt(prompt)
+        known = recorded.get(prompt)
         said: _Said = None if known is None else known.output
         if said is None and prompt == curves.primary:
             said = record.measured.final_prediction

@@ -126,6 +126,45 @@ def test_the_verdict_is_written_as_plain_json(run: Run):
     assert said["diagnostics"]["primary"] == "pos 0 orig"
 
 
+# What the model says, over facts
+
+
+def test_the_bundled_model_answers_every_fact_in_both_wordings_and_by_more_than_chance(run: Run):
+    found = run.diagnostics
+    assert (found.answered.n, found.answered.n_answered, found.answered.found_and_lost) == (20, 20, ())
+    assert found.answered.n_prompts_by_variant == {"orig": (20, 20), "no_filler": (20, 20)}
+    assert (found.chance.n_answers, found.chance.method, found.chance.above_chance) == (20, "sampled", True)
+    answers, reason = found.wording.answers, found.wording.reason
+    assert (answers.n, answers.only_first, answers.only_second, answers.mcnemar_p, reason) == (20, (), (), 1.0, None)
+    assert found.controls.n == 1 and found.controls.controls[0].contrast_fact == "Germany→Berlin"
+
+
+def test_outputs_are_those_of_the_last_layer_which_is_the_model(run: Run):
+    last = run.rows.filter("is_next", lens="logit", layer=run.record.model.n_layers)
+    assert len(run.diagnostics.outputs) == last.height == 41
+    for output in run.diagnostics.outputs.values():
+        (row,) = output.prompt.rows_of(last).to_dicts()
+        assert (output.top_id, output.answer_rank) == (row["top1_id"], row["answer_rank"])
+        assert output.p_answer == pytest.approx(row["p_answer"], rel=1e-4)
+
+
+def test_each_median_is_that_of_the_milestones_of_answered_facts(run: Run):
+    last, over = run.record.model.n_layers, run.diagnostics.layers_over_facts
+    for layer in (over.first_on_top, over.on_top_for_good, over.clearly_ahead):
+        placed = run.milestones.frame().filter(prompt_variant="orig", lens="logit", milestone=layer.milestone)
+        values = placed.filter(pl.col("fact_index").is_not_null())["layer"]
+        assert (layer.summary.n, layer.summary.median) == (20, values.median())
+        assert layer.median_depth == pytest.approx(values.median() / last)
+
+
+def test_the_last_layer_is_the_model_and_nothing_is_withheld(run: Run):
+    found, last = run.diagnostics.quotability, run.record.model.n_layers
+    assert [found.status(lens, last) for lens in ("logit", "next_norm")] == ["model", "model"]
+    assert found.status("raw", last) in ("near", "decoded")  # without the final norm it is another thing
+    assert not any(found.withheld(lens) for lens in found.by_lens)
+    assert not run.guidance.suppress_abs_probs
+
+
 # Fitted lenses
 
 

@@ -244,9 +244,11 @@ def decoding_point(
     named.append((INFORMATIVE, milestones[INFORMATIVE].layer if INFORMATIVE in milestones else None))
     placed = [(name, layer) for name, layer in named if layer is not None]
     targets = tuple(_decoding_target(readout, name, layer) for name, layer in placed if layer != not_judged)
+    if len(targets) < len(placed) and not any(target.name != INFORMATIVE for target in targets):
+        why_not = "the answer comes at the last layer, where there is no choice of norms"
+        return DecodingPoint(stack, False, why_not, targets, None, None, gap)
     at = _preferred_target(targets, preferred)
-    why_not = "every milestone is at the last layer, where there is no choice of norms" if placed else None
-    why_not = None if targets else why_not or "no milestone has a layer"
+    why_not = None if targets else "no milestone has a layer"
     return DecodingPoint(stack, bool(targets), why_not, targets, at, _consistent(targets, at), gap)
 
 

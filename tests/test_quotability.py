@@ -80,7 +80,7 @@ def test_the_last_layer_is_the_model_under_the_lenses_that_are_the_model_there(l
 
 def test_medians_are_over_answered_prompts_and_over_all_where_none_is():
     found = judged((0.2, 0.0), (0.0, 0.0), others=((9.0, 0.0), (0.0, 0.0)))
-    assert _statuses(found) == ["near", "model"] and found.by_lens["logit"][0].median_kl_bits == 0.2
+    assert _statuses(found) == ["near", "model"] and found.by_lens["logit"][0].kl_bits_over_prompts == 0.2
     none = judged((0.2, 0.0), (0.0, 0.0), others=((9.0, 0.0), (0.0, 0.0)), row={1: {"answer_rank": 2}})
     assert (none.over_answered, none.n_prompts, _statuses(none)) == (False, 2, ["decoded", "model"])
 

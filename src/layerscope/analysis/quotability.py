@@ -28,10 +28,10 @@ class LayerStatus:
     layer: int
     status: Status | None
     """None where the lens has no row at this layer."""
-    median_kl_bits: float | None
-    """KL(lens || model) over the prompts."""
-    median_entropy_gap_bits: float | None
-    """Size of the difference between its entropy and the model's, over the prompts."""
+    kl_bits_over_prompts: float | None
+    """KL(lens || model): the median over the prompts."""
+    entropy_gap_bits_over_prompts: float | None
+    """Size of the difference between its entropy and the model's: the median over the prompts."""
     reason: str | None
     """Why it is withheld; None where it is not."""
 

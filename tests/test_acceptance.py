@@ -35,10 +35,10 @@ def fact(index, gains=(1.0, 1.0, 1.0), earlier=(4, 2), ranked=True, prompt_id="p
         yield (asked, lens), Curve(asked, lens, N, 100, rows)
 
 
-def judged(*facts, kl_after=0.0, held_out=None):
+def judged(*facts, kl_after=0.0, held_out=None, relative=False):
     mismatch = HeadMismatch(kl_after, 1.0, kl_after, None, None)
     curves = Curves(dict(pair for pairs in facts for pair in pairs))
-    return acceptance(curves, "logit", N, mismatch, held_out)
+    return acceptance(curves, "logit", N, mismatch, held_out, relative)
 
 
 def held_out(*gains):
@@ -190,3 +190,40 @@ def test_no_published_lens_brings_ranks_earlier(shared, model):
     assert found["A"].value == {name: pair.delta for name, pair in said.kl_bits_at_percentiles.items()}
     assert found["C"].passed is (not model.startswith("gemma"))
     assert run.diagnostics.acceptance.accepted is False
+
+
+# Under protocol `standard`: the gain as a share of what can be gained
+
+
+def _left(*pairs):
+    """Logit lens and fitted lens, in bits, at layers 2, 4 and 6."""
+    both = [[1.0] * (N + 1), [1.0] * (N + 1)]
+    for layer, bits in zip((2, 4, 6), pairs, strict=True):
+        both[0][layer], both[1][layer] = bits
+    return HeldOutRecord(n_positions=100, logit_bits=tuple(both[0]), lens_bits=tuple(both[1]))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "shares", "passed"),
+    [
+        (((8.0, 4.0), (4.0, 2.5), (1.0, 0.5)), {"p25": 0.5, "p50": 0.375, "p75": 0.5}, True),
+        (((8.0, 4.0), (4.0, 3.0), (1.0, 0.5)), {"p25": 0.5, "p50": 0.25, "p75": 0.5}, False),
+        # A twentieth of a bit is not worth removing; what is left decides.
+        (((8.0, 4.0), (4.0, 2.0), (0.05, 0.05)), {"p25": 0.5, "p50": 0.5}, True),
+        (((8.0, 8.0), (4.0, 2.0), (0.05, 0.01)), {"p25": 0.0, "p50": 0.5}, False),
+        (((0.1, 0.0), (0.1, 0.0), (0.1, 0.0)), {}, None),
+    ],
+)
+def test_a_relative_gain_is_asked_for_where_there_is_something_to_gain(pairs, shares, passed):
+    found = judged(fact(0), held_out=_left(*pairs), relative=True)
+    (gain,) = [criterion for criterion in found.criteria if criterion.name == "A"]
+    assert (gain.on, gain.value, gain.passed) == ("held_out", shares, passed)
+    assert gain.threshold == dict.fromkeys(shares, 0.3)
+
+
+def test_what_the_gain_is_on_the_suite_decides_nothing_then():
+    """A fifth of a bit at a quarter of the depth is asked for in bits, and is nothing beside five."""
+    without_gain = list(fact(0, gains=(0.0, 0.0, 0.0)))
+    assert judged(without_gain, held_out=held_out(2.0, 2.0, 2.0)).accepted is False
+    assert judged(without_gain, held_out=held_out(2.0, 2.0, 2.0), relative=True).accepted is True
+    assert judged(without_gain, relative=True).accepted is None

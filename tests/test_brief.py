@@ -26,8 +26,8 @@ def test_a_brief_names_its_rules_its_structure_and_the_reasons_of_the_guidance(f
         assert f"\n{heading}\n" in text
     for reason in evidence.verdict.guidance.reasons:
         assert f"`{reason.name}` ({reason.severity})" in text
-    assert evidence.verdict.guidance.suppress_abs_probs
-    assert "Quote no probability and no entropy" in text
+    assert not evidence.verdict.guidance.suppress_abs_probs
+    assert "Quote no probability and no entropy" not in text
 
 
 def test_every_fact_of_the_json_stands_on_the_line_it_cites(five_lens_run: Path) -> None:

@@ -107,6 +107,23 @@ def test_the_gate_holds_where_ranks_agree_and_half_of_the_top_ids_are_shared():
     assert decided(looked_at(BOTH, [overlap("next_norm", "post_ln2", (0.49,) * 7)]), L_semantic=3).consistent is False
 
 
+def test_at_a_layer_that_is_not_judged_no_norm_decides():
+    """After the last layer no block reads, so there is no other norm to choose."""
+
+    def found(**layers):
+        named = milestones(**layers)
+        return decoding_point(ONE, named, semantic_layer(named), "pre_norm", N)
+
+    assert decided(ONE, L_semantic=N).consistent is True
+    last = found(L_semantic=N, L_semantic_strong=N)
+    assert (last.tested, last.targets, last.consistent) == (False, (), None)
+    assert last.reason == "the answer comes at the last layer, where there is no choice of norms"
+    ranked = found(L_semantic=N, first_rank_le_5=4)  # shown, and decides nothing
+    assert ([t.name for t in ranked.targets], ranked.tested, ranked.consistent) == (["first_rank_le_5"], False, None)
+    early = found(L_semantic=4, L_semantic_strong=N)
+    assert ([t.layer for t in early.targets], early.tested, early.consistent) == ([4], True, False)
+
+
 def test_two_norms_that_both_deny_the_answer_agree():
     ranks = looked_at([view("post_ln2", (9,) * 7), view("next_norm", (2,) * 7)], ONE.overlaps)
     (target,) = decided(ranks, L_semantic=3).targets
@@ -213,6 +230,15 @@ def test_the_lenses_disagree_where_either_number_is_low_at_a_semantic_milestone(
     assert lens_consistency(looked_at(overlaps=[exactly]), milestones(L_semantic=2)).low_at_semantic is False
     spearman = overlap("logit", "raw", (0.9,) * 7, ref=(0.29,) * 7)
     assert lens_consistency(looked_at(overlaps=[spearman]), milestones(L_semantic=2)).low_at_semantic is True
+
+
+def test_disagreement_at_a_layer_that_is_not_judged_is_shown_and_counts_for_nothing():
+    low = looked_at((), [overlap("logit", "raw", (0.1,) * 7, (0.1,) * 7, ref=(0.9,) * 7)])
+    at_last, before = milestones(L_semantic=N), milestones(L_semantic=2, L_semantic_strong=N)
+    assert lens_consistency(low, at_last).low_at_semantic is True
+    found = lens_consistency(low, at_last, N)
+    assert (found.low_at_semantic, found.pairs[0].at_targets[0].layer) == (None, N)
+    assert lens_consistency(low, before, N).low_at_semantic is True
 
 
 def test_raw_and_tuned_are_compared_with_the_headline_lens_alone():

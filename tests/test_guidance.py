@@ -10,10 +10,12 @@ from layerscope.analysis.guidance import (
     NOTES,
     PUBLISHED_NOTES,
     PUBLISHED_NOTES_APPEND,
+    REASON_NAMES,
     Evidence,
     Guidance,
     guidance,
     numeric_layers_before,
+    reason_names,
 )
 from layerscope.published.write.json_summary import published_guidance
 
@@ -24,17 +26,32 @@ PUBLISHED_ORDER = [
     "layer_map_missing", "rank_only_near_uniform", "decoding_point_sensitive", "low_lens_consistency_at_semantic",
     "tuned_is_calibration_only", "pos_window_low_stability", "scale_sensitive_semantic_gate",
 ]  # fmt: skip
-BLOCKING = {
+PUBLISHED_BLOCKING = {
     "identity_failed", "warn_high_last_layer_kl", "norm_only_semantics_window", "high_lens_artifact_risk",
     "high_lens_artifact_score", "repeatability_variance_high", "repeatability_forward_disagreement",
     "numeric_health_caution",
 }  # fmt: skip
+STANDARD_ORDER = [
+    "identity_failed", "warn_high_last_layer_kl", "norm_only_semantics_window", "lens_artifact_tier_high",
+    "raw_overlap_low", "repeatability_variance_high", "repeatability_forward_disagreement", "gold_alignment_partial",
+    "nondeterministic_env", "numeric_health_caution", "copy_mask_missing", "copy_mask_error", "layer_map_missing",
+    "rank_only_near_uniform", "decoding_point_sensitive", "low_lens_consistency_at_semantic",
+    "tuned_is_calibration_only", "pos_window_low_stability", "scale_sensitive_semantic_gate",
+]  # fmt: skip
+STANDARD_BLOCKING = {
+    "identity_failed", "repeatability_variance_high", "repeatability_forward_disagreement", "numeric_health_caution",
+}  # fmt: skip
+DETAILS = ["high_lens_artifact_risk", "normalization_spike", "early_reflex"]
+ORDER = {"standard": STANDARD_ORDER, "published": ["identity_failed", *PUBLISHED_ORDER]}
+BLOCKING = {"standard": STANDARD_BLOCKING, "published": PUBLISHED_BLOCKING}
+BOTH = pytest.mark.parametrize("protocol", ["standard", "published"])
 CLEAN = Evidence(
     identity_ok=True,
     warn_high_last_layer_kl=False,
     norm_only_layers=(),
     sampled_risk="low",
     full_tier="medium",
+    raw_overlap=0.5,
     repeatability_high=False,
     forward_disagreement=False,
     alignment_rate=1.0,
@@ -50,6 +67,8 @@ CLEAN = Evidence(
     pos_window_low=False,
     min_both_gates_pass_frac=0.75,
     prefer_tuned=False,
+    tuned_accepted=True,
+    reflex_layers=(),
     confirmed=True,
 )
 WORST = Evidence(
@@ -58,6 +77,7 @@ WORST = Evidence(
     norm_only_layers=(25, 26),
     sampled_risk="high",
     full_tier="high",
+    raw_overlap=0.25,
     repeatability_high=True,
     forward_disagreement=True,
     alignment_rate=0.9,
@@ -73,6 +93,8 @@ WORST = Evidence(
     pos_window_low=True,
     min_both_gates_pass_frac=0.5,
     prefer_tuned=True,
+    tuned_accepted=False,
+    reflex_layers=(1, 2),
     audit_hint="tuned_for_calibration_only",
     confirmed=False,
 )
@@ -85,6 +107,9 @@ ANY_VALUES = st.fixed_dictionaries(
     | {
         "norm_only_layers": ANY_LAYERS,
         "numeric_layers": ANY_LAYERS,
+        "reflex_layers": ANY_LAYERS,
+        "raw_overlap": ANY_SHARE,
+        "pos_window_asked": st.booleans(),
         "sampled_risk": ANY_LEVEL,
         "full_tier": ANY_LEVEL,
         "alignment_rate": ANY_SHARE,
@@ -137,44 +162,70 @@ def test_the_published_reasons_of_ten_models_follow_from_their_evidence(evidence
     assert (found.prefer_ranks, found.suppress_abs_probs) == (True, True)
 
 
-def test_all_reasons_stand_in_the_published_order_after_the_identity_check():
-    found = guidance(WORST, "standard", "logit")
-    assert _names(found) == ["identity_failed", *[name for name in PUBLISHED_ORDER if name != "copy_mask_error"]]
-    failed = guidance(replace(WORST, copy_mask_error="no tokenizer"), "standard", "logit")
-    assert _names(failed) == ["identity_failed", *[name for name in PUBLISHED_ORDER if name != "copy_mask_missing"]]
+@BOTH
+def test_all_reasons_stand_in_the_published_order_after_the_identity_check(protocol):
+    found = guidance(WORST, protocol, "logit")
+    assert _names(found) == [name for name in ORDER[protocol] if name != "copy_mask_error"]
+    failed = guidance(replace(WORST, copy_mask_error="no tokenizer"), protocol, "logit")
+    assert _names(failed) == [name for name in ORDER[protocol] if name != "copy_mask_missing"]
     assert any("(no tokenizer)" in reason.text for reason in failed.reasons)
 
 
-def test_seven_published_reasons_and_a_failed_identity_check_block():
+@BOTH
+def test_reasons_can_be_listed_before_there_is_a_run(protocol):
+    assert list(reason_names(protocol)) == ORDER[protocol]
+    assert list(REASON_NAMES) == STANDARD_ORDER
+
+
+@BOTH
+def test_under_standard_only_what_withholds_a_layer_blocks_and_under_published_seven_reasons_more(protocol):
+    found = guidance(WORST, protocol, "logit")
+    assert {reason.name for reason in found.reasons if reason.severity == "block"} == BLOCKING[protocol]
+
+
+def test_what_holds_of_good_and_bad_runs_alike_is_a_plain_fact_under_standard_and_a_reason_under_published():
     found = guidance(WORST, "standard", "logit")
-    assert {reason.name for reason in found.reasons if reason.severity == "block"} == BLOCKING
+    assert [detail.name for detail in found.details] == DETAILS
+    texts = {detail.name: detail.text for detail in found.details}
+    assert texts["normalization_spike"].endswith(": 3.") and texts["early_reflex"].endswith(" layers 1, 2.")
+    assert not set(DETAILS) & {*_names(found), *found.undetermined}
+    assert guidance(WORST, "published", "logit").details == ()
 
 
-def test_without_findings_nothing_is_said_and_nothing_is_open():
-    found = guidance(CLEAN, "standard", "logit")
-    assert (found.reasons, found.undetermined) == ((), ())
+@BOTH
+def test_without_findings_nothing_is_said_and_nothing_is_open(protocol):
+    found = guidance(CLEAN, protocol, "logit")
+    assert (found.reasons, found.undetermined, found.details) == ((), (), ())
     assert (found.prefer_ranks, found.suppress_abs_probs) == (False, False)
     assert (found.preferred_lens, found.use_confirmed, found.preferred_semantics_lens_hint) == ("logit", True, None)
 
 
-def test_what_nobody_looked_for_gives_no_reason_but_is_named():
-    found = guidance(Evidence(), "standard", "logit")
+@BOTH
+def test_what_nobody_looked_for_gives_no_reason_but_is_named(protocol):
+    found = guidance(Evidence(), protocol, "logit")
     assert found.reasons == ()
-    assert list(found.undetermined) == ["identity_failed", *PUBLISHED_ORDER]
+    assert list(found.undetermined) == ORDER[protocol]
     assert found.use_confirmed is None
+
+
+def test_positions_that_were_not_asked_for_leave_nothing_open():
+    assert (
+        "pos_window_low_stability" not in guidance(Evidence(pos_window_asked=False), "standard", "logit").undetermined
+    )
 
 
 @given(ANY_VALUES, st.sampled_from(["standard", "published"]))
 def test_every_caution_is_raised_ruled_out_or_open_and_the_booleans_follow(values, protocol):
     found = guidance(Evidence(**values), protocol, "logit")
-    names = _names(found)
-    order = ["identity_failed", *PUBLISHED_ORDER]
+    names, order = _names(found), ORDER[protocol]
     assert names == [name for name in order if name in names]
     assert list(found.undetermined) == [name for name in order if name in found.undetermined]
     assert not set(names) & set(found.undetermined)
-    assert found.prefer_ranks == bool(names)
-    blocked = bool(set(names) & BLOCKING)
-    assert found.suppress_abs_probs == (bool(names) if protocol == "published" else blocked)
+    if protocol == "published":
+        assert (found.prefer_ranks, found.suppress_abs_probs) == (bool(names), bool(names))
+    else:
+        assert found.prefer_ranks == bool(set(names) & STANDARD_BLOCKING)
+        assert found.suppress_abs_probs == (values["identity_ok"] is False)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +236,7 @@ def test_every_caution_is_raised_ruled_out_or_open_and_the_booleans_follow(value
         ("norm_only_layers", "norm_only_semantics_window"),
         ("sampled_risk", "high_lens_artifact_risk"),
         ("full_tier", "high_lens_artifact_score"),
+        ("raw_overlap", "raw_overlap_low"),
         ("repeatability_high", "repeatability_variance_high"),
         ("forward_disagreement", "repeatability_forward_disagreement"),
         ("alignment_rate", "gold_alignment_partial"),
@@ -201,18 +253,25 @@ def test_every_caution_is_raised_ruled_out_or_open_and_the_booleans_follow(value
         ("min_both_gates_pass_frac", "scale_sensitive_semantic_gate"),
     ],
 )
-def test_each_finding_alone_raises_its_own_reason_and_its_absence_leaves_that_one_open(field, name):
-    alone = guidance(replace(CLEAN, **{field: getattr(WORST, field)}), "standard", "logit")
+@BOTH
+def test_each_finding_alone_raises_its_own_reason_and_its_absence_leaves_that_one_open(field, name, protocol):
+    alone = guidance(replace(CLEAN, **{field: getattr(WORST, field)}), protocol, "logit")
+    renamed = {"high_lens_artifact_score": "lens_artifact_tier_high"} if protocol == "standard" else {}
+    name = renamed.get(name, name)
+    if name not in ORDER[protocol]:
+        assert (_names(alone), [detail.name for detail in alone.details]) == ([], [name] * (protocol == "standard"))
+        return
     assert _names(alone) == [name]
-    assert alone.suppress_abs_probs == (name in BLOCKING)
-    unknown = guidance(replace(CLEAN, **{field: None}), "standard", "logit")
+    unknown = guidance(replace(CLEAN, **{field: None}), protocol, "logit")
     assert _names(unknown) == []
     assert name in unknown.undetermined
     assert set(unknown.undetermined) <= {name, "copy_mask_error"}
 
 
-def test_a_reason_is_one_plain_sentence_that_says_what_was_found():
-    texts = {reason.name: reason.text for reason in guidance(WORST, "standard", "logit").reasons}
+@BOTH
+def test_a_reason_is_one_plain_sentence_that_says_what_was_found(protocol):
+    found = guidance(WORST, protocol, "logit")
+    texts = {said.name: said.text for said in (*found.reasons, *found.details)}
     for text in texts.values():
         assert text[0].isupper() and text.endswith(".") and ". " not in text
         assert not set("{}_`") & set(text)
@@ -237,6 +296,13 @@ def test_a_reason_is_one_plain_sentence_that_says_what_was_found():
 def test_the_tuned_lens_is_preferred_unless_it_is_a_mere_temperature(prefer_tuned, hint, lens):
     found = guidance(replace(CLEAN, prefer_tuned=prefer_tuned, audit_hint=hint), "standard", "logit")
     assert (found.preferred_lens, found.preferred_semantics_lens_hint) == (lens, hint)
+
+
+@pytest.mark.parametrize("accepted", [False, None])
+def test_under_standard_the_tuned_lens_is_preferred_only_where_it_is_accepted(accepted):
+    evidence = replace(CLEAN, prefer_tuned=True, tuned_accepted=accepted)
+    assert guidance(evidence, "standard", "logit").preferred_lens == "logit"
+    assert guidance(evidence, "published", "logit").preferred_lens == "tuned"
 
 
 def test_the_published_block_has_the_published_keys_and_sentences():

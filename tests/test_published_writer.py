@@ -305,10 +305,12 @@ def test_under_the_standard_protocol_keys_name_the_lens_that_they_are_about(stan
     assert {row["ln_source"] for row in found["normalization_provenance"]["per_layer"]} == {"ln_final"}
 
 
-def test_reasons_have_their_weight_and_their_sentence(standard, standard_folder):
-    said = _json(standard_folder)["measurement_guidance"]
-    reasons = standard.guidance.reasons
-    assert len(reasons) > 0
+def test_reasons_have_their_weight_and_their_sentence(standard, tmp_path):
+    suite = standard.record.suite.model_copy(update={"gold_alignment_rate": 0.5})
+    run = Run(standard.rows, standard.record.model_copy(update={"suite": suite}))
+    said = _json(_written(run, tmp_path))["measurement_guidance"]
+    reasons = run.guidance.reasons
+    assert "gold_alignment_partial" in [reason.name for reason in reasons]
     assert said["severity"] == {reason.name: reason.severity for reason in reasons}
     assert said["reasons"] == list(said["text"]) == list(said["severity"])
     assert said["preferred_lens_for_reporting"] == "logit"

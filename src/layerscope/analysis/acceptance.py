@@ -16,6 +16,10 @@ GAIN_BITS = {"p25": 0.2, "p50": 0.3, "p75": 0.3}
 
 One threshold for divergences of either direction, see `Direction`.
 """
+GAIN_SHARE = 0.3
+"""Protocol `standard`: least share of the logit lens' divergence that the tuned lens removes at those depths."""
+LEFT_BITS = 0.1
+"""Divergence of the logit lens up to which there is nothing worth removing."""
 EARLIER_LAYERS = {10: 4, 5: 2}
 """By how many layers ranks of 10 and of 5 should come earlier."""
 EARLIER_SHARE = 0.6
@@ -103,7 +107,12 @@ def skip_layers(lens: FittedLensRecord | None) -> SkippingCost:
 
 
 def acceptance(
-    curves: Curves, headline: str, n_layers: int, mismatch: HeadMismatch, held_out: HeldOutRecord | None
+    curves: Curves,
+    headline: str,
+    n_layers: int,
+    mismatch: HeadMismatch,
+    held_out: HeldOutRecord | None,
+    relative: bool = False,
 ) -> Acceptance:
     """Judge the tuned lens by every fact of the suite, once each, and by held-out text.
 
@@ -114,6 +123,8 @@ def acceptance(
         headline: the lens that they are compared with on the suite, another one; on held-out text it is the logit lens.
         mismatch: the last row of the primary prompt.
         held_out: of the lens' record; None where it has none.
+        relative: whether the gain is asked for as a share of what can be gained, on held-out text alone, as protocol
+            `standard` does; if not, in bits, on both texts.
     """
     pairs = [
         (baseline, tuned)
@@ -123,16 +134,15 @@ def acceptance(
     medians, n = _median_gains([fitted_lens_audit(*pair) for pair in pairs])
     other = _held_out_gains(held_out, n_layers)
     n_other = None if held_out is None else held_out.n_positions
-    return Acceptance(
-        (
-            _gain(medians, "suite", n),
-            _earlier_ranks(pairs),
-            _last_layer(mismatch.kl_after_temperature_bits),
-            _no_loss(medians, "suite", n),
-            _gain(other, "held_out", n_other),
-            _no_loss(other, "held_out", n_other),
-        )
+    kept = (
+        _earlier_ranks(pairs),
+        _last_layer(mismatch.kl_after_temperature_bits),
+        _no_loss(medians, "suite", n),
     )
+    no_loss = _no_loss(other, "held_out", n_other)
+    if relative:
+        return Acceptance((*kept, no_loss, _relative_gain(held_out, n_layers, n_other)))
+    return Acceptance((_gain(medians, "suite", n), *kept, _gain(other, "held_out", n_other), no_loss))
 
 
 def _median_gains(audits: Sequence[FittedLensAudit]) -> tuple[dict[str, float | None], int]:
@@ -146,19 +156,38 @@ def _median_gains(audits: Sequence[FittedLensAudit]) -> tuple[dict[str, float | 
 
 def _held_out_gains(held_out: HeldOutRecord | None, n_layers: int) -> dict[str, float | None]:
     """Logit lens less fitted lens, in the same places, of KL(model || lens)."""
-    gains: dict[str, float | None] = {}
+    both = _held_out(held_out, n_layers)
+    return {name: None if pair is None else pair[0] - pair[1] for name, pair in both.items()}
+
+
+def _held_out(held_out: HeldOutRecord | None, n_layers: int) -> dict[str, tuple[float, float] | None]:
+    """Divergence of the logit lens and of the fitted lens at quarters of the depth; None without both."""
+    pairs: dict[str, tuple[float, float] | None] = {}
     for q in QUARTERS:
         layer = depth_layer(q, n_layers)
         curves = () if held_out is None else (held_out.logit_bits, held_out.lens_bits)
         at_layer = [by_layer[layer] if layer < len(by_layer) else None for by_layer in curves]
         known = [bits for bits in at_layer if bits is not None]
-        gains[f"p{round(100 * q)}"] = known[0] - known[1] if len(known) == 2 else None
-    return gains
+        pairs[f"p{round(100 * q)}"] = (known[0], known[1]) if len(known) == 2 else None
+    return pairs
 
 
 def _gain(gains: Mapping[str, float | None], on: Text, n: int | None) -> Criterion:
     passed = _all([_at_least(gains[p], least) for p, least in GAIN_BITS.items()])
     return Criterion("A", on, gains, GAIN_BITS, _DIRECTION[on], n, passed)
+
+
+def _relative_gain(held_out: HeldOutRecord | None, n_layers: int, n: int | None) -> Criterion:
+    """Share of the logit lens' divergence that is removed, where there is enough of it; open where there nowhere is."""
+    both = _held_out(held_out, n_layers)
+    shares: dict[str, float | None] = {
+        name: None if pair is None else (pair[0] - pair[1]) / pair[0]
+        for name, pair in both.items()
+        if pair is None or pair[0] > LEFT_BITS
+    }
+    least = dict.fromkeys(shares, GAIN_SHARE)
+    passed = _all([_at_least(share, GAIN_SHARE) for share in shares.values()]) if shares else None
+    return Criterion("A", "held_out", shares, least, _DIRECTION["held_out"], n, passed)
 
 
 def _no_loss(gains: Mapping[str, float | None], on: Text, n: int | None) -> Criterion:

@@ -7,6 +7,7 @@ import polars as pl
 
 from layerscope.analysis.diagnostics import AllMilestones, Diagnostics, Verdict, judge
 from layerscope.analysis.guidance import Guidance
+from layerscope.analysis.judged_view import judged_rows
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.rows import check_rows
 from layerscope.record.run_record import RunRecord
@@ -34,6 +35,11 @@ class AnalysedRun:
         if not isinstance(other, AnalysedRun):
             return NotImplemented
         return self.record == other.record and self.rows.equals(other.rows, null_equal=True)
+
+    @cached_property
+    def judged_rows(self) -> pl.DataFrame:
+        """The rows with the columns of an answer as each prompt is judged: what milestones rest on."""
+        return judged_rows(self.rows, self.record)
 
     @cached_property
     def verdict(self) -> Verdict:

@@ -215,7 +215,11 @@ class ForwardOfTwo:
 
 
 def decoding_point(
-    readout: PositionReadoutRecord | None, milestones: Milestones, preferred: Milestone | None, stack: Stack | None
+    readout: PositionReadoutRecord | None,
+    milestones: Milestones,
+    preferred: Milestone | None,
+    stack: Stack | None,
+    not_judged: int | None = None,
 ) -> DecodingPoint:
     """Decode the milestones' residuals through the norm of the last block that wrote, beside that of the next.
 
@@ -226,6 +230,7 @@ def decoding_point(
         readout: what was looked at closely; None where nothing was.
         milestones: of the headline lens on the same prompt.
         stack: how the blocks are built; only in a pre-norm stack is there such a choice.
+        not_judged: a layer at which nothing follows, such as the last, after which no block reads.
     """
     gap = _onset_gap(readout)
     why_not = _why_not_tested(readout, stack)
@@ -237,14 +242,24 @@ def decoding_point(
     run = milestones[STRONG_RUN2].layer if STRONG_RUN2 in milestones else None
     named.append((f"{STRONG_RUN2}_plus1", None if run is None else run + 1))
     named.append((INFORMATIVE, milestones[INFORMATIVE].layer if INFORMATIVE in milestones else None))
-    targets = tuple(_decoding_target(readout, name, layer) for name, layer in named if layer is not None)
+    placed = [(name, layer) for name, layer in named if layer is not None]
+    targets = tuple(_decoding_target(readout, name, layer) for name, layer in placed if layer != not_judged)
+    if len(targets) < len(placed) and not any(target.name != INFORMATIVE for target in targets):
+        why_not = "the answer comes at the last layer, where there is no choice of norms"
+        return DecodingPoint(stack, False, why_not, targets, None, None, gap)
     at = _preferred_target(targets, preferred)
     why_not = None if targets else "no milestone has a layer"
     return DecodingPoint(stack, bool(targets), why_not, targets, at, _consistent(targets, at), gap)
 
 
-def lens_consistency(readout: PositionReadoutRecord | None, milestones: Milestones) -> LensConsistency | None:
-    """Compare the headline lens with `raw` and `tuned` at its milestones; None where nothing was looked at closely."""
+def lens_consistency(
+    readout: PositionReadoutRecord | None, milestones: Milestones, not_judged: int | None = None
+) -> LensConsistency | None:
+    """Compare the headline lens with `raw` and `tuned` at its milestones; None where nothing was looked at closely.
+
+    Args:
+        not_judged: a layer at which agreement says nothing, such as the last, where some lenses are the model itself.
+    """
     if readout is None:
         return None
     names = (rank_within(10), rank_within(5), ONSET, STRONG, STRONG_RUN2, CONFIRMED)
@@ -256,7 +271,8 @@ def lens_consistency(readout: PositionReadoutRecord | None, milestones: Mileston
         if (overlap.view, overlap.against) == (readout.headline, other)
     ]
     pairs = tuple(_lens_pair(overlap, targets) for overlap in overlaps)
-    judged = [at.agreement.low for pair in pairs for at in pair.at_targets if "semantic" in at.name]
+    semantic = [at for pair in pairs for at in pair.at_targets if "semantic" in at.name]
+    judged = [at.agreement.low for at in semantic if at.layer != not_judged]
     known = [low for low in judged if low is not None]
     return LensConsistency(
         headline=readout.headline,

@@ -7,10 +7,13 @@ import polars as pl
 
 from layerscope.analysis import (
     acceptance,
+    chance,
+    comparisons,
     consistency,
     facts,
     fitted_lens_audit,
     guidance,
+    onsets,
     raw_comparison,
     tuned_audit,
 )
@@ -18,21 +21,28 @@ from layerscope.analysis.acceptance import Acceptance, SkippingCost
 from layerscope.analysis.confirmation import Confirmation, confirm
 from layerscope.analysis.curve import Curve, Curves, entropy_gap
 from layerscope.analysis.guidance import negated
+from layerscope.analysis.judged_view import judge_of, judged_rows
 from layerscope.analysis.milestones import (
+    EarlyReflex,
     Gates,
     Milestone,
     Milestones,
     copies_early,
+    early_reflex,
     find_milestones,
     layer_of,
     semantic_layer,
 )
-from layerscope.analysis.percentiles import quartiles
+from layerscope.analysis.outputs import AnsweredFacts, Output, answered_facts, outputs
+from layerscope.analysis.percentiles import median, quartiles
+from layerscope.analysis.quotability import Quotability, quotability
+from layerscope.analysis.subject_window import SubjectWindow, subject_window
 from layerscope.analysis.trajectory import NormTrajectory, norm_trajectory
 from layerscope.analysis.tuned_audit import HeadMismatch, TunedAudit
 from layerscope.lens_record import FITTED_NAMES
 from layerscope.record.measured import FittedLensRecord, LastLayerRecord
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG_RUN2, MilestoneName
+from layerscope.record.parts import Judge
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Protocol, Thresholds, protocol_of
 from layerscope.record.run_record import RunRecord
@@ -107,6 +117,30 @@ class Diagnostics:
 
     headline: str
     primary: PromptKey | None
+    judge: Judge
+    """What the primary prompt's milestones are about."""
+    outputs: Mapping[PromptKey, Output]
+    """What the model itself says at the end of every prompt, in the order of the rows."""
+    answered: AnsweredFacts
+    """Which facts it answers."""
+    layers_of_primary: onsets.LayersOfPrompt
+    """First on top, on top for good, clearly ahead."""
+    layers_over_facts: onsets.LayersOverFacts
+    """The same over the facts that are answered, each once."""
+    blindness: onsets.Blindness
+    """How far the headline lens is from the model just before the onset over facts."""
+    chance: chance.AgainstChance
+    """Whether facts have their own answers on top more often than shuffled ones."""
+    quotability: Quotability
+    """The status of every layer under every lens."""
+    wording: comparisons.WordingEffect
+    """Two wordings over all facts."""
+    controls: comparisons.ControlAnswers
+    """Controls against the facts that they are compared with."""
+    early_reflex: EarlyReflex | None
+    """Strict copies at layers 1 to 3; None where the primary prompt was not read."""
+    subject_window: SubjectWindow | None
+    """The answer at positions that know the subject; None where the primary prompt was not read."""
     semantic: Milestone | None
     """The milestone to headline, strongest evidence first; None where the answer never leads."""
     margin_ok_at_semantic: bool | None
@@ -167,11 +201,12 @@ class _Judge:
     """One run on its way to a verdict."""
 
     def __init__(self, rows: pl.DataFrame, record: RunRecord) -> None:
-        self.rows, self.record = rows, record
+        self.rows, self.record = judged_rows(rows, record), record
         self.protocol = protocol_in_force(record)
         self.headline = self.protocol.headline
         self.n_layers, self.d_vocab = record.model.n_layers, record.model.d_vocab
-        self.curves = Curves.of(rows, self.n_layers, self.d_vocab)
+        self.standard = self.protocol.name != "published"
+        self.curves = Curves.of(self.rows, self.n_layers, self.d_vocab)
         self.primary = self.curves.primary
         self.curve = self._curve(self.headline)
         self.confirmations = {
@@ -225,9 +260,28 @@ class _Judge:
         tuned, variants = self._other("tuned"), measured.tuned_variants
         audit = self._tuned_audit()
         readout, second = measured.position_readout, measured.second_forward
+        not_judged = self.n_layers if self.standard else None
+        said = outputs(self.curves, self.record, self.headline)
+        answered = answered_facts(said, self.curves, self.headline)
+        over_facts = onsets.layers_over_facts(answered.counted, by_pass, self.n_layers)
+        medians = over_facts.medians()
+        for_good = medians[onsets.ON_TOP_FOR_GOOD]
+        repeat = consistency.repeatability(readout)
         return Diagnostics(
             headline=self.headline,
             primary=self.primary,
+            judge=judge_of(self.record, self.primary),
+            outputs=said,
+            answered=answered,
+            layers_of_primary=onsets.layers_of_prompt(self.headlined),
+            layers_over_facts=over_facts,
+            blindness=onsets.blindness(self.curves, self.headline, answered.counted, for_good),
+            chance=chance.against_chance(self.curves, self.record, self.headline, medians, onsets.ON_TOP_FOR_GOOD),
+            quotability=quotability(self.curves, self.record, said, repeat),
+            wording=comparisons.wording_effect(said, by_pass, self.n_layers),
+            controls=comparisons.control_answers(said, self.record),
+            early_reflex=None if curve is None else early_reflex(curve, bool(self.record.model.tied_unembedding)),
+            subject_window=self._subject_window(),
             semantic=preferred,
             margin_ok_at_semantic=self._margin_ok_at(onset),
             gap_at_semantic=None if curve is None else curve.value("answer_logit_gap", onset),
@@ -240,10 +294,10 @@ class _Judge:
             last_layer=_last_layer(measured.last_layer, self.protocol),
             entropy_gap=None if curve is None else _entropy_gap(curve),
             trajectory=None if curve is None else norm_trajectory(curve, onset, self.protocol.absolute_spikes),
-            decoding_point=consistency.decoding_point(readout, self.headlined, preferred, measured.stack),
-            lens_consistency=consistency.lens_consistency(readout, self.headlined),
+            decoding_point=consistency.decoding_point(readout, self.headlined, preferred, measured.stack, not_judged),
+            lens_consistency=consistency.lens_consistency(readout, self.headlined, not_judged),
             gate_stability=consistency.gate_stability(readout, self.headlined, self.d_vocab, thresholds),
-            repeatability=consistency.repeatability(readout),
+            repeatability=repeat,
             forward_of_two=None
             if curve is None
             else consistency.forward_of_two(second, self.headlined, curve, thresholds),
@@ -283,7 +337,7 @@ class _Judge:
         lens = self._loaded("tuned")
         fit = None if lens is None else lens.tuned
         held_out = None if fit is None else fit.held_out
-        return acceptance.acceptance(self.curves, self.headline, self.n_layers, mismatch, held_out)
+        return acceptance.acceptance(self.curves, self.headline, self.n_layers, mismatch, held_out, self.standard)
 
     def _calibration_only(self, audit: TunedAudit | None) -> bool | None:
         """Open where a tuned lens has nothing beside it to tell by; ruled out where none was read."""
@@ -314,6 +368,13 @@ class _Judge:
         strong = self._layer(STRONG_RUN2)
         return facts.position_window(self.rows, self.primary, self.headline, onset, strong, last)
 
+    def _subject_window(self) -> SubjectWindow | None:
+        if self.primary is None or self.curve is None:
+            return None
+        known = self.record.prompt(self.primary)
+        for_good = self._layer(onsets.ON_TOP_FOR_GOOD)
+        return subject_window(self.rows, self.primary, known, self.headline, for_good)
+
     def _evidence(self, diagnostics: Diagnostics) -> guidance.Evidence:
         record, flags = self.record, self.record.flags
         mask_error = flags.get("copy_mask_error")
@@ -328,7 +389,9 @@ class _Judge:
         consistent = diagnostics.decoding_point.consistent
         lens_consistency = diagnostics.lens_consistency
         low = None if lens_consistency is None else lens_consistency.low_at_semantic
-        window = None if diagnostics.position_window is None else diagnostics.position_window.low
+        window = diagnostics.subject_window if self.standard else diagnostics.position_window
+        low_window = None if window is None else window.low
+        accepted, reflex = diagnostics.acceptance, diagnostics.early_reflex
         audit, last_layer = diagnostics.tuned_audit, diagnostics.last_layer
         return guidance.Evidence(
             identity_ok=None if record.identity is None else record.identity.ok,
@@ -353,7 +416,11 @@ class _Judge:
             decoding_point_consistent=negated(_or_flag(negated(consistent), "decoding_point_sensitive", flags)),
             low_lens_consistency=_or_flag(low, "low_lens_consistency_at_semantic", flags),
             tuned_is_calibration_only=self._calibration_only(audit),
-            pos_window_low=_or_flag(window, "pos_window_low_stability", flags),
+            raw_overlap=_raw_overlap(diagnostics.raw_full) if self.standard else None,
+            tuned_accepted=None if accepted is None else accepted.accepted,
+            reflex_layers=None if reflex is None or not reflex.known else reflex.layers,
+            pos_window_asked=not self.standard or low_window is not None,
+            pos_window_low=_or_flag(low_window, "pos_window_low_stability", flags),
             min_both_gates_pass_frac=None if gates is None else gates.min_both_gates_pass_frac,
             prefer_tuned=None if diagnostics.attribution is None else diagnostics.attribution.prefer_tuned,
             audit_hint=None if audit is None else audit.hint,
@@ -397,6 +464,12 @@ def _last_layer(record: LastLayerRecord | None, protocol: Protocol) -> LastLayer
     mended = None if kl is None or after is None else kl - after
     warn = None if kl is None else kl >= bound or (mended is not None and mended >= bound)
     return LastLayer(record, bound, mended, warn)
+
+
+def _raw_overlap(check: raw_comparison.FullCheck | None) -> float | None:
+    """The median over all layers but the last, where the headline lens is the model and the raw one is not."""
+    shares = () if check is None else check.topk_overlap.per_layer_raw_norm[:-1]
+    return median([share for share in shares if share is not None])
 
 
 def _or_flag(known: bool | None, flag: str, flags: Mapping[str, object]) -> bool | None:

@@ -4,11 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from layerscope.analysis.consistency import SCALES_TO_PASS
+from layerscope.analysis.consistency import LOW_AGREEMENT, SCALES_TO_PASS
 from layerscope.analysis.tuned_audit import CALIBRATION_ONLY
 
 Severity: TypeAlias = Literal["block", "advise"]
-"""`block`: probabilities and entropies of lens rows must not be quoted; `advise`: quote with the sentence beside."""
+"""`block`: probabilities and entropies of lens rows must not be quoted; under protocol `standard` those of the layers
+whose status is `withheld`. `advise`: quote with the sentence beside."""
+Weight: TypeAlias = Literal["block", "advise", "detail"] | None
+"""What a finding is under a protocol: a reason, a plain fact among the details, or nothing of its own."""
 IDENTITY_FAILED = "identity_failed"
 """The one reason that files in the published format do not know."""
 PUBLISHED_NOTES = "Family-level head calibration; treat probabilities comparatively only within model."
@@ -30,7 +33,10 @@ class Evidence:
     sampled_risk: str | None = None
     """`low`, `medium` or `high`, of four sampled layers."""
     full_tier: str | None = None
-    """The same of all layers."""
+    """The same of all layers; under protocol `standard` of all but the last."""
+    raw_overlap: float | None = None
+    """Shared share of the fifty most likely ids under the headline lens and the raw one: the median over all layers but
+    the last, which is a matter of ranks alone."""
     repeatability_high: bool | None = None
     """Whether decoding the same residuals a second time changed ranks or top tokens too much."""
     forward_disagreement: bool | None = None
@@ -55,11 +61,18 @@ class Evidence:
     """Whether two lenses agree little on the top tokens at a semantic layer."""
     tuned_is_calibration_only: bool | None = None
     pos_window_low: bool | None = None
-    """Whether the answer has rank 1 at fewer than half of the positions of the window."""
+    """Whether the answer has rank 1 at fewer than half of the positions of the window; under protocol `standard`,
+    whether it is among the top ten at fewer than half from the subject's end on."""
+    pos_window_asked: bool = True
+    """Whether that was asked at all."""
     min_both_gates_pass_frac: float | None = None
     """Least share of scales at which both semantic gates pass, over the semantic layers."""
     prefer_tuned: bool | None = None
     """Whether the tuned lens gains over the headline lens by more than a temperature."""
+    tuned_accepted: bool | None = None
+    """Whether the tuned lens may stand for the headline lens."""
+    reflex_layers: tuple[int, ...] | None = None
+    """Layers 1 to 3 that copy strictly; looked at under protocol `standard` alone."""
     audit_hint: str | None = None
     """The tuned lens' own audit: `tuned`, `tuned_for_calibration_only` or the headline lens; None without one."""
     confirmed: bool | None = None
@@ -77,6 +90,15 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class Detail:
+    """A plain fact about the run, from which no caution follows."""
+
+    name: str
+    text: str
+    """In one sentence."""
+
+
+@dataclass(frozen=True)
 class Guidance:
     """How the run's numbers may be quoted."""
 
@@ -84,9 +106,10 @@ class Guidance:
     undetermined: tuple[str, ...]
     """Names of cautions that could be neither raised nor ruled out, in the order of the reasons."""
     prefer_ranks: bool
-    """Whether to quote ranks rather than probabilities: there is any reason."""
+    """Whether to quote ranks rather than probabilities: there is any reason; under protocol `standard`, one blocks."""
     suppress_abs_probs: bool
-    """Whether to quote no probabilities and entropies: a reason blocks; under protocol `published`, there is any."""
+    """Whether to quote no probabilities and entropies of any layer: the identity check failed, or under protocol
+    `published`, there is any reason. Else the status of a layer says what may be quoted of it."""
     preferred_lens: str
     """`tuned`, or the headline lens."""
     preferred_semantics_lens_hint: str | None
@@ -95,6 +118,8 @@ class Guidance:
     """Whether to quote the confirmed semantic layer; None where confirmation could not be sought."""
     notes: str
     notes_append: str | None
+    details: tuple[Detail, ...] = ()
+    """Plain facts that hold of many good runs and many bad ones."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +127,18 @@ class _Rule:
     """When a caution holds, and what is said then."""
 
     name: str
-    severity: Severity
+    published: Weight
+    """Its weight under protocol `published`."""
+    standard: Weight
     holds: Callable[[Evidence], bool | None]
     text: str
-    """For `str.format`: `e` is the evidence, `norm_only` and `numeric` are its layers in words."""
+    """For `str.format`: `e` is the evidence, `norm_only`, `numeric` and `reflex` are its layers in words."""
+    standard_text: str | None = None
+    """What is said under protocol `standard`, where that is another thing."""
+
+    def weight(self, protocol: str) -> Weight:
+        """Under a protocol."""
+        return self.published if protocol == "published" else self.standard
 
 
 def numeric_layers_before(flagged: Sequence[int], milestones: Sequence[int | None]) -> tuple[int, ...]:
@@ -120,23 +153,30 @@ def guidance(evidence: Evidence, protocol: str, headline: str) -> Guidance:
     Args:
         headline: the lens that is preferred unless the tuned one is.
     """
-    judged = [(rule, rule.holds(evidence)) for rule in _RULES]
-    reasons = tuple(Reason(rule.name, rule.severity, _text(rule, evidence)) for rule, holds in judged if holds)
-    blocked = any(reason.severity == "block" for reason in reasons)
+    found = [(rule, rule.weight(protocol), rule.holds(evidence)) for rule in _RULES]
+    reasons, details = [], []
+    for rule, weight, holds in found:
+        if holds and weight == "detail":
+            details.append(Detail(rule.name, _text(rule, evidence, protocol)))
+        elif holds and (weight == "block" or weight == "advise"):
+            reasons.append(Reason(rule.name, weight, _text(rule, evidence, protocol)))
     published = protocol == "published"
-    tuned = bool(evidence.prefer_tuned) and evidence.audit_hint != CALIBRATION_ONLY
+    blocked = any(reason.severity == "block" for reason in reasons)
+    accepted = published or evidence.tuned_accepted is True
+    tuned = bool(evidence.prefer_tuned) and evidence.audit_hint != CALIBRATION_ONLY and accepted
     notes = [PUBLISHED_NOTES_APPEND] if published else []
     notes += [NONDETERMINISTIC_NOTE] if evidence.deterministic is False else []
     return Guidance(
-        reasons=reasons,
-        undetermined=tuple(rule.name for rule, holds in judged if holds is None),
-        prefer_ranks=bool(reasons),
-        suppress_abs_probs=bool(reasons) if published else blocked,
+        reasons=tuple(reasons),
+        undetermined=tuple(r.name for r, weight, holds in found if holds is None and weight in ("block", "advise")),
+        prefer_ranks=bool(reasons) if published else blocked,
+        suppress_abs_probs=bool(reasons) if published else evidence.identity_ok is False,
         preferred_lens="tuned" if tuned else headline,
         preferred_semantics_lens_hint=evidence.audit_hint,
         use_confirmed=evidence.confirmed,
         notes=PUBLISHED_NOTES if published else NOTES,
         notes_append=" ".join(notes) or None,
+        details=tuple(details),
     )
 
 
@@ -157,9 +197,11 @@ def _below(value: float | None, bound: float) -> bool | None:
     return None if value is None else value < bound
 
 
-def _text(rule: _Rule, evidence: Evidence) -> str:
-    norm_only, numeric = map(_listed, (evidence.norm_only_layers, evidence.numeric_layers))
-    return rule.text.format(e=evidence, norm_only=norm_only, numeric=numeric)
+def _text(rule: _Rule, evidence: Evidence, protocol: str) -> str:
+    layers = (evidence.norm_only_layers, evidence.numeric_layers, evidence.reflex_layers)
+    norm_only, numeric, reflex = map(_listed, layers)
+    text = rule.text if protocol == "published" or rule.standard_text is None else rule.standard_text
+    return text.format(e=evidence, norm_only=norm_only, numeric=numeric, reflex=reflex)
 
 
 def _listed(layers: tuple[int, ...] | None) -> str:
@@ -170,6 +212,7 @@ _RULES = (
     _Rule(
         IDENTITY_FAILED,
         "block",
+        "block",
         lambda e: negated(e.identity_ok),
         "The last layer, decoded by us, is not the model's own output, so no probability, entropy or divergence of any "
         "lens can be trusted, and ranks only where a missing scale or softcap explains it.",
@@ -177,6 +220,7 @@ _RULES = (
     _Rule(
         "warn_high_last_layer_kl",
         "block",
+        "advise",
         lambda e: e.warn_high_last_layer_kl,
         "At the last layer the lens is far from the model's own output, so final probabilities and entropies are to be "
         "quoted from the model's head and not from lens rows.",
@@ -184,6 +228,7 @@ _RULES = (
     _Rule(
         "norm_only_semantics_window",
         "block",
+        "advise",
         lambda e: _any(e.norm_only_layers),
         "At {norm_only} the answer leads under the headline lens and not without its norm, so its lead there rests on "
         "the norm (which is the model's own at the last layer, and nowhere else).",
@@ -191,19 +236,40 @@ _RULES = (
     _Rule(
         "high_lens_artifact_risk",
         "block",
+        "detail",
         lambda e: _is_high(e.sampled_risk),
         "At one or more of four sampled layers the headline lens and the raw lens are a bit or more apart, or the "
         "answer leads under the first alone, so probabilities may be the lens' own making.",
+        "At one or more of four sampled layers the headline lens and the raw lens are a bit or more apart, or the "
+        "answer leads under the first alone.",
     ),
     _Rule(
         "high_lens_artifact_score",
         "block",
+        None,
         lambda e: _is_high(e.full_tier),
         "Over all layers the headline lens and the raw lens disagree by a high score, so probabilities may be the "
         "lens' own making.",
     ),
     _Rule(
+        "lens_artifact_tier_high",
+        None,
+        "advise",
+        lambda e: _is_high(e.full_tier),
+        "Over all layers but the last the headline lens and the raw lens disagree by a high score, so probabilities "
+        "may be the lens' own making.",
+    ),
+    _Rule(
+        "raw_overlap_low",
+        None,
+        "advise",
+        lambda e: _below(e.raw_overlap, LOW_AGREEMENT),
+        "The fifty most likely tokens under the headline lens and under the raw one have a share of only "
+        "{e.raw_overlap:.2g} in common at the middle layer by that share, so even ranks hang on the norm.",
+    ),
+    _Rule(
         "repeatability_variance_high",
+        "block",
         "block",
         lambda e: e.repeatability_high,
         "Decoding the same residuals twice changed top tokens or ranks, so single layers may shift by chance.",
@@ -211,11 +277,13 @@ _RULES = (
     _Rule(
         "repeatability_forward_disagreement",
         "block",
+        "block",
         lambda e: e.forward_disagreement,
         "A second forward pass moved the semantic layer or its top tokens, so this layer is not repeatable.",
     ),
     _Rule(
         "gold_alignment_partial",
+        "advise",
         "advise",
         lambda e: _below(e.alignment_rate, 1.0),
         "Of the prompts only a share of {e.alignment_rate:g} has an answer that could be told in the model's tokens, "
@@ -224,18 +292,29 @@ _RULES = (
     _Rule(
         "nondeterministic_env",
         "advise",
+        "advise",
         lambda e: negated(e.deterministic),
         NONDETERMINISTIC_NOTE,
     ),
     _Rule(
         "normalization_spike",
         "advise",
+        "detail",
         lambda e: None if e.n_spikes is None else e.n_spikes > 0,
         "The norm changes the residual abruptly (number of layers: {e.n_spikes}), so steps of probabilities between "
         "neighbouring layers may come from the norm.",
+        "Number of layers at which the norm changes the residual abruptly: {e.n_spikes}.",
+    ),
+    _Rule(
+        "early_reflex",
+        None,
+        "detail",
+        lambda e: _any(e.reflex_layers),
+        "The prompt's own words are copied strictly at {reflex}.",
     ),
     _Rule(
         "numeric_health_caution",
+        "block",
         "block",
         lambda e: _any(e.numeric_layers),
         "Numbers were not finite at {numeric}, so a milestone may be missing or too deep for want of a value there.",
@@ -243,11 +322,13 @@ _RULES = (
     _Rule(
         "copy_mask_missing",
         "advise",
+        "advise",
         lambda e: False if e.copy_mask_error is not None else negated(e.copy_mask_present),
         "No list of blank and punctuation tokens is recorded, so copy layers may rest on such tokens.",
     ),
     _Rule(
         "copy_mask_error",
+        "advise",
         "advise",
         lambda e: True if e.copy_mask_error is not None else None if e.copy_mask_present is None else False,
         "The list of blank and punctuation tokens could not be made ({e.copy_mask_error}), so copy layers may rest on "
@@ -256,11 +337,13 @@ _RULES = (
     _Rule(
         "layer_map_missing",
         "advise",
+        "advise",
         lambda e: negated(e.layer_map_present),
         "It is not recorded which norm was applied at which layer, so the lens cannot be checked afterwards.",
     ),
     _Rule(
         "rank_only_near_uniform",
+        "advise",
         "advise",
         lambda e: e.rank_only_near_uniform,
         "Where the answer first leads it is hardly more probable than under a uniform distribution, so that layer is a "
@@ -269,6 +352,7 @@ _RULES = (
     _Rule(
         "decoding_point_sensitive",
         "advise",
+        "advise",
         lambda e: negated(e.decoding_point_consistent),
         "The norm of the block that wrote last reads other tokens than that of the next, so the semantic layer depends "
         "on which norm is chosen.",
@@ -276,11 +360,13 @@ _RULES = (
     _Rule(
         "low_lens_consistency_at_semantic",
         "advise",
+        "advise",
         lambda e: e.low_lens_consistency,
         "At a semantic layer two lenses share few top tokens, so what surrounds the answer depends on the lens.",
     ),
     _Rule(
         "tuned_is_calibration_only",
+        "advise",
         "advise",
         lambda e: e.tuned_is_calibration_only,
         "What the tuned lens gains is mostly a temperature, so it tells little about layers that the headline lens "
@@ -289,12 +375,16 @@ _RULES = (
     _Rule(
         "pos_window_low_stability",
         "advise",
-        lambda e: e.pos_window_low,
+        "advise",
+        lambda e: e.pos_window_low if e.pos_window_asked else False,
         "At the semantic layer the answer leads at fewer than half of the positions looked at, so the layer is one of "
         "the prompt's last position and not of the prompt.",
+        "At the layer from which the answer is on top for good it is among the top ten at fewer than half of the "
+        "positions from the subject's end on, so that layer is one of the prompt's last position alone.",
     ),
     _Rule(
         "scale_sensitive_semantic_gate",
+        "advise",
         "advise",
         lambda e: _below(e.min_both_gates_pass_frac, SCALES_TO_PASS),
         "With logits scaled by 5 or 10 per cent the semantic gates pass at a share of only "
@@ -302,3 +392,12 @@ _RULES = (
     ),
 )
 """In the order in which reasons are given: the published one, after the identity check."""
+
+
+def reason_names(protocol: str) -> tuple[str, ...]:
+    """Every reason that can be given under a protocol, in the order in which they are."""
+    return tuple(rule.name for rule in _RULES if rule.weight(protocol) in ("block", "advise"))
+
+
+REASON_NAMES = reason_names("standard")
+"""Every reason that protocol `standard` knows."""

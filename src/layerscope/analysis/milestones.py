@@ -192,6 +192,43 @@ def copies_early(curve: Curve, thresholds: Thresholds) -> bool | None:
     return any(known) if known else None
 
 
+REFLEX_LAYERS = (1, 2, 3)
+"""Where a strict copy is an early reflex; the embedding decodes to its own input wherever it is the unembedding."""
+
+
+@dataclass(frozen=True)
+class EarlyReflex:
+    """Whether the first blocks hand on the prompt's words."""
+
+    layers: tuple[int, ...]
+    """Of layers 1 to 3, those that copy strictly."""
+    known: bool
+    """Whether that was measured at any of them."""
+    embedding_copies: bool | None
+    """Whether layer 0 does; None where that was not measured, or is so by construction: the embedding is tied to the
+    unembedding."""
+
+    @property
+    def present(self) -> bool | None:
+        """Whether any does; None where none was measured."""
+        return bool(self.layers) if self.known else None
+
+
+def early_reflex(curve: Curve, tied: bool) -> EarlyReflex:
+    """Look for strict copies at the first layers.
+
+    Args:
+        tied: whether the embedding is the unembedding.
+    """
+    copies = {row["layer"]: row["copy_collapse"] for row in curve.rows}
+    early = [layer for layer in REFLEX_LAYERS if copies.get(layer) is not None]
+    return EarlyReflex(
+        layers=tuple(layer for layer in early if copies[layer]),
+        known=bool(early),
+        embedding_copies=None if tied else copies.get(0),
+    )
+
+
 def _leads_by(row: Row, gap: float) -> bool | None:
     """Rank 1, with a lead over the second logit of at least so much; None where the lead of a rank 1 is not known."""
     if row["answer_rank"] is None:

@@ -48,20 +48,30 @@ class Summary:
     """Wilson's score interval of that share, which is no point even where none or all are missing."""
 
 
-def summarize(layers: Sequence[int | None], seed: int = SEED) -> Summary:
-    """A depth summarized over facts; None stands for a fact without a layer, the order does not matter.
+def summarize(
+    layers: Sequence[int | float | None], seed: int = SEED, fewest: int = FEWEST, points: bool = True
+) -> Summary:
+    """A depth, or a shift of one, summarized over facts; None stands for a fact without one, in any order.
 
     The interval of the median is a percentile bootstrap over all facts: each of `RESAMPLES` draws takes n facts with
     replacement, those without a layer among them, and gives the median of those with one. So the interval speaks of
     facts that have a layer and claims no depth for the others, but is as uncertain as their number makes it. It takes
     the facts for independent draws from those that might have been asked.
 
+    Args:
+        fewest: values below which there is no interval.
+        points: whether an interval may be a single point; if not, there is none there, with the reason. Equal values
+            give one, and so do values most of which are equal: no certainty, but the grain of whole layers.
+
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentile interval).
     """
     known = [layer for layer in layers if layer is not None]
     n_missing = len(layers) - len(known)
-    enough = len(known) >= FEWEST
+    interval = _interval_of_median(known, n_missing, seed) if len(known) >= fewest else None
+    reason = None if interval is not None else f"{len(known)} facts have a layer; an interval needs {fewest}"
     middle, p25, p75 = median(known), percentile(known, 0.25), percentile(known, 0.75)
+    if not points and (interval is None or interval[0] == interval[1]):
+        interval, reason = None, _why_no_interval(known, interval, fewest)
     return Summary(
         n=len(layers),
         n_missing=n_missing,
@@ -72,8 +82,8 @@ def summarize(layers: Sequence[int | None], seed: int = SEED) -> Summary:
         p75=p75,
         p75_rounded=rounded(p75),
         mean=sum(known) / len(known) if known else None,
-        interval_95=_interval_of_median(known, n_missing, seed) if enough else None,
-        interval_reason=None if enough else f"{len(known)} facts have a layer; an interval needs {FEWEST}",
+        interval_95=interval,
+        interval_reason=reason,
         share_missing=n_missing / len(layers) if layers else None,
         share_missing_interval_95=_interval_of_share(n_missing, len(layers)) if layers else None,
     )
@@ -92,13 +102,22 @@ def entropy_fraction(entropy_bits: float | None, d_vocab: int) -> float | None:
     return None if entropy_bits is None or d_vocab < 2 else entropy_bits / log2(d_vocab)
 
 
-def _interval_of_median(layers: Sequence[int], n_missing: int, seed: int) -> Interval:
+def _why_no_interval(known: Sequence[int | float], point: Interval | None, fewest: int) -> str:
+    """That there are too few values, or how many are equal where the interval would be a point."""
+    if len(known) > 1 and len(set(known)) == 1:
+        return f"all {len(known)} equal"
+    if point is not None:
+        return f"{known.count(point[0])} of {len(known)} equal"
+    return f"facts with a value: {len(known)}; an interval needs {fewest}"
+
+
+def _interval_of_median(layers: Sequence[int | float], n_missing: int, seed: int) -> Interval:
     medians = _resampled_medians(layers, n_missing, seed)
     low, high = np.quantile(medians, (0.025, 0.975))
     return float(low), float(high)
 
 
-def _resampled_medians(layers: Sequence[int], n_missing: int, seed: int) -> NDArray[np.float64]:
+def _resampled_medians(layers: Sequence[int | float], n_missing: int, seed: int) -> NDArray[np.float64]:
     """The median of each resample; of resamples without any layer, which have none, there are fewer.
 
     Facts with equal layers are alike, so a resample is how often each layer was drawn: the same distribution as

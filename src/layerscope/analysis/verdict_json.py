@@ -18,6 +18,7 @@ def verdict_text(verdict: Verdict, record: RunRecord) -> str:
         "protocol": record.protocol.name,
         "model": record.model.id,
         "n_layers": record.model.n_layers,
+        "judge": verdict.diagnostics.judge,
         "milestones": {lens: plain_milestones(verdict.milestones.of(lens)) for lens in lenses},
         "diagnostics": verdict.diagnostics,
         "guidance": verdict.guidance,

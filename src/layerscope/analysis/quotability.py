@@ -1,0 +1,151 @@
+"""When a probability may be quoted: the status of every layer under every lens."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from layerscope.analysis.consistency import MAX_RANK_DEV, SAME_FORWARD, TOP_IDS, Repeatability
+from layerscope.analysis.curve import Curve, Curves, Row, entropy_gap
+from layerscope.analysis.outputs import MODEL_AT_LAST, Output
+from layerscope.analysis.percentiles import median
+from layerscope.record.measured import MeasuredRecord
+from layerscope.record.prompt_key import PromptKey
+from layerscope.record.run_record import RunRecord
+
+NEAR_BITS = 0.5
+"""Most by which the medians of divergence and of entropy gap may part an estimate from the model; inclusive."""
+MODEL_BITS = 0.01
+"""Most by which a last layer that is the model may seem to differ from it, for rounding."""
+Status: TypeAlias = Literal["model", "near", "decoded", "withheld"]
+"""`model`: the model's own distribution; `near`: an estimate of it; `decoded`: the lens' own, to be named with it;
+`withheld`: not to be quoted, nor its rank."""
+
+
+@dataclass(frozen=True)
+class LayerStatus:
+    """What the probabilities of one layer under one lens are."""
+
+    layer: int
+    status: Status | None
+    """None where the lens has no row at this layer."""
+    kl_bits_over_prompts: float | None
+    """KL(lens || model): the median over the prompts."""
+    entropy_gap_bits_over_prompts: float | None
+    """Size of the difference between its entropy and the model's: the median over the prompts."""
+    reason: str | None
+    """Why it is withheld; None where it is not."""
+
+
+@dataclass(frozen=True)
+class Quotability:
+    """Every lens, layer by layer."""
+
+    by_lens: Mapping[str, tuple[LayerStatus, ...]]
+    """Layers 0 to n_layers."""
+    n_prompts: int
+    """Prompts that medians are taken over."""
+    over_answered: bool
+    """Whether these are the answered prompts; where none is, they are all."""
+
+    def status(self, lens: str, layer: int | None) -> Status | None:
+        """Of one place; None where there is no row."""
+        layers = self.by_lens.get(lens, ())
+        return layers[layer].status if layer is not None and layer < len(layers) else None
+
+    def withheld(self, lens: str) -> tuple[int, ...]:
+        """The layers of a lens that are not to be quoted."""
+        return tuple(layer.layer for layer in self.by_lens.get(lens, ()) if layer.status == "withheld")
+
+
+def quotability(
+    curves: Curves, record: RunRecord, outputs: Mapping[PromptKey, Output], repeat: Repeatability
+) -> Quotability:
+    """Judge every layer by the medians of the answered prompts, and by what was found of the measurement itself.
+
+    Args:
+        outputs: of every prompt.
+        repeat: the second decode of the primary prompt.
+    """
+    answered = {prompt for prompt, output in outputs.items() if output.on_top}
+    over = answered or set(outputs)
+    lenses = list(dict.fromkeys(curve.lens for curve in curves))
+    unsteady = _unsteady_layers(curves, record, repeat)
+    by_lens = {
+        lens: _statuses([c for c in curves if c.lens == lens], over, record, unsteady.get(lens, frozenset()))
+        for lens in lenses
+    }
+    return Quotability(by_lens, len(over), bool(answered))
+
+
+def _statuses(
+    curves: Sequence[Curve], over: Collection[PromptKey], record: RunRecord, unsteady: Collection[int]
+) -> tuple[LayerStatus, ...]:
+    lens = curves[0].lens
+    rows: dict[int, list[tuple[PromptKey, Row]]] = {}
+    for curve in curves:
+        for row in curve.rows:
+            rows.setdefault(row["layer"], []).append((curve.prompt, row))
+    health = record.numeric_health
+    flagged = {flag.layer for flag in health.layers_flagged if flag.lens == lens} if health is not None else set()
+    failed = record.identity is not None and not record.identity.ok
+    statuses = []
+    for layer in range(record.model.n_layers + 1):
+        here = rows.get(layer, [])
+        kl = median([row["kl_to_final_bits"] for p, row in here if p in over and row["kl_to_final_bits"] is not None])
+        gaps = [entropy_gap(row) for p, row in here if p in over]
+        gap = median([abs(bits) for bits in gaps if bits is not None])
+        why = "the last layer, decoded by us, is not the model's own output" if failed else None
+        if layer in flagged or not all(row["finite"] for _, row in here):
+            why = why or "numbers were not finite"
+        if layer in unsteady:
+            why = why or "a second decode or a second forward pass gave another result"
+        status = None if not here else "withheld" if why else _status(layer, lens, kl, gap, record)
+        statuses.append(LayerStatus(layer, status, kl, gap, why if here else None))
+    return tuple(statuses)
+
+
+def _status(layer: int, lens: str, kl: float | None, gap: float | None, record: RunRecord) -> Status:
+    last = layer == record.model.n_layers and lens in MODEL_AT_LAST
+    # A lens that leaves out the head's softcap, or that has a map for the last layer, is not the model there.
+    if last and record.identity is not None and kl is not None and kl <= MODEL_BITS:
+        return "model"
+    return "near" if kl is not None and gap is not None and max(kl, gap) <= NEAR_BITS else "decoded"
+
+
+def _unsteady_layers(curves: Curves, record: RunRecord, repeat: Repeatability) -> dict[str, frozenset[int]]:
+    """By lens, layers of the primary prompt that were not the same a second time.
+
+    The second decode was of one lens. The second forward pass was read by the headline lens, but another residual is
+    another for all.
+    """
+    measured, lenses = record.measured, {curve.lens for curve in curves}
+    decoded = _redecoded(measured) if repeat.high_variance else frozenset()
+    view = None if measured.position_readout is None else measured.position_readout.headline
+    again = _reforwarded(measured, curves.get(curves.primary, record.protocol.headline_lens))
+    return {lens: again | (decoded if lens == view else frozenset()) for lens in lenses}
+
+
+def _redecoded(measured: MeasuredRecord) -> frozenset[int]:
+    """Layers whose top token changed, or fell far, in the second decode."""
+    if measured.position_readout is None:
+        return frozenset()
+    second = measured.position_readout.repeatability
+    fell = {layer for layer, dev in enumerate(second.rank_dev) if dev is not None and dev > MAX_RANK_DEV}
+    return frozenset(fell | {layer for layer, flip in enumerate(second.top1_flip) if flip})
+
+
+def _reforwarded(measured: MeasuredRecord, curve: Curve | None) -> frozenset[int]:
+    """Layers whose ten most likely tokens were mostly others in the second forward pass."""
+    second = measured.second_forward
+    if second is None or curve is None:
+        return frozenset()
+    changed = set()
+    for layer, ids in enumerate(second.top_ids):
+        listed = curve.value("top_ids", layer)
+        if not ids or not listed:
+            continue
+        k = min(TOP_IDS, len(ids), len(listed))
+        first, again = set(listed[:k]), set(ids[:k])
+        if len(first & again) / len(first | again) < SAME_FORWARD:
+            changed.add(layer)
+    return frozenset(changed)

@@ -4,7 +4,7 @@ BIN := .venv/bin
 BROWSER := chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all browser bench check clean
+.PHONY: demo test test-all browser bench guidance-bench check clean
 
 demo: .venv/user
 	$(BIN)/layerscope probe
@@ -38,6 +38,10 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/probe.py
+
+# Which cautions tell trained models from twins with shuffled weights: the table in docs/verdict.md.
+guidance-bench: .venv/dev
+	$(BIN)/python scripts/guidance_bench.py --write docs/verdict.md
 
 # torch first and alone: a range in another package's wishes would bring a newer one with gigabytes of CUDA.
 .venv/user: pyproject.toml constraints.txt

@@ -26,8 +26,12 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -126,7 +130,42 @@ def fresh_llama(end_id: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-FAMILIES = {"gpt2": fresh_gpt2, "llama": fresh_llama}
+def fresh_gpt_neox(end_id: int) -> GPTNeoXForCausalLM:
+    """LayerNorm, rotary positions on a quarter of each head, attention and MLP side by side, a head of its own."""
+    config = GPTNeoXConfig(
+        vocab_size=D_VOCAB,
+        hidden_size=D_MODEL,
+        intermediate_size=4 * D_MODEL,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=N_HEADS,
+        max_position_embeddings=ROW_TOKENS,
+        use_parallel_residual=True,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=end_id,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
+def fresh_olmo2(end_id: int) -> Olmo2ForCausalLM:
+    """RMSNorm on what blocks write instead of on what they read, and a head tied to the embedding."""
+    config = Olmo2Config(
+        vocab_size=D_VOCAB,
+        hidden_size=D_MODEL,
+        intermediate_size=3 * D_MODEL,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=N_HEADS,
+        num_key_value_heads=N_HEADS,
+        max_position_embeddings=ROW_TOKENS,
+        tie_word_embeddings=True,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=end_id,
+    )
+    return Olmo2ForCausalLM(config)
+
+
+FAMILIES = {"gpt2": fresh_gpt2, "llama": fresh_llama, "gpt_neox": fresh_gpt_neox, "olmo2": fresh_olmo2}
 
 
 # ---- training

@@ -57,6 +57,8 @@ def tiny(once: Once) -> Callable[[str], Path]:
     return lambda name: once(name, TINY[name].build)
 
 
+REAL = {"smollm2", "gemma"}
+"""Fixtures that are published models; a test that asks for one is marked `real`."""
 NO_PUBLISHED = f"the published runs are not beside this checkout: no folder {SHARED}"
 
 
@@ -68,8 +70,13 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where the published runs are absent, a test that needs them is skipped once, and not for each parameter."""
+    """Tests on published models are marked `real`; where the published runs are absent, a test that needs them is
+    skipped once, and not for each parameter."""
+    for item in items:
+        if REAL & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.real)
     if SHARED.is_dir():
         return
     seen, kept, left = set(), list[pytest.Item](), list[pytest.Item]()
@@ -109,3 +116,25 @@ def five_lens_run(once: Once) -> Path:
         layerscope.probe(suite="capitals").save(folder, published=EXTENDED)
 
     return once("five-lens-run", build)
+
+
+def _real(name: str) -> Path:
+    """A published model's folder, from the cache or freshly made; where it cannot be had, a skip that says why."""
+    from real_models import UnavailableError, real_model  # of scripts/, which `pythonpath` names
+
+    try:
+        return real_model(name)
+    except UnavailableError as error:
+        pytest.skip(f"the published model '{name}' cannot be had here: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct (`scripts/real_models.py`); not to be written to."""
+    return _real("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Path:
+    """The folder of Gemma-3-270M; not to be written to."""
+    return _real("gemma")

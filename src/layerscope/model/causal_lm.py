@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from layerscope.model.families import Family, bos_rule, family_of
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import Placement, place
 from layerscope.model.residuals import Residuals
+from layerscope.model.shuffled_weights import Shuffle
 from layerscope.model.streaming import Hooks, Prefetcher, StreamedLinear, map_names, stream_weights
 from layerscope.model.tokens import Tokens
 from layerscope.options import keywords
@@ -70,14 +71,20 @@ class CausalLM:
         *,
         family_verified: bool,
         trust_remote_code: bool = False,
+        shuffle: Shuffle | None = None,
     ) -> None:
         """Take a model on the meta device and let it read its weights from `checkpoint`. Use `open`."""
         self.family_verified = family_verified
         self.source, self.checkpoint, self.tokens, self.placement = source, checkpoint, tokens, placement
         self.trust_remote_code = trust_remote_code
-        self._module = module
+        self._module, self._family = module, family
         self._stored = map_names(module, checkpoint)
         self.architecture: Architecture = architecture_of(module, family, self.family_verified, self._stored)
+        self.shuffle = shuffle
+        """How the weights are permuted; None of a model as it is."""
+        if shuffle is not None:
+            matrices = {name for name, p in module.named_parameters(remove_duplicate=False) if p.ndim > 1}
+            self._stored = shuffle.apply(self._stored, matrices, self.architecture.blocks)
         self.id, self.family = source.id, self.architecture.family
         self.n_layers, self.n_heads = self.architecture.n_layers, self.architecture.n_heads
         self.d_model, self.d_vocab = self.architecture.d_model, self.architecture.d_vocab
@@ -135,6 +142,30 @@ class CausalLM:
             family,
             family_verified=verified,
             trust_remote_code=trusted,
+        )
+
+    def shuffled_twin(self, scope: str, seed: int) -> "CausalLM":
+        """This model with the entries of every matrix in random order; its id says so (see `Shuffle`).
+
+        Args:
+            scope: `blocks`, or `all`: embedding and unembedding too.
+            seed: decides the order.
+
+        Raises:
+            ModelError: there is no such scope.
+        """
+        shuffle = Shuffle(scope, seed)
+        folder, dtype = self.source.folder, self.placement.dtype
+        return CausalLM(
+            build_empty(self._module.config, folder, dtype, self.trust_remote_code),
+            replace(self.source, id=f"{self.source.id}-{shuffle.name}"),
+            self.checkpoint,
+            self.tokens,
+            self.placement,
+            self._family,
+            family_verified=self.family_verified,
+            trust_remote_code=self.trust_remote_code,
+            shuffle=shuffle,
         )
 
     @property
@@ -201,6 +232,8 @@ class CausalLM:
         A fine-tuned model may keep its head to the bit.
         """
         digest = hashlib.sha256()
+        if self.shuffle is not None:
+            digest.update(self.shuffle.name.encode())
         prefix = f"{self.architecture.blocks}."
         for name in sorted(name for name in self._stored if name.startswith(prefix)):
             for part in self._stored[name].names:

@@ -27,7 +27,8 @@ class Stored:
     checkpoint: Checkpoint
     names: tuple[str, ...]
     convert: Callable[[], Tensor] | None = None
-    """Builds the tensor from several stored ones (fused experts); None where the stored tensor is the tensor."""
+    """Makes the tensor from stored ones (fused experts, shuffled weights); None where the stored tensor is the
+    tensor."""
 
     def tensor(self) -> Tensor:
         """The tensor in its stored dtype; memory-mapped where nothing has to be converted."""
@@ -271,8 +272,8 @@ def stream_weights(
     """Give a model on the meta device its weights without loading it; one loader for each block.
 
     Linears are streamed, embeddings gathered, vectors (norms, biases) read at once. What is left, matrices that are no
-    linears, is read at once outside the blocks and for the time of its block's forward inside them. `resident` keeps
-    the linears' weights on the device, as stored, instead of bringing each tile there.
+    linears or have to be made, is read at once outside the blocks and for the time of its block's forward inside them.
+    `resident` keeps the linears' weights on the device, as stored, instead of bringing each tile there.
     """
     from transformers.models.falcon.modeling_falcon import FalconLinear
 
@@ -280,9 +281,10 @@ def stream_weights(
     tiles = TileBuffer(compute, device)
     for path, module in list(model.named_modules()):
         name = f"{path}.weight"
+        in_blocks = name.startswith(f"{blocks}.")
         if isinstance(module, nn.Embedding) and name in stored:
             stream_embedding(module, stored[name].tensor())
-        elif type(module) in linears and name in stored and stored[name].convert is None:
+        elif type(module) in linears and name in stored and (stored[name].convert is None or not in_blocks):
             bias = None if module.bias is None else _read(stored[f"{path}.bias"], compute, device)
             parent, _, leaf = path.rpartition(".")
             weight = stored[name].tensor()

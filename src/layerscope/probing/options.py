@@ -30,5 +30,8 @@ class ProbeOptions(OpenOptions):
     """Definitions: `standard`, or `published` (those of the published tables)."""
     seed: int = 316
     """Seed of every random generator; recorded."""
+    control: str = "none"
+    """Ask a twin with shuffled weights too: `none`, `shuffled-weights` (those of the blocks), or
+    `shuffled-weights:all` (embedding and unembedding too)."""
     second_forward: str = "auto"
     """A second forward pass, to see whether the first repeats: `auto` (where it might not), `always` or `off`."""

@@ -280,6 +280,35 @@ class TunedVariantsRecord(RecordModel):
     )
 
 
+class ShuffledPromptRecord(RecordModel):
+    """A prompt about a fact, as the twin with shuffled weights takes it."""
+
+    fact_key: str | None = Field(description="Which fact, as in the rows.")
+    fact_index: Count | None = Field(description="Place of the fact, as in the rows.")
+    prompt_variant: str = Field(description="Which wording, as in the rows.")
+    answered: bool | None = Field(description="Whether the answer has rank 1 at the output; null if unresolved.")
+    first: Count | None = Field(description="First layer at which it has rank 1; null where there is none.")
+    stable: Count | None = Field(description="First layer from which it has rank 1 to the output.")
+    strong_stable: Count | None = Field(description="The same with the strong gate at every layer from there on.")
+
+
+class ShuffledWeightsRecord(RecordModel):
+    """The suite asked of a twin of the model whose matrices hold their entries in random order."""
+
+    scope: Literal["blocks", "all"] = Field(
+        description="Which matrices: those of the blocks, or embedding and unembedding too; vectors are kept."
+    )
+    seed: int = Field(description="What decided the order.")
+    lens: str = Field(description="Through which lens its layers were read: the headline lens, unless that is fitted.")
+    identity_ok: bool = Field(description="Whether its last layer, decoded by us, is its own output.")
+    n_asked: Count = Field(description="Prompts about facts, controls not counted.")
+    n_answered: Count = Field(description="How many of them have the answer at rank 1 at the output.")
+    prompts: tuple[ShuffledPromptRecord, ...] = Field(description="Each of them, in the order of the rows.")
+    on_top: dict[str, tuple[Count, ...]] = Field(
+        description="For each wording, how many answers have rank 1, by layer from 0 to n_layers."
+    )
+
+
 class MeasuredRecord(RecordModel):
     """Everything that was measured beside the rows; a block that is null has its reason in `absent`."""
 
@@ -308,6 +337,9 @@ class MeasuredRecord(RecordModel):
     )
     tuned_variants: TunedVariantsRecord | None = Field(
         None, description="The primary prompt under parts of the tuned lens."
+    )
+    shuffled_weights: ShuffledWeightsRecord | None = Field(
+        None, description="The suite asked of a twin with shuffled weights; null where no such control was asked for."
     )
     absent: Annotated[dict[str, str], BeforeValidator(_with_present_keys)] = Field(
         {}, description="For each block that is null or empty, the reason in words."

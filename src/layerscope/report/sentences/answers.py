@@ -24,7 +24,11 @@ def of_prompt(output: Output) -> str:
     if output.answer_rank is None:
         return f"The model says {says}; the rank of {answer} is not known"
     if output.judge == "whole":
-        told = "each piece of it is the next token" if output.answered else f"a piece of it has rank {output.answer_rank:,}"
+        told = (
+            "each piece of it is the next token"
+            if output.answered
+            else f"a piece of it has rank {output.answer_rank:,}"
+        )
         return f"The model says {says}; of the whole answer {answer}{_p(output.p_answer)} {told}"
     if output.answered:
         return f"The model answers {answer}{_p(output.p_answer)}"

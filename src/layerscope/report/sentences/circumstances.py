@@ -1,9 +1,9 @@
 """What bears on a verdict, in sentences: wording, controls, confirmation, norms, copying, the raw lens."""
 
+from layerscope.analysis.comparisons import ControlAnswers, WordingEffect
 from layerscope.analysis.confirmation import Confirmation
 from layerscope.analysis.consistency import OnsetGap
 from layerscope.analysis.diagnostics import Diagnostics
-from layerscope.analysis.comparisons import ControlAnswers, WordingEffect
 from layerscope.analysis.facts import NO_FILLER
 from layerscope.analysis.milestones import NOT_MEASURED, EarlyReflex, Milestones
 from layerscope.analysis.percentiles import median
@@ -143,8 +143,8 @@ def controls(found: ControlAnswers) -> str:
         given = "which is the fact's answer" if control.says_contrast else f"not {answers.token(control.contrast)}"
         return f"{said}, {given}"
     return (
-        f"{found.n_answered} of {found.n} controls get their own answer, {found.n_says_contrast} the answer of the fact "
-        "that they are compared with"
+        f"{found.n_answered} of {found.n} controls get their own answer, {found.n_says_contrast} that of the fact they "
+        "are compared with"
     )
 
 

@@ -55,7 +55,9 @@ def _three(
 ) -> str:
     """Where they coincide, one figure is said."""
     if not trusted:
-        return f"{FIRST} and for good from {place}" if first_is_stable else f"{FOR_GOOD} from {place}, {FIRST} at {first}"
+        return (
+            f"{FIRST} and for good from {place}" if first_is_stable else f"{FOR_GOOD} from {place}, {FIRST} at {first}"
+        )
     never = f"{AHEAD} to the output from no layer"
     if ahead_is_stable:
         rest = "" if first_is_stable else f", {FIRST} at {first}"
@@ -106,8 +108,8 @@ def chance(test: AgainstChance, decisive: str) -> str:
         return f"{verdict} (least p {_p(least)}, shuffled answers, Holm over layers)"
     verdict = "above chance" if test.above_chance else "not above chance"
     return (
-        f"{verdict}: at layer {at.layer} {at.n_on_top} {plural('fact', at.n_on_top)} on top, {at.expected:.2g} expected "
-        f"with answers shuffled (p {_p(at.p_holm)}, Holm over layers)"
+        f"{verdict}: at layer {at.layer} {at.n_on_top} {plural('fact', at.n_on_top)} on top, {at.expected:.2g} "
+        f"expected with answers shuffled (p {_p(at.p_holm)}, Holm over layers)"
     )
 
 

@@ -20,7 +20,7 @@ MOST_LINES = 16
 WIDTH = 80
 LABEL_WIDTH = 11
 """With a space and `LINE` characters of text, 80 columns."""
-_HEADER_WIDTH = 12
+_HEADER_WIDTH = 9
 STYLES: dict[Weight, str] = {"aside": "dim", "free": "green", "main": "bold", "advise": "yellow", "block": "red"}
 """An addition, for nothing is said by colour alone."""
 

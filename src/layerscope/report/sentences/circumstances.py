@@ -1,6 +1,6 @@
 """What bears on a verdict, in sentences: wording, controls, confirmation, norms, copying, the raw lens."""
 
-from layerscope.analysis.comparisons import ControlAnswers, WordingEffect
+from layerscope.analysis.comparisons import ControlAnswer, ControlAnswers, WordingEffect
 from layerscope.analysis.confirmation import Confirmation
 from layerscope.analysis.consistency import OnsetGap
 from layerscope.analysis.diagnostics import Diagnostics
@@ -104,21 +104,19 @@ def wording(effect: WordingEffect) -> str:
     """What another wording changes, over all facts that were asked in both."""
     if effect.reason is not None or effect.first is None or effect.second is None:
         return f"not asked: {effect.reason or 'no fact was asked in two wordings'}"
-    answers = effect.answers
+    first, second, both = effect.answers.n_first, effect.answers.n_second, effect.answers.n
     other = "without the filler word" if effect.second == NO_FILLER else f"in wording {printable(effect.second)}"
-    told = f"{other} {answers.n_second} of {answers.n} answered, with it {answers.n_first}"
-    if effect.second != NO_FILLER:
-        told = f"{other} {answers.n_second} of {answers.n} answered, in {printable(effect.first)} {answers.n_first}"
-    if answers.only_first or answers.only_second:
-        told += f" (p {short_text(answers.mcnemar_p)}, exact McNemar)"
-    parts = [told]
-    if effect.shift_layers.median is not None:
-        n = effect.shift_layers.n - effect.shift_layers.n_missing
-        parts.append(f"on top for good {_moved(effect.shift_layers.median)} ({_over(n)})")
+    this = "with it" if effect.second == NO_FILLER else f"in {printable(effect.first)}"
+    told = f"{other} {second} of {both} answered, {this} {first}"
+    if effect.answers.only_first or effect.answers.only_second:
+        told += f" (McNemar p {short_text(effect.answers.mcnemar_p)})"
+    shifts = []
     if effect.median_shift_nats is not None:
-        parts.append(f"log p {effect.median_shift_nats:+.2f} nats ({_over(effect.n_nats)})")
+        shifts.append(f"log p {effect.median_shift_nats:+.2f} nats")
+    if effect.shift_layers.median is not None:
+        shifts.append(f"on top for good {_moved(effect.shift_layers.median)}")
     state = {True: "sensitive", False: "not sensitive", None: "cannot be judged"}[effect.sensitive]
-    return f"{state}: {', '.join(parts)}"
+    return f"{state}: {'; '.join((told, *filter(None, [', '.join(shifts)])))}"
 
 
 def _moved(layers: float) -> str:
@@ -127,25 +125,30 @@ def _moved(layers: float) -> str:
     return f"{abs(layers):g} {plural('layer', abs(layers))} {'later' if layers > 0 else 'earlier'}"
 
 
-def _over(n: int) -> str:
-    return "1 fact" if n == 1 else f"median of {n}"
-
-
 def controls(found: ControlAnswers) -> str:
     """Whether the same question about another subject gets its own answer, and not the fact's."""
     if found.reason is not None:
         return f"not asked: {found.reason}"
     if found.n == 1:
-        control = found.controls[0]
-        said = answers.of_prompt(control.output)
-        if control.says_contrast is None or control.contrast is None:
-            return said
-        given = "which is the fact's answer" if control.says_contrast else f"not {answers.token(control.contrast)}"
-        return f"{said}, {given}"
+        return _control(found.controls[0])
     return (
         f"{found.n_answered} of {found.n} controls get their own answer, {found.n_says_contrast} that of the fact they "
         "are compared with"
     )
+
+
+def _control(control: ControlAnswer) -> str:
+    """One control: its own answer, and whether the fact's is given instead."""
+    output = control.output
+    if output.answered is None:
+        return answers.of_prompt(output)
+    own = answers.token(output.answer_text)
+    stands = "is given" if output.answered else f"has rank {output.answer_rank:,}"
+    told = f"its own answer {own} {stands}"
+    if control.says_contrast is None or control.contrast is None:
+        return told
+    given = "is given instead" if control.says_contrast else "is not given"
+    return f"{told}; the fact's {answers.token(control.contrast)} {given}"
 
 
 def twin(record: ShuffledWeightsRecord) -> str:

@@ -52,9 +52,9 @@ def probabilities(quotability: Quotability, lens: str) -> str:
         if layer.status is not None:
             layers_of.setdefault(layer.status, []).append(layer.layer)
     words: dict[Status, str] = {
-        "model": "the model's own at {}",
+        "model": "the model's at {}",
         "near": "an estimate of the model's at {}",
-        "decoded": "the {lens} lens' at {}: quote them by its name",
+        "decoded": "the {lens} lens' (name it) at {}",
         "withheld": "withheld at {}",
     }
     parts = [text.format(layers(layers_of[status]), lens=lens) for status, text in words.items() if status in layers_of]

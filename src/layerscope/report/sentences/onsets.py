@@ -1,11 +1,13 @@
 """The three layers in sentences: first on top, on top for good, clearly ahead; how sure they are, and how blind."""
 
+from collections.abc import Sequence
+
 from layerscope.analysis.chance import AgainstChance
 from layerscope.analysis.onsets import Blindness, LayerOverFacts, LayersOfPrompt, LayersOverFacts
-from layerscope.report.numbers import short_text
 from layerscope.report.sentences.lines import plural
 
 FIRST, FOR_GOOD, AHEAD = "first on top", "on top for good", "clearly ahead"
+NEVER_AHEAD = f"{AHEAD} to the end from no layer"
 WHAT_TELLS = "a tuned lens or a patch would tell"
 
 
@@ -15,58 +17,39 @@ def lens_name(lens: str) -> str:
 
 
 def of_prompt(layers: LayersOfPrompt, n_layers: int, *, trusted: bool) -> str:
-    """Of one prompt whose answer is on top at the output."""
-    stable = layers.on_top_for_good
+    """Of one prompt whose answer is on top at the output; empty where that is not known of every layer."""
+    first, stable, ahead = layers.first_on_top, layers.on_top_for_good, layers.clearly_ahead
     if stable is None:
         return ""
-    place = f"layer {stable} of {n_layers} ({stable / n_layers:.2f} of the depth)"
-    ahead = f"layer {layers.clearly_ahead}" if layers.clearly_ahead is not None else None
-    return _three(
-        place,
-        f"layer {layers.first_on_top}",
-        ahead,
-        first_is_stable=layers.first_on_top == stable,
-        ahead_is_stable=layers.clearly_ahead == stable,
-        trusted=trusted,
-    )
+    place = f"layer {stable} of {n_layers} (depth {stable / n_layers:.2f})"
+    others = [f"{FIRST} at {first}"] if first != stable else []
+    if not trusted:
+        return _joined(FOR_GOOD, place, others)
+    if ahead == stable:
+        return _joined(f"{FOR_GOOD} and {AHEAD}", place, others)
+    return _joined(FOR_GOOD, place, [*others, NEVER_AHEAD if ahead is None else f"{AHEAD} from {ahead}"])
 
 
 def over_facts(layers: LayersOverFacts, n_layers: int, *, trusted: bool) -> str:
-    """Of the facts that are answered: medians, and how they spread."""
-    first, stable, ahead = layers.first_on_top, layers.on_top_for_good, layers.clearly_ahead
-    middle = stable.summary.median
+    """Of the facts that are answered: medians, and how they spread; empty where no fact has a layer."""
+    stable, ahead = layers.on_top_for_good, layers.clearly_ahead
+    first, middle, clear = (layer.summary.median for layer in (layers.first_on_top, stable, ahead))
     if middle is None or stable.median_depth is None:
         return ""
-    place = f"layer {middle:g} of {n_layers} ({stable.median_depth:.2f} of the depth; {spread(stable)})"
-    missing, held = ahead.summary.n_missing, ahead.summary.n - ahead.summary.n_missing
-    some = f" in {held} of {ahead.summary.n}" if missing else ""
-    return _three(
-        place,
-        f"layer {first.summary.median:g}",
-        None if ahead.summary.median is None else f"layer {ahead.summary.median:g}{some}",
-        first_is_stable=first.summary.median == middle,
-        ahead_is_stable=ahead.summary.median == middle and not missing,
-        trusted=trusted,
-    )
-
-
-def _three(
-    place: str, first: str, ahead: str | None, *, first_is_stable: bool, ahead_is_stable: bool, trusted: bool
-) -> str:
-    """Where they coincide, one figure is said."""
+    place = f"layer {middle:g} of {n_layers} (depth {stable.median_depth:.2f}; {spread(stable)})"
+    others = [f"{FIRST} at {first:g}"] if first is not None and first != middle else []
     if not trusted:
-        return (
-            f"{FIRST} and for good from {place}" if first_is_stable else f"{FOR_GOOD} from {place}, {FIRST} at {first}"
-        )
-    never = f"{AHEAD} to the output from no layer"
-    if ahead_is_stable:
-        rest = "" if first_is_stable else f", {FIRST} at {first}"
-        both = f"{FIRST}, for good and {AHEAD}" if first_is_stable else f"{FOR_GOOD} and {AHEAD}"
-        return f"{both} from {place}{rest}"
-    last = never if ahead is None else f"{AHEAD} from {ahead}"
-    if first_is_stable:
-        return f"{FIRST} and for good from {place}, {last}"
-    return f"{FOR_GOOD} from {place}, {FIRST} at {first}, {last}"
+        return _joined(FOR_GOOD, place, others)
+    missing = ahead.summary.n_missing
+    if clear == middle and not missing:
+        return _joined(f"{FOR_GOOD} and {AHEAD}", place, others)
+    some = f" in {ahead.summary.n - missing} of them" if missing else ""
+    return _joined(FOR_GOOD, place, [*others, NEVER_AHEAD if clear is None else f"{AHEAD} from {clear:g}{some}"])
+
+
+def _joined(what: str, place: str, others: Sequence[str]) -> str:
+    """Where layers coincide, one figure is said."""
+    return ", ".join((f"{what} from {place}", *others))
 
 
 def spread(layer: LayerOverFacts) -> str:
@@ -75,11 +58,11 @@ def spread(layer: LayerOverFacts) -> str:
     if n == 1:
         return "1 fact"
     if layer.all_equal:
-        return f"all {n} facts equal"
+        return f"the same in {'both' if n == 2 else f'all {n}'}"
     if summary.interval_95 is not None:
         low, high = summary.interval_95
-        return f"median of {n} facts, 95 % {low:g} to {high:g}"
-    return f"median of {n} facts, {layer.least} to {layer.most}"
+        return f"median of {n}, 95 % {low:g} to {high:g}"
+    return f"median of {n}, which range from {layer.least} to {layer.most}"
 
 
 def blind(blindness: Blindness, read: tuple[str, ...]) -> str:
@@ -105,13 +88,10 @@ def chance(test: AgainstChance, decisive: str) -> str:
     if at is None:
         least = min((layer.p_holm for layer in test.by_layer), default=1.0)
         verdict = "above chance at some layer" if test.above_chance else "not above chance at any layer"
-        return f"{verdict} (least p {_p(least)}, shuffled answers, Holm over layers)"
+        return f"{verdict} (shuffled answers, least {_p(least)})"
     verdict = "above chance" if test.above_chance else "not above chance"
-    return (
-        f"{verdict}: at layer {at.layer} {at.n_on_top} {plural('fact', at.n_on_top)} on top, {at.expected:.2g} "
-        f"expected with answers shuffled (p {_p(at.p_holm)}, Holm over layers)"
-    )
+    return f"{verdict}: {at.n_on_top} on top at layer {at.layer}; shuffled answers {at.expected:.2g}, {_p(at.p_holm)}"
 
 
 def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else short_text(p)
+    return "p < 0.001" if p < 0.001 else f"p {p:.2g}"

@@ -151,7 +151,7 @@ class VerdictText:
             lost = answers.all_lost(diagnostics.answered)
             lines += [LabelledLine("lost", lost)] if lost else []
         lines += [
-            LabelledLine("other lenses", self._other_lenses()),
+            LabelledLine("lenses", self._other_lenses()),
             LabelledLine("wording", circumstances.wording(diagnostics.wording)),
             LabelledLine("control", circumstances.controls(diagnostics.controls)),
         ]

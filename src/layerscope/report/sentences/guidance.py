@@ -45,20 +45,31 @@ _SHORT = {
 """Every reason in a few words."""
 
 
+_WHOSE: dict[Status, str] = {
+    "model": "the model's at {}",
+    "near": "an estimate of the model's at {}",
+    "decoded": "the {lens} lens' (name it) at {}",
+    "withheld": "withheld at {}",
+}
+LEGEND: dict[Status, str] = {
+    "model": "the model's own",
+    "near": "an estimate of the model's: within half a bit of it",
+    "decoded": "the lens' own: to be quoted by its name",
+    "withheld": "withheld",
+}
+"""What the probabilities of a layer are, by its status."""
+
+
 def probabilities(quotability: Quotability, lens: str) -> str:
     """What the probabilities of a lens are, layer by layer."""
     layers_of: dict[Status, list[int]] = {}
     for layer in quotability.by_lens.get(lens, ()):
         if layer.status is not None:
             layers_of.setdefault(layer.status, []).append(layer.layer)
-    words: dict[Status, str] = {
-        "model": "the model's at {}",
-        "near": "an estimate of the model's at {}",
-        "decoded": "the {lens} lens' (name it) at {}",
-        "withheld": "withheld at {}",
-    }
-    parts = [text.format(layers(layers_of[status]), lens=lens) for status, text in words.items() if status in layers_of]
-    return "; ".join(parts) or "none was measured"
+    parts = [
+        text.format(layers(layers_of[status]), lens=lens) for status, text in _WHOSE.items() if status in layers_of
+    ]
+    return ", ".join(parts) or "not measured"
 
 
 def in_short(guidance: Guidance) -> list[str]:

@@ -158,7 +158,7 @@ class VerdictText:
         twin = self.record.measured.shuffled_weights
         lines += [] if twin is None else [LabelledLine("twin", circumstances.twin(twin))]
         quotable = guidance.probabilities(diagnostics.quotability, diagnostics.headline)
-        return [*lines, LabelledLine("p of layers", quotable)] if self.trusted else lines
+        return [*lines, LabelledLine("p is", quotable)] if self.trusted else lines
 
     def cautions(self) -> list[str]:
         """Every reason for caution in a few words."""

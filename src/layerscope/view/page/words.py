@@ -128,8 +128,14 @@ def _depth(verdict: VerdictText, lens: str) -> Depth:
     cells = verdict.cells(lens)
     named = zip(verdict.columns.values(), cells, strict=True)
     at = {name: int(cell) for name, cell in named if cell.isdigit()}
-    three = (at.get(name) for name in (ONSET, stable_twin(ONSET), stable_twin(STRONG)))
-    return Depth(lens, lens == verdict.diagnostics.headline, *three, tuple(cells))
+    return Depth(
+        lens=lens,
+        headline=lens == verdict.diagnostics.headline,
+        first=at.get(ONSET),
+        for_good=at.get(stable_twin(ONSET)),
+        ahead=at.get(stable_twin(STRONG)),
+        cells=tuple(cells),
+    )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from layerscope.report.sentences.readable import rank_1
 from layerscope.report.text import printable
 
 NONE = "none"
+P_IS = "p is"
+"""The label of what probabilities of layers are."""
 
 
 class VerdictText:
@@ -158,7 +160,7 @@ class VerdictText:
         twin = self.record.measured.shuffled_weights
         lines += [] if twin is None else [LabelledLine("twin", circumstances.twin(twin))]
         quotable = guidance.probabilities(diagnostics.quotability, diagnostics.headline)
-        return [*lines, LabelledLine("p is", quotable)] if self.trusted else lines
+        return [*lines, LabelledLine(P_IS, quotable)] if self.trusted else lines
 
     def cautions(self) -> list[str]:
         """Every reason for caution in a few words."""

@@ -11,7 +11,7 @@ from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.report.sentences.guidance import identity, probabilities, reporting
 from layerscope.report.sentences.lines import LabelledLine
-from layerscope.report.sentences.verdict import VerdictText
+from layerscope.report.sentences.verdict import P_IS, VerdictText
 from layerscope.suite import builtin_suites
 
 BUNDLED_ID = "layerscope/reference"
@@ -84,6 +84,8 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
     """
     record, check = run.record, run.record.identity
     verdict = VerdictText(run.verdict, record)
+    # What probabilities are has a place of its own here.
+    summary = [line for line in verdict.summary() if line.label != P_IS] if verdict.names_layers else []
     said = reporting(run.guidance, run.diagnostics.headline, ranked=verdict.ranked)
     reasons = [line for line in said if line.label not in ("reporting", "detail")]
     details = [*verdict.strength(), *verdict.circumstances()] if verdict.names_layers else []
@@ -106,7 +108,7 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
         reasons=tuple(
             Sentence(line.label, line.text, line.label if line.label in _WEIGHTS else "") for line in reasons
         ),
-        lines=tuple(_by_label(verdict.summary() if verdict.names_layers else [])),
+        lines=tuple(_by_label(summary)),
         details=tuple(_by_label(details)),
         columns=tuple(header.replace("<=", "≤") for header in verdict.columns),
         depths=tuple(_depth(verdict, lens) for lens in record.protocol.lenses) if verdict.names_layers else (),

@@ -127,6 +127,8 @@ class Diagnostics:
     """First on top, on top for good, clearly ahead."""
     layers_over_facts: onsets.LayersOverFacts
     """The same over the facts that are answered, each once."""
+    layers_by_lens: Mapping[str, onsets.LayersOverFacts]
+    """The same under every lens that was read."""
     blindness: onsets.Blindness
     """How far the headline lens is from the model just before the onset over facts."""
     chance: chance.AgainstChance
@@ -275,6 +277,10 @@ class _Judge:
             answered=answered,
             layers_of_primary=onsets.layers_of_prompt(self.headlined),
             layers_over_facts=over_facts,
+            layers_by_lens={
+                lens: onsets.layers_over_facts(answered.counted, self.milestones.by_pass(lens), self.n_layers)
+                for lens in dict.fromkeys(curve.lens for curve in self.curves)
+            },
             blindness=onsets.blindness(self.curves, self.headline, answered.counted, for_good),
             chance=chance.against_chance(self.curves, self.record, self.headline, medians, onsets.ON_TOP_FOR_GOOD),
             quotability=quotability(self.curves, self.record, said, repeat),

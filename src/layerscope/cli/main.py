@@ -45,6 +45,7 @@ DIALECTS = {"extended": EXTENDED, "generation-m": GENERATION_M}
 """Ways of writing the published format, by their names here."""
 
 
+Details = Annotated[bool, typer.Option("--details", help="The verdict with all that it rests on.")]
 ModelInFolder = Annotated[
     str | None, typer.Option("--model", help="Which model, where a folder of published files holds several.")
 ]
@@ -69,6 +70,7 @@ def probe(
     model: Model = None,
     options: ProbeOptions,
     out: Annotated[Path, typer.Option(help="Folder in which to make the run's own folder.")] = Path("runs"),
+    details: Details = False,
 ) -> None:
     """Probe a model with a suite: print what every layer says, give a verdict, and write a run folder."""
     parent = _usable(out)
@@ -84,9 +86,9 @@ def probe(
     try:
         _save(run, folder)  # before any table, whose reader may go away (`| head`)
     except RunError:
-        print_parts(_tables_and_verdict(run))  # all that is left of it
+        print_parts(_tables_and_verdict(run, details=details))  # all that is left of it
         raise
-    print_parts(_tables_and_verdict(run))
+    print_parts(_tables_and_verdict(run, details=details))
     try:
         print_line(f"page · {write_view([run], folder / 'view.html')}")
     except RunError as error:  # the run itself is safe
@@ -106,6 +108,7 @@ def show(
     milestones: Annotated[
         bool, typer.Option("--milestones", help="Every milestone of one prompt instead of the tables by layer.")
     ] = False,
+    details: Details = False,
     model: ModelInFolder = None,
 ) -> None:
     """Print the tables and verdict of a finished run, or its milestones."""
@@ -113,7 +116,7 @@ def show(
     if milestones:
         print_parts(milestone_table(finished, lens=lens, prompt=prompt))
     else:
-        print_parts(_tables_and_verdict(finished, lens=lens, prompt=prompt))
+        print_parts(_tables_and_verdict(finished, lens=lens, prompt=prompt, details=details))
     print_parts(problem_lines(finished))
 
 
@@ -185,12 +188,14 @@ def _save(run: Run, folder: Path) -> None:
     run.save(folder, published=GENERATION_M if published and first == HEADLINE else None)
 
 
-def _tables_and_verdict(run: Run, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:
+def _tables_and_verdict(
+    run: Run, lens: str | None = None, prompt: int | None = None, *, details: bool
+) -> Iterator[RenderableType]:
     """The verdict comes last, for it is what remains on the screen; not after one prompt, for it is on them all."""
     yield from run_tables(run, lens=lens, prompt=prompt)
     if prompt is None:
         yield ""
-        yield from run_verdict(run)
+        yield from run_verdict(run, details=details)
 
 
 def _usable(out: Path) -> Path:

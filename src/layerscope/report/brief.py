@@ -74,7 +74,9 @@ def brief(evidence: Evidence) -> Brief:
 
 
 def _preface(evidence: Evidence) -> str:
-    guidance = instructions(evidence.verdict.guidance, evidence.record, evidence.headline)
+    guidance = instructions(
+        evidence.verdict.guidance, evidence.verdict.diagnostics.quotability, evidence.record, evidence.headline
+    )
     return "\n\n".join(
         (
             f"# Brief on {plain(evidence.record.model.id)}",

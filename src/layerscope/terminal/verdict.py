@@ -1,5 +1,6 @@
 """A run's verdict laid out for a terminal."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
@@ -10,32 +11,70 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.record.run_record import RunRecord
 from layerscope.report.sentences.guidance import reporting
-from layerscope.report.sentences.lines import LINE, LabelledLine, Weight
+from layerscope.report.sentences.lines import LINE, LabelledLine, Weight, under_one_label
 from layerscope.report.sentences.verdict import VerdictText
 from layerscope.report.text import printable
 
+MOST_LINES = 16
+"""Of a verdict without its details."""
+WIDTH = 80
 LABEL_WIDTH = 11
 """With a space and `LINE` characters of text, 80 columns."""
-_HEADER_WIDTH = 12
+_HEADER_WIDTH = 9
 STYLES: dict[Weight, str] = {"aside": "dim", "free": "green", "main": "bold", "advise": "yellow", "block": "red"}
 """An addition, for nothing is said by colour alone."""
 
 
-def run_verdict(run: AnalysedRun) -> Iterator[RenderableType]:
-    """The verdict on a run, for a console of 80 columns; wider ones are not filled."""
-    return verdict_of(run.verdict, run.record)
+def run_verdict(run: AnalysedRun, *, details: bool = False) -> Iterator[RenderableType]:
+    """The verdict on a run, for a console of 80 columns; wider ones are not filled.
+
+    Args:
+        details: whether to say all there is, rather than what `MOST_LINES` lines hold.
+    """
+    return verdict_of(run.verdict, run.record, details=details)
 
 
-def verdict_of(verdict: Verdict, record: RunRecord) -> Iterator[RenderableType]:
+def verdict_of(verdict: Verdict, record: RunRecord, *, details: bool = False) -> Iterator[RenderableType]:
     """The same of a verdict and of the record that it is on."""
     text = VerdictText(verdict, record)
-    yield Text(text.title(), style="bold")
-    yield Text(text.headline(), style="bold")
+    yield Text(text.title(), style="bold", overflow="ellipsis", no_wrap=True)
+    yield Text("\n".join(textwrap.wrap(text.headline(), WIDTH)), style="bold")
     if text.names_layers:
-        yield _grid(text.strength())
-        yield _lens_table(text)
-        yield _grid(text.circumstances())
-    yield _grid(reporting(verdict.guidance, verdict.diagnostics.headline, ranked=text.ranked))
+        summary = text.summary()
+        yield _grid(summary if details else [*summary, *_in_short(text, summary)])
+        if details:
+            yield _of_first_fact(text)
+            yield _grid(text.strength())
+            yield _lens_table(text)
+            yield _grid(text.circumstances())
+    if details or not text.names_layers:
+        yield _grid(reporting(verdict.guidance, verdict.diagnostics.headline, ranked=text.ranked))
+
+
+def _of_first_fact(text: VerdictText) -> Text:
+    """What the lines below it are about."""
+    fact = "the prompt" if text.prompt is None else text.prompt.fact_key or "the prompt"
+    return Text(printable(f"{fact} in detail"), style="bold")
+
+
+def _in_short(text: VerdictText, summary: Sequence[LabelledLine]) -> list[LabelledLine]:
+    """As many cautions as lines are left for, each on its own; how many more there are stands in the last."""
+    cautions = text.cautions()
+    taken = (
+        1 + len(textwrap.wrap(text.headline(), WIDTH)) + sum(len(textwrap.wrap(line.text, LINE)) for line in summary)
+    )
+    room = max(1, MOST_LINES - taken)
+    if not cautions:
+        unknown = text.guidance.undetermined
+        rest = f" ({len(unknown)} could not be judged: --details)" if unknown else ""
+        return [LabelledLine("cautions", f"none{rest}", "free")]
+    shown = cautions if len(cautions) <= room else cautions[: room - 1]
+    more = len(cautions) - len(shown)
+    texts = [
+        *shown,
+        *([f"{more} more cautions: --details" if shown else f"{more} cautions: --details"] if more else []),
+    ]
+    return under_one_label("cautions", texts, "advise")
 
 
 def _grid(lines: Sequence[LabelledLine]) -> Table:

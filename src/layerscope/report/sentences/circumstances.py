@@ -1,16 +1,19 @@
-"""What bears on a verdict, in sentences: confirmation, norms, copying, control, wording, facts, the raw lens."""
+"""What bears on a verdict, in sentences: wording, controls, confirmation, norms, copying, the raw lens."""
 
+from layerscope.analysis.comparisons import ControlAnswer, ControlAnswers, WordingEffect
 from layerscope.analysis.confirmation import Confirmation
 from layerscope.analysis.consistency import OnsetGap
 from layerscope.analysis.diagnostics import Diagnostics
-from layerscope.analysis.facts import NO_FILLER, Ablation, ControlSummary, FactStatistics
-from layerscope.analysis.milestones import NOT_MEASURED, Milestones
-from layerscope.analysis.statistics import FEWEST, Summary
-from layerscope.record.milestone_names import ONSET, STRONG_RUN2, MilestoneName, copy_soft
+from layerscope.analysis.facts import NO_FILLER
+from layerscope.analysis.milestones import NOT_MEASURED, EarlyReflex, Milestones
+from layerscope.analysis.percentiles import median
+from layerscope.record.measured import ShuffledWeightsRecord
+from layerscope.record.milestone_names import MilestoneName, copy_soft
 from layerscope.record.protocol import Thresholds
 from layerscope.report.numbers import short_text
-from layerscope.report.sentences.lines import at_layer, layers, plural
-from layerscope.report.sentences.readable import AHEAD, AHEAD_AT_TWO, rank_1
+from layerscope.report.sentences import answers
+from layerscope.report.sentences.lines import layers, plural
+from layerscope.report.sentences.readable import AHEAD, rank_1
 from layerscope.report.text import printable
 
 GAP = (
@@ -54,33 +57,41 @@ def confirmed(confirmation: Confirmation, headline: str) -> str:
     return f"by {who}, but trivially: there it computes the same as {headline}, so nothing new is said"
 
 
-def onset_gap(gap: OnsetGap) -> str:
-    """How many layers lie between the answer under the final norm and under the next block's."""
+def onset_gap(gap: OnsetGap, *, known: bool = True) -> str:
+    """How many layers lie between the answer under the final norm and under the next block's.
+
+    Args:
+        gap: the first layers on top.
+        known: whether a layer that is absent was looked for at every layer.
+    """
     logit, next_norm, n = gap.logit, gap.next_norm, gap.gap_layers
     if n is None:
-        return f"rank 1 under logit {at_layer(logit)}, under next_norm {at_layer(next_norm)}, so the gap is not known"
+        if known and logit is None and next_norm is None:
+            return "the answer is on top at no layer under logit, nor under next_norm"
+        none = "at no layer" if known else "at no known layer"
+        where = [none if layer is None else f"at layer {layer}" for layer in (logit, next_norm)]
+        return f"rank 1 under logit {where[0]}, under next_norm {where[1]}"
     if n == 0:
         return f"rank 1 comes at the same layer under logit and next_norm: {logit}"
     return (
         f"rank 1 comes {abs(n)} {plural('layer', abs(n))} {'later' if n > 0 else 'earlier'} under next_norm "
-        f"({next_norm}) than under logit ({logit}), so much hangs on the norm alone"
+        f"({next_norm}) than under logit ({logit})"
     )
 
 
-def copying(diagnostics: Diagnostics, milestones: Milestones, thresholds: Thresholds) -> str:
+def copying(reflex: EarlyReflex | None, milestones: Milestones, thresholds: Thresholds) -> str:
     """Where the prompt is echoed, and how far from the answer that is."""
-    early = {True: "; layers 0 to 3 echo the prompt: an early reflex", False: "; no echo in layers 0 to 3", None: ""}
-    reflex = early[diagnostics.copies_early]
+    early = "" if reflex is None or not reflex.layers else f"; an early reflex: strict copy at {layers(reflex.layers)}"
     copy, onset = milestones.get(MilestoneName.COPY), rank_1(milestones).layer
     if copy is None or copy.reason == NOT_MEASURED:
-        return f"not measured{reflex}"
+        return f"not measured{early}"
     soft = [milestones[copy_soft(k)].layer for k in thresholds.copy_soft_windows]
     layer = copy.layer if copy.layer is not None else min((at for at in soft if at is not None), default=None)
     if layer is None:
-        return f"no strict copy (L_copy), no soft one{reflex}"
-    kind = "strict copy (L_copy)" if copy.layer is not None else "no strict copy (L_copy), a soft one"
+        return f"the prompt's words are copied at no layer{early}"
+    kind = "strict copy" if copy.layer is not None else "no strict copy, a soft one"
     before = "" if onset is None else f", {_apart(layer, onset)} rank 1"
-    return f"{kind} at layer {layer}{before}{reflex}"
+    return f"{kind} at layer {layer}{before}{early}"
 
 
 def _apart(layer: int, other: int) -> str:
@@ -89,45 +100,66 @@ def _apart(layer: int, other: int) -> str:
     return f"{n} {plural('layer', n)} {'before' if other > layer else 'after'}" if n else "that of"
 
 
-def control(summary: ControlSummary, answer: str | None) -> str:
-    """From where the control's own answer leads clearly."""
-    its_answer = f"its answer {answer}" if answer else "its answer"
-    if summary.first_control_strong_pos is None:
-        return f"no clear lead of {its_answer}: {summary.reason}"
-    most = summary.max_control_top2_logit_gap
-    lead = "" if most is None else f" (up to {most:.1f} logits)"
-    return f"{its_answer} leads clearly first at layer {summary.first_control_strong_pos}{lead}"
+def wording(effect: WordingEffect) -> str:
+    """What another wording changes, over all facts that were asked in both."""
+    if effect.reason is not None or effect.first is None or effect.second is None:
+        return f"not asked: {effect.reason or 'no fact was asked in two wordings'}"
+    first, second, both = effect.answers.n_first, effect.answers.n_second, effect.answers.n
+    other = "without the filler word" if effect.second == NO_FILLER else f"in wording {printable(effect.second)}"
+    this = "with it" if effect.second == NO_FILLER else f"in {printable(effect.first)}"
+    told = f"{other} {second} of {both} answered, {this} {first}"
+    if effect.answers.only_first or effect.answers.only_second:
+        told += f" (McNemar p {short_text(effect.answers.mcnemar_p)})"
+    shifts = []
+    if effect.median_shift_nats is not None:
+        shifts.append(f"log p {effect.median_shift_nats:+.2f} nats")
+    if effect.shift_layers.median is not None:
+        shifts.append(f"on top for good {_moved(effect.shift_layers.median)}")
+    state = {True: "sensitive", False: "not sensitive", None: "cannot be judged"}[effect.sensitive]
+    return f"{state}: {'; '.join((told, *filter(None, [', '.join(shifts)])))}"
 
 
-def ablation(summary: Ablation) -> str:
-    """What another wording changes."""
-    variant, first, other, delta = summary.variant_nf, summary.L_sem_orig, summary.L_sem_nf, summary.delta_L_sem
-    if variant is None:
-        return "not asked: the fact has one wording alone"
-    wording = "without the filler word" if variant == NO_FILLER else f"in wording {printable(variant)}"
-    if delta is None:
-        return f"rank 1 {at_layer(first)}, {wording} {at_layer(other)}, so there is no difference to tell"
-    moved = f"{abs(delta)} {'later' if delta > 0 else 'earlier'} than {first}" if delta else "as before"
-    return f"{wording} at layer {other}, {moved}: {'sensitive' if summary.sensitive else 'not sensitive'}"
+def _moved(layers: float) -> str:
+    if layers == 0:
+        return "at the same layer"
+    return f"{abs(layers):g} {plural('layer', abs(layers))} {'later' if layers > 0 else 'earlier'}"
 
 
-def facts(statistics: FactStatistics, *, trusted: bool) -> list[str]:
-    """How layers vary over facts."""
-    if statistics.n < 2:
-        return ["one fact alone"] if statistics.n else []
-    shown = {"rank 1": ONSET, AHEAD_AT_TWO: STRONG_RUN2} if trusted else {"rank 1": ONSET}
-    return [f"{name}: {spread(statistics.by_milestone[milestone])}" for name, milestone in shown.items()]
+def controls(found: ControlAnswers) -> str:
+    """Whether the same question about another subject gets its own answer, and not the fact's."""
+    if found.reason is not None:
+        return f"not asked: {found.reason}"
+    if found.n == 1:
+        return _control(found.controls[0])
+    return (
+        f"{found.n_answered} of {found.n} controls get their own answer, {found.n_says_contrast} that of the fact they "
+        "are compared with"
+    )
 
 
-def spread(summary: Summary) -> str:
-    """A layer over facts: how many lack it, median, quartiles, and how sure the median is."""
-    middle = f"n {summary.n}, missing {summary.n_missing}"
-    if summary.median is None:
-        return middle
-    middle += f", median {summary.median:g} [IQR {summary.p25:g}, {summary.p75:g}]"
-    if summary.interval_95 is None:
-        return f"{middle}; 95% needs {FEWEST} facts"
-    return f"{middle}, 95% [{summary.interval_95[0]:g}, {summary.interval_95[1]:g}]"
+def _control(control: ControlAnswer) -> str:
+    """One control: its own answer, and whether the fact's is given instead."""
+    output = control.output
+    if output.answered is None:
+        return answers.of_prompt(output)
+    own = answers.token(output.answer_text)
+    stands = "is given" if output.answered else f"has rank {output.answer_rank:,}"
+    told = f"its own answer {own} {stands}"
+    if control.says_contrast is None or control.contrast is None:
+        return told
+    given = "is given instead" if control.says_contrast else "is not given"
+    return f"{told}; the fact's {answers.token(control.contrast)} {given}"
+
+
+def twin(record: ShuffledWeightsRecord) -> str:
+    """How a model with the same weights in random order fares."""
+    what = "of the blocks shuffled" if record.scope == "blocks" else "shuffled, embeddings too"
+    told = f"with the weights {what}, {record.n_answered} of {record.n_asked} prompts answered"
+    stable = [prompt.stable for prompt in record.prompts if prompt.stable is not None]
+    first = [prompt.first for prompt in record.prompts if prompt.first is not None]
+    if stable:
+        return f"{told}, on top for good from layer {median(stable):g} (median)"
+    return f"{told}; on top at some layer in {len(first)}" if first else f"{told}; on top at no layer"
 
 
 def raw_against_norm(diagnostics: Diagnostics) -> list[str]:

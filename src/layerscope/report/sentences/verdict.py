@@ -1,4 +1,4 @@
-"""A run's verdict in sentences: where the answer becomes readable, how well that is borne out, what bears on it."""
+"""A run's verdict in sentences: what the model says, from which layer on, how well that is borne out."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,20 @@ from layerscope.analysis.curve import Row
 from layerscope.analysis.diagnostics import Verdict, protocol_in_force
 from layerscope.analysis.milestones import NEVER as HOLDS_NOWHERE
 from layerscope.analysis.milestones import NO_TWO, NOT_MEASURED, NOT_TO_THE_END, Milestone
+from layerscope.analysis.onsets import ON_TOP_FOR_GOOD
 from layerscope.analysis.statistics import entropy_fraction
-from layerscope.record.milestone_names import ONSET, STABLE, STRONG, STRONG_RUN2, MilestoneName, stable_twin
+from layerscope.record.milestone_names import ONSET, STABLE, STRONG, MilestoneName, stable_twin
 from layerscope.record.run_record import RunRecord
 from layerscope.report.numbers import ABSENT, short_text
-from layerscope.report.sentences import circumstances, fitted_lenses, last_layer, readable
+from layerscope.report.sentences import answers, circumstances, fitted_lenses, guidance, last_layer, onsets, readable
 from layerscope.report.sentences.lines import LabelledLine, under_one_label
-from layerscope.report.sentences.readable import AHEAD, AHEAD_AT_TWO, RUNNING, rank_1
+from layerscope.report.sentences.onsets import AHEAD, FIRST, FOR_GOOD
+from layerscope.report.sentences.readable import rank_1
 from layerscope.report.text import printable
 
 NONE = "none"
+P_IS = "p is"
+"""The label of what probabilities of layers are."""
 
 
 class VerdictText:
@@ -49,32 +53,61 @@ class VerdictText:
 
     # What comes first
 
+    @property
+    def over_facts(self) -> bool:
+        """Whether the verdict is over several facts, and not on one prompt alone."""
+        return self.diagnostics.answered.n > 1
+
     def title(self) -> str:
-        """Which prompt the verdict is on."""
-        primary = self.diagnostics.primary
+        """What the verdict is on."""
+        primary, suite = self.diagnostics.primary, self.record.suite.name
         name = None if self.prompt is None else self.prompt.fact_key
-        which = "no fact was asked" if primary is None else f"{name or 'first fact'} · {primary.prompt_variant}"
-        return printable(f"verdict · {which} · lens {self.diagnostics.headline}")
+        if primary is None:
+            which = "no fact was asked"
+        elif self.over_facts:
+            which = f"{suite} · {primary.prompt_variant}"
+        else:
+            which = f"{name or 'first fact'} · {primary.prompt_variant}"
+        return printable(f"verdict · {which} · {self.record.model.id} · lens {self.diagnostics.headline}")
 
     def headline(self) -> str:
-        """The one sentence to take away."""
-        lens = self.diagnostics.headline
+        """What to take away: what the model says, from which layer on under which lens, and how blind that is."""
         if not self.ranked:
             return readable.NOTHING_STANDS
         if not self.milestones:
-            return readable.NO_FACT.format(lens=lens)
-        semantic = self.semantic()
-        if semantic is None:
-            return readable.NEVER_READABLE.format(answer=self.answer(), lens=lens, why=self._why_never())
-        fraction = ABSENT if semantic.layer is None else f"{semantic.layer / self.n_layers:.2f}"
-        return readable.READABLE.format(
-            answer=self.answer(),
-            layer=f"{semantic.layer} of {self.n_layers}",
-            depth=f"{fraction} of the depth",
-            lens=f" under lens {lens}",
-            basis=self._basis(semantic),
-            milestone=semantic.name,
-        )
+            return readable.NO_FACT.format(lens=self.diagnostics.headline)
+        first = self._over_facts() if self.over_facts else self._of_prompt()
+        return " ".join(filter(None, (first, onsets.blind(self.diagnostics.blindness, self.record.protocol.lenses))))
+
+    def _over_facts(self) -> str:
+        facts, under = self.diagnostics.answered, onsets.lens_name(self.diagnostics.headline)
+        layers = onsets.over_facts(self.diagnostics.layers_over_facts, self.n_layers, trusted=self.trusted)
+        told = answers.over_facts(facts)
+        if layers:
+            subject = "what the model says is " if facts.n_without_answer == facts.n else ""
+            return f"{told}; {subject}{layers} under {under}."
+        lost, never = len(facts.found_and_lost), len(facts.never_on_top)
+        none = f"{lost} on top at some layer and lost again, {never} on top at no layer"
+        return f"{told}; {none} under {under}."
+
+    def _of_prompt(self) -> str:
+        diagnostics = self.diagnostics
+        output = None if diagnostics.primary is None else diagnostics.outputs.get(diagnostics.primary)
+        if output is None:
+            return "What the model itself says is not known."
+        told, under = answers.of_prompt(output), onsets.lens_name(diagnostics.headline)
+        if not output.on_top:
+            return f"{told}. {self._not_on_top(under)}"
+        layers = onsets.of_prompt(diagnostics.layers_of_primary, self.n_layers, trusted=self.trusted)
+        return f"{told}; {layers} under {under}." if layers else f"{told}. {self._not_on_top(under)}"
+
+    def _not_on_top(self, under: str) -> str:
+        """Of a prompt whose answer is not on top at the output."""
+        lost = self.diagnostics.answered.found_and_lost
+        opening = f"{under[:1].upper()}{under[1:]}"
+        if lost:
+            return f"Under {under} it {answers.lost_again(lost[0])}."
+        return f"{opening} has it on top nowhere: {self._why_never()}."
 
     def answer(self) -> str:
         """The answer by name."""
@@ -87,11 +120,13 @@ class VerdictText:
             return self.diagnostics.semantic
         return None if self.onset.layer is None else self.onset
 
-    def _basis(self, semantic: Milestone) -> str:
-        if not self.trusted:
-            return "by rank alone, for probabilities are withheld"
-        never = self.cell(self.diagnostics.headline, STRONG) == NONE
-        return readable.basis(self.diagnostics, semantic, self.n_layers, never_strong=never)
+    def layer(self) -> int | None:
+        """The layer of the headline: on top for good, over facts the median; None where none can be named."""
+        if not self.names_layers:
+            return None
+        if self.over_facts:
+            return self.diagnostics.layers_over_facts.on_top_for_good.summary.median_rounded
+        return self.diagnostics.layers_of_primary.on_top_for_good
 
     def _why_never(self) -> str:
         if self.onset.reason == NOT_MEASURED:
@@ -100,11 +135,57 @@ class VerdictText:
             return "its rank was not recorded" if aligned else "it cannot be told in the model's tokens"
         ranks = [(row["answer_rank"], row["layer"]) for row in self._rows() if row["answer_rank"] is not None]
         rank, layer = min(ranks, default=(None, None))
-        best = "" if rank is None else f"; its best rank is {rank:,}, at layer {layer}"
-        return f"at no layer up to {self.n_layers} is it the most likely token{best}"
+        return "no rank is known" if rank is None else f"its best rank is {rank:,}, at layer {layer}"
 
     def _rows(self) -> Sequence[Row]:
         return () if self.curve is None else self.curve.rows
+
+    # In short
+
+    def summary(self) -> list[LabelledLine]:
+        """What bears on the headline, each in a line or two."""
+        diagnostics, lines = self.diagnostics, []
+        if self.over_facts:
+            lines += [
+                LabelledLine("first fact", self._first_fact()),
+                LabelledLine("chance", onsets.chance(diagnostics.chance, ON_TOP_FOR_GOOD)),
+            ]
+            lost = answers.all_lost(diagnostics.answered)
+            lines += [LabelledLine("lost", lost)] if lost else []
+        lines += [
+            LabelledLine("lenses", self._other_lenses()),
+            LabelledLine("wording", circumstances.wording(diagnostics.wording)),
+            LabelledLine("control", circumstances.controls(diagnostics.controls)),
+        ]
+        twin = self.record.measured.shuffled_weights
+        lines += [] if twin is None else [LabelledLine("twin", circumstances.twin(twin))]
+        quotable = guidance.probabilities(diagnostics.quotability, diagnostics.headline)
+        return [*lines, LabelledLine(P_IS, quotable)] if self.trusted else lines
+
+    def cautions(self) -> list[str]:
+        """Every reason for caution in a few words."""
+        return guidance.in_short(self.guidance)
+
+    def _first_fact(self) -> str:
+        primary = self.diagnostics.primary
+        output = None if primary is None else self.diagnostics.outputs.get(primary)
+        name = "" if output is None or output.fact_key is None else f"{printable(output.fact_key)}: "
+        told = "not known" if output is None else answers.of_prompt(output)
+        return f"{name}{told[:1].lower()}{told[1:]}"
+
+    def _other_lenses(self) -> str:
+        """From where each of the others has the answer on top for good, over the same facts."""
+        parts = []
+        for lens, layers in self.diagnostics.layers_by_lens.items():
+            if lens == self.diagnostics.headline:
+                continue
+            summary = layers.on_top_for_good.summary
+            held = summary.n - summary.n_missing
+            some = f" ({held} of {summary.n})" if held < summary.n else ""
+            parts.append(f"{lens} {NONE if summary.median is None else f'{summary.median:g}{some}'}")
+        if not parts:
+            return "none was read"
+        return f"on top for good from {', '.join(parts)}" if self.diagnostics.answered.counted else "no fact to compare"
 
     # How strong, and how well confirmed
 
@@ -156,16 +237,15 @@ class VerdictText:
     @property
     def columns(self) -> dict[str, str]:
         """The milestones of the table of lenses by the header of their column; those of ranks where no more stands."""
+        ranks = {FIRST: ONSET, FOR_GOOD: stable_twin(ONSET)}
         if not self.trusted:
-            return {"rank 1": ONSET, "stable": stable_twin(ONSET), f"rank 1 at two {RUNNING}": MilestoneName.ONSET_RUN2}
-        kl = self.thresholds.kl_to_final_bits[0]
-        return {
-            "rank 1": ONSET,
-            "stable": stable_twin(ONSET),
-            AHEAD: STRONG,
-            AHEAD_AT_TWO: STRONG_RUN2,
+            return ranks
+        kl, entropy = self.thresholds.kl_to_final_bits[0], self.thresholds.entropy_collapse_bits
+        return ranks | {
+            f"first {AHEAD}": STRONG,
+            f"{AHEAD} for good": stable_twin(STRONG),
             f"KL <= {kl:g}": f"first_kl_below_{kl:.1f}",
-            f"entropy <= {self.thresholds.entropy_collapse_bits:g}": MilestoneName.LOW_ENTROPY,
+            f"entropy <= {entropy:g}": MilestoneName.LOW_ENTROPY,
         }
 
     def cells(self, lens: str) -> list[str]:
@@ -184,26 +264,19 @@ class VerdictText:
             return str(layer)
         return NONE if milestones[name].reason in (HOLDS_NOWHERE, NO_TWO, NOT_TO_THE_END) else ABSENT
 
-    # What bears on it
+    # What bears on the first fact
 
     def circumstances(self) -> list[LabelledLine]:
-        """Norms, copying, control, wording, facts, raw lens and last layer: one or two lines each."""
+        """Norms, copying, raw lens, last layer and fitted lenses: one or two lines each."""
         diagnostics = self.diagnostics
-        lines = [
-            LabelledLine("norm choice", self._norms()),
-            LabelledLine("ablation", circumstances.ablation(diagnostics.ablation)),
-        ]
-        facts = under_one_label("facts", circumstances.facts(diagnostics.statistics, trusted=self.trusted))
+        norms = LabelledLine("norm choice", self._norms())
         if not self.trusted:
-            return [*lines, *facts]
-        answer = self._control_answer()
+            return [norms]
+        copying = circumstances.copying(diagnostics.early_reflex, self.milestones, self.thresholds)
         return [
             LabelledLine("ahead", circumstances.definition_of_ahead(self.thresholds), "aside"),
-            lines[0],
-            LabelledLine("copying", circumstances.copying(diagnostics, self.milestones, self.thresholds)),
-            LabelledLine("control", circumstances.control(diagnostics.control, answer)),
-            lines[1],
-            *facts,
+            norms,
+            LabelledLine("copying", copying),
             *under_one_label("raw lens", circumstances.raw_against_norm(diagnostics)),
             LabelledLine("last layer", last_layer.sentence(diagnostics, self.record)),
             *under_one_label("fitted", fitted_lenses.lines(diagnostics, self.record.measured.fitted_lenses)),
@@ -211,22 +284,19 @@ class VerdictText:
 
     def _norms(self) -> str:
         """How much hangs on whose norm the residual is decoded through."""
-        onsets = [rank_1(milestones) for lens in ("logit", "next_norm") if (milestones := self.by_lens.of(lens))]
-        if len(onsets) == 2:
-            if any(onset.reason == NOT_MEASURED for onset in onsets):
+        read = [rank_1(milestones) for lens in ("logit", "next_norm") if (milestones := self.by_lens.of(lens))]
+        if len(read) == 2:
+            if any(onset.reason == NOT_MEASURED for onset in read):
                 return f"{circumstances.GAP_UNKNOWN}: the answer has no rank"
-            return circumstances.onset_gap(OnsetGap(*(onset.layer for onset in onsets)))
+            known = all(onset.layer is not None or onset.reason == HOLDS_NOWHERE for onset in read)
+            return circumstances.onset_gap(OnsetGap(*(onset.layer for onset in read)), known=known)
         gap = self.diagnostics.decoding_point.onset_gap
         if gap is None:
             missing = [lens for lens in ("logit", "next_norm") if lens not in self.record.protocol.lenses]
             return f"{circumstances.GAP_UNKNOWN}: {' and '.join(missing) or 'one of them'} was not read"
         if self.onset.reason == NOT_MEASURED:
             return f"{circumstances.GAP_UNKNOWN}: the answer has no rank"
-        return circumstances.onset_gap(gap)
-
-    def _control_answer(self) -> str | None:
-        controls = [prompt for prompt in self.record.suite.prompts if prompt.prompt_id != "pos"]
-        return printable(repr(controls[0].answers[0].string)) if controls and controls[0].answers else None
+        return circumstances.onset_gap(gap, known=self.onset.reason in (None, HOLDS_NOWHERE))
 
 
 def _measured(words: str, value: float | None) -> str:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.record.measured import FittedLensRecord
-from layerscope.record.milestone_names import ONSET, STRONG, STRONG_RUN2
+from layerscope.record.milestone_names import ONSET, STRONG, stable_twin
 from layerscope.record.parts import PromptRecord
 from layerscope.record.run_record import RunRecord
-from layerscope.report.sentences.guidance import identity, reporting
+from layerscope.report.sentences.guidance import identity, probabilities, reporting
 from layerscope.report.sentences.lines import LabelledLine
-from layerscope.report.sentences.verdict import VerdictText
+from layerscope.report.sentences.verdict import P_IS, VerdictText
 from layerscope.suite import builtin_suites
 
 BUNDLED_ID = "layerscope/reference"
@@ -26,8 +26,12 @@ class Depth:
 
     lens: str
     headline: bool
-    rank_1: int | None
-    strong: int | None
+    first: int | None
+    """The answer is first on top."""
+    for_good: int | None
+    """From here to the output."""
+    ahead: int | None
+    """Clearly ahead for good."""
     cells: tuple[str, ...]
     """In the order of `VerdictWords.columns`."""
 
@@ -58,12 +62,16 @@ class VerdictWords:
     identity_state: str
     """`ok`, `failed` or `none`."""
     quotable: str
-    """What may be reported, in one sentence."""
+    """What the probabilities of the headline lens are, layer by layer; empty where none stands."""
     suppressed: bool
+    """Whether the guidance forbids quoting any of them."""
     ranked: bool
     """Whether ranks and layers may be reported."""
     reasons: tuple[Sentence, ...]
     lines: tuple[Sentence, ...]
+    """What bears on the headline."""
+    details: tuple[Sentence, ...]
+    """More of the first fact, and plain facts of the run."""
     columns: tuple[str, ...]
     depths: tuple[Depth, ...]
 
@@ -76,35 +84,35 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
     """
     record, check = run.record, run.record.identity
     verdict = VerdictText(run.verdict, record)
-    semantic = verdict.semantic() if verdict.names_layers else None
-    quotable, *reasons = reporting(run.guidance, run.diagnostics.headline, ranked=verdict.ranked)
-    lines = [*verdict.strength(), *verdict.circumstances()] if verdict.names_layers else []
+    # What probabilities are has a place of its own here.
+    summary = [line for line in verdict.summary() if line.label != P_IS] if verdict.names_layers else []
+    said = reporting(run.guidance, run.diagnostics.headline, ranked=verdict.ranked)
+    reasons = [line for line in said if line.label not in ("reporting", "detail")]
+    details = [*verdict.strength(), *verdict.circumstances()] if verdict.names_layers else []
+    details += [line for line in said if line.label == "detail"]
+    stands = verdict.trusted and not run.guidance.suppress_abs_probs
+    quotable = probabilities(run.diagnostics.quotability, run.diagnostics.headline) if stands else ""
     return VerdictWords(
         headline=verdict.headline(),
         model=record.model.id,
         suite=record.suite.name,
         prompt=verdict.prompt,
-        layer=None if semantic is None else semantic.layer,
+        layer=verdict.layer(),
         n_layers=record.model.n_layers,
         lens=run.diagnostics.headline,
         identity=identity(record),
         identity_state="none" if check is None else "ok" if check.ok else "failed",
-        quotable=_sentence(quotable.text),
+        quotable=quotable and f"Probabilities under {run.diagnostics.headline}: {quotable}.",
         suppressed=run.guidance.suppress_abs_probs,
         ranked=verdict.ranked,
         reasons=tuple(
             Sentence(line.label, line.text, line.label if line.label in _WEIGHTS else "") for line in reasons
         ),
-        lines=tuple(_by_label(lines)),
+        lines=tuple(_by_label(summary)),
+        details=tuple(_by_label(details)),
         columns=tuple(header.replace("<=", "≤") for header in verdict.columns),
         depths=tuple(_depth(verdict, lens) for lens in record.protocol.lenses) if verdict.names_layers else (),
     )
-
-
-def _sentence(text: str) -> str:
-    """With a capital first and without a colon at its end."""
-    text = text.rstrip(":")
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _by_label(lines: Sequence[LabelledLine]) -> Iterator[Sentence]:
@@ -122,8 +130,14 @@ def _depth(verdict: VerdictText, lens: str) -> Depth:
     cells = verdict.cells(lens)
     named = zip(verdict.columns.values(), cells, strict=True)
     at = {name: int(cell) for name, cell in named if cell.isdigit()}
-    strong = at.get(STRONG_RUN2, at.get(STRONG))
-    return Depth(lens, lens == verdict.diagnostics.headline, at.get(ONSET), strong, tuple(cells))
+    return Depth(
+        lens=lens,
+        headline=lens == verdict.diagnostics.headline,
+        first=at.get(ONSET),
+        for_good=at.get(stable_twin(ONSET)),
+        ahead=at.get(stable_twin(STRONG)),
+        cells=tuple(cells),
+    )
 
 
 @dataclass(frozen=True)

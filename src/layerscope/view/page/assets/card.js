@@ -29,6 +29,7 @@ function measures(column, layer) {
   const pairs = [
     ["entropy", column.value("entropy", layer), (v) => `${number(v)} bits`],
     ["KL to final", column.value("kl", layer), (v) => `${number(v)} bits`],
+    ["probabilities", run.probabilities && !run.suppressed ? (run.statuses[column.lens]?.[layer] || NaN) : NaN, (v) => v],
     ["rank of answer", rank, (v) => v.toLocaleString("en") + (Number.isNaN(p) ? "" : ` · p ${number(p)}`)],
   ].filter(([, value]) => !Number.isNaN(value));
   const node = make("dl", { class: "measures" });

@@ -1,0 +1,84 @@
+"""What the model itself says, in sentences: of one prompt, over facts, and which facts are found and lost again."""
+
+from collections.abc import Sequence
+
+from layerscope.analysis.outputs import AnsweredFacts, FoundAndLost, Output, Stretch
+from layerscope.report.numbers import short_text
+from layerscope.report.sentences.lines import LINE, plural
+from layerscope.report.text import printable
+
+
+def token(text: str | None) -> str:
+    """A token or an answer as it is quoted, its space told."""
+    return "another token" if text is None else printable(repr(text))
+
+
+def of_prompt(output: Output) -> str:
+    """What the model says at the end of a prompt, and where the answer stands there."""
+    says = f"{token(output.top_token)}{_p(output.p_top)}"
+    answer = token(output.answer_text)
+    if output.judge == "model_top1":
+        return f"The model says {says}; no answer was given to judge it by"
+    if output.source is None:
+        return "What the model itself says is not known"
+    if output.answer_rank is None:
+        return f"The model says {says}; the rank of {answer} is not known"
+    if output.judge == "whole":
+        told = (
+            "each piece of it is the next token"
+            if output.answered
+            else f"a piece of it has rank {output.answer_rank:,}"
+        )
+        return f"The model says {says}; of the whole answer {answer}{_p(output.p_answer)} {told}"
+    if output.answered:
+        return f"The model answers {answer}{_p(output.p_answer)}"
+    return f"The model says {says}; {answer} has rank {output.answer_rank:,}{_p(output.p_answer)}"
+
+
+def over_facts(facts: AnsweredFacts) -> str:
+    """How many facts are answered, and how many cannot be."""
+    asked = facts.n - facts.n_without_answer
+    if asked == 0:
+        return f"{facts.n} {plural('prompt', facts.n)} without an answer"
+    told = f"{facts.n_answered} of {asked} {plural('fact', asked)} answered"
+    if facts.n_unknown:
+        told += f" ({facts.n_unknown} of unknown rank)"
+    if facts.n_without_answer:
+        told += f", {facts.n_without_answer} {plural('prompt', facts.n_without_answer)} without an answer"
+    return told
+
+
+def lost_again(fact: FoundAndLost) -> str:
+    """The layers at which an answer is on top before it is lost."""
+    return f"passes through rank 1 at {layer_ranges(fact.stretches)} and loses it"
+
+
+def all_lost(facts: AnsweredFacts) -> str:
+    """Facts that are on top at some layer and not at the output: as many by name as a line holds."""
+    lost = facts.found_and_lost
+    if not lost:
+        return ""
+    opening = f"{len(lost)} {plural('fact', len(lost))} {'passes' if len(lost) == 1 else 'pass'} through rank 1 and "
+    opening += "loses it: " if len(lost) == 1 else "lose it: "
+    named = [printable(f"{fact.fact_key} ({_ranges(fact.stretches)})") for fact in lost]
+    for shown in range(len(named), 0, -1):
+        more = f" and {len(named) - shown} more" if shown < len(named) else ""
+        line = opening + ", ".join(named[:shown]) + more
+        if len(line) <= 2 * LINE:
+            return line
+    return opening.rstrip(": ")
+
+
+def layer_ranges(stretches: Sequence[Stretch]) -> str:
+    """`layers 14 to 17 and 20`."""
+    alone = len(stretches) == 1 and stretches[0][0] == stretches[0][1]
+    return f"{'layer' if alone else 'layers'} {_ranges(stretches)}"
+
+
+def _ranges(stretches: Sequence[Stretch]) -> str:
+    parts = [str(first) if first == last else f"{first} to {last}" for first, last in stretches]
+    return ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else f" (p {short_text(p)})"

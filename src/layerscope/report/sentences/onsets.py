@@ -1,0 +1,97 @@
+"""The three layers in sentences: first on top, on top for good, clearly ahead; how sure they are, and how blind."""
+
+from collections.abc import Sequence
+
+from layerscope.analysis.chance import AgainstChance
+from layerscope.analysis.onsets import Blindness, LayerOverFacts, LayersOfPrompt, LayersOverFacts
+from layerscope.report.sentences.lines import plural
+
+FIRST, FOR_GOOD, AHEAD = "first on top", "on top for good", "clearly ahead"
+NEVER_AHEAD = f"{AHEAD} to the end from no layer"
+WHAT_TELLS = "a tuned lens or a patch would tell"
+
+
+def lens_name(lens: str) -> str:
+    """A lens as it is called in a sentence."""
+    return f"the {lens} lens"
+
+
+def of_prompt(layers: LayersOfPrompt, n_layers: int, *, trusted: bool) -> str:
+    """Of one prompt whose answer is on top at the output; empty where that is not known of every layer."""
+    first, stable, ahead = layers.first_on_top, layers.on_top_for_good, layers.clearly_ahead
+    if stable is None:
+        return ""
+    place = f"layer {stable} of {n_layers} (depth {stable / n_layers:.2f})"
+    others = [f"{FIRST} at {first}"] if first != stable else []
+    if not trusted:
+        return _joined(FOR_GOOD, place, others)
+    if ahead == stable:
+        return _joined(f"{FOR_GOOD} and {AHEAD}", place, others)
+    return _joined(FOR_GOOD, place, [*others, NEVER_AHEAD if ahead is None else f"{AHEAD} from {ahead}"])
+
+
+def over_facts(layers: LayersOverFacts, n_layers: int, *, trusted: bool) -> str:
+    """Of the facts that are answered: medians, and how they spread; empty where no fact has a layer."""
+    stable, ahead = layers.on_top_for_good, layers.clearly_ahead
+    first, middle, clear = (layer.summary.median for layer in (layers.first_on_top, stable, ahead))
+    if middle is None or stable.median_depth is None:
+        return ""
+    place = f"layer {middle:g} of {n_layers} (depth {stable.median_depth:.2f}; {spread(stable)})"
+    others = [f"{FIRST} at {first:g}"] if first is not None and first != middle else []
+    if not trusted:
+        return _joined(FOR_GOOD, place, others)
+    missing = ahead.summary.n_missing
+    if clear == middle and not missing:
+        return _joined(f"{FOR_GOOD} and {AHEAD}", place, others)
+    some = f" in {ahead.summary.n - missing} of them" if missing else ""
+    return _joined(FOR_GOOD, place, [*others, NEVER_AHEAD if clear is None else f"{AHEAD} from {clear:g}{some}"])
+
+
+def _joined(what: str, place: str, others: Sequence[str]) -> str:
+    """Where layers coincide, one figure is said."""
+    return ", ".join((f"{what} from {place}", *others))
+
+
+def spread(layer: LayerOverFacts) -> str:
+    """How widely a layer varies over the facts that have it."""
+    summary, n = layer.summary, layer.summary.n - layer.summary.n_missing
+    if n == 1:
+        return "1 fact"
+    if layer.all_equal:
+        return f"the same in {'both' if n == 2 else f'all {n}'}"
+    if summary.interval_95 is not None:
+        low, high = summary.interval_95
+        return f"median of {n}, 95 % {low:g} to {high:g}"
+    return f"median of {n}, which range from {layer.least} to {layer.most}"
+
+
+def blind(blindness: Blindness, read: tuple[str, ...]) -> str:
+    """That the lens says little of the layers before the onset; empty where it does."""
+    if not blindness.blind or blindness.median_kl_bits is None:
+        return ""
+    first, last = blindness.first_layer, blindness.last_layer
+    where = f"layer {first}" if first == last else f"layers {first} to {last}"
+    tells = "a patch would tell" if "tuned" in read else WHAT_TELLS
+    return (
+        f"{lens_name(blindness.lens).capitalize()} is far from the model before that (median "
+        f"{blindness.median_kl_bits:.2g} bits at {where}), so the answer may be carried earlier; {tells}."
+    )
+
+
+def chance(test: AgainstChance, decisive: str) -> str:
+    """Whether the answers are on top more often than answers dealt out at random."""
+    if test.above_chance is None:
+        answers = f"{test.n_answers} distinct {plural('answer', test.n_answers)}"
+        why = f"{test.reason} ({answers} over {test.n_facts} {plural('fact', test.n_facts)})"
+        return why if test.reason == "too few facts for a test" else str(test.reason)
+    at = test.at_milestones.get(decisive)
+    if at is None:
+        least = min((layer.p_holm for layer in test.by_layer), default=1.0)
+        verdict = "above chance at some layer" if test.above_chance else "not above chance at any layer"
+        return f"{verdict} (shuffled answers, least {_p(least)})"
+    verdict = "above chance" if test.above_chance else "not above chance"
+    return f"{verdict}: {at.n_on_top} on top at layer {at.layer}; shuffled answers {at.expected:.2g}, {_p(at.p_holm)}"
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p {p:.2g}"

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from layerscope.analysis.curve import Curves
-from layerscope.analysis.milestones import NEVER, NOT_TO_THE_END, Milestones, layer_of
+from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, Milestones
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.statistics import Summary, summarize
-from layerscope.record.milestone_names import ONSET, STRONG, stable_twin
+from layerscope.record.milestone_names import ONSET, STRONG, rank_within, stable_twin
 from layerscope.record.prompt_key import PromptKey
 
 FIRST_ON_TOP, ON_TOP_FOR_GOOD, CLEARLY_AHEAD = str(ONSET), stable_twin(ONSET), stable_twin(STRONG)
@@ -96,11 +96,19 @@ class Blindness:
 
 def layers_of_prompt(milestones: Milestones) -> LayersOfPrompt:
     """The three layers among the milestones of one prompt."""
-    three = (FIRST_ON_TOP, ON_TOP_FOR_GOOD, CLEARLY_AHEAD)
-    none = [name for name in three if name in milestones and milestones[name].reason in (NEVER, NOT_TO_THE_END)]
-    layers = [layer_of(milestones, name) for name in three]
-    open_ = tuple(name for name, layer in zip(three, layers, strict=True) if layer is None and name not in none)
-    return LayersOfPrompt(*layers, undetermined=open_)
+    by_rank = {FIRST_ON_TOP: rank_within(1), ON_TOP_FOR_GOOD: stable_twin(rank_within(1))}
+    layers, undetermined = list[int | None](), []
+    for name in (FIRST_ON_TOP, ON_TOP_FOR_GOOD, CLEARLY_AHEAD):
+        found = milestones.get(name)
+        if found is not None and found.reason == NOT_MEASURED:  # a table may hold ranks alone
+            found = milestones.get(by_rank.get(name, name))
+        layers.append(None if found is None else found.layer)
+        if found is None or found.reason in (NOT_MEASURED, NEVER_SEEN):
+            undetermined.append(name)
+    first, stable, ahead = layers
+    if stable is None and ON_TOP_FOR_GOOD not in undetermined:  # so it cannot be clearly ahead at the output
+        undetermined = []
+    return LayersOfPrompt(first, stable, ahead, tuple(undetermined))
 
 
 def layers_over_facts(
@@ -143,9 +151,7 @@ def blindness(curves: Curves, lens: str, facts: Sequence[PromptKey], onset: int 
     return Blindness(lens, onset, first, last, middle, sum(map(bool, known)), BLIND_BITS, why_not)
 
 
-def _over(
-    name: str, layers: Sequence[int | None], found: Sequence[LayersOfPrompt], n_layers: int
-) -> LayerOverFacts:
+def _over(name: str, layers: Sequence[int | None], found: Sequence[LayersOfPrompt], n_layers: int) -> LayerOverFacts:
     known = [layer for layer in layers if layer is not None]
     summary = summarize(layers, fewest=FEWEST, points=False)
     depth = None if summary.median is None else summary.median / n_layers

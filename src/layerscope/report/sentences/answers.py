@@ -7,7 +7,6 @@ from layerscope.report.numbers import short_text
 from layerscope.report.sentences.lines import LINE, plural
 from layerscope.report.text import printable
 
-
 MOST_OF_A_NAME = 60
 """Characters of a token, an answer or a fact that are quoted."""
 

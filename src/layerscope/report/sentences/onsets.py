@@ -42,10 +42,10 @@ def over_facts(layers: LayersOverFacts, n_layers: int, *, trusted: bool) -> str:
     others = [f"{FIRST} at {first:g}"] if first is not None and first != middle else []
     if not trusted:
         return _joined(FOR_GOOD, place, others)
-    missing = ahead.summary.n_missing
+    missing = ahead.summary.n_missing - stable.summary.n_missing
     if clear == middle and not missing:
         return _joined(f"{FOR_GOOD} and {AHEAD}", place, others)
-    some = f" in {ahead.summary.n - missing} of them" if missing else ""
+    some = f" in {ahead.summary.n - ahead.summary.n_missing} of them" if missing else ""
     some += f" ({ahead.n_undetermined} not known)" if ahead.n_undetermined else ""
     none = AHEAD_UNKNOWN if ahead.n_undetermined else NEVER_AHEAD
     return _joined(FOR_GOOD, place, [*others, none if clear is None else f"{AHEAD} from {clear:g}{some}"])

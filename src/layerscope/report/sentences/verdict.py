@@ -22,6 +22,7 @@ from layerscope.report.text import printable
 NONE, UNKNOWN = "none", "not known"
 MODEL_SAYS = "what the model says is"
 """What is on top where no answer was given."""
+NOT_TO_BE_REPORTED = "not to be reported: by this protocol any caution stands against it"
 P_IS = "p is"
 """The label of what probabilities of layers are."""
 
@@ -40,6 +41,7 @@ class VerdictText:
         self.by_lens = verdict.milestones
         self.milestones = verdict.milestones.of()
         """Of the headline lens."""
+        self.curves = verdict.curves
         self.curve = verdict.curves.get(verdict.diagnostics.primary, verdict.diagnostics.headline)
         self.trusted, self.ranked = record.probabilities_stand, record.ranks_stand
         self.prompt = record.prompt(verdict.diagnostics.primary)
@@ -80,7 +82,8 @@ class VerdictText:
         if not self.milestones:
             return readable.NO_FACT.format(lens=self.diagnostics.headline)
         first = self._over_facts() if self.over_facts else self._of_prompt()
-        return " ".join(filter(None, (first, onsets.blind(self.diagnostics.blindness, self.record.protocol.lenses))))
+        blind = onsets.blind(self.diagnostics.blindness, self.record.protocol.lenses) if self.trusted else ""
+        return " ".join(filter(None, (first, blind)))
 
     def _over_facts(self) -> str:
         facts, under = self.diagnostics.answered, onsets.lens_name(self.diagnostics.headline)
@@ -90,8 +93,10 @@ class VerdictText:
             subject = f"{MODEL_SAYS} " if facts.n_without_answer == facts.n else ""
             return f"{told}; {subject}{layers} under {under}."
         if facts.counted:
-            open_ = self.diagnostics.layers_over_facts.on_top_for_good.n_undetermined
-            return f"{told}; {FOR_GOOD} from no {'known ' if open_ else ''}layer under {under}."
+            lens = self.diagnostics.headline
+            at_last = [curve and curve.at(self.n_layers) for p in facts.counted for curve in [self.curves.get(p, lens)]]
+            known = all(row is not None and row["answer_rank"] is not None for row in at_last)
+            return f"{told}; {FOR_GOOD} from no {'' if known else 'known '}layer under {under}."
         lost, never = len(facts.found_and_lost), len(facts.never_on_top)
         by_prompt = self.by_lens.by_pass()
         known = all(rank_1(by_prompt[prompt]).reason == HOLDS_NOWHERE for prompt in facts.never_on_top)
@@ -172,6 +177,8 @@ class VerdictText:
         twin = self.record.measured.shuffled_weights
         lines += [] if twin is None else [LabelledLine("twin", circumstances.twin(twin))]
         quotable = guidance.probabilities(diagnostics.quotability, diagnostics.headline)
+        if self.guidance.suppress_abs_probs:
+            quotable = NOT_TO_BE_REPORTED
         return [*lines, LabelledLine(P_IS, quotable)] if self.trusted else lines
 
     def cautions(self) -> list[str]:

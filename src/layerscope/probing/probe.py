@@ -236,7 +236,7 @@ def _run_batches(
                     del first, once
                 queries = forcing.queries(here)
                 columns = measure(
-                    forcing.select(residuals, len(texts), queries),
+                    residuals.rows(forcing.decoded(len(texts), queries)),
                     settings.lenses,
                     queries,
                     model.unembedding,

@@ -128,7 +128,9 @@ def _reading_flags(tokens: Tokens, encoded: Sequence[Encoded], protocol: Protoco
         flags["bos_against_family"] = against
     n_with_bos = sum(e.chat is None and tokens.n_special(tokens.context_ids(e.text)) > 0 for e in encoded)
     if n_with_bos:
-        flags["bos_in_text"] = f"{n_with_bos} of {len(encoded)} prompts begin with BOS as written; none was added there"
+        flags["bos_in_text"] = (
+            f"{n_with_bos} of {len(encoded)} prompts begin with BOS as written, and no other was put in front"
+        )
     if protocol.form_of_model and (forms := _forms_that_matter(encoded)):
         flags["answer_form_matters"] = forms
     return flags

@@ -282,6 +282,7 @@ REAL_PROMPTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("fixture", ["smollm2", "gemma"])
 def test_a_real_model_is_judged_by_the_token_that_it_prefers(fixture: str, request: pytest.FixtureRequest):

@@ -43,7 +43,7 @@ def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None 
             yield Text(_onsets(suite_prompt.key.rows_of(next_rows), suite_prompt, record.protocol.lenses), style="dim")
             yield ""
     if prompt is None and record.ranks_stand:
-        yield _summary(next_rows.filter(pl.col("lens") == chosen, pl.col("prompt_id") == "pos"))
+        yield _summary(run)
     yield identity_line(run)
     for name, reason in record.flags.items():
         yield Text(f"caution · {name}" + ("" if reason is True else f": {reason}"), style="yellow")
@@ -147,11 +147,12 @@ def _rests_on_rank(name: str) -> bool:
     return name.startswith("first_rank_le_") or name in RANK_MILESTONES
 
 
-def _summary(rows: pl.DataFrame) -> Text:
-    """How many prompts are answered in the end, in one line; of layers the verdict speaks."""
-    last = rows.filter(pl.col("layer") == pl.col("layer").max())
-    asked = last.filter(pl.col("is_answer").is_not_null())
-    return Text(f"{asked['is_answer'].sum()} of {len(asked)} prompts answered at the last layer", style="bold")
+def _summary(run: AnalysedRun) -> Text:
+    """How many prompts the model answers, in one line; of layers the verdict speaks."""
+    facts = [output.answered for output in run.diagnostics.outputs.values() if output.prompt.is_fact]
+    known = [answered for answered in facts if answered is not None]
+    without = f", {len(facts) - len(known)} without a known answer" if len(known) < len(facts) else ""
+    return Text(f"{sum(known)} of {len(known)} prompts answered at the output{without}", style="bold")
 
 
 def _title(prompt: PromptRecord, lens: str, place: int) -> Text:

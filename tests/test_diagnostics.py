@@ -165,6 +165,20 @@ def test_the_last_layer_is_the_model_and_nothing_is_withheld(run: Run):
     assert not run.guidance.suppress_abs_probs
 
 
+def test_a_prompt_judged_by_its_whole_answer_is_looked_at_closely_by_its_first_piece(run: Run):
+    """What was decoded again, through other norms or at other scales, was the first piece."""
+    first, *others = run.record.suite.prompts
+    suite = run.record.suite.model_copy(update={"prompts": (first.model_copy(update={"judge": "whole"}), *others)})
+    whole = {"answer_rank_all": pl.lit(2, pl.Int32), "answer_log_prob_nats_all": pl.lit(-1.0)}
+    verdict = judge(run.rows.with_columns(**whole), run.record.model_copy(update={"suite": suite}))
+    found, before = verdict.diagnostics, run.diagnostics
+    assert (found.judge, found.semantic, verdict.milestones.of()["L_semantic"].layer) == ("whole", None, None)
+    assert (found.outputs[first.key].answer_rank, found.outputs[first.key].log_prob_nats) == (2, -1.0)
+    assert found.answered.n_answered == before.answered.n_answered - 1
+    assert (found.gate_stability, found.decoding_point) == (before.gate_stability, before.decoding_point)
+    assert found.forward_of_two == before.forward_of_two
+
+
 # Fitted lenses
 
 

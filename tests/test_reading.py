@@ -282,17 +282,11 @@ REAL_PROMPTS = {
 }
 
 
-def published_model(name: str, request: pytest.FixtureRequest) -> Path:
-    try:
-        return request.getfixturevalue(name)
-    except pytest.FixtureLookupError:
-        pytest.skip(f"this checkout has no fixture for the published model '{name}'")
-
-
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("fixture", ["smollm2", "gemma"])
 def test_a_real_model_is_judged_by_the_token_that_it_prefers(fixture: str, request: pytest.FixtureRequest):
-    folder = published_model(fixture, request)
+    folder = request.getfixturevalue(fixture)
     run = probe(folder, suite=facts(REAL_PROMPTS), positions="last", lenses="logit", device="cpu")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -305,8 +299,7 @@ def test_a_real_model_is_judged_by_the_token_that_it_prefers(fixture: str, reque
 
 
 @pytest.mark.real
-def test_a_chat_of_a_real_model_is_transformers_own(request: pytest.FixtureRequest):
-    smollm2 = published_model("smollm2", request)
+def test_a_chat_of_a_real_model_is_transformers_own(smollm2: Path):
     asked = {"role": "user", "content": "What is the capital of Germany? Answer with one word."}
     run = probe(smollm2, suite=asking(chat(asked)), positions="last", lenses="logit", device="cpu")
     (prompt,) = run.record.suite.prompts

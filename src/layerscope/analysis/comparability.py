@@ -67,7 +67,9 @@ def _bos(record: RunRecord) -> str:
 
 def _bos_words(bos: BosRecord) -> str:
     if bos.rule == "tokenizer":
-        return "as the tokenizer has it"
+        begins_with_bos = bos.id is not None or bool(bos.ids)
+        unlike = bos.family_rule in ("always", "never") and begins_with_bos != (bos.family_rule == "always")
+        return "as the tokenizer has it" + (", unlike others of the family" if unlike else "")
     asked = {"option": ", as was asked for", "family": ", by the table of families"}.get(bos.source or "", "")
     return f"{'with' if bos.rule == 'always' else 'without'} BOS{asked}"
 

@@ -218,6 +218,8 @@ class _Judge:
             self.headline, self.primary, {(c.prompt, c.lens): self._milestones(c) for c in self.curves}
         )
         self.headlined = self.milestones.of()
+        self.judge = judge_of(record, self.primary)
+        self.of_first_piece = self.headlined if self.judge == "first_piece" else self._of_first_piece(rows)
 
     def _curve(self, lens: str) -> Curve | None:
         return self.curves.get(self.primary, lens)
@@ -240,6 +242,16 @@ class _Judge:
                 MilestoneName.CONFIRMED_ANY, curve, confirmation.layer_any, confirmation.reason
             )
         return milestones
+
+    def _of_first_piece(self, rows: pl.DataFrame) -> Milestones:
+        """The primary prompt's milestones as its answer's first piece has them.
+
+        A position that is looked at closely, and a second pass, know that piece alone.
+        """
+        if self.primary is None or self.curve is None:
+            return {}
+        curves = Curves.of(self.primary.rows_of(rows), self.n_layers, self.d_vocab)
+        return find_milestones(curves.by_key[self.primary, self.headline], self.protocol.thresholds)
 
     def verdict(self) -> Verdict:
         diagnostics = self._diagnostics()
@@ -272,7 +284,7 @@ class _Judge:
         return Diagnostics(
             headline=self.headline,
             primary=self.primary,
-            judge=judge_of(self.record, self.primary),
+            judge=self.judge,
             outputs=said,
             answered=answered,
             layers_of_primary=onsets.layers_of_prompt(self.headlined),
@@ -300,13 +312,15 @@ class _Judge:
             last_layer=_last_layer(measured.last_layer, self.protocol),
             entropy_gap=None if curve is None else _entropy_gap(curve),
             trajectory=None if curve is None else norm_trajectory(curve, onset, self.protocol.absolute_spikes),
-            decoding_point=consistency.decoding_point(readout, self.headlined, preferred, measured.stack, not_judged),
+            decoding_point=consistency.decoding_point(
+                readout, self.of_first_piece, semantic_layer(self.of_first_piece), measured.stack, not_judged
+            ),
             lens_consistency=consistency.lens_consistency(readout, self.headlined, not_judged),
-            gate_stability=consistency.gate_stability(readout, self.headlined, self.d_vocab, thresholds),
+            gate_stability=consistency.gate_stability(readout, self.of_first_piece, self.d_vocab, thresholds),
             repeatability=repeat,
             forward_of_two=None
             if curve is None
-            else consistency.forward_of_two(second, self.headlined, curve, thresholds),
+            else consistency.forward_of_two(second, self.of_first_piece, curve, thresholds),
             position_window=self._position_window(onset),
             ablation=facts.ablation(by_pass, self.n_layers),
             control=facts.control_summary(self._control(), thresholds),

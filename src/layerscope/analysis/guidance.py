@@ -264,8 +264,8 @@ _RULES = (
         None,
         "advise",
         lambda e: _below(e.raw_overlap, LOW_AGREEMENT),
-        "The fifty most likely tokens under the headline lens and under the raw one have a share of only "
-        "{e.raw_overlap:.2g} in common at the middle layer by that share, so even ranks hang on the norm.",
+        "In the median over all layers but the last, the headline lens and the raw one share only {e.raw_overlap:.0%} "
+        "of their fifty most likely tokens, so even ranks hang on the norm.",
     ),
     _Rule(
         "repeatability_variance_high",

@@ -13,13 +13,6 @@ TOLERANCE_BITS = 1e-6
 """Largest KL(decoded || model) that float32 rounding explains."""
 TOLERANCE_BITS_BF16 = 1e-2
 """The same where the model's own head computed in bfloat16."""
-
-
-def tolerance_for(dtype: torch.dtype) -> float:
-    """The tolerance for a model that computes in that dtype."""
-    return TOLERANCE_BITS if dtype == torch.float32 else TOLERANCE_BITS_BF16
-
-
 _LN2 = 0.6931471805599453
 
 

@@ -148,9 +148,11 @@ class Tokens:
         return ids if self.n_special(ids) else (*self.begins.ids, *ids)
 
     def n_special(self, ids: Sequence[int]) -> int:
-        """How many ids at the beginning are those that begin every prompt."""
+        """How many ids at the beginning are no content: those that begin every prompt, or a BOS as written."""
         first = self.begins.ids
-        return len(first) if first and tuple(ids[: len(first)]) == first else 0
+        if first and tuple(ids[: len(first)]) == first:
+            return len(first)
+        return int(self._tokenizer.bos_token_id is not None and ids[0] == self._tokenizer.bos_token_id)
 
     def render(self, messages: Sequence[Mapping[str, str]], *, continued: bool, options: Mapping[str, object]) -> str:
         """A chat as the tokenizer's own template writes it.

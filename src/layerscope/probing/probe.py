@@ -14,7 +14,7 @@ from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, ModelError, SuiteError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.families import rule_of_table
-from layerscope.model.identity import Identity, check_identity, tolerance_for
+from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
@@ -29,7 +29,7 @@ from layerscope.probing.outputs import with_outputs
 from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis, planned_auxiliary_bytes
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, bos_against_family, run_metadata
-from layerscope.probing.shuffled_control import control_scope, shuffled_control
+from layerscope.probing.shuffled_control import asked_of_twin, control_scope, with_twin
 from layerscope.probing.whole_answers import Forcing, judged_by
 from layerscope.progress import Observer, Silent
 from layerscope.readout.measure import measure
@@ -63,7 +63,7 @@ class Seconds:
         """Add the time inside the `with` to a stage."""
         start = time.perf_counter()
         yield
-        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - start
+        self.stages[name] += time.perf_counter() - start
 
     def timings(self) -> TimingsRecord:
         """Totals so far; what is neither forward nor sweep is start."""
@@ -97,11 +97,6 @@ def probe(request: ProbeRequest) -> Run:
         if line is not None:
             watcher.plan(line)
     result = _run_batches(opened, encoded, settings, parts, auxiliary, seconds, watcher)
-    measured = result.measured.model_copy(update={"fitted_lenses": chosen.records})
-    if scope is not None:
-        with seconds.stage("control_s"), shortage_explained(_ran_out(opened, parts)):
-            twin = shuffled_control(opened, result.encoded, settings, parts, scope, watcher)
-        measured = measured.model_copy(update={"shuffled_weights": twin})
     rows, health = row_table(result.columns, result.encoded, opened)
     record = run_metadata(
         opened,
@@ -110,11 +105,16 @@ def probe(request: ProbeRequest) -> Run:
         settings,
         identity=result.identity,
         health=health,
-        measured=measured,
+        measured=result.measured.model_copy(update={"fitted_lenses": chosen.records}),
         planned_bytes=planned_bytes(parts),
         created=created,
         timings=seconds.timings(),
     )
+    if scope is not None:
+        twin = probe(
+            opened.shuffled_twin(scope, request.seed), observer=watcher, **asked_of_twin(request, rules.headline)
+        )
+        record = with_twin(record, twin, scope)
     return Run(rows, record)
 
 
@@ -200,7 +200,11 @@ def _run_batches(
     tokens = model.tokens
     trivial = tokens.trivial_or_special if settings.protocol.bos_of_tokenizer else tokens.trivial
     device = model.placement.device
-    with shortage_explained(_ran_out(model, parts)), reproducible(settings.seed, device), torch.inference_mode():
+    ran_out = (
+        f"The memory of {device} ran out, although the plan of {format_bytes(planned_bytes(parts))} was within the "
+        "budget; give a smaller --memory, so that the work is cut into smaller parts."
+    )
+    with shortage_explained(ran_out), reproducible(settings.seed, device), torch.inference_mode():
         for i, part in enumerate(parts):
             here = encoded[part.prompts]
             forcing = Forcing.of(model, here, settings.protocol)
@@ -213,11 +217,12 @@ def _run_batches(
                 )
             with seconds.stage("sweep_s"):
                 if identity is None:
+                    exact = model.placement.dtype == torch.float32
                     identity = check_identity(
                         model.unembedding,
                         residuals.last()[: len(residuals.logits)],
                         residuals.logits,
-                        tolerance_bits=tolerance_for(model.placement.dtype),
+                        tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
                     )
                 here = with_outputs(
                     here,
@@ -236,7 +241,7 @@ def _run_batches(
                     del first, once
                 queries = forcing.queries(here)
                 columns = measure(
-                    forcing.select(residuals, len(texts), queries),
+                    residuals.rows(forcing.decoded(len(texts), queries)),
                     settings.lenses,
                     queries,
                     model.unembedding,
@@ -254,11 +259,3 @@ def _run_batches(
     if identity is None or record is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
     return ProbeResult(pl.concat(frames), told, identity, record)
-
-
-def _ran_out(model: CausalLM, parts: Sequence[Batch]) -> str:
-    planned = format_bytes(planned_bytes(parts))
-    return (
-        f"The memory of {model.placement.device} ran out, although the plan of {planned} was within the budget; give a "
-        "smaller --memory, so that the work is cut into smaller parts."
-    )

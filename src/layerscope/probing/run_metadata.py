@@ -108,11 +108,9 @@ def bos_against_family(tokens: Tokens, encoded: Sequence[Encoded]) -> str | None
     """
     if not tokens.begins.against_family or all(e.chat is not None for e in encoded):
         return None
-    puts, has = ("puts BOS", "none") if tokens.begins.ids else ("puts no BOS", "one")
-    return (
-        f"the model's own tokenizer {puts} in front of a prompt, and was followed; the table of families has {has} "
-        "(protocol published, or bos yes or no, does otherwise)"
-    )
+    if tokens.begins.ids:
+        return "BOS in front of prompts, as the model's own tokenizer has it; its family has none (--bos no)"
+    return "no BOS in front of prompts, as the model's own tokenizer has it; its family has one (--bos yes)"
 
 
 def _reading_flags(tokens: Tokens, encoded: Sequence[Encoded], protocol: Protocol) -> dict[str, Literal[True] | str]:
@@ -128,7 +126,9 @@ def _reading_flags(tokens: Tokens, encoded: Sequence[Encoded], protocol: Protoco
         flags["bos_against_family"] = against
     n_with_bos = sum(e.chat is None and tokens.n_special(tokens.context_ids(e.text)) > 0 for e in encoded)
     if n_with_bos:
-        flags["bos_in_text"] = f"{n_with_bos} of {len(encoded)} prompts begin with BOS as written; none was added there"
+        flags["bos_in_text"] = (
+            f"{n_with_bos} of {len(encoded)} prompts begin with BOS as written, and no other was put in front"
+        )
     if protocol.form_of_model and (forms := _forms_that_matter(encoded)):
         flags["answer_form_matters"] = forms
     return flags

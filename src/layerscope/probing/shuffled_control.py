@@ -1,27 +1,22 @@
 """The suite asked of a twin with shuffled weights: what lens and milestones find where nothing was learned."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields
+from typing import Any
 
 import polars as pl
-import torch
 
-from layerscope.analysis.curve import Curve, Curves
-from layerscope.analysis.milestones import find_milestones, layer_of
+from layerscope.analysis.milestones import layer_of
 from layerscope.errors import ModelError
-from layerscope.lenses import LENS_NAMES, bind_lenses
-from layerscope.model.causal_lm import CausalLM
-from layerscope.model.identity import Identity, check_identity, tolerance_for
-from layerscope.model.reproducible import reproducible
+from layerscope.lenses import LENS_NAMES
+from layerscope.model.options import OpenOptions
 from layerscope.model.shuffled_weights import Scope
-from layerscope.probing.encode import Encoded
-from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch
-from layerscope.probing.row_table import row_table
-from layerscope.probing.run_metadata import Settings
-from layerscope.progress import Observer
-from layerscope.readout.measure import measure
+from layerscope.probing.options import ProbeOptions
 from layerscope.record.measured import ShuffledPromptRecord, ShuffledWeightsRecord
 from layerscope.record.milestone_names import ONSET, STRONG, stable_twin
+from layerscope.record.prompt_key import PromptKey
+from layerscope.record.run_record import RunRecord
+from layerscope.run import Run
 
 OUTPUT = "logit"
 """The lens that is the model itself at the last layer."""
@@ -44,103 +39,69 @@ def control_scope(control: str) -> Scope | None:
     return _SCOPES[control]
 
 
-def shuffled_control(
-    model: CausalLM,
-    encoded: Sequence[Encoded],
-    settings: Settings,
-    parts: Sequence[Batch],
-    scope: Scope,
-    watcher: Observer,
-) -> ShuffledWeightsRecord:
-    """Ask a twin of the model the same prompts, each at its last position, under the headline lens.
+def asked_of_twin(options: ProbeOptions, headline: str) -> dict[str, Any]:
+    """How a twin is probed: as its model, but at last positions and under the headline lens alone.
 
-    A fitted lens knows the model's own layers and not the twin's, so the logit lens stands for it.
-
-    Args:
-        parts: how the prompts are cut for the model, whose every position may be decoded: room enough for the twin.
+    How the model was opened holds for the twin already. A fitted lens knows the model's own layers and not the twin's,
+    so the logit lens stands for it; it is read in any case, for at the last layer it is the output.
     """
-    headline = settings.protocol.headline if settings.protocol.headline in LENS_NAMES else OUTPUT
-    twin = model.shuffled_twin(scope, settings.seed)
-    asked = [replace(e, positions=(len(e.token_ids) - 1,)) for e in encoded]
-    columns, identity = _measured(twin, asked, _with_headline(settings, headline), parts, watcher)
-    rows, _ = row_table(columns, asked, twin)
-    curves = Curves.of(rows.filter(prompt_id="pos"), twin.n_layers, twin.d_vocab)
-    prompts = tuple(_prompt(curve, curves, settings) for curve in curves if curve.lens == headline)
+    opening = {option.name for option in fields(OpenOptions)}
+    same = {field.name: getattr(options, field.name) for field in fields(ProbeOptions) if field.name not in opening}
+    lenses = dict.fromkeys((headline if headline in LENS_NAMES else OUTPUT, OUTPUT))
+    return same | {
+        "lenses": tuple(lenses),
+        "lens_dir": None,
+        "positions": "last",
+        "second_forward": "off",
+        "control": "none",
+    }
+
+
+def with_twin(record: RunRecord, twin: Run, scope: Scope) -> RunRecord:
+    """A run's record with what its twin's run found, and the time that it took."""
+    measured = record.measured.model_copy(update={"shuffled_weights": twin_record(twin, scope)})
+    timings, spent = record.timings, twin.record.timings
+    if timings is not None and spent is not None:
+        total = timings.total_s + spent.total_s
+        timings = timings.model_copy(update={"control_s": spent.total_s, "total_s": total})
+    return record.model_copy(update={"measured": measured, "timings": timings})
+
+
+def twin_record(twin: Run, scope: Scope) -> ShuffledWeightsRecord:
+    """What a twin's run found."""
+    record, lens = twin.record, twin.record.protocol.headline_lens
+    facts = [prompt.key for prompt in record.suite.prompts if prompt.key.is_fact]
+    prompts = tuple(_prompt(twin, key) for key in facts)
     return ShuffledWeightsRecord(
         scope=scope,
-        seed=settings.seed,
-        lens=headline,
-        identity_ok=identity.ok,
+        seed=0 if record.provenance is None else record.provenance.seed,
+        lens=lens,
+        identity_ok=record.probabilities_stand,
         n_asked=len(prompts),
         n_answered=sum(prompt.answered is True for prompt in prompts),
         prompts=prompts,
-        on_top=_on_top([curve for curve in curves if curve.lens == headline], twin.n_layers),
+        on_top=_on_top(twin.judged_rows.filter(lens=lens, is_next=True), facts, record.model.n_layers),
     )
 
 
-def _with_headline(settings: Settings, headline: str) -> Settings:
-    """The same with another headline lens."""
-    return replace(settings, protocol=replace(settings.protocol, headline=headline))
-
-
-def _measured(
-    twin: CausalLM, asked: Sequence[Encoded], settings: Settings, parts: Sequence[Batch], watcher: Observer
-) -> tuple[pl.DataFrame, Identity]:
-    """The columns of all prompts under the headline lens and the one that ends at the output."""
-    names = dict.fromkeys((settings.protocol.headline, OUTPUT))
-    lenses = bind_lenses(list(names), final_norm=twin.final_norm, next_norms=twin.next_norms)
-    frames: list[pl.DataFrame] = []
-    identity: Identity | None = None
-    with reproducible(settings.seed, twin.placement.device), torch.inference_mode():
-        for i, part in enumerate(parts):
-            here = asked[part.prompts]
-            residuals = twin.forward(
-                [e.token_ids for e in here],
-                n_logits=min(IDENTITY_PROMPTS, len(here)) if i == 0 else 0,
-                progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
-            )
-            if identity is None:
-                identity = check_identity(
-                    twin.unembedding,
-                    residuals.last()[: len(residuals.logits)],
-                    residuals.logits,
-                    tolerance_bits=tolerance_for(twin.placement.dtype),
-                )
-            columns = measure(
-                residuals.select([e.positions for e in here]),
-                lenses,
-                [e.query for e in here],
-                twin.unembedding,
-                protocol=settings.protocol,
-                trivial=twin.tokens.trivial,
-                sweep_bytes=part.sweep_bytes,
-                final_is_model=identity.ok,
-                progress=lambda done, total, i=i: watcher.vocabulary(i * total + done, len(parts) * total),  # type: ignore[misc]
-            )
-            frames.append(pl.DataFrame(columns).with_columns(pl.col("prompt") + part.prompts.start))
-    if identity is None:
-        raise ModelError("There is no prompt to ask the twin with shuffled weights; give at least one fact.")
-    return pl.concat(frames), identity
-
-
-def _prompt(curve: Curve, curves: Curves, settings: Settings) -> ShuffledPromptRecord:
-    milestones = find_milestones(curve, settings.protocol.thresholds)
-    at_output = curves.get(curve.prompt, OUTPUT)
+def _prompt(twin: Run, key: PromptKey) -> ShuffledPromptRecord:
+    rows = key.rows_of(twin.rows)
+    milestones = twin.milestones.of(prompt=key)
     return ShuffledPromptRecord(
-        fact_key=curve.rows[0]["fact_key"],
-        fact_index=curve.prompt.fact_index,
-        prompt_variant=curve.prompt.prompt_variant,
-        answered=None if at_output is None else at_output.value("is_answer", curve.n_layers),
+        fact_key=rows["fact_key"][0],
+        fact_index=key.fact_index,
+        prompt_variant=key.prompt_variant,
+        answered=twin.diagnostics.outputs[key].answered,
         first=layer_of(milestones, ONSET),
         stable=layer_of(milestones, stable_twin(ONSET)),
         strong_stable=layer_of(milestones, stable_twin(STRONG)),
     )
 
 
-def _on_top(curves: Sequence[Curve], n_layers: int) -> dict[str, tuple[int, ...]]:
-    counts: dict[str, list[int]] = {}
-    for curve in curves:
-        of_wording = counts.setdefault(curve.prompt.prompt_variant, [0] * (n_layers + 1))
-        for layer in curve.layers(lambda row: row["is_answer"]):
-            of_wording[layer] += 1
-    return {wording: tuple(by_layer) for wording, by_layer in counts.items()}
+def _on_top(rows: pl.DataFrame, facts: Sequence[PromptKey], n_layers: int) -> dict[str, tuple[int, ...]]:
+    """For each wording, how many answers lead, by layer."""
+    counts = {}
+    for wording in dict.fromkeys(key.prompt_variant for key in facts):
+        leading = rows.filter("is_answer", prompt_id="pos", prompt_variant=wording)["layer"].to_list()
+        counts[wording] = tuple(leading.count(layer) for layer in range(n_layers + 1))
+    return counts

@@ -3,13 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float
-from torch import Tensor
-
 from layerscope.errors import SuiteError
 from layerscope.model.answer_forms import Alignment
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.residuals import Residuals
 from layerscope.probing.encode import Encoded
 from layerscope.readout.prompt_query import PromptQuery
 from layerscope.readout.whole_answers import Pieces, further_rows, rows_of, without_longer
@@ -78,10 +74,8 @@ class Forcing:
         answers = without_longer([a.answer_ids for a in e.answers if a.first_id is not None])
         return answers if set(answers) <= self.readable.get(prompt, frozenset()) else ()
 
-    def select(
-        self, residuals: Residuals, first_sequence: int, queries: Sequence[PromptQuery]
-    ) -> Float[Tensor, "layer row d_model"]:
-        """Every row that is decoded: the prompts' own, and behind them what whole answers need.
+    def decoded(self, first_sequence: int, queries: Sequence[PromptQuery]) -> list[tuple[int, tuple[int, ...]]]:
+        """Text and positions of every row that is decoded: the prompts' own, and behind them what whole answers need.
 
         Args:
             first_sequence: where in the batch the sequences begin.
@@ -93,7 +87,7 @@ class Forcing:
                 places.append((first_sequence + sequence, (position,)))
             else:
                 places.append((row.prompt, (len(queries[row.prompt].token_ids) - 1,)))
-        return residuals.rows(places)
+        return places
 
 
 def is_read_whole(e: Encoded, protocol: Protocol) -> bool:

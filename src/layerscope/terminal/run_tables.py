@@ -1,7 +1,6 @@
 """A run's tables for a terminal: a prompt layer by layer, or milestone by milestone, under one lens."""
 
 from collections.abc import Iterator
-from statistics import median
 
 import polars as pl
 from rich.console import RenderableType
@@ -36,7 +35,7 @@ def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None 
     record = run.record
     chosen = _lens_of(record, lens)
     _check_prompt(record, prompt)
-    next_rows = run.rows.filter("is_next")
+    next_rows = run.judged_rows.filter("is_next")
     for place, suite_prompt in enumerate(record.suite.prompts, start=1):
         if prompt in (None, place) and record.ranks_stand:
             yield _title(suite_prompt, chosen, place)
@@ -44,7 +43,7 @@ def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None 
             yield Text(_onsets(suite_prompt.key.rows_of(next_rows), suite_prompt, record.protocol.lenses), style="dim")
             yield ""
     if prompt is None and record.ranks_stand:
-        yield _summary(next_rows.filter(pl.col("lens") == chosen, pl.col("prompt_id") == "pos"))
+        yield _summary(run)
     yield identity_line(run)
     for name, reason in record.flags.items():
         yield Text(f"caution · {name}" + ("" if reason is True else f": {reason}"), style="yellow")
@@ -148,17 +147,12 @@ def _rests_on_rank(name: str) -> bool:
     return name.startswith("first_rank_le_") or name in RANK_MILESTONES
 
 
-def _summary(rows: pl.DataFrame) -> Text:
-    """All facts in one line: how many are answered in the end, and from which layer on."""
-    last = rows.filter(pl.col("layer") == pl.col("layer").max())
-    on_top = rows.filter(pl.col("answer_rank") == 1)
-    first = on_top.group_by("fact_index", "prompt_variant").agg(pl.col("layer").min())["layer"]
-    layers = sorted(first.to_list())
-    onset = f"median {median(layers):g}, {layers[0]} to {layers[-1]}" if layers else "none"
-    return Text(
-        f"{last['is_answer'].sum()} of {len(last)} prompts answered at the last layer · first rank 1: {onset}",
-        style="bold",
-    )
+def _summary(run: AnalysedRun) -> Text:
+    """How many prompts the model answers, in one line; of layers the verdict speaks."""
+    facts = [output.answered for output in run.diagnostics.outputs.values() if output.prompt.is_fact]
+    known = [answered for answered in facts if answered is not None]
+    without = f", {len(facts) - len(known)} without a known answer" if len(known) < len(facts) else ""
+    return Text(f"{sum(known)} of {len(known)} prompts answered at the output{without}", style="bold")
 
 
 def _title(prompt: PromptRecord, lens: str, place: int) -> Text:
@@ -219,12 +213,27 @@ def _form(answer: AlignmentRecord) -> str:
 
 def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -> str:
     """Where the answer is first on top, by lens."""
+    if prompt.judge == "model_top1":
+        own = "" if prompt.output is None or not prompt.output.top_tokens else f", {prompt.output.top_tokens[0]!r}"
+        return f"no answer given: judged by what the model itself says{own} · {_first_by_lens(rows, lenses)}"
     if not prompt.answers:
         return "no answer was recorded"
     gold = prompt.answers[0]
     if not any(answer.ok for answer in prompt.answers):
         return f"answer {gold.string!r} could not be aligned ({gold.reason}), so it has no rank"
-    caution = _form(gold) + (f", judged by its first of {len(gold.answer_ids)} pieces" if gold.several_pieces else "")
+    return f"answer {gold.string!r}{_form(gold)}{_part(gold, prompt)} · {_first_by_lens(rows, lenses)}"
+
+
+def _part(answer: AlignmentRecord, prompt: PromptRecord) -> str:
+    """What is judged of an answer of several pieces."""
+    if not answer.several_pieces:
+        return ""
+    n = len(answer.answer_ids)
+    return f", judged by all of its {n} pieces" if prompt.judge == "whole" else f", judged by its first of {n} pieces"
+
+
+def _first_by_lens(rows: pl.DataFrame, lenses: tuple[str, ...]) -> str:
     onsets = {lens: _first_rank_1(rows.filter(pl.col("lens") == lens)) for lens in lenses}
-    by_lens = " · ".join(f"{lens} {'none' if layer is None else layer}" for lens, layer in onsets.items())
-    return f"answer {gold.string!r}{caution} · first rank 1 by lens: {by_lens}"
+    return "first rank 1 by lens: " + " · ".join(
+        f"{lens} {'none' if layer is None else layer}" for lens, layer in onsets.items()
+    )

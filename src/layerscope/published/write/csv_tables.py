@@ -107,7 +107,9 @@ def _longest_list(source: Source, lens: str) -> int:
 
 def _record_rows(source: Source, lens: str, columns: Sequence[TableColumn]) -> Iterator[dict[str, Value]]:
     """Every position that was decoded; the extended dialect lists all tokens, since it holds the run whole."""
-    rows = source.run.judged_rows.with_row_index("row_in_run").filter(lens=lens)
+    # The extended dialect holds the run whole; what the others state is of the judged view, as the JSON is.
+    table = source.run.rows if source.extended else source.run.judged_rows
+    rows = table.with_row_index("row_in_run").filter(lens=lens)
     for row in rows.iter_rows(named=True):
         if source.extended:
             yield {**_cells(columns, row), "row_in_run": row["row_in_run"]}

@@ -35,12 +35,10 @@ def of_prompt(output: Output) -> str:
     if output.answer_rank is None:
         return f"The model says {says}; the rank of {answer} is not known"
     if output.judge == "whole":
-        told = (
-            "each piece of it is the next token"
-            if output.answered
-            else f"a piece of it has rank {output.answer_rank:,}"
-        )
-        return f"The model says {says}; of the whole answer {answer}{_p(output.p_answer)} {told}"
+        whole = f"the whole answer {answer}{_p(output.p_answer)}"
+        if output.answered:
+            return f"The model says {says} and goes on to {whole}"
+        return f"The model says {says}; {whole} has a piece of rank {output.answer_rank:,}"
     if output.answered:
         return f"The model answers {answer}{_p(output.p_answer)}"
     return f"The model says {says}; {answer} has rank {output.answer_rank:,}{_p(output.p_answer)}"

@@ -163,17 +163,16 @@ class VerdictText:
         """What bears on the headline, each in a line or two."""
         diagnostics, lines = self.diagnostics, []
         if self.over_facts:
-            lines += [
-                LabelledLine("first fact", self._first_fact()),
-                LabelledLine("chance", onsets.chance(diagnostics.chance, ON_TOP_FOR_GOOD)),
-            ]
+            lines.append(LabelledLine("first fact", self._first_fact()))
+            if diagnostics.chance.n_facts:
+                lines.append(LabelledLine("chance", onsets.chance(diagnostics.chance, ON_TOP_FOR_GOOD)))
             lost = answers.all_lost(diagnostics.answered)
             lines += [LabelledLine("lost", lost)] if lost else []
-        lines += [
-            LabelledLine("lenses", self._other_lenses()),
-            LabelledLine("wording", circumstances.wording(diagnostics.wording)),
-            LabelledLine("control", circumstances.controls(diagnostics.controls)),
-        ]
+        lines.append(LabelledLine("lenses", self._other_lenses()))
+        if diagnostics.wording.reason is None:
+            lines.append(LabelledLine("wording", circumstances.wording(diagnostics.wording)))
+        if diagnostics.controls.reason is None:
+            lines.append(LabelledLine("control", circumstances.controls(diagnostics.controls)))
         twin = self.record.measured.shuffled_weights
         lines += [] if twin is None else [LabelledLine("twin", circumstances.twin(twin))]
         quotable = guidance.probabilities(diagnostics.quotability, diagnostics.headline)

@@ -98,7 +98,7 @@ def grid(
 def _cells(
     run: AnalysedRun, lens: str, prompt: PromptKey, layers: Sequence[int] | None, positions: Sequence[int] | None
 ) -> pl.DataFrame:
-    cells = prompt.rows_of(run.rows).filter(lens=lens)
+    cells = prompt.rows_of(run.judged_rows).filter(lens=lens)
     cells = cells if layers is None else cells.filter(pl.col("layer").is_in(list(layers)))
     cells = cells if positions is None else cells.filter(pl.col("position").is_in(list(positions)))
     columns = ["layer", "position", "token", "top1", "p_top1", "entropy_bits", "kl_to_final_bits", "answer_rank"]

@@ -88,13 +88,13 @@ class Payload:
 
 def payload(runs: Sequence[AnalysedRun]) -> Payload:
     """The data of a page about some runs, in their order."""
-    listings = [listed(run.rows, probabilities=run.record.probabilities_stand) for run in runs]
+    listings = [listed(run.judged_rows, probabilities=run.record.probabilities_stand) for run in runs]
     vocabulary = Vocabulary.of(listings) if listings else Vocabulary((), (), pl.DataFrame())
     scripts: dict[str, str] = {}
     shown = []
     for place, (run, listing, label) in enumerate(zip(runs, listings, labels(runs), strict=True)):
         made = blocks(
-            run.rows,
+            run.judged_rows,
             vocabulary.numbered(listing),
             run.record.model.n_layers,
             probabilities=run.record.probabilities_stand,
@@ -166,7 +166,7 @@ def _prompt(
 ) -> PromptData:
     fact_index, prompt_id, variant = prompt_key
     record = run.record.prompt(prompt_key)
-    rows = prompt_key.rows_of(run.rows)
+    rows = prompt_key.rows_of(run.judged_rows)
     answers = () if record is None else tuple(answer.string for answer in record.answers)
     last = rows.filter("is_next")["position"].max()
     return PromptData(

@@ -263,14 +263,12 @@ def test_a_whole_answer_is_judged_by_its_last_piece_too(run):
     whole = with_first_prompt(run, judge="whole")
     log_p = curve(run, "logit")[12]["answer_log_prob_nats_all"]
     p = f"(p {np.exp(log_p):.3f})"
-    assert (
-        f"The model says ' Berlin' {p}; of the whole answer ' Berlin' {p} each piece of it is the next token; on"
-        in (said(whole))
+    assert f"The model says ' Berlin' {p} and goes on to the whole answer ' Berlin' {p}; on top for good and" in said(
+        whole
     )
     worse = with_values(whole, LOGIT & (pl.col("layer") == 12), answer_rank_all=3)
-    assert (
-        f"of the whole answer ' Berlin' {p} a piece of it has rank 3. Under the logit lens it passes through"
-        in said(worse)
+    assert f"; the whole answer ' Berlin' {p} has a piece of rank 3. Under the logit lens it passes through" in said(
+        worse
     )
 
 
@@ -457,9 +455,11 @@ def test_answers_that_flip_with_the_wording_are_told_with_their_p(capitals):
     )
 
 
-def test_a_fact_of_one_wording_is_told_as_such(run):
+def test_what_was_not_asked_is_not_told(run):
     alone = said(changed(run, run.rows.filter(pl.col("prompt_variant") == "orig")))
-    assert "wording not asked: no fact was asked in two wordings" in alone
+    assert "control its own" in alone and "wording" not in alone
+    without = said(changed(run, run.rows.filter(pl.col("prompt_id") == "pos")))
+    assert "wording sensitive" in without and "control" not in without
 
 
 def test_a_control_is_told_by_its_own_answer_and_by_the_facts(run):
@@ -472,8 +472,6 @@ def test_a_control_is_told_by_its_own_answer_and_by_the_facts(run):
     output = control.output.model_copy(update={"top_ids": (berlin,)})
     prompts = [*instead.record.suite.prompts[:2], control.model_copy(update={"output": output})]
     assert f"{start} has rank 6; the fact's 'Berlin' is given instead" in said(with_prompts(instead, prompts))
-    without = changed(run, run.rows.filter(pl.col("prompt_id") == "pos"))
-    assert "control not asked: the suite has no control" in said(without)
 
 
 def twin(*layers: tuple[int | None, int | None], answered: int = 0, scope: str = "blocks") -> ShuffledWeightsRecord:
@@ -821,9 +819,9 @@ def test_a_run_without_facts_names_no_layer(run):
 # What may be quoted
 
 
-def guided(run: Run, *, details: bool = True, **changes: object) -> str:
+def guided(run: Run, *, whole: bool = True, **changes: object) -> str:
     found = replace(run.verdict, guidance=replace(run.guidance, **changes))
-    return printed(verdict_of(found, run.record, details=details))
+    return printed(verdict_of(found, run.record, details=whole))
 
 
 def test_every_reason_is_given_with_its_weight(run):
@@ -839,9 +837,9 @@ def test_every_reason_is_given_with_its_weight(run):
 
 
 def test_without_a_reason_there_is_no_caution(run):
-    assert re.search(r"^cautions +none *$", guided(run, details=False, reasons=()), re.M)
+    assert re.search(r"^cautions +none *$", guided(run, whole=False, reasons=()), re.M)
     unknown = {"reasons": (), "undetermined": ("copy_mask_missing",)}
-    assert "cautions none (1 could not be judged: --details)" in " ".join(guided(run, details=False, **unknown).split())
+    assert "cautions none (1 could not be judged: --details)" in " ".join(guided(run, whole=False, **unknown).split())
     assert re.search(r"^unknown +whether copy_mask_missing *$", guided(run, **unknown), re.M)
 
 

@@ -94,8 +94,8 @@ class VerdictText:
             return f"{told}; {subject}{layers} under {under}."
         if facts.counted:
             lens = self.diagnostics.headline
-            at_last = [curve and curve.at(self.n_layers) for p in facts.counted for curve in [self.curves.get(p, lens)]]
-            known = all(row is not None and row["answer_rank"] is not None for row in at_last)
+            curves = [self.curves.get(prompt, lens) for prompt in facts.counted]
+            known = all(curve is not None and curve.value("answer_rank", self.n_layers) for curve in curves)
             return f"{told}; {FOR_GOOD} from no {'' if known else 'known '}layer under {under}."
         lost, never = len(facts.found_and_lost), len(facts.never_on_top)
         by_prompt = self.by_lens.by_pass()

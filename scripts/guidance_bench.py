@@ -5,7 +5,7 @@
 
 A caution that most good models raise, or that a model without knowledge raises as often, tells nothing. Seven trained
 models are asked the suite that four of them were made for: the bundled one, four small ones of other families, trained
-here for a few minutes (`train_small_models.py`), and two published ones (`real_models.py`). Each has a twin whose every
+here for a minute each (`train_small_models.py`), and two published ones (`real_models.py`). Each has a twin whose every
 matrix holds its entries in random order. Models are kept in the cache of the published ones.
 """
 
@@ -29,8 +29,8 @@ from train_small_models import make_model
 
 SUITE = "capitals-20"
 SEED = 316
-STEPS = 1200
-"""Of training a small model: one or two minutes of a core."""
+STEPS = 500
+"""Of training a small model: about a minute of a core, after which it knows the capitals."""
 SMALL = ("llama", "gpt2", "gpt_neox", "olmo2")
 TOO_COMMON = 0.8
 """A reason that fires on a larger share of the trained models is none."""
@@ -142,6 +142,8 @@ def judgement(models: Count, twins: Count) -> str:
         return "on none: the bench has no such fault"
     if models.share > TOO_COMMON:
         return "no: on most trained models"
+    if not twins.n_judged:
+        return "open: no twin has what it is about"
     if models.share == twins.share:
         return "no: on twins as often"
     return "yes"

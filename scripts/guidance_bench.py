@@ -5,7 +5,7 @@
 
 A caution that most good models raise, or that a model without knowledge raises as often, tells nothing. Seven trained
 models are asked the suite that four of them were made for: the bundled one, four small ones of other families, trained
-here for a minute each (`train_small_models.py`), and two published ones (`real_models.py`). Each has a twin whose every
+here for a few minutes (`train_small_models.py`), and two published ones (`real_models.py`). Each has a twin whose every
 matrix holds its entries in random order. Models are kept in the cache of the published ones.
 """
 
@@ -29,9 +29,8 @@ from train_small_models import make_model
 
 SUITE = "capitals-20"
 SEED = 316
-STEPS = 500
-"""Of training a small model: about a minute of a core, after which it knows the capitals."""
-SMALL = ("llama", "gpt2", "gpt_neox", "olmo2")
+SMALL = {"llama": 500, "gpt2": 2000, "gpt_neox": 500, "olmo2": 500}
+"""Families of small models, and steps of their training: learned positions take longer to learn the capitals."""
 TOO_COMMON = 0.8
 """A reason that fires on a larger share of the trained models is none."""
 BEGIN, END = "<!-- guidance bench: begin -->", "<!-- guidance bench: end -->"
@@ -42,13 +41,13 @@ BEGIN, END = "<!-- guidance bench: begin -->", "<!-- guidance bench: end -->"
 
 def small_model(family: str, cache: Path) -> Path:
     """The folder of a small trained model, trained if it is not there yet."""
-    folder = cache / f"small-{family}-{STEPS}"
+    folder = cache / f"small-{family}-{SMALL[family]}"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f".{folder.name}.lock"):
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=cache) as unfinished:
                 made = Path(unfinished) / folder.name
-                make_model(family, made, seed=0, minutes=0.0, steps=STEPS)
+                make_model(family, made, seed=0, minutes=0.0, steps=SMALL[family])
                 made.rename(folder)
     return folder
 

@@ -98,10 +98,18 @@ def test_the_verdict_is_what_remains_on_the_screen(probed):
     lines = done.stdout.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("verdict · "))
     assert "identity check · passed" in "\n".join(lines[:start])
-    assert lines[start + 1].startswith("The answer 'Berlin' becomes readable at layer 4 of 12")
-    reporting = next(i for i, line in enumerate(lines) if line.startswith("reporting "))
-    assert start < reporting and lines[-1].startswith("run folder · ") and lines[-2].startswith("page · ")
-    assert re.match(r"(withheld|caution|unknown|prefer|reporting| {12})", lines[-3])
+    assert lines[start + 1].startswith("The model answers ' Berlin' (p 0.999); on top for good and clearly ahead from")
+    assert lines[-1].startswith("run folder · ") and lines[-2].startswith("page · ")
+    assert len(lines[start:-2]) <= 16 and re.match(r"(cautions|more| {12})", lines[-3])
+
+
+def test_details_print_all_that_the_verdict_rests_on(probed):
+    cwd, done = probed
+    run = Run.read(min((cwd / "runs").iterdir()))
+    shown = layerscope("show", "--details", cwd=cwd).stdout
+    assert "Germany→Berlin in detail" in shown.splitlines() and "in detail" not in done.stdout
+    assert run.guidance.details and all(one.text in " ".join(shown.split()) for one in run.guidance.details)
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_one_prompt_is_shown_without_the_verdict_on_all(probed):
@@ -326,7 +334,9 @@ def test_a_run_by_the_published_definitions_holds_published_files(published):
     assert rows[0]["entropy_bits"].to_list() == pytest.approx(rows[1]["entropy_bits"].to_list(), rel=1e-9)  # as printed
     shown = layerscope("show", str(folder / "published" / "output-reference.json"), cwd=published)
     assert shown.returncode == 0, shown.stderr
-    assert "lens next_norm: " in " ".join(shown.stdout.split())
+    (title,) = re.findall(r"^verdict · .*$", shown.stdout, re.MULTILINE)
+    assert title.endswith(" · lens next_norm")
+    assert re.search(r"^p is +not to be reported: by this protocol any caution", shown.stdout, re.MULTILINE)
 
 
 def test_without_the_published_lens_no_published_files_are_promised(tmp_path):

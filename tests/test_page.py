@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from layerscope.errors import RunError
 from layerscope.probing.probe import probe
 from layerscope.record import COLUMNS, RunRecord
+from layerscope.report.sentences.verdict import VerdictText
 from layerscope.run import Run, plots
 from layerscope.view.charts.palette import LIGHT_GROUND
 from layerscope.view.page.packing import packed, safe_json
@@ -273,12 +274,36 @@ def test_sizes_stay_within_bounds(run: Run, page: str):
 
 
 def test_the_verdict_is_the_one_of_the_terminal(run: Run):
-    words = verdict_words(run)
-    assert words.layer == run.diagnostics.semantic.layer
-    assert f"layer {words.layer} of {words.n_layers}" in words.headline
+    words, rows = verdict_words(run), run.rows.filter("is_next", prompt_id="pos", prompt_variant="orig")
+    ranks = rows.filter(lens="logit").sort("layer")["answer_rank"].to_list()
+    assert words.layer == max(layer for layer, rank in enumerate(ranks) if rank != 1) + 1
+    assert f"on top for good and clearly ahead from layer {words.layer} of {words.n_layers}" in words.headline
     assert [one.text for one in words.reasons if one.weight] == [reason.text for reason in run.guidance.reasons]
-    onset = run.milestones.of("raw")["L_semantic"].layer
-    assert next(depth.rank_1 for depth in words.depths if depth.lens == "raw") == onset
+    raw = next(depth for depth in words.depths if depth.lens == "raw")
+    assert raw.first == rows.filter(lens="raw", answer_rank=1)["layer"].min()
+    text = VerdictText(run.verdict, run.record)
+    assert words.headline == text.headline()
+    assert [line.text for line in words.lines] == [line.text for line in text.summary() if line.label != "p is"]
+    assert words.quotable.startswith("Probabilities under logit: the model's at layer 12, ")
+
+
+def test_what_a_probability_is_stands_with_its_layer_and_nothing_forbids_it(run: Run, page: str):
+    own = payload([run]).runs[0]
+    rows = run.rows.filter("is_next", prompt_id="pos", lens="logit").sort("layer")
+    far = pl.max_horizontal("kl_to_final_bits", (pl.col("entropy_bits") - pl.col("teacher_entropy_bits")).abs()) > 0.5
+    by_layer = rows.group_by("layer", maintain_order=True).agg(far.all().alias("far"), (~far).all().alias("near"))
+    for layer, all_far, all_near in by_layer.iter_rows():
+        if layer < 12 and (all_far or all_near):
+            assert own.statuses["logit"][layer].startswith(
+                "an estimate of the model's" if all_near else "the lens' own"
+            )
+    assert by_layer["far"].any() and by_layer["near"].any()
+    assert own.statuses["logit"][12] == "the model's own" and own.statuses["raw"][12] != "the model's own"
+    assert not own.suppressed and "not probabilities" not in Parsed(page).text
+    failed = run.record.identity.model_dump() | {"ok": False, "kl_bits": 3.5, "explanation": "softcap", "note": "Made."}
+    withheld = payload([changed(run, identity=failed)]).runs[0]
+    assert set(withheld.statuses["logit"]) == {"withheld"} and not withheld.probabilities
+    assert verdict_words(changed(run, identity=failed)).quotable == ""
 
 
 def test_the_command_of_a_run_asks_the_same_again(run: Run):

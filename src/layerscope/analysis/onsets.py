@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from layerscope.analysis.curve import Curves
-from layerscope.analysis.milestones import Milestones, layer_of
+from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, Milestones
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.statistics import Summary, summarize
-from layerscope.record.milestone_names import ONSET, STRONG, stable_twin
+from layerscope.record.milestone_names import ONSET, STRONG, rank_within, stable_twin
 from layerscope.record.prompt_key import PromptKey
 
 FIRST_ON_TOP, ON_TOP_FOR_GOOD, CLEARLY_AHEAD = str(ONSET), stable_twin(ONSET), stable_twin(STRONG)
@@ -23,7 +23,7 @@ BEFORE_LAYERS = 5
 
 @dataclass(frozen=True)
 class LayersOfPrompt:
-    """The three layers of one prompt under the headline lens; None where it never comes to that."""
+    """The three layers of one prompt under one lens; None where it never comes to that, or where that is not known."""
 
     first_on_top: int | None
     """The answer has rank 1 (`L_semantic`)."""
@@ -31,6 +31,8 @@ class LayersOfPrompt:
     """From here to the output it keeps rank 1 (`L_semantic_stable`); None where it has lost it at the output."""
     clearly_ahead: int | None
     """From here on the strong gate holds at every layer (`L_semantic_strong_stable`)."""
+    undetermined: tuple[str, ...] = ()
+    """Keys of those that have no layer and may have one: values are missing, or the lens did not read the prompt."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class LayerOverFacts:
     """Its key."""
     summary: Summary
     """Over `n` facts; those that lack the layer are `n_missing`. Its interval is None where it would be a point."""
+    n_undetermined: int
+    """How many of those that lack it may have it, for values are missing."""
     median_depth: float | None
     """The median as a share of the depth, unrounded."""
     least: int | None
@@ -92,7 +96,19 @@ class Blindness:
 
 def layers_of_prompt(milestones: Milestones) -> LayersOfPrompt:
     """The three layers among the milestones of one prompt."""
-    return LayersOfPrompt(*(layer_of(milestones, name) for name in (FIRST_ON_TOP, ON_TOP_FOR_GOOD, CLEARLY_AHEAD)))
+    by_rank = {FIRST_ON_TOP: rank_within(1), ON_TOP_FOR_GOOD: stable_twin(rank_within(1))}
+    layers, undetermined = list[int | None](), []
+    for name in (FIRST_ON_TOP, ON_TOP_FOR_GOOD, CLEARLY_AHEAD):
+        found = milestones.get(name)
+        if found is not None and found.reason == NOT_MEASURED:  # a table may hold ranks alone
+            found = milestones.get(by_rank.get(name, name))
+        layers.append(None if found is None else found.layer)
+        if found is None or found.reason in (NOT_MEASURED, NEVER_SEEN):
+            undetermined.append(name)
+    first, stable, ahead = layers
+    if stable is None and ON_TOP_FOR_GOOD not in undetermined:  # so it cannot be clearly ahead at the output
+        undetermined = []
+    return LayersOfPrompt(first, stable, ahead, tuple(undetermined))
 
 
 def layers_over_facts(
@@ -107,9 +123,9 @@ def layers_over_facts(
     found = [layers_of_prompt(milestones.get(prompt, {})) for prompt in facts]
     return LayersOverFacts(
         len(facts),
-        _over(FIRST_ON_TOP, [layers.first_on_top for layers in found], n_layers),
-        _over(ON_TOP_FOR_GOOD, [layers.on_top_for_good for layers in found], n_layers),
-        _over(CLEARLY_AHEAD, [layers.clearly_ahead for layers in found], n_layers),
+        _over(FIRST_ON_TOP, [layers.first_on_top for layers in found], found, n_layers),
+        _over(ON_TOP_FOR_GOOD, [layers.on_top_for_good for layers in found], found, n_layers),
+        _over(CLEARLY_AHEAD, [layers.clearly_ahead for layers in found], found, n_layers),
     )
 
 
@@ -135,9 +151,10 @@ def blindness(curves: Curves, lens: str, facts: Sequence[PromptKey], onset: int 
     return Blindness(lens, onset, first, last, middle, sum(map(bool, known)), BLIND_BITS, why_not)
 
 
-def _over(name: str, layers: Sequence[int | None], n_layers: int) -> LayerOverFacts:
+def _over(name: str, layers: Sequence[int | None], found: Sequence[LayersOfPrompt], n_layers: int) -> LayerOverFacts:
     known = [layer for layer in layers if layer is not None]
     summary = summarize(layers, fewest=FEWEST, points=False)
     depth = None if summary.median is None else summary.median / n_layers
     equal = len(known) > 1 and len(set(known)) == 1
-    return LayerOverFacts(name, summary, depth, min(known, default=None), max(known, default=None), equal)
+    n_open = sum(name in of_prompt.undetermined for of_prompt in found)
+    return LayerOverFacts(name, summary, n_open, depth, min(known, default=None), max(known, default=None), equal)

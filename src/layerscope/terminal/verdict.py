@@ -1,9 +1,8 @@
 """A run's verdict laid out for a terminal."""
 
-import textwrap
 from collections.abc import Iterator, Sequence
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -11,12 +10,14 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.record.run_record import RunRecord
 from layerscope.report.sentences.guidance import reporting
-from layerscope.report.sentences.lines import LINE, LabelledLine, Weight, under_one_label
-from layerscope.report.sentences.verdict import VerdictText
+from layerscope.report.sentences.lines import LINE, LabelledLine, Weight, plural, under_one_label
+from layerscope.report.sentences.verdict import P_IS, VerdictText
 from layerscope.report.text import printable
 
 MOST_LINES = 16
 """Of a verdict without its details."""
+_LEFT_OUT_FIRST = ("lenses", "lost", "first fact", "control", "twin", P_IS, "wording", "chance")
+"""Labels of what has to wait for the details where lines are short."""
 WIDTH = 80
 LABEL_WIDTH = 11
 """With a space and `LINE` characters of text, 80 columns."""
@@ -38,10 +39,11 @@ def verdict_of(verdict: Verdict, record: RunRecord, *, details: bool = False) ->
     """The same of a verdict and of the record that it is on."""
     text = VerdictText(verdict, record)
     yield Text(text.title(), style="bold", overflow="ellipsis", no_wrap=True)
-    yield Text("\n".join(textwrap.wrap(text.headline(), WIDTH)), style="bold")
+    headline = _wrapped(text.headline(), WIDTH)
+    yield Text("\n".join(headline), style="bold")
     if text.names_layers:
         summary = text.summary()
-        yield _grid(summary if details else [*summary, *_in_short(text, summary)])
+        yield _grid(summary if details else _in_short(text, summary, MOST_LINES - 1 - len(headline)))
         if details:
             yield _of_first_fact(text)
             yield _grid(text.strength())
@@ -57,24 +59,36 @@ def _of_first_fact(text: VerdictText) -> Text:
     return Text(printable(f"{fact} in detail"), style="bold")
 
 
-def _in_short(text: VerdictText, summary: Sequence[LabelledLine]) -> list[LabelledLine]:
-    """As many cautions as lines are left for, each on its own; how many more there are stands in the last."""
+def _in_short(text: VerdictText, summary: Sequence[LabelledLine], room: int) -> list[LabelledLine]:
+    """What bears on the headline, and as many cautions as lines are left for; what is left out is told last."""
     cautions = text.cautions()
-    taken = (
-        1 + len(textwrap.wrap(text.headline(), WIDTH)) + sum(len(textwrap.wrap(line.text, LINE)) for line in summary)
-    )
-    room = max(1, MOST_LINES - taken)
+    lines, left_out = list(summary), list[str]()
+    for label in _LEFT_OUT_FIRST:
+        if _height(lines) + (1 if cautions else 1 + bool(left_out)) <= room:
+            break
+        left_out += dict.fromkeys(line.label for line in lines if line.label == label)
+        lines = [line for line in lines if line.label != label]
     if not cautions:
-        unknown = text.guidance.undetermined
-        rest = f" ({len(unknown)} could not be judged: --details)" if unknown else ""
-        return [LabelledLine("cautions", f"none{rest}", "free")]
-    shown = cautions if len(cautions) <= room else cautions[: room - 1]
-    more = len(cautions) - len(shown)
-    texts = [
-        *shown,
-        *([f"{more} more cautions: --details" if shown else f"{more} cautions: --details"] if more else []),
-    ]
-    return under_one_label("cautions", texts, "advise")
+        unknown = len(text.guidance.undetermined)
+        rest = f" ({unknown} could not be judged: --details)" if unknown else ""
+        lines.append(LabelledLine("cautions", f"none{rest}", "free"))
+        return [*lines, *([LabelledLine("more", f"{', '.join(left_out)}: --details")] if left_out else [])]
+    free = room - _height(lines)
+    shown = cautions if len(cautions) + bool(left_out) <= free else cautions[: max(0, free - 1)]
+    hidden = len(cautions) - len(shown)
+    more = [f"{hidden} {'more ' if shown else ''}{plural('caution', hidden)}"] if hidden else []
+    rest_of_it = [f"{', '.join([*left_out, *more])}: --details"] if left_out or more else []
+    return [*lines, *under_one_label("cautions", [*shown, *rest_of_it], "advise")]
+
+
+def _height(lines: Sequence[LabelledLine]) -> int:
+    """How many lines of the terminal they take."""
+    return sum(len(_wrapped(line.text, LINE)) for line in lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines as wide as the terminal shows them, where a character may take two columns."""
+    return [line.plain.rstrip() for line in Text(text).wrap(Console(width=width), width)]
 
 
 def _grid(lines: Sequence[LabelledLine]) -> Table:

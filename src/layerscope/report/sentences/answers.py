@@ -7,10 +7,21 @@ from layerscope.report.numbers import short_text
 from layerscope.report.sentences.lines import LINE, plural
 from layerscope.report.text import printable
 
+MOST_OF_A_NAME = 60
+"""Characters of a token, an answer or a fact that are quoted."""
+
 
 def token(text: str | None) -> str:
-    """A token or an answer as it is quoted, its space told."""
-    return "another token" if text is None else printable(repr(text))
+    """A token or an answer as it is quoted, its space told; of a long one, as much as a line holds."""
+    return "another token" if text is None else shortened(printable(repr(text)))
+
+
+def shortened(name: str) -> str:
+    """A name, in the middle of which something is left out where it is long."""
+    if len(name) <= MOST_OF_A_NAME:
+        return name
+    half = (MOST_OF_A_NAME - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"
 
 
 def of_prompt(output: Output) -> str:

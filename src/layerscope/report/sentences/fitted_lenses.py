@@ -63,5 +63,6 @@ def acceptance(outcome: Acceptance) -> str:
     """Whether all criteria pass, and by their names those that do not."""
     if outcome.accepted:
         return "accepted"
-    failed = dict.fromkeys(_CRITERIA[criterion.name] for criterion in outcome.criteria if criterion.passed is False)
+    names = {criterion.name for criterion in outcome.criteria if criterion.passed is False}
+    failed = [word for name, word in _CRITERIA.items() if name in names]
     return f"not accepted: {', '.join(failed)}" if failed else "acceptance open"

@@ -1,6 +1,6 @@
 """What may be reported of a run, in sentences, and what speaks against more."""
 
-from layerscope.analysis.guidance import Guidance
+from layerscope.analysis.guidance import IDENTITY_FAILED, Guidance
 from layerscope.analysis.quotability import Quotability, Status
 from layerscope.record.run_record import RunRecord
 from layerscope.report.sentences.lines import LabelledLine, in_one_line, layers
@@ -88,7 +88,8 @@ def reporting(guidance: Guidance, headline: str, *, ranked: bool = True) -> list
         lines.append(LabelledLine("reporting", scope, "main"))
     labels = {"block": "withheld", "advise": "caution"}
     lines += [LabelledLine(labels[r.severity], printable(r.text), r.severity) for r in guidance.reasons]
-    lines += [LabelledLine("detail", printable(detail.text), "aside") for detail in guidance.details]
+    if all(reason.name != IDENTITY_FAILED for reason in guidance.reasons):  # else they rest on what cannot be trusted
+        lines += [LabelledLine("detail", printable(detail.text), "aside") for detail in guidance.details]
     if guidance.preferred_lens != headline:
         lines.append(LabelledLine("prefer", f"{guidance.preferred_lens} is to be preferred to {headline}"))
     if guidance.undetermined:

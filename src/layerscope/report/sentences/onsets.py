@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from layerscope.analysis.chance import AgainstChance
-from layerscope.analysis.onsets import Blindness, LayerOverFacts, LayersOfPrompt, LayersOverFacts
+from layerscope.analysis.onsets import CLEARLY_AHEAD, Blindness, LayerOverFacts, LayersOfPrompt, LayersOverFacts
 from layerscope.report.sentences.lines import plural
 
 FIRST, FOR_GOOD, AHEAD = "first on top", "on top for good", "clearly ahead"
 NEVER_AHEAD = f"{AHEAD} to the end from no layer"
+AHEAD_UNKNOWN = "how clearly is not known"
 WHAT_TELLS = "a tuned lens or a patch would tell"
 
 
@@ -27,7 +28,8 @@ def of_prompt(layers: LayersOfPrompt, n_layers: int, *, trusted: bool) -> str:
         return _joined(FOR_GOOD, place, others)
     if ahead == stable:
         return _joined(f"{FOR_GOOD} and {AHEAD}", place, others)
-    return _joined(FOR_GOOD, place, [*others, NEVER_AHEAD if ahead is None else f"{AHEAD} from {ahead}"])
+    none = AHEAD_UNKNOWN if CLEARLY_AHEAD in layers.undetermined else NEVER_AHEAD
+    return _joined(FOR_GOOD, place, [*others, none if ahead is None else f"{AHEAD} from {ahead}"])
 
 
 def over_facts(layers: LayersOverFacts, n_layers: int, *, trusted: bool) -> str:
@@ -40,11 +42,13 @@ def over_facts(layers: LayersOverFacts, n_layers: int, *, trusted: bool) -> str:
     others = [f"{FIRST} at {first:g}"] if first is not None and first != middle else []
     if not trusted:
         return _joined(FOR_GOOD, place, others)
-    missing = ahead.summary.n_missing
+    missing = ahead.summary.n_missing - stable.summary.n_missing
     if clear == middle and not missing:
         return _joined(f"{FOR_GOOD} and {AHEAD}", place, others)
-    some = f" in {ahead.summary.n - missing} of them" if missing else ""
-    return _joined(FOR_GOOD, place, [*others, NEVER_AHEAD if clear is None else f"{AHEAD} from {clear:g}{some}"])
+    some = f" in {ahead.summary.n - ahead.summary.n_missing} of them" if missing else ""
+    some += f" ({ahead.n_undetermined} not known)" if ahead.n_undetermined else ""
+    none = AHEAD_UNKNOWN if ahead.n_undetermined else NEVER_AHEAD
+    return _joined(FOR_GOOD, place, [*others, none if clear is None else f"{AHEAD} from {clear:g}{some}"])
 
 
 def _joined(what: str, place: str, others: Sequence[str]) -> str:

@@ -14,11 +14,15 @@ from layerscope.record.run_record import RunRecord
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.sentences import answers, circumstances, fitted_lenses, guidance, last_layer, onsets, readable
 from layerscope.report.sentences.lines import LabelledLine, under_one_label
+from layerscope.report.sentences.lines import layers as layers_in_words
 from layerscope.report.sentences.onsets import AHEAD, FIRST, FOR_GOOD
 from layerscope.report.sentences.readable import rank_1
 from layerscope.report.text import printable
 
-NONE = "none"
+NONE, UNKNOWN = "none", "not known"
+MODEL_SAYS = "what the model says is"
+"""What is on top where no answer was given."""
+NOT_TO_BE_REPORTED = "not to be reported: by this protocol any caution stands against it"
 P_IS = "p is"
 """The label of what probabilities of layers are."""
 
@@ -37,6 +41,7 @@ class VerdictText:
         self.by_lens = verdict.milestones
         self.milestones = verdict.milestones.of()
         """Of the headline lens."""
+        self.curves = verdict.curves
         self.curve = verdict.curves.get(verdict.diagnostics.primary, verdict.diagnostics.headline)
         self.trusted, self.ranked = record.probabilities_stand, record.ranks_stand
         self.prompt = record.prompt(verdict.diagnostics.primary)
@@ -77,17 +82,25 @@ class VerdictText:
         if not self.milestones:
             return readable.NO_FACT.format(lens=self.diagnostics.headline)
         first = self._over_facts() if self.over_facts else self._of_prompt()
-        return " ".join(filter(None, (first, onsets.blind(self.diagnostics.blindness, self.record.protocol.lenses))))
+        blind = onsets.blind(self.diagnostics.blindness, self.record.protocol.lenses) if self.trusted else ""
+        return " ".join(filter(None, (first, blind)))
 
     def _over_facts(self) -> str:
         facts, under = self.diagnostics.answered, onsets.lens_name(self.diagnostics.headline)
         layers = onsets.over_facts(self.diagnostics.layers_over_facts, self.n_layers, trusted=self.trusted)
         told = answers.over_facts(facts)
         if layers:
-            subject = "what the model says is " if facts.n_without_answer == facts.n else ""
+            subject = f"{MODEL_SAYS} " if facts.n_without_answer == facts.n else ""
             return f"{told}; {subject}{layers} under {under}."
+        if facts.counted:
+            lens = self.diagnostics.headline
+            at_last = [curve and curve.at(self.n_layers) for p in facts.counted for curve in [self.curves.get(p, lens)]]
+            known = all(row is not None and row["answer_rank"] is not None for row in at_last)
+            return f"{told}; {FOR_GOOD} from no {'' if known else 'known '}layer under {under}."
         lost, never = len(facts.found_and_lost), len(facts.never_on_top)
-        none = f"{lost} on top at some layer and lost again, {never} on top at no layer"
+        by_prompt = self.by_lens.by_pass()
+        known = all(rank_1(by_prompt[prompt]).reason == HOLDS_NOWHERE for prompt in facts.never_on_top)
+        none = f"{lost} on top at some layer and lost again, {never} on top at no {'' if known else 'known '}layer"
         return f"{told}; {none} under {under}."
 
     def _of_prompt(self) -> str:
@@ -96,23 +109,26 @@ class VerdictText:
         if output is None:
             return "What the model itself says is not known."
         told, under = answers.of_prompt(output), onsets.lens_name(diagnostics.headline)
-        if not output.on_top:
-            return f"{told}. {self._not_on_top(under)}"
         layers = onsets.of_prompt(diagnostics.layers_of_primary, self.n_layers, trusted=self.trusted)
-        return f"{told}; {layers} under {under}." if layers else f"{told}. {self._not_on_top(under)}"
+        if not layers or not output.on_top:
+            return f"{told}. {self._not_on_top(under)}"
+        subject = f"{MODEL_SAYS} " if output.judge == "model_top1" else ""
+        return f"{told}; {subject}{layers} under {under}."
 
     def _not_on_top(self, under: str) -> str:
-        """Of a prompt whose answer is not on top at the output."""
+        """Of a prompt whose answer is not on top for good, be it that the model or the lens has another there."""
         lost = self.diagnostics.answered.found_and_lost
-        opening = f"{under[:1].upper()}{under[1:]}"
         if lost:
             return f"Under {under} it {answers.lost_again(lost[0])}."
-        return f"{opening} has it on top nowhere: {self._why_never()}."
-
-    def answer(self) -> str:
-        """The answer by name."""
-        answers = () if self.prompt is None else self.prompt.answers
-        return f"The answer {printable(repr(answers[0].string))}" if answers else "The answer"
+        if self.onset.layer is not None:
+            on_top = layers_in_words([row["layer"] for row in self._rows() if row["answer_rank"] == 1])
+            last = self._rows()[-1]
+            if last["layer"] < self.n_layers or last["answer_rank"] in (None, 1):
+                return f"Under {under} it has rank 1 at {on_top}; whether it stays there is not known."
+            return f"Under {under} it passes through rank 1 at {on_top} and loses it."
+        if self.onset.reason == HOLDS_NOWHERE:
+            return f"{under[:1].upper()}{under[1:]} has it on top nowhere: {self._why_never()}."
+        return f"Whether {under} has it on top anywhere is not known: {self._why_never()}."
 
     def semantic(self) -> Milestone | None:
         """The milestone to headline: by rank alone where no probability stands; None where there is none."""
@@ -135,7 +151,8 @@ class VerdictText:
             return "its rank was not recorded" if aligned else "it cannot be told in the model's tokens"
         ranks = [(row["answer_rank"], row["layer"]) for row in self._rows() if row["answer_rank"] is not None]
         rank, layer = min(ranks, default=(None, None))
-        return "no rank is known" if rank is None else f"its best rank is {rank:,}, at layer {layer}"
+        known = "" if self.onset.reason == HOLDS_NOWHERE else "known "
+        return "no rank is known" if rank is None else f"its best {known}rank is {rank:,}, at layer {layer}"
 
     def _rows(self) -> Sequence[Row]:
         return () if self.curve is None else self.curve.rows
@@ -159,6 +176,8 @@ class VerdictText:
         twin = self.record.measured.shuffled_weights
         lines += [] if twin is None else [LabelledLine("twin", circumstances.twin(twin))]
         quotable = guidance.probabilities(diagnostics.quotability, diagnostics.headline)
+        if self.guidance.suppress_abs_probs:
+            quotable = NOT_TO_BE_REPORTED
         return [*lines, LabelledLine(P_IS, quotable)] if self.trusted else lines
 
     def cautions(self) -> list[str]:
@@ -168,7 +187,7 @@ class VerdictText:
     def _first_fact(self) -> str:
         primary = self.diagnostics.primary
         output = None if primary is None else self.diagnostics.outputs.get(primary)
-        name = "" if output is None or output.fact_key is None else f"{printable(output.fact_key)}: "
+        name = "" if output is None or output.fact_key is None else f"{answers.shortened(printable(output.fact_key))}: "
         told = "not known" if output is None else answers.of_prompt(output)
         return f"{name}{told[:1].lower()}{told[1:]}"
 
@@ -181,7 +200,8 @@ class VerdictText:
             summary = layers.on_top_for_good.summary
             held = summary.n - summary.n_missing
             some = f" ({held} of {summary.n})" if held < summary.n else ""
-            parts.append(f"{lens} {NONE if summary.median is None else f'{summary.median:g}{some}'}")
+            none = UNKNOWN if layers.on_top_for_good.n_undetermined else NONE
+            parts.append(f"{lens} {none if summary.median is None else f'{summary.median:g}{some}'}")
         if not parts:
             return "none was read"
         return f"on top for good from {', '.join(parts)}" if self.diagnostics.answered.counted else "no fact to compare"

@@ -18,7 +18,7 @@ from layerscope.view.charts.palette import series_look
 from layerscope.view.charts.theme import ROW_NAME
 from layerscope.view.charts.words import listed, model_name, sentences
 
-NAMES = {MilestoneName.COPY: "copy", ONSET: "rank 1", STRONG: "clearly ahead", "first_kl_below_1.0": "KL ≤ 1"}
+NAMES = {MilestoneName.COPY: "copy", ONSET: "rank 1", STRONG: "first clearly ahead", "first_kl_below_1.0": "KL ≤ 1"}
 """Milestones of the strip, and what it calls them."""
 LANE, HEAD = 11, 20
 """Height in pixels of a milestone's lane, and of the line with the model's name."""

@@ -86,8 +86,7 @@ class VerdictText:
         if layers:
             subject = "what the model says is " if facts.n_without_answer == facts.n else ""
             return f"{told}; {subject}{layers} under {under}."
-        lost, never = len(facts.found_and_lost), len(facts.never_on_top)
-        none = f"{lost} on top at some layer and lost again, {never} on top at no layer"
+        none = answers.NONE_FOR_GOOD.format(**answers.counts(facts))
         return f"{told}; {none} under {under}."
 
     def _of_prompt(self) -> str:

@@ -21,8 +21,8 @@ _LEFT_OUT = ("Checklist", "Fingerprint")
 
 _STRUCTURE = (
     "Overview: model, prompt, what the model itself says; then the layers from which the answer is first on top, on "
-    "top for good, and clearly ahead, and through which lens. Of an answer that the model does not give, say where it is on "
-    "top and loses it.",
+    "top for good, and clearly ahead, and through which lens. Of an answer that the model does not give, say where it "
+    "is on top and loses it.",
     "Method sanity-check: norm and unembedding, gold alignment, head calibration, repeatability, decoding point, "
     "guidance.",
     "Quantitative findings: layer table, ranks, divergences, gates, copying, control, wordings, facts, other lenses.",

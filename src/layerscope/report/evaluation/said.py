@@ -133,9 +133,10 @@ def layers_of_primary(quotes: Quotes, *, opening: bool = True) -> tuple[doc.Part
     Args:
         opening: whether it opens a sentence.
     """
-    layers, under = quotes.diagnostics.layers_of_primary, "Under" if opening else "under"
+    layers = quotes.diagnostics.layers_of_primary
     known = layers.clearly_ahead is not None or readable.strength_known(quotes.evidence.verdict.milestones.of())
     template = onsets.template_of_prompt(layers, trusted=quotes.stand and known)
+    under = "Under" if opening else "under"
     if not template:
         return _not_for_good(quotes, under)
     subject = "what the model says" if quotes.diagnostics.judge == "model_top1" else "the answer"
@@ -159,7 +160,8 @@ def _not_for_good(quotes: Quotes, under: str) -> tuple[doc.Part, ...]:
     first, lens = quotes.milestone(FIRST_ON_TOP), lens_words(quotes.headline)
     if not_measured(first):
         why = () if first.reason is None else filled(": {}", Name(first.reason))
-        return filled(readable.LEAD_UNKNOWN, under=under, lens=lens, why=why, basis=Basis((first,)))
+        whether = "Whether" if under == "Under" else "whether"
+        return filled(readable.LEAD_UNKNOWN, whether=whether, lens=lens, why=why, basis=Basis((first,)))
     ranks = quotes.points("answer_rank")
     if first.value is None:
         some = " where its rank is known" if first.reason == NEVER_SEEN else ""

@@ -7,7 +7,7 @@ from layerscope.analysis.confirmation import Confirmation
 from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, Milestone, Milestones
 from layerscope.record.milestone_names import ONSET, STRONG, rank_within, stable_twin
 
-LEAD_UNKNOWN = "{under} {lens} whether the answer is on top at any layer was not measured{why}{basis}"
+LEAD_UNKNOWN = "{whether} the answer is on top at any layer under {lens} was not measured{why}{basis}"
 ON_TOP_NOWHERE = "{under} {lens} the answer is on top at no layer{some}{basis}{near}"
 FOUND_AND_LOST = "{under} {lens} the answer passes through rank 1 at {where} and loses it{basis}"
 LAST_MISSING = "{under} {lens} the answer has rank 1 at {where}; the last layer, which would tell, is missing{basis}"
@@ -31,7 +31,7 @@ def rank_1(milestones: Milestones) -> Milestone:
 
 def strength_known(milestones: Milestones) -> bool:
     """Whether the rows tell if the answer is strong anywhere."""
-    return milestones[STRONG].reason not in (NOT_MEASURED, NEVER_SEEN)
+    return STRONG in milestones and milestones[STRONG].reason not in (NOT_MEASURED, NEVER_SEEN)
 
 
 def is_trivial(confirmation: Confirmation | None) -> bool:

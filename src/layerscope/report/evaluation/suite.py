@@ -106,7 +106,8 @@ def controls(quotes: Quotes) -> list[doc.Block]:
     found = quotes.diagnostics.controls
     if quotes.protocol == "published" or found.reason is not None:
         return []
-    behind = _ranks(quotes, [control.output for control in found.controls])
+    said_there = [said.top_token(quotes, control.output) for control in found.controls]
+    behind = [*_ranks(quotes, [control.output for control in found.controls]), *said_there]
 
     def count(name: str, value: int) -> Claim:
         return quotes.evidence.derived(f"controls_{name}", value, Unit.COUNT, behind, "count of controls")

@@ -35,7 +35,7 @@ def of_prompt(quotes: Quotes, prompt: PromptKey | None = None, *, opening: bool 
         template if opening else template[:1].lower() + template[1:],
         top=top,
         p_top=_in_brackets(p_top),
-        answer=doc.Token(output.answer_text or "", rank.citations and (rank,)),
+        answer=doc.Token(output.answer_text or "", (rank,) if rank.citations else ()),
         rank=rank,
         p_answer=_in_brackets(p),
     )

@@ -74,12 +74,12 @@ def wordings(quotes: Quotes) -> list[doc.Block]:
     ]
     if shift.median is not None:
         layers = figure("wording_median_shift_layers", _whole(shift.median), Unit.NUMBER, "median of differences")
-        unit, n = plural("layer", abs(shift.median)), count("n_both", both)
-        sentences.append(sentence(SHIFT, n=n, facts=plural("fact", both), layers=layers, unit=unit))
+        unit, answered_both = plural("layer", abs(shift.median)), count("n_both", both)
+        sentences.append(sentence(SHIFT, n=answered_both, facts=plural("fact", both), layers=layers, unit=unit))
     if effect.median_shift_nats is not None:
         nats = figure("wording_median_shift_nats", effect.median_shift_nats, Unit.NUMBER, "median of differences")
-        n = effect.n_nats
-        sentences.append(sentence(NATS, nats=nats, n=count("n_nats", n), facts=plural("fact", n)))
+        facts_with_both = plural("fact", effect.n_nats)
+        sentences.append(sentence(NATS, nats=nats, n=count("n_nats", effect.n_nats), facts=facts_with_both))
     if effect.sensitive is not None:
         told = f"{'' if effect.sensitive else 'not '}sensitive to the wording"
         by = f" ({', '.join(_BY[name] for name in effect.decided_by)})" if effect.decided_by else ""

@@ -106,7 +106,7 @@ def _result(quotes: Quotes) -> list[Sentence]:
     blind = said.blindness(quotes)
     far = [blind] if blind is not None else []
     if over_facts(quotes):
-        first = sentence("Of the first fact: {}.", said.layers_of_primary(quotes, opening=False))
+        first = sentence("Of the primary prompt: {}.", said.layers_of_primary(quotes, opening=False))
         sentences = [sentence("Over the suite: {}.", said.over_facts(quotes)), *far, first]
     else:
         sentences = [sentence("{}.", said.layers_of_primary(quotes)), *far]

@@ -13,9 +13,20 @@ import pytest
 
 import layerscope
 from layerscope.published.layout import Dialect
-from layerscope.record.parts import IdentityRecord
+from layerscope.record.parts import IdentityRecord, LayerFlag
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Bullets, Checklist, Paragraph, Part, Report, Section, Strong, Table, Text
+from layerscope.report.cited.document import (
+    Bullets,
+    Checklist,
+    Paragraph,
+    Part,
+    Report,
+    Row,
+    Section,
+    Strong,
+    Table,
+    Text,
+)
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import markdown
 from layerscope.report.cited.sources import Sources
@@ -330,7 +341,84 @@ def test_a_run_without_a_blocking_reason_shows_probabilities_unmarked(own):
     assert any(name.endswith("†") for name in table.header) is suppressed
 
 
+def test_the_status_of_every_layer_is_told_beside_its_probabilities(own):
+    """Recomputed from the rows: medians over the prompts that are answered at the last layer."""
+    found = evidence_of(own)
+    last, key = found.record.model.n_layers, ["fact_index", "prompt_id", "prompt_variant"]
+    end = pl.col("position") == pl.col("position").max().over(key)
+    logit = found.run.rows.filter((pl.col("lens") == "logit") & end)
+    answered = logit.filter((pl.col("layer") == last) & (pl.col("answer_rank") == 1)).select(key)
+    medians = (
+        logit.join(answered, on=key, nulls_equal=True)
+        .group_by("layer")
+        .agg(
+            pl.col("kl_to_final_bits").median().alias("kl"),
+            (pl.col("entropy_bits") - pl.col("teacher_entropy_bits")).abs().median().alias("gap"),
+        )
+        .sort("layer")
+    )
+    near = [max(kl, gap) <= 0.5 for kl, gap in medians.select("kl", "gap").iter_rows()]
+    due = ["near" if is_near else "decoded" for is_near in near[:-1]] + ["model"]
+    table = next(one for one in section(report_of(own), "Layer by layer").blocks if isinstance(one, Table))
+    assert table.header[-1] == "p is"
+    assert [status_in(line) for line in table.rows] == due
+
+
+def status_in(line: Row) -> str:
+    """The last cell's words, bold or not."""
+    (part,) = line.cells[-1]
+    return (part.parts[0] if isinstance(part, Strong) else part).text
+
+
+def test_a_withheld_layer_shows_nothing_that_was_measured_there(own):
+    found = evidence_of(own)
+    flag = LayerFlag(layer=5, lens="logit", any_nan=True, any_inf=False)
+    health = found.record.numeric_health.model_copy(update={"layers_flagged": (flag,)})
+    report = evaluation(altered(found, numeric_health=health))
+    table = next(one for one in section(report, "Layer by layer").blocks if isinstance(one, Table))
+    statuses = [status_in(line) for line in table.rows]
+    assert [layer for layer, status in enumerate(statuses) if status == "withheld"] == [5]
+    assert [part.value for cell in table.rows[5].cells[1:-1] for part in cell] == [None] * 5
+    assert not [c for c in report.claims if c.layer == 5 and c.name in LENS_ROWS and c.prompt == "pos/orig"
+                and c.lens == "logit" and c.value is not None]  # fmt: skip
+
+
 # What sentences say
+
+
+@pytest.mark.parametrize("stem", with_made(*MODELS))
+def test_what_the_model_says_is_read_from_its_own_head(stem, request):
+    path = folder_of(stem, request)
+    head = json.loads((path / f"output-{stem}.json").read_text(encoding="utf-8"))["final_prediction"]["topk"]
+    rank = int(plain_rows(path, stem)[-1]["answer_rank"])
+    claims = {c.name: c.value for c in claims_in(section(report_of(path, stem), "Overview"))}
+    text = markdown(report_of(path, stem)).split("Lenses: ")[0]
+    assert claims["answer_rank_model"] == rank
+    if rank == 1:
+        assert re.search(rf'The model answers `" ?{head[0][0].strip()}"` \(p ', text)
+        assert claims["p_answer_model"] == pytest.approx(head[0][1], rel=1e-9)
+    else:
+        assert claims["model_top1"] == head[0][0] and f"has rank {rank}" in text
+        assert claims["p_top1_model"] == pytest.approx(head[0][1], rel=1e-9)
+
+
+def test_facts_and_wordings_are_counted_over_the_suite(own):
+    """The answers' ranks are read from the table, without our reader."""
+    with (own / "published" / "output-reference-pure-next-token.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file, escapechar="\\") if row["prompt_id"] == "pos"]
+    last = max(int(row["layer"]) for row in rows)
+    answered = {
+        wording: sum(row["answer_rank"] == "1" for row in rows
+                     if int(row["layer"]) == last and row["prompt_variant"] == wording)
+        for wording in ("orig", "no_filler")
+    }  # fmt: skip
+    claims = {c.name: c.value for c in report_of(own).claims}
+    assert claims["facts_answered"] == claims["wording_n_first"] == answered["orig"]
+    assert claims["wording_n_second"] == answered["no_filler"]
+    assert claims["facts_asked"] == claims["wording_n"] == 5
+    text = markdown(report_of(own))
+    assert f"{answered['orig']} of 5 facts answered; on top for good" in text.split("## Method")[0]
+    assert "L_semantic_strong" not in text.split("## Method")[0]
 
 
 def test_the_decoding_point_stands_before_any_statement_on_the_answer(made_sweep, own):

@@ -130,6 +130,7 @@ def _ranks(quotes: Quotes) -> Section:
     gates = [MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, *(f"gap_ge_{gap:.1f}" for gap in t.answer_gap)]
     named = [*ranks, ONSET, MilestoneName.ONSET_RUN2, CONFIRMED, *gates, STRONG, STRONG_RUN2]
     terms = {name: Name(name) for name in ("margin_ok", "top2_ok", "strong", "run2")}
+    terms |= {"onset": Name(ONSET), "ahead": Name(STRONG)}
     bounds = {"margin": Name(f"{t.semantic_margin:g}"), "gap": Name(f"{t.semantic_gap:g}")}
     caption = quotes.caption(circumstances.GATES, marked=False, **terms, **bounds)
     first = _onset(quotes, onset) if onset.value is not None else []

@@ -13,6 +13,7 @@ from layerscope.report.cited.document import Name, Section, Sentence, filled, pa
 from layerscope.report.cited.evidence import agree
 from layerscope.report.evaluation import suite
 from layerscope.report.evaluation.quotes import Path, Quotes, table
+from layerscope.report.sentences import onsets
 
 CONTROL = (
     "Layers at which the control's own answer leads that of the fact. A first positive margin on near-uniform rows is "
@@ -50,7 +51,8 @@ def ablation(quotes: Quotes) -> Section:
     other = next((key for key in passes if key.is_fact and key.prompt_variant == summary.variant_nf), None)
     basis = (*quotes.rows(), *(quotes.rows(prompt=other) if other is not None else ()))
     at = quotes.under("ablation_summary", of=summary, basis=basis, reason="there is none in that wording")
-    sides = {"semantic": ("L_sem_orig", "L_sem_nf", "delta_L_sem")}
+    semantic = "semantic" if quotes.protocol == "published" else onsets.FIRST
+    sides = {semantic: ("L_sem_orig", "L_sem_nf", "delta_L_sem")}
     sides["strict copy"] = ("L_copy_orig", "L_copy_nf", "delta_L_copy")
     rows = [row(label, *(at.figure(key, Unit.LAYER) for key in keys)) for label, keys in sides.items()]
     header = ("layer of", summary.variant_orig or "first", summary.variant_nf, "difference")

@@ -23,11 +23,10 @@ def glance_section(runs: Sequence[Compared]) -> Section:
     """The main outcomes, one row a model."""
     table = run_table(
         runs,
-        "answered | first on top | on top for good | depth | clearly ahead for good | gates | weak points | "
-        "copy reflex",
+        "answered | first on top | on top for good | depth | clearly ahead for good | weak points | copy reflex",
         lambda run: [
             *(run.says_so(), run.milestone(ONSET), run.milestone(ON_TOP_FOR_GOOD), run.depth(ON_TOP_FOR_GOOD)),
-            *(run.milestone(CLEARLY_AHEAD), run.strength, bool(run.weaknesses) if run.preferred else None),
+            *(run.milestone(CLEARLY_AHEAD), bool(run.weaknesses) if run.preferred else None),
             run.diagnostics.copies_early,
         ],
     )
@@ -150,10 +149,14 @@ def _rank_sentences(ordered: Sequence[Compared], obstacles: Sequence[Limit]) -> 
         yield _shallowest(template, name, [run for run in ordered if run.layer(name) is not None], obstacles)
     at_last = [run for run in there if run.layer(ONSET) == run.n_layers]
     yield of_runs("The answer leads at the last layer alone in {}.", at_last, ONSET)
-    lost = [run for run in there if run.layer(ON_TOP_FOR_GOOD) != run.layer(ONSET)]
+    kept = [run for run in there if run.layer(ON_TOP_FOR_GOOD) is not None]
+    lost = [run for run in kept if run.layer(ON_TOP_FOR_GOOD) != run.layer(ONSET)]
     yield of_runs("The lead is lost again after its first layer in {}.", lost, ONSET)
-    gone = [run for run in there if run.layer(ON_TOP_FOR_GOOD) is None]
-    yield of_runs("It is lost for good, or the last layer is not known, in {}.", gone, ONSET)
+    gone = [run for run in there if run not in kept]
+    ended = [run for run in gone if run.cell("answer_rank", run.n_layers, Unit.RANK) is not None]
+    yield of_runs("The answer passes through rank 1 and loses it in {}.", ended, ONSET)
+    open_ = [run for run in gone if run not in ended]
+    yield of_runs("The last layer, which would tell whether rank 1 holds, is missing in {}.", open_, ONSET)
     never = [run for run in ordered if run.layer(ONSET) is None]
     yield of_runs("The answer leads at no layer, or its rank is not known, in {}.", never)
 

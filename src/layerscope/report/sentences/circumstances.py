@@ -27,7 +27,8 @@ ONE_NORM = (
 )
 GATES = (
     "Rank of the answer and gates. {margin_ok}: {margin} above uniform; {top2_ok}: a lead of {gap} logits; {strong}: "
-    "both; {run2}: two layers in a row."
+    "both; {run2}: two layers in a row. {onset} is the layer at which the answer is first on top, and for good that "
+    "from which it is on top for good; {ahead} for good is clearly ahead for good."
 )
 CONFIRMED = "Confirmed {where} (source {source}); own onset of the raw lens {raw}, of the tuned lens {tuned}."
 UNCONFIRMED = "No other lens was read that could confirm a layer{}."

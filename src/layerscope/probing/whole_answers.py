@@ -109,24 +109,24 @@ def unread(model: CausalLM, encoded: Sequence[Encoded], protocol: Protocol) -> i
 
 
 def _is_read(model: CausalLM, e: Encoded, answer: Alignment) -> bool:
-    return answer.answer_ids in _forms(answer, e.text) and fits(model, e, answer.answer_ids)
+    return answer.answer_ids in _forms(answer, e) and fits(model, e, answer.answer_ids)
 
 
 def _candidates(e: Encoded) -> list[Pieces]:
     """The pieces of every answer in every form that may be judged."""
-    return [pieces for answer in e.answers for pieces in _forms(answer, e.text)]
+    return [pieces for answer in e.answers for pieces in _forms(answer, e)]
 
 
-def _forms(answer: Alignment, prompt: str) -> list[Pieces]:
-    """The pieces of every form that the model may well prefer, the judged one among them but for odd cases.
+def _forms(answer: Alignment, e: Encoded) -> list[Pieces]:
+    """The pieces of every form that may be judged, but for odd cases.
 
     Behind a letter of an alphabet with capitals, or a digit, a word begins with a space. Where it is one piece so, the
-    pieces in which it would go on the word before are not worth a sequence.
+    several pieces in which it would go on the word before are not worth a sequence: half of the pass, for most suites.
     """
-    if not answer.forms:
+    if not answer.forms or e.answer_form != "auto":
         return [answer.answer_ids] if answer.answer_ids else []
     known = {form.variant: form.answer_ids for form in answer.forms if form.first_id is not None}
-    spaced, last = known.get("with_space", ()), prompt[-1:]
+    spaced, last = known.get("with_space", ()), e.text[-1:]
     if len(spaced) == 1 and (last.isdigit() or last.lower() != last.upper()):
         known = {variant: pieces for variant, pieces in known.items() if len(pieces) == 1}
     return list(dict.fromkeys(known.values()))

@@ -29,7 +29,7 @@ from train_small_models import make_model
 
 SUITE = "capitals-20"
 SEED = 316
-SMALL = {"llama": 500, "gpt2": 2000, "gpt_neox": 500, "olmo2": 500}
+SMALL = {"llama": 1200, "gpt2": 2000, "gpt_neox": 500, "olmo2": 500}
 """Families of small models, and steps of their training: learned positions take longer to learn the capitals."""
 TOO_COMMON = 0.8
 """A reason that fires on a larger share of the trained models is none."""

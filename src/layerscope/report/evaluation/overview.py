@@ -9,7 +9,7 @@ from layerscope.report.cited.document import Basis, Name, Section, Sentence, fil
 from layerscope.report.evaluation import said
 from layerscope.report.evaluation.quotes import D, Quotes, at_layer, names, not_measured
 from layerscope.report.sentences import last_layer, readable
-from layerscope.report.sentences.circumstances import GAP, ONE_NORM
+from layerscope.report.sentences.circumstances import GAP, GAP_LAYERS, ONE_NORM
 from layerscope.report.sentences.guidance import FORBIDDEN, PREFERRED
 from layerscope.report.sentences.weaknesses import weaknesses
 
@@ -79,7 +79,8 @@ def decoding_point(quotes: Quotes) -> list[Sentence]:
     a, b = map(at_layer, onsets)
     at = quotes.under(D, "decoding_point", "onset_gap", of=gap, basis=onsets, how="difference of layers")
     layers = at.figure("gap_layers", Unit.COUNT, reason="one of the two lenses has no onset")
-    return [which, sentence(GAP, logit=logit, at_logit=a, next_norm=next_norm, at_next_norm=b, gap=layers)]
+    apart = () if layers.value is None else filled(GAP_LAYERS, layers)
+    return [which, sentence(GAP, logit=logit, at_logit=a, next_norm=next_norm, at_next_norm=b, gap=apart)]
 
 
 def _model(quotes: Quotes) -> Sentence:

@@ -10,7 +10,7 @@ from layerscope.analysis.outputs import Output
 from layerscope.record.parts import OutputRecord
 from layerscope.record.prompt_key import PromptKey
 from layerscope.report.cited import document as doc
-from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.claims import Citation, Claim, Unit
 from layerscope.report.cited.document import Basis, Name, Sentence, filled, sentence
 from layerscope.report.evaluation.quotes import D, Path, Quotes, not_measured
 from layerscope.report.sentences import answers, onsets, readable
@@ -102,10 +102,10 @@ def _places(quotes: Quotes, output: Output, *key: str | int) -> list[tuple[Path,
     return found
 
 
-def _cell(quotes: Quotes, output: Output, column: str) -> list[Claim]:
-    """The last row, which shows it where the lens is the model there."""
+def _cell(quotes: Quotes, output: Output, column: str) -> list[Claim | Citation]:
+    """The last row, which shows it where the lens is the model there; all rows of the prompt where it may not stand."""
     cell = quotes.cell(column, quotes.n_layers, prompt=output.prompt)
-    return [cell] if cell.citations else []
+    return [cell] if cell.citations else list(quotes.rows(prompt=output.prompt))
 
 
 def _in_brackets(p: Claim | None) -> tuple[doc.Part, ...]:
@@ -210,7 +210,7 @@ def counts(quotes: Quotes) -> dict[str, Claim]:
     }
 
 
-def ranks_at_output(quotes: Quotes) -> list[Claim]:
+def ranks_at_output(quotes: Quotes) -> list[Claim | Citation]:
     """Of every fact."""
     outputs = quotes.diagnostics.outputs
     cells = [_cell(quotes, outputs[fact.prompt], "answer_rank") for fact in facts_once(quotes)]

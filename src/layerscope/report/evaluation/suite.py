@@ -34,8 +34,8 @@ FACTS = (
     "good and clearly ahead for good."
 )
 OVER_ANSWERED = (
-    "Over the answered facts. The interval is one of the median, by resampling; it is given where enough facts have "
-    "the layer and they are not all equal."
+    "Over the facts that are answered{others}. The interval is one of the median, by resampling; it is given where "
+    "enough facts have the layer and they are not all equal."
 )
 LOST = "{fact}: the answer passes through rank 1 at {where} and loses it"
 
@@ -173,8 +173,9 @@ def _middle(quotes: Quotes) -> doc.Block:
     layers = quotes.diagnostics.layers_over_facts
     three = (layers.first_on_top, layers.on_top_for_good, layers.clearly_ahead)
     rows = [_over_answered(quotes, label, layer) for label, layer in zip(_THREE, three, strict=True)]
-    header = ("layer", "answered facts", "without", "median", "p25", "p75", "95% from", "to")
-    return table(header, rows, quotes.caption(OVER_ANSWERED, marked=False))
+    others = ", or have no answer to judge by" if quotes.diagnostics.answered.n_without_answer else ""
+    header = ("layer", "facts", "without", "median", "p25", "p75", "95% from", "to")
+    return table(header, rows, quotes.caption(OVER_ANSWERED, others=others, marked=False))
 
 
 def _over_answered(quotes: Quotes, label: str, layer: LayerOverFacts) -> doc.Row:

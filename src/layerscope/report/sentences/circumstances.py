@@ -18,8 +18,9 @@ from layerscope.report.text import printable
 
 GAP = (
     "Through the final norm ({logit}) the answer first has rank 1 {at_logit}, through the next block's norm "
-    "({next_norm}) {at_next_norm}: a gap of {gap} layers."
+    "({next_norm}) {at_next_norm}{gap}."
 )
+GAP_LAYERS = ": a gap of {} layers"
 ONE_NORM = (
     "Only the norm of the next block was decoded ({next_norm}, which these files call norm), not the model's final "
     "norm at every layer ({logit}): how many layers hang on that choice cannot be told from this run, and every layer "

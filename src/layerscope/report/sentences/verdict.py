@@ -91,7 +91,9 @@ class VerdictText:
         told = answers.over_facts(facts)
         if layers:
             subject = f"{MODEL_SAYS} " if facts.n_without_answer == facts.n else ""
-            return f"{told}; {subject}{layers} under {under}."
+            chance = self.diagnostics.chance.above_chance
+            doubt = " That is not above chance." if chance is False else ""
+            return f"{told}; {subject}{layers} under {under}.{doubt}"
         if facts.counted:
             lens = self.diagnostics.headline
             curves = [self.curves.get(prompt, lens) for prompt in facts.counted]

@@ -29,9 +29,8 @@ from train_small_models import make_model
 
 SUITE = "capitals-20"
 SEED = 316
-STEPS = 1200
-"""Of training a small model: one or two minutes of a core."""
-SMALL = ("llama", "gpt2", "gpt_neox", "olmo2")
+SMALL = {"llama": 1200, "gpt2": 2000, "gpt_neox": 500, "olmo2": 500}
+"""Families of small models, and steps of their training: learned positions take longer to learn the capitals."""
 TOO_COMMON = 0.8
 """A reason that fires on a larger share of the trained models is none."""
 BEGIN, END = "<!-- guidance bench: begin -->", "<!-- guidance bench: end -->"
@@ -42,13 +41,13 @@ BEGIN, END = "<!-- guidance bench: begin -->", "<!-- guidance bench: end -->"
 
 def small_model(family: str, cache: Path) -> Path:
     """The folder of a small trained model, trained if it is not there yet."""
-    folder = cache / f"small-{family}-{STEPS}"
+    folder = cache / f"small-{family}-{SMALL[family]}"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f".{folder.name}.lock"):
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=cache) as unfinished:
                 made = Path(unfinished) / folder.name
-                make_model(family, made, seed=0, minutes=0.0, steps=STEPS)
+                make_model(family, made, seed=0, minutes=0.0, steps=SMALL[family])
                 made.rename(folder)
     return folder
 
@@ -142,6 +141,8 @@ def judgement(models: Count, twins: Count) -> str:
         return "on none: the bench has no such fault"
     if models.share > TOO_COMMON:
         return "no: on most trained models"
+    if not twins.n_judged:
+        return "open: no twin has what it is about"
     if models.share == twins.share:
         return "no: on twins as often"
     return "yes"

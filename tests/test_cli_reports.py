@@ -61,7 +61,7 @@ def test_an_audit_of_a_changed_report_exits_with_1_and_names_line_and_right_valu
     layerscope("report", "--out", "reports")
     path = work / "reports/evaluation-reference.md"
     text = path.read_text()
-    place = text.index("readable at layer ") + len("readable at layer ")
+    place = text.index("ahead from layer ") + len("ahead from layer ")
     path.write_text(text[:place] + "9" + text[place + 1 :])
     line = text[:place].count("\n") + 1
     done = layerscope("audit", "reports/evaluation-reference.md")
@@ -71,7 +71,7 @@ def test_an_audit_of_a_changed_report_exits_with_1_and_names_line_and_right_valu
     found = json.loads(layerscope("audit", "reports/evaluation-reference.md", "--format", "json").stdout)
     (wrong,) = [finding for finding in found["findings"] if finding["judgement"] == "contradicted"]
     assert wrong["line"] == line
-    assert f"readable at layer {text[place]}" in wrong["correct"]
+    assert f"ahead from layer {text[place]}" in wrong["correct"]
     old = layerscope("audit", "reports/evaluation-reference.md", "--form", "json")
     assert json.loads(old.stdout) == found
     assert old.stderr.startswith("warning: --form is now called --format")

@@ -336,6 +336,23 @@ def test_the_table_is_written_twice_with_equal_values(sweep: pl.DataFrame, tmp_p
     assert flat["guidance_reasons"].to_list() == ["; ".join(row) for row in sweep["guidance_reasons"].to_list()]
 
 
+def test_answered_facts_stand_beside_the_published_milestones(own: Evidence, sweep: pl.DataFrame) -> None:
+    """The bundled model answers every fact; layers are recomputed from its rows."""
+    (row,) = comparison_table([own]).to_dicts()
+    ranks = own.run.rows.filter((pl.col("lens") == "logit") & (pl.col("prompt_variant") == "orig")).filter(
+        pl.col("prompt_id") == "pos"
+    )
+    for_good = [
+        max([layer for layer, rank in fact.select("layer", "answer_rank").iter_rows() if rank != 1], default=-1) + 1
+        for _, fact in ranks.group_by("fact_index")
+    ]
+    assert (row["answered"], row["facts_answered"], row["facts_asked"], row["facts_lost"]) == (True, 20, 20, 0)
+    assert row["answered_on_top_for_good_median"] == pl.Series(for_good).median()
+    assert row["answered_on_top_for_good_median_frac"] == pytest.approx(pl.Series(for_good).median() / row["n_layers"])
+    for found in sweep.to_dicts():
+        assert found["answered"] is (found["L_semantic_stable"] is not None)
+
+
 def test_columns_have_one_type_whatever_the_runs(sweep: pl.DataFrame, own: Evidence) -> None:
     assert comparison_table([own]).schema == sweep.schema
     assert sweep.schema["L_semantic"] == pl.Int32

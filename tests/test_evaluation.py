@@ -13,9 +13,20 @@ import pytest
 
 import layerscope
 from layerscope.published.layout import Dialect
-from layerscope.record.parts import IdentityRecord
+from layerscope.record.parts import IdentityRecord, LayerFlag
 from layerscope.report.cited.claims import Claim, Unit
-from layerscope.report.cited.document import Bullets, Checklist, Paragraph, Part, Report, Section, Strong, Table, Text
+from layerscope.report.cited.document import (
+    Bullets,
+    Checklist,
+    Paragraph,
+    Part,
+    Report,
+    Row,
+    Section,
+    Strong,
+    Table,
+    Text,
+)
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import markdown
 from layerscope.report.cited.sources import Sources
@@ -330,7 +341,84 @@ def test_a_run_without_a_blocking_reason_shows_probabilities_unmarked(own):
     assert any(name.endswith("†") for name in table.header) is suppressed
 
 
+def test_the_status_of_every_layer_is_told_beside_its_probabilities(own):
+    """Recomputed from the rows: medians over the prompts that are answered at the last layer."""
+    found = evidence_of(own)
+    last, key = found.record.model.n_layers, ["fact_index", "prompt_id", "prompt_variant"]
+    end = pl.col("position") == pl.col("position").max().over(key)
+    logit = found.run.rows.filter((pl.col("lens") == "logit") & end)
+    answered = logit.filter((pl.col("layer") == last) & (pl.col("answer_rank") == 1)).select(key)
+    medians = (
+        logit.join(answered, on=key, nulls_equal=True)
+        .group_by("layer")
+        .agg(
+            pl.col("kl_to_final_bits").median().alias("kl"),
+            (pl.col("entropy_bits") - pl.col("teacher_entropy_bits")).abs().median().alias("gap"),
+        )
+        .sort("layer")
+    )
+    near = [max(kl, gap) <= 0.5 for kl, gap in medians.select("kl", "gap").iter_rows()]
+    due = ["near" if is_near else "decoded" for is_near in near[:-1]] + ["model"]
+    table = next(one for one in section(report_of(own), "Layer by layer").blocks if isinstance(one, Table))
+    assert table.header[-1] == "p is"
+    assert [status_in(line) for line in table.rows] == due
+
+
+def status_in(line: Row) -> str:
+    """The last cell's words, bold or not."""
+    (part,) = line.cells[-1]
+    return (part.parts[0] if isinstance(part, Strong) else part).text
+
+
+def test_a_withheld_layer_shows_nothing_that_was_measured_there(own):
+    found = evidence_of(own)
+    flag = LayerFlag(layer=5, lens="logit", any_nan=True, any_inf=False)
+    health = found.record.numeric_health.model_copy(update={"layers_flagged": (flag,)})
+    report = evaluation(altered(found, numeric_health=health))
+    table = next(one for one in section(report, "Layer by layer").blocks if isinstance(one, Table))
+    statuses = [status_in(line) for line in table.rows]
+    assert [layer for layer, status in enumerate(statuses) if status == "withheld"] == [5]
+    assert [part.value for cell in table.rows[5].cells[1:-1] for part in cell] == [None] * 5
+    assert not [c for c in report.claims if c.layer == 5 and c.name in LENS_ROWS and c.prompt == "pos/orig"
+                and c.lens == "logit" and c.value is not None]  # fmt: skip
+
+
 # What sentences say
+
+
+@pytest.mark.parametrize("stem", with_made(*MODELS))
+def test_what_the_model_says_is_read_from_its_own_head(stem, request):
+    path = folder_of(stem, request)
+    head = json.loads((path / f"output-{stem}.json").read_text(encoding="utf-8"))["final_prediction"]["topk"]
+    rank = int(plain_rows(path, stem)[-1]["answer_rank"])
+    claims = {c.name: c.value for c in claims_in(section(report_of(path, stem), "Overview"))}
+    text = markdown(report_of(path, stem)).split("Lenses: ")[0]
+    assert claims["answer_rank_model"] == rank
+    if rank == 1:
+        assert re.search(rf'The model answers `" ?{head[0][0].strip()}"` \(p ', text)
+        assert claims["p_answer_model"] == pytest.approx(head[0][1], rel=1e-9)
+    else:
+        assert claims["model_top1"] == head[0][0] and f"has rank {rank}" in text
+        assert claims["p_top1_model"] == pytest.approx(head[0][1], rel=1e-9)
+
+
+def test_facts_and_wordings_are_counted_over_the_suite(own):
+    """The answers' ranks are read from the table, without our reader."""
+    with (own / "published" / "output-reference-pure-next-token.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file, escapechar="\\") if row["prompt_id"] == "pos"]
+    last = max(int(row["layer"]) for row in rows)
+    answered = {
+        wording: sum(row["answer_rank"] == "1" for row in rows
+                     if int(row["layer"]) == last and row["prompt_variant"] == wording)
+        for wording in ("orig", "no_filler")
+    }  # fmt: skip
+    claims = {c.name: c.value for c in report_of(own).claims}
+    assert claims["facts_answered"] == claims["wording_n_first"] == answered["orig"]
+    assert claims["wording_n_second"] == answered["no_filler"]
+    assert claims["facts_asked"] == claims["wording_n"] == 5
+    text = markdown(report_of(own))
+    assert f"{answered['orig']} of 5 facts answered; on top for good" in text.split("## Method")[0]
+    assert "L_semantic_strong" not in text.split("## Method")[0]
 
 
 def test_the_decoding_point_stands_before_any_statement_on_the_answer(made_sweep, own):
@@ -338,17 +426,26 @@ def test_the_decoding_point_stands_before_any_statement_on_the_answer(made_sweep
         text = markdown(report_of(path, stem))
         said = min(text.find(start) for start in ("Only the norm of the next block", "Through the final norm")
                    if start in text)  # fmt: skip
-        first = min(text.find(start) for start in ("The answer becomes readable", "The answer has rank 1 at no layer")
+        first = min(text.find(start) for start in ("on top for good", "on top at no layer", "passes through rank 1")
                     if start in text)  # fmt: skip
         assert 0 < said < first
+        assert 0 < text.find("The model ") < said
 
 
 def test_the_bold_row_is_the_layer_that_is_headlined(made_sweep, own):
     for path, stem in [*every_run(made_sweep), (own, None)]:
         table = next(b for b in section(report_of(path, stem), "Layer by layer").blocks if isinstance(b, Table))
         bold = [line.cells[0][0].parts[0].value for line in table.rows if isinstance(line.cells[0][0], Strong)]
-        semantic = evidence_of(path, stem).verdict.diagnostics.semantic
-        assert bold == ([] if semantic is None else [semantic.layer])
+        ranks = shown_ranks(table)
+        lost = [layer for layer, rank in ranks if rank != 1]
+        assert bold == ([] if ranks[-1][1] != 1 else [max(lost, default=-1) + 1])
+
+
+def shown_ranks(table: Table) -> list[tuple[int, int | None]]:
+    """Layer and rank of the answer, row by row."""
+    at = (table.header.index("layer"), table.header.index("rank of answer"))
+    parts = ([line.cells[i][0] for i in at] for line in table.rows)
+    return [tuple((p.parts[0] if isinstance(p, Strong) else p).value for p in both) for both in parts]
 
 
 def plain_rows(path: Path, stem: str) -> list[dict[str, str]]:
@@ -391,8 +488,10 @@ def test_a_first_rank_1_that_is_lost_is_called_weak(stem, request):
     ranks = [int(row["answer_rank"]) for row in plain_rows(path, stem)]
     lost = any(before == 1 and after > 1 for before, after in pairwise(ranks))
     text = markdown(report_of(path, stem)).split("## Method")[0]
+    kept = ranks[-1] == 1
     assert ("rank 1 is lost again" in text) is lost
-    assert ("is lost at layer" in text) is lost
+    assert ("is lost at layer" in text) is (lost and kept)
+    assert ("passes through rank 1" in text) is (1 in ranks and not kept)
     assert not lost or "weak evidence" in text
 
 
@@ -489,10 +588,12 @@ def test_a_report_is_the_same_every_time(own):
 def test_several_facts_are_told_one_by_one_with_their_middle(own):
     found = evidence_of(own)
     blocks = [block for block in section(report_of(own), "Facts").blocks if isinstance(block, Table)]
-    layers = [line.cells[1][0].value for line in blocks[0].rows]
+    at = blocks[0].header.index("on top for good")
+    layers = [line.cells[at][0].value for line in blocks[0].rows]
     assert len(layers) == 5
+    assert all(line.cells[blocks[0].header.index("answered")][0].text == "yes" for line in blocks[0].rows)
     known = sorted(layer for layer in layers if layer is not None)
-    middle = next(line for line in blocks[1].rows if line.cells[0][0].text == "L_semantic").cells[3][0].value
+    middle = next(line for line in blocks[1].rows if line.cells[0][0].text == "on top for good").cells[3][0].value
     assert middle == (known[len(known) // 2] + known[(len(known) - 1) // 2]) / 2
     assert found.verdict.diagnostics.micro_suite.n == 5
 
@@ -525,14 +626,16 @@ def altered(found: Evidence, keep: pl.Expr | None = None, **record: object) -> E
     return Evidence(Run(rows, found.record.model_copy(update=record)), found.sources, found.stem)
 
 
-def test_a_rank_1_that_is_lost_before_the_headline_layer_is_not_lost_after_it(shared):
+def test_a_rank_1_that_is_lost_is_no_headline_layer(shared):
     early, late = (
         markdown(report_of(shared / "reference" / RUNS[0], stem)) for stem in ("Meta-Llama-3-70B", "Qwen3-8B")
     )
     for join in ("; ", ", "):  # of the overview, and of the fingerprint
-        assert join.join(["the first rank 1 is lost again", "strong at the last layer alone"]) in early
-    assert "at a deeper layer" not in early
-    assert late.count("rank 1 is lost again at a deeper layer") == 2 and "the first rank 1 is lost" not in late
+        weak = join.join(["the first rank 1 is lost again", "clearly ahead for good at the last layer alone"])
+        assert weak in early and weak in late
+    assert "on top for good from layer 74 of 80" in early and "first on top at layer 40" in early
+    assert "on top for good from layer 33 of 36" in late and "first on top at layer 31" in late
+    assert "L_semantic_strong" not in late.split("## Method")[0]
 
 
 @pytest.mark.parametrize("stem", with_made("tiny-qwen3", made=("reference",)))
@@ -560,12 +663,12 @@ def test_without_rows_nothing_is_denied(stem, request, tmp_path):
     (tmp_path / name).write_bytes((folder_of(stem, request) / name).read_bytes())
     layer = json.loads((tmp_path / name).read_text(encoding="utf-8"))["diagnostics"]["L_semantic"]
     text = markdown(evaluation(Evidence.of(tmp_path)))
-    assert "Whether the answer has rank 1 at any layer was not measured" in text
+    assert "Whether the answer is on top at any layer under the `next_norm` lens was not measured" in text
     assert f"The file states layer {layer}, which no row is there to show" in text
     assert "Whether any layer copies the prompt was not measured" in text
     assert "- n.a. copy reflex: not measured" in text and "- n.a. entropy rises" in text
-    assert "whether the answer leads under `next_norm` was not measured" in text
-    for denied in ("at no layer", "never leads", "No layer copies", "no copy flag", "n.a., at layer"):
+    assert "; whether the answer is on top at any layer under the `next_norm` lens was not measured" in text
+    for denied in ("at no layer", "loses it", "No layer copies", "no copy flag", "n.a., at layer"):
         assert denied not in text
 
 

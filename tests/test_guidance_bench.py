@@ -33,6 +33,7 @@ def test_runs_on_which_a_reason_could_not_be_judged_do_not_count():
         ((2, 4), (3, 6), False),  # as often, of those that could be judged
         ((0, 7), (0, 7), False),
         ((0, 0), (0, 0), False),
+        ((1, 7), (0, 0), False),  # it asks for an onset, say, and no twin has one
     ],
 )
 def test_a_reason_tells_unless_it_fires_on_most_models_or_on_twins_as_often(models, twins, tells):

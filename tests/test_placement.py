@@ -155,7 +155,22 @@ def test_a_budget_that_forces_several_passes_changes_nothing_but_rounding():
     # Ids, ranks and flags exactly; numbers as two float32 passes of small blocks have them: 3e-5 of logits of ten.
     assert_frame_equal(found.rows, expected.rows, rel_tol=1e-3, abs_tol=1e-4)
     assert found.record.identity.ok
-    assert found.record.suite == expected.record.suite
+    assert_same_suite(found.record.suite, expected.record.suite)
+
+
+def assert_same_suite(found, expected) -> None:
+    """Ids and ranks exactly, what the model says up to the rounding of another batch."""
+    for one, other in zip(found.prompts, expected.prompts, strict=True):
+        assert (one.output.top_ids, one.output.answer_rank) == (other.output.top_ids, other.output.answer_rank)
+        assert one.output.top_probs == pytest.approx(other.output.top_probs, rel=1e-3, abs=1e-4)
+        assert one.output.p_answer == pytest.approx(other.output.p_answer, rel=1e-3, abs=1e-4)
+        assert list(map(without_logits, one.answers)) == list(map(without_logits, other.answers))
+        assert (one.key, one.token_ids, one.subject_end) == (other.key, other.token_ids, other.subject_end)
+
+
+def without_logits(answer):
+    forms = tuple(form.model_copy(update={"logit": None}) for form in answer.forms)
+    return answer.model_copy(update={"forms": forms})
 
 
 def test_the_plan_says_model_machine_budget_and_suite():

@@ -230,7 +230,7 @@ def test_weak_points_are_those_of_the_evaluations(sweep: Report, sweep_runs: dic
         name = row.cells[0][0].text  # type: ignore[union-attr]
         text = markdown(Report("t", _NOTHING, (overview(Quotes(sweep_runs[name])),)))
         weak = re.search(r"This is weak evidence: (.*)\.$", text, re.MULTILINE)
-        known = "The answer has rank 1 at no layer" not in text
+        known = "the answer is on top at no layer" not in text
         assert row.cells[column][0].text == ("yes" if weak else "no" if known else "n.a.")  # type: ignore[union-attr]
         for point in weak.group(1).split("; ") if weak else ():
             (line,) = (line for line in words.splitlines() if f"Weak point, {point}: " in line)

@@ -27,9 +27,9 @@ ASKED = {
 differently; short ones."""
 
 
-def _suite(answers: dict[str, tuple[str, ...]], **options: str) -> Suite:
+def _suite(answers: dict[str, tuple[str, ...]], end: str = "", **options: str) -> Suite:
     prompts = [
-        Prompt("pos", "orig", f"The capital of {subject} is called", accepted, subject, i, **options)
+        Prompt("pos", "orig", f"The capital of {subject} is called{end}", accepted, subject, i, **options)
         for i, (subject, accepted) in enumerate(answers.items())
     ]
     return Suite("whole", "", tuple(prompts))
@@ -43,8 +43,8 @@ def folder(request: pytest.FixtureRequest, tiny) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Run:
-    # Every position, so that the last is picked out of several.
-    return probe(folder, suite=_suite(ASKED), positions="all", lenses="logit,raw", device="cpu")
+    # Every position, so that the last is picked out of several; behind a quote either form of an answer may be judged.
+    return probe(folder, suite=_suite(ASKED, end=' "'), positions="all", lenses="logit,raw", device="cpu")
 
 
 def _forced(folder: Path, ids: list[int], pieces: tuple[int, ...], lens: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,6 +108,17 @@ def test_answers_of_one_piece_cost_no_sequence_and_no_row(tiny):
     assert [len(query.whole) for query in forcing.queries(encoded)] == [2, 1]
 
 
+def test_a_form_that_would_go_on_the_word_before_costs_no_sequence(tiny):
+    model = CausalLM.open(tiny("qwen3"), device="cpu")
+    assert [len(model.tokens.forms("is called", "city")[i].answer_ids) for i in (0, 1)] == [1, 3]
+    behind_a_word, behind_a_quote = (
+        Forcing.of(model, encode(_suite({"Spain": ("city",)}, end=end), model, "last"), PROTOCOLS["standard"])
+        for end in ("", ' "')
+    )
+    assert behind_a_word.sequences == ()
+    assert len(behind_a_quote.sequences) == 1
+
+
 def test_what_continues_an_accepted_answer_is_not_counted_twice():
     assert without_longer([(1, 2), (3,), (1, 2, 4), (3, 1), (2,), (3,)]) == ((1, 2), (3,), (2,))
 
@@ -122,7 +133,7 @@ def test_an_answer_too_long_for_the_context_is_flagged_and_absent(tiny):
         Prompt("pos", "orig", text, ("Munich",), "b", 1),
     )
     run = probe(model, suite=Suite("long", "", prompts), positions="last", lenses="logit")
-    assert run.record.flags["whole_answer_not_read"].startswith("1 of 2 prompts have an answer that cannot be read")
+    assert run.record.flags["whole_answer_not_read"].startswith("1 of 2 prompts have an answer that was not read")
     long, short = (run.rows.filter(fact_index=i) for i in (0, 1))
     assert long.select(WHOLE).null_count().row(0) == (len(long),) * 3
     assert long["p_answer"].null_count() == 0

@@ -66,8 +66,8 @@ def run_metadata(
     flags = _reading_flags(model.tokens, encoded, settings.protocol)
     if n_unread := unread(model, encoded, settings.protocol):
         flags["whole_answer_not_read"] = (
-            f"{n_unread} of {len(encoded)} prompts have an answer that cannot be read to its end: it is too long for "
-            "the model's context, or has tokens that the model does not know"
+            f"{n_unread} of {len(encoded)} prompts have an answer that was not read to its end: it is too long for the "
+            "model's context, has tokens that the model does not know, or goes on the prompt's last word"
         )
     if not identity.ok:
         flags["identity_failed"] = identity.note

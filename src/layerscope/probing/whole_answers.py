@@ -103,17 +103,30 @@ def fits(model: CausalLM, e: Encoded, pieces: Pieces) -> bool:
 
 
 def unread(model: CausalLM, encoded: Sequence[Encoded], protocol: Protocol) -> int:
-    """How many prompts have an accepted answer that cannot be read to the end."""
+    """How many prompts have an accepted answer that could not be read to the end."""
     wanted = (e for e in encoded if is_read_whole(e, protocol))
-    return sum(not all(fits(model, e, a.answer_ids) for a in e.answers if a.answer_ids) for e in wanted)
+    return sum(not all(_is_read(model, e, answer) for answer in e.answers if answer.answer_ids) for e in wanted)
+
+
+def _is_read(model: CausalLM, e: Encoded, answer: Alignment) -> bool:
+    return answer.answer_ids in _forms(answer, e) and fits(model, e, answer.answer_ids)
 
 
 def _candidates(e: Encoded) -> list[Pieces]:
     """The pieces of every answer in every form that may be judged."""
-    return [pieces for answer in e.answers for pieces in _forms(answer)]
+    return [pieces for answer in e.answers for pieces in _forms(answer, e)]
 
 
-def _forms(answer: Alignment) -> list[Pieces]:
-    """Before the pass every form that the model might prefer; after it the one that is judged is among them."""
-    known = [f.answer_ids for f in answer.forms if f.first_id is not None] if answer.forms else [answer.answer_ids]
-    return [pieces for pieces in dict.fromkeys(known) if pieces]
+def _forms(answer: Alignment, e: Encoded) -> list[Pieces]:
+    """The pieces of every form that may be judged, but for odd cases.
+
+    Behind a letter of an alphabet with capitals, or a digit, a word begins with a space. Where it is one piece so, the
+    several pieces in which it would go on the word before are not worth a sequence: half of the pass, for most suites.
+    """
+    if not answer.forms or e.answer_form != "auto":
+        return [answer.answer_ids] if answer.answer_ids else []
+    known = {form.variant: form.answer_ids for form in answer.forms if form.first_id is not None}
+    spaced, last = known.get("with_space", ()), e.text[-1:]
+    if len(spaced) == 1 and (last.isdigit() or last.lower() != last.upper()):
+        known = {variant: pieces for variant, pieces in known.items() if len(pieces) == 1}
+    return list(dict.fromkeys(known.values()))

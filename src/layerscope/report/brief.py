@@ -20,10 +20,12 @@ _LEFT_OUT = ("Checklist", "Fingerprint")
 """Sections of the evaluation that its writer is to write."""
 
 _STRUCTURE = (
-    "Overview: model, prompt, the layer at which the answer becomes readable, how strongly, and through which lens.",
+    "Overview: model, prompt, what the model itself says; then the layers from which the answer is first on top, on "
+    "top for good, and clearly ahead, and through which lens. Of an answer that the model does not give, say where it "
+    "is on top and loses it.",
     "Method sanity-check: norm and unembedding, gold alignment, head calibration, repeatability, decoding point, "
     "guidance.",
-    "Quantitative findings: layer table, ranks, divergences, gates, copying, control, ablation, facts, other lenses.",
+    "Quantitative findings: layer table, ranks, divergences, gates, copying, control, wordings, facts, other lenses.",
     "Patterns and anomalies: only what the facts below show; name the peak where a curve is not monotone.",
     "Checklist: what was looked at, with a mark for yes, no, or not available.",
     "Limitations: every reason of the guidance, and what was not measured.",

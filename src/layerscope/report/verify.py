@@ -14,6 +14,7 @@ from layerscope.published.dialect import serialise
 from layerscope.published.layout import EXTENDED, Dialect
 from layerscope.published.write.csv_tables import csv_tables
 from layerscope.published.write.json_document import tree
+from layerscope.record.rows import NEWER
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import markdown
@@ -182,13 +183,16 @@ def _known(at: str, stated: object, derived: object, dialect: Dialect) -> str | 
 
 
 def _tables(evidence: Evidence, dialect: Dialect, notes: list[str]) -> Iterator[tuple[str, int, list[Difference]]]:
-    """The published tables of a run of our own, regenerated from its rows."""
+    """The published tables of a run of our own, regenerated from its rows; an older version's lack newer columns."""
     for table in csv_tables(evidence.run, dialect):
         if not evidence.sources.has(table.name):
             notes.append(f"{table.name} is not there")
             continue
-        again = serialise(table.columns, table.rows, dialect).decode()
-        stated = "\n".join(evidence.sources.lines(table.name))
+        lines = evidence.sources.lines(table.name)
+        kept = [i for i, name in enumerate(table.columns) if name not in NEWER or name in lines[0].split(",")]
+        columns = tuple(table.columns[i] for i in kept)
+        again = serialise(columns, [tuple(cells[i] for i in kept) for cells in table.rows], dialect).decode()
+        stated = "\n".join(lines)
         yield table.name, *_text(table.name, stated, again)
 
 

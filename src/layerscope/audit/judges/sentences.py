@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from layerscope.analysis.onsets import CLEARLY_AHEAD, FIRST_ON_TOP, ON_TOP_FOR_GOOD
 from layerscope.audit.judges.claim_context import Assertion
 from layerscope.audit.judges.table_rows import same_token
 from layerscope.audit.lookup.cited_lines import is_number, row_citation
@@ -68,6 +69,9 @@ _WHERE = (
     r"(?:\s+(?:is|lies|comes?|first|occurs?|appears?|reached|only|already|then|happens|arrives|for the first time|"
     rf"under (?:the )?\w+ lens))*\s*(?:\(L_\w+\)\s*)?(?:at|in|is|=|:)\s*(?:at\s+)?(?:the\s+)?{LAYER_ALONE}"
 )
+_FROM = _WHERE.replace("(?:at|in|", "(?:from|at|in|", 1)
+_FOR_GOOD = re.compile(r"\b(?:on top|clearly ahead) for good\b", re.IGNORECASE)
+"""A milestone of its own, which does not make another one of the same clause the last of several."""
 _BOUND = r"(?P<bound>\d+(?:\.\d+)?)"
 _BETTER = r"(?:\s+or\s+(?:better|less|lower|below))?"
 _SEMANTIC = (
@@ -90,6 +94,8 @@ class _Wording:
     """Of several any may be meant."""
     as_bound: str = "{:g}"
     """How the name has the bound: ranks whole, others with as many decimals as the files give them."""
+    where: str = _WHERE
+    """What leads from the words to the layer."""
 
 
 _WORDINGS = (
@@ -122,6 +128,9 @@ _WORDINGS = (
         ("gap_ge_{}",),
         "{:.1f}",
     ),
+    _Wording(r"\bfirst\s+on\s+top", (FIRST_ON_TOP,)),
+    _Wording(r"\bon\s+top\s+for\s+good(?:\s+and\s+clearly\s+ahead)?", (ON_TOP_FOR_GOOD,), where=_FROM),
+    _Wording(r"\bclearly\s+ahead(?:\s+for\s+good)?", (CLEARLY_AHEAD,), where=_FROM),
     _Wording(r"\bbecomes?\s+readable(?:\s+first)?", _SEMANTIC),
     _Wording(r"\bsemantic layer", _SEMANTIC),
     _Wording(r"\bconfirmed(?:\s+semantic(?:s|\s+layer))?", (CONFIRMED,)),
@@ -133,7 +142,7 @@ _MILESTONES = tuple(
     (wording, re.compile(form, re.IGNORECASE))
     for wording in _WORDINGS
     for form in (
-        wording.form + _WHERE,
+        wording.form + wording.where,
         rf"\bat\s+{LAYER_ALONE},?\s+(?:(?:the|it|its|answer|token)\s+){{0,3}}{wording.form}",
     )
 )
@@ -157,7 +166,8 @@ def milestones(assertion: Assertion) -> Iterator[Finding]:
             around = assertion.clause(start, end).text
             if any(start < other_end and other_start < end for other_start, other_end in taken):
                 continue
-            if assertion.is_elsewhere(start, end) or _NOT_FIRST.search(around) or _is_unsure(around):
+            several = _NOT_FIRST.search(_FOR_GOOD.sub("", around))
+            if assertion.is_elsewhere(start, end) or several or _is_unsure(around):
                 continue
             taken.append((start, end))
             bound = float(match["bound"]) if "bound" in match.re.groupindex else None

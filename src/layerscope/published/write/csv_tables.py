@@ -245,7 +245,7 @@ def _position_rows(source: Source) -> Iterator[dict[str, Value]]:
     if primary is None or curve is None:
         return
     last = curve.rows[0]["position"]
-    for row in tuned_audit.position_rows(source.run.rows, primary, source.headline, source.n_layers, last):
+    for row in tuned_audit.position_rows(source.run.judged_rows, primary, source.headline, source.n_layers, last):
         yield {
             **_fact(curve),
             "pos_frac": row.fraction,

@@ -83,7 +83,9 @@ class Claim:
 
     @property
     def text(self) -> str:
-        """The value as it prints: `31`, `1.0607 bits`; `n.a.` where there is none."""
+        """The value as it prints: `31`, `16.5` of a median layer, `1.0607`; `n.a.` where there is none."""
+        if self.unit is Unit.LAYER and isinstance(self.value, float):
+            return f"{self.value:g}"
         return value_text(self.value)
 
 

@@ -6,32 +6,41 @@ from layerscope.analysis import curve_shapes as shapes
 from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.milestones import NEVER_SEEN, rest_mass_peak
+from layerscope.analysis.onsets import CLEARLY_AHEAD, FIRST_ON_TOP, ON_TOP_FOR_GOOD
 from layerscope.record import milestone_names
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.report.cited import document as doc
-from layerscope.report.cited.claims import Claim, Unit
+from layerscope.report.cited.claims import ABSENT, Claim, Unit
 from layerscope.report.cited.document import Basis, Name, Section, Sentence, filled, paragraph, row, sentence
-from layerscope.report.evaluation.overview import semantic
+from layerscope.report.evaluation import said
+from layerscope.report.evaluation.overview import headlined
 from layerscope.report.evaluation.quotes import D, Quotes, at_layer, layer_cell, names, not_measured, table
-from layerscope.report.sentences import circumstances, readable
+from layerscope.report.sentences import circumstances, onsets, readable
+from layerscope.report.sentences.guidance import GIVES, LEGEND
 from layerscope.report.sentences.lines import plural
+
+STATUS = "p is"
+"""Header of the column that says what probabilities of a layer are."""
 
 
 def layer_by_layer(quotes: Quotes) -> Section:
-    """Every layer of the primary prompt, the semantic one in bold."""
+    """Every layer of the primary prompt, the one from which the answer is on top for good in bold."""
     curve, title = quotes.curve, "Layer by layer"
     if curve is None:
         return doc.short_section(title, sentence("The primary prompt has no rows."))
     if not quotes.rows():
         why = "The table of the primary prompt is not there, so that no row can be cited and none is shown."
         return doc.short_section(title, sentence(why))
-    bold = semantic(quotes).value
+    bold = headlined(quotes).value
     shown = [_layer_row(quotes, row["layer"], bold=row["layer"] == bold) for row in curve.rows]
     kl = "KL to final (bits)" if quotes.stand else quotes.mark("KL to final (bits)")
     header = ["layer", "top-1 token", "rank of answer", kl, quotes.mark("entropy (bits)")]
     header += ["p of answer"] if quotes.quotable else []
-    template = "Primary prompt at its last position under {}; the semantic layer is bold."
-    caption = quotes.caption(template, Name(quotes.headline))
+    header += [STATUS] if quotes.by_status else []
+    template = (
+        "Primary prompt at its last position under {}; bold is the layer from which the answer is on top for good.{}"
+    )
+    caption = quotes.caption(template, Name(quotes.headline), _legend(quotes, [row["layer"] for row in curve.rows]))
     return Section(title, (table(header, shown, caption), doc.Paragraph(tuple(_kl_shape(quotes)))))
 
 
@@ -41,7 +50,25 @@ def _layer_row(quotes: Quotes, layer: int, *, bold: bool) -> doc.Row:
     cells: list[doc.Part] = [quotes.cell(column, layer) for column in columns]
     if quotes.evidence.row(layer) is None:
         cells[0] = Name(str(layer))
+    cells += [_status(quotes, layer)] if quotes.by_status else []
     return row(*(doc.Strong((cell,)) for cell in cells)) if bold else row(*cells)
+
+
+def _status(quotes: Quotes, layer: object) -> doc.Part:
+    """What the probabilities of a layer are, in a word."""
+    return doc.Text((quotes.status(layer) if isinstance(layer, int) else None) or ABSENT)
+
+
+def _legend(quotes: Quotes, layers: Sequence[int]) -> doc.Filling:
+    """What the words of that column mean, of those that occur."""
+    found = {quotes.status(layer) for layer in layers}
+    told = [f"{status}: {text}" for status, text in LEGEND.items() if status in found]
+    if not told:
+        return ()
+    known = quotes.diagnostics.quotability
+    over = quotes.shape("prompts_behind_status", known.n_prompts, "count of prompts", unit=Unit.COUNT)
+    which = f"{'answered ' if known.over_answered else ''}{plural('prompt', known.n_prompts)}"
+    return filled(f" Probabilities, by medians over {{}} {which} ({STATUS}): {'; '.join(told)}.", over)
 
 
 def _kl_shape(quotes: Quotes) -> list[Sentence]:
@@ -103,15 +130,16 @@ def _ranks(quotes: Quotes) -> Section:
     gates = [MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, *(f"gap_ge_{gap:.1f}" for gap in t.answer_gap)]
     named = [*ranks, ONSET, MilestoneName.ONSET_RUN2, CONFIRMED, *gates, STRONG, STRONG_RUN2]
     terms = {name: Name(name) for name in ("margin_ok", "top2_ok", "strong", "run2")}
+    terms |= {"onset": Name(ONSET), "ahead": Name(STRONG)}
     bounds = {"margin": Name(f"{t.semantic_margin:g}"), "gap": Name(f"{t.semantic_gap:g}")}
     caption = quotes.caption(circumstances.GATES, marked=False, **terms, **bounds)
-    first = _onset(quotes, onset) if onset.value is not None else None
-    last = paragraph(first, *_confirmation(quotes), *_robustness(quotes))
+    first = _onset(quotes, onset) if onset.value is not None else []
+    last = paragraph(*first, *_confirmation(quotes), *_robustness(quotes))
     return Section("Rank and gates", (_milestone_table(quotes, named, caption), last))
 
 
-def _onset(quotes: Quotes, onset: Claim) -> Sentence:
-    """The first rank 1: how deep, and how clear."""
+def _onset(quotes: Quotes, onset: Claim) -> list[Sentence]:
+    """The first rank 1: how deep, how clear, and how probable the answer is there, if that may be quoted."""
     diagnostics, layer = quotes.diagnostics, quotes.layer_of(ONSET)
     lead, p = quotes.cell("answer_logit_gap", layer), quotes.cell("p_answer", layer)
     gate = quotes.under(D, "semantic_gate", basis=(lead,), how="cell of the row")
@@ -123,7 +151,11 @@ def _onset(quotes: Quotes, onset: Claim) -> Sentence:
     fraction = None if layer is None else round(layer / quotes.n_layers, 3)
     at = quotes.under(D, "depth_fractions", basis=(onset,), how="layer / n_layers")
     depth = at.figure("L_semantic_frac", Unit.SHARE, value=fraction)
-    return sentence(readable.AT_ONSET, layer=onset, depth=depth, gap=gap, margin=margin)
+    there = sentence(readable.AT_ONSET, layer=onset, depth=depth, gap=gap, margin=margin)
+    status = quotes.status(layer)
+    if status is None or p.value is None:
+        return [there]
+    return [there, sentence(GIVES[status], lens=Name(quotes.headline), p=p)]
 
 
 def _confirmation(quotes: Quotes) -> list[Sentence]:
@@ -190,24 +222,28 @@ def _distance(quotes: Quotes) -> Section:
 
 
 def _semantic_row(quotes: Quotes) -> doc.Block:
-    """The figures of the onset, the headline layer, the last layer and the head side by side."""
-    headline, onset = semantic(quotes), quotes.milestone(ONSET)
-    places = [("first rank 1", onset)]
-    if headline.value != onset.value:
-        places.append((headline.name, headline))
+    """The figures of the three layers, the last one and the head side by side."""
+    names_of = {onsets.FIRST: FIRST_ON_TOP, onsets.FOR_GOOD: ON_TOP_FOR_GOOD, f"{onsets.AHEAD} for good": CLEARLY_AHEAD}
+    named = {label: quotes.milestone(name) for label, name in names_of.items()}
+    places = [("first on top", named.pop(onsets.FIRST))]
+    for label, claim in named.items():
+        if claim.value is not None and claim.value != places[-1][1].value:
+            places.append((label, claim))
     places.append(("last layer", quotes.cell("layer", quotes.n_layers)))
     rows = [row(Name(label), where, *_at(quotes, where.value)) for label, where in places]
     uncertain = [quotes.mark(column) for column in ("entropy (bits)", "p top-1", "p of answer")]
-    header = ("where", "layer", *uncertain, "rank", "lead (logits)", "KL (bits)", "cosine", quotes.mark("rest mass"))
+    header = ["where", "layer", *uncertain, "rank", "lead (logits)", "KL (bits)", "cosine", quotes.mark("rest mass")]
+    header += [STATUS] if quotes.by_status else []
     caption = quotes.caption("Rows that conclusions rest on, beside the model's own head, which may be quoted.")
     return table(header, [*rows, _head_row(quotes)], caption)
 
 
-def _at(quotes: Quotes, layer: object) -> list[Claim]:
+def _at(quotes: Quotes, layer: object) -> list[doc.Part]:
     at = layer if isinstance(layer, int) else None
     certainty = [quotes.cell(column, at) for column in ("entropy_bits", "p_top1", "p_answer")]
     place = [quotes.cell(column, at) for column in ("answer_rank", "answer_logit_gap")]
-    return certainty + place + [quotes.cell(column, at) for column in ("kl_to_final_bits", "cos_to_final", "rest_mass")]
+    distance = [quotes.cell(column, at) for column in ("kl_to_final_bits", "cos_to_final", "rest_mass")]
+    return [*certainty, *place, *distance, *([_status(quotes, at)] if quotes.by_status else [])]
 
 
 def _head_row(quotes: Quotes) -> doc.Row:
@@ -215,7 +251,8 @@ def _head_row(quotes: Quotes) -> doc.Row:
     head = quotes.under("final_prediction")
     entropy = head.figure("entropy", Unit.BITS, value=None if final is None else final.entropy_bits)
     at = quotes.under(D, "last_layer_consistency", of=None if last is None else last.measured)
-    return row("model's head", "-", entropy, at.figure("p_top1_model", Unit.PROBABILITY), *["-"] * 6)
+    own = ["model"] if quotes.by_status else []
+    return row("model's head", "-", entropy, at.figure("p_top1_model", Unit.PROBABILITY), *["-"] * 6, *own)
 
 
 def _copying(quotes: Quotes) -> Section:
@@ -302,7 +339,8 @@ def _drop(quotes: Quotes) -> Sentence:
     if len(values) < 2:
         return sentence("ΔH is n.a.: an entropy is missing.")
     drop = quotes.evidence.derived("delta_H_bits", values[0] - values[1], Unit.BITS, ends, "difference of entropies")
-    return sentence("ΔH from layer {} to layer {} is {} bits.", copy, onset, drop)
+    template = "Under {}, ΔH from layer {} to layer {} is {} bits."
+    return sentence(template, said.lens_words(quotes.headline), copy, onset, drop)
 
 
 def _stability(quotes: Quotes) -> Sentence:
@@ -345,7 +383,7 @@ def rest_mass(quotes: Quotes) -> list[Sentence]:
     if peak is None:
         return []
     layer, value = quotes.cell("layer", peak[0]), quotes.cell("rest_mass", peak[0])
-    shown = filled(" ({})", value) if quotes.quotable else Basis((value,))
+    shown = filled(" ({} under {})", value, said.lens_words(quotes.headline)) if quotes.quotable else Basis((value,))
     template = (
         "From the first rank 1 on, the listed tokens cover least at layer {}{}; rest mass tells how much a row lists, "
         "not how faithful a lens is."

@@ -48,8 +48,9 @@ def limitations(quotes: Quotes) -> Section:
 
 def _cautions(quotes: Quotes) -> Iterator[Sentence]:
     """What guidance takes away from conclusions, by the weight of its reasons."""
-    for weight, effect in EFFECTS.items():
+    for weight in ("block", "advise"):
         of_weight = [reason.name for reason in quotes.guidance.reasons if reason.severity == weight]
+        effect = EFFECTS["withheld" if weight == "block" and quotes.by_status else weight]
         if of_weight:
             yield sentence("Because of {}, {}.", names(of_weight), effect)
 

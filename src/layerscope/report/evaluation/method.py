@@ -7,6 +7,7 @@ from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Basis, Name, Section, Sentence, filled, paragraph, row, sentence
 from layerscope.report.evaluation.quotes import D, Quotes, names, table
+from layerscope.report.sentences.guidance import probabilities
 from layerscope.report.sentences.last_layer import ACCOUNTS, LIKE_A_SOFTCAP, WHY_SOFTCAP, after_transform
 from layerscope.report.sentences.lines import plural
 
@@ -285,10 +286,16 @@ def _guidance(quotes: Quotes) -> Section:
         none = sentence("The files hold no guidance; this is what their rows call for.")
     lenses = sentence("Preferred lens: {}; use the confirmed semantic layer: {}.", preferred, confirmed)
     ranks = sentence("Prefer ranks: {}; suppress absolute probabilities: {}.", prefer, suppress)
-    blocks: list[doc.Block] = [paragraph(ranks, lenses, none)]
+    blocks: list[doc.Block] = [paragraph(ranks, _status(quotes), lenses, none)]
     rows = [row(Name(r.name), r.severity, Name(r.text), _reason(quotes, r.name, stated)) for r in guidance.reasons]
     if rows:
         blocks.append(table(("reason", "weight", "what it means", "stated in the file"), rows))
+    if guidance.details:
+        details = [
+            row(Name(detail.name), (Name(detail.text), _found(quotes, detail.name))) for detail in guidance.details
+        ]
+        what = sentence("Plain facts that hold of many good runs and many bad ones, and are no reason for caution.")
+        blocks.append(table(("detail", "what it means"), details, what))
     further = [claim for name, claim in stated.items() if name not in {reason.name for reason in guidance.reasons}]
     if further:
         parts = [part for claim in further for part in (doc.Text(", "), claim)][1:]
@@ -299,6 +306,15 @@ def _guidance(quotes: Quotes) -> Section:
         unknown = sentence("Neither raised nor ruled out, for want of data: {}.", names(guidance.undetermined))
         blocks.append(paragraph(unknown))
     return Section("Guidance", tuple(blocks))
+
+
+def _status(quotes: Quotes) -> Sentence | None:
+    """What probabilities of layers are; None where guidance speaks of all of them at once."""
+    if not quotes.by_status:
+        return None
+    words = probabilities(quotes.diagnostics.quotability, quotes.headline)
+    told = quotes.shape("probability_status", words, "medians over prompts", unit=Unit.TEXT)
+    return sentence("Probabilities under {} are {}.", Name(quotes.headline), told)
 
 
 def _stated_reasons(quotes: Quotes) -> dict[str, Claim]:
@@ -313,4 +329,9 @@ def _reason(quotes: Quotes, name: str, stated: dict[str, Claim]) -> tuple[doc.Pa
     behind = stated.get(name)
     if behind is not None:
         return (doc.Text("yes"), Basis((behind,)))
-    return (doc.Text("no"), Basis((quotes.shape(name, True, "found in the rows"),)))
+    return (doc.Text("no"), _found(quotes, name))
+
+
+def _found(quotes: Quotes, name: str) -> Basis:
+    """The rows that show it."""
+    return Basis((quotes.shape(name, True, "found in the rows"),))

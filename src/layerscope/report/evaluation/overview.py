@@ -1,22 +1,23 @@
 """What was measured, through which norm, and what came of it: the first section, and the fingerprint at the end."""
 
 from layerscope.analysis import curve_shapes as shapes
-from layerscope.analysis.milestones import NEVER_SEEN
-from layerscope.record.milestone_names import ONSET, stable_twin
+from layerscope.analysis.onsets import ON_TOP_FOR_GOOD
+from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Basis, Name, Section, Sentence, filled, paragraph, sentence, short_section
+from layerscope.report.evaluation import said
 from layerscope.report.evaluation.quotes import D, Quotes, at_layer, names, not_measured
 from layerscope.report.sentences import last_layer, readable
-from layerscope.report.sentences.circumstances import GAP, ONE_NORM
+from layerscope.report.sentences.circumstances import GAP, GAP_LAYERS, ONE_NORM
 from layerscope.report.sentences.guidance import FORBIDDEN, PREFERRED
-from layerscope.report.sentences.readable import BASIS
 from layerscope.report.sentences.weaknesses import weaknesses
 
 
 def overview(quotes: Quotes) -> Section:
-    """The section."""
-    first = paragraph(_model(quotes), _prompt(quotes))
+    """The section: first what the model says, then how it was decoded, then from which layer on it is on top."""
+    answer = sentence("{}.", said.of_prompt(quotes)) if quotes.ranked else None
+    first = paragraph(_model(quotes), _prompt(quotes), answer)
     return Section(
         "Overview", (first, doc.Paragraph(tuple(decoding_point(quotes))), doc.Paragraph(tuple(_result(quotes))))
     )
@@ -24,30 +25,21 @@ def overview(quotes: Quotes) -> Section:
 
 def fingerprint(quotes: Quotes) -> Section:
     """One sentence on the whole run."""
-    claim, milestone = semantic(quotes), quotes.diagnostics.semantic
     if not quotes.ranked:
         result: doc.Filling = "no layer can be named, for the identity check failed"
-    elif milestone is None or claim.value is None:
-        result = _never(quotes, claim)
+    elif over_facts(quotes):
+        result = said.over_facts(quotes)
     else:
         points = weaknesses(quotes.evidence)
-        result = filled(
-            readable.READABLE_IN_SHORT,
-            lens=Name(quotes.headline),
-            depth=depth(quotes),
-            layer=claim,
-            milestone=Name(milestone.name),
-            weak=f", weakly ({', '.join(points)})" if points else "",
-        )
+        weak = f", weakly ({', '.join(points)})" if points else ""
+        layers = said.layers_of_primary(quotes, opening=False)
+        result = filled("{}; {}{}", said.of_prompt(quotes, opening=False), layers, weak)
     return short_section("Fingerprint", sentence("{}: {}{}", Name(quotes.evidence.stem), result, _last_layer(quotes)))
 
 
-def _never(quotes: Quotes, claim: Claim) -> tuple[doc.Part, ...]:
-    """That the answer does not lead, as far as that is known."""
-    if not_measured(claim):
-        return filled(readable.LEAD_UNKNOWN, Name(quotes.headline), Basis((claim,)))
-    tail = " where its rank is known" if claim.reason == NEVER_SEEN else ""
-    return filled(readable.NEVER_LEADS, Name(quotes.headline), tail, Basis((claim,)))
+def over_facts(quotes: Quotes) -> bool:
+    """Whether the run is summed up over several facts; one that was read from published files is told by its first."""
+    return quotes.diagnostics.answered.n > 1 and quotes.protocol != "published"
 
 
 def _last_layer(quotes: Quotes) -> tuple[doc.Part, ...]:
@@ -60,22 +52,9 @@ def _last_layer(quotes: Quotes) -> tuple[doc.Part, ...]:
     return filled(last_layer.NEAR, gate=Name(f"{last.threshold_bits:g}"), kl=kl)
 
 
-def semantic(quotes: Quotes) -> Claim:
-    """The one layer to headline, by the shared resolver."""
-    milestone = quotes.diagnostics.semantic
-    return quotes.milestone(ONSET if milestone is None else milestone.name)
-
-
-def depth(quotes: Quotes) -> Claim:
-    """That layer as a share of the depth."""
-    milestone, claim = quotes.diagnostics.semantic, semantic(quotes)
-    layer = None if milestone is None else milestone.layer
-    fraction = None if layer is None else round(layer / quotes.n_layers, 3)
-    name = f"{ONSET if milestone is None else milestone.name}_frac"
-    paths = [(D, "depth_fractions", name)]
-    if claim.value is not None and claim.value == quotes.layer_of(ONSET):
-        paths.append((D, "depth_fractions", f"{ONSET}_frac"))
-    return quotes.figure(name, fraction, Unit.SHARE, *paths, basis=(claim,), how="layer / n_layers")
+def headlined(quotes: Quotes) -> Claim:
+    """The one layer to headline: from where on the answer keeps rank 1."""
+    return quotes.milestone(ON_TOP_FOR_GOOD)
 
 
 def last_kl(quotes: Quotes) -> Claim:
@@ -100,7 +79,8 @@ def decoding_point(quotes: Quotes) -> list[Sentence]:
     a, b = map(at_layer, onsets)
     at = quotes.under(D, "decoding_point", "onset_gap", of=gap, basis=onsets, how="difference of layers")
     layers = at.figure("gap_layers", Unit.COUNT, reason="one of the two lenses has no onset")
-    return [which, sentence(GAP, logit=logit, at_logit=a, next_norm=next_norm, at_next_norm=b, gap=layers)]
+    apart = () if layers.value is None else filled(GAP_LAYERS, layers)
+    return [which, sentence(GAP, logit=logit, at_logit=a, next_norm=next_norm, at_next_norm=b, gap=apart)]
 
 
 def _model(quotes: Quotes) -> Sentence:
@@ -124,49 +104,36 @@ def _prompt(quotes: Quotes) -> Sentence:
 def _result(quotes: Quotes) -> list[Sentence]:
     if not quotes.ranked:
         return [sentence(readable.NOTHING_STANDS_HERE)]
-    claim, milestone = semantic(quotes), quotes.diagnostics.semantic
-    if milestone is None or claim.value is None:
-        return _no_rank_1(quotes, claim)
-    result = sentence(
-        readable.READABLE,
-        answer="The answer",
-        layer=claim,
-        depth=filled("depth fraction {}", depth(quotes)),
-        lens="",
-        basis=BASIS[milestone.name],
-        milestone=Name(milestone.name),
-    )
+    blind = said.blindness(quotes)
+    far = [blind] if blind is not None else []
+    if over_facts(quotes):
+        first = sentence("Of the primary prompt: {}.", said.layers_of_primary(quotes, opening=False))
+        sentences = [sentence("Over the suite: {}.", said.over_facts(quotes)), *far, first]
+    else:
+        sentences = [sentence("{}.", said.layers_of_primary(quotes)), *far]
+    sentences += [*_stated_layer(quotes), *_held(quotes)]
     points, preferred = weaknesses(quotes.evidence), quotes.guidance.preferred_lens
-    sentences = [result, *([sentence(readable.WEAK, "; ".join(points))] if points else []), *_held(quotes)]
+    if points:
+        sentences.append(sentence(readable.WEAK, "; ".join(points)))
     if preferred != quotes.headline:
         where = at_layer(quotes.milestone(ONSET, lens=preferred))
         sentences.append(sentence(PREFERRED, lens=Name(preferred), where=where))
     return sentences + ([sentence(FORBIDDEN)] if quotes.guidance.suppress_abs_probs else [])
 
 
-def _no_rank_1(quotes: Quotes, claim: Claim) -> list[Sentence]:
-    """That there is none, where that was measured, and how near it comes."""
-    if not_measured(claim):
-        unknown = sentence(readable.RANK_1_UNKNOWN, Name(claim.reason or ""), Basis((claim,)))
-        stated = quotes.stated(ONSET, Unit.LAYER, (D, ONSET))
-        unshown = sentence("The file states layer {}, which no row is there to show.", stated)
-        return [unknown] if stated.value is None else [unknown, unshown]
-    some = ", among those that have one" if claim.reason == NEVER_SEEN else ""
-    none = sentence(readable.NO_RANK_1, some, Basis((claim,)))
-    best = shapes.trough(quotes.points("answer_rank"))
-    rank, layer = (quotes.cell(column, None if best is None else best[0]) for column in ("answer_rank", "layer"))
-    return [none] if rank.value is None else [none, sentence("Its best rank is {}, at layer {}.", rank, layer)]
+def _stated_layer(quotes: Quotes) -> list[Sentence]:
+    """A layer that the file states, where no row is there to show it."""
+    stated = quotes.stated(ONSET, Unit.LAYER, (D, ONSET))
+    if not not_measured(quotes.milestone(ONSET)) or stated.value is None:
+        return []
+    return [sentence("The file states layer {}, which no row is there to show.", stated)]
 
 
 def _held(quotes: Quotes) -> list[Sentence]:
-    """Where the first rank 1 is lost, and from where it holds."""
-    onset, ranks = quotes.layer_of(ONSET), quotes.points("answer_rank")
+    """Where the first rank 1 is lost, if it comes back for good."""
+    onset, stable, ranks = quotes.layer_of(ONSET), headlined(quotes), quotes.points("answer_rank")
     lost = [at for at in shapes.returns(ranks, lambda rank: rank == 1) if onset is not None and at > onset]
-    if not lost:
+    if not lost or stable.value is None:
         return []
-    first, stable, gone = quotes.milestone(ONSET), quotes.milestone(stable_twin(ONSET)), quotes.cell("layer", lost[0])
-    rest = filled(readable.HELD_FROM, stable)
-    if stable.value is None:
-        known = ranks[-1][0] == quotes.n_layers
-        rest = filled("{}{}", readable.HELD_NOWHERE if known else readable.HELD_UNKNOWN, Basis((stable,)))
-    return [sentence(readable.HELD, first=first, lost=gone, rest=rest)]
+    first, gone = quotes.milestone(ONSET), quotes.cell("layer", lost[0])
+    return [sentence(readable.HELD, first=first, lost=gone, stable=stable)]

@@ -11,12 +11,15 @@ from layerscope.report.cited import document as doc
 from layerscope.report.cited.claims import Citation, Claim, Unit
 from layerscope.report.cited.document import Name, Section, Sentence, filled, paragraph, row, sentence, short_section
 from layerscope.report.cited.evidence import agree
+from layerscope.report.evaluation import suite
 from layerscope.report.evaluation.quotes import Path, Quotes, table
+from layerscope.report.sentences import onsets
 
 CONTROL = (
     "Layers at which the control's own answer leads that of the fact. A first positive margin on near-uniform rows is "
     "rounding; a clear lead is not."
 )
+ONE_FACT = "First layers of the first fact in both wordings; the difference is other wording less first."
 WORDINGS = "First layers in both wordings; the difference is other wording less first. Sensitive to the wording: {}."
 INTERVAL = "Over facts. The interval is one of the median, by resampling; it is given where enough facts have a layer."
 
@@ -35,7 +38,7 @@ def control(quotes: Quotes) -> Section:
     header = ("margin first above zero", quotes.mark("largest margin"), "clear lead first", "largest lead (logits)")
     leads = table(header, [row(first, largest, strong, lead)], quotes.caption(CONTROL))
     asks = (paragraph(sentence("The control asks {}.", text)),) if text.value is not None else ()
-    return Section("Negative control", (*asks, leads))
+    return Section("Negative control", (*asks, *suite.controls(quotes), leads))
 
 
 def ablation(quotes: Quotes) -> Section:
@@ -48,25 +51,31 @@ def ablation(quotes: Quotes) -> Section:
     other = next((key for key in passes if key.is_fact and key.prompt_variant == summary.variant_nf), None)
     basis = (*quotes.rows(), *(quotes.rows(prompt=other) if other is not None else ()))
     at = quotes.under("ablation_summary", of=summary, basis=basis, reason="there is none in that wording")
-    sides = {"semantic": ("L_sem_orig", "L_sem_nf", "delta_L_sem")}
+    semantic = "semantic" if quotes.protocol == "published" else onsets.FIRST
+    sides = {semantic: ("L_sem_orig", "L_sem_nf", "delta_L_sem")}
     sides["strict copy"] = ("L_copy_orig", "L_copy_nf", "delta_L_copy")
     rows = [row(label, *(at.figure(key, Unit.LAYER) for key in keys)) for label, keys in sides.items()]
+    header = ("layer of", summary.variant_orig or "first", summary.variant_nf, "difference")
+    if quotes.protocol != "published":
+        first = table(header, rows, quotes.caption(ONE_FACT, marked=False))
+        return Section("Ablation", (*suite.wordings(quotes), first))
     how = "a tenth of the depth or more"
     sensitive = quotes.figure("sensitive", summary.sensitive, Unit.TRUTH, basis=basis, how=how)
-    header = ("layer of", summary.variant_orig or "first", summary.variant_nf, "difference")
     return Section("Ablation", (table(header, rows, quotes.caption(WORDINGS, sensitive, marked=False)),))
 
 
 def facts(quotes: Quotes) -> Section:
     """Every fact, and the middle of them."""
-    suite, title = quotes.diagnostics.micro_suite, "Facts"
-    if suite.n == 0:
+    micro, title = quotes.diagnostics.micro_suite, "Facts"
+    if micro.n == 0:
         return short_section(title, sentence("The run has no rows of any fact."))
-    if suite.n < 2:
+    if micro.n < 2:
         return short_section(title, sentence("One fact alone was asked: nothing tells how its layers vary."))
+    if quotes.protocol != "published":
+        return Section(title, suite.facts(quotes))
     passes = fact_passes(quotes.evidence.verdict.curves.passes)
-    prompts = dict(zip([fact.prompt for fact in suite.facts], passes, strict=True))
-    rows = [_fact(quotes, fact, prompts[fact.prompt]) for fact in suite.facts]
+    prompts = dict(zip([fact.prompt for fact in micro.facts], passes, strict=True))
+    rows = [_fact(quotes, fact, prompts[fact.prompt]) for fact in micro.facts]
     template = "First layers of each fact; δ is from copy to meaning as a share of the depth."
     header = ("fact", "semantic", "confirmed", "clear margin", "strong", "δ")
     return Section(title, (table(header, rows, quotes.caption(template, marked=False)), _spread(quotes)))

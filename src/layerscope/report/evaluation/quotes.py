@@ -10,6 +10,7 @@ from layerscope.analysis.curve_shapes import Point, points
 from layerscope.analysis.diagnostics import Diagnostics, protocol_in_force
 from layerscope.analysis.guidance import Guidance
 from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, Milestone
+from layerscope.analysis.quotability import Status
 from layerscope.published.layout import RAWLENS, RECORDS, csv_name
 from layerscope.record.milestone_names import stable_twin
 from layerscope.record.parts import PromptRecord
@@ -41,6 +42,8 @@ UNITS: dict[str, Unit] = {
     "topk_prompt_mass@50": Unit.PROBABILITY,
 }
 """What the columns are in that sentences and tables quote."""
+PLACES = frozenset({"layer", "position"})
+"""Columns that say where a row is, and nothing that was measured there."""
 UNREAD, UNCITED = "the run has no rows of the prompt under this lens", "no file holds its rows"
 
 
@@ -85,6 +88,9 @@ class Quotes:
         self.stand, self.ranked = self.record.probabilities_stand, self.record.ranks_stand
         self.quotable = self.stand and not self.guidance.suppress_abs_probs
         """Whether probabilities and entropies of lens rows may be drawn on in sentences."""
+        self.protocol = self.record.protocol.name
+        self.by_status = self.quotable and self.protocol != "published"
+        """Whether the status of a layer says what its probabilities are; else they are marked all or none."""
         self.otherwise_stated: dict[Path, tuple[Claim, Claim]] = {}
         """Figures that were asked for, ours and the file's, where these differ."""
 
@@ -117,7 +123,9 @@ class Quotes:
     def cell(
         self, column: str, layer: int | None, *, lens: str | None = None, prompt: PromptKey | None = None
     ) -> Claim:
-        """A value of a row; absent where there is none."""
+        """A value of a row; absent where there is none, or where its layer is withheld."""
+        if column not in PLACES and self.status(layer, lens) == "withheld":
+            return self.absent(column, UNITS[column], "the layer is withheld", lens=lens)
         claim = self.evidence.cell(column, layer, UNITS[column], lens=lens, prompt=prompt)
         return claim or self.absent(column, UNITS[column], "the rows have no value there", lens=lens)
 
@@ -179,6 +187,12 @@ class Quotes:
     def _entry(self, paths: Sequence[Path]) -> Entry | None:
         entries = (self.evidence.entry(*path) for path in paths)
         return next((entry for entry in entries if entry is not None and not entry.is_container), None)
+
+    def status(self, layer: int | None, lens: str | None = None) -> Status | None:
+        """What the probabilities of a layer are; None where no status is told."""
+        if not self.by_status:
+            return None
+        return self.diagnostics.quotability.status(lens or self.headline, layer)
 
     def milestone(self, name: str, *, lens: str | None = None, prompt: PromptKey | None = None) -> Claim:
         """The layer of a milestone; absent where the prompt was not read through that lens."""

@@ -26,35 +26,67 @@ def shortened(name: str) -> str:
 
 def of_prompt(output: Output) -> str:
     """What the model says at the end of a prompt, and where the answer stands there."""
-    says = f"{token(output.top_token)}{_p(output.p_top)}"
-    answer = token(output.answer_text)
+    rank = "" if output.answer_rank is None else f"{output.answer_rank:,}"
+    return template_of_prompt(output).format(
+        top=token(output.top_token),
+        p_top=_p(output.p_top),
+        answer=token(output.answer_text),
+        rank=rank,
+        p_answer=_p(output.p_answer),
+    )
+
+
+def template_of_prompt(output: Output) -> str:
+    """The same with fields: top, p_top, answer, rank, p_answer; a probability brings its own brackets."""
     if output.judge == "model_top1":
-        return f"The model says {says}; no answer was given to judge it by"
+        return "The model says {top}{p_top}; no answer was given to judge it by"
     if output.source is None:
         return "What the model itself says is not known"
     if output.answer_rank is None:
-        return f"The model says {says}; the rank of {answer} is not known"
+        return "The model says {top}{p_top}; the rank of {answer} is not known"
     if output.judge == "whole":
-        whole = f"the whole answer {answer}{_p(output.p_answer)}"
+        whole = "the whole answer {answer}{p_answer}"
         if output.answered:
-            return f"The model says {says} and goes on to {whole}"
-        return f"The model says {says}; {whole} has a piece of rank {output.answer_rank:,}"
+            return "The model says {top}{p_top} and goes on to " + whole
+        return "The model says {top}{p_top}; " + whole + " has a piece of rank {rank}"
     if output.answered:
-        return f"The model answers {answer}{_p(output.p_answer)}"
-    return f"The model says {says}; {answer} has rank {output.answer_rank:,}{_p(output.p_answer)}"
+        return "The model answers {answer}{p_answer}"
+    return "The model says {top}{p_top}; {answer} has rank {rank}{p_answer}"
 
 
 def over_facts(facts: AnsweredFacts) -> str:
     """How many facts are answered, and how many cannot be."""
+    return template_over_facts(facts).format(**counts(facts))
+
+
+def counts(facts: AnsweredFacts) -> dict[str, int]:
+    """What fills the fields of templates over facts."""
+    return {
+        "n": facts.n,
+        "asked": facts.n - facts.n_without_answer,
+        "answered": facts.n_answered,
+        "unknown": facts.n_unknown,
+        "without": facts.n_without_answer,
+        "lost": len(facts.found_and_lost),
+        "never": len(facts.never_on_top),
+    }
+
+
+def template_over_facts(facts: AnsweredFacts) -> str:
+    """How many facts are answered, with fields that `counts` names."""
     asked = facts.n - facts.n_without_answer
     if asked == 0:
-        return f"{facts.n} {plural('prompt', facts.n)} without an answer"
-    told = f"{facts.n_answered} of {asked} {plural('fact', asked)} answered"
+        return f"{{n}} {plural('prompt', facts.n)} without an answer"
+    told = f"{{answered}} of {{asked}} {plural('fact', asked)} answered"
     if facts.n_unknown:
-        told += f" ({facts.n_unknown} of unknown rank)"
+        told += " ({unknown} of unknown rank)"
     if facts.n_without_answer:
-        told += f", {facts.n_without_answer} {plural('prompt', facts.n_without_answer)} without an answer"
+        told += f", {{without}} {plural('prompt', facts.n_without_answer)} without an answer"
     return told
+
+
+NONE_FOR_GOOD = "{lost} on top at some layer and lost again, {never} on top at no {known}layer"
+"""Of facts of which none is answered; fields as in `counts`, and `known ` where a layer was not measured."""
 
 
 def lost_again(fact: FoundAndLost) -> str:

@@ -18,8 +18,9 @@ from layerscope.report.text import printable
 
 GAP = (
     "Through the final norm ({logit}) the answer first has rank 1 {at_logit}, through the next block's norm "
-    "({next_norm}) {at_next_norm}: a gap of {gap} layers."
+    "({next_norm}) {at_next_norm}{gap}."
 )
+GAP_LAYERS = ": a gap of {} layers"
 ONE_NORM = (
     "Only the norm of the next block was decoded ({next_norm}, which these files call norm), not the model's final "
     "norm at every layer ({logit}): how many layers hang on that choice cannot be told from this run, and every layer "
@@ -27,7 +28,8 @@ ONE_NORM = (
 )
 GATES = (
     "Rank of the answer and gates. {margin_ok}: {margin} above uniform; {top2_ok}: a lead of {gap} logits; {strong}: "
-    "both; {run2}: two layers in a row."
+    "both; {run2}: two layers in a row. {onset} is the layer at which the answer is first on top, and for good that "
+    "from which it is on top for good; {ahead} for good is clearly ahead for good."
 )
 CONFIRMED = "Confirmed {where} (source {source}); own onset of the raw lens {raw}, of the tuned lens {tuned}."
 UNCONFIRMED = "No other lens was read that could confirm a layer{}."

@@ -8,9 +8,10 @@ from layerscope.report.text import printable
 
 EFFECTS = {
     "block": "probabilities and entropies of lens rows are no evidence here",
+    "withheld": "layers whose status is withheld are not to be quoted, nor what rests on them",
     "advise": "what is quoted is to be read with the sentences of the table under Guidance",
 }
-"""What the reasons of a weight come to in a report."""
+"""What the reasons of a weight come to in a report; `withheld`: of one that blocks where layers have a status."""
 FORBIDDEN = (
     "Guidance forbids to quote probabilities and entropies of lens rows; conclusions here rest on ranks, layers and "
     "divergences, and the figures stand in marked columns."
@@ -58,6 +59,12 @@ LEGEND: dict[Status, str] = {
     "withheld": "withheld",
 }
 """What the probabilities of a layer are, by its status."""
+GIVES: dict[Status, str] = {
+    "model": "Its probability there is {p}, which is the model's own under the {lens} lens.",
+    "near": "The {lens} lens gives it {p} there, an estimate of the model's probability.",
+    "decoded": "The {lens} lens gives it {p} there, which is that lens' probability and not the model's.",
+}
+"""How the answer's probability at a layer is quoted, by the layer's status."""
 
 
 def probabilities(quotability: Quotability, lens: str) -> str:

@@ -19,17 +19,28 @@ def lens_name(lens: str) -> str:
 
 def of_prompt(layers: LayersOfPrompt, n_layers: int, *, trusted: bool) -> str:
     """Of one prompt whose answer is on top at the output; empty where that is not known of every layer."""
+    stable = layers.on_top_for_good
+    return template_of_prompt(layers, trusted=trusted).format(
+        stable=stable,
+        n=n_layers,
+        depth="" if stable is None else f"depth {stable / n_layers:.2f}",
+        first=layers.first_on_top,
+        ahead=layers.clearly_ahead,
+    )
+
+
+def template_of_prompt(layers: LayersOfPrompt, *, trusted: bool) -> str:
+    """The same with fields: stable, n, depth, first, ahead."""
     first, stable, ahead = layers.first_on_top, layers.on_top_for_good, layers.clearly_ahead
     if stable is None:
         return ""
-    place = f"layer {stable} of {n_layers} (depth {stable / n_layers:.2f})"
-    others = [f"{FIRST} at {first}"] if first != stable else []
+    others = [f"{FIRST} at {{first}}"] if first != stable else []
     if not trusted:
-        return _joined(FOR_GOOD, place, others)
+        return _joined(FOR_GOOD, others)
     if ahead == stable:
-        return _joined(f"{FOR_GOOD} and {AHEAD}", place, others)
+        return _joined(f"{FOR_GOOD} and {AHEAD}", others)
     none = AHEAD_UNKNOWN if CLEARLY_AHEAD in layers.undetermined else NEVER_AHEAD
-    return _joined(FOR_GOOD, place, [*others, none if ahead is None else f"{AHEAD} from {ahead}"])
+    return _joined(FOR_GOOD, [*others, none if ahead is None else f"{AHEAD} from {{ahead}}"])
 
 
 def over_facts(layers: LayersOverFacts, n_layers: int, *, trusted: bool) -> str:
@@ -38,22 +49,39 @@ def over_facts(layers: LayersOverFacts, n_layers: int, *, trusted: bool) -> str:
     first, middle, clear = (layer.summary.median for layer in (layers.first_on_top, stable, ahead))
     if middle is None or stable.median_depth is None:
         return ""
-    place = f"layer {middle:g} of {n_layers} (depth {stable.median_depth:.2f}; {spread(stable)})"
-    others = [f"{FIRST} at {first:g}"] if first is not None and first != middle else []
+    return template_over_facts(layers, trusted=trusted).format(
+        stable=f"{middle:g}",
+        n=n_layers,
+        depth=f"depth {stable.median_depth:.2f}; {spread(stable)}",
+        first=None if first is None else f"{first:g}",
+        ahead=None if clear is None else f"{clear:g}",
+        some=ahead.summary.n - ahead.summary.n_missing,
+    )
+
+
+def template_over_facts(layers: LayersOverFacts, *, trusted: bool) -> str:
+    """The same with fields: stable, n, depth (and spread), first, ahead, some (facts that are clearly ahead)."""
+    ahead = layers.clearly_ahead
+    first, middle, clear = (
+        layer.summary.median for layer in (layers.first_on_top, layers.on_top_for_good, layers.clearly_ahead)
+    )
+    if middle is None:
+        return ""
+    others = [f"{FIRST} at {{first}}"] if first is not None and first != middle else []
     if not trusted:
-        return _joined(FOR_GOOD, place, others)
-    missing = ahead.summary.n_missing - stable.summary.n_missing
+        return _joined(FOR_GOOD, others)
+    missing = ahead.summary.n_missing - layers.on_top_for_good.summary.n_missing
     if clear == middle and not missing:
-        return _joined(f"{FOR_GOOD} and {AHEAD}", place, others)
-    some = f" in {ahead.summary.n - ahead.summary.n_missing} of them" if missing else ""
+        return _joined(f"{FOR_GOOD} and {AHEAD}", others)
+    some = " in {some} of them" if missing else ""
     some += f" ({ahead.n_undetermined} not known)" if ahead.n_undetermined else ""
     none = AHEAD_UNKNOWN if ahead.n_undetermined else NEVER_AHEAD
-    return _joined(FOR_GOOD, place, [*others, none if clear is None else f"{AHEAD} from {clear:g}{some}"])
+    return _joined(FOR_GOOD, [*others, none if clear is None else f"{AHEAD} from {{ahead}}{some}"])
 
 
-def _joined(what: str, place: str, others: Sequence[str]) -> str:
+def _joined(what: str, others: Sequence[str]) -> str:
     """Where layers coincide, one figure is said."""
-    return ", ".join((f"{what} from {place}", *others))
+    return ", ".join((f"{what} from layer {{stable}} of {{n}} ({{depth}})", *others))
 
 
 def spread(layer: LayerOverFacts) -> str:
@@ -71,14 +99,24 @@ def spread(layer: LayerOverFacts) -> str:
 
 def blind(blindness: Blindness, read: tuple[str, ...]) -> str:
     """That the lens says little of the layers before the onset; empty where it does."""
-    if not blindness.blind or blindness.median_kl_bits is None:
+    return template_of_blindness(blindness, read).format(
+        lens=blindness.lens,
+        bits="" if blindness.median_kl_bits is None else f"{blindness.median_kl_bits:.2g}",
+        first=blindness.first_layer,
+        last=blindness.last_layer,
+    )
+
+
+def template_of_blindness(blindness: Blindness, read: tuple[str, ...]) -> str:
+    """The same with fields: lens, bits, first, last."""
+    if not blindness.blind:
         return ""
-    first, last = blindness.first_layer, blindness.last_layer
-    where = f"layer {first}" if first == last else f"layers {first} to {last}"
+    one = blindness.first_layer == blindness.last_layer
+    where = "layer {first}" if one else "layers {first} to {last}"
     tells = "a patch would tell" if "tuned" in read else WHAT_TELLS
     return (
-        f"{lens_name(blindness.lens).capitalize()} is far from the model before that (median "
-        f"{blindness.median_kl_bits:.2g} bits at {where}), so the answer may be carried earlier; {tells}."
+        f"The {{lens}} lens is far from the model before that (median {{bits}} bits at {where}), so the answer may be "
+        f"carried earlier; {tells}."
     )
 
 

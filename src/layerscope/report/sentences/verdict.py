@@ -91,16 +91,16 @@ class VerdictText:
         told = answers.over_facts(facts)
         if layers:
             subject = f"{MODEL_SAYS} " if facts.n_without_answer == facts.n else ""
-            return f"{told}; {subject}{layers} under {under}."
+            chance = self.diagnostics.chance.above_chance
+            doubt = " That is not above chance." if chance is False else ""
+            return f"{told}; {subject}{layers} under {under}.{doubt}"
         if facts.counted:
             lens = self.diagnostics.headline
             curves = [self.curves.get(prompt, lens) for prompt in facts.counted]
-            known = all(curve is not None and curve.value("answer_rank", self.n_layers) for curve in curves)
-            return f"{told}; {FOR_GOOD} from no {'' if known else 'known '}layer under {under}."
-        lost, never = len(facts.found_and_lost), len(facts.never_on_top)
-        by_prompt = self.by_lens.by_pass()
-        known = all(rank_1(by_prompt[prompt]).reason == HOLDS_NOWHERE for prompt in facts.never_on_top)
-        none = f"{lost} on top at some layer and lost again, {never} on top at no {'' if known else 'known '}layer"
+            at_last = [None if curve is None else curve.value("answer_rank", self.n_layers) for curve in curves]
+            return f"{told}; {FOR_GOOD} from no {'known ' if None in at_last else ''}layer under {under}."
+        known = readable.known_never_on_top(facts.never_on_top, self.by_lens.by_pass())
+        none = answers.NONE_FOR_GOOD.format(known=known, **answers.counts(facts))
         return f"{told}; {none} under {under}."
 
     def _of_prompt(self) -> str:

@@ -1,28 +1,34 @@
-"""What speaks against taking a run's semantic layer for more than a rank: one judgement for all reports."""
+"""What speaks against taking a run's layers for more than ranks: one judgement for all reports."""
 
 from layerscope.analysis import curve_shapes as shapes
 from layerscope.analysis.confirmation import NO_OTHER_LENS, Confirmation
-from layerscope.record.milestone_names import STRONG, STRONG_RUN2
+from layerscope.analysis.onsets import LayersOfPrompt
 from layerscope.report.cited.evidence import Evidence
+from layerscope.report.sentences.onsets import AHEAD, FOR_GOOD, NEVER_AHEAD
 from layerscope.report.sentences.readable import TRIVIAL, is_trivial, strength_known
-
-_STRONG = (STRONG, STRONG_RUN2)
 
 
 def weaknesses(evidence: Evidence) -> tuple[str, ...]:
-    """In words, each for an enumeration; nothing where the answer never leads, or where nothing speaks against it."""
-    diagnostics, semantic = evidence.verdict.diagnostics, evidence.verdict.diagnostics.semantic
-    if semantic is None or semantic.layer is None:
+    """In words, each for an enumeration; nothing where the answer is never on top, or where nothing speaks against it.
+
+    Of the primary prompt under the headline lens.
+    """
+    diagnostics = evidence.verdict.diagnostics
+    layers = diagnostics.layers_of_primary
+    if layers.first_on_top is None:
         return ()
     if not evidence.record.ranks_stand:
         return ("the identity check failed",)
-    points, strong = [], semantic.name in _STRONG
+    output = None if diagnostics.primary is None else diagnostics.outputs.get(diagnostics.primary)
+    points = []
+    if output is not None and output.answered is False:
+        points.append("the model does not answer it")
     if diagnostics.margin_ok_at_semantic is False:
         points.append("near uniform at the first rank 1")
-    if not strong:
+    if layers.on_top_for_good is not None and layers.clearly_ahead is None:
         known = strength_known(evidence.verdict.milestones.of())
-        points.append("at no layer strong" if known else "strength not known")
-    return (*points, *_unconfirmed(diagnostics.confirmation), *_place(evidence, semantic.layer, strong=strong))
+        points.append(NEVER_AHEAD if known else "how clearly it is ahead is not known")
+    return (*points, *_unconfirmed(diagnostics.confirmation), *_place(evidence, layers))
 
 
 def _unconfirmed(confirmation: Confirmation | None) -> list[str]:
@@ -33,23 +39,22 @@ def _unconfirmed(confirmation: Confirmation | None) -> list[str]:
     return [TRIVIAL] if is_trivial(confirmation) else []
 
 
-def _place(evidence: Evidence, layer: int, *, strong: bool) -> list[str]:
-    """Whether rank 1 stays from the headline layer on, or from the first one, and whether there is more than one."""
+def _place(evidence: Evidence, layers: LayersOfPrompt) -> list[str]:
+    """Whether the first rank 1 stays, and whether there is more than the last layer."""
     curve = evidence.curve()
     ranks = [] if curve is None else shapes.points((row["layer"], row["answer_rank"]) for row in curve.rows)
-    last = evidence.record.model.n_layers
+    last, stable = evidence.record.model.n_layers, layers.on_top_for_good
+    lost = shapes.returns(ranks, _leads)
     points = []
-    if shapes.returns(shapes.between(ranks, layer, last), _leads):
-        points.append("rank 1 is lost again at a deeper layer")
-    elif shapes.returns(ranks, _leads):
-        points.append("the first rank 1 is lost again")
-    if layer == last:
+    if lost:
+        points.append("rank 1 is lost again" if stable is None else "the first rank 1 is lost again")
+    if stable == last:
         elsewhere = any(_leads(rank) for at, rank in ranks if at < last)
         known = {at for at, _ in ranks} >= set(range(1, last))
-        if elsewhere and strong:
-            points.append("strong at the last layer alone")
-        elif not elsewhere:
-            points.append("at the last layer alone" if known else "at the last layer, with ranks missing before it")
+        alone = "at the last layer alone" if known else "at the last layer, with ranks missing before it"
+        points.append(f"{FOR_GOOD} at the last layer alone" if elsewhere else alone)
+    elif layers.clearly_ahead == last:
+        points.append(f"{AHEAD} for good at the last layer alone")
     return points
 
 

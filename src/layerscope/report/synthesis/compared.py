@@ -72,8 +72,14 @@ class Compared:
         return earliness(self.fraction(ONSET))
 
     @property
+    def answered(self) -> bool | None:
+        """Whether the model answers the primary prompt; None where that is not known."""
+        output = None if self.evidence.primary is None else self.diagnostics.outputs.get(self.evidence.primary)
+        return None if output is None else output.answered
+
+    @property
     def preferred(self) -> str | None:
-        """Name of the milestone to headline, by the one rule that all tables share; None where none has a layer."""
+        """Name of the milestone that published files headline, by the strength of its evidence; None without any."""
         semantic = self.diagnostics.semantic
         return None if semantic is None else semantic.name
 
@@ -149,6 +155,13 @@ class Compared:
         place = ("diagnostics", "normalization_provenance", "strategy")
         paths = ((*place, "primary"), place)
         return self.named(self.evidence.first_stated(*paths, unit=Unit.TEXT, name="strategy"))
+
+    def says_so(self) -> Claim | bool | None:
+        """Whether the model answers the primary prompt, with the rank that shows it."""
+        rank = self.cell("answer_rank", self.n_layers, Unit.RANK)
+        if rank is None or self.answered is None:
+            return self.answered
+        return self.derived("answered", self.answered, Unit.TRUTH, [rank], "rank at the output")
 
     def cell(self, column: str, layer: int | None, unit: Unit, lens: str | None = None) -> Claim | None:
         """A value of a row of the primary prompt."""

@@ -7,11 +7,13 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
+from layerscope.analysis.onsets import CLEARLY_AHEAD, ON_TOP_FOR_GOOD
 from layerscope.analysis.statistics import Summary
 from layerscope.published.members import value_at
 from layerscope.record import milestone_names
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.report.cited.evidence import Evidence
+from layerscope.report.sentences import answers
 from layerscope.report.synthesis.compared import Compared, compared
 from layerscope.report.synthesis.limits import gold_resolved, limits, reasons_of, warns
 from layerscope.report.synthesis.trust_sections import drift, risk_of
@@ -23,8 +25,8 @@ _DataType: TypeAlias = Any
 CSV, PARQUET = "comparison.csv", "comparison.parquet"
 _RANKS = tuple(map(milestone_names.rank_within, (10, 5, 1)))
 _LAYERS = (
-    *(*_RANKS, ONSET, milestone_names.stable_twin(ONSET), MilestoneName.ONSET_RUN2),
-    *(MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, "gap_ge_1.0", STRONG, STRONG_RUN2, CONFIRMED),
+    *(*_RANKS, ONSET, ON_TOP_FOR_GOOD, MilestoneName.ONSET_RUN2),
+    *(MilestoneName.MARGIN_OK, MilestoneName.TOP2_OK, "gap_ge_1.0", STRONG, STRONG_RUN2, CLEARLY_AHEAD, CONFIRMED),
     *(MilestoneName.COPY, *map(milestone_names.copy_soft, (1, 2, 3)), MilestoneName.LOW_ENTROPY),
     *(MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY, MilestoneName.TOPK_DECAY),
     *("cos_ge_0.2", "cos_ge_0.4", "cos_ge_0.6", "first_p_top1_gt_0.30", "first_p_top1_gt_0.60"),
@@ -32,8 +34,8 @@ _LAYERS = (
 )
 """Milestones of the primary prompt under the headline lens."""
 _FRACTIONS = (
-    *(*_RANKS[:2], ONSET, MilestoneName.ONSET_RUN2),
-    *(STRONG, STRONG_RUN2, CONFIRMED),
+    *(*_RANKS[:2], ONSET, ON_TOP_FOR_GOOD, MilestoneName.ONSET_RUN2),
+    *(STRONG, STRONG_RUN2, CLEARLY_AHEAD, CONFIRMED),
     *(MilestoneName.COPY, MilestoneName.SURFACE_TO_MEANING, MilestoneName.GEOMETRY),
 )
 """Those that stand as a share of the depth too, to three decimals."""
@@ -143,6 +145,17 @@ def _median_frac(run: Compared) -> float | None:
     return None if summary is None or summary.median is None else round(summary.median / run.n_layers, 3)
 
 
+def _counted(name: str) -> _Get:
+    """Of facts; None for a run of one fact."""
+    return lambda run: answers.counts(run.diagnostics.answered)[name] if run.diagnostics.answered.n > 1 else None
+
+
+def _over_answered(layer: str, path: str) -> _Get:
+    """Over the answered facts; None for a run of one fact."""
+    whole = f"diagnostics.layers_over_facts.{layer}.{path}"
+    return lambda run: value_at(run, whole) if run.diagnostics.answered.n > 1 else None
+
+
 def _rank_change(lens: str, rank: int) -> _Get:
     def get(run: Compared) -> int | None:
         audit = run.diagnostics.fitted_lenses.get(lens)
@@ -169,6 +182,7 @@ _COLUMNS: dict[str, tuple[_DataType, str | _Get]] = {
     "d_model": (_INT, "evidence.record.model.d_model"),
     "d_vocab": (_INT, "evidence.record.model.d_vocab"),
     "answer_resolved": (_TRUTH, gold_resolved),
+    "answered": (_TRUTH, "answered"),
     **{name: (_INT, methodcaller("layer", name)) for name in _LAYERS},
     **{f"{name}_frac": (_REAL, methodcaller("fraction", name)) for name in _FRACTIONS},
     "preferred_milestone": (_TEXT, "preferred"),
@@ -229,5 +243,13 @@ _COLUMNS: dict[str, tuple[_DataType, str | _Get]] = {
     "facts_interval_95_low": (_REAL, _bound(0)),
     "facts_interval_95_high": (_REAL, _bound(1)),
     "facts_interval_reason": (_TEXT, _over_facts("interval_reason")),
+    "facts_asked": (_INT, _counted("asked")),
+    "facts_answered": (_INT, _counted("answered")),
+    "facts_lost": (_INT, _counted("lost")),
+    **{
+        f"answered_{name}_median": (_REAL, _over_answered(name, "summary.median"))
+        for name in ("first_on_top", "on_top_for_good", "clearly_ahead")
+    },
+    "answered_on_top_for_good_median_frac": (_REAL, _over_answered("on_top_for_good", "median_depth")),
 }
 """How a run gives the values of each column: by the path of a field, or by a function; `not_comparable` comes last."""

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+from layerscope.analysis.facts import fact_passes
+from layerscope.analysis.onsets import LayerOverFacts
 from layerscope.analysis.statistics import Summary
 from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited.claims import Claim, Unit, Value
 from layerscope.report.cited.document import Section, Sentence, paragraph, sentence
+from layerscope.report.sentences import answers
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.words import of_runs, run_table
 
@@ -36,7 +39,67 @@ def facts_section(runs: Sequence[Compared]) -> Section:
             *(_about(run, "p25"), _about(run, "p75"), _interval(run)),
         ],
     )
-    return Section(title, (table, paragraph(*_sentences(several, single))))
+    return Section(title, (table, paragraph(*_sentences(several, single))), (_answered(several),))
+
+
+def _answered(several: Sequence[Compared]) -> Section:
+    """The three layers over the facts that are answered."""
+    table = run_table(
+        several,
+        "answered | of | first on top | on top for good | depth | clearly ahead | without clearly ahead",
+        lambda run: [
+            *(_count(run, "answered"), _count(run, "asked")),
+            *(_middle(run, "first_on_top"), _middle(run, "on_top_for_good"), _middle_depth(run)),
+            *(_middle(run, "clearly_ahead"), _without(run)),
+        ],
+    )
+    note = sentence(
+        "Facts whose answer has rank 1 at the output, each once, and medians over them of the layers from which it is "
+        "first on top, on top for good, and clearly ahead for good."
+    )
+    return Section("Over the answered facts", (table, paragraph(note)))
+
+
+def _count(run: Compared, name: str) -> Claim | None:
+    """How many facts are answered, or were asked for."""
+    cells = (
+        run.named(run.evidence.cell("answer_rank", run.n_layers, Unit.RANK, prompt=prompt))
+        for prompt in fact_passes(run.diagnostics.outputs)
+    )
+    basis = [cell for cell in cells if cell is not None]
+    value = answers.counts(run.diagnostics.answered)[name]
+    return run.derived(f"facts_{name}", value, Unit.COUNT, basis, "count of facts") if basis else None
+
+
+def _layers(run: Compared, name: str) -> tuple[LayerOverFacts, list[Claim]]:
+    """One of the three layers with that of every answered fact."""
+    layer: LayerOverFacts = getattr(run.diagnostics.layers_over_facts, name)
+    claims = (
+        run.named(run.evidence.milestone(layer.milestone, prompt=fact)) for fact in run.diagnostics.answered.counted
+    )
+    return layer, [claim for claim in claims if claim is not None]
+
+
+def _middle(run: Compared, name: str) -> Claim | None:
+    layer, basis = _layers(run, name)
+    value = layer.summary.median
+    if value is None or not basis:
+        return None
+    return run.derived(f"{layer.milestone}_median_over_answered", value, Unit.LAYER, basis, "median over facts")
+
+
+def _middle_depth(run: Compared) -> Claim | None:
+    layer, basis = _layers(run, "on_top_for_good")
+    if layer.median_depth is None or not basis:
+        return None
+    name, value = f"{layer.milestone}_median_frac_over_answered", round(layer.median_depth, 3)
+    return run.derived(name, value, Unit.SHARE, basis, "median over facts / n_layers")
+
+
+def _without(run: Compared) -> Claim | None:
+    layer, basis = _layers(run, "clearly_ahead")
+    value = layer.summary.n_missing
+    return run.derived("facts_never_clearly_ahead", value, Unit.COUNT, basis, "count of facts") if basis else None
 
 
 def summary_of(run: Compared) -> Summary | None:

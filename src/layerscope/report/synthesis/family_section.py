@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from layerscope.record.milestone_names import ONSET, stable_twin
+from layerscope.analysis.onsets import ON_TOP_FOR_GOOD
+from layerscope.record.milestone_names import ONSET
 from layerscope.report.cited.document import Bullets, Name, Part, Section, Sentence, Text, paragraph, sentence
 from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.limits import Limit, layers_compare, warns
@@ -12,6 +13,7 @@ from layerscope.report.synthesis.words import listed, names, of_runs, shown
 
 _UNKNOWN = "not known"
 _TRAITS: Mapping[str, Callable[[Compared], str | None]] = {
+    "answered": lambda run: _yes(run.answered),
     "copy reflex": lambda run: _yes(run.diagnostics.copies_early),
     "rank 1 at the last layer alone": lambda run: _yes(_at_last(run)),
     "rank 1 lost again": lambda run: _yes(_lost(run)),
@@ -37,11 +39,25 @@ def family_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Sect
 
 
 def _of_family(name: str, members: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence]:
-    depths = listed([[Name(run.name), Text(" "), shown(run.depth(ONSET))] for run in members])
+    depths = listed(
+        [
+            [
+                Name(run.name),
+                Text(" "),
+                shown(run.depth(ONSET)),
+                Text(" ("),
+                shown(run.depth(ON_TOP_FOR_GOOD)),
+                Text(")"),
+            ]
+            for run in members
+        ]
+    )
     if not layers_compare(members, obstacles):
         yield sentence("{} ({}): their layers do not compare, see above.", Name(name), names(members))
         return
-    yield sentence("{}: depth of rank 1, shallow models first: {}{}.", Name(name), depths, _trend(members))
+    yield sentence(
+        "{}: depth of rank 1 (and of on top for good), shallow models first: {}{}.", Name(name), depths, _trend(members)
+    )
     values = {trait: [value(run) for run in members] for trait, value in _TRAITS.items()}
     alike: list[list[Part]] = []
     for trait, of in values.items():
@@ -104,7 +120,7 @@ def _at_last(run: Compared) -> bool | None:
 
 def _lost(run: Compared) -> bool | None:
     layer = run.layer(ONSET)
-    return None if layer is None else run.layer(stable_twin(ONSET)) != layer
+    return None if layer is None else run.layer(ON_TOP_FOR_GOOD) != layer
 
 
 def _yes(known: bool | None) -> str | None:

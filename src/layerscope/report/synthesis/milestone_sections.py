@@ -6,6 +6,7 @@ from functools import partial
 from layerscope.analysis.confirmation import NO_OTHER_LENS
 from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.diagnostics import protocol_in_force
+from layerscope.analysis.onsets import CLEARLY_AHEAD, ON_TOP_FOR_GOOD
 from layerscope.record import milestone_names
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.report.cited.claims import Claim, Unit
@@ -22,25 +23,49 @@ def glance_section(runs: Sequence[Compared]) -> Section:
     """The main outcomes, one row a model."""
     table = run_table(
         runs,
-        "rank 1 | depth | headline milestone | layer | depth | gates | weak points | copy reflex",
+        "answered | first on top | on top for good | depth | clearly ahead for good | weak points | copy reflex",
         lambda run: [
-            *(run.milestone(ONSET), run.depth(ONSET), run.preferred),
-            *((run.milestone(run.preferred), run.depth(run.preferred)) if run.preferred else (None, None)),
-            *(run.strength, bool(run.weaknesses) if run.preferred else None, run.diagnostics.copies_early),
+            *(run.says_so(), run.milestone(ONSET), run.milestone(ON_TOP_FOR_GOOD), run.depth(ON_TOP_FOR_GOOD)),
+            *(run.milestone(CLEARLY_AHEAD), bool(run.weaknesses) if run.preferred else None),
+            run.diagnostics.copies_early,
         ],
     )
     note = sentence(
-        "The headline milestone is the first that exists of {}, {}, {} and {}; by its gates it is strong, confirmed by "
-        "another lens, or weak, which is rank 1 alone. Weak points are what speaks against it for other reasons too, "
-        "as in the evaluation of each model. Depth is the layer over the number of blocks.",
-        *map(Name, (STRONG_RUN2, STRONG, CONFIRMED, ONSET)),
+        "Answered: the answer has rank 1 at the output. On top for good, the headline of a run, is the layer from "
+        "which it keeps rank 1; clearly ahead for good that from which it is strong as well. Weak points are what "
+        "speaks against the layers of a run, as in the evaluation of each model. Depth is the layer over the number "
+        "of blocks."
     )
+    unanswered = of_runs("The model does not answer the prompt in {}.", [run for run in runs if run.answered is False])
     points = dict.fromkeys(point for run in runs for point in run.weaknesses)
     items = [
         sentence("Weak point, {}: {}.", point, names(run for run in runs if point in run.weaknesses))
         for point in points
     ]
-    return Section("At a glance", (table, paragraph(note), *([Bullets(tuple(items))] if items else [])))
+    return Section(
+        "At a glance",
+        (table, paragraph(note, unanswered), *([Bullets(tuple(items))] if items else [])),
+        (_by_key(runs),),
+    )
+
+
+def _by_key(runs: Sequence[Compared]) -> Section:
+    """The milestone that published files headline."""
+    table = run_table(
+        runs,
+        "milestone | layer | depth | rank 1 | depth of rank 1 | gates",
+        lambda run: [
+            run.preferred,
+            *((run.milestone(run.preferred), run.depth(run.preferred)) if run.preferred else (None, None)),
+            *(run.milestone(ONSET), run.depth(ONSET), run.strength),
+        ],
+    )
+    note = sentence(
+        "The first that exists of {}, {}, {} and {}; by its gates it is strong, confirmed by another lens, or weak, "
+        "which is rank 1 alone. It may be lost again at a deeper layer.",
+        *map(Name, (STRONG_RUN2, STRONG, CONFIRMED, ONSET)),
+    )
+    return Section("By the keys of published files", (table, paragraph(note)))
 
 
 # Copying
@@ -98,16 +123,18 @@ def _held(run: Compared, column: str) -> Claim | None:
 
 
 def rank_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Section:
-    """Rank milestones, in the order of the depth at which the answer first leads."""
-    ordered = sorted(runs, key=lambda run: (run.fraction(ONSET) is None, run.fraction(ONSET) or 0.0))
+    """Rank milestones, in the order of the depth from which the answer is on top for good."""
+    ordered = sorted(
+        runs, key=lambda run: (run.fraction(ON_TOP_FOR_GOOD) is None, run.fraction(ON_TOP_FOR_GOOD) or 0.0)
+    )
     ranks = [milestone_names.rank_within(rank) for rank in (10, 5, 1)]
     table = run_table(
         ordered,
-        "layers | rank <= 10 | rank <= 5 | rank 1 | rank 1 for good | depth, rank <= 10 | depth, rank <= 5 | "
-        "depth, rank 1",
+        "rank <= 10 | rank <= 5 | rank 1 | on top for good | depth, rank <= 10 | depth, rank <= 5 | "
+        "depth, rank 1 | depth, on top for good",
         lambda run: [
-            *(run.size(), *map(run.milestone, ranks), run.milestone(milestone_names.stable_twin(ONSET))),
-            *map(run.depth, (*ranks[:2], ONSET)),
+            *(*map(run.milestone, ranks), run.milestone(ON_TOP_FOR_GOOD)),
+            *map(run.depth, (*ranks[:2], ONSET, ON_TOP_FOR_GOOD)),
         ],
     )
     return Section("Rank milestones", (table, *remarks(*_rank_sentences(ordered, obstacles))))
@@ -115,17 +142,32 @@ def rank_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Sectio
 
 def _rank_sentences(ordered: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator[Sentence | None]:
     there = [run for run in ordered if run.layer(ONSET) is not None]
-    if len(there) > 1 and layers_compare(there, obstacles):
-        first, last = there[0].fraction(ONSET), there[-1].fraction(ONSET)
-        if first != last:
-            earliest = [run for run in there if run.fraction(ONSET) == first]
-            yield of_runs("The answer first leads shallowest in {}.", earliest, lambda run: run.depth(ONSET))
+    for template, name in (
+        ("The answer is on top for good shallowest in {}.", ON_TOP_FOR_GOOD),
+        ("The answer first leads shallowest in {}.", ONSET),
+    ):
+        yield _shallowest(template, name, [run for run in ordered if run.layer(name) is not None], obstacles)
     at_last = [run for run in there if run.layer(ONSET) == run.n_layers]
     yield of_runs("The answer leads at the last layer alone in {}.", at_last, ONSET)
-    lost = [run for run in there if run.layer(milestone_names.stable_twin(ONSET)) != run.layer(ONSET)]
+    kept = [run for run in there if run.layer(ON_TOP_FOR_GOOD) is not None]
+    lost = [run for run in kept if run.layer(ON_TOP_FOR_GOOD) != run.layer(ONSET)]
     yield of_runs("The lead is lost again after its first layer in {}.", lost, ONSET)
+    gone = [run for run in there if run not in kept]
+    ended = [run for run in gone if run.cell("answer_rank", run.n_layers, Unit.RANK) is not None]
+    yield of_runs("The answer passes through rank 1 and loses it in {}.", ended, ONSET)
+    open_ = [run for run in gone if run not in ended]
+    yield of_runs("The last layer, which would tell whether rank 1 holds, is missing in {}.", open_, ONSET)
     never = [run for run in ordered if run.layer(ONSET) is None]
     yield of_runs("The answer leads at no layer, or its rank is not known, in {}.", never)
+
+
+def _shallowest(template: str, name: str, there: Sequence[Compared], obstacles: Sequence[Limit]) -> Sentence | None:
+    """Which have it first, where layers compare and differ."""
+    fractions = sorted(fraction for run in there if (fraction := run.fraction(name)) is not None)
+    if len(fractions) < 2 or fractions[0] == fractions[-1] or not layers_compare(there, obstacles):
+        return None
+    earliest = [run for run in there if run.fraction(name) == fractions[0]]
+    return of_runs(template, earliest, lambda run: run.depth(name))
 
 
 # Gates and confirmation
@@ -280,7 +322,7 @@ def earliness_section(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> S
     bound = Name(f"{EARLY_BELOW:.2f}")
     note = sentence("Early: the layer lies below {} of the depth; late: at {} or deeper.", bound, bound)
     groups: list[Sentence] = []
-    for title, name in (("rank 1", ONSET), ("the strong layer", STRONG)):
+    for title, name in (("rank 1", ONSET), ("on top for good", ON_TOP_FOR_GOOD), ("the strong layer", STRONG)):
         for group in ("early", "late"):
             members = [run for run in runs if earliness(run.fraction(name)) == group]
             members.sort(key=lambda run: run.fraction(name) or 0.0)

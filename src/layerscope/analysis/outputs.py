@@ -114,7 +114,7 @@ def outputs(curves: Curves, record: RunRecord, headline: str) -> dict[PromptKey,
         curve = next((c for lens in lenses if (c := curves.get(prompt, lens)) is not None), None)
         last = curve.at(curve.n_layers) if curve is not None and record.probabilities_stand else None
         known = recorded.get(prompt)
-        said: _Said = None if known is None else known.output
+        said: _Said = None if known is None else _told(known.output, record)
         if said is None and prompt == curves.primary:
             said = record.measured.final_prediction
         found[prompt] = _output(prompt, known, said, last)
@@ -152,6 +152,18 @@ def answered_facts(outputs: Mapping[PromptKey, Output], curves: Curves, headline
         n_prompts_answered=sum(output.answered is True for output in asked),
         n_prompts_by_variant=_by_variant(asked),
     )
+
+
+def _told(said: OutputRecord | None, record: RunRecord) -> OutputRecord | None:
+    """As much of a recorded output as is the model's own.
+
+    What was decoded by us is that where the identity check holds. Where it fails for want of a scale or softcap the
+    order of tokens is still the model's, and else nothing is.
+    """
+    if said is None or said.source != "decoded" or record.probabilities_stand:
+        return said
+    doubtful = {"entropy_bits": None, "top_probs": (), "p_answer": None}
+    return said.model_copy(update=doubtful) if record.ranks_stand else None
 
 
 def _output(prompt: PromptKey, known: PromptRecord | None, said: _Said, last: Row | None) -> Output:

@@ -202,7 +202,7 @@ def test_a_cell_under_the_pointer_lists_its_tokens_with_their_probabilities(run:
         assert f"{row['entropy_bits']:.3f} bits" in measures
         assert f"{row['answer_rank']:,}" in measures
         own = layer == run.record.model.n_layers
-        assert ("the model's own" if own else "the lens' own: to be quoted by its name, at the last") in measures
+        assert ("the model's own" if own else "the lens' own, at the last position") in measures
         assert "reported" not in opened.page.inner_text("#cell-card")
     opened.page.mouse.move(5, 5)
     opened.page.locator("#cell-card").wait_for(state="hidden")

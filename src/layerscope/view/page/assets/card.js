@@ -27,11 +27,12 @@ function measures(column, layer) {
   const rank = column.value("rank", layer);
   const p = column.value("pAnswer", layer);
   // Layers are judged at the last position; only the last layer is the model at all of them.
-  const where = column.position === column.prompt.last || layer === run.n_layers ? "" : ", at the last position";
+  const here = column.position === column.prompt.last || layer === run.n_layers;
+  const status = (v) => (here ? v : `${v.split(":")[0]}, at the last position`);
   const pairs = [
     ["entropy", column.value("entropy", layer), (v) => `${number(v)} bits`],
     ["KL to final", column.value("kl", layer), (v) => `${number(v)} bits`],
-    ["probabilities", run.probabilities && !run.suppressed ? (run.statuses[column.lens]?.[layer] || NaN) : NaN, (v) => v + where],
+    ["probabilities", run.probabilities && !run.suppressed ? (run.statuses[column.lens]?.[layer] || NaN) : NaN, status],
     ["rank of answer", rank, (v) => v.toLocaleString("en") + (Number.isNaN(p) ? "" : ` · p ${number(p)}`)],
   ].filter(([, value]) => !Number.isNaN(value));
   const node = make("dl", { class: "measures" });

@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from layerscope import CausalLM, Run, probe
-from layerscope.analysis.guidance import _RULES  # every reason, those that never fire included
+from layerscope.analysis.guidance import _RULES, Weight  # every reason, those that never fire included
 from layerscope.bundled import BUNDLED
 
 sys.path.append(str(Path(__file__).parent))  # found already when this is run as a script, not when it is imported
@@ -84,7 +84,7 @@ class Fired:
         facts = run.rows.filter(layer=run.record.model.n_layers, lens="logit", prompt_id="pos", is_next=True)
         return cls(
             frozenset(reason.name for reason in guidance.reasons),
-            frozenset(detail.name for detail in getattr(guidance, "details", ())),
+            frozenset(detail.name for detail in guidance.details),
             frozenset(guidance.undetermined),
             int(facts["is_answer"].sum()),
             len(facts),
@@ -158,15 +158,14 @@ def table(pairs: Sequence[Pair]) -> str:
     lines += ["", "| reason | said as | on models | on twins | tells them apart |", "|---|---|---|---|---|"]
     for rule in _RULES:
         counts = Count.of(rule.name, models), Count.of(rule.name, twins)
-        lines.append(f"| `{rule.name}` | {said_as(rule)} | {counts[0]} | {counts[1]} | {judgement(*counts)} |")
+        lines.append(f"| `{rule.name}` | {said_as(rule.standard)} | {counts[0]} | {counts[1]} | {judgement(*counts)} |")
     return "\n".join(lines)
 
 
-def said_as(rule: object) -> str:
-    """How a page says what a rule finds, under protocol `standard`."""
+def said_as(weight: Weight) -> str:
+    """How a page says what a rule finds, by the rule's weight under protocol `standard`."""
     words = {"block": "withheld", "advise": "caution", "detail": "detail"}
-    weight = getattr(rule, "standard", None) or getattr(rule, "severity", None)
-    return words.get(str(weight), "not said")
+    return "not said" if weight is None else words[weight]
 
 
 def written(page: str, text: str) -> str:

@@ -610,6 +610,10 @@ def test_an_answer_whose_first_id_has_no_logit_is_unresolved(folder: Path):
     assert [p.answers[0].reason for p in run.record.suite.prompts] == ["no_logit_for_first_id", None]
     assert run.rows.filter(fact_key="Italy→Rome")["answer_rank"].is_null().all()
     assert run.rows.filter(fact_key="Germany→Berlin")["answer_rank"].is_not_null().all()
+    # The published rule takes that form, and no other in its place.
+    run = probe(folder, suite=asking(ROME), device="cpu", positions="last", protocol="published")
+    (found,) = run.record.suite.prompts[0].answers
+    assert (found.reason, found.chosen_by) == ("no_logit_for_first_id", None)
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "foo"}, {"rope_parameters": {"rope_type": "zork"}}])

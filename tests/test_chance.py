@@ -156,6 +156,27 @@ def test_answers_are_dealt_within_a_wording():
     assert (found.n_assignments, found.at(1).p, found.at(1).expected) == (4, 1 / 4, 2.0)
 
 
+def test_answers_are_dealt_among_prompts_with_the_same_words_around_their_subject():
+    """A model that says any city where a city is asked for, and any tongue where a tongue is, knows no fact."""
+    templates = ("{} lies in", "They speak {}: it is")
+    asked = [(templates[i // 6].replace("{}", f"S{i}"), f"S{i}") for i in range(12)]
+    says = [0] * 6 + [6] * 6  # of either kind always the same
+    for known, p in ((True, 1.0), (False, None)):
+        more = [{"text": text, "subject": subject if known else None} for text, subject in asked]
+        prompts = [fact(i, answer(str(i), i), **more[i]) for i in range(12)]
+        curves = [curve_of(prompt.key, 1, {1: {"top1_id": says[i]}}) for i, prompt in enumerate(prompts)]
+        found = against_chance(curves_of(*curves), record_of(prompts, 1), "logit", {"L": 1}, "L").at(1)
+        assert found.n_on_top == 2
+        assert found.p == p if known else found.p < 1.0
+
+
+def test_facts_that_are_each_asked_otherwise_cannot_be_tested():
+    prompts = [fact(i, answer(str(i), i), text=f"{'so ' * i}S{i} is", subject=f"S{i}") for i in range(9)]
+    curves = [curve_of(prompt.key, 1, {1: {"top1_id": i}}) for i, prompt in enumerate(prompts)]
+    found = against_chance(curves_of(*curves), record_of(prompts, 1), "logit", {"L": 1}, "L")
+    assert (found.above_chance, found.reason) == (None, "too few facts share a template for a test")
+
+
 def test_without_facts_there_is_nothing_to_test():
     found = against_chance(curves_of(), record_of([], 4), "logit", {"L": None}, "L")
     assert (found.method, found.by_layer, found.above_chance, found.smallest_p) == (None, (), None, None)

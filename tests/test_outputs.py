@@ -55,6 +55,20 @@ def test_without_its_record_the_last_layer_is_read_where_that_is_the_model():
     assert said.source is None  # without a norm the last layer is another thing
 
 
+def test_what_was_decoded_is_the_models_own_as_far_as_the_identity_check_says():
+    prompt = fact(0, BERLIN, output=head(1, 0.125, source="decoded"))
+    curves = curves_of(ranked(prompt.key, (9, 1)))
+
+    def told(identity: IdentityRecord):
+        (said,) = outputs(curves, record_of([prompt], 1, identity=identity), "logit").values()
+        return said.top_token, said.p_top, said.answer_rank, said.p_answer, said.log_prob_nats
+
+    assert told(FAILED.model_copy(update={"ok": True})) == (' "', 0.25, 1, 0.125, log(0.125))
+    # A missing scale changes no order.
+    assert told(FAILED.model_copy(update={"fitted_scale": 0.5, "kl_bits": 1.0})) == (' "', None, 1, None, None)
+    assert told(FAILED.model_copy(update={"kl_bits": 1.0})) == (None,) * 5
+
+
 def test_a_prompt_without_an_answer_is_about_what_the_model_says_and_answers_nothing():
     prompt = fact(0, judge="model_top1", output=head(None))
     (said,) = outputs(curves_of(ranked(prompt.key, (1, 1))), record_of([prompt], 1), "logit").values()

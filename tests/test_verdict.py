@@ -154,8 +154,12 @@ def first_of_two(rows: list[dict], holds) -> int | None:
 
 
 def failed(run: Run, **identity: object) -> Run:
+    """The run as its check would leave it: outputs are then the logits of the model's own code."""
     why = {"ok": False, "kl_bits": 3.5, "explanation": "softcap", "note": "A softcap is missing."}
-    return changed(run, identity=run.record.identity.model_copy(update={**why, **identity}))
+    outputs = [prompt.output.model_copy(update={"source": "model"}) for prompt in run.record.suite.prompts]
+    prompts = zip(run.record.suite.prompts, outputs, strict=True)
+    told = with_prompts(run, [prompt.model_copy(update={"output": output}) for prompt, output in prompts])
+    return changed(told, identity=run.record.identity.model_copy(update={**why, **identity}))
 
 
 # What the model says, and the three layers of one prompt
@@ -269,6 +273,26 @@ def test_a_whole_answer_is_judged_by_its_last_piece_too(run):
     worse = with_values(whole, LOGIT & (pl.col("layer") == 12), answer_rank_all=3)
     assert f"; the whole answer ' Berlin' {p} has a piece of rank 3. Under the logit lens it passes through" in said(
         worse
+    )
+
+
+def test_of_several_whole_answers_none_is_given_the_rank_and_probability_of_them_all(run):
+    berlin = run.record.suite.prompts[0].answers[0]
+    bonn = berlin.model_copy(update={"string": "Bonn", "answer_ids": (*berlin.answer_ids, 1)})
+    both = with_first_prompt(run, judge="whole", answers=(berlin, bonn))
+    assert "and goes on to a whole answer, ' Berlin' or another accepted one (p " in said(both)
+    worse = with_values(both, LOGIT & (pl.col("layer") == 12), answer_rank_all=3)
+    assert "; every whole answer, ' Berlin' or another, has a piece of rank 3 or worse. Under the" in said(worse)
+
+
+def test_an_answer_judged_by_its_first_piece_is_said_to_be_so(run, capitals):
+    (berlin,) = run.record.suite.prompts[0].answers
+    long = berlin.model_copy(update={"string": "Berlin-Mitte", "answer_ids": (*berlin.answer_ids, 1)})
+    told = with_first_prompt(run, answers=(long,))
+    assert "The model answers ' Berlin-Mitte', judged by its first piece (p 0.999); on top" in said(told)
+    assert "' the' (p 0.230); ' Berlin-Mitte', judged by its first piece, has rank 6 (p 0.050)" in said(says(told))
+    assert said(with_first_prompt(capitals, answers=(long,))).count(
+        "5 of 5 facts answered (1 by the first piece alone)"
     )
 
 

@@ -1,4 +1,4 @@
-"""layerscope: where in a language model's depth an answer becomes readable, and how far that may be trusted.
+"""layerscope: what a language model answers, from which depth on it can be decoded, and how far to trust that.
 
     import layerscope
 

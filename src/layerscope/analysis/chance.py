@@ -1,7 +1,7 @@
 """Is it more than chance? How often other facts' answers are on top, and how often reassigned answers would be."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 from math import factorial, prod
 from typing import Literal, TypeAlias
@@ -25,8 +25,12 @@ ASSIGNMENTS_A_LAYER = 200
 """As many are drawn for each layer that is tested, if that is more: a p-value of 1 / (N + 1) must survive Holm."""
 _CHUNK = 1_000
 """Reassignments held at a time."""
+TOO_FEW, TOO_FEW_ALIKE = "too few facts for a test", "too few facts share a template for a test"
+"""Why there may be no test: all facts together would not do, or they would if they were asked alike."""
 Method: TypeAlias = Literal["exact", "sampled"]
 _Labels: TypeAlias = NDArray[np.int32]
+_Template: TypeAlias = tuple[str, str | None]
+"""Name of the wording, and its words around the subject; None where it is not known what that is."""
 _Pairs: TypeAlias = tuple[_Labels, _Labels]
 """Facts by place, and the answers that are on top for them, by label."""
 
@@ -53,7 +57,7 @@ class AgainstChance:
     """The shuffled-answers null: are facts' own answers on top more often than answers dealt out at random?
 
     The statistic is the number of facts whose own answer's first token is the lens' most likely one. Answers are dealt
-    anew among prompts of the same wording, so that what a wording makes likely (any city, the most famous one) is no
+    anew among prompts of one template, so that what its words make likely (any city, the most famous one) is no
     evidence. Facts with equal answers are exchangeable, and dealing them changes nothing.
     """
 
@@ -131,7 +135,7 @@ def against_chance(
         by_layer=by_layer,
         at_milestones={name: None if at is None else placed.get(at) for name, at in milestones.items()},
         above_chance=any(at.p_holm <= SIGNIFICANT for at in judged) if enough and judged else None,
-        reason=None if enough and judged else "too few facts for a test" if not enough else "that layer has no rows",
+        reason=None if enough and judged else "that layer has no rows" if enough else deal.too_few(len(tested)),
     )
 
 
@@ -146,12 +150,12 @@ def holm(p: Mapping[int, float]) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class _Deal:
-    """Facts in groups of one wording, each with its answer as a label: equal answers have equal labels."""
+    """Facts in groups of one template, each with its answer as a label: equal answers have equal labels."""
 
     prompts: tuple[PromptRecord, ...]
     labels: _Labels
     groups: tuple[_Labels, ...]
-    """Places of the facts of one wording."""
+    """Places of the facts of one template."""
     by_token: tuple[Mapping[int, tuple[int, ...]], ...]
     """For each fact: labels of its group's answers that a token begins, in the form in which this fact is judged."""
 
@@ -164,18 +168,18 @@ class _Deal:
         answers = [tuple(_first_ids(prompt, form) for form in forms) for prompt in prompts]
         label_of = {ids: label for label, ids in enumerate(dict.fromkeys(answers))}
         labels = np.array([label_of[ids] for ids in answers], dtype=np.int32)
-        places: dict[str, list[int]] = {}
+        places: dict[_Template, list[int]] = {}
         for place, prompt in enumerate(prompts):
-            places.setdefault(prompt.prompt_variant, []).append(place)
-        tables: dict[tuple[str, str], dict[int, tuple[int, ...]]] = {}
-        for variant, group in places.items():
+            places.setdefault(_template(prompt), []).append(place)
+        tables: dict[tuple[_Template, str], dict[int, tuple[int, ...]]] = {}
+        for template, group in places.items():
             for at, form in enumerate(forms):
                 table: dict[int, tuple[int, ...]] = {}
                 for ids in dict.fromkeys(answers[place] for place in group):
                     for token in ids[at]:
                         table[token] = (*table.get(token, ()), label_of[ids])
-                tables[variant, form] = table
-        by_token = tuple(tables[prompt.prompt_variant, str(_form(prompt))] for prompt in prompts)
+                tables[template, form] = table
+        by_token = tuple(tables[_template(prompt), str(_form(prompt))] for prompt in prompts)
         return cls(prompts, labels, tuple(np.array(group, dtype=np.int32) for group in places.values()), by_token)
 
     @property
@@ -191,6 +195,13 @@ class _Deal:
         """Of the reassignments, the share that deal every fact its own answer: no other count can be rarer."""
         same = [np.unique(self.labels[group], return_counts=True)[1].tolist() for group in self.groups]
         return prod(factorial(count) for counts in same for count in counts) / self.n_assignments
+
+    def too_few(self, n_tested: int) -> str:
+        """Why there is no test: whether it would do to ask all facts alike."""
+        if self.n_answers < FEWEST_ANSWERS or len(self.groups) == 1:
+            return TOO_FEW
+        alike = replace(self, groups=(np.concatenate(self.groups),))
+        return TOO_FEW_ALIKE if alike.smallest_p * max(1, n_tested) <= SIGNIFICANT else TOO_FEW
 
     def on_top(self, curves: Curves, lens: str) -> dict[int, _Pairs]:
         """By layer, every pair of a fact and an answer of its group that is on top for it."""
@@ -273,6 +284,12 @@ def _p_values(deal: _Deal, pairs: Mapping[int, _Pairs], n: int | None) -> dict[i
             as_large[layer] += int((counts >= own[layer]).sum())
     extra = 0 if n is None else 1
     return {layer: (count + extra) / (total + extra) for layer, count in as_large.items()}
+
+
+def _template(prompt: PromptRecord) -> _Template:
+    """What facts that are asked alike have in common: the words around the subject, where that is known."""
+    known = prompt.text is not None and prompt.subject
+    return prompt.prompt_variant, (prompt.text or "").replace(prompt.subject or "", "{}") if known else None
 
 
 def _form(prompt: PromptRecord) -> str | None:

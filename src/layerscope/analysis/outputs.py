@@ -9,7 +9,7 @@ from layerscope.analysis.curve import Curve, Curves, Row
 from layerscope.analysis.curve_shapes import stretches
 from layerscope.analysis.facts import fact_passes
 from layerscope.record.measured import PredictionRecord
-from layerscope.record.parts import Judge, OutputRecord, PromptRecord
+from layerscope.record.parts import AlignmentRecord, Judge, OutputRecord, PromptRecord
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 
@@ -39,6 +39,10 @@ class Output:
     """The judged answer as the suite has it; None where the prompt has none."""
     answer_text: str | None
     """How it would be read after the prompt: with its space where it is judged with one."""
+    by_first_piece: bool
+    """Whether that answer has several pieces and the first alone is judged, which other words may share."""
+    of_several: bool
+    """Whether several accepted answers are judged as one: whole, they share rank and probability."""
     answer_rank: int | None
     """Of what is judged, from 1."""
     p_answer: float | None
@@ -80,6 +84,8 @@ class AnsweredFacts:
     n: int
     """Number of facts."""
     n_answered: int
+    n_by_first_piece: int
+    """Of these, facts whose answer has several pieces, of which the first alone is judged."""
     n_without_answer: int
     """Facts that are judged by what the model itself says."""
     n_unknown: int
@@ -114,7 +120,7 @@ def outputs(curves: Curves, record: RunRecord, headline: str) -> dict[PromptKey,
         curve = next((c for lens in lenses if (c := curves.get(prompt, lens)) is not None), None)
         last = curve.at(curve.n_layers) if curve is not None and record.probabilities_stand else None
         known = recorded.get(prompt)
-        said: _Said = None if known is None else known.output
+        said: _Said = None if known is None else _told(known.output, record)
         if said is None and prompt == curves.primary:
             said = record.measured.final_prediction
         found[prompt] = _output(prompt, known, said, last)
@@ -143,6 +149,7 @@ def answered_facts(outputs: Mapping[PromptKey, Output], curves: Curves, headline
     return AnsweredFacts(
         n=len(facts),
         n_answered=sum(fact.answered is True for fact in facts),
+        n_by_first_piece=sum(fact.answered is True and fact.by_first_piece for fact in facts),
         n_without_answer=sum(fact.judge == "model_top1" for fact in facts),
         n_unknown=sum(fact.judge != "model_top1" and fact.answered is None for fact in facts),
         counted=tuple(fact.prompt for fact in facts if fact.on_top),
@@ -154,6 +161,18 @@ def answered_facts(outputs: Mapping[PromptKey, Output], curves: Curves, headline
     )
 
 
+def _told(said: OutputRecord | None, record: RunRecord) -> OutputRecord | None:
+    """As much of a recorded output as is the model's own.
+
+    What was decoded by us is that where the identity check holds. Where it fails for want of a scale or softcap the
+    order of tokens is still the model's, and else nothing is.
+    """
+    if said is None or said.source != "decoded" or record.probabilities_stand:
+        return said
+    doubtful = {"entropy_bits": None, "top_probs": (), "p_answer": None}
+    return said.model_copy(update=doubtful) if record.ranks_stand else None
+
+
 def _output(prompt: PromptKey, known: PromptRecord | None, said: _Said, last: Row | None) -> Output:
     judge: Judge = "first_piece" if known is None else known.judge
     top_id, top_token, p_top = _top(said, last)
@@ -162,7 +181,8 @@ def _output(prompt: PromptKey, known: PromptRecord | None, said: _Said, last: Ro
     if log_prob is None and p is not None and p > 0:
         log_prob = math.log(p)
     stated = said.answer_id if isinstance(said, OutputRecord) else None
-    answer, text = _answer(known, stated if stated is not None or last is None else last["answer_id"])
+    found = _answer(known, stated if stated is not None or last is None else last["answer_id"])
+    text = None if found is None else (" " if found.variant == "with_space" else "") + found.string
     there = (top_id, top_token, rank) != (None,) * 3
     return Output(
         prompt=prompt,
@@ -171,8 +191,10 @@ def _output(prompt: PromptKey, known: PromptRecord | None, said: _Said, last: Ro
         top_id=top_id,
         top_token=top_token,
         p_top=p_top,
-        answer=answer,
+        answer=None if found is None else found.string,
         answer_text=top_token if judge == "model_top1" else text,
+        by_first_piece=judge == "first_piece" and found is not None and len(found.answer_ids) > 1,
+        of_several=judge == "whole" and known is not None and len({a.answer_ids for a in known.answers if a.ok}) > 1,
         answer_rank=rank,
         p_answer=p,
         log_prob_nats=log_prob,
@@ -195,13 +217,12 @@ def _judged(judge: Judge, said: _Said, last: Row | None) -> tuple[int | None, fl
     return (None, None) if last is None else (last["answer_rank"], last["p_answer"])
 
 
-def _answer(known: PromptRecord | None, answer_id: int | None) -> tuple[str | None, str | None]:
-    """The accepted answer that is judged, the gold one where it cannot be told; and how it follows the prompt."""
+def _answer(known: PromptRecord | None, answer_id: int | None) -> AlignmentRecord | None:
+    """The accepted answer that is judged, the gold one where it cannot be told."""
     if known is None or not known.answers:
-        return None, None
+        return None
     judged = (answer for answer in known.answers if answer_id is not None and answer.first_id == answer_id)
-    answer = next(judged, known.answers[0])
-    return answer.string, (" " if answer.variant == "with_space" else "") + answer.string
+    return next(judged, known.answers[0])
 
 
 def _layers_on_top(curve: Curve | None) -> tuple[Stretch, ...]:

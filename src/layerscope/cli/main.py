@@ -32,7 +32,7 @@ from layerscope.view.page.view import write_view
 
 app = typer.Typer(
     name="layerscope",
-    help="Where in a language model's depth an answer becomes readable, and how far that may be trusted.",
+    help="What a language model answers, from which depth on it can be decoded, and how far to trust that.",
     epilog="Examples:\n\nlayerscope probe\n\nlayerscope show\n\nlayerscope models",
     no_args_is_help=True,
     add_completion=False,

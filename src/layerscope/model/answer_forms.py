@@ -82,9 +82,12 @@ class Alignment:
 
 
 def by_rule(string: str, forms: Sequence[Form]) -> Alignment:
-    """The first form whose ids extend the prompt's: after a space wherever that can be, as in the published tables."""
-    extending = [form for form in forms if form.answer_ids and form.reason != NO_LOGIT]
-    return _aligned(string, extending[0] if extending else None, "rule", forms)
+    """The first form whose ids extend the prompt's: after a space wherever that can be, as in the published tables.
+
+    That form or none: the head's having no logit for its first id makes no other form the answer.
+    """
+    first = next((form for form in forms if form.answer_ids), None)
+    return _aligned(string, None if first is None or first.reason == NO_LOGIT else first, "rule", forms)
 
 
 def by_suite(string: str, forms: Sequence[Form], wanted: Literal["space", "none"]) -> Alignment:

@@ -191,6 +191,7 @@ class PromptRecord(RecordModel):
     fact_key: str | None = Field(None, description="Which fact, as in the rows; null for a control.")
     fact_index: Count | None = Field(None, description="Place of the fact, as in the rows; null for a control.")
     text: str | None = Field(None, description="The prompt's text.")
+    subject: str | None = Field(None, description="What it is about, as it stands in the text; null if unknown.")
     token_ids: tuple[Count, ...] | None = Field(
         None, description="What the model was given, BOS included.", min_length=1
     )

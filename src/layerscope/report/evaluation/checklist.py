@@ -117,7 +117,7 @@ def _conclusions(quotes: Quotes) -> list[Check]:
     full = diagnostics.raw_full is not None and diagnostics.raw_full.whole.n_layers > 0
     confirmed, why = _confirmed(quotes)
     attributed = diagnostics.attribution is not None
-    gates, tested = bool(quotes.points("answer_logit_gap")), diagnostics.decoding_point.tested
+    gates, point = bool(quotes.points("answer_logit_gap")), diagnostics.decoding_point
     preferred, headline = Name(quotes.guidance.preferred_lens), Name(quotes.headline)
     return [
         _check("confirmed semantics", confirmed, why),
@@ -125,7 +125,7 @@ def _conclusions(quotes: Quotes) -> list[Check]:
         _check("both lenses compared at every layer", full or None, "" if full else "no such table"),
         _check("tuned lens' gain attributed", attributed or None, "" if attributed else "no tuned lens"),
         _check("gates recomputed from rows", gates or None, "" if gates else "rows have no lead of logits"),
-        _check("decoding point tested", tested or None, "" if tested else "rows of one norm alone"),
+        _check("decoding point tested", point.tested or None, point.reason or ""),
     ]
 
 

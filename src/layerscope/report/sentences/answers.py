@@ -45,13 +45,29 @@ def template_of_prompt(output: Output) -> str:
     if output.answer_rank is None:
         return "The model says {top}{p_top}; the rank of {answer} is not known"
     if output.judge == "whole":
-        whole = "the whole answer {answer}{p_answer}"
-        if output.answered:
-            return "The model says {top}{p_top} and goes on to " + whole
-        return "The model says {top}{p_top}; " + whole + " has a piece of rank {rank}"
+        return _template_of_whole(output)
+    piece = by_piece(output)
     if output.answered:
-        return "The model answers {answer}{p_answer}"
-    return "The model says {top}{p_top}; {answer} has rank {rank}{p_answer}"
+        return f"The model answers {{answer}}{piece}{{p_answer}}"
+    return f"The model says {{top}}{{p_top}}; {{answer}}{piece}{',' if piece else ''} has rank {{rank}}{{p_answer}}"
+
+
+def _template_of_whole(output: Output) -> str:
+    """Of a prompt that is judged by whole answers; several of them share rank and probability."""
+    if output.answered and output.of_several:
+        return "The model says {top}{p_top} and goes on to a whole answer, {answer} or another accepted one{p_answer}"
+    if output.answered:
+        return "The model says {top}{p_top} and goes on to the whole answer {answer}{p_answer}"
+    if output.of_several:
+        return (
+            "The model says {top}{p_top}; every whole answer, {answer} or another, has a piece of rank {rank} or worse"
+        )
+    return "The model says {top}{p_top}; the whole answer {answer}{p_answer} has a piece of rank {rank}"
+
+
+def by_piece(output: Output) -> str:
+    """What stands behind an answer of which the first piece alone is judged; empty of others."""
+    return ", judged by its first piece" if output.by_first_piece else ""
 
 
 def over_facts(facts: AnsweredFacts) -> str:
@@ -65,6 +81,7 @@ def counts(facts: AnsweredFacts) -> dict[str, int]:
         "n": facts.n,
         "asked": facts.n - facts.n_without_answer,
         "answered": facts.n_answered,
+        "pieces": facts.n_by_first_piece,
         "unknown": facts.n_unknown,
         "without": facts.n_without_answer,
         "lost": len(facts.found_and_lost),
@@ -78,6 +95,8 @@ def template_over_facts(facts: AnsweredFacts) -> str:
     if asked == 0:
         return f"{{n}} {plural('prompt', facts.n)} without an answer"
     told = f"{{answered}} of {{asked}} {plural('fact', asked)} answered"
+    if facts.n_by_first_piece:
+        told += " ({pieces} by the first piece alone)"
     if facts.n_unknown:
         told += " ({unknown} of unknown rank)"
     if facts.n_without_answer:

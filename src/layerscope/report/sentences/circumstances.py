@@ -146,7 +146,8 @@ def _control(control: ControlAnswer) -> str:
         return answers.of_prompt(output)
     own = answers.token(output.answer_text)
     stands = "is given" if output.answered else f"has rank {output.answer_rank:,}"
-    told = f"its own answer {own} {stands}"
+    piece = answers.by_piece(output)
+    told = f"its own answer {own}{piece}{',' if piece else ''} {stands}"
     if control.says_contrast is None or control.contrast is None:
         return told
     given = "is given instead" if control.says_contrast else "is not given"

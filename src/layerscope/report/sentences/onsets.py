@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from layerscope.analysis.chance import AgainstChance
+from layerscope.analysis.chance import TOO_FEW, TOO_FEW_ALIKE, AgainstChance
 from layerscope.analysis.onsets import CLEARLY_AHEAD, Blindness, LayerOverFacts, LayersOfPrompt, LayersOverFacts
 from layerscope.report.sentences.lines import plural
 
@@ -125,7 +125,7 @@ def chance(test: AgainstChance, decisive: str) -> str:
     if test.above_chance is None:
         answers = f"{test.n_answers} distinct {plural('answer', test.n_answers)}"
         why = f"{test.reason} ({answers} over {test.n_facts} {plural('fact', test.n_facts)})"
-        return why if test.reason == "too few facts for a test" else str(test.reason)
+        return why if test.reason in (TOO_FEW, TOO_FEW_ALIKE) else str(test.reason)
     at = test.at_milestones.get(decisive)
     if at is None:
         least = min((layer.p_holm for layer in test.by_layer), default=1.0)

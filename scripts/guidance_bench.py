@@ -134,7 +134,10 @@ class Count:
 
 
 def judgement(models: Count, twins: Count) -> str:
-    """Whether a reason can tell good runs from bad ones, in words."""
+    """Whether a reason can tell good runs from bad ones, in words.
+
+    Of so few models one more or less says nothing; a reason that fires on no twin does speak of what it fires on.
+    """
     if not models.n_judged and not twins.n_judged:
         return "not asked"
     if not models.n_fired and not twins.n_fired:
@@ -143,8 +146,9 @@ def judgement(models: Count, twins: Count) -> str:
         return "no: on most trained models"
     if not twins.n_judged:
         return "open: no twin has what it is about"
-    if models.share == twins.share:
-        return "no: on twins as often"
+    one_more = 1 / models.n_judged if models.n_judged else 0.0
+    if twins.n_fired and abs(models.share - twins.share) <= one_more + 1e-9:
+        return "no: on twins as often, but for one model"
     return "yes"
 
 

@@ -402,6 +402,24 @@ def test_what_the_model_says_is_read_from_its_own_head(stem, request):
         assert claims["p_top1_model"] == pytest.approx(head[0][1], rel=1e-9)
 
 
+@pytest.mark.parametrize("judge", [None, "whole"])
+def test_what_is_judged_otherwise_is_not_held_against_the_record_of_first_pieces(judge, tmp_path):
+    """No answer, and an answer whose first piece the model says and whose rest it does not."""
+    asked = [
+        {"prompt": "The capital of Germany is called simply", "answer": "Berlino"}
+        if judge
+        else "The capital of Spain is"
+    ]
+    run = layerscope.probe(suite=asked, lenses="logit,raw", positions="last", judge=judge)
+    run.save(tmp_path / "run", published=Dialect.EXTENDED)
+    report = report_of(tmp_path / "run")
+    (output,) = run.diagnostics.outputs.values()
+    recorded = run.record.suite.prompts[0].output.answer_rank
+    assert output.answer_rank != recorded
+    assert {c.value for c in report.claims if c.name == "answer_rank_model"} <= {output.answer_rank}
+    assert "output.answer_rank" not in markdown(report)
+
+
 def test_facts_and_wordings_are_counted_over_the_suite(own):
     """The answers' ranks are read from the table, without our reader."""
     with (own / "published" / "output-reference-pure-next-token.csv").open(encoding="utf-8", newline="") as file:

@@ -28,9 +28,10 @@ def judged(*layers, lens="logit", others=(), lenses=LENSES, **changes):
 
     Args:
         others: the same of an unanswered prompt.
+        other: fields of that one's record.
     """
     n = len(layers) - 1
-    prompts = [fact(0, answer("A", 7)), *([fact(1, answer("B", 8))] if others else [])]
+    prompts = [fact(0, answer("A", 7)), *([fact(1, answer("B", 8), **changes.pop("other", {}))] if others else [])]
     curves = [
         curve_of(
             prompt.key,
@@ -83,6 +84,12 @@ def test_medians_are_over_answered_prompts_and_over_all_where_none_is():
     assert _statuses(found) == ["near", "model"] and found.by_lens["logit"][0].kl_bits_over_prompts == 0.2
     none = judged((0.2, 0.0), (0.0, 0.0), others=((9.0, 0.0), (0.0, 0.0)), row={1: {"answer_rank": 2}})
     assert (none.over_answered, none.n_prompts, _statuses(none)) == (False, 2, ["decoded", "model"])
+
+
+def test_a_prompt_without_an_answer_is_not_among_the_answered_ones():
+    own = {"other": {"judge": "model_top1"}, "row": {1: {"answer_rank": 1}}}  # on top at the last layer, as it must be
+    known = judged((0.2, 0.0), (0.0, 0.0), others=((9.0, 0.0), (0.0, 0.0)), **own)
+    assert (known.over_answered, known.n_prompts, _statuses(known)[0]) == (True, 1, "near")
 
 
 def test_a_layer_without_a_row_has_no_status():

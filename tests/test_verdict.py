@@ -522,6 +522,16 @@ def test_a_twin_with_shuffled_weights_is_told_beside_the_model(run):
     assert circumstances.twin(twin((2, 4), (3, 7), answered=2, scope="all")) == (
         "with the weights shuffled, embeddings too, 2 of 2 prompts answered, on top for good from layer 5.5 (median)"
     )
+    # A prompt without an answer is one whose twin's own word is on top at the end.
+    given, own = twin((None, None), (1, 6)), twin((1, 6))
+    unasked = own.prompts[0].model_copy(update={"answered": None})
+    mixed = given.model_copy(update={"prompts": (given.prompts[0], unasked)})
+    assert circumstances.twin(mixed) == (
+        "with the weights of the blocks shuffled, 0 of 1 prompts answered; on top at no layer"
+    )
+    assert circumstances.twin(own.model_copy(update={"prompts": (unasked,)})) == (
+        "with the weights of the blocks shuffled, no prompt has an answer to find"
+    )
 
 
 # What a probability is, and what speaks for caution

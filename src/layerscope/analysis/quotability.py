@@ -66,7 +66,7 @@ def quotability(
         outputs: of every prompt.
         repeat: the second decode of the primary prompt.
     """
-    answered = {prompt for prompt, output in outputs.items() if output.on_top}
+    answered = {prompt for prompt, output in outputs.items() if output.answered}
     over = answered or set(outputs)
     lenses = list(dict.fromkeys(curve.lens for curve in curves))
     unsteady = _unsteady_layers(curves, record, repeat)

@@ -146,7 +146,8 @@ def _mask(quotes: Quotes) -> Sentence:
     size = quotes.figure("size", count, Unit.COUNT, (D, *path), ("record", "measured", *path))
     if size.value is None:
         return _item("Copy mask", "Not recorded in these files.")
-    return _item("Copy mask", "{} ids of blanks and punctuation never count as an echo.", size)
+    what = "blanks and punctuation" if quotes.protocol == "published" else "blanks, punctuation and special tokens"
+    return _item("Copy mask", f"{{}} ids of {what} never count as an echo.", size)
 
 
 def _detectors(quotes: Quotes) -> Sentence:

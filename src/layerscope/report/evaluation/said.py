@@ -49,8 +49,9 @@ def top_token(quotes: Quotes, output: Output) -> Claim:
 
 
 def rank_of_answer(quotes: Quotes, output: Output) -> Claim:
-    """The rank of what is judged at the output."""
-    paths = [(*base, *inner) for base, inner in _places(quotes, output, "answer_rank")]
+    """The rank of what is judged at the output; the JSON has that of an answer's first piece alone."""
+    places = _places(quotes, output, "answer_rank") if output.judge == "first_piece" else []
+    paths = [(*base, *inner) for base, inner in places]
     basis = _cell(quotes, output, "answer_rank")
     return quotes.figure("answer_rank_model", output.answer_rank, Unit.RANK, *paths, basis=basis, how=_HOW)
 
@@ -67,8 +68,10 @@ def probability(quotes: Quotes, output: Output, column: str) -> Claim | None:
         if of_top or output.answer_rank != 1 or output.source != "model":
             return None
         of_top, value = True, output.p_top  # the head lists the answer first, and no other figure of it
-    key = ("top_probs", 0) if of_top else ("p_answer",)
-    paths = [(*base, *inner) for base, inner in _places(quotes, output, *key)]
+    own = of_top or output.judge == "model_top1"
+    key = ("top_probs", 0) if own else ("p_answer",)
+    places = _places(quotes, output, *key) if own or output.judge == "first_piece" else []
+    paths = [(*base, *inner) for base, inner in places]
     basis = _cell(quotes, output, column)
     if value is None:
         return None

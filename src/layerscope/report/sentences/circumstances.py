@@ -157,9 +157,13 @@ def _control(control: ControlAnswer) -> str:
 def twin(record: ShuffledWeightsRecord) -> str:
     """How a model with the same weights in random order fares."""
     what = "of the blocks shuffled" if record.scope == "blocks" else "shuffled, embeddings too"
-    told = f"with the weights {what}, {record.n_answered} of {record.n_asked} prompts answered"
-    stable = [prompt.stable for prompt in record.prompts if prompt.stable is not None]
-    first = [prompt.first for prompt in record.prompts if prompt.first is not None]
+    # Without an answer what the twin itself says is on top for good, whatever it is.
+    asked = [prompt for prompt in record.prompts if prompt.answered is not None]
+    if not asked:
+        return f"with the weights {what}, no prompt has an answer to find"
+    told = f"with the weights {what}, {record.n_answered} of {len(asked)} prompts answered"
+    stable = [prompt.stable for prompt in asked if prompt.stable is not None]
+    first = [prompt.first for prompt in asked if prompt.first is not None]
     if stable:
         return f"{told}, on top for good from layer {median(stable):g} (median)"
     return f"{told}; on top at some layer in {len(first)}" if first else f"{told}; on top at no layer"

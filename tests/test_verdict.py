@@ -431,7 +431,7 @@ def test_more_than_chance_is_told_with_what_shuffled_answers_give(twenty):
     dealt = sum(row["top1_id"] == one for row in here for one in ids) / 20
     n = sum(row["answer_rank"] == 1 for row in here)
     text = said(twenty)
-    assert f"chance above chance: {n} on top at layer {layer}; shuffled answers {dealt:.2g}, p < 0.001 " in text
+    assert f"chance above chance: {n} of 20 on top at layer {layer}; by chance {dealt:.2g}, p < 0.001 " in text
 
 
 def test_no_more_than_chance_is_told_as_such(twenty):
@@ -439,7 +439,7 @@ def test_no_more_than_chance_is_told_as_such(twenty):
     same = with_values(twenty, pl.col("is_next") & (pl.col("lens") == "logit"), top1_id=always)
     # One of twenty has that answer, whoever it is dealt to.
     layer = same.diagnostics.layers_over_facts.on_top_for_good.summary.median_rounded
-    assert f"chance not above chance: 1 on top at layer {layer}; shuffled answers 1, p 1 " in said(same)
+    assert f"chance not above chance: 1 of 20 on top at layer {layer}; by chance 1, p 1 " in said(same)
     test = replace(same.diagnostics.chance, at_milestones={})
     assert onsets.chance(test, "L_semantic_stable") == "not above chance at any layer (shuffled answers, least p 1)"
     some = replace(twenty.diagnostics.chance, at_milestones={})
@@ -488,8 +488,8 @@ def test_what_was_not_asked_is_not_told(run):
 
 def test_a_control_is_told_by_its_own_answer_and_by_the_facts(run):
     start = "control its own answer ' Paris'"
-    assert f"{start} is given; the fact's 'Berlin' is not given" in said(run)
-    assert f"{start} has rank 6; the fact's 'Berlin' is not given" in said(says(run, places=(2,)))
+    assert f"{start} is on top; the fact's 'Berlin' is not on top" in said(run)
+    assert f"{start} has rank 6; the fact's 'Berlin' is not on top" in said(says(run, places=(2,)))
     berlin = run.record.suite.prompts[2].contrast[0].first_id
     instead = says(run, places=(2,))
     control = instead.record.suite.prompts[2]
@@ -541,7 +541,7 @@ def test_probabilities_are_told_by_what_they_are(run):
     kinds = ("decoded", "decoded", "decoded", "withheld", "near", None, "model")
     found = tuple(LayerStatus(layer, status, None, None, None) for layer, status in enumerate(kinds))
     assert probabilities(Quotability({"logit": found}, 1, True), "logit") == (
-        "the model's at layer 6, an estimate of the model's at layer 4, the logit lens' (name it) at layers 0 to 2, "
+        "the model's at layer 6, an estimate of the model's at layer 4, the logit lens' (say so) at layers 0 to 2, "
         "withheld at layer 3"
     )
     assert probabilities(Quotability({}, 0, False), "logit") == "not measured"

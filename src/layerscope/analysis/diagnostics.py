@@ -294,7 +294,13 @@ class _Judge:
                 for lens in dict.fromkeys(curve.lens for curve in self.curves)
             },
             blindness=onsets.blindness(self.curves, self.headline, answered.counted, for_good),
-            chance=chance.against_chance(self.curves, self.record, self.headline, medians, onsets.ON_TOP_FOR_GOOD),
+            chance=chance.against_chance(
+                self.curves,
+                self.record,
+                self.headline,
+                self._medians_of_answered(said, answered),
+                onsets.ON_TOP_FOR_GOOD,
+            ),
             quotability=quotability(self.curves, self.record, said, repeat),
             wording=comparisons.wording_effect(said, by_pass, self.n_layers),
             controls=comparisons.control_answers(said, self.record),
@@ -343,6 +349,11 @@ class _Judge:
             acceptance=None if audit is None else self._acceptance(audit.head_mismatch),
             skip_layers=None if self._curve("tuned") is None else acceptance.skip_layers(self._loaded("tuned")),
         )
+
+    def _medians_of_answered(self, said: Mapping[PromptKey, Output], facts: AnsweredFacts) -> Mapping[str, int | None]:
+        """The three layers over facts with an answer of their own, which alone can be tested against chance."""
+        answered = [prompt for prompt in facts.counted if said[prompt].answered]
+        return onsets.layers_over_facts(answered, self.milestones.by_pass(), self.n_layers).medians()
 
     def _tuned_audit(self) -> TunedAudit | None:
         curve, tuned = self.curve, self._other("tuned")

@@ -66,7 +66,10 @@ def quotability(
         outputs: of every prompt.
         repeat: the second decode of the primary prompt.
     """
-    answered = {prompt for prompt, output in outputs.items() if output.answered}
+    # Controls never count; prompts without an answer do where no fact has one that is given.
+    facts = {prompt: output for prompt, output in outputs.items() if prompt.is_fact}
+    answered = {prompt for prompt, output in facts.items() if output.answered}
+    answered = answered or {prompt for prompt, output in facts.items() if output.on_top}
     over = answered or set(outputs)
     lenses = list(dict.fromkeys(curve.lens for curve in curves))
     unsteady = _unsteady_layers(curves, record, repeat)

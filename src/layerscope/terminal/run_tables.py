@@ -14,7 +14,9 @@ from layerscope.record.milestone_names import CONFIRMED, ONSET, STABLE, Mileston
 from layerscope.record.parts import FORM_IN_WORDS, AlignmentRecord, PromptRecord
 from layerscope.record.run_record import RunRecord
 from layerscope.report.numbers import ABSENT, short_text
+from layerscope.report.sentences.answers import shortened
 from layerscope.report.sentences.guidance import identity
+from layerscope.report.sentences.lines import plural
 from layerscope.report.text import printable
 
 PROBLEMS_SHOWN = 10
@@ -108,7 +110,10 @@ def _lens_of(record: RunRecord, lens: str | None) -> str:
 def _check_prompt(record: RunRecord, prompt: int | None) -> None:
     prompts = record.suite.prompts
     if prompt is not None and not 1 <= prompt <= len(prompts):
-        raise RunError(f"This run has {len(prompts)} prompts, so there is no prompt {prompt}; count from 1.")
+        raise RunError(
+            f"This run has {len(prompts)} {plural('prompt', len(prompts))}, so there is no prompt {prompt}; count "
+            "from 1."
+        )
 
 
 def _milestones(milestones: Milestones, record: RunRecord) -> Table:
@@ -151,12 +156,18 @@ def _summary(run: AnalysedRun) -> Text:
     """How many prompts the model answers, in one line; of layers the verdict speaks."""
     facts = [output.answered for output in run.diagnostics.outputs.values() if output.prompt.is_fact]
     known = [answered for answered in facts if answered is not None]
-    without = f", {len(facts) - len(known)} without a known answer" if len(known) < len(facts) else ""
-    return Text(f"{sum(known)} of {len(known)} prompts answered at the output{without}", style="bold")
+    without = sum(o.judge == "model_top1" for o in run.diagnostics.outputs.values() if o.prompt.is_fact)
+    unknown = len(facts) - len(known) - without
+    told = [f"{sum(known)} of {len(known)} prompts answered at the output"] if known or not facts else []
+    told += [f"{without} without an answer"] if without else []
+    told += [f"{unknown} whose answer has no rank"] if unknown else []
+    return Text(", ".join(told), style="bold")
 
 
 def _title(prompt: PromptRecord, lens: str, place: int) -> Text:
-    return Text(printable(f"{place} · {_name(prompt)} · {prompt.prompt_variant} · lens {lens}"), style="bold")
+    return Text(
+        printable(f"{place} · {shortened(_name(prompt))} · {prompt.prompt_variant} · lens {lens}"), style="bold"
+    )
 
 
 def _name(prompt: PromptRecord) -> str:
@@ -218,10 +229,18 @@ def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -
         return f"no answer given: judged by what the model itself says{own} · {_first_by_lens(rows, lenses)}"
     if not prompt.answers:
         return "no answer was recorded"
-    gold = prompt.answers[0]
-    if not any(answer.ok for answer in prompt.answers):
-        return f"answer {gold.string!r} could not be aligned ({gold.reason}), so it has no rank"
-    return f"answer {gold.string!r}{_form(gold)}{_part(gold, prompt)} · {_first_by_lens(rows, lenses)}"
+    gold = _judged_answer(prompt)
+    if not gold.ok:
+        return f"answer {shortened(repr(gold.string))} could not be aligned ({gold.reason}), so it has no rank"
+    form = "" if prompt.judge == "whole" else _form(gold)  # ranks of forms are those of first pieces
+    return f"answer {shortened(repr(gold.string))}{form}{_part(gold, prompt)} · {_first_by_lens(rows, lenses)}"
+
+
+def _judged_answer(prompt: PromptRecord) -> AlignmentRecord:
+    """The accepted answer that ranks best at the output; the first one with ids where that is not known."""
+    best = None if prompt.output is None else prompt.output.answer_id
+    aligned = [answer for answer in prompt.answers if answer.ok]
+    return next((answer for answer in aligned if answer.first_id == best), (aligned or list(prompt.answers))[0])
 
 
 def _part(answer: AlignmentRecord, prompt: PromptRecord) -> str:

@@ -120,7 +120,7 @@ def all_lost(facts: AnsweredFacts) -> str:
         return ""
     opening = f"{len(lost)} {plural('fact', len(lost))} {'passes' if len(lost) == 1 else 'pass'} through rank 1 and "
     opening += "loses it: " if len(lost) == 1 else "lose it: "
-    named = [printable(f"{fact.fact_key} ({_ranges(fact.stretches)})") for fact in lost]
+    named = [printable(f"{fact.fact_key} (at {_ranges(fact.stretches)})") for fact in lost]
     for shown in range(len(named), 0, -1):
         more = f" and {len(named) - shown} more" if shown < len(named) else ""
         line = opening + ", ".join(named[:shown]) + more

@@ -114,7 +114,8 @@ def wording(effect: WordingEffect) -> str:
         told += f" (McNemar p {short_text(effect.answers.mcnemar_p)})"
     shifts = []
     if effect.median_shift_nats is not None:
-        shifts.append(f"log p {effect.median_shift_nats:+.2f} nats")
+        nats = effect.median_shift_nats
+        shifts.append(f"log p {abs(nats):.2f} nats {'lower' if nats < 0 else 'higher'} there")
     if effect.shift_layers.median is not None:
         shifts.append(f"on top for good {_moved(effect.shift_layers.median)}")
     state = {True: "sensitive", False: "not sensitive", None: "cannot be judged"}[effect.sensitive]
@@ -145,12 +146,12 @@ def _control(control: ControlAnswer) -> str:
     if output.answered is None:
         return answers.of_prompt(output)
     own = answers.token(output.answer_text)
-    stands = "is given" if output.answered else f"has rank {output.answer_rank:,}"
+    stands = "is on top" if output.answered else f"has rank {output.answer_rank:,}"
     piece = answers.by_piece(output)
     told = f"its own answer {own}{piece}{',' if piece else ''} {stands}"
     if control.says_contrast is None or control.contrast is None:
         return told
-    given = "is given instead" if control.says_contrast else "is not given"
+    given = "is on top instead" if control.says_contrast else "is not on top"
     return f"{told}; the fact's {answers.token(control.contrast)} {given}"
 
 

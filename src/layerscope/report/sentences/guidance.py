@@ -47,7 +47,7 @@ _SHORT = {
 _WHOSE: dict[Status, str] = {
     "model": "the model's at {}",
     "near": "an estimate of the model's at {}",
-    "decoded": "the {lens} lens' (name it) at {}",
+    "decoded": "the {lens} lens' (say so) at {}",
     "withheld": "withheld at {}",
 }
 LEGEND: dict[Status, str] = {

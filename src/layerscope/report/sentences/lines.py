@@ -30,7 +30,7 @@ def in_one_line(names: Sequence[str]) -> str:
     """As many names as a line holds, and how many more there are."""
     for shown in range(len(names), 0, -1):
         more = f" and {len(names) - shown} more" if shown < len(names) else ""
-        line = f"whether {', '.join(names[:shown])}{more}"
+        line = f"not judged: {', '.join(name.replace('_', ' ') for name in names[:shown])}{more}"
         if len(line) <= LINE:
             return line
     return f"{len(names)} cautions"

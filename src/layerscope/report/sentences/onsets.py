@@ -132,7 +132,8 @@ def chance(test: AgainstChance, decisive: str) -> str:
         verdict = "above chance at some layer" if test.above_chance else "not above chance at any layer"
         return f"{verdict} (shuffled answers, least {_p(least)})"
     verdict = "above chance" if test.above_chance else "not above chance"
-    return f"{verdict}: {at.n_on_top} on top at layer {at.layer}; shuffled answers {at.expected:.2g}, {_p(at.p_holm)}"
+    on_top = f"{at.n_on_top} of {test.n_facts} on top at layer {at.layer}"
+    return f"{verdict}: {on_top}; by chance {at.expected:.2g}, {_p(at.p_holm)}"
 
 
 def _p(p: float) -> str:

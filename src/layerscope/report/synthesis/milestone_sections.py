@@ -31,6 +31,7 @@ def glance_section(runs: Sequence[Compared]) -> Section:
         ],
     )
     note = sentence(
+        "Of the first prompt of each run; all facts stand below. "
         "Answered: the answer has rank 1 at the output. On top for good, the headline of a run, is the layer from "
         "which it keeps rank 1; clearly ahead for good that from which it is strong as well. Weak points are what "
         "speaks against the layers of a run, as in the evaluation of each model. Depth is the layer over the number "

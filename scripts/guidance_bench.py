@@ -3,8 +3,8 @@
     python scripts/guidance_bench.py                            # print the table
     python scripts/guidance_bench.py --write docs/verdict.md    # and put it between the page's two markers
 
-A caution that most good models raise, or that a model without knowledge raises as often, tells nothing. Seven trained
-models are asked the suite that four of them were made for: the bundled one, four small ones of other families, trained
+A caution that most good models raise, or that a model without knowledge raises as often, tells nothing. Six trained
+models are asked the suite that four of them were made for: the bundled one, three small ones of other families, trained
 here for a few minutes (`train_small_models.py`), and two published ones (`real_models.py`). Each has a twin whose every
 matrix holds its entries in random order. Models are kept in the cache of the published ones.
 """
@@ -29,8 +29,8 @@ from train_small_models import make_model
 
 SUITE = "capitals-20"
 SEED = 316
-SMALL = {"llama": 1200, "gpt2": 2000, "gpt_neox": 500, "olmo2": 500}
-"""Families of small models, and steps of their training: learned positions take longer to learn the capitals."""
+SMALL = {"llama": 1200, "gpt_neox": 500, "olmo2": 500}
+"""Families of small models, and steps of their training, after which they know the capitals."""
 TOO_COMMON = 0.8
 """A reason that fires on a larger share of the trained models is none."""
 BEGIN, END = "<!-- guidance bench: begin -->", "<!-- guidance bench: end -->"
@@ -134,7 +134,10 @@ class Count:
 
 
 def judgement(models: Count, twins: Count) -> str:
-    """Whether a reason can tell good runs from bad ones, in words."""
+    """Whether a reason can tell good runs from bad ones, in words.
+
+    Of so few models one more or less says nothing; a reason that fires on no twin does speak of what it fires on.
+    """
     if not models.n_judged and not twins.n_judged:
         return "not asked"
     if not models.n_fired and not twins.n_fired:
@@ -143,8 +146,9 @@ def judgement(models: Count, twins: Count) -> str:
         return "no: on most trained models"
     if not twins.n_judged:
         return "open: no twin has what it is about"
-    if models.share == twins.share:
-        return "no: on twins as often"
+    one_more = 1 / models.n_judged if models.n_judged else 0.0
+    if twins.n_fired and abs(models.share - twins.share) <= one_more + 1e-9:
+        return "no: on twins as often, but for one model"
     return "yes"
 
 

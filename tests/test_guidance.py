@@ -32,16 +32,18 @@ PUBLISHED_BLOCKING = {
     "numeric_health_caution",
 }  # fmt: skip
 STANDARD_ORDER = [
-    "identity_failed", "warn_high_last_layer_kl", "norm_only_semantics_window", "lens_artifact_tier_high",
-    "raw_overlap_low", "repeatability_variance_high", "repeatability_forward_disagreement", "gold_alignment_partial",
-    "nondeterministic_env", "numeric_health_caution", "copy_mask_missing", "copy_mask_error", "layer_map_missing",
-    "rank_only_near_uniform", "decoding_point_sensitive", "low_lens_consistency_at_semantic",
-    "tuned_is_calibration_only", "pos_window_low_stability", "scale_sensitive_semantic_gate",
+    "identity_failed", "warn_high_last_layer_kl", "norm_only_semantics_window", "repeatability_variance_high",
+    "repeatability_forward_disagreement", "gold_alignment_partial", "nondeterministic_env", "numeric_health_caution",
+    "copy_mask_missing", "copy_mask_error", "layer_map_missing", "rank_only_near_uniform", "decoding_point_sensitive",
+    "low_lens_consistency_at_semantic", "tuned_is_calibration_only", "pos_window_low_stability",
+    "scale_sensitive_semantic_gate",
 ]  # fmt: skip
 STANDARD_BLOCKING = {
     "identity_failed", "repeatability_variance_high", "repeatability_forward_disagreement", "numeric_health_caution",
 }  # fmt: skip
-DETAILS = ["high_lens_artifact_risk", "normalization_spike", "early_reflex"]
+DETAILS = [
+    "high_lens_artifact_risk", "lens_artifact_tier_high", "raw_overlap_low", "normalization_spike", "early_reflex",
+]  # fmt: skip
 ORDER = {"standard": STANDARD_ORDER, "published": ["identity_failed", *PUBLISHED_ORDER]}
 BLOCKING = {"standard": STANDARD_BLOCKING, "published": PUBLISHED_BLOCKING}
 BOTH = pytest.mark.parametrize("protocol", ["standard", "published"])

@@ -31,6 +31,9 @@ def test_runs_on_which_a_reason_could_not_be_judged_do_not_count():
         ((6, 7), (0, 7), False),  # 0.86 of them
         ((3, 7), (3, 7), False),
         ((2, 4), (3, 6), False),  # as often, of those that could be judged
+        ((4, 6), (5, 6), False),  # one model more or less
+        ((2, 6), (1, 6), False),
+        ((2, 6), (4, 6), True),
         ((0, 7), (0, 7), False),
         ((0, 0), (0, 0), False),
         ((1, 7), (0, 0), False),  # it asks for an onset, say, and no twin has one

@@ -566,9 +566,9 @@ def test_every_reason_has_a_short_form_that_fits_a_line(run, protocol):
 
 
 def test_what_blocks_is_told_before_what_advises(run):
-    reasons = (Reason("raw_overlap_low", "advise", "A."), Reason("numeric_health_caution", "block", "B."))
+    reasons = (Reason("decoding_point_sensitive", "advise", "A."), Reason("numeric_health_caution", "block", "B."))
     assert in_short(replace(run.guidance, reasons=reasons)) == [
-        "numbers were not finite at some layers", "with and without the norm other tokens are likely",
+        "numbers were not finite at some layers", "the layer depends on which norm decodes it",
     ]  # fmt: skip
 
 
@@ -859,7 +859,10 @@ def guided(run: Run, *, whole: bool = True, **changes: object) -> str:
 
 
 def test_every_reason_is_given_with_its_weight(run):
-    reasons = (Reason("raw_overlap_low", "advise", "It hangs on it."), Reason("copy_mask_missing", "block", "No mask."))
+    reasons = (
+        Reason("decoding_point_sensitive", "advise", "It hangs on it."),
+        Reason("copy_mask_missing", "block", "No mask."),
+    )
     text = guided(run, reasons=reasons, details=(Detail("early_reflex", "A plain fact."),))
     assert re.search(r"^caution +It hangs on it\. *$", text, re.M) and re.search(r"^withheld +No mask\. *$", text, re.M)
     assert re.search(r"^detail +A plain fact\. *$", text, re.M)

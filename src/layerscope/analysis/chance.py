@@ -303,5 +303,6 @@ def _first_ids(prompt: PromptRecord, form: str) -> frozenset[int]:
 
 
 def _first_id(answer: AlignmentRecord, form: str) -> int:
-    ids = next((known.answer_ids for known in answer.forms if known.variant == form and known.answer_ids), None)
+    usable = (known for known in answer.forms if known.variant == form and not known.white_space_skipped)
+    ids = next((known.answer_ids for known in usable if known.answer_ids), None)
     return (ids or answer.answer_ids)[0]

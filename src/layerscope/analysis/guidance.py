@@ -254,18 +254,17 @@ _RULES = (
     _Rule(
         "lens_artifact_tier_high",
         None,
-        "advise",
+        "detail",
         lambda e: _is_high(e.full_tier),
-        "Over all layers but the last the headline lens and the raw lens disagree by a high score, so probabilities "
-        "may be the lens' own making.",
+        "Over all layers but the last the headline lens and the raw lens disagree by a high score.",
     ),
     _Rule(
         "raw_overlap_low",
         None,
-        "advise",
+        "detail",
         lambda e: _below(e.raw_overlap, LOW_AGREEMENT),
         "In the median over all layers but the last, the headline lens and the raw one share only {e.raw_overlap:.0%} "
-        "of their fifty most likely tokens, so even ranks hang on the norm.",
+        "of their fifty most likely tokens.",
     ),
     _Rule(
         "repeatability_variance_high",

@@ -25,8 +25,6 @@ _SHORT = {
     "norm_only_semantics_window": "near its onset the answer leads with the norm, not without it",
     "high_lens_artifact_risk": "at sampled layers the raw lens reads something else",
     "high_lens_artifact_score": "over all layers the raw lens reads something else",
-    "lens_artifact_tier_high": "before the last layer the raw lens reads something else",
-    "raw_overlap_low": "with and without the norm other tokens are likely",
     "repeatability_variance_high": "a second decode gave other ranks or top tokens",
     "repeatability_forward_disagreement": "a second forward pass gave another layer or top tokens",
     "gold_alignment_partial": "some answers cannot be told in the model's tokens",

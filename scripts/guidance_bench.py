@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from layerscope import CausalLM, Run, probe
-from layerscope.analysis.guidance import _RULES, Weight  # every reason, those that never fire included
+from layerscope.analysis.guidance import _RULES  # every reason, those that never fire included
 from layerscope.bundled import BUNDLED
 
 sys.path.append(str(Path(__file__).parent))  # found already when this is run as a script, not when it is imported
@@ -160,16 +160,13 @@ def table(pairs: Sequence[Pair]) -> str:
         answered = [f"{fired.n_answered} of {fired.n_asked}" for fired in (pair.model, pair.twin)]
         lines.append(f"| {pair.name} | `{pair.family}` | {answered[0]} | {answered[1]} |")
     lines += ["", "| reason | said as | on models | on twins | tells them apart |", "|---|---|---|---|---|"]
-    for rule in _RULES:
-        counts = Count.of(rule.name, models), Count.of(rule.name, twins)
-        lines.append(f"| `{rule.name}` | {said_as(rule.standard)} | {counts[0]} | {counts[1]} | {judgement(*counts)} |")
-    return "\n".join(lines)
-
-
-def said_as(weight: Weight) -> str:
-    """How a page says what a rule finds, by the rule's weight under protocol `standard`."""
     words = {"block": "withheld", "advise": "caution", "detail": "detail"}
-    return "not said" if weight is None else words[weight]
+    for rule in _RULES:
+        if rule.standard is not None:  # what is not told is not counted either
+            counts = Count.of(rule.name, models), Count.of(rule.name, twins)
+            told = f"| `{rule.name}` | {words[rule.standard]} | {counts[0]} | {counts[1]} "
+            lines.append(f"{told}| {judgement(*counts)} |")
+    return "\n".join(lines)
 
 
 def written(page: str, text: str) -> str:

@@ -330,7 +330,7 @@ def test_over_facts_the_headline_counts_answers_and_takes_medians_of_the_answere
         f"{median(stable) / 12:.2f}; median of 4, which range from {min(stable)} to {max(stable)}) under the logit "
         "lens."
     ) in text
-    assert f"lost 1 fact passes through rank 1 and loses it: {key} ({lost[0]} to {lost[-1]})" in text
+    assert f"lost 1 fact passes through rank 1 and loses it: {key} (at {lost[0]} to {lost[-1]})" in text
     raw = [for_good(curve(some, "raw", fact_index=i), on_top) for i in answered]
     assert f"raw {median(raw):g}" in text
 
@@ -460,13 +460,14 @@ def test_another_wording_is_told_with_its_answers_probability_and_layer(run):
     moved = for_good(other, on_top) - for_good(orig, on_top)
     assert moved == 2
     assert (
-        f"wording sensitive: without the filler word 1 of 1 answered, with it 1; log p {nats:+.2f} nats, on top for "
-        "good 2 layers later"
+        f"wording sensitive: without the filler word 1 of 1 answered, with it 1; log p {abs(nats):.2f} nats lower there, on "
+        "top for good 2 layers later"
     ) in said(run)
     there = (pl.col("prompt_variant") == "no_filler") & (pl.col("lens") == "logit") & pl.col("is_next")
     same = with_values(run, there & pl.col("layer").is_in([4, 5]), answer_rank=1, is_answer=True)
     assert "wording not sensitive: without the filler word 1 of 1 answered" in said(same)
-    assert "nats, on top for good at the same layer" in said(same)
+    assert nats < 0
+    assert "nats lower there, on top for good at the same layer" in said(same)
     earlier = without_rank_1(run, LOGIT & (pl.col("layer") < 7))
     assert "on top for good 1 layer earlier" in said(earlier)
 
@@ -495,7 +496,7 @@ def test_a_control_is_told_by_its_own_answer_and_by_the_facts(run):
     control = instead.record.suite.prompts[2]
     output = control.output.model_copy(update={"top_ids": (berlin,)})
     prompts = [*instead.record.suite.prompts[:2], control.model_copy(update={"output": output})]
-    assert f"{start} has rank 6; the fact's 'Berlin' is given instead" in said(with_prompts(instead, prompts))
+    assert f"{start} has rank 6; the fact's 'Berlin' is on top instead" in said(with_prompts(instead, prompts))
 
 
 def twin(*layers: tuple[int | None, int | None], answered: int = 0, scope: str = "blocks") -> ShuffledWeightsRecord:
@@ -877,14 +878,14 @@ def test_without_a_reason_there_is_no_caution(run):
     assert re.search(r"^cautions +none *$", guided(run, whole=False, reasons=()), re.M)
     unknown = {"reasons": (), "undetermined": ("copy_mask_missing",)}
     assert "cautions none (1 could not be judged: --details)" in " ".join(guided(run, whole=False, **unknown).split())
-    assert re.search(r"^unknown +whether copy_mask_missing *$", guided(run, **unknown), re.M)
+    assert re.search(r"^unknown +not judged: copy mask missing *$", guided(run, **unknown), re.M)
 
 
 def test_what_is_unknown_takes_one_line_however_much_it_is():
     names = tuple(f"caution_number_{i}" for i in range(19))
     found = Guidance((), names, False, False, "tuned", None, None, "", None)
     said = {one.label: one.text for one in reporting(found, "logit")}
-    shown = re.match(r"whether (.*) and (\d+) more$", said["unknown"])
+    shown = re.match(r"not judged: (.*) and (\d+) more$", said["unknown"])
     assert len(shown[1].split(", ")) + int(shown[2]) == 19
     assert len(said["unknown"]) <= 68
     assert said["prefer"] == "tuned is to be preferred to logit"

@@ -460,8 +460,8 @@ def test_another_wording_is_told_with_its_answers_probability_and_layer(run):
     moved = for_good(other, on_top) - for_good(orig, on_top)
     assert moved == 2
     assert (
-        f"wording sensitive: without the filler word 1 of 1 answered, with it 1; log p {abs(nats):.2f} nats lower there, on "
-        "top for good 2 layers later"
+        "wording sensitive: without the filler word 1 of 1 answered, with it 1; log p "
+        f"{abs(nats):.2f} nats lower there, on top for good 2 layers later"
     ) in said(run)
     there = (pl.col("prompt_variant") == "no_filler") & (pl.col("lens") == "logit") & pl.col("is_next")
     same = with_values(run, there & pl.col("layer").is_in([4, 5]), answer_rank=1, is_answer=True)
@@ -553,8 +553,8 @@ def test_probabilities_are_told_by_what_they_are(run):
     ]  # fmt: skip
     assert near == list(range(near[0], 13))
     assert (
-        f"p is the model's at layer 12, an estimate of the model's at layers {near[0]} to 11, the logit lens' (name "
-        f"it) at layers 0 to {near[0] - 1} cautions"
+        f"p is the model's at layer 12, an estimate of the model's at layers {near[0]} to 11, the logit lens' (say "
+        f"so) at layers 0 to {near[0] - 1} cautions"
     ) in said(run)
 
 

@@ -19,6 +19,7 @@ from browser_page import DESKTOP, PHONE, Opened, as_shown, launched
 from layerscope.run import Run, Shown
 from layerscope.view.page.view import write_view
 from made_run import HOSTILE, made
+from properties import slow
 
 PUBLISHED = "run-20251004-1804"
 LENSES = ("logit", "next_norm", "raw", "tuned", "prism")
@@ -368,7 +369,7 @@ def test_the_button_turns_light_into_dark_and_back(one: Path, open_page: Open):
     ("name", "options"),
     [
         ("desktop-light", {}),
-        ("desktop-dark", {"color_scheme": "dark"}),
+        slow("desktop-dark", {"color_scheme": "dark"}),
         ("phone-light", {"viewport": PHONE, "is_mobile": True, "has_touch": True}),
     ],
 )
@@ -392,7 +393,7 @@ def test_axe_finds_nothing_serious_in_any_state(one: Path, open_page: Open, name
     assert opened.findings() == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [slow("light"), "dark"])
 def test_axe_finds_nothing_serious_in_runs_side_by_side(published: Path, open_page: Open, scheme: str):
     opened = open_page(published, color_scheme=scheme)
     opened.draw_charts()

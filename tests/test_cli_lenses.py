@@ -32,6 +32,7 @@ from layerscope.fitting.workspace import Workspace
 from layerscope.lens_record import LensFolder, LensRecord
 from layerscope.lenses.lens_folder import read_fitted_lens, read_record
 from layerscope.terminal.lens_tables import lens_lines, lens_list, lens_table, ranges
+from properties import slow
 
 FIT = "fit tuned --text my.txt --seq-len 32 --batch 64 --steps 10"
 """The first example of `layerscope fit tuned --help`."""
@@ -503,7 +504,7 @@ def test_a_lens_of_another_model_is_not_imported(tmp_path, tiny):
 # Help
 
 
-@pytest.mark.parametrize("command", ["fit", "fit tuned", "fit prism", "lens", "lens show", "lens import"])
+@pytest.mark.parametrize("command", ["fit", slow("fit tuned"), "fit prism", "lens", "lens show", "lens import"])
 def test_help_ends_with_three_commands_that_work_as_they_stand(command, work, tmp_path):
     shutil.copy(work.folder / "my.txt", tmp_path)
     if command.startswith("lens"):

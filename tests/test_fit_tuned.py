@@ -201,7 +201,7 @@ def test_residuals_on_disk_give_the_same_weights(fitted: Path, text: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["lens"]
 
 
-@pytest.mark.parametrize(("layers_in_memory", "passes"), [slow(14, 1), (13, 2)])
+@pytest.mark.parametrize(("layers_in_memory", "passes"), [slow(14, 1), slow(13, 2)])
 def test_blocks_run_once_where_memory_holds_every_layer(
     layers_in_memory: int, passes: int, fitted: Path, bundled: CausalLM, text: Path, tmp_path: Path, monkeypatch
 ):
@@ -241,7 +241,7 @@ def test_a_full_disk_is_said_and_leaves_no_buffer(text: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("rank", "placement"),
-    [(0, "raw"), (5, "normed"), ("full", "raw"), slow(0, "normed"), slow(5, "raw"), slow("full", "normed")],
+    [(0, "raw"), slow(5, "normed"), ("full", "raw"), slow(0, "normed"), slow(5, "raw"), slow("full", "normed")],
 )
 def test_every_form_fits(rank: int | str, placement: str, bundled: CausalLM, text: Path, tmp_path: Path):
     settings = TunedSettings(rank=rank, placement=placement, steps=10, batch=128)  # type: ignore[arg-type]
@@ -350,6 +350,7 @@ def test_a_model_of_one_block_is_fitted(text: Path, tmp_path: Path):
         fit_tuned(model, corpus_for(model, text, seq_len=65), tmp_path / "other", FEW)
 
 
+@pytest.mark.slow
 def test_the_budget_of_memory_decides_no_weight(fitted: Path, text: Path, tmp_path: Path):
     model = CausalLM.open(BUNDLED, device="cpu", memory="400MiB")
     found = fit_tuned(model, corpus_for(model, text), tmp_path / "lens", FEW)

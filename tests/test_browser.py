@@ -370,7 +370,7 @@ def test_the_button_turns_light_into_dark_and_back(one: Path, open_page: Open):
     [
         ("desktop-light", {}),
         slow("desktop-dark", {"color_scheme": "dark"}),
-        ("phone-light", {"viewport": PHONE, "is_mobile": True, "has_touch": True}),
+        slow("phone-light", {"viewport": PHONE, "is_mobile": True, "has_touch": True}),
     ],
 )
 def test_axe_finds_nothing_serious_in_any_state(one: Path, open_page: Open, name: str, options: dict[str, Any]):

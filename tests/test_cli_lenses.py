@@ -130,6 +130,7 @@ def test_text_that_ends_before_its_budget_is_counted_as_far_as_it_goes(tmp_path,
     assert f"tokens {read} of {read}" in [entry.getMessage() for entry in caplog.records]
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal_ends_a_fit_in_one_line_after_bars_and_finished_layers(work, tmp_path):
     shutil.copy(work.folder / "my.txt", tmp_path)
     terminal, slave = pty.openpty()

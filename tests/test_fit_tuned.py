@@ -187,6 +187,7 @@ def test_a_damaged_unfinished_fit_is_named(bundled: CausalLM, text: Path, tmp_pa
         fit_tuned(bundled, corpus, folder, FEW)
 
 
+@pytest.mark.slow
 def test_residuals_on_disk_give_the_same_weights(fitted: Path, text: Path, tmp_path: Path, monkeypatch):
     model = CausalLM.open(BUNDLED, device="cpu", memory="3GiB")
     from layerscope.fitting import tuned

@@ -209,6 +209,7 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_nothing_behind(tmp_path):
     command = [sys.executable, str(SCRIPT), "--shape", "qwen3-1.7b", "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:

@@ -71,6 +71,17 @@ def _without(table: Path, columns: Sequence[str]) -> None:
             csv.writer(file, lineterminator="\n").writerows([row[i] for i in kept] for row in rows)
 
 
+def test_a_column_of_now_that_is_gone_is_told(run: Path) -> None:
+    (path,) = (run / "published").glob("output-reference-records.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    at = rows[0].index("answer_rank_all")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(row[:at] + row[at + 1 :] for row in rows)
+    (run / "published" / "manifest.json").unlink()
+    assert verified(run).differences
+
+
 def test_a_changed_value_of_the_json_is_named_with_its_line(run: Path) -> None:
     path = run / "published" / "output-reference.json"
     text = path.read_text()

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import TypeVar
 
 from layerscope.model.options import OpenOptions
 from layerscope.suite import Suite, SuiteSource, load_suite
 from layerscope.suite.suite import AnswerForm, Judge
 
+_Options = TypeVar("_Options", bound="ProbeOptions")
 RENAMED = {"sidecars": "lens_dir"}
 """Old names of options, which still work."""
 
@@ -62,6 +63,6 @@ class ProbeOptions(OpenOptions):
         """
         return load_suite(self.suite, columns=self.columns, limit=self.limit, sample=self.sample, seed=self.seed)
 
-    def with_suite_read(self) -> Self:
+    def with_suite_read(self: _Options) -> _Options:
         """The same options with the suite read already; raises like `read_suite`."""
         return replace(self, suite=self.read_suite(), columns=None, limit=None, sample=None)

@@ -15,6 +15,7 @@ from layerscope.published.layout import EXTENDED, Dialect
 from layerscope.published.write.csv_tables import csv_tables
 from layerscope.published.write.json_document import tree
 from layerscope.record.rows import NEWER
+from layerscope.record.run_record import SCHEMA_VERSION
 from layerscope.report.cited.claims import Citation
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import markdown
@@ -184,12 +185,14 @@ def _known(at: str, stated: object, derived: object, dialect: Dialect) -> str | 
 
 def _tables(evidence: Evidence, dialect: Dialect, notes: list[str]) -> Iterator[tuple[str, int, list[Difference]]]:
     """The published tables of a run of our own, regenerated from its rows; an older version's lack newer columns."""
+    version = evidence.entry("record", "schema_version")
+    may_lack = NEWER if version is not None and version.value != SCHEMA_VERSION else ()
     for table in csv_tables(evidence.run, dialect):
         if not evidence.sources.has(table.name):
             notes.append(f"{table.name} is not there")
             continue
         lines = evidence.sources.lines(table.name)
-        kept = [i for i, name in enumerate(table.columns) if name not in NEWER or name in lines[0].split(",")]
+        kept = [i for i, name in enumerate(table.columns) if name not in may_lack or name in lines[0].split(",")]
         columns = tuple(table.columns[i] for i in kept)
         again = serialise(columns, [tuple(cells[i] for i in kept) for cells in table.rows], dialect).decode()
         stated = "\n".join(lines)

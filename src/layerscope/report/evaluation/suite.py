@@ -88,7 +88,7 @@ def wordings(quotes: Quotes) -> list[doc.Block]:
     return [paragraph(*sentences)]
 
 
-def _whole(value: float) -> int | float:
+def _whole(value: int | float) -> int | float:
     """A count of layers, or halfway between two."""
     return int(value) if value == int(value) else value
 
@@ -182,7 +182,7 @@ def _over_answered(quotes: Quotes, label: str, layer: LayerOverFacts) -> doc.Row
     summary, behind = layer.summary, said.of_facts(quotes, layer.milestone)
     low, high = summary.interval_95 or (None, None)
 
-    def figure(key: str, value: float | None, unit: Unit) -> Claim:
+    def figure(key: str, value: int | float | None, unit: Unit) -> Claim:
         name = f"{layer.milestone}_{key}_over_answered"
         if value is None or not behind:
             return quotes.absent(name, unit, summary.interval_reason or "no answered fact has it")

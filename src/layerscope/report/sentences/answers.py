@@ -140,5 +140,5 @@ def _ranges(stretches: Sequence[Stretch]) -> str:
     return ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
 
 
-def _p(p: float | None) -> str:
+def _p(p: int | float | None) -> str:
     return "" if p is None else f" (p {short_text(p)})"

@@ -122,7 +122,7 @@ def wording(effect: WordingEffect) -> str:
     return f"{state}: {'; '.join((told, *filter(None, [', '.join(shifts)])))}"
 
 
-def _moved(layers: float) -> str:
+def _moved(layers: int | float) -> str:
     if layers == 0:
         return "at the same layer"
     return f"{abs(layers):g} {plural('layer', abs(layers))} {'later' if layers > 0 else 'earlier'}"

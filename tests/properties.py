@@ -18,3 +18,8 @@ def examples(n: int, **options: Any) -> settings:
 def slow(*values: object) -> Any:
     """A set of a test's parameters that is left to where all is tested, since the others run the same lines."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def checks_every_type(request: pytest.FixtureRequest) -> bool:
+    """Whether all annotations are checked at run time, so that a wrong word does not come as far as its refusal."""
+    return "layerscope," in str(request.config.getoption("--jaxtyping-packages"))

@@ -13,6 +13,7 @@ from layerscope.probing.encode import encode
 from layerscope.probing.whole_answers import Forcing
 from layerscope.readout.whole_answers import further_rows, without_longer
 from layerscope.record.protocol import PROTOCOLS
+from properties import checks_every_type
 from rounding import of_residual
 from tiny_models import _load, reference
 
@@ -149,5 +150,10 @@ def test_the_published_protocol_reads_whole_answers_where_they_are_judged_alone(
     assert judged.rows["answer_log_prob_nats_all"].null_count() == 0
     assert judged.record.suite.prompts[0].judge == "whole"
     assert judged.record.suite.sha256 == plain.record.suite.sha256
+
+
+def test_another_judge_is_refused(tiny, request: pytest.FixtureRequest):
+    if checks_every_type(request):
+        pytest.skip("a checker of types refuses the word before the probe does")
     with pytest.raises(SuiteError, match="choose from first_piece, whole"):
-        probe(tiny("qwen3"), suite=suite, judge="all")
+        probe(tiny("qwen3"), suite=_suite({"Germany": ("Munich",)}), judge="all")

@@ -185,6 +185,20 @@ class Diagnostics:
 
 
 @dataclass(frozen=True)
+class _SuiteFindings:
+    """What is found over all prompts of a suite; fields of `Diagnostics`, where they are explained."""
+
+    outputs: Mapping[PromptKey, Output]
+    answered: AnsweredFacts
+    layers_over_facts: onsets.LayersOverFacts
+    layers_by_lens: Mapping[str, onsets.LayersOverFacts]
+    blindness: onsets.Blindness
+    chance: chance.AgainstChance
+    wording: comparisons.WordingEffect
+    controls: comparisons.ControlAnswers
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Milestones, diagnostics and guidance of one run: functions of its rows and its record."""
 
@@ -275,35 +289,15 @@ class _Judge:
         audit = self._tuned_audit()
         readout, second = measured.position_readout, measured.second_forward
         not_judged = self.n_layers if self.standard else None
-        said = outputs(self.curves, self.record, self.headline)
-        answered = answered_facts(said, self.curves, self.headline)
-        over_facts = onsets.layers_over_facts(answered.counted, by_pass, self.n_layers)
-        medians = over_facts.medians()
-        for_good = medians[onsets.ON_TOP_FOR_GOOD]
         repeat = consistency.repeatability(readout)
+        suite = self._suite()
         return Diagnostics(
             headline=self.headline,
             primary=self.primary,
             judge=self.judge,
-            outputs=said,
-            answered=answered,
+            **vars(suite),
             layers_of_primary=onsets.layers_of_prompt(self.headlined),
-            layers_over_facts=over_facts,
-            layers_by_lens={
-                lens: onsets.layers_over_facts(answered.counted, self.milestones.by_pass(lens), self.n_layers)
-                for lens in dict.fromkeys(curve.lens for curve in self.curves)
-            },
-            blindness=onsets.blindness(self.curves, self.headline, answered.counted, for_good),
-            chance=chance.against_chance(
-                self.curves,
-                self.record,
-                self.headline,
-                self._medians_of_answered(said, answered),
-                onsets.ON_TOP_FOR_GOOD,
-            ),
-            quotability=quotability(self.curves, self.record, said, repeat),
-            wording=comparisons.wording_effect(said, by_pass, self.n_layers),
-            controls=comparisons.control_answers(said, self.record),
+            quotability=quotability(self.curves, self.record, suite.outputs, repeat),
             early_reflex=None if curve is None else early_reflex(curve, bool(self.record.model.tied_unembedding)),
             subject_window=self._subject_window(),
             semantic=preferred,
@@ -350,10 +344,31 @@ class _Judge:
             skip_layers=None if self._curve("tuned") is None else acceptance.skip_layers(self._loaded("tuned")),
         )
 
-    def _medians_of_answered(self, said: Mapping[PromptKey, Output], facts: AnsweredFacts) -> Mapping[str, int | None]:
-        """The three layers over facts with an answer of their own, which alone can be tested against chance."""
-        answered = [prompt for prompt in facts.counted if said[prompt].answered]
-        return onsets.layers_over_facts(answered, self.milestones.by_pass(), self.n_layers).medians()
+    def _suite(self) -> _SuiteFindings:
+        """What the model says of every prompt, and the layers of all facts together."""
+        by_pass = self.milestones.by_pass()
+        said = outputs(self.curves, self.record, self.headline)
+        facts = answered_facts(said, self.curves, self.headline)
+        over_facts = onsets.layers_over_facts(facts.counted, by_pass, self.n_layers)
+        # Facts with an answer of their own alone can be tested against chance.
+        tested = onsets.layers_over_facts([p for p in facts.counted if said[p].answered], by_pass, self.n_layers)
+        return _SuiteFindings(
+            outputs=said,
+            answered=facts,
+            layers_over_facts=over_facts,
+            layers_by_lens={
+                lens: onsets.layers_over_facts(facts.counted, self.milestones.by_pass(lens), self.n_layers)
+                for lens in dict.fromkeys(curve.lens for curve in self.curves)
+            },
+            blindness=onsets.blindness(
+                self.curves, self.headline, facts.counted, over_facts.medians()[onsets.ON_TOP_FOR_GOOD]
+            ),
+            chance=chance.against_chance(
+                self.curves, self.record, self.headline, tested.medians(), onsets.ON_TOP_FOR_GOOD
+            ),
+            wording=comparisons.wording_effect(said, by_pass, self.n_layers),
+            controls=comparisons.control_answers(said, self.record),
+        )
 
     def _tuned_audit(self) -> TunedAudit | None:
         curve, tuned = self.curve, self._other("tuned")

@@ -18,6 +18,7 @@ from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Ident
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
+from layerscope.model.residuals import Residuals
 from layerscope.options import keywords
 from layerscope.probing.auxiliary_inputs import AuxiliaryInputs, choose_auxiliary_inputs
 from layerscope.probing.chats import template_options
@@ -182,6 +183,16 @@ class ProbeResult:
     measured: MeasuredRecord
 
 
+@dataclass(frozen=True)
+class _Once:
+    """What the first batch alone is asked for."""
+
+    identity: Identity
+    measured: MeasuredRecord
+    temperatures: tuple[float | None, ...] | None
+    """Of each layer; None where none were fitted."""
+
+
 def _run_batches(
     model: CausalLM,
     encoded: Sequence[Encoded],
@@ -194,9 +205,7 @@ def _run_batches(
     """Forward and sweep, part by part; the identity check, and all that is measured once, is made on the first."""
     frames: list[pl.DataFrame] = []
     told: list[Encoded] = []
-    identity: Identity | None = None
-    record: MeasuredRecord | None = None
-    temperatures: tuple[float | None, ...] | None = None
+    once: _Once | None = None
     tokens = model.tokens
     trivial = tokens.trivial_or_special if settings.protocol.bos_of_tokenizer else tokens.trivial
     device = model.placement.device
@@ -216,14 +225,7 @@ def _run_batches(
                     progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
             with seconds.stage("sweep_s"):
-                if identity is None:
-                    exact = model.placement.dtype == torch.float32
-                    identity = check_identity(
-                        model.unembedding,
-                        residuals.last()[: len(residuals.logits)],
-                        residuals.logits,
-                        tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
-                    )
+                identity = _identity(model, residuals) if once is None else once.identity
                 here = with_outputs(
                     here,
                     residuals,
@@ -232,13 +234,8 @@ def _run_batches(
                     form_of_model=settings.protocol.form_of_model,
                 )
                 told += here
-                if record is None:
-                    first = FirstBatch(residuals, len(here))
-                    once = PrimaryPromptAnalysis(
-                        model, here, settings.lenses, settings.protocol, auxiliary, first, identity.ok
-                    )
-                    record, temperatures = once.record(settings.second_forward, watcher.blocks), once.tau
-                    del first, once
+                if once is None:
+                    once = _measured_once(model, here, settings, auxiliary, residuals, identity, watcher)
                 queries = forcing.queries(here)
                 columns = measure(
                     residuals.rows(forcing.decoded(len(texts), queries)),
@@ -250,12 +247,38 @@ def _run_batches(
                     top_k=settings.top_k,
                     sweep_bytes=part.sweep_bytes,
                     final_is_model=identity.ok,
-                    temperatures=temperatures,
+                    temperatures=once.temperatures,
                     progress=lambda done, total, i=i: watcher.vocabulary(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
             frame = pl.DataFrame(columns)
             frames.append(frame.with_columns(pl.col("prompt") + part.prompts.start))
             del residuals, columns  # the next part needs their room
-    if identity is None or record is None:  # `encode` refuses a suite without prompts
+    if once is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
-    return ProbeResult(pl.concat(frames), told, identity, record)
+    return ProbeResult(pl.concat(frames), told, once.identity, once.measured)
+
+
+def _identity(model: CausalLM, residuals: Residuals) -> Identity:
+    """Whether the first batch's last layer is the model's own output."""
+    exact = model.placement.dtype == torch.float32
+    return check_identity(
+        model.unembedding,
+        residuals.last()[: len(residuals.logits)],
+        residuals.logits,
+        tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
+    )
+
+
+def _measured_once(
+    model: CausalLM,
+    prompts: Sequence[Encoded],
+    settings: Settings,
+    auxiliary: AuxiliaryInputs,
+    residuals: Residuals,
+    identity: Identity,
+    watcher: Observer,
+) -> _Once:
+    """What is found on the first batch, whose prompts these are."""
+    batch = FirstBatch(residuals, len(prompts))
+    analysis = PrimaryPromptAnalysis(model, prompts, settings.lenses, settings.protocol, auxiliary, batch, identity.ok)
+    return _Once(identity, analysis.record(settings.second_forward, watcher.blocks), analysis.tau)

@@ -133,6 +133,24 @@ def test_others_answers_are_looked_for_in_the_form_in_which_a_prompt_is_judged()
         assert found.at(1).null_rate == pairs / 2
 
 
+def test_a_facts_own_answers_count_in_the_forms_in_which_each_is_judged():
+    """Two accepted answers of fact 0, one judged with a space and one without: either is its own answer."""
+
+    def judged(text, variant, with_space, without):
+        both = (("with_space", with_space), ("no_space", without))
+        forms = tuple(AnswerFormRecord(variant=name, answer_ids=(i,)) for name, i in both)
+        return answer(text, with_space if variant == "with_space" else without, variant=variant, forms=forms)
+
+    prompts = [
+        fact(0, judged("A", "with_space", 0, 10), judged("a", "no_space", 20, 30)),
+        fact(1, judged("B", "with_space", 1, 11)),
+    ]
+    for own, n_on_top in ((0, 1), (30, 1), (20, 0), (10, 0)):
+        curves = [curve_of(p.key, 1, {1: {"top1_id": top}}) for p, top in zip(prompts, (own, OTHER), strict=True)]
+        found = against_chance(curves_of(*curves), record_of(prompts, 1), "logit", {"L": None}, "L")
+        assert found.at(1).n_on_top == n_on_top
+
+
 def test_only_facts_with_an_answer_in_the_wording_that_stands_for_them_are_dealt():
     prompts = [
         fact(0, answer("A", 0)),

@@ -519,9 +519,10 @@ def test_a_twin_with_shuffled_weights_is_told_beside_the_model(run):
     started = "with the weights of the blocks shuffled, 0 of 2 prompts answered"
     none = with_measured(run, shuffled_weights=twin((None, None), (None, None)))
     assert f"twin {started}; on top at no layer" in said(none)
-    assert circumstances.twin(twin((3, None), (None, None))) == f"{started}; on top at some layer in 1"
+    assert circumstances.twin(twin((3, None), (None, None))) == f"{started}; first on top at 3 in 1 (medians)"
     assert circumstances.twin(twin((2, 4), (3, 7), answered=2, scope="all")) == (
-        "with the weights shuffled, embeddings too, 2 of 2 prompts answered, on top for good from layer 5.5 (median)"
+        "with the weights shuffled, embeddings too, 2 of 2 prompts answered; first on top at 2.5 in 2, for good from "
+        "5.5 in 2 (medians)"
     )
     # A prompt without an answer is one whose twin's own word is on top at the end.
     given, own = twin((None, None), (1, 6)), twin((1, 6))

@@ -179,7 +179,10 @@ class _Deal:
                     for token in ids[at]:
                         table[token] = (*table.get(token, ()), label_of[ids])
                 tables[template, form] = table
-        by_token = tuple(tables[_template(prompt), str(_form(prompt))] for prompt in prompts)
+        by_token = tuple(
+            _with_own(tables[_template(prompt), str(_form(prompt))], prompt, int(label))
+            for prompt, label in zip(prompts, labels, strict=True)
+        )
         return cls(prompts, labels, tuple(np.array(group, dtype=np.int32) for group in places.values()), by_token)
 
     @property
@@ -300,6 +303,15 @@ def _form(prompt: PromptRecord) -> str | None:
 def _first_ids(prompt: PromptRecord, form: str) -> frozenset[int]:
     """First tokens of all accepted answers in a form; in their own where that one is not known or cannot be used."""
     return frozenset(_first_id(answer, form) for answer in prompt.answers if answer.ok)
+
+
+def _with_own(table: Mapping[int, tuple[int, ...]], prompt: PromptRecord, label: int) -> Mapping[int, tuple[int, ...]]:
+    """The table as it holds for one fact, whose own answers count in the forms in which each of them is judged."""
+    own = {answer.answer_ids[0] for answer in prompt.answers if answer.ok}
+    if own == _first_ids(prompt, str(_form(prompt))):
+        return table
+    others = {token: tuple(other for other in labels if other != label) for token, labels in table.items()}
+    return others | {token: (*others.get(token, ()), label) for token in own}
 
 
 def _first_id(answer: AlignmentRecord, form: str) -> int:

@@ -115,7 +115,9 @@ def wording(effect: WordingEffect) -> str:
     shifts = []
     if effect.median_shift_nats is not None:
         nats = effect.median_shift_nats
-        shifts.append(f"log p {abs(nats):.2f} nats {'lower' if nats < 0 else 'higher'} there")
+        size = f"{abs(nats):.2f}"
+        change = f"{size} nats {'lower' if nats < 0 else 'higher'} there"
+        shifts.append(f"log p {'as before' if float(size) == 0 else change}")
     if effect.shift_layers.median is not None:
         shifts.append(f"on top for good {_moved(effect.shift_layers.median)}")
     state = {True: "sensitive", False: "not sensitive", None: "cannot be judged"}[effect.sensitive]
@@ -163,11 +165,16 @@ def twin(record: ShuffledWeightsRecord) -> str:
     if not asked:
         return f"with the weights {what}, no prompt has an answer to find"
     told = f"with the weights {what}, {record.n_answered} of {len(asked)} prompts answered"
-    stable = [prompt.stable for prompt in asked if prompt.stable is not None]
-    first = [prompt.first for prompt in asked if prompt.first is not None]
-    if stable:
-        return f"{told}, on top for good from layer {median(stable):g} (median)"
-    return f"{told}; on top at some layer in {len(first)}" if first else f"{told}; on top at no layer"
+    first, stable, ahead = (
+        [layer for layer in layers if layer is not None]
+        for layers in zip(*((prompt.first, prompt.stable, prompt.strong_stable) for prompt in asked), strict=True)
+    )
+    if not first:
+        return f"{told}; on top at no layer"
+    layers_told = [f"first on top at {median(first):g} in {len(first)}"]
+    layers_told += [f"for good from {median(stable):g} in {len(stable)}"] if stable else []
+    layers_told += [f"clearly ahead from {median(ahead):g} in {len(ahead)}"] if ahead else []
+    return f"{told}; {', '.join(layers_told)} (medians)"
 
 
 def raw_against_norm(diagnostics: Diagnostics) -> list[str]:

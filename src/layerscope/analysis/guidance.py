@@ -279,6 +279,7 @@ _RULES = (
         "block",
         lambda e: e.forward_disagreement,
         "A second forward pass moved the semantic layer or its top tokens, so this layer is not repeatable.",
+        "A second forward pass moved the answer's layer or its top tokens, so this layer is not repeatable.",
     ),
     _Rule(
         "gold_alignment_partial",
@@ -355,6 +356,8 @@ _RULES = (
         lambda e: negated(e.decoding_point_consistent),
         "The norm of the block that wrote last reads other tokens than that of the next, so the semantic layer depends "
         "on which norm is chosen.",
+        "The norm of the block that wrote last reads other tokens than that of the next, so the layer at which the "
+        "answer is on top depends on which norm is chosen.",
     ),
     _Rule(
         "low_lens_consistency_at_semantic",
@@ -362,6 +365,8 @@ _RULES = (
         "advise",
         lambda e: e.low_lens_consistency,
         "At a semantic layer two lenses share few top tokens, so what surrounds the answer depends on the lens.",
+        "At a layer that is named for the answer two lenses share few top tokens, so what surrounds it depends on the "
+        "lens.",
     ),
     _Rule(
         "tuned_is_calibration_only",
@@ -388,6 +393,8 @@ _RULES = (
         lambda e: _below(e.min_both_gates_pass_frac, SCALES_TO_PASS),
         "With logits scaled by 5 or 10 per cent the semantic gates pass at a share of only "
         "{e.min_both_gates_pass_frac:g} of the scales, so the semantic layer hangs on small differences.",
+        "With logits scaled by 5 or 10 per cent the answer is clearly ahead at a share of only "
+        "{e.min_both_gates_pass_frac:g} of the scales, so that it is hangs on small differences.",
     ),
 )
 """In the order in which reasons are given: the published one, after the identity check."""

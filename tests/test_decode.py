@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from layerscope.errors import LensError, NumericError
+from layerscope.readout import decode as sweep
 from layerscope.readout.decode import ROWS_PER_BLOCK, TILE_BYTES, Question, Readout, decode, tile_width
 from layerscope.unembedding import HeadTransform, Unembedding
 from properties import examples
@@ -22,6 +23,14 @@ SCALARS = [
     "min_log_prob", "answer_log_prob", "top_log_probs",
 ]  # fmt: skip
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(autouse=True, scope="module", params=["torch", "compiled"])
+def engine(request):
+    """Either way to take the statistics holds every one of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "engine_for", lambda n_rows, unembedding: request.param)
+        yield request.param
 
 
 def _transformed(logits: Tensor, transform: HeadTransform) -> Tensor:

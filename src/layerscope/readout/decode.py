@@ -1,8 +1,9 @@
 """The sweep: rows of all lenses and layers against each tile of the unembedding, once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,15 +12,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerscope.errors import LensError, NumericError
+from layerscope.readout.compiled import CompiledStatistics, kernels
 from layerscope.readout.known_logits import KnownLogits
-from layerscope.readout.vocabulary import KL_FLOOR_NATS, VocabularyStatistics, references
+from layerscope.readout.vocabulary import KL_FLOOR_NATS, Tile, TorchStatistics, references
+from layerscope.readout.workers import Workers
 from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
 
 ROWS_PER_BLOCK = 1024
 """Rows multiplied at once: enough to reach the matrix product's peak."""
+ROWS_PER_THREAD = 512
+"""The same for one thread by itself."""
 TILE_BYTES = 4 << 20
 """Size of one block's logits: they are read about ten times while hot, so they should fit in a core's cache."""
+TILE_BYTES_PER_THREAD = 2 << 20
+"""The same for one thread by itself, whose loops read them twice."""
+LEAST_COMPILED = 1 << 25
+"""Logits for which it pays to load compiled loops: half a second, as long as torch's own operations take for these."""
+EVEN_BLOCKS = 4
+"""Blocks come in multiples of this many, so that the usual numbers of threads share them evenly."""
+
+Engine = Literal["compiled", "torch"]
+"""What takes the statistics: compiled loops, several threads beside one another, or torch, operation by operation."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ class _Block:
     groups: slice
     positions: slice
     rows: Float[Tensor, "rows d_head"]
-    statistics: VocabularyStatistics
+    statistics: TorchStatistics | CompiledStatistics
 
 
 @dataclass(frozen=True)
@@ -114,9 +128,9 @@ class _Judged:
     """Question by question `[position, id]`, the ids that there are to choose from."""
 
 
-def tile_width(rows: int, d_vocab: int) -> int:
+def tile_width(rows: int, d_vocab: int, tile_bytes: int = TILE_BYTES) -> int:
     """Vocabulary ids a tile, so that the logits of a block stay in the cache."""
-    width = TILE_BYTES // (4 * max(1, rows))
+    width = tile_bytes // (4 * max(1, rows))
     return min(d_vocab, max(256, min(8192, width // 64 * 64)))
 
 
@@ -129,6 +143,7 @@ def decode(
     lens_transform: HeadTransform | None = None,
     top_k: int = TOP_SET,
     tile: int | None = None,
+    engine: Engine | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Readout:
     """Read every row out through the unembedding, one visit of each tile for all of them.
@@ -143,15 +158,26 @@ def decode(
         top_k: how many of the largest logits to keep.
         tile: vocabulary ids a tile; chosen for the cache where not given. It changes nothing but speed, up to
             float32 rounding.
+        engine: what takes the statistics; `engine_for` these rows where not given. Either gives the same up to
+            float32 rounding.
         progress: called with (ids done, d_vocab) after every tile.
 
     Raises:
         NumericError: the unembedding itself is not finite.
     """
-    sweep = _Sweep(rows, final_rows, questions, unembedding, lens_transform, top_k, tile)
+    if engine is None:
+        engine = engine_for(rows.shape[0] * rows.shape[1], unembedding)
+    sweep = _Sweep(rows, final_rows, questions, unembedding, lens_transform, top_k, tile, engine)
     sweep.visit_final()
     sweep.visit_rows(sweep.judge(), progress)
     return sweep.readout()
+
+
+def engine_for(n_rows: int, unembedding: Unembedding) -> Engine:
+    """What takes the statistics of so many rows fastest: loops where they can be had and are worth loading."""
+    if unembedding.device.type != "cpu" or n_rows * unembedding.d_vocab < LEAST_COMPILED or kernels() is None:
+        return "torch"
+    return "compiled"
 
 
 class _Sweep:
@@ -166,30 +192,39 @@ class _Sweep:
         lens_transform: HeadTransform | None,
         top_k: int,
         tile: int | None,
+        engine: Engine,
     ) -> None:
         self.unembedding = unembedding
         self.lens_transform = unembedding.transform if lens_transform is None else lens_transform
-        self.questions = questions
+        self.questions, self.engine = questions, engine
         self.n_groups, self.n_positions, _ = rows.shape
         self.k = min(top_k, unembedding.d_vocab)
         self.head_rows = unembedding.head_input(rows)
         self.final_rows = unembedding.head_input(final_rows)
-        self.slices = self._slices()
-        largest = max((g.stop - g.start) * (p.stop - p.start) for g, p in self.slices)
-        self.tile = tile or tile_width(largest, unembedding.d_vocab)
-        self.buffers = tuple(rows.new_empty(largest * self.tile, dtype=torch.float32) for _ in range(3))
+        compiled = engine == "compiled"
+        self.rows_per_block = ROWS_PER_THREAD if compiled else ROWS_PER_BLOCK
+        self.slices = self._slices(max(EVEN_BLOCKS, torch.get_num_threads()) if compiled else 1)
+        self.largest = max((g.stop - g.start) * (p.stop - p.start) for g, p in self.slices)
+        tile_bytes = TILE_BYTES_PER_THREAD if compiled else TILE_BYTES
+        self.tile = tile or tile_width(self.largest, unembedding.d_vocab, tile_bytes)
         self.model_top1 = torch.full((self.n_positions,), -1, dtype=torch.int64, device=rows.device)
         """The model's own most likely id at each position, the smaller of equal ones; -1 where it is not finite."""
-        self.final = VocabularyStatistics(self.n_positions, 1, self.model_top1.float(), self.model_top1)
+        self.final = self._statistics(self.n_positions, 1, self.model_top1.float(), self.model_top1)
 
-    def _slices(self) -> list[tuple[slice, slice]]:
-        """Groups and positions that are multiplied together."""
+    def _statistics(
+        self, n_rows: int, k: int, threshold: Float[Tensor, " rows"], judged: Int[Tensor, " rows"]
+    ) -> TorchStatistics | CompiledStatistics:
+        kind = CompiledStatistics if self.engine == "compiled" else TorchStatistics
+        return kind(n_rows, k, threshold, judged)
+
+    def _slices(self, multiple: int) -> list[tuple[slice, slice]]:
+        """Groups and positions that are multiplied together; where there are enough, a multiple of so many."""
         slices = []
-        for at in range(0, self.n_positions, ROWS_PER_BLOCK):
-            positions = slice(at, min(at + ROWS_PER_BLOCK, self.n_positions))
+        for at in range(0, self.n_positions, self.rows_per_block):
+            positions = slice(at, min(at + self.rows_per_block, self.n_positions))
             width = positions.stop - positions.start
-            most = max(1, ROWS_PER_BLOCK // width)
-            n_blocks = -(-self.n_groups // most)
+            n_blocks = -(-self.n_groups // max(1, self.rows_per_block // width))
+            n_blocks = min(self.n_groups, -(-n_blocks // multiple) * multiple)
             per_block = -(-self.n_groups // n_blocks)  # even blocks: a small last one would run below peak
             for first in range(0, self.n_groups, per_block):
                 slices.append((slice(first, min(first + per_block, self.n_groups)), positions))
@@ -207,7 +242,7 @@ class _Sweep:
         self.known = KnownLogits(
             [torch.cat([a.cpu(), k], dim=1) for a, k in zip(self.judged.allowed, known, strict=True)],
             self.n_groups,
-            ROWS_PER_BLOCK,
+            self.rows_per_block,
             range(0, self.unembedding.d_vocab, self.tile),
             self.unembedding.d_vocab,
             self.head_rows.device,
@@ -218,7 +253,7 @@ class _Sweep:
             token_id = ids[groups, positions].reshape(-1)
             judged = torch.searchsorted(self.judged_ids, token_id.clamp_min(0)).clamp_max(len(self.judged_ids) - 1)
             threshold = self.judged.logit[groups, positions].reshape(-1)
-            statistics = VocabularyStatistics(len(rows), self.k, threshold, judged)
+            statistics = self._statistics(len(rows), self.k, threshold, judged)
             self.blocks.append(_Block(groups, positions, rows, statistics))
         return self.blocks
 
@@ -229,52 +264,81 @@ class _Sweep:
         for the floor under their probabilities, and the final rows are few beside the others. Here the model's own
         most likely ids are found too, before any row is judged by them.
         """
-        running, largest = [], torch.full_like(self.final.peak, -torch.inf)
-        for start, weight, bias in self._tiles():
+        running = []
+        buffer = self._tile_buffer()
+        room = () if self.engine == "compiled" else self._room(2, self.n_positions)
+        for i in range(self.n_tiles):
+            start, weight, bias = self._weight(i, buffer)
             linear = self._final_logits(weight, bias)
-            best = linear.max(-1)  # of equal ones the first
-            larger = best.values > largest
-            largest = torch.where(larger, best.values, largest)
-            self.model_top1 = torch.where(larger, best.indices + start, self.model_top1)
-            final = self.unembedding.transform.apply_(linear)
-            spare = (torch.empty_like(final), torch.empty_like(final))
-            self.final.update_sums(final.clone(), final, final, bias, spare)
+            spare = (buffer[: linear.numel()].view_as(linear) for buffer in room)
+            final = self.unembedding.transform.apply_(linear.clone())
+            own = final if bias is None else final - bias
+            tile = Tile(i, start, weight, bias, final, own, final, weight.new_empty(0, len(weight), dtype=torch.bool))
+            self.final.take_in(linear, tile, slice(0, self.n_positions), self.unembedding.transform, *spare)
             running.append(self.final.peak.clone())
-        self.model_top1 = torch.where(self.final.finite(), self.model_top1, -1)
+        self.model_top1 = torch.where(self.final.finite(), self.final.top()[1][:, 0], -1)
         self.references = references(torch.stack(running))
+        self.floor = self.final.log_sum_exp() + KL_FLOOR_NATS
 
     def visit_rows(self, blocks: Sequence[_Block], progress: Callable[[int, int], None]) -> None:
-        """Visit every tile with all rows."""
-        floor = self.final.log_sum_exp() + KL_FLOOR_NATS
+        """Visit every tile with all rows; by compiled loops several blocks at once, and the next tile made meanwhile.
+
+        A block's tiles follow one another, so what is summed does not depend on which thread is faster.
+        """
         moves = self.references.double().diff(dim=0, prepend=self.references[:1].double())
         moved = (moves != 0).any(-1).tolist()
-        for i, (start, weight, bias) in enumerate(self._tiles()):
-            final = self.unembedding.transform.apply_(self._final_logits(weight, bias))
-            reference = self.references[i]
-            shifted = torch.maximum(final - reference[:, None], (floor - reference).float()[:, None])
-            twins = self._twins(weight, bias)
-            for block in blocks:
-                at = block.positions
+        compiled = self.engine == "compiled"
+        buffers = self._tile_buffer(), self._tile_buffer()
+        with Workers(torch.get_num_threads() if compiled else 1) as workers:
+            rooms: SimpleQueue[tuple[Tensor, ...]] = SimpleQueue()
+            for _ in range(workers.n):
+                rooms.put(self._room(1 if compiled else 3, self.largest))
+            coming = workers.submit(self._prepare, 0, buffers[0])
+            for i in range(self.n_tiles):
+                tile = coming.result()
+                if i + 1 < self.n_tiles:
+                    coming = workers.submit(self._prepare, i + 1, buffers[(i + 1) % 2])
                 if moved[i]:
-                    block.statistics.move_reference(moves[i, at])
-                self._visit(block, weight, bias, final[at], shifted[at], i, twins)
-            progress(start + len(weight), self.unembedding.d_vocab)
-        for block in blocks:
-            block.statistics.top.merge()
+                    for block in blocks:
+                        block.statistics.move_reference(moves[i, block.positions])
+                for visit in [workers.submit(self._visit, block, tile, rooms) for block in blocks]:
+                    visit.result()
+                progress(tile.start + len(tile.weight), self.unembedding.d_vocab)
 
-    def _tiles(self) -> Iterator[tuple[int, Float[Tensor, "tile d_head"], Float[Tensor, " tile"] | None]]:
-        """Each tile's first id, weight in float32 (valid until the next), and bias."""
-        d_vocab = self.unembedding.d_vocab
-        buffer = self.head_rows.new_empty(self.tile, self.unembedding.d_head, dtype=torch.float32)
-        for start in range(0, d_vocab, self.tile):
-            stop = min(start + self.tile, d_vocab)
-            bias = None if self.unembedding.bias is None else self.unembedding.bias[start:stop]
-            yield start, self.unembedding.tile(start, stop, out=buffer), bias
+    @property
+    def n_tiles(self) -> int:
+        """How many tiles there are."""
+        return -(-self.unembedding.d_vocab // self.tile)
+
+    def _tile_buffer(self) -> Float[Tensor, "tile d_head"]:
+        return self.head_rows.new_empty(self.tile, self.unembedding.d_head, dtype=torch.float32)
+
+    def _room(self, n: int, n_rows: int) -> tuple[Float[Tensor, " logits"], ...]:
+        """Room for the logits of rows at a tile, so many times."""
+        return tuple(self.head_rows.new_empty(n_rows * self.tile, dtype=torch.float32) for _ in range(n))
+
+    def _weight(
+        self, i: int, buffer: Float[Tensor, "tile d_head"]
+    ) -> tuple[int, Float[Tensor, "ids d_head"], Float[Tensor, " ids"] | None]:
+        """A tile's first id, its weight in float32 (in the buffer), and bias."""
+        start = i * self.tile
+        stop = min(start + self.tile, self.unembedding.d_vocab)
+        bias = None if self.unembedding.bias is None else self.unembedding.bias[start:stop]
+        return start, self.unembedding.tile(start, stop, out=buffer), bias
+
+    def _prepare(self, i: int, buffer: Float[Tensor, "tile d_head"]) -> Tile:
+        """A tile with all that rows are compared with there."""
+        start, weight, bias = self._weight(i, buffer)
+        final = self.unembedding.transform.apply_(self._final_logits(weight, bias))
+        reference = self.references[i]
+        shifted = torch.maximum(final - reference[:, None], (self.floor - reference).float()[:, None])
+        own = final if bias is None else final - bias
+        return Tile(i, start, weight, bias, final, own, shifted, self._twins(weight, bias))
 
     def _twins(
         self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None
-    ) -> Bool[Tensor, "answers tile"] | None:
-        """Which columns of this tile have the same row of the head, bias included, as a judged answer; None if none."""
+    ) -> Bool[Tensor, "answers tile"]:
+        """Which columns of this tile have the same row of the head, bias included, as a judged answer."""
         few = slice(0, 4)  # hardly any rows agree in these, so few are compared as a whole
         alike = (weight[None, :, few] == self.judged_columns[:, None, few]).all(-1)
         for answer in alike.any(-1).nonzero().squeeze(-1).tolist():
@@ -283,7 +347,7 @@ class _Sweep:
             if bias is not None and self.unembedding.bias is not None:
                 same &= bias[columns] == self.unembedding.bias[self.judged_ids[answer]]
             alike[answer, columns] = same
-        return alike if bool(alike.any()) else None
+        return alike
 
     def _final_logits(
         self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None
@@ -294,28 +358,19 @@ class _Sweep:
             logits += bias
         return logits
 
-    def _visit(
-        self,
-        block: _Block,
-        weight: Float[Tensor, "tile d_head"],
-        bias: Float[Tensor, " tile"] | None,
-        final: Float[Tensor, "positions tile"],
-        final_shifted: Float[Tensor, "positions tile"],
-        tile: int,
-        twins: Bool[Tensor, "answers tile"] | None,
-    ) -> None:
+    def _visit(self, block: _Block, tile: Tile, rooms: "SimpleQueue[tuple[Tensor, ...]]") -> None:
         """One block of rows against one tile."""
-        shape = (len(block.rows), len(weight))
-        logits, shifted, exponentials = (buffer[: shape[0] * shape[1]].view(shape) for buffer in self.buffers)
-        torch.mm(block.rows, weight.T, out=logits)
-        if bias is not None:
-            logits.add_(bias)
-        start, width = tile * self.tile, block.positions.stop - block.positions.start
-        by_group = logits.view(-1, width, len(weight))
-        self.known.keep(by_group, block.groups, block.positions.start // ROWS_PER_BLOCK, tile, start)
-        block.statistics.update_ranks(logits, start, twins, shifted)
-        self.lens_transform.apply_(logits)
-        block.statistics.update_sums(logits, final, final_shifted, bias, (shifted, exponentials))
+        room = rooms.get()
+        shape = (len(block.rows), len(tile.weight))
+        logits, *spare = (buffer[: shape[0] * shape[1]].view(shape) for buffer in room)
+        torch.mm(block.rows, tile.weight.T, out=logits)
+        if tile.bias is not None:
+            logits.add_(tile.bias)
+        width = block.positions.stop - block.positions.start
+        block_index = block.positions.start // self.rows_per_block
+        self.known.keep(logits.view(-1, width, shape[1]), block.groups, block_index, tile.index, tile.start)
+        block.statistics.take_in(logits, tile, block.positions, self.lens_transform, *spare)
+        rooms.put(room)
 
     def readout(self) -> Readout:
         """Put the blocks together again."""
@@ -348,8 +403,9 @@ class _Sweep:
             for name, value in values.items():
                 columns[name][at] = value.view(here).cpu()
             finite[at] = s.finite().view(here).cpu()
-            top_ids[at] = s.top.ids.view(*here, self.k).cpu()
-            top_logits[at] = s.top.values.view(*here, self.k).cpu()
+            values_of_top, ids_of_top = s.top()
+            top_ids[at] = ids_of_top.view(*here, self.k).cpu()
+            top_logits[at] = values_of_top.view(*here, self.k).cpu()
         self._check_head(finite)
         return self._assemble(columns, finite, top_ids, self.lens_transform.apply_(top_logits))
 

@@ -10,9 +10,16 @@ the unit roundoff u, which for a row with logits of 10,000 is 1e-3 bits. Relativ
 small, and exact in float32 where the peak is large: what is at least half of it is subtracted without rounding.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
+
+from layerscope.unembedding import HeadTransform
 
 LN2 = 0.6931471805599453
 KL_FLOOR_NATS = -69.07755278982137
@@ -117,16 +124,43 @@ def references(running_peaks: Float[Tensor, "tiles positions"]) -> Float[Tensor,
     return torch.where(last - running_peaks <= NEAR_NATS, running_peaks, last)
 
 
+@dataclass(frozen=True)
+class Tile:
+    """A piece of the vocabulary, and what every row is compared with there."""
+
+    index: int
+    """Which tile, counted from 0."""
+    start: int
+    """Its first id."""
+    weight: Float[Tensor, "tile d_head"]
+    bias: Float[Tensor, " tile"] | None
+    final: Float[Tensor, "positions tile"]
+    """The model's own logits, transformed."""
+    own_final: Float[Tensor, "positions tile"]
+    """The same without bias."""
+    final_shifted: Float[Tensor, "positions tile"]
+    """The same less the tile's reference, and floored."""
+    twins: Bool[Tensor, "answers tile"]
+    """Which columns have the very same row of the head as an answer, its own column among them."""
+
+    @cached_property
+    def sparse_twins(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the columns of each answer's twins begin in the second array, and the columns."""
+        answers, columns = self.twins.nonzero(as_tuple=True)
+        edges = torch.arange(max(1, len(self.twins)) + 1)
+        return torch.searchsorted(answers, edges).numpy(), columns.numpy()
+
+
 class VocabularyStatistics:
     """What is kept of the logits of a block of rows, against the final logits of the same positions.
 
     Rows are `[group, position]` flattened; every group (a lens at a layer) shares the final logits `[position, ids]`.
+    A tile is taken in by `TorchStatistics` here, or by compiled loops (`CompiledStatistics`).
     """
 
     def __init__(
         self,
         n_rows: int,
-        k: int,
         threshold: Float[Tensor, " rows"],
         judged: Int[Tensor, " rows"],
     ) -> None:
@@ -134,110 +168,25 @@ class VocabularyStatistics:
 
         Args:
             n_rows: rows of the block.
-            k: how many of the largest logits to keep.
             threshold: the answer's logit, whose rank is counted; -inf where a row has no answer.
             judged: which of the sweep's answers is judged in each row; anything where it has none.
         """
         device = threshold.device
-
-        def zeros() -> Tensor:
-            return torch.zeros(n_rows, dtype=torch.float64, device=device)
-
         self.peak = torch.full((n_rows,), -torch.inf, device=device)
-        self.tail = zeros()
-        """Sum over all ids but the peak's of exp(z - peak)."""
-        self.tail_moment = zeros()
-        """Sum over all ids but the peak's of exp(z - peak) (z - peak); never positive."""
-        self.difference = zeros()
-        """Sum over all ids of exp(z - peak) ((z - peak) - (z_final - reference))."""
         self.low = torch.full((n_rows,), torch.inf, device=device)
         """The smallest logit."""
-        self.sum_z, self.sum_zz, self.sum_z_final = zeros(), zeros(), zeros()
+        self.sums = torch.zeros(n_rows, 6, dtype=torch.float64, device=device)
+        self.tail, self.tail_moment, self.difference, self.sum_z, self.sum_zz, self.sum_z_final = self.sums.unbind(-1)
+        """Views of the sums. Over all ids but the peak's: of exp(z - peak), and of exp(z - peak) (z - peak), which is
+        never positive. Over all ids: of exp(z - peak) ((z - peak) - (z_final - reference)), of z, of z^2 and of
+        z z_final, the last three without the head's bias."""
         self.above = torch.zeros(n_rows, dtype=torch.int64, device=device)
         """How many ids have a logit above the threshold, ids with the answer's own row of the head not counted."""
-        self.top = TopK(n_rows, k, device)
         self._threshold, self._judged = threshold, judged
-
-    def update_ranks(
-        self,
-        linear: Float[Tensor, "rows tile"],
-        start: int,
-        twins: Bool[Tensor, "answers tile"] | None,
-        buffer: Float[Tensor, "rows tile"],
-    ) -> None:
-        """Count ranks and collect the top k; on logits before the head transform, which keeps their order.
-
-        A softcap rounds large logits to one value; the linear ones still tell which is larger. `twins` says
-        which columns of this tile have the very same row of the head as an answer, its own column among them.
-        """
-        self.top.update(linear, start, linear.amax(-1))
-        torch.gt(linear, self._threshold[:, None], out=buffer)
-        if twins is not None:
-            # The answer's logit comes from another product than this tile's and may round differently: neither its own
-            # id nor another with the same row, a tie by definition, is compared with it.
-            buffer.masked_fill_(twins[self._judged], 0.0)
-        self.above += buffer.sum(-1).long()
-
-    def update_sums(
-        self,
-        logits: Float[Tensor, "rows tile"],
-        final: Float[Tensor, "positions tile"],
-        final_shifted: Float[Tensor, "positions tile"],
-        bias: Float[Tensor, " tile"] | None,
-        buffers: tuple[Float[Tensor, "rows tile"], Float[Tensor, "rows tile"]],
-    ) -> None:
-        """Take in transformed logits, which are used up.
-
-        Args:
-            logits: of the rows.
-            final: the model's own.
-            final_shifted: the same less the tile's reference, and floored.
-            bias: the head's, which cosines leave out.
-            buffers: room for twice as many numbers.
-        """
-        shifted, weight = buffers
-        positions, tile = final.shape
-        improved, peak_column = self._raise_peak(logits)
-        self.low = torch.minimum(self.low, logits.amin(-1))
-
-        own = logits if bias is None else torch.sub(logits, bias, out=weight)
-        own_final = final if bias is None else final - bias
-        self.sum_z += own.sum(-1, dtype=torch.float64)
-        self.sum_zz += torch.mul(own, own, out=shifted).sum(-1, dtype=torch.float64)
-        torch.mul(own.view(-1, positions, tile), own_final, out=shifted.view(-1, positions, tile))
-        self.sum_z_final += shifted.sum(-1, dtype=torch.float64)
-
-        torch.sub(logits, self.peak[:, None], out=shifted)
-        torch.exp(shifted, out=weight)
-        difference = logits.view(-1, positions, tile)
-        torch.sub(shifted.view(-1, positions, tile), final_shifted, out=difference)
-        self.difference += logits.mul_(weight).sum(-1, dtype=torch.float64)
-        self.tail_moment += shifted.mul_(weight).sum(-1, dtype=torch.float64)
-        weight[improved, peak_column] = 0.0
-        self.tail += weight.sum(-1, dtype=torch.float64)
 
     def move_reference(self, by: Float[Tensor, " positions"]) -> None:
         """Let the final logits be relative to another reference from here on, which is larger by so much."""
         self.difference.view(-1, len(by)).add_(by * (1.0 + self.tail.view(-1, len(by))))
-
-    def _raise_peak(
-        self, logits: Float[Tensor, "rows tile"]
-    ) -> tuple[Int[Tensor, " improved"], Int[Tensor, " improved"]]:
-        """Move the sums to the new running maximum; the rows whose peak lies in this tile, and its column."""
-        tile_peak = logits.amax(-1)
-        rises = ~(tile_peak <= self.peak)  # a NaN must reach the sums, not hide behind a comparison
-        improved = rises.nonzero().squeeze(-1)
-        if improved.numel() == 0:
-            return improved, improved
-        old = self.peak[improved]
-        rise = torch.where(torch.isinf(old), 0.0, tile_peak[improved].double() - old.double())
-        shrink = torch.where(torch.isinf(old), 0.0, torch.exp(-rise))
-        with_old_peak = self.tail[improved] + 1.0
-        self.tail_moment[improved] = shrink * (self.tail_moment[improved] - rise * with_old_peak)
-        self.tail[improved] = shrink * with_old_peak
-        self.difference[improved] = shrink * (self.difference[improved] - rise * with_old_peak)
-        self.peak[improved] = tile_peak[improved]
-        return improved, logits[improved].argmax(-1)
 
     def log_sum_exp(self) -> Float[Tensor, " rows"]:
         """Natural log of the sum of exponentials, float64."""
@@ -265,3 +214,105 @@ class VocabularyStatistics:
     def finite(self) -> Bool[Tensor, " rows"]:
         """Which rows saw nothing but finite logits."""
         return torch.isfinite(self.peak) & torch.isfinite(self.low) & torch.isfinite(self.tail)
+
+
+class TorchStatistics(VocabularyStatistics):
+    """Tiles are taken in by one elementwise operation after the other, on any device."""
+
+    def __init__(self, n_rows: int, k: int, threshold: Float[Tensor, " rows"], judged: Int[Tensor, " rows"]) -> None:
+        """Begin with nothing seen; `k` is how many of the largest logits to keep."""
+        super().__init__(n_rows, threshold, judged)
+        self._top = TopK(n_rows, k, threshold.device)
+
+    def take_in(
+        self,
+        linear: Float[Tensor, "rows tile"],
+        tile: Tile,
+        positions: slice,
+        transform: HeadTransform,
+        *spare: Float[Tensor, "rows tile"],
+    ) -> None:
+        """Take in a tile's logits before the head's transform, which are used up.
+
+        Args:
+            linear: of the rows.
+            tile: where they belong.
+            positions: which of the tile's positions the rows are at.
+            transform: what is done to them.
+            spare: room for as many numbers, twice.
+        """
+        self._update_ranks(linear, tile.start, tile.twins, spare[0])
+        logits = transform.apply_(linear)
+        self._update_sums(logits, tile.own_final[positions], tile.final_shifted[positions], tile.bias, *spare)
+
+    def top(self) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+        """The largest linear logits, largest first, ties by id, and their ids; -1 where fewer were finite."""
+        self._top.merge()
+        return self._top.values, self._top.ids
+
+    def _update_ranks(
+        self,
+        linear: Float[Tensor, "rows tile"],
+        start: int,
+        twins: Bool[Tensor, "answers tile"],
+        buffer: Float[Tensor, "rows tile"],
+    ) -> None:
+        """Count ranks and collect the top k; on logits before the head transform, which keeps their order.
+
+        A softcap rounds large logits to one value; the linear ones still tell which is larger.
+        """
+        self._top.update(linear, start, linear.amax(-1))
+        torch.gt(linear, self._threshold[:, None], out=buffer)
+        if bool(twins.any()):
+            # The answer's logit comes from another product than this tile's and may round differently: neither its own
+            # id nor another with the same row, a tie by definition, is compared with it.
+            buffer.masked_fill_(twins[self._judged], 0.0)
+        self.above += buffer.sum(-1).long()
+
+    def _update_sums(
+        self,
+        logits: Float[Tensor, "rows tile"],
+        own_final: Float[Tensor, "positions tile"],
+        final_shifted: Float[Tensor, "positions tile"],
+        bias: Float[Tensor, " tile"] | None,
+        shifted: Float[Tensor, "rows tile"],
+        weight: Float[Tensor, "rows tile"],
+    ) -> None:
+        """Take in transformed logits, which are used up; cosines leave the head's bias out."""
+        positions, tile = own_final.shape
+        improved, peak_column = self._raise_peak(logits)
+        self.low = torch.minimum(self.low, logits.amin(-1))
+
+        own = logits if bias is None else torch.sub(logits, bias, out=weight)
+        self.sum_z += own.sum(-1, dtype=torch.float64)
+        self.sum_zz += torch.mul(own, own, out=shifted).sum(-1, dtype=torch.float64)
+        torch.mul(own.view(-1, positions, tile), own_final, out=shifted.view(-1, positions, tile))
+        self.sum_z_final += shifted.sum(-1, dtype=torch.float64)
+
+        torch.sub(logits, self.peak[:, None], out=shifted)
+        torch.exp(shifted, out=weight)
+        difference = logits.view(-1, positions, tile)
+        torch.sub(shifted.view(-1, positions, tile), final_shifted, out=difference)
+        self.difference += logits.mul_(weight).sum(-1, dtype=torch.float64)
+        self.tail_moment += shifted.mul_(weight).sum(-1, dtype=torch.float64)
+        weight[improved, peak_column] = 0.0
+        self.tail += weight.sum(-1, dtype=torch.float64)
+
+    def _raise_peak(
+        self, logits: Float[Tensor, "rows tile"]
+    ) -> tuple[Int[Tensor, " improved"], Int[Tensor, " improved"]]:
+        """Move the sums to the new running maximum; the rows whose peak lies in this tile, and its column."""
+        tile_peak = logits.amax(-1)
+        rises = ~(tile_peak <= self.peak)  # a NaN must reach the sums, not hide behind a comparison
+        improved = rises.nonzero().squeeze(-1)
+        if improved.numel() == 0:
+            return improved, improved
+        old = self.peak[improved]
+        rise = torch.where(torch.isinf(old), 0.0, tile_peak[improved].double() - old.double())
+        shrink = torch.where(torch.isinf(old), 0.0, torch.exp(-rise))
+        with_old_peak = self.tail[improved] + 1.0
+        self.tail_moment[improved] = shrink * (self.tail_moment[improved] - rise * with_old_peak)
+        self.tail[improved] = shrink * with_old_peak
+        self.difference[improved] = shrink * (self.difference[improved] - rise * with_old_peak)
+        self.peak[improved] = tile_peak[improved]
+        return improved, logits[improved].argmax(-1)

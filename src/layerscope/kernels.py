@@ -1,0 +1,349 @@
+"""Loops over tiles of logits, compiled for the processor at hand: what a sweep does beside its products.
+
+A row of a tile stays in the nearest cache while everything is taken from it. Terms are float32, sums float64. The loops
+run without the interpreter's lock, so that threads share a sweep; compiled code is kept on disk where there is a place
+for it. All of it is in one file, since kept code is only made anew where its own file has changed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+Array = Any
+"""A NumPy array; the compiler knows its type."""
+
+_REORDER = {"reassoc", "contract", "nsz", "arcp"}
+"""Sums may be taken in any order. Nothing is assumed of NaN and infinities, which stay what they are."""
+
+
+def _compiled(reorder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function when it is first called; `reorder` says that its sums may be taken in any order."""
+    options = {"nogil": True, "fastmath": set(_REORDER) if reorder else {"contract"}, "error_model": "numpy"}
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            result: Callable[..., Any] = numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # no folder can be written, neither beside the code nor at the user's: compile each time
+            result = numba.njit(**options)(function)
+        return result
+
+    return wrap
+
+
+_LOG2_E = np.float32(1.44269504088896341)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+"""ln 2 in two parts, of which the first has so few digits that its multiples are exact (Cody & Waite 1980)."""
+_SMALLEST_EXPONENT = np.float32(-87.3)
+"""Below, an exponential is less than 1.2e-38, the smallest normal number in float32, and counts as zero."""
+_C5, _C4, _C3, _C2, _C1, _C0 = (
+    np.float32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+)
+_SIGN, _BIAS, _MANTISSA = np.int32(31), np.int32(127), np.int32(23)
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+_LOWEST, _HIGHEST = np.int32(-(2**31)), np.int32(2**31 - 1)
+
+
+@intrinsic
+def _float_of_bits(context: Any, bits: Any) -> Any:
+    """The float32 with these 32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.bitcast(values[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@_compiled()
+def _exponential(x: np.float32) -> np.float32:
+    """exp(x) of a float32 that is not positive, off by at most 1.1 x 2^-24 of itself; 0 below -87.3.
+
+    Argument reduction and polynomial of the Cephes library (Moshier 1992), `expf`.
+    """
+    above = max(x, _SMALLEST_EXPONENT)
+    n = math.floor(above * _LOG2_E + np.float32(0.5))
+    rest = above - n * _LN2_HIGH
+    rest = rest - n * _LN2_LOW
+    p = _C5
+    p = p * rest + _C4
+    p = p * rest + _C3
+    p = p * rest + _C2
+    p = p * rest + _C1
+    p = p * rest + _C0
+    mantissa = p * rest * rest + rest + np.float32(1.0)
+    power = _float_of_bits(np.int32((np.int32(n) + _BIAS) << _MANTISSA))
+    return mantissa * power if x >= _SMALLEST_EXPONENT else np.float32(0.0)
+
+
+@_compiled()
+def _ordered(bits: np.int32) -> np.int32:
+    """An integer that is ordered as the float32 with these bits, and the other way round.
+
+    The largest of integers is found by vectors, that of floats is not, since NaN may be among them. Here a NaN is
+    beyond infinity, on either side, and so is seen.
+    """
+    return bits ^ ((bits >> _SIGN) & _MAGNITUDE)
+
+
+@_compiled()
+def _extremes(row: Array) -> tuple[np.int32, np.int32]:
+    """The `ordered` largest and smallest of a row; beyond those of the infinities where there is a NaN."""
+    bits = row.view(np.int32)
+    largest, smallest = _LOWEST, _HIGHEST
+    for j in range(len(bits)):
+        b = _ordered(bits[j])
+        largest, smallest = max(largest, b), min(smallest, b)
+    return largest, smallest
+
+
+@_compiled(reorder=True)
+def _count_above(row: Array, threshold: np.float32) -> np.int32:
+    """How many numbers of a row are larger."""
+    count = np.int32(0)
+    for j in range(len(row)):
+        count += np.int32(row[j] > threshold)
+    return count
+
+
+@_compiled(reorder=True)
+def _products(row: Array, other: Array) -> tuple[float, float, float]:
+    """Sum of a row, of its squares, and of its products with another; terms float32, sums float64."""
+    total, squares, shared = 0.0, 0.0, 0.0
+    for j in range(len(row)):
+        z = row[j]
+        total += np.float64(z)
+        squares += np.float64(z * z)
+        shared += np.float64(z * other[j])
+    return total, squares, shared
+
+
+@_compiled(reorder=True)
+def _products_without_bias(row: Array, other: Array, bias: Array) -> tuple[float, float, float]:
+    """The same of a row whose bias is taken off; `other` has none."""
+    total, squares, shared = 0.0, 0.0, 0.0
+    for j in range(len(row)):
+        z = row[j] - bias[j]
+        total += np.float64(z)
+        squares += np.float64(z * z)
+        shared += np.float64(z * other[j])
+    return total, squares, shared
+
+
+@_compiled(reorder=True)
+def _exponential_sums(row: Array, final: Array, peak: np.float32) -> tuple[float, float, float]:
+    """With x = z - peak, the sums of e^x, of e^x x and of e^x (x - final); terms float32, sums float64."""
+    weight, moment, difference = 0.0, 0.0, 0.0
+    for j in range(len(row)):
+        x = row[j] - peak
+        e = _exponential(x)
+        weight += np.float64(e)
+        moment += np.float64(e * x)
+        difference += np.float64(e * (x - final[j]))
+    return weight, moment, difference
+
+
+TAIL, MOMENT, DIFFERENCE, TOTAL, SQUARES, SHARED = range(6)
+N_SUMS = 6
+"""What is summed in each row; see `VocabularyStatistics` for what they mean."""
+_PIECE = 64
+"""Candidates for the largest logits are looked for in pieces of so many, of which most hold none."""
+
+
+@_compiled()
+def _ahead(value: np.float32, token_id: int, other: np.float32, other_id: int) -> bool:
+    """Whether a logit is better than another: larger, or equal with the smaller id."""
+    return bool(value > other or (value == other and token_id < other_id))
+
+
+@_compiled()
+def _select(values: Array, ids: Array, n: int, k: int) -> None:
+    """Bring the best k of the first n entries to the front, the worst of them last (Hoare's selection, 1961)."""
+    low, high, at = 0, n - 1, k - 1
+    while low < high:
+        value, token_id = values[at], ids[at]
+        i, j = low, high
+        while i <= j:
+            while _ahead(values[i], ids[i], value, token_id):
+                i += 1
+            while _ahead(value, token_id, values[j], ids[j]):
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                ids[i], ids[j] = ids[j], ids[i]
+                i += 1
+                j -= 1
+        if j < at:
+            low = i
+        if i > at:
+            high = j
+
+
+@_compiled()
+def _largest(bits: Array, start: int, stop: int) -> np.int32:
+    """The `_ordered` largest of a piece of a row, of which these are the bits."""
+    largest = _LOWEST
+    for j in range(start, stop):
+        largest = max(largest, _ordered(bits[j]))
+    return largest
+
+
+@_compiled()
+def _keep_largest(
+    row: Array, start: int, values: Array, ids: Array, filled: int, threshold: np.float32
+) -> tuple[int, np.float32]:
+    """Keep the largest logits of a row and their ids; how many entries are filled then, and what is too small now.
+
+    There is room for twice as many as are wanted, k. When it is full the best k are brought to the front, and from
+    then on only what is larger than the k-th is taken. Of equal logits the one with the smaller id is better: tiles
+    come in the order of their ids, so an equal logit that comes later is none the worse for being passed over.
+    """
+    bits, k = row.view(np.int32), len(values) // 2
+    for first in range(0, len(row), _PIECE):
+        stop = min(first + _PIECE, len(row))
+        if not _float_of_bits(_ordered(_largest(bits, first, stop))) > threshold:
+            continue
+        for j in range(first, stop):
+            if row[j] > threshold:
+                values[filled], ids[filled] = row[j], start + j
+                filled += 1
+                if filled == len(values):
+                    _select(values, ids, filled, k)
+                    filled, threshold = k, values[k - 1]
+    return filled, threshold
+
+
+@_compiled()
+def _raise_peak(new: np.float32, peak: np.float32, sums: Array) -> None:
+    """Make a row's sums relative to a new, larger peak; see `VocabularyStatistics`."""
+    rise, shrink = 0.0, 0.0
+    if not math.isinf(peak):
+        rise = np.float64(new) - np.float64(peak)
+        shrink = math.exp(-rise)
+    with_old_peak = sums[TAIL] + 1.0
+    sums[MOMENT] = shrink * (sums[MOMENT] - rise * with_old_peak)
+    sums[TAIL] = shrink * with_old_peak
+    sums[DIFFERENCE] = shrink * (sums[DIFFERENCE] - rise * with_old_peak)
+
+
+@_compiled()
+def _add_exponentials(row: Array, final: Array, high: np.float32, peak: np.float32, sums: Array) -> None:
+    """Take a row's part, whose largest logit is `high`, into the sums that are relative to its peak."""
+    if not high > peak:
+        e, em, ed = _exponential_sums(row, final, peak)
+    else:
+        _raise_peak(high, peak, sums)
+        column = 0
+        while row[column] != high:
+            column += 1
+        # The peak's own term is 1 and not part of the tail; it has no moment, and a difference of its own.
+        e, em, ed = _exponential_sums(row[:column], final[:column], high)
+        e_after, em_after, ed_after = _exponential_sums(row[column + 1 :], final[column + 1 :], high)
+        e, em, ed = e + e_after, em + em_after, ed + ed_after - np.float64(final[column])
+    sums[TAIL] += e
+    sums[MOMENT] += em
+    sums[DIFFERENCE] += ed
+
+
+@_compiled()
+def count_and_keep(
+    linear: Array,
+    start: int,
+    threshold: Array,
+    judged: Array,
+    twin_starts: Array,
+    twin_columns: Array,
+    above: Array,
+    values: Array,
+    ids: Array,
+    filled: Array,
+    least: Array,
+) -> None:
+    """Count logits above each row's threshold and keep the largest; on logits before the head's transform.
+
+    Args:
+        linear: `[row, id]`, of the ids from `start` on.
+        threshold: `[row]`.
+        judged: `[row]`, which answer is judged.
+        twin_starts: where the columns of each answer's twins begin in `twin_columns`, and where the last ones end;
+            they are not counted.
+        above: `[row]`, the counts.
+        values: `[row, 2 k]`, the largest so far, unordered.
+        ids: of the values.
+        filled: `[row]`, how many of them there are.
+        least: `[row]`, what a logit must exceed to be among the largest k; -inf at first.
+    """
+    for r in range(linear.shape[0]):
+        row = linear[r]
+        filled[r], least[r] = _keep_largest(row, start, values[r], ids[r], filled[r], least[r])
+        count = np.int64(_count_above(row, threshold[r]))
+        for t in range(twin_starts[judged[r]], twin_starts[judged[r] + 1]):
+            count -= np.int64(row[twin_columns[t]] > threshold[r])
+        above[r] += count
+
+
+@_compiled()
+def add_sums(
+    logits: Array, own_final: Array, shifted_final: Array, bias: Array, peak: Array, low: Array, sums: Array
+) -> None:
+    """Take transformed logits into the sums of their rows.
+
+    A row with a NaN or an infinity gets a NaN for its tail, and no sum of it means anything.
+
+    Args:
+        logits: `[row, id]`, rows being `[group, position]` flattened.
+        own_final: `[position, id]`, the model's own without bias.
+        shifted_final: the model's own relative to their reference, and floored.
+        bias: `[id]`; empty where there is none.
+        peak: `[row]`, the largest logit so far.
+        low: `[row]`, the smallest.
+        sums: `[row, sum]`, in the order of `TAIL` and those after it.
+    """
+    n_positions = own_final.shape[0]
+    infinity = np.float32(np.inf)
+    for r in range(logits.shape[0]):
+        row, at = logits[r], r % n_positions
+        largest, smallest = _extremes(row)
+        high, least = _float_of_bits(_ordered(largest)), _float_of_bits(_ordered(smallest))
+        if not (high < infinity and least > -infinity) or math.isnan(sums[r, TAIL]):
+            sums[r, TAIL] = np.nan
+            continue
+        if len(bias) > 0:
+            total, squares, shared = _products_without_bias(row, own_final[at], bias)
+        else:
+            total, squares, shared = _products(row, own_final[at])
+        sums[r, TOTAL] += total
+        sums[r, SQUARES] += squares
+        sums[r, SHARED] += shared
+        _add_exponentials(row, shifted_final[at], high, peak[r], sums[r])
+        peak[r] = max(peak[r], high)
+        low[r] = min(low[r], least)
+
+
+def interpreted() -> bool:
+    """Whether the compiler was told to compile nothing (`NUMBA_DISABLE_JIT`), and the loops would take hours."""
+    return bool(numba.config.DISABLE_JIT)
+
+
+def warm_up() -> None:
+    """Compile everything, or load what was compiled, ahead of its use."""
+    logits, rows, ints = np.zeros((1, 2), np.float32), np.zeros(1, np.float32), np.zeros(1, np.int64)
+    count_and_keep(
+        logits,
+        0,
+        rows,
+        ints,
+        np.zeros(2, np.int64),
+        ints[:0],
+        ints,
+        logits.copy(),
+        np.zeros((1, 2), np.int64),
+        ints,
+        rows,
+    )
+    add_sums(logits, logits, logits, rows[:0], rows, rows.copy(), np.zeros((1, N_SUMS)))

@@ -4,7 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported, so before any import below
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,18 @@ def tiny(once: Once) -> Callable[[str], Path]:
     from tiny_models import TINY  # only tests that ask for a model pay for importing transformers
 
     return lambda name: once(name, TINY[name].build)
+
+
+@pytest.fixture(scope="module", params=["torch", "compiled"])
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Takes a sweep's statistics by torch on one thread, then by compiled loops on two beside one another."""
+    n_threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("decode", "contrast"):
+            patch.setattr(f"layerscope.readout.{module}.engine_for", lambda n_rows, unembedding: request.param)
+        torch.set_num_threads(2 if request.param == "compiled" else n_threads)
+        yield request.param
+        torch.set_num_threads(n_threads)
 
 
 REAL = {"smollm2", "gemma"}

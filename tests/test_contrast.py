@@ -22,6 +22,7 @@ PAIR = NAMES[:4]
 TEMPERED = NAMES[4]
 FLOOR = 1e-30
 SEEDS = st.integers(0, 2**32 - 1)
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def _random(seed: int, *shape: int, scale: float = 1.0) -> Tensor:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from layerscope.errors import LensError, NumericError
-from layerscope.readout import decode as sweep
 from layerscope.readout.decode import ROWS_PER_BLOCK, TILE_BYTES, Question, Readout, decode, tile_width
 from layerscope.unembedding import HeadTransform, Unembedding
 from properties import examples
@@ -24,13 +23,7 @@ SCALARS = [
 ]  # fmt: skip
 SEEDS = st.integers(0, 2**32 - 1)
 
-
-@pytest.fixture(autouse=True, scope="module", params=["torch", "compiled"])
-def engine(request):
-    """Either way to take the statistics holds every one of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "engine_for", lambda n_rows, unembedding: request.param)
-        yield request.param
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def _transformed(logits: Tensor, transform: HeadTransform) -> Tensor:

@@ -325,6 +325,165 @@ def add_sums(
         low[r] = min(low[r], least)
 
 
+_LN2_HIGH_64, _LN2_LOW_64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+"""ln 2 in two parts, of which the first ends in so many zeros that its multiples are exact."""
+_LOG2_E_64, _LN2_64, _SQRT_2 = 1.4426950408889634, 0.6931471805599453, 1.4142135623730951
+_SMALLEST_EXPONENT_64 = -708.0
+"""Below, an exponential is less than 3.3e-308 and counts as zero."""
+_BIAS_64, _MANTISSA_64 = np.int64(1023), np.int64(52)
+_ONE_64, _FRACTION_64 = np.int64(1023 << 52), np.int64((1 << 52) - 1)
+_TINY = 1e-300
+"""Stands for a probability of zero under a logarithm that is multiplied by that zero."""
+
+
+@intrinsic
+def _double_of_bits(context: Any, bits: Any) -> Any:
+    """The float64 with these 64 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.bitcast(values[0], ir.DoubleType())
+
+    return types.float64(types.int64), generate
+
+
+@intrinsic
+def _bits_of_double(context: Any, value: Any) -> Any:
+    """The 64 bits of a float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.bitcast(values[0], ir.IntType(64))
+
+    return types.int64(types.float64), generate
+
+
+@_compiled()
+def exponential_64(x: float) -> float:
+    """exp(x) in float64 for x up to 700, to a few units in the last place; 0 below -708 (Taylor series to order 13)."""
+    above = max(x, _SMALLEST_EXPONENT_64)
+    n = math.floor(above * _LOG2_E_64 + 0.5)
+    rest = above - n * _LN2_HIGH_64
+    rest = rest - n * _LN2_LOW_64
+    p = 1.0 / 6227020800.0
+    p = p * rest + 1.0 / 479001600.0
+    p = p * rest + 1.0 / 39916800.0
+    p = p * rest + 1.0 / 3628800.0
+    p = p * rest + 1.0 / 362880.0
+    p = p * rest + 1.0 / 40320.0
+    p = p * rest + 1.0 / 5040.0
+    p = p * rest + 1.0 / 720.0
+    p = p * rest + 1.0 / 120.0
+    p = p * rest + 1.0 / 24.0
+    p = p * rest + 1.0 / 6.0
+    p = p * rest + 0.5
+    p = p * rest * rest + rest + 1.0
+    power = _double_of_bits((np.int64(np.int32(n)) + _BIAS_64) << _MANTISSA_64)
+    return p * power if x >= _SMALLEST_EXPONENT_64 else 0.0
+
+
+@_compiled()
+def logarithm_64(x: float) -> float:
+    """ln(x) in float64 of a normal positive number, to a few units in the last place (series of the area tangent)."""
+    bits = _bits_of_double(x)
+    exponent = np.int32((bits >> _MANTISSA_64) - _BIAS_64)
+    mantissa = _double_of_bits((bits & _FRACTION_64) | _ONE_64)
+    large = mantissa > _SQRT_2
+    mantissa = 0.5 * mantissa if large else mantissa
+    exponent = exponent + np.int32(1) if large else exponent
+    t = (mantissa - 1.0) / (mantissa + 1.0)
+    s = t * t
+    p = 1.0 / 21.0
+    p = p * s + 1.0 / 19.0
+    p = p * s + 1.0 / 17.0
+    p = p * s + 1.0 / 15.0
+    p = p * s + 1.0 / 13.0
+    p = p * s + 1.0 / 11.0
+    p = p * s + 1.0 / 9.0
+    p = p * s + 1.0 / 7.0
+    p = p * s + 1.0 / 5.0
+    p = p * s + 1.0 / 3.0
+    result: float = np.float64(exponent) * _LN2_64 + 2.0 * (t + t * s * p)
+    return result
+
+
+@_compiled(reorder=True)
+def _pair_sums(
+    p_row: Array, q_row: Array, p_lse: float, q_lse: float, floor: float
+) -> tuple[float, float, float, float, float, float]:
+    """The sums of `add_pairs` over a piece of two rows."""
+    mass_p, mass_q, gap_p, gap_q, gap_mean, apart = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for j in range(len(p_row)):
+        log_p, log_q = np.float64(p_row[j]) - p_lse, np.float64(q_row[j]) - q_lse
+        p, q = exponential_64(log_p), exponential_64(log_q)
+        log_mean = logarithm_64(max(0.5 * (p + q), _TINY))
+        gap = max(log_p, floor) - max(log_q, floor)
+        mass_p += p
+        mass_q += q
+        gap_p += p * gap
+        gap_q -= q * gap
+        gap_mean += p * (log_p - log_mean) + q * (log_q - log_mean)
+        apart += abs(p - q)
+    return mass_p, mass_q, gap_p, gap_q, gap_mean, apart
+
+
+@_compiled()
+def add_pairs(
+    p_rows: Array, q_rows: Array, p_lse: Array, q_lse: Array, floor: float, places: Array, sums: Array
+) -> None:
+    """Take logits of two distributions into the sums that tell them apart; all but the logits float64.
+
+    Args:
+        p_rows: `[row, id]`, transformed logits.
+        q_rows: the other's.
+        p_lse: `[place]`, log-sum-exp.
+        q_lse: the other's.
+        floor: log-probabilities count as no lower in the two directed divergences.
+        places: `[row]`, where a row's sums are.
+        sums: `[place, sum]`: of p, of q, of p (ln p - ln q), of q (ln q - ln p), of p ln (p / m) + q ln (q / m) with m
+            the mean of p and q, and of |p - q|.
+    """
+    for r in range(p_rows.shape[0]):
+        at = places[r]
+        mass_p, mass_q, gap_p, gap_q, gap_mean, apart = _pair_sums(p_rows[r], q_rows[r], p_lse[at], q_lse[at], floor)
+        sums[at, 0] += mass_p
+        sums[at, 1] += mass_q
+        sums[at, 2] += gap_p
+        sums[at, 3] += gap_q
+        sums[at, 4] += gap_mean
+        sums[at, 5] += apart
+
+
+@_compiled(reorder=True)
+def _tempered_sums(row: Array, floored_log_q: Array, peak: float, sharpness: float) -> tuple[float, float]:
+    """The sums of `add_tempered` over a piece of a row."""
+    mass, gap = 0.0, 0.0
+    for j in range(len(row)):
+        log_w = (np.float64(row[j]) - peak) * sharpness
+        w = exponential_64(log_w)
+        mass += w
+        gap += w * (log_w - floored_log_q[j])
+    return mass, gap
+
+
+@_compiled()
+def add_tempered(rows: Array, floored_log_q: Array, peak: Array, sharpness: Array, places: Array, sums: Array) -> None:
+    """With w = exp((z - peak) sharpness), take logits z into the sums of w and of w (ln w - ln q).
+
+    Args:
+        rows: `[row, id]`, rows being `[layer, prompt]` flattened.
+        floored_log_q: `[prompt, id]`, float64.
+        peak: `[place]`.
+        sharpness: `[place]`, one over the temperature.
+        places: `[row]`, where a row's sums are.
+        sums: `[place, sum]`.
+    """
+    n_prompts = floored_log_q.shape[0]
+    for r in range(rows.shape[0]):
+        at = places[r]
+        mass, gap = _tempered_sums(rows[r], floored_log_q[r % n_prompts], peak[at], sharpness[at])
+        sums[at, 0] += mass
+        sums[at, 1] += gap
+
+
 def interpreted() -> bool:
     """Whether the compiler was told to compile nothing (`NUMBA_DISABLE_JIT`), and the loops would take hours."""
     return bool(numba.config.DISABLE_JIT)
@@ -347,3 +506,6 @@ def warm_up() -> None:
         rows,
     )
     add_sums(logits, logits, logits, rows[:0], rows, rows.copy(), np.zeros((1, N_SUMS)))
+    one, place, wide = np.zeros(1), np.zeros(1, np.int64), np.zeros((1, 6))
+    add_pairs(logits, logits, one, one, -1.0, place, wide)
+    add_tempered(logits, np.zeros((1, 2)), one, one, place, wide)

@@ -29,6 +29,18 @@ def kernels() -> ModuleType | None:
 _NO_BIAS = np.empty(0, np.float32)
 
 
+def required_kernels() -> ModuleType:
+    """The loops.
+
+    Raises:
+        ImportError: there is no compiler for them.
+    """
+    loops = kernels()
+    if loops is None:
+        raise ImportError("Compiled statistics need numba; install it, or leave the choice of an engine to the sweep.")
+    return loops
+
+
 class CompiledStatistics(VocabularyStatistics):
     """Tiles are taken in by the loops of `layerscope.kernels`, on the CPU."""
 
@@ -39,10 +51,7 @@ class CompiledStatistics(VocabularyStatistics):
             ImportError: there is no compiler.
         """
         super().__init__(n_rows, threshold, judged)
-        loops = kernels()
-        if loops is None:
-            raise ImportError("Compiled statistics need numba; install it, or leave the choice to the sweep.")
-        self._loops = loops
+        self._loops = required_kernels()
         self.k = k
         self._values = np.full((n_rows, 2 * k), -np.inf, np.float32)
         self._ids = np.full((n_rows, 2 * k), -1, np.int64)

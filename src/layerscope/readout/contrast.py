@@ -12,22 +12,25 @@ from sums over probabilities *and* the sums of the probabilities themselves, in 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.readout.decode import tile_width
+from layerscope.readout.compiled import required_kernels
+from layerscope.readout.decode import Engine, engine_for, tile_width
 from layerscope.readout.vocabulary import KL_FLOOR_NATS, LN2
+from layerscope.readout.workers import Workers
 from layerscope.unembedding import HeadTransform, Unembedding
 
 ROWS_PER_VISIT = 256
 """Rows multiplied at once: fewer than in the sweep, since each logit becomes several float64 numbers here."""
 N_BUFFERS = 5
-"""Float64 numbers held for each logit of a block."""
+"""Float64 numbers held for each logit of a block where torch takes the sums."""
 TINY = 1e-300
 """Stands for a probability of zero under a logarithm that is multiplied by that zero."""
 
@@ -75,6 +78,7 @@ def contrast(
     lens_transform: HeadTransform | None = None,
     temperatures: Float[Tensor, " layers"] | None = None,
     tile: int | None = None,
+    engine: Engine | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Contrast:
     """Compare whole distributions row by row, one visit of each tile of the unembedding for all of them.
@@ -92,6 +96,7 @@ def contrast(
         temperatures: what the headline lens' transformed logits are divided by, layer by layer.
         tile: vocabulary ids a tile; chosen for the cache where not given. It changes nothing but speed, up to
             float32 rounding.
+        engine: what takes the sums, as in the sweep.
         progress: called with (ids done, d_vocab) after every tile.
 
     Raises:
@@ -112,7 +117,9 @@ def contrast(
     if temperatures is not None:
         model_rows = _Rows(final_rows[None], final, unembedding, unembedding.transform)
         tempered = _TemperedSums(headline, norm, model_rows, temperatures)
-    _Visit(headline, pair, tempered, unembedding, tile).run(progress)
+    if engine is None:
+        engine = engine_for(norm_rows.shape[0] * norm_rows.shape[1], unembedding)
+    _Visit(headline, pair, tempered, unembedding, tile, engine).run(progress)
     kl, kl_back, js, l1 = (None, None, None, None) if pair is None else pair.results()
     return Contrast(kl, kl_back, js, l1, None if tempered is None else tempered.kl_bits())
 
@@ -151,6 +158,13 @@ class _Rows:
         # PromptQuery of the rows themselves, since a softcap makes a finite logit of an infinite one.
         self.finite = torch.isfinite(torch.linalg.vector_norm(rows, torch.inf, dim=-1))
 
+    def logits(self, block: _Block, tile: _Tile, out: Float[Tensor, "rows tile"]) -> Float[Tensor, "rows tile"]:
+        """Transformed logits of the block's rows in float32, in `out`."""
+        torch.mm(self.rows[block.layers, block.prompts].reshape(len(out), -1), tile.weight.T, out=out)
+        if tile.bias is not None:
+            out.add_(tile.bias)
+        return self.transform.apply_(out)
+
     def log_probs(
         self,
         block: _Block,
@@ -159,31 +173,19 @@ class _Rows:
         out: Float[Tensor, "layers prompts tile"],
     ) -> Float[Tensor, "layers prompts tile"]:
         """Natural logs of the probabilities in float64, in `out`; `logits` is where the float32 product goes."""
-        at = (block.layers, block.prompts)
-        flat = logits.view(-1, logits.shape[-1])
-        torch.mm(self.rows[at].reshape(len(flat), -1), tile.weight.T, out=flat)
-        if tile.bias is not None:
-            flat.add_(tile.bias)
-        self.transform.apply_(flat)
-        return out.copy_(logits).sub_(self.log_sum_exp[at][..., None])
+        self.logits(block, tile, logits.view(-1, logits.shape[-1]))
+        return out.copy_(logits).sub_(self.log_sum_exp[block.layers, block.prompts][..., None])
 
 
 class _PairSums:
     """What is kept of two distributions p and q at the same places while they pass by; `[layer, prompt]`."""
 
     def __init__(self, p_rows: _Rows, q_rows: _Rows) -> None:
-        def zeros() -> Tensor:
-            return torch.zeros(p_rows.shape, dtype=torch.float64, device=p_rows.device)
-
         self.p_rows, self.q_rows = p_rows, q_rows
-        self.mass_p, self.mass_q = zeros(), zeros()
-        """Sums of p and of q: 1 up to rounding."""
-        self.gap_p, self.gap_q = zeros(), zeros()
-        """Sum of p (ln p - ln q) and of q (ln q - ln p), logs floored."""
-        self.gap_mean = zeros()
-        """Sum of p (ln p - ln m) + q (ln q - ln m), m the mean of p and q."""
-        self.apart = zeros()
-        """Sum of |p - q|."""
+        self.sums = torch.zeros(*p_rows.shape, 6, dtype=torch.float64, device=p_rows.device)
+        self.mass_p, self.mass_q, self.gap_p, self.gap_q, self.gap_mean, self.apart = self.sums.unbind(-1)
+        """Views of the sums. Of p and of q: 1 up to rounding. Of p (ln p - ln q) and of q (ln q - ln p), logs floored.
+        Of p (ln p - ln m) + q (ln q - ln m), m being the mean of p and q. Of |p - q|."""
 
     def update(
         self,
@@ -205,6 +207,15 @@ class _PairSums:
         self.gap_p[at] += _dot(p, gap)
         self.gap_q[at] -= _dot(q, gap)
 
+    def take_in(
+        self, p: Float[Tensor, "rows tile"], q: Float[Tensor, "rows tile"], places: Int[Tensor, " rows"]
+    ) -> None:
+        """Take in a tile of transformed logits by compiled loops; `places` says where each row's sums are."""
+        lse = (rows.log_sum_exp.reshape(-1).numpy() for rows in (self.p_rows, self.q_rows))
+        required_kernels().add_pairs(
+            p.numpy(), q.numpy(), *lse, KL_FLOOR_NATS, places.numpy(), self.sums.view(-1, 6).numpy()
+        )
+
     def results(self) -> tuple[_Array, _Array, _Array, _Array]:
         """KL(p || q), KL(q || p) and the Jensen-Shannon divergence (Lin 1991, section IV) in bits; sum of |p - q|."""
         # A logit of -inf hides from the floored sums and from the masses; only this sum becomes NaN by it.
@@ -223,16 +234,15 @@ class _TemperedSums:
     def __init__(
         self, rows: _Rows, normaliser: Normaliser, final_rows: _Rows, temperatures: Float[Tensor, " layers"]
     ) -> None:
-        def zeros(like: _Rows) -> Tensor:
-            return torch.zeros(like.shape, dtype=torch.float64, device=like.device)
-
         self.rows, self.final_rows = rows, final_rows
+        self.peak = normaliser.peak.to(rows.device, torch.float64).reshape(-1).contiguous()
         self.sharpness = temperatures.to(rows.device, torch.float64).reciprocal()[:, None, None]
         self.lead = (rows.log_sum_exp - normaliser.peak.to(rows.device, torch.float64))[..., None]
         """What lifts a log-probability to a logit relative to the peak."""
-        self.mass, self.gap = zeros(rows), zeros(rows)
-        """Sums of w and of w (ln w - ln q), ln q floored."""
-        self.final_mass = zeros(final_rows)
+        self.sums = torch.zeros(*rows.shape, 2, dtype=torch.float64, device=rows.device)
+        self.mass, self.gap = self.sums.unbind(-1)
+        """Views of the sums of w and of w (ln w - ln q), ln q floored."""
+        self.final_mass = torch.zeros(final_rows.shape, dtype=torch.float64, device=rows.device)
         """Sum of q: 1 up to rounding."""
 
     def final_log_probs(self, prompts: slice, tile: _Tile) -> Float[Tensor, "one prompts tile"]:
@@ -262,6 +272,23 @@ class _TemperedSums:
         self.mass[at] += w.sum(-1)
         self.gap[at] += _dot(w, log_w.sub_(floored_log_q))
 
+    def take_in(
+        self,
+        logits: Float[Tensor, "rows tile"],
+        floored_log_q: Float[Tensor, "one prompts tile"],
+        places: Int[Tensor, " rows"],
+    ) -> None:
+        """Take in a tile of transformed logits by compiled loops; `places` says where each row's sums are."""
+        sharpness = self.sharpness[..., 0].expand(self.rows.shape).reshape(-1)
+        required_kernels().add_tempered(
+            logits.numpy(),
+            floored_log_q[0].numpy(),
+            self.peak.numpy(),
+            sharpness.numpy(),
+            places.numpy(),
+            self.sums.view(-1, 2).numpy(),
+        )
+
     def kl_bits(self) -> _Array:
         """KL(tempered || final)."""
         finite = self.rows.finite & self.final_rows.finite
@@ -278,28 +305,39 @@ class _Visit:
         tempered: _TemperedSums | None,
         unembedding: Unembedding,
         tile: int | None,
+        engine: Engine,
     ) -> None:
         self.norm, self.pair, self.tempered = norm, pair, tempered
-        self.unembedding = unembedding
+        self.unembedding, self.compiled = unembedding, engine == "compiled"
         n_layers, n_prompts = norm.shape
         self.prompts = _even_slices(n_prompts, ROWS_PER_VISIT)
         width = _length(self.prompts[0])
         self.layers = _even_slices(n_layers, ROWS_PER_VISIT // width)
-        largest = width * _length(self.layers[0])
-        # A float64 takes the room of two float32, and there are nearly twice the sweep's buffers.
-        self.tile = tile or tile_width(4 * largest, unembedding.d_vocab)
-        n = largest * self.tile
-        self.logits = torch.empty(n, dtype=torch.float32, device=norm.device)
-        self.buffers = tuple(torch.empty(n, dtype=torch.float64, device=norm.device) for _ in range(N_BUFFERS))
+        self.largest = width * _length(self.layers[0])
+        # Of each logit torch makes float64 numbers, nearly twice the sweep's; the loops leave it as it is.
+        self.tile = tile or tile_width((2 if self.compiled else 4) * self.largest, unembedding.d_vocab)
+        self.places = torch.arange(n_layers * n_prompts, device=norm.device).view(n_layers, n_prompts)
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         """Visit every tile with all rows."""
-        for tile in self._tiles():
-            for prompts in self.prompts:
-                final = None if self.tempered is None else self.tempered.final_log_probs(prompts, tile)
-                for layers in self.layers:
-                    self._update(_Block(layers, prompts), tile, final)
-            progress(tile.stop, self.unembedding.d_vocab)
+        with Workers(torch.get_num_threads() if self.compiled else 1) as workers:
+            rooms: SimpleQueue[tuple[Tensor, ...]] = SimpleQueue()
+            for _ in range(workers.n):
+                rooms.put(self._room())
+            for tile in self._tiles():
+                visits = []
+                for prompts in self.prompts:
+                    final = None if self.tempered is None else self.tempered.final_log_probs(prompts, tile)
+                    for layers in self.layers:
+                        visits.append(workers.submit(self._visit, _Block(layers, prompts), tile, final, rooms))
+                for visit in visits:
+                    visit.result()
+                progress(tile.stop, self.unembedding.d_vocab)
+
+    def _room(self) -> tuple[Float[Tensor, " logits"], ...]:
+        n = self.largest * self.tile
+        kinds = [torch.float32] * 2 if self.compiled else [torch.float32] + [torch.float64] * N_BUFFERS
+        return tuple(torch.empty(n, dtype=kind, device=self.norm.device) for kind in kinds)
 
     def _tiles(self) -> Iterator[_Tile]:
         head = self.unembedding
@@ -309,12 +347,50 @@ class _Visit:
             bias = None if head.bias is None else head.bias[start:stop]
             yield _Tile(stop, head.tile(start, stop, out=buffer), bias)
 
-    def _update(self, block: _Block, tile: _Tile, final: Float[Tensor, "one prompts tile"] | None) -> None:
+    def _visit(
+        self,
+        block: _Block,
+        tile: _Tile,
+        final: Float[Tensor, "one prompts tile"] | None,
+        rooms: "SimpleQueue[tuple[Tensor, ...]]",
+    ) -> None:
         """One block of rows against one tile."""
+        room = rooms.get()
         shape = (_length(block.layers), _length(block.prompts), len(tile.weight))
-        n = math.prod(shape)
-        logits = self.logits[:n].view(shape)
-        log_p, log_q, *spare = (buffer[:n].view(shape) for buffer in self.buffers)
+        parts = [buffer[: math.prod(shape)].view(shape) for buffer in room]
+        if self.compiled:
+            self._take_in(block, tile, final, *(part.view(-1, shape[-1]) for part in parts))
+        else:
+            self._update(block, tile, final, *parts)
+        rooms.put(room)
+
+    def _take_in(
+        self,
+        block: _Block,
+        tile: _Tile,
+        final: Float[Tensor, "one prompts tile"] | None,
+        p: Float[Tensor, "rows tile"],
+        q: Float[Tensor, "rows tile"],
+    ) -> None:
+        """By compiled loops, on logits."""
+        places = self.places[block.layers, block.prompts].reshape(-1)
+        self.norm.logits(block, tile, p)
+        if self.tempered is not None and final is not None:
+            self.tempered.take_in(p, final, places)
+        if self.pair is not None:
+            self.pair.take_in(p, self.pair.q_rows.logits(block, tile, q), places)
+
+    def _update(
+        self,
+        block: _Block,
+        tile: _Tile,
+        final: Float[Tensor, "one prompts tile"] | None,
+        logits: Float[Tensor, "layers prompts tile"],
+        log_p: Float[Tensor, "layers prompts tile"],
+        log_q: Float[Tensor, "layers prompts tile"],
+        *spare: Float[Tensor, "layers prompts tile"],
+    ) -> None:
+        """By torch, on log-probabilities."""
         self.norm.log_probs(block, tile, logits, log_p)
         if self.tempered is not None and final is not None:
             self.tempered.update(block, log_p, final, *spare)

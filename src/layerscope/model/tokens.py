@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from layerscope.errors import TokenizerError
 from layerscope.model.answer_forms import NOTHING_ADDED, RETOKENISED, WHITE_SPACE, Form, FormName
@@ -20,6 +20,8 @@ _BOUNDARY_GLYPHS = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": " "})
 _PUNCTUATION = frozenset(string.punctuation)
 _SAMPLE = "The capital"
 """A text that every tokenizer knows something of."""
+_DECODING = ("_decode", "decode", "batch_decode")
+"""What Transformers decodes by, and a tokenizer's own class may put its own in place of."""
 
 
 @dataclass(frozen=True)
@@ -258,9 +260,19 @@ class Tokens:
         wanted = set(ids)
         new = sorted(wanted - self._display.keys())
         if new:  # of nothing, Transformers decodes one empty string
-            texts = self._tokenizer.batch_decode([[i] for i in new], clean_up_tokenization_spaces=False)
-            self._display.update(zip(new, texts, strict=True))
+            self._display.update(zip(new, self._decoded_alone(new), strict=True))
         return {i: self._display[i] for i in wanted}
+
+    def _decoded_alone(self, ids: Sequence[int]) -> list[str]:
+        """Each id decoded by itself; a whole vocabulary at once where the tokenizer adds nothing to its backend."""
+        alone = [[i] for i in ids]
+        kind = type(self._tokenizer)
+        plain = (getattr(kind, name, None) is getattr(PreTrainedTokenizerFast, name) for name in _DECODING)
+        if all(plain):
+            texts: list[str] = self._tokenizer.backend_tokenizer.decode_batch(alone, skip_special_tokens=False)
+        else:
+            texts = self._tokenizer.batch_decode(alone, clean_up_tokenization_spaces=False)
+        return texts
 
     def trivial(self, ids: Iterable[int]) -> set[int]:
         """Those ids whose string is empty, blank or ASCII punctuation, and so never count as an echo of the prompt."""

@@ -1,8 +1,7 @@
 """A Transformers model without weights: its linears read theirs tile by tile, its embeddings row by row."""
 
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from types import TracebackType
@@ -214,26 +213,6 @@ class BlockLoader:
         """Let go of them."""
         for module, leaf, _, meta in self._parameters:
             module._parameters[leaf] = meta
-
-
-class Prefetcher:
-    """A background thread that asks the kernel for the next block's pages while this one computes."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._thread: threading.Thread | None = None
-
-    def start(self, names: Iterable[str]) -> None:
-        """Begin reading; waits for the request before it, which has had a block's time."""
-        self.wait()
-        self._thread = threading.Thread(target=self._checkpoint.prefetch, args=(tuple(names),), daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Until the last request is taken down."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
 
 
 class Hooks:

@@ -1,9 +1,15 @@
 """Streamed weights: equal to resident ones, never copied whole into memory, and nothing left behind after a pass."""
 
+import errno
 import json
+import mmap
+import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,9 +20,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig
 
-from layerscope.model import streaming
+from layerscope.errors import CheckpointError
+from layerscope.model import causal_lm, streaming
+from layerscope.model import checkpoint as checkpoint_module
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.checkpoint import Checkpoint
+from layerscope.model.checkpoint import Checkpoint, Piece
 from layerscope.model.streaming import StreamedLinear, TileBuffer
 from properties import examples
 from rounding import SINGLE, of_product
@@ -207,22 +215,95 @@ def test_a_llama_holds_no_matrix_at_all(tiny):
     assert matrices == []
 
 
+# --- Reading ahead
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "layerscope-reader"]
+
+
 @pytest.mark.parametrize("name", TINY)
-def test_the_next_block_s_tensors_are_read_ahead_by_names_that_exist(name: str, tiny, monkeypatch):
-    asked: list[tuple[str, ...]] = []
-    prefetch = Checkpoint.prefetch
+def test_every_block_s_tensors_are_read_before_it_computes(name: str, tiny, monkeypatch):
+    read: list[str] = []
+    bring_in = Piece.bring_in
 
-    def noted(checkpoint: Checkpoint, names: tuple[str, ...]) -> None:
-        asked.append(names)
-        prefetch(checkpoint, names)
+    def noted(piece: Piece) -> None:
+        bring_in(piece)
+        read.append(piece.name)
 
-    monkeypatch.setattr(Checkpoint, "prefetch", noted)
+    monkeypatch.setattr(Piece, "bring_in", noted)
     model = CausalLM.open(tiny(name), device="cpu")
-    model.forward(PROMPTS[:1])
-    assert len(asked) == model.n_layers
-    assert all(set(names) <= set(model.checkpoint.names) for names in asked)
-    for i, names in enumerate(asked[:-1]):
-        numbers = {stored: re.search(r"\.(\d+)\.", stored) for stored in model.checkpoint.names}
-        assert set(names) == {stored for stored, number in numbers.items() if number and int(number[1]) == i + 1}
-    assert len(asked[-1]) == 1  # the unembedding, under whatever name it is stored
-    assert model._prefetcher._thread is None
+    numbers = {stored: re.search(r"\.(\d+)\.", stored) for stored in model.checkpoint.names}
+    of_block = [
+        {stored for stored, number in numbers.items() if number and int(number[1]) == i} for i in range(model.n_layers)
+    ]
+    at_hand: list[set[str]] = []
+    container = model._module.get_submodule(model.architecture.blocks)
+    handles = [
+        block.register_forward_pre_hook(lambda *of_forward: at_hand.append(set(read)), with_kwargs=True)
+        for block in container
+    ]
+    whole = model.forward(PROMPTS[:1]).values
+    for handle in handles:
+        handle.remove()
+    # Its own hooks come after those above: a block's tensors are at hand when the one behind it begins, at the latest.
+    assert all(of_block[i] <= at_hand[i + 1] for i in range(model.n_layers - 1))
+    assert set(read) >= set().union(*of_block)
+    assert len(read) == len(set(read)) == sum(map(len, of_block)) + 1  # the unembedding, under whatever name
+    assert readers() == []
+    with pytest.MonkeyPatch.context() as patch:  # an older kernel, or none of Linux's
+        patch.setattr(checkpoint_module, "_madvise", lambda: None)
+        assert torch.equal(model.forward(PROMPTS[:1]).values, whole)
+
+
+@pytest.mark.parametrize("advice", ["known", "unknown", "none"])
+def test_a_file_cut_short_is_refused_by_name(advice: str, tiny, tmp_path: Path, monkeypatch):
+    """Touching the mapped pages instead would end the process."""
+    known = checkpoint_module._madvise()
+    if advice != "known" or known is None:
+        refuse = None if advice == "none" else lambda *of_madvise: errno.EINVAL
+        monkeypatch.setattr(checkpoint_module, "_madvise", lambda: refuse)
+    folder = shutil.copytree(large_checkpoint(tmp_path / "whole"), tmp_path / "cut")
+    model = CausalLM.open(folder, device="cpu")
+    start = model.checkpoint._places["model.layers.3.mlp.up_proj.weight"].start
+    os.truncate(folder / "model.safetensors", start // mmap.PAGESIZE * mmap.PAGESIZE)
+    done: list[int] = []
+    with pytest.raises(CheckpointError, match=r"model\.safetensors should hold tensor 'model\.layers\.[34]"):
+        model.forward([[1, 2, 3]], progress=lambda i, n: done.append(i))
+    assert done[-1] <= 3
+    assert readers() == []
+
+
+def test_a_pass_that_breaks_off_leaves_no_thread_and_no_open_file(tiny):
+    model = CausalLM.open(tiny("llama-biases"), device="cpu")
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    descriptors = Path("/proc/self/fd")
+    open_files = len(list(descriptors.iterdir())) if descriptors.exists() else 0
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            model.forward(PROMPTS, progress=stop)
+        assert readers() == []
+    if open_files:
+        assert len(list(descriptors.iterdir())) == open_files
+
+
+def test_what_leaves_the_page_cache_can_be_read_again(tiny, monkeypatch):
+    model = CausalLM.open(tiny("mixtral"), device="cpu")
+    kept = model.forward(PROMPTS).values
+    gone: list[str] = []
+    let_go = Checkpoint.let_go
+
+    def noted(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+        gone.extend(names)
+        let_go(checkpoint, names)
+
+    monkeypatch.setattr(Checkpoint, "let_go", noted)
+    assert torch.equal(model.forward(PROMPTS).values, kept)
+    assert gone == []  # it is small: another pass finds it in memory
+    monkeypatch.setattr(causal_lm, "keeps_in_page_cache", lambda weight_bytes: False)
+    for _ in range(2):
+        assert torch.equal(model.forward(PROMPTS).values, kept)
+    assert len(gone) == 2 * sum(bool(re.search(r"\.layers\.", name)) for name in model.checkpoint.names)

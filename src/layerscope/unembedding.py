@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.errors import ModelError
+from layerscope.products import product
 
 LOGITS_TILE_BYTES = 8 << 20
 """A piece of the weight in float32, small enough to stay in the cache between its cast and its product."""
@@ -133,5 +134,5 @@ class Unembedding:
         logits = rows.new_empty(len(rows), self.d_vocab, dtype=torch.float32)
         for start in range(0, self.d_vocab, width):
             stop = min(start + width, self.d_vocab)
-            torch.mm(rows.float(), self.tile(start, stop, out=buffer).T, out=logits[:, start:stop])
+            logits[:, start:stop] = product(rows.float(), self.tile(start, stop, out=buffer))
         return logits if self.bias is None else logits.add_(self.bias)

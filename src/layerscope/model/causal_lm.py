@@ -22,10 +22,11 @@ from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
 from layerscope.model.families import BosRule, Family, bos_rule, family_bos, family_of
 from layerscope.model.options import OpenOptions
-from layerscope.model.placement import Placement, place
+from layerscope.model.placement import Placement, keeps_in_page_cache, place
+from layerscope.model.reading import ReadAhead
 from layerscope.model.residuals import Residuals
 from layerscope.model.shuffled_weights import Shuffle
-from layerscope.model.streaming import Hooks, Prefetcher, StreamedLinear, map_names, stream_weights
+from layerscope.model.streaming import Hooks, StreamedLinear, map_names, stream_weights
 from layerscope.model.tokens import Tokens
 from layerscope.options import keywords
 from layerscope.unembedding import Norm, Unembedding
@@ -96,7 +97,7 @@ class CausalLM:
         self._loaders = stream_weights(
             module, self._stored, blocks, placement.dtype, placement.device, resident=self.resident
         )
-        self._prefetcher = Prefetcher(checkpoint)
+        self._reader = ReadAhead(checkpoint, self._block_names)
         self.next_norms = (*map(self._norm, self.architecture.input_norms), self._norm(self.architecture.final_norm))
         projection = None if family.projection is None else _optional(module, family.projection)
         head: StreamedLinear | nn.Linear = module.get_submodule(self._head_name)
@@ -329,6 +330,7 @@ class CausalLM:
             )
         reset_rope(self._module)
         container = self._module.get_submodule(self.architecture.blocks)
+        self._begin()
         try:
             run_blockwise(
                 self._module,
@@ -336,7 +338,7 @@ class CausalLM:
                 token_ids.to(self.placement.device),
                 residuals,
                 lend=self._lend,
-                drop=lambda i: self._loaders[i].drop(),
+                drop=self._drop,
                 after=after,
                 n_blocks=n_blocks,
                 reached=reached,
@@ -344,13 +346,21 @@ class CausalLM:
         finally:
             self._let_go()
 
+    def _begin(self) -> None:
+        self._reader.begin(drop=not keeps_in_page_cache(self.checkpoint.bytes_on_disk))
+
     def _lend(self, i: int) -> None:
         """Give a block its parameters, and begin to read the next one's."""
-        self._prefetcher.start(self._block_names.get(i + 1, []))
+        self._reader.enter(i)
         self._loaders[i].load()
 
+    def _drop(self, i: int) -> None:
+        """Take them back."""
+        self._loaders[i].drop()
+        self._reader.leave(i)
+
     def _let_go(self) -> None:
-        self._prefetcher.wait()
+        self._reader.stop()
         for loader in self._loaders:  # a pass that broke off leaves a block's parameters behind
             loader.drop()
 
@@ -391,8 +401,10 @@ class CausalLM:
             rows, positions = list(last), list(last.values())
             # The model's own logits are wanted at a prompt's last token alone; whatever it does to them comes after.
             hooks.before(head, lambda module, args, kwargs: ((args[0][rows, positions][:, None],), kwargs))
+            self._begin()
             try:
                 yield
+                self._reader.wait()  # for the head, which is wanted next
             finally:
                 self._let_go()
 
@@ -407,7 +419,7 @@ class CausalLM:
     def _leave(self, i: int, residuals: Tensor, progress: Callable[[int, int], None]) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             residuals[:, i + 1] = output[0] if isinstance(output, tuple) else output
-            self._loaders[i].drop()
+            self._drop(i)
             progress(i + 1, self.n_layers)
 
         return after

@@ -1,10 +1,15 @@
 """Find a checkpoint (folder or Hub), open its safetensors, and hand out tensors without copying them."""
 
+import ctypes
+import errno
 import json
+import mmap
 import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +82,13 @@ def locate(model: str | Path, *, revision: str | None = None, with_code: bool = 
     return Source(snapshot, str(model), revision, snapshot.name)
 
 
+PIECE_BYTES = 32 << 20
+"""What is read at once: long enough for a disk to be quick, short enough that a pass broken off ends soon."""
+_SCRATCH_BYTES = 4 << 20
+_POPULATE_READ = 22
+"""`MADV_POPULATE_READ` of Linux 5.14 and later."""
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a tensor's bytes lie."""
@@ -84,6 +96,80 @@ class _Place:
     file: Path
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a tensor in its file, and where it is mapped."""
+
+    name: str
+    """The tensor's."""
+    file: Path
+    start: int
+    """First byte in the file."""
+    address: int
+    """Where that byte is mapped."""
+    size: int
+    """Bytes."""
+
+    def bring_in(self) -> None:
+        """Read it into the page cache, and map its pages where the system can do that in one call.
+
+        Other threads go on meanwhile: neither way holds the interpreter.
+
+        Raises:
+            CheckpointError: the file ends before it.
+            OSError: the disk cannot be read.
+        """
+        madvise = _madvise()
+        if madvise is not None:
+            first = self.address // mmap.PAGESIZE * mmap.PAGESIZE
+            failed = madvise(first, self.address + self.size - first, _POPULATE_READ)
+            if failed == errno.EFAULT:
+                raise self._cut_short()
+            if failed == 0:
+                return
+            if failed != errno.EINVAL:  # a kernel before 5.14 does not know the word
+                raise OSError(failed, os.strerror(failed), str(self.file))
+        if hasattr(os, "preadv"):
+            self._read()
+
+    def _read(self) -> None:
+        """Into memory that is forgotten at once: the page cache keeps it, and faulting in is quick from there."""
+        scratch = memoryview(bytearray(min(_SCRATCH_BYTES, self.size)))
+        descriptor = os.open(self.file, os.O_RDONLY)
+        try:
+            at, stop = self.start, self.start + self.size
+            while at < stop:
+                read = os.preadv(descriptor, [scratch[: stop - at]], at)
+                if read == 0:
+                    raise self._cut_short()
+                at += read
+        finally:
+            os.close(descriptor)
+
+    def _cut_short(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.file.name} should hold tensor '{self.name}' to its end, but it is shorter than when it was opened "
+            f"({self.file.stat().st_size:,} bytes now); fetch it again, and leave it alone while it is read."
+        )
+
+
+@cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """Linux's `madvise`, which gives 0 or an error number; None elsewhere.
+
+    That of the standard library's `mmap` holds the interpreter, and knows only maps of its own.
+    """
+    if sys.platform != "linux":
+        return None
+    call = ctypes.CDLL(None, use_errno=True).madvise
+    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+    def madvise(address: int, size: int, advice: int) -> int:
+        return 0 if call(address, size, advice) == 0 else ctypes.get_errno()
+
+    return madvise
 
 
 class Checkpoint:
@@ -99,6 +185,12 @@ class Checkpoint:
         self._handles: dict[Path, Any] = {file: _open(file) for file in _shards(folder)}
         self._file_of = {name: file for file, handle in self._handles.items() for name in handle.keys()}  # noqa: SIM118
         self._places = {name: place for file in self._handles for name, place in _places(file)}
+        # Where a file's first byte is mapped, or would be: told by any of its tensors that is not empty.
+        one_of = {place.file: name for name, place in self._places.items() if place.start < place.stop}
+        self._mapped_at = {
+            file: self._handles[file].get_tensor(name).data_ptr() - self._places[name].start
+            for file, name in one_of.items()
+        }
         self.bytes_on_disk = sum(file.stat().st_size for file in self._handles)
 
     @property
@@ -124,18 +216,34 @@ class Checkpoint:
             )
         return tensor
 
-    def prefetch(self, names: Iterable[str]) -> None:
-        """Ask the kernel to read the pages of these tensors; returns when it has taken the request down."""
-        if not hasattr(os, "posix_fadvise"):  # only Linux and some BSDs have it; elsewhere pages come when touched
-            return
-        by_file: dict[Path, list[_Place]] = {}
+    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
+        """The bytes of some tensors, in parts that are read at once."""
         for name in names:
-            by_file.setdefault(self._places[name].file, []).append(self._places[name])
-        for file, places in by_file.items():
+            place = self._places[name]
+            if place.start == place.stop:
+                continue
+            address = self._mapped_at[place.file] + place.start
+            for start in range(place.start, place.stop, PIECE_BYTES):
+                size = min(PIECE_BYTES, place.stop - start)
+                yield Piece(name, place.file, start, address + start - place.start, size)
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Let the page cache forget some tensors, so that others' files stay in it; they can still be read."""
+        madvise = _madvise()
+        if madvise is None or not hasattr(os, "posix_fadvise"):
+            return
+        files: dict[Path, list[Piece]] = {}
+        for piece in self.pieces(names):
+            files.setdefault(piece.file, []).append(piece)
+        for file, pieces in files.items():
             descriptor = os.open(file, os.O_RDONLY)
             try:
-                for place in places:
-                    os.posix_fadvise(descriptor, place.start, place.stop - place.start, os.POSIX_FADV_WILLNEED)
+                for piece in pieces:
+                    # Only what is mapped nowhere is forgotten, and of the pages at the ends a neighbour has a part.
+                    first = -(-piece.address // mmap.PAGESIZE) * mmap.PAGESIZE
+                    if first < piece.address + piece.size:
+                        madvise(first, piece.address + piece.size - first, mmap.MADV_DONTNEED)
+                    os.posix_fadvise(descriptor, piece.start, piece.size, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
 

@@ -116,6 +116,15 @@ def free_memory(device: torch.device) -> int:
     return 8 << 30
 
 
+def keeps_in_page_cache(weight_bytes: int) -> bool:
+    """Whether weights may stay in the page cache once they were read, for the next batch, twin or probe to find there.
+
+    They may while they take at most half of what is free (pages that can be given back count as free); a larger model
+    would push everything else out of the cache and its own first blocks with it, so that nobody gains.
+    """
+    return weight_bytes <= free_memory(torch.device("cpu")) // 2
+
+
 def parse_memory(text: str) -> int:
     """`4GiB`, `500MB` or a number of bytes, as bytes.
 

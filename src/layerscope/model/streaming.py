@@ -1,8 +1,7 @@
 """A Transformers model without weights: its linears read theirs tile by tile, its embeddings row by row."""
 
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,6 +14,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from layerscope.errors import CheckpointError
 from layerscope.model.checkpoint import Checkpoint
+from layerscope.products import product
 
 TILE_BYTES = 4 << 20
 """Size of a float32 tile of a weight: small enough to stay in the cache between the cast and the product."""
@@ -149,15 +149,14 @@ class StreamedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Linear`: `[..., in_features]` to `[..., out_features]`."""
-        columns = x.reshape(-1, self.in_features).to(self._compute).T
-        # Features first, so that every tile's product is written to contiguous memory.
-        out = torch.empty(self.out_features, columns.shape[1], dtype=self._compute, device=x.device)
+        rows = x.reshape(-1, self.in_features).to(self._compute)
+        out = torch.empty(len(rows), self.out_features, dtype=self._compute, device=x.device)
         for start in range(0, self.out_features, self._tile):
             stop = min(start + self._tile, self.out_features)
-            torch.mm(self._buffer.cast(self.stored[start:stop]), columns, out=out[start:stop])
+            out[:, start:stop] = product(rows, self._buffer.cast(self.stored[start:stop]))
         if self.bias is not None:
-            out += self.bias[:, None]
-        return out.T.reshape(*x.shape[:-1], self.out_features)
+            out += self.bias
+        return out.view(*x.shape[:-1], self.out_features)
 
 
 class _Gather(nn.Embedding):
@@ -214,26 +213,6 @@ class BlockLoader:
         """Let go of them."""
         for module, leaf, _, meta in self._parameters:
             module._parameters[leaf] = meta
-
-
-class Prefetcher:
-    """A background thread that asks the kernel for the next block's pages while this one computes."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._thread: threading.Thread | None = None
-
-    def start(self, names: Iterable[str]) -> None:
-        """Begin reading; waits for the request before it, which has had a block's time."""
-        self.wait()
-        self._thread = threading.Thread(target=self._checkpoint.prefetch, args=(tuple(names),), daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Until the last request is taken down."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
 
 
 class Hooks:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerscope.errors import LensError
+from layerscope.products import product
 from layerscope.readout.compiled import required_kernels
 from layerscope.readout.decode import Engine, engine_for, tile_width
 from layerscope.readout.vocabulary import KL_FLOOR_NATS, LN2
@@ -159,11 +160,11 @@ class _Rows:
         self.finite = torch.isfinite(torch.linalg.vector_norm(rows, torch.inf, dim=-1))
 
     def logits(self, block: _Block, tile: _Tile, out: Float[Tensor, "rows tile"]) -> Float[Tensor, "rows tile"]:
-        """Transformed logits of the block's rows in float32, in `out`."""
-        torch.mm(self.rows[block.layers, block.prompts].reshape(len(out), -1), tile.weight.T, out=out)
+        """Transformed logits of the block's rows in float32; `out` is room for them."""
+        logits = product(self.rows[block.layers, block.prompts].reshape(len(out), -1), tile.weight, out=out)
         if tile.bias is not None:
-            out.add_(tile.bias)
-        return self.transform.apply_(out)
+            logits.add_(tile.bias)
+        return self.transform.apply_(logits)
 
     def log_probs(
         self,
@@ -173,8 +174,8 @@ class _Rows:
         out: Float[Tensor, "layers prompts tile"],
     ) -> Float[Tensor, "layers prompts tile"]:
         """Natural logs of the probabilities in float64, in `out`; `logits` is where the float32 product goes."""
-        self.logits(block, tile, logits.view(-1, logits.shape[-1]))
-        return out.copy_(logits).sub_(self.log_sum_exp[block.layers, block.prompts][..., None])
+        found = self.logits(block, tile, logits.view(-1, logits.shape[-1])).view_as(out)
+        return out.copy_(found).sub_(self.log_sum_exp[block.layers, block.prompts][..., None])
 
 
 class _PairSums:
@@ -374,7 +375,7 @@ class _Visit:
     ) -> None:
         """By compiled loops, on logits."""
         places = self.places[block.layers, block.prompts].reshape(-1)
-        self.norm.logits(block, tile, p)
+        p = self.norm.logits(block, tile, p)
         if self.tempered is not None and final is not None:
             self.tempered.take_in(p, final, places)
         if self.pair is not None:

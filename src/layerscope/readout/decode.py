@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerscope.errors import LensError, NumericError
+from layerscope.products import product
 from layerscope.readout.compiled import CompiledStatistics, kernels
 from layerscope.readout.known_logits import KnownLogits
 from layerscope.readout.vocabulary import KL_FLOOR_NATS, Tile, TorchStatistics, references
@@ -353,7 +354,7 @@ class _Sweep:
         self, weight: Float[Tensor, "tile d_head"], bias: Float[Tensor, " tile"] | None
     ) -> Float[Tensor, "positions tile"]:
         """The model's own logits of a tile, before the head's transform."""
-        logits = torch.mm(self.final_rows, weight.T)
+        logits = product(self.final_rows, weight, out=self.final_rows.new_empty(self.n_positions, len(weight)))
         if bias is not None:
             logits += bias
         return logits
@@ -363,7 +364,7 @@ class _Sweep:
         room = rooms.get()
         shape = (len(block.rows), len(tile.weight))
         logits, *spare = (buffer[: shape[0] * shape[1]].view(shape) for buffer in room)
-        torch.mm(block.rows, tile.weight.T, out=logits)
+        logits = product(block.rows, tile.weight, out=logits)
         if tile.bias is not None:
             logits.add_(tile.bias)
         width = block.positions.stop - block.positions.start

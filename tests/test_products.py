@@ -1,0 +1,56 @@
+"""Products with a weight: both libraries give the product, to float32 rounding, and one is chosen."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerscope import products
+from layerscope.products import fastest, product
+from properties import examples
+from rounding import SINGLE, of_product
+
+LIBRARIES = pytest.mark.parametrize("library", ["mkl", "onednn"])
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@needs_onednn
+@LIBRARIES
+@examples(40)
+@given(st.integers(0, 300), st.integers(1, 67), st.integers(1, 67), st.booleans(), st.integers(0, 2**32 - 1))
+def test_a_product_is_that_of_exact_arithmetic_to_rounding(
+    library: str, n_rows: int, n_in: int, n_out: int, strided: bool, seed: int
+):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(n_rows, n_in, generator=generator)
+    weight = torch.randn(n_out, 2 * n_in, generator=generator)[:, ::2]
+    weight = weight if strided else weight.contiguous()
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(products, "fastest", lambda: library)
+        found = product(rows, weight)
+    exact = rows.double() @ weight.double().T
+    assert found.shape == exact.shape
+    assert found.dtype == torch.float32
+    if n_rows:
+        assert (found - exact).abs().max() <= of_product(rows, weight) + SINGLE
+
+
+@LIBRARIES
+def test_what_is_not_finite_stays_so(library: str, monkeypatch):
+    monkeypatch.setattr(products, "fastest", lambda: library)
+    rows = torch.tensor([[torch.nan, 1.0], [torch.inf, 1.0], [1.0, 1.0]])
+    found = product(rows, torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
+    assert found[0].isnan().all()
+    assert found[1, 0] == torch.inf
+    assert found[1, 1].isnan()  # inf times zero
+    assert found[2].tolist() == [1.5, 1.0]
+
+
+def test_the_library_is_chosen_once():
+    assert fastest() in ("mkl", "onednn")
+    assert fastest() is fastest()
+
+
+def test_torch_s_own_choice_stands_where_there_is_no_other(monkeypatch):
+    monkeypatch.setattr(products, "_has_onednn", lambda: False)
+    assert fastest.__wrapped__() == "mkl"

@@ -1,6 +1,7 @@
 """Text to ids and back: what begins a prompt, chats, the forms of an answer, which ids are content."""
 
 import hashlib
+import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
@@ -17,7 +18,8 @@ from layerscope.model.answer_forms import NOTHING_ADDED, RETOKENISED, WHITE_SPAC
 from layerscope.model.families import Bos, BosRule, BosSource
 
 _BOUNDARY_GLYPHS = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": " "})
-_PUNCTUATION = frozenset(string.punctuation)
+_TRIVIAL = re.compile(rf"[\s▁ĠĊ{re.escape(string.punctuation)}]*")
+"""White space, the glyphs that some tokenizers write for it, and ASCII punctuation."""
 _SAMPLE = "The capital"
 """A text that every tokenizer knows something of."""
 _DECODING = ("_decode", "decode", "batch_decode")
@@ -276,8 +278,7 @@ class Tokens:
 
     def trivial(self, ids: Iterable[int]) -> set[int]:
         """Those ids whose string is empty, blank or ASCII punctuation, and so never count as an echo of the prompt."""
-        texts = {i: text.translate(_BOUNDARY_GLYPHS) for i, text in self.display(ids).items()}
-        return {i for i, text in texts.items() if all(c.isspace() or c in _PUNCTUATION for c in text)}
+        return {i for i, text in self.display(ids).items() if _TRIVIAL.fullmatch(text)}
 
     def trivial_or_special(self, ids: Iterable[int]) -> set[int]:
         """Those ids that are trivial, and those that mark the text rather than belong to it: BOS, a chat's turns."""

@@ -33,6 +33,8 @@ from layerscope.probing.run_metadata import Settings, bos_against_family, run_me
 from layerscope.probing.shuffled_control import asked_of_twin, control_scope, with_twin
 from layerscope.probing.whole_answers import Forcing, judged_by
 from layerscope.progress import Observer, Silent
+from layerscope.readout.compiled import load_ahead
+from layerscope.readout.decode import pays
 from layerscope.readout.measure import measure
 from layerscope.record.measured import MeasuredRecord
 from layerscope.record.parts import TimingsRecord
@@ -209,6 +211,9 @@ def _run_batches(
     tokens = model.tokens
     trivial = tokens.trivial_or_special if settings.protocol.bos_of_tokenizer else tokens.trivial
     device = model.placement.device
+    n_rows = sum(len(e.query.positions) for e in encoded) * (model.n_layers + 1) * len(settings.lenses)
+    if pays(n_rows, model.unembedding):
+        load_ahead()
     ran_out = (
         f"The memory of {device} ran out, although the plan of {format_bytes(planned_bytes(parts))} was within the "
         "budget; give a smaller --memory, so that the work is cut into smaller parts."

@@ -1,6 +1,7 @@
 """The sweep's statistics by compiled loops, which read a row once while it is in the nearest cache."""
 
 import importlib
+import threading
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -27,6 +28,17 @@ def kernels() -> ModuleType | None:
 
 
 _NO_BIAS = np.empty(0, np.float32)
+
+
+def load_ahead() -> None:
+    """Load the loops, or compile them, in a thread of its own, while something else is computed."""
+    threading.Thread(target=_load, name="kernels", daemon=True).start()
+
+
+def _load() -> None:
+    loops = kernels()
+    if loops is not None:
+        loops.warm_up()
 
 
 def required_kernels() -> ModuleType:

@@ -176,9 +176,12 @@ def decode(
 
 def engine_for(n_rows: int, unembedding: Unembedding) -> Engine:
     """What takes the statistics of so many rows fastest: loops where they can be had and are worth loading."""
-    if unembedding.device.type != "cpu" or n_rows * unembedding.d_vocab < LEAST_COMPILED or kernels() is None:
-        return "torch"
-    return "compiled"
+    return "compiled" if pays(n_rows, unembedding) and kernels() is not None else "torch"
+
+
+def pays(n_rows: int, unembedding: Unembedding) -> bool:
+    """Whether compiled loops would be worth loading for so many rows."""
+    return unembedding.device.type == "cpu" and n_rows * unembedding.d_vocab >= LEAST_COMPILED
 
 
 class _Sweep:

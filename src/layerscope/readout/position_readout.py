@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -203,8 +204,9 @@ def _top_ids(linear: Float[Tensor, " d_vocab"], k: int) -> Int[Tensor, " k"]:
 
 def _ranks(linear: Float[Tensor, " d_vocab"], ids: Int[Tensor, " k"]) -> list[int]:
     """1 + number of ids with a larger logit, for each of a few ids."""
-    ascending = linear.sort().values
-    above = len(ascending) - torch.searchsorted(ascending, linear[ids], right=True)
+    values = linear.cpu().numpy()
+    ascending = np.sort(values)  # by vectors, which torch's is not
+    above = len(ascending) - np.searchsorted(ascending, values[ids.cpu().numpy()], side="right")
     ranks: list[int] = (1 + above).tolist()
     return ranks
 

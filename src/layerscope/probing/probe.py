@@ -20,6 +20,7 @@ from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.model.residuals import Residuals
 from layerscope.options import keywords
+from layerscope.peak import peak_gflops
 from layerscope.probing.auxiliary_inputs import AuxiliaryInputs, choose_auxiliary_inputs
 from layerscope.probing.chats import template_options
 from layerscope.probing.encode import Encoded, Reading, encode
@@ -35,7 +36,7 @@ from layerscope.probing.whole_answers import Forcing, judged_by
 from layerscope.progress import Observer, Silent
 from layerscope.readout.compiled import load_ahead
 from layerscope.readout.decode import pays
-from layerscope.readout.measure import measure
+from layerscope.readout.measure import Work, measure
 from layerscope.record.measured import MeasuredRecord
 from layerscope.record.parts import TimingsRecord
 from layerscope.record.protocol import Protocol, protocol_of
@@ -60,6 +61,7 @@ class Seconds:
 
     began: float = field(default_factory=time.perf_counter)
     stages: dict[str, float] = field(default_factory=lambda: {"forward_s": 0.0, "sweep_s": 0.0})
+    work: Work = field(default_factory=Work)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -68,10 +70,18 @@ class Seconds:
         yield
         self.stages[name] += time.perf_counter() - start
 
-    def timings(self) -> TimingsRecord:
-        """Totals so far; what is neither forward nor sweep is start."""
+    def timings(self, device: torch.device) -> TimingsRecord:
+        """Totals so far, and how fast sweeps were; what is neither forward nor sweep is start."""
         total = time.perf_counter() - self.began
-        return TimingsRecord(start_s=max(0.0, total - sum(self.stages.values())), total_s=total, **self.stages)
+        rate = self.work.flop / self.work.seconds / 1e9 if self.work.seconds else None
+        return TimingsRecord(
+            start_s=max(0.0, total - sum(self.stages.values())),
+            total_s=total,
+            sweep_engine=max(self.work.engines, default=None),
+            sweep_gflops=rate,
+            peak_gflops=peak_gflops(at_least=rate or 0.0) if device.type == "cpu" else None,
+            **self.stages,
+        )
 
 
 @keywords(ProbeRequest, formerly=RENAMED)
@@ -111,7 +121,7 @@ def probe(request: ProbeRequest) -> Run:
         measured=result.measured.model_copy(update={"fitted_lenses": chosen.records}),
         planned_bytes=planned_bytes(parts),
         created=created,
-        timings=seconds.timings(),
+        timings=seconds.timings(opened.placement.device),
     )
     if scope is not None:
         twin = probe(
@@ -253,6 +263,7 @@ def _run_batches(
                     sweep_bytes=part.sweep_bytes,
                     final_is_model=identity.ok,
                     temperatures=once.temperatures,
+                    work=seconds.work,
                     progress=lambda done, total, i=i: watcher.vocabulary(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
             frame = pl.DataFrame(columns)

@@ -1,7 +1,8 @@
 """From residuals to the columns of a run: lenses applied, one sweep, and what follows from its numbers."""
 
+import time
 from collections.abc import Callable, Sequence, Set
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from torch import Tensor
 from layerscope.lenses import Lens
 from layerscope.readout.columns import Columns
 from layerscope.readout.contrast import Contrast, Normaliser, contrast
-from layerscope.readout.decode import Question, Readout, decode
+from layerscope.readout.decode import Engine, Question, Readout, decode, engine_for
 from layerscope.readout.geometry import geometry, norm_ratio, row_residual_cosine
 from layerscope.readout.prompt_query import Echoes, PromptQuery, Shape
 from layerscope.readout.whole_answers import further_rows, known_ids, whole_answers
@@ -21,6 +22,16 @@ from layerscope.readout.whole_answers import questions as questions_of
 from layerscope.record.protocol import Protocol
 from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
+
+
+@dataclass
+class Work:
+    """What sweeps over the unembedding did, and in which time."""
+
+    flop: float = 0.0
+    """Floating-point operations of products."""
+    seconds: float = 0.0
+    engines: set[Engine] = field(default_factory=set)
 
 
 def measure(
@@ -35,6 +46,7 @@ def measure(
     sweep_bytes: int = 1 << 30,
     final_is_model: bool = True,
     temperatures: Sequence[float | None] | None = None,
+    work: Work | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, pl.Series]:
     """Every number of every decoded row, as columns ordered by prompt, lens, layer and position.
@@ -49,6 +61,7 @@ def measure(
             it is null.
         temperatures: for each layer what the headline lens' logits are divided by for `kl_to_final_bits_norm_temp`.
         sweep_bytes: memory that decoded rows may take; more lenses and layers are decoded in several sweeps.
+        work: is told what the sweeps did.
         progress: called with (vocabulary ids done, ids to do).
 
     Raises:
@@ -63,7 +76,7 @@ def measure(
     ]
     questions = [*asked, *questions_of(further)]
     sweeper = _Sweeper(residuals, shape, questions, echoes, unembedding, protocol, max(TOP_SET, top_k))
-    readout, extra = sweeper.run(sweep_bytes, progress)
+    readout, extra = sweeper.run(sweep_bytes, progress, Work() if work is None else work)
     compared = sweeper.contrast(readout, temperatures, sweep_bytes)
     own = readout.part(slice(shape.n_positions), slice(len(asked)))
     behind = readout.part(slice(shape.n_positions, None), slice(len(asked), None))
@@ -98,7 +111,7 @@ class _Sweeper:
         self.final_rows = residuals[-1] if norm is None else norm(residuals[-1])
 
     def run(
-        self, sweep_bytes: int, progress: Callable[[int, int], None]
+        self, sweep_bytes: int, progress: Callable[[int, int], None], work: Work
     ) -> tuple[Readout, dict[str, NDArray[np.float64]]]:
         """All groups' readouts, and their geometry, `[group, position]`."""
         groups = [(lens, layer) for lens in self.shape.lenses for layer in range(self.shape.n_layers)]
@@ -111,6 +124,8 @@ class _Sweeper:
             rows = torch.empty(len(part), *self.residuals.shape[1:], device=self.residuals.device)
             for g, (lens, layer) in enumerate(part):
                 rows[g] = lens(self.residuals[layer], layer)
+            engine = engine_for(rows.shape[0] * rows.shape[1], self.unembedding)
+            began = time.perf_counter()
             readout = decode(
                 rows,
                 self.final_rows,
@@ -118,8 +133,13 @@ class _Sweeper:
                 self.unembedding,
                 lens_transform=self.transform,
                 top_k=self.k,
+                engine=engine,
                 progress=lambda done, total, i=i: progress(i * total + done, n_sweeps * total),  # type: ignore[misc]
             )
+            work.seconds += time.perf_counter() - began
+            n_rows = (rows.shape[0] + 2) * rows.shape[1]  # the model's own rows are read out twice
+            work.flop += 2.0 * n_rows * self.unembedding.d_vocab * self.unembedding.d_head
+            work.engines.add(engine)
             readouts.append(readout)
             extras.append(self._geometry(rows, [layer for _, layer in part], readout))
         return _concatenate(readouts), {name: np.concatenate([e[name] for e in extras]) for name in extras[0]}
@@ -222,12 +242,12 @@ def _concatenate(readouts: list[Readout]) -> Readout:
         return readouts[0]
     shared = {"final_entropy_bits", "final_log_sum_exp", "final_peak", "final_finite"}
     values: dict[str, object] = {}
-    for field in fields(Readout):
-        parts = [getattr(readout, field.name) for readout in readouts]
-        if field.name in shared:
-            values[field.name] = parts[0]
-        elif field.name == "known_log_probs":
-            values[field.name] = tuple(np.concatenate(prompt) for prompt in zip(*parts, strict=True))
+    for column in fields(Readout):
+        parts = [getattr(readout, column.name) for readout in readouts]
+        if column.name in shared:
+            values[column.name] = parts[0]
+        elif column.name == "known_log_probs":
+            values[column.name] = tuple(np.concatenate(prompt) for prompt in zip(*parts, strict=True))
         else:
-            values[field.name] = np.concatenate(parts)
+            values[column.name] = np.concatenate(parts)
     return Readout(**values)  # type: ignore[arg-type]

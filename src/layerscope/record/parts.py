@@ -312,5 +312,20 @@ class TimingsRecord(RecordModel):
     start_s: Seconds = Field(description="Opening model and tokenizer, in seconds.")
     forward_s: Seconds = Field(description="The pass through the model, in seconds.")
     sweep_s: Seconds = Field(description="The sweep over the unembedding, in seconds.")
+    sweep_engine: Literal["compiled", "torch"] | None = Field(
+        None,
+        description="What took the sweep's statistics: compiled loops, or torch's operations one by one; the slower "
+        "where there are several batches.",
+    )
+    sweep_gflops: float | None = Field(
+        None,
+        description="Billions of floating-point operations a second of the sweep's own products, over all the time in "
+        "which rows were read out through the unembedding.",
+    )
+    peak_gflops: float | None = Field(
+        None,
+        description="The same of one large float32 product on this machine, measured once and kept in the user's cache "
+        "folder; null on other devices than a CPU.",
+    )
     control_s: Seconds | None = Field(None, description="All about a twin with shuffled weights, in seconds.")
     total_s: Seconds = Field(description="From the start until everything was measured, in seconds.")

@@ -61,7 +61,7 @@ def _float_of_bits(context: Any, bits: Any) -> Any:
 
 
 @_compiled()
-def _exponential(x: np.float32) -> np.float32:
+def exponential_32(x: np.float32) -> np.float32:
     """exp(x) of a float32 that is not positive, off by at most 1.1 x 2^-24 of itself; 0 below -87.3.
 
     Argument reduction and polynomial of the Cephes library (Moshier 1992), `expf`.
@@ -141,7 +141,7 @@ def _exponential_sums(row: Array, final: Array, peak: np.float32) -> tuple[float
     weight, moment, difference = 0.0, 0.0, 0.0
     for j in range(len(row)):
         x = row[j] - peak
-        e = _exponential(x)
+        e = exponential_32(x)
         weight += np.float64(e)
         moment += np.float64(e * x)
         difference += np.float64(e * (x - final[j]))

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -78,4 +79,5 @@ def _write(file: Path, kept: dict[str, float]) -> None:
         new.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         new.replace(file)
     except OSError:  # measured again next time
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """The sweep's statistics by compiled loops, which read a row once while it is in the nearest cache."""
 
-import importlib
 import threading
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -21,7 +21,7 @@ def kernels() -> ModuleType | None:
     if find_spec("numba") is None:
         return None
     try:
-        module = importlib.import_module("layerscope.kernels")
+        module = import_module("layerscope.kernels")
     except ImportError:  # a compiler that does not go with this Python or NumPy says so when it is imported
         return None
     return None if module.interpreted() else module

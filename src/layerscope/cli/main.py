@@ -18,6 +18,7 @@ from layerscope.cli.lenses import fit_app, lens_app
 from layerscope.cli.options import Model, RunSource, command
 from layerscope.cli.reports import newest, report_app
 from layerscope.errors import RunError
+from layerscope.model.lean_imports import collection_paused, lean_imports
 from layerscope.probing.options import RENAMED, ProbeOptions
 
 if TYPE_CHECKING:  # what a command works with is imported where it works, so that no help waits for it
@@ -69,11 +70,12 @@ def probe(
     parent = _usable(out)
     options = options.with_suite_read()
     # Imported here, so that help and mistakes, those in a suite too, need not wait for the tensor library.
-    from layerscope.bundled import BUNDLED
-    from layerscope.probing.probe import probe as run_probe
-    from layerscope.run_folder import default_folder_name
+    with collection_paused():
+        from layerscope.bundled import BUNDLED
+        from layerscope.probing.probe import probe as run_probe
+        from layerscope.run_folder import default_folder_name
 
-    quieten_transformers()
+        quieten_transformers()
     with watching() as observer:
         run = run_probe(BUNDLED if model is None else model, observer=observer, **vars(options))
     folder = _free_name(parent / default_folder_name(run.record))
@@ -230,6 +232,7 @@ def _free_name(folder: Path) -> Path:
 
 def main() -> None:
     """Entry point of the `layerscope` command."""
+    lean_imports()  # this process is ours alone
     app()
 
 

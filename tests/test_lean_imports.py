@@ -1,10 +1,13 @@
 """Imports that leave out what a command never runs: nothing computed changes, and what is left out can still be had."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from layerscope.model.defined_names import remembered
 
 _COMPILED = """if True:
     import sys, types
@@ -53,3 +56,23 @@ def test_a_probe_loads_neither_compiler_nor_sharding(tmp_path):
         print("loaded:", *set({heavy!r}) & set(sys.modules))
     """
     assert _run(script, tmp_path).splitlines()[-1] == "loaded:"
+
+
+def test_the_names_of_an_installation_are_read_once_and_again_when_it_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    package, record = tmp_path / "transformers", tmp_path / "transformers-9.9.dist-info" / "RECORD"
+    found = {"llama": {frozenset({"torch"}): {"modeling_llama": {"A", "B"}}, "deep": {frozenset(): {"x": {"C"}}}}}
+    reads = []
+
+    def names() -> dict[object, object]:
+        return remembered(lambda: reads.append(1) or found, package, "9.9")
+
+    assert [names(), names()] == [found, found] and len(reads) == 2, "no installer wrote it"
+    record.parent.mkdir()
+    record.write_text("a")
+    assert [names(), names()] == [found, found] and len(reads) == 3
+    record.write_text("ab")
+    assert [names(), names()] == [found, found] and len(reads) == 4
+    (kept,) = (tmp_path / "cache" / "layerscope").iterdir()
+    kept.write_text(json.dumps({"installation": 1})[:-3])
+    assert names() == found and len(reads) == 5

@@ -2,20 +2,23 @@
 
 A model's forward needs a fraction of what Transformers imports for it. What is left out here: torch's compiler, which
 decorators alone ask for (a third of all import time); sharding over machines and devices, which Transformers itself
-leaves out of builds of torch that have none; and a second reading of all its own source files for the names they
-define. What is computed does not depend on any of it.
+leaves out of builds of torch that have none; and the reading of all its own source files for the names they define,
+beyond the first time. What is computed does not depend on any of it.
 """
 
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from os import fspath
+from os import fspath, sep
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
+
+from layerscope.model.defined_names import Names, remembered
 
 F = TypeVar("F")
 
@@ -140,14 +143,23 @@ class _GuardsLoader(_OwnLoader):
                 setattr(module, name, lru_cache(_absent))
         read_names = getattr(module, "create_import_structure_from_path", None)
         if read_names is not None:
-            module.create_import_structure_from_path = _once_by_folder(read_names)  # type: ignore[attr-defined]
+            once = _once_by_folder(read_names, Path(str(module.__file__)).parents[1])
+            module.create_import_structure_from_path = once  # type: ignore[attr-defined]
 
 
 def _absent(*_: Any, **__: Any) -> bool:
     return False
 
 
-def _once_by_folder(read_names: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _once_by_folder(read_names: Callable[[Any], Names], package: Path) -> Callable[[Any], Names]:
     """A cache for which a path and the same path as a string, or a package's folder and its file, are one."""
-    known = lru_cache(maxsize=None)(read_names)
-    return lambda path: known(fspath(path).removesuffix("/__init__.py"))
+    models = str(package / "models")
+    version = str(getattr(sys.modules[package.name], "__version__", "unknown"))
+
+    @cache
+    def known(folder: str) -> Names:
+        if folder == models:  # nearly all there is
+            return remembered(lambda: read_names(folder), package, version)
+        return read_names(folder)
+
+    return lambda path: known(fspath(path).removesuffix(f"{sep}__init__.py"))

@@ -154,12 +154,29 @@ def test_show_loads_no_tensor_library(probed):
     assert done.returncode == 0, done.stderr
 
 
+def test_help_and_what_is_refused_by_its_words_alone_load_no_library_of_tensors_tables_or_charts(tmp_path):
+    helps = ("", "probe", "show", "export", "view", "audit", "verify", "models", "fit", "fit tuned", "lens import")
+    refused = ("probe --top-k many", "probe --suite there-is-none", "probe --suite none.toml", "export")
+    lines = [(f"{line} --help", 0) for line in helps] + [(line, 2) for line in refused]
+    heavy = {"torch", "transformers", "accelerate", "polars", "numpy", "altair", "vl_convert", "jinja2"}
+    script = f"""if True:
+        import sys
+        from layerscope.cli.main import app
+        for line, code in {lines!r}:
+            try: app(line.split())
+            except SystemExit as end: assert end.code == code, (line, end.code)
+            assert not {heavy!r} & set(sys.modules), line
+    """
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_second_run_never_touches_the_first(probed, monkeypatch):
     cwd, _ = probed
     folder = min((cwd / "runs").iterdir())
     before = (folder / "run.json").read_bytes()
     monkeypatch.chdir(cwd)
-    monkeypatch.setattr("layerscope.cli.main.default_folder_name", lambda record: folder.name)  # the same second
+    monkeypatch.setattr("layerscope.run_folder.default_folder_name", lambda record: folder.name)  # the same second
     done = CliRunner().invoke(app, ["probe", "--suite", "berlin", "--positions", "last"])
     assert done.exit_code == 0, done.output
     assert (folder / "run.json").read_bytes() == before

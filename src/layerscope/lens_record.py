@@ -7,14 +7,14 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from layerscope.lens_words import Placement
+
 FORMAT = "layerscope-lens"
 SCHEMA_VERSION = "1.0"
 
 Kind: TypeAlias = Literal["tuned", "prism"]
 FITTED_NAMES: tuple[Kind, ...] = ("tuned", "prism")
 """Fitted lenses by their names, which are their kinds."""
-Placement: TypeAlias = Literal["raw", "normed"]
-"""What a translator is applied to: the residual before the final norm, or the normed vector after it."""
 SplitName: TypeAlias = Literal["fit", "select", "held_out"]
 """Tokens that are fitted to, tokens by which ridge and stopping are chosen, tokens that only measure."""
 Count: TypeAlias = Annotated[int, Field(ge=0)]

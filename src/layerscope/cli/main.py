@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, RenderableType
-from rich.table import Table
 
 from layerscope.cli.console import (
     print_line,
@@ -20,15 +18,14 @@ from layerscope.cli.lenses import fit_app, lens_app
 from layerscope.cli.options import Model, RunSource, command
 from layerscope.cli.reports import newest, report_app
 from layerscope.errors import RunError
+from layerscope.model.lean_imports import collection_paused, lean_imports
 from layerscope.probing.options import RENAMED, ProbeOptions
-from layerscope.published.layout import EXTENDED, GENERATION_M, HEADLINE, Dialect
-from layerscope.published.write.writer import write_published
-from layerscope.record.store import new_folder
-from layerscope.run import Run
-from layerscope.run_folder import default_folder_name
-from layerscope.terminal.run_tables import milestone_table, problem_lines, run_tables
-from layerscope.terminal.verdict import run_verdict
-from layerscope.view.page.view import write_view
+
+if TYPE_CHECKING:  # what a command works with is imported where it works, so that no help waits for it
+    import rich.console
+
+    import layerscope.published.layout
+    import layerscope.run
 
 app = typer.Typer(
     name="layerscope",
@@ -40,9 +37,6 @@ app = typer.Typer(
 )
 app.add_typer(fit_app, name="fit")
 app.add_typer(lens_app, name="lens")
-
-DIALECTS = {"extended": EXTENDED, "generation-m": GENERATION_M}
-"""Ways of writing the published format, by their names here."""
 
 
 Details = Annotated[bool, typer.Option("--details", help="The verdict with all that it rests on.")]
@@ -76,10 +70,12 @@ def probe(
     parent = _usable(out)
     options = options.with_suite_read()
     # Imported here, so that help and mistakes, those in a suite too, need not wait for the tensor library.
-    from layerscope.bundled import BUNDLED
-    from layerscope.probing.probe import probe as run_probe
+    with collection_paused():
+        from layerscope.bundled import BUNDLED
+        from layerscope.probing.probe import probe as run_probe
+        from layerscope.run_folder import default_folder_name
 
-    quieten_transformers()
+        quieten_transformers()
     with watching() as observer:
         run = run_probe(BUNDLED if model is None else model, observer=observer, **vars(options))
     folder = _free_name(parent / default_folder_name(run.record))
@@ -89,6 +85,8 @@ def probe(
         print_parts(_tables_and_verdict(run, details=details))  # all that is left of it
         raise
     print_parts(_tables_and_verdict(run, details=details))
+    from layerscope.view.page.view import write_view
+
     try:
         print_line(f"page · {write_view([run], folder / 'view.html')}")
     except RunError as error:  # the run itself is safe
@@ -112,6 +110,9 @@ def show(
     model: ModelInFolder = None,
 ) -> None:
     """Print the tables and verdict of a finished run, or its milestones."""
+    from layerscope.run import Run
+    from layerscope.terminal.run_tables import milestone_table, problem_lines
+
     finished = Run.read(run or newest(), model=model)
     if milestones:
         print_parts(milestone_table(finished, lens=lens, prompt=prompt))
@@ -141,6 +142,10 @@ def export(
     if not published:
         raise RunError("There is one format to export a run to; ask for it with --published.")
     written_as = _dialect(dialect)
+    from layerscope.published.write.writer import write_published
+    from layerscope.record.store import new_folder
+    from layerscope.run import Run
+
     source = run or newest()
     finished = Run.read(source, model=model)
     folder = out or (source if source.is_dir() else source.parent) / "published"
@@ -155,6 +160,9 @@ app.registered_commands += report_app.registered_commands
 @app.command(epilog="Examples:\n\nlayerscope models\n\nlayerscope models --help\n\nlayerscope models > families.txt")
 def models() -> None:
     """List the families that are known, and by what test each is verified."""
+    from rich.console import Console
+    from rich.table import Table
+
     from layerscope.model.families import FAMILIES, VERIFIED_BY
 
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -173,14 +181,19 @@ def models() -> None:
     )
 
 
-def _dialect(name: str) -> Dialect:
-    if name not in DIALECTS:
-        raise RunError(f"There is no dialect '{name}'; choose from {', '.join(DIALECTS)}.")
-    return DIALECTS[name]
+def _dialect(name: str) -> "layerscope.published.layout.Dialect":
+    from layerscope.published.layout import EXTENDED, GENERATION_M
+
+    dialects = {"extended": EXTENDED, "generation-m": GENERATION_M}
+    if name not in dialects:
+        raise RunError(f"There is no dialect '{name}'; choose from {', '.join(dialects)}.")
+    return dialects[name]
 
 
-def _save(run: Run, folder: Path) -> None:
+def _save(run: "layerscope.run.Run", folder: Path) -> None:
     """Write a new run; one by the published definitions as published files too."""
+    from layerscope.published.layout import GENERATION_M, HEADLINE
+
     protocol = run.record.protocol
     first, published = protocol.headline_lens, protocol.name == "published"
     if published and first != HEADLINE:
@@ -189,9 +202,12 @@ def _save(run: Run, folder: Path) -> None:
 
 
 def _tables_and_verdict(
-    run: Run, lens: str | None = None, prompt: int | None = None, *, details: bool
-) -> Iterator[RenderableType]:
+    run: "layerscope.run.Run", lens: str | None = None, prompt: int | None = None, *, details: bool
+) -> "Iterator[rich.console.RenderableType]":
     """The verdict comes last, for it is what remains on the screen; not after one prompt, for it is on them all."""
+    from layerscope.terminal.run_tables import run_tables
+    from layerscope.terminal.verdict import run_verdict
+
     yield from run_tables(run, lens=lens, prompt=prompt)
     if prompt is None:
         yield ""
@@ -216,6 +232,7 @@ def _free_name(folder: Path) -> Path:
 
 def main() -> None:
     """Entry point of the `layerscope` command."""
+    lean_imports()  # this process is ours alone
     app()
 
 

@@ -2,39 +2,23 @@
 
 import os
 import sys
-import webbrowser
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.audit.audit_report import audit_report, read_report_file, wrong_claims_of_reports
-from layerscope.audit.output import annotated, audit_json, needs_mending
 from layerscope.cli.console import print_line, print_parts, warn
 from layerscope.cli.options import RunSource, command
 from layerscope.errors import RunError
-from layerscope.published.write.writer import write_published
-from layerscope.record.store import new_folder
-from layerscope.report.brief import brief as brief_of
-from layerscope.report.cited.archive import Archive
-from layerscope.report.cited.evidence import Evidence
-from layerscope.report.cited.markdown import markdown
-from layerscope.report.cited.report_files import signed, write_new, write_report
-from layerscope.report.cited.sources import Sources
-from layerscope.report.evaluation import evaluation
-from layerscope.report.synthesis import synthesis
-from layerscope.report.synthesis.comparison_table import comparison_files, comparison_table
-from layerscope.report.verify import Verified
-from layerscope.report.verify import verify as verify_run
-from layerscope.run_folder import read_run
-from layerscope.terminal.audit_lines import audit_lines
-from layerscope.view.page.view import write_view
+
+if TYPE_CHECKING:  # what a command works with is imported where it works, so that no help waits for it
+    import rich.console
+
+    import layerscope.analysis.analysed_run
+    import layerscope.report.cited.archive
+    import layerscope.report.cited.evidence
+    import layerscope.report.verify
 
 CROSS_MODELS = "evaluation-cross-models.md"
 FORMATS = ("table", "json", "markdown")
@@ -82,17 +66,24 @@ def view(
     opened: Annotated[bool, typer.Option("--open/--no-open", help="Open it, where there is a browser.")] = True,
 ) -> None:
     """Write a visual report: one page in a single file that needs no network; several runs stand side by side."""
+    from layerscope.view.page.view import write_view
+
     sources = runs or [newest()]
     shown = [run for source in sources for run in _runs(source, model)]
     folder = _folder(sources[0]) if len(sources) == 1 else Path()
     path = write_view(shown, out or folder / "view.html")
     print_line(f"page · {path}")
     if opened and _has_browser():
+        import webbrowser
+
         webbrowser.open(path.absolute().as_uri())
 
 
-def _runs(source: Path, model: str | None) -> list[AnalysedRun]:
+def _runs(source: Path, model: str | None) -> "list[layerscope.analysis.analysed_run.AnalysedRun]":
     """A run of our own, or those of a folder of published files."""
+    from layerscope.report.cited.sources import Sources
+    from layerscope.run_folder import read_run
+
     if model is not None or not source.is_dir() or (source / "run.json").exists():
         return [read_run(source, model=model)]
     stems = Sources(source).stems
@@ -113,10 +104,14 @@ def _has_browser() -> bool:
 @command()
 def report(run: RunSource = None, model: OnlyModel = None, out: Out = None, force: Force = False) -> None:
     """Write the evaluation of a run: every number with the file and line that shows it."""
+    from layerscope.report.cited.markdown import markdown
+    from layerscope.report.cited.report_files import write_report
+    from layerscope.report.evaluation import evaluation
+
     source = run or newest()
     for evidence in _evidences(source, model):
         path = (out or _folder(source)) / f"evaluation-{evidence.stem}.md"
-        write_report(path, markdown(evaluation(evidence)), version("layerscope"), force=force)
+        write_report(path, markdown(evaluation(evidence)), _version(), force=force)
         print_line(f"report · {path}")
 
 
@@ -130,11 +125,18 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("comparison"),
 ) -> None:
     """Compare runs: a report across models, and a table of them as CSV and Parquet."""
+    from layerscope.audit.audit_report import wrong_claims_of_reports
+    from layerscope.record.store import new_folder
+    from layerscope.report.cited.markdown import markdown
+    from layerscope.report.cited.report_files import signed
+    from layerscope.report.synthesis import synthesis
+    from layerscope.report.synthesis.comparison_table import comparison_files, comparison_table
+
     archives = [_archive(path) for path in runs]
     evidences = [evidence for archive in archives for evidence in _readable(archive)]
     with new_folder(out) as folder:
         text = markdown(synthesis(evidences, wrong_claims_of_reports(archives)))
-        (folder / CROSS_MODELS).write_text(signed(text, version("layerscope")), encoding="utf-8")
+        (folder / CROSS_MODELS).write_text(signed(text, _version()), encoding="utf-8")
         for name, content in comparison_files(comparison_table(evidences)).items():
             (folder / name).write_bytes(content)
     for path in sorted(out.iterdir()):
@@ -148,12 +150,15 @@ def compare(
 @command()
 def brief(run: RunSource = None, model: OnlyModel = None, out: Out = None, force: Force = False) -> None:
     """Write what is needed to write about a run: facts with sources, rules, structure; as Markdown and JSON."""
+    from layerscope.report.brief import brief as brief_of
+    from layerscope.report.cited.report_files import write_new, write_report
+
     source = run or newest()
     for evidence in _evidences(source, model):
         made = brief_of(evidence)
         folder = out or _folder(source)
         path, data = folder / f"brief-{evidence.stem}.md", folder / f"brief-{evidence.stem}.json"
-        write_report(path, made.text, version("layerscope"), force=force)
+        write_report(path, made.text, _version(), force=force)
         write_new(data, made.data.encode(), force=force)
         print_line(f"brief · {path}")
         print_line(f"brief · {data}")
@@ -181,6 +186,10 @@ def audit(
         raise RunError(f"There is no format '{format}'; choose from {', '.join(FORMATS)}.")
     if format == "table" and out is not None:
         raise RunError("A table goes to the terminal; to write a file choose --format json or markdown.")
+    from layerscope.audit.audit_report import audit_report, read_report_file
+    from layerscope.audit.output import annotated, audit_json, needs_mending
+    from layerscope.terminal.audit_lines import audit_lines
+
     text = read_report_file(report)
     result = audit_report(text, [_archive(path) for path in run or [newest()]])
     if format == "table":
@@ -204,6 +213,8 @@ def verify(
     model: OnlyModel = None,
 ) -> None:
     """Recompute a run's milestones, guidance and reports from its rows; exit code 1 when a file differs."""
+    from layerscope.report.verify import verify as verify_run
+
     holds = True
     for source in runs or [newest()]:
         for evidence in _evidences(source, model):
@@ -213,7 +224,10 @@ def verify(
     raise typer.Exit(0 if holds else 1)
 
 
-def _verification(verified: Verified) -> Iterator[RenderableType]:
+def _verification(verified: "layerscope.report.verify.Verified") -> "Iterator[rich.console.RenderableType]":
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, header_style="bold", pad_edge=False, show_edge=False)
     for name in ("stated", "recomputed", "what, and where"):
         table.add_column(name, overflow="fold")
@@ -241,8 +255,13 @@ def _folder(source: Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def _archive(source: Path) -> Archive:
+def _archive(source: Path) -> "layerscope.report.cited.archive.Archive":
     """The published files of a run; one of our own that has none yet is given them."""
+    from layerscope.published.write.writer import write_published
+    from layerscope.record.store import new_folder
+    from layerscope.report.cited.archive import Archive
+    from layerscope.run_folder import read_run
+
     if (source / "run.json").exists() and not (source / "published").exists():
         with new_folder(source / "published") as partial:
             write_published(read_run(source), partial)
@@ -250,16 +269,24 @@ def _archive(source: Path) -> Archive:
     return Archive(source)
 
 
-def _evidences(source: Path, model: str | None) -> Sequence[Evidence]:
+def _evidences(source: Path, model: str | None) -> "Sequence[layerscope.report.cited.evidence.Evidence]":
     archive = _archive(source)
     return _readable(archive) if model is None else [archive.evidence(model.rsplit("/", 1)[-1])]
 
 
-def _readable(archive: Archive) -> Sequence[Evidence]:
+def _readable(
+    archive: "layerscope.report.cited.archive.Archive",
+) -> "Sequence[layerscope.report.cited.evidence.Evidence]":
     evidences, reasons = archive.readable()
     for reason in reasons:
         warn(f"left out: {reason}")
     return evidences
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("layerscope")
 
 
 def _decoded(text: bytes) -> str:
@@ -267,6 +294,8 @@ def _decoded(text: bytes) -> str:
 
 
 def _put(text: str, out: Path | None, report: Path, force: bool) -> None:
+    from layerscope.report.cited.report_files import write_new
+
     if out is None:
         typer.echo(text, nl=False)
         return

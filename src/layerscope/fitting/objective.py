@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head, Targets
 from layerscope.fitting.moments import Regression
-from layerscope.lens_record import Placement
+from layerscope.lens_words import Placement
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.unembedding import Norm
 

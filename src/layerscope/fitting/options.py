@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from layerscope.lens_record import Placement
+from layerscope.lens_words import Placement
 
 Method: TypeAlias = Literal["procrustes_to_final", "by_rank"]
 

@@ -21,7 +21,8 @@ from layerscope.fitting.options import TunedSettings
 from layerscope.fitting.refine import Budget
 from layerscope.fitting.session import Fit, drawn, final_rows, targets_at
 from layerscope.fitting.stream import CHUNK, Stream, stream_bytes
-from layerscope.lens_record import LayerFit, Placement, SkipLayers, SplitName, TunedFit
+from layerscope.lens_record import LayerFit, SkipLayers, SplitName, TunedFit
+from layerscope.lens_words import Placement
 from layerscope.lenses.lens_folder import FittedLens, tuned_tensors
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.model.causal_lm import CausalLM

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.lens_record import Placement
+from layerscope.lens_words import Placement
 from layerscope.lenses.logit_lens import LogitLens
 from layerscope.unembedding import Norm
 

@@ -1,13 +1,16 @@
 """A checkpoint's config, and the empty module it describes; refused where it is no causal language model."""
 
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -77,7 +80,7 @@ def build_empty(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code
         ModelError: Transformers cannot build what the config says.
     """
     try:
-        with init_empty_weights(include_buffers=False):
+        with _without_weights(), _NothingDrawn():
             module = AutoModelForCausalLM.from_config(
                 config,
                 dtype=dtype,
@@ -89,6 +92,49 @@ def build_empty(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code
         raise _config_error(folder, error) from error
     return module.eval()
 
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Parameters go to the meta device as modules take them; buffers, in which rotary frequencies lie, stay real."""
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            empty = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)
+            vars(empty).update(vars(parameter))
+            module._parameters[name] = empty
+
+    nn.Module.register_parameter = register_empty  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """No random numbers for tensors without memory: drawing none takes torch longer than to build the model."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = {} if kwargs is None else kwargs
+        # By name, for Transformers puts functions of its own in the place of torch's.
+        if getattr(func, "__name__", "") in _DRAWING:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
+_DRAWING = frozenset(
+    ["normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_"]
+)
+"""What fills a tensor, its first argument, with random numbers."""
 
 _ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "megatron-bert", "ernie", "rembert"})
 """Types that Transformers also offers as causal models but whose attention looks both ways unless they are decoders."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from layerscope.model.options import OpenOptions
-from layerscope.suite import Suite, SuiteSource, load_suite
+from layerscope.suite import Suite, SuiteSource
 from layerscope.suite.suite import AnswerForm, Judge
 
 _Options = TypeVar("_Options", bound="ProbeOptions")
@@ -61,6 +61,8 @@ class ProbeOptions(OpenOptions):
         Raises:
             SuiteError: it cannot be found, read or asked.
         """
+        from layerscope.suite import load_suite  # here, for it loads a library that help need not wait for
+
         return load_suite(self.suite, columns=self.columns, limit=self.limit, sample=self.sample, seed=self.seed)
 
     def with_suite_read(self: _Options) -> _Options:

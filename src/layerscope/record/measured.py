@@ -9,13 +9,13 @@ from layerscope.lens_record import (
     Count,
     ImportedLens,
     Kind,
-    Placement,
     Positive,
     RecordModel,
     Settings,
     Sha256,
     SkipLayers,
 )
+from layerscope.lens_words import Placement
 from layerscope.record.parts import Fraction, Utc
 
 ByLayer: TypeAlias = tuple[float | None, ...]

@@ -29,11 +29,8 @@ from layerscope.suite.question import (
 from layerscope.suite.records import Placed, json_document, json_lines, table_rows, text_of_file
 from layerscope.suite.sampling import some_facts
 from layerscope.suite.shapes import known_shapes, shape_of
-from layerscope.suite.suite import Suite
+from layerscope.suite.suite import Suite, SuiteSource
 from layerscope.suite.wording import read_templates
-
-SuiteSource: TypeAlias = str | Path | Suite | Sequence[str | Mapping[str, Any]]
-"""A built-in suite's name, a file, a suite, or facts: prompts without answers, or records as a file would hold them."""
 
 _Table: TypeAlias = dict[str, object]
 

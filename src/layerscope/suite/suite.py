@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Literal, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 from layerscope.errors import SuiteError
 
@@ -107,3 +109,7 @@ class Suite:
     def facts(self) -> tuple[str, ...]:
         """Distinct fact keys in order."""
         return tuple(dict.fromkeys(prompt.fact_key for prompt in self.prompts if prompt.fact_key is not None))
+
+
+SuiteSource: TypeAlias = str | Path | Suite | Sequence[str | Mapping[str, Any]]
+"""A built-in suite's name, a file, a suite, or facts: prompts without answers, or records as a file would hold them."""

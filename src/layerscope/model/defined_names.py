@@ -1,0 +1,62 @@
+"""The names that Transformers' files define, looked up in its sources once for each installation of it.
+
+Transformers reads some 1,600 of its source files whenever it is imported. What it finds is kept as JSON in the user's
+cache folder, beside what tells one installation from another.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Names = dict[Any, Any]
+"""By folder, by what they require (a frozenset) and by file: sets of names."""
+
+
+def cache_folder() -> Path:
+    """Where a command keeps what is worth keeping from one start to the next."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerscope"
+
+
+def remembered(read_names: Callable[[], Names], package: Path, version: str) -> Names:
+    """What `read_names` finds in an installed package, or found there before.
+
+    Nothing is kept of a package that no installer wrote, since its files may change at any time, nor where the cache
+    cannot be written.
+    """
+    try:
+        written = (package.parent / f"{package.name}-{version}.dist-info" / "RECORD").stat()
+    except OSError:
+        return read_names()
+    installation = [str(package), written.st_mtime_ns, written.st_size]
+    file = cache_folder() / f"{package.name}-{version}-names.json"
+    try:
+        kept = json.loads(file.read_bytes())
+        if kept["installation"] == installation:
+            found: Names = _whole(kept["names"])
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there yet, or not whole: it is made again
+    names = read_names()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.{os.getpid()}")
+        partial.write_text(json.dumps({"installation": installation, "names": _plain(names)}), encoding="utf-8")
+        partial.replace(file)
+    except OSError:
+        pass  # the next start reads them again
+    return names
+
+
+def _plain(names: Any) -> Any:
+    """Pairs in place of dicts, whose keys may be sets, and objects in place of sets."""
+    if not isinstance(names, dict):
+        return {"names": sorted(names)}
+    return [[sorted(key) if isinstance(key, frozenset) else key, _plain(value)] for key, value in names.items()]
+
+
+def _whole(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        return set(plain["names"])
+    return {frozenset(key) if isinstance(key, list) else key: _whole(value) for key, value in plain}

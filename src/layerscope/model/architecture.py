@@ -63,6 +63,9 @@ class Architecture:
     transform: HeadTransform
     rope: Rope | None
     """None where the frequencies do not depend on the length."""
+    folds_up_to: int | None
+    """Longest prompt whose beginning may be shared with others' (`packing`): a sliding window ends it. Zero where
+    attention takes no mask from outside (ALiBi) or nothing is known of it; None where there is no limit."""
 
 
 def architecture_of(model: Any, family: Family, known: bool, stored: Mapping[str, Stored]) -> Architecture:
@@ -99,6 +102,7 @@ def architecture_of(model: Any, family: Family, known: bool, stored: Mapping[str
         second_norms=tuple(_norm_path(path, block, (family.second_norm or "").split("|")) for path, block in paths),
         transform=declared_transform(config, family),
         rope=_length_dependent_rope(config),
+        folds_up_to=_folds_up_to(config) if known else 0,
     )
 
 
@@ -131,6 +135,13 @@ def _length_dependent_rope(config: Any) -> Rope | None:
             original = entry.get("original_max_position_embeddings")
             return Rope(kind, int(original or config.max_position_embeddings))
     return None
+
+
+def _folds_up_to(config: Any) -> int | None:
+    if config.model_type == "bloom" or getattr(config, "alibi", False):
+        return 0  # their distances are counted along the batch, and no position can be given
+    window = getattr(config, "sliding_window", None)
+    return None if window is None or getattr(config, "use_sliding_window", True) is False else int(window)
 
 
 def batches(rope: Rope | None, lengths: Sequence[int]) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -22,6 +22,7 @@ from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
 from layerscope.model.families import BosRule, Family, bos_rule, family_bos, family_of
 from layerscope.model.options import OpenOptions
+from layerscope.model.packing import Folding, Packed, fold, packed
 from layerscope.model.placement import Placement, keeps_in_page_cache, place
 from layerscope.model.reading import ReadAhead
 from layerscope.model.residuals import Residuals
@@ -262,9 +263,11 @@ class CausalLM:
         n_logits: int | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Residuals:
-        """Run all prompts through the model in one right-padded batch, visiting every weight once.
+        """Run all prompts through the model together, visiting every weight once.
 
-        Models whose rotary frequencies depend on a batch's longest prompt take a pass for each regime (`batches`).
+        What several prompts begin with is computed once where that saves much (`packing`); otherwise they go through
+        as one batch, padded to the right. Models whose rotary frequencies depend on a batch's longest prompt take a
+        pass for each regime (`batches`).
 
         Args:
             token_ids: for each prompt what the model reads, BOS included; lengths may differ.
@@ -278,28 +281,69 @@ class CausalLM:
         logits = torch.empty(n_logits, self.d_vocab, device=device)
         groups = batches(self.architecture.rope, lengths)
         for done, group in enumerate(groups):
-            group_lengths = [lengths[i] for i in group]
-            batch = _padded([token_ids[i] for i in group]).to(device)
             wanted = [row for row, i in enumerate(group) if i < n_logits]
-            last = {row: group_lengths[row] - 1 for row in wanted or [0]}  # the head needs at least one row
-            reset_rope(self._module)
             alone = len(groups) == 1  # as a rule: then there is nothing to put together
-            kept = (
-                residuals
-                if alone
-                else residuals.new_zeros(len(group), *residuals.shape[1:])[:, :, : max(group_lengths)]
-            )
-            with self._watched(
+            width = max(lengths[i] for i in group)
+            kept = residuals if alone else residuals.new_zeros(len(group), *residuals.shape[1:])[:, :, :width]
+            group_logits = self._forward_group(
+                [token_ids[i] for i in group],
                 kept,
-                last,
+                wanted or [0],  # the head needs at least one row
                 lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
-            ):
-                group_logits = self._run(batch)
+            )
             if not alone:
-                residuals[group, :, : max(group_lengths)] = kept
-            for row_logits, row in zip(group_logits[:, 0].float(), wanted, strict=False):
+                residuals[group, :, :width] = kept
+            for row_logits, row in zip(group_logits, wanted, strict=False):
                 logits[group[row]] = row_logits
         return Residuals(residuals, lengths, logits)
+
+    def folding(self, token_ids: Sequence[Sequence[int]]) -> Folding | None:
+        """How prompts would share what they begin with; None where they go through the model one beside the other."""
+        limit = self.architecture.folds_up_to
+        longest = max(map(len, token_ids))
+        if self.architecture.rope is not None or (limit is not None and longest > limit):
+            return None
+        return fold(token_ids)
+
+    def activation_numbers(self, token_ids: Sequence[Sequence[int]]) -> int:
+        """Numbers that a block holds at once, roughly, while these prompts go through it."""
+        folding = self.folding(token_ids)
+        width = max(map(len, token_ids)) if folding is None else folding.width
+        n_tokens = width * len(token_ids) if folding is None else folding.n_tokens
+        scores = (self.n_heads or 0) * width
+        return n_tokens * (self.widest_activation + scores + (0 if folding is None else width))
+
+    def _forward_group(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        kept: Float[Tensor, "prompt layer position d_model"],
+        wanted: Sequence[int],
+        progress: Callable[[int, int], None],
+    ) -> Float[Tensor, "some d_vocab"]:
+        """One pass; fills `kept`, and returns the logits at the last token of the prompts `wanted`."""
+        folding = self.folding(token_ids)
+        if folding is not None:
+            trees = packed(folding)
+            last = [(int(trees.tree[row]), int(trees.nodes[row, -1])) for row in wanted]
+            logits = self._pass(_Input.of_trees(trees, self.placement), trees.unfold, kept, last, progress)
+            if kept.isfinite().all():
+                return logits
+            # Within a tree one prompt's NaN is every prompt's: zero times NaN is NaN. Alone it is its own.
+        last = [(row, len(token_ids[row]) - 1) for row in wanted]
+        batch = _Input(_padded(token_ids).to(self.placement.device))
+        return self._pass(batch, lambda stream: stream, kept, last, progress)
+
+    def _pass(
+        self,
+        batch: "_Input",
+        unfold: Callable[[Tensor], Tensor],
+        kept: Float[Tensor, "prompt layer position d_model"],
+        last: Sequence[tuple[int, int]],
+        progress: Callable[[int, int], None],
+    ) -> Float[Tensor, "some d_vocab"]:
+        reset_rope(self._module)
+        with self._watched(kept, unfold, last, progress):
+            return self._run(batch)[:, 0].float()
 
     @torch.inference_mode()
     def forward_blockwise(
@@ -364,14 +408,14 @@ class CausalLM:
         for loader in self._loaders:  # a pass that broke off leaves a block's parameters behind
             loader.drop()
 
-    def _run(self, batch: Tensor) -> Tensor:
+    def _run(self, batch: "_Input") -> Tensor:
         """The module's own forward.
 
         Raises:
             ModelError: a family that no test covers fails on its way.
         """
         try:
-            logits: Tensor = self._module(input_ids=batch, attention_mask=None, use_cache=False).logits
+            logits: Tensor = self._module(**batch.arguments(), use_cache=False).logits
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
@@ -386,19 +430,24 @@ class CausalLM:
 
     @contextmanager
     def _watched(
-        self, residuals: Tensor, last: Mapping[int, int], progress: Callable[[int, int], None]
+        self,
+        residuals: Tensor,
+        unfold: Callable[[Tensor], Tensor],
+        last: Sequence[tuple[int, int]],
+        progress: Callable[[int, int], None],
     ) -> Iterator[None]:
         """Hooks that keep the residual around every block, lend a block its parameters, and read the next one's.
 
-        `last` gives, for the prompts whose logits are wanted, the position of the last token.
+        `last` gives, for the prompts whose logits are wanted, the place of the last token in what the model reads, and
+        `unfold` takes the stream there to that of every prompt.
         """
         container = self._module.get_submodule(self.architecture.blocks)
         head = self._module.get_submodule(self._head_name)
         with Hooks() as hooks:
             for i, block in enumerate(container):
-                hooks.before(block, self._enter(i, residuals))
-                hooks.after(block, self._leave(i, residuals, progress))
-            rows, positions = list(last), list(last.values())
+                hooks.before(block, self._enter(i, residuals, unfold))
+                hooks.after(block, self._leave(i, residuals, unfold, progress))
+            rows, positions = [row for row, _ in last], [position for _, position in last]
             # The model's own logits are wanted at a prompt's last token alone; whatever it does to them comes after.
             hooks.before(head, lambda module, args, kwargs: ((args[0][rows, positions][:, None],), kwargs))
             self._begin()
@@ -408,17 +457,23 @@ class CausalLM:
             finally:
                 self._let_go()
 
-    def _enter(self, i: int, residuals: Tensor) -> Callable[..., None]:
+    def _enter(self, i: int, residuals: Tensor, unfold: Callable[[Tensor], Tensor]) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if i == 0:
-                residuals[:, 0] = args[0] if args else kwargs["hidden_states"]
+                residuals[:, 0] = unfold(args[0] if args else kwargs["hidden_states"])
             self._lend(i)
 
         return before
 
-    def _leave(self, i: int, residuals: Tensor, progress: Callable[[int, int], None]) -> Callable[..., None]:
+    def _leave(
+        self,
+        i: int,
+        residuals: Tensor,
+        unfold: Callable[[Tensor], Tensor],
+        progress: Callable[[int, int], None],
+    ) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            residuals[:, i + 1] = output[0] if isinstance(output, tuple) else output
+            residuals[:, i + 1] = unfold(output[0] if isinstance(output, tuple) else output)
             self._drop(i)
             progress(i + 1, self.n_layers)
 
@@ -434,6 +489,28 @@ class CausalLM:
                 names[int(target.removeprefix(prefix).partition(".")[0])] += stored.names
         names[self.n_layers] += self._stored[f"{self._head_name}.weight"].names
         return names
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What the module is called with."""
+
+    token_ids: Int[Tensor, "row position"]
+    positions: Int[Tensor, "row position"] | None = None
+    """Where they are not counted along the row."""
+    mask: Float[Tensor, "row 1 position position"] | None = None
+    """What is added to attention scores; the module's own causal mask where None."""
+
+    @classmethod
+    def of_trees(cls, trees: Packed, placement: Placement) -> "_Input":
+        """Prompts that share what they begin with."""
+        device = placement.device
+        return cls(trees.token_ids.to(device), trees.positions.to(device), trees.mask(placement.dtype, device))
+
+    def arguments(self) -> dict[str, Tensor | None]:
+        """By the names that Transformers has for them."""
+        positions = {} if self.positions is None else {"position_ids": self.positions}
+        return {"input_ids": self.token_ids, "attention_mask": self.mask, **positions}
 
 
 def _padded(token_ids: Sequence[Sequence[int]]) -> Int[Tensor, "prompt position"]:

@@ -93,7 +93,7 @@ def _part(
     memory = MemoryPlan(
         residuals=n_layers * per_row * (tokens + rows) + 2 * logits * checked,
         block=model.largest_block_bytes,
-        activations=4 * tokens * (model.widest_activation + (model.n_heads or 0) * width),
+        activations=4 * model.activation_numbers(texts),
         # What lives through the sweep beside the rows: sums and top sets of every row, tiles, and before it the
         # identity check's float64 logits.
         sweep=groups * rows * (STATISTICS_BYTES + TOP_BYTES * max(TOP_SET, top_k))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from layerscope.lens_record import Positive, RecordModel
 from layerscope.record.measured import MeasuredRecord, TunedVariantRecord
@@ -66,10 +66,17 @@ class RunRecord(RecordModel):
     top_k: Positive | None = Field(None, description="Most likely tokens listed in each row.")
     timings: TimingsRecord | None = Field(None, description="How long the stages took.")
     problems: tuple[ProblemRecord, ...] = Field((), description="What was missing or damaged when files were read.")
+    _by_key: tuple[tuple[PromptRecord, ...], dict[PromptKey, PromptRecord]] = PrivateAttr(((), {}))
 
     def prompt(self, key: PromptKey | None) -> PromptRecord | None:
         """A prompt as the model saw it; None where it is not recorded."""
-        return next((prompt for prompt in self.suite.prompts if prompt.key == key), None)
+        if key is None:
+            return None
+        prompts, by_key = self._by_key
+        if prompts is not self.suite.prompts:  # as in a copy with another suite
+            by_key = {prompt.key: prompt for prompt in reversed(self.suite.prompts)}
+            self._by_key = self.suite.prompts, by_key
+        return by_key.get(key)
 
     @property
     def probabilities_stand(self) -> bool:

@@ -1,7 +1,9 @@
 """A run as a value: rows and record, and the verdict that follows from them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import polars as pl
 
@@ -36,15 +38,30 @@ class AnalysedRun:
             return NotImplemented
         return self.record == other.record and self.rows.equals(other.rows, null_equal=True)
 
+    @property
+    def scan(self) -> pl.LazyFrame:
+        """The rows, to be read as far as they are asked for."""
+        return self.rows.lazy()
+
     @cached_property
     def judged_rows(self) -> pl.DataFrame:
         """The rows with the columns of an answer as each prompt is judged: what milestones rest on."""
         return judged_rows(self.rows, self.record)
 
+    @property
+    def judged_scan(self) -> pl.LazyFrame:
+        """The same, to be read as far as they are asked for."""
+        return judged_rows(self.scan, self.record)
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """The types of the columns."""
+        return self.scan.collect_schema()
+
     @cached_property
     def verdict(self) -> Verdict:
         """Milestones, diagnostics and guidance, found in rows and record when first asked for."""
-        return judge(self.rows, self.record)
+        return judge(self.scan, self.record)
 
     @property
     def milestones(self) -> AllMilestones:

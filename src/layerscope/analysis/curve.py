@@ -109,6 +109,19 @@ class Curves:
         return tuple(dict.fromkeys(prompt for prompt, _ in self.by_key))
 
     @cached_property
+    def variants(self) -> frozenset[str]:
+        """The wordings of the prompts."""
+        return frozenset(prompt.prompt_variant for prompt in self.passes)
+
+    @cached_property
+    def of_prompt(self) -> Mapping[PromptKey, Sequence[Curve]]:
+        """The curves of each prompt, in the order of the rows."""
+        curves: dict[PromptKey, list[Curve]] = {}
+        for curve in self:
+            curves.setdefault(curve.prompt, []).append(curve)
+        return curves
+
+    @cached_property
     def lenses(self) -> Sequence[str]:
         """The lenses, in the order of the rows."""
         return tuple(dict.fromkeys(lens for _, lens in self.by_key))

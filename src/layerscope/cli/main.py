@@ -26,7 +26,7 @@ from layerscope.published.write.writer import write_published
 from layerscope.record.store import new_folder
 from layerscope.run import Run
 from layerscope.run_folder import default_folder_name
-from layerscope.terminal.run_tables import milestone_table, problem_lines, run_tables
+from layerscope.terminal.run_tables import TABLES_SHOWN, milestone_table, problem_lines, run_tables
 from layerscope.terminal.verdict import run_verdict
 from layerscope.view.page.view import write_view
 
@@ -108,6 +108,9 @@ def show(
     milestones: Annotated[
         bool, typer.Option("--milestones", help="Every milestone of one prompt instead of the tables by layer.")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"A table for every prompt, not for the first {TABLES_SHOWN} alone.")
+    ] = False,
     details: Details = False,
     model: ModelInFolder = None,
 ) -> None:
@@ -116,7 +119,7 @@ def show(
     if milestones:
         print_parts(milestone_table(finished, lens=lens, prompt=prompt))
     else:
-        print_parts(_tables_and_verdict(finished, lens=lens, prompt=prompt, details=details))
+        print_parts(_tables_and_verdict(finished, lens=lens, prompt=prompt, details=details, everything=everything))
     print_parts(problem_lines(finished))
 
 
@@ -189,10 +192,10 @@ def _save(run: Run, folder: Path) -> None:
 
 
 def _tables_and_verdict(
-    run: Run, lens: str | None = None, prompt: int | None = None, *, details: bool
+    run: Run, lens: str | None = None, prompt: int | None = None, *, details: bool, everything: bool = False
 ) -> Iterator[RenderableType]:
     """The verdict comes last, for it is what remains on the screen; not after one prompt, for it is on them all."""
-    yield from run_tables(run, lens=lens, prompt=prompt)
+    yield from run_tables(run, lens=lens, prompt=prompt, most=None if everything else TABLES_SHOWN)
     if prompt is None:
         yield ""
         yield from run_verdict(run, details=details)

@@ -20,6 +20,7 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
 from layerscope.report.cited.report_files import unwritable, write_whole
 from layerscope.view.page.figures import Section, chart_sections
+from layerscope.view.page.others import OtherPrompts, other_prompts
 from layerscope.view.page.packing import safe_json
 from layerscope.view.page.payload import Payload, labels, payload
 from layerscope.view.page.words import Origin, VerdictWords, origin, verdict_words
@@ -41,6 +42,8 @@ class _RunWords:
     created: str
     verdict: VerdictWords
     origin: Origin
+    others: OtherPrompts | None
+    """Prompts that have a line alone."""
 
 
 def page_html(runs: Sequence[AnalysedRun]) -> str:
@@ -119,7 +122,9 @@ def _head(target: Path) -> bytes:
 
 def _words(run: AnalysedRun, label: str) -> _RunWords:
     created = run.record.created_utc or ""
-    return _RunWords(label, created.replace("T", " ").replace("Z", " UTC"), verdict_words(run), origin(run))
+    return _RunWords(
+        label, created.replace("T", " ").replace("Z", " UTC"), verdict_words(run), origin(run), other_prompts(run)
+    )
 
 
 def _scripts(shown: Payload, sections: Sequence[Section]) -> dict[str, str]:

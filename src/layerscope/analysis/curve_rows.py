@@ -17,8 +17,8 @@ _AT_ONCE = (
     "p_answer", "answer_rank", "is_answer", "answer_logit_gap",
 )  # fmt: skip
 """Read together with the keys: every verdict needs them."""
-_WINDOW = 1 << 15
-"""Rows of the table of which lists are read at once: curves are mostly asked for one after another."""
+_WINDOW = 1 << 13
+"""Rows of which a column's values are at hand at once: curves are mostly asked for one after another."""
 
 
 class RowColumns:
@@ -30,7 +30,7 @@ class RowColumns:
         self._table, self._at_next, self._order = table, at_next, order
         self._known = {series.name: series for series in known}
         self._numbers: dict[str, Numbers] = {}
-        self._windows: dict[str, tuple[int, pl.Series]] = {}
+        self._windows: dict[str, tuple[int, list[Any]]] = {}
         self.schema: Mapping[str, pl.DataType] = at_next.collect_schema()
         """All that a row has, its place in the table under `row` first."""
 
@@ -50,7 +50,7 @@ class RowColumns:
         """The rows of each curve, in the order in which the table comes to them."""
         keys = pl.DataFrame([self._known[name] for name in _KEY])
         starts = _starts(keys)
-        stops = np.append(starts[1:], len(keys))
+        stops = np.append(starts, len(keys))[1:]
         for key, start, stop in zip(keys[starts].iter_rows(), starts.tolist(), stops.tolist(), strict=True):
             yield key, CurveRows(self, start, stop)
 
@@ -63,24 +63,30 @@ class RowColumns:
     def values(self, name: str, start: int, stop: int) -> list[Any]:
         """The values of a column from one row up to another, None where one is absent."""
         if name not in self._known and isinstance(self.schema[name], pl.List):
-            return self._lists(name, self._known["row"][start:stop])
-        return self._series(name)[start:stop].to_list()
+            # Lists are most of a table, so no more of them is read than is near.
+            rows = self._known["row"][start:stop]
+            low, high = int(str(rows.min())), int(str(rows.max())) + 1
+            begins, near = self._window(
+                name, low, high, lambda at, n: self._table.slice(at, n).select(name).collect().to_series()
+            )
+            return [near[row - begins] for row in rows]
+        series = self._series(name)
+        begins, near = self._window(name, start, stop, series.slice)
+        return near[start - begins : stop - begins]
+
+    def _window(self, name: str, start: int, stop: int, read: Callable[[int, int], pl.Series]) -> tuple[int, list[Any]]:
+        """Values from a row that is not after the first to one that is not before the last: curves are neighbours."""
+        begins, near = self._windows.get(name, (0, []))
+        if start < begins or stop > begins + len(near):
+            begins, near = start, read(start, max(stop - start, _WINDOW)).to_list()
+            self._windows[name] = begins, near
+        return begins, near
 
     def _series(self, name: str) -> pl.Series:
         if name not in self._known:
             series = self._at_next.select(name).collect().to_series()
             self._known[name] = series if self._order is None else series[self._order]
         return self._known[name]
-
-    def _lists(self, name: str, rows: pl.Series) -> list[Any]:
-        """A column of lists at some rows of the table. Lists are most of it, so no more is read than is near."""
-        low, high = int(str(rows.min())), int(str(rows.max())) + 1
-        start, window = self._windows.get(name, (0, pl.Series()))
-        if low < start or high > start + len(window):
-            start = low
-            window = self._table.slice(start, max(high - low, _WINDOW)).select(name).collect().to_series()
-            self._windows[name] = start, window
-        return window[rows.cast(pl.Int64) - start].to_list()
 
 
 class CurveRows(Sequence[Mapping[str, Any]]):

@@ -187,6 +187,9 @@ class CurveMilestones(Mapping[str, Milestone]):
         layer, stated = self.layer(name), self._found.names[name]
         return Milestone.at(stated, self._curve, layer, _REASONS[self._found.reasons[name][self._at]])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._more or name in self._found.layers
+
     def __iter__(self) -> Iterator[str]:
         yield from self._found.layers
         yield from self._more

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from layerscope.lens_record import Positive, RecordModel
 from layerscope.record.measured import MeasuredRecord, TunedVariantRecord
@@ -66,17 +67,19 @@ class RunRecord(RecordModel):
     top_k: Positive | None = Field(None, description="Most likely tokens listed in each row.")
     timings: TimingsRecord | None = Field(None, description="How long the stages took.")
     problems: tuple[ProblemRecord, ...] = Field((), description="What was missing or damaged when files were read.")
-    _by_key: tuple[tuple[PromptRecord, ...], dict[PromptKey, PromptRecord]] = PrivateAttr(((), {}))
 
     def prompt(self, key: PromptKey | None) -> PromptRecord | None:
         """A prompt as the model saw it; None where it is not recorded."""
         if key is None:
             return None
-        prompts, by_key = self._by_key
-        if prompts is not self.suite.prompts:  # as in a copy with another suite
-            by_key = {prompt.key: prompt for prompt in reversed(self.suite.prompts)}
-            self._by_key = self.suite.prompts, by_key
-        return by_key.get(key)
+        if self.prompts_by_key[0] is not self.suite.prompts:  # a copy with another suite has what was kept
+            del self.__dict__["prompts_by_key"]
+        return self.prompts_by_key[1].get(key)
+
+    @cached_property
+    def prompts_by_key(self) -> tuple[tuple[PromptRecord, ...], dict[PromptKey, PromptRecord]]:
+        """The prompts as they stand in the suite, and by key."""
+        return self.suite.prompts, {prompt.key: prompt for prompt in reversed(self.suite.prompts)}
 
     @property
     def probabilities_stand(self) -> bool:

@@ -7,7 +7,6 @@ from layerscope.analysis.onsets import layers_of_prompt
 from layerscope.record.prompt_key import PromptKey
 from layerscope.report.numbers import ABSENT
 from layerscope.report.text import printable
-from layerscope.view.charts.words import prompt_name
 from layerscope.view.page.payload import FACTS_IN_FULL, in_full
 
 COLUMNS = ("prompt", "number", "answered", "answer's rank", "first on top", "on top for good", "clearly ahead")
@@ -42,6 +41,8 @@ def other_prompts(run: AnalysedRun) -> OtherPrompts | None:
 
 
 def _line(run: AnalysedRun, prompt: PromptKey, number: int | None) -> tuple[str, ...]:
+    from layerscope.view.charts.words import prompt_name
+
     output = run.diagnostics.outputs[prompt]
     layers = layers_of_prompt(run.milestones.of(prompt=prompt))
     trusted, ranked = run.record.probabilities_stand, run.record.ranks_stand

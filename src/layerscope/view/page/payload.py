@@ -181,7 +181,7 @@ def _nice(bits: float) -> float:
 def missing_positions(run: AnalysedRun) -> str | None:
     """Why a run that was read from published files has the last position alone; None where it has others."""
     record = run.record
-    if record.source != "published" or not run.rows["is_next"].all():
+    if record.source != "published" or not run.scan.select(pl.col("is_next").all()).collect().item():
         return None
     name = csv_name(stem_of(record.model.id), RECORDS, None)
     return f"The file {name} is missing, which would hold the other positions; the last position alone can be shown."

@@ -6,8 +6,9 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.onsets import layers_of_prompt
 from layerscope.record.prompt_key import PromptKey
 from layerscope.report.numbers import ABSENT
+from layerscope.report.sentences.lines import plural
 from layerscope.report.text import printable
-from layerscope.view.page.payload import FACTS_IN_FULL, in_full
+from layerscope.view.page.payload import in_full
 
 COLUMNS = ("prompt", "number", "answered", "answer's rank", "first on top", "on top for good", "clearly ahead")
 
@@ -30,12 +31,14 @@ def other_prompts(run: AnalysedRun) -> OtherPrompts | None:
     passes, shown = run.verdict.curves.passes, set(in_full(run))
     if len(shown) == len(passes):
         return None
+    n_facts = len({prompt.fact_index for prompt in shown if prompt.is_fact})
     number = {prompt.key: place for place, prompt in enumerate(run.record.suite.prompts, start=1)}
     others = [prompt for prompt in passes if prompt not in shown]
     note = (
-        f"The grid has the first {FACTS_IN_FULL} facts; the other {len(others):,} prompts have a line each below, "
-        f"under lens {run.diagnostics.headline}. For any of them layer by layer: layerscope show --prompt NUMBER. "
-        "Every number of all prompts is in rows.parquet, and in the files of layerscope export --published."
+        f"The grid has the first {n_facts} {plural('fact', n_facts)}; the other {len(others):,} "
+        f"{plural('prompt', len(others))} have a line each below, under lens {run.diagnostics.headline}. For any of "
+        "them layer by layer: layerscope show --prompt NUMBER. Every number of all prompts is in rows.parquet, and in "
+        "the files of layerscope export --published."
     )
     return OtherPrompts(note, COLUMNS, tuple(_line(run, prompt, number.get(prompt)) for prompt in others))
 

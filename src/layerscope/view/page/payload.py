@@ -19,6 +19,9 @@ from layerscope.view.page.packing import packed
 FACTS_IN_FULL = 200
 """Facts of a run whose every number is on its page; the others have a line in a table."""
 
+ROWS_IN_FULL = 200_000
+"""Rows of a run that its page holds, at most, but for those of one fact."""
+
 
 @dataclass(frozen=True)
 class BlockData:
@@ -124,10 +127,15 @@ def labels(runs: Sequence[AnalysedRun]) -> list[str]:
 
 
 def in_full(run: AnalysedRun) -> Sequence[PromptKey]:
-    """The prompts whose numbers are on the page: those of the first facts, and as many controls."""
+    """The prompts whose numbers are on the page: those of the first facts, and as many controls.
+
+    Of facts with many wordings and positions there are fewer, so that a browser can hold the page.
+    """
     passes = run.verdict.curves.passes
-    facts = set(list(dict.fromkeys(p.fact_index for p in passes if p.is_fact))[:FACTS_IN_FULL])
-    controls = [prompt for prompt in passes if not prompt.is_fact][:FACTS_IN_FULL]
+    indices = list(dict.fromkeys(p.fact_index for p in passes if p.is_fact))
+    room = ROWS_IN_FULL * len(indices) // max(1, run.n_rows)
+    most = max(1, min(FACTS_IN_FULL, room))
+    facts, controls = set(indices[:most]), [prompt for prompt in passes if not prompt.is_fact][:most]
     shown = {*controls, *(prompt for prompt in passes if prompt.is_fact and prompt.fact_index in facts)}
     return tuple(prompt for prompt in passes if prompt in shown)
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +20,7 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
 from layerscope.report.cited.report_files import unwritable, write_whole
 from layerscope.view.page.figures import Section, chart_sections
+from layerscope.view.page.kept import kept_text
 from layerscope.view.page.others import OtherPrompts, other_prompts
 from layerscope.view.page.packing import safe_json
 from layerscope.view.page.payload import Payload, labels, payload
@@ -196,7 +197,9 @@ def _vega() -> str:
     Raises:
         RunError: it could end the element that holds it.
     """
-    bundle = _bundle("window.vegaEmbed = vegaEmbed;")
+    snippet = "window.vegaEmbed = vegaEmbed;"
+    name = f"charts-{version('vl-convert-python')}-{hashlib.sha256(snippet.encode()).hexdigest()[:8]}"
+    bundle = kept_text(name, partial(_bundle, snippet))
     bundle = bundle.replace("\r\n", "\n").replace("\r", "\n")
     if "</script" in bundle.lower() or "<!--" in bundle:
         raise RunError("The charts' runtime cannot stand in a page as it is; install another version of vl-convert.")

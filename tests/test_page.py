@@ -304,11 +304,11 @@ def test_a_page_holds_fewer_facts_of_many_rows_and_one_at_least(five_lens_run: P
 
 def test_what_is_kept_is_made_once_and_made_again_where_it_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path))
-    made = iter(("first\r\n", "second"))
-    assert kept_text("name", lambda: next(made)) == kept_text("name", lambda: next(made)) == "first\r\n"
+    texts = iter(("first\r\n", "second"))
+    assert kept_text("name", lambda: next(texts)) == kept_text("name", lambda: next(texts)) == "first\r\n"
     (file,) = (tmp_path / "layerscope").iterdir()
     file.write_bytes(file.read_bytes()[:-1])
-    assert kept_text("name", lambda: next(made)) == "second"
+    assert kept_text("name", lambda: next(texts)) == "second"
     file.unlink()
     (tmp_path / "layerscope").rmdir()
     (tmp_path / "layerscope").touch()

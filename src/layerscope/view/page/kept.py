@@ -5,6 +5,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -32,7 +33,8 @@ def kept_text(name: str, make: Callable[[], str]) -> str:
         partial.write_bytes(f"{_digest(text)}\n{text}".encode())
         partial.replace(file)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it may not be there
+            partial.unlink()
     return text
 
 

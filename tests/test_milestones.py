@@ -22,6 +22,7 @@ from layerscope.analysis.milestones import (
     entropy_drop_bits,
     find_milestones,
     layers_between,
+    milestones_of,
     rest_mass_peak,
     semantic_layer,
 )
@@ -31,7 +32,7 @@ from layerscope.readout.prompt_query import PromptQuery
 from layerscope.record.milestone_names import STABLE
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import PROTOCOLS, Thresholds
-from layerscope.record.rows import COLUMNS
+from layerscope.record.rows import COLUMNS, rows_frame
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
 from properties import examples
 
@@ -172,6 +173,33 @@ def test_curves_are_grouped_by_prompt_and_lens_at_last_positions_alone():
         ("pos 0 orig", "logit", [1, 0]), ("pos 0 orig", "raw", [3]), ("ctl orig", "logit", [4]),
     ]  # fmt: skip
     assert curves.primary == PromptKey(0, "pos", "orig") and len(curves.passes) == 2
+
+
+def test_curves_of_a_table_are_those_of_its_rows_whatever_their_order():
+    """Grouped in plain Python: a curve begins where its first row stands, and its rows ascend by layer."""
+    table = [
+        EMPTY
+        | {"fact_index": fact, "prompt_id": "pos", "prompt_variant": "orig", "lens": lens, "layer": layer}
+        | {"position": 4, "is_next": layer != 3 or fact == 0, "finite": True, "answer_rank": 1 + layer * fact}
+        | {"top_ids": [fact, layer], "top_tokens": ["a", "b"], "top_probs": [0.5, 0.25], "fact_key": f"fact {fact}"}
+        for layer in (0, 1, 3)
+        for fact in (1, 0)
+        for lens in ("logit", "raw")
+    ]
+    frame = rows_frame({column.name: [row[column.name] for row in table] for column in COLUMNS})
+    for order in ([*range(len(table))], np.random.default_rng(5).permutation(len(table)).tolist()):
+        wanted: dict[tuple[PromptKey, str], list[dict[str, object]]] = {}
+        for place, row in enumerate(table[i] for i in order):
+            if row["is_next"]:
+                key = PromptKey(row["fact_index"], "pos", "orig"), row["lens"]
+                wanted.setdefault(key, []).append({**row, "row": place})
+        found = Curves.of(frame[order], 3, D_VOCAB)
+        assert list(found.by_key) == list(wanted)
+        for key, unsorted in wanted.items():
+            curve, rows = found.by_key[key], tuple(sorted(unsorted, key=lambda row: row["layer"]))
+            assert curve.rows == rows and dict(curve.rows[-1]) == rows[-1] and curve.at(2) is None
+            alone = find_milestones(replace(curve, rows=rows), T)
+            assert find_milestones(curve, T) == milestones_of(found, T)[key] == alone
 
 
 # Properties

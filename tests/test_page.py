@@ -27,9 +27,13 @@ from hypothesis import strategies as st
 from layerscope.errors import RunError
 from layerscope.probing.probe import probe
 from layerscope.record import COLUMNS, RunRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.report.sentences.verdict import VerdictText
 from layerscope.run import Run, plots
 from layerscope.view.charts.palette import LIGHT_GROUND
+from layerscope.view.page import payload as payload_module
+from layerscope.view.page.kept import kept_text
+from layerscope.view.page.others import other_prompts
 from layerscope.view.page.packing import packed, safe_json
 from layerscope.view.page.payload import labels, payload
 from layerscope.view.page.view import MARKER, page_html, write_view
@@ -271,6 +275,44 @@ def test_sizes_stay_within_bounds(run: Run, page: str):
 
 
 # Words
+
+
+def test_prompts_beyond_the_first_facts_have_a_line_each(five_lens_run: Path, monkeypatch: pytest.MonkeyPatch):
+    """With room for one fact: its two wordings and the control are in full, and nothing is lost of the others."""
+    run = Run.read(five_lens_run)
+    assert other_prompts(run) is None
+    monkeypatch.setattr(payload_module, "FACTS_IN_FULL", 1)
+    passes = run.verdict.curves.passes
+    full = {PromptKey(p.fact_index, p.prompt_id, p.variant) for p in payload([run]).runs[0].prompts}
+    assert full == {key for key in passes if key.fact_index == 0 or not key.is_fact}
+    others = other_prompts(run)
+    assert others is not None and "the first 1 fact;" in others.note and f"the other {len(others.rows)} " in others.note
+    numbers = [int(row[1]) for row in others.rows]
+    beyond = [run.record.suite.prompts[number - 1].key for number in numbers]
+    assert {*beyond, *full} == {*passes} and len(beyond) + len(full) == len(passes)
+    for key, row in zip(beyond, others.rows, strict=True):
+        first = key.rows_of(run.judged_rows).filter(pl.col("answer_rank") == 1, is_next=True, lens="logit")["layer"]
+        assert row[4] == ("-" if first.is_empty() else str(first.min()))
+
+
+def test_a_page_holds_fewer_facts_of_many_rows_and_one_at_least(five_lens_run: Path, monkeypatch: pytest.MonkeyPatch):
+    run = Run.read(five_lens_run)
+    for room, n_facts in ((0, 1), (run.n_rows * 3 // 5 + 5, 3)):
+        monkeypatch.setattr(payload_module, "ROWS_IN_FULL", room)
+        assert {key.fact_index for key in payload_module.in_full(run) if key.is_fact} == {*range(n_facts)}
+
+
+def test_what_is_kept_is_made_once_and_made_again_where_it_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path))
+    texts = iter(("first\r\n", "second"))
+    assert kept_text("name", lambda: next(texts)) == kept_text("name", lambda: next(texts)) == "first\r\n"
+    (file,) = (tmp_path / "layerscope").iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert kept_text("name", lambda: next(texts)) == "second"
+    file.unlink()
+    (tmp_path / "layerscope").rmdir()
+    (tmp_path / "layerscope").touch()
+    assert kept_text("name", lambda: "third") == "third"
 
 
 def test_the_verdict_is_the_one_of_the_terminal(run: Run):

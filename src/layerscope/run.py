@@ -57,7 +57,7 @@ class Run(AnalysedRun):
     def read(cls, path: str | Path, model: str | None = None) -> "Run":
         """Read a run's folder or published files; as `layerscope.run_folder.read_run`, which names the errors."""
         run = read_run(path, model)
-        return cls(run.rows, run.record)
+        return cls(run.rows if run.in_memory else run.scan, run.record)
 
     def show(self, *others: AnalysedRun, height: int = HEIGHT) -> Shown:
         """The page about this run, for a notebook: make it the last line of a cell.

@@ -19,6 +19,9 @@ from layerscope.record.rows import with_newer_columns
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
 
+LARGE_BYTES = 64 << 20
+"""Size of a Parquet file above which its rows are read as far as they are asked for, and no further."""
+
 
 def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = None) -> None:
     """Write a run's folder, whole or not at all.
@@ -36,14 +39,24 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
     """
     with new_folder(Path(path)) as folder:
         (folder / "run.json").write_bytes(run.record.model_dump_json(indent=2).encode() + b"\n")
-        # Through memory: written by Polars itself, a full disk would come as an error without a number.
-        parquet = io.BytesIO()
-        run.rows.write_parquet(parquet, compression="zstd")
-        (folder / "rows.parquet").write_bytes(parquet.getbuffer())
+        _write_rows(run, folder / "rows.parquet")
         (folder / "verdict.json").write_text(verdict_text(run.verdict, run.record), encoding="utf-8")
         if published is not None:
             (folder / "published").mkdir()
             write_published(run, folder / "published", published)
+
+
+def _write_rows(run: AnalysedRun, path: Path) -> None:
+    if run.in_memory:
+        # Through memory: written by Polars itself, a full disk would come as an error without a number.
+        parquet = io.BytesIO()
+        run.rows.write_parquet(parquet, compression="zstd")
+        path.write_bytes(parquet.getbuffer())
+        return
+    try:
+        run.scan.sink_parquet(path, compression="zstd")
+    except pl.exceptions.PolarsError as error:
+        raise OSError(str(error)) from error
 
 
 def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
@@ -71,6 +84,8 @@ def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
         return AnalysedRun(rows, record)
     except RunError as error:
         raise RunError(f"{folder / 'rows.parquet'}: {error}") from error
+    except pl.exceptions.PolarsError as error:
+        raise _damaged(folder / "rows.parquet", error) from error
 
 
 def default_folder_name(record: RunRecord) -> str:
@@ -117,12 +132,21 @@ def _check_version(path: Path, content: dict[str, object]) -> None:
         )
 
 
-def _read_rows(path: Path) -> pl.DataFrame:
+def _read_rows(path: Path) -> pl.DataFrame | pl.LazyFrame:
+    if path.exists() and path.stat().st_size > LARGE_BYTES:
+        try:
+            return with_newer_columns(pl.scan_parquet(path))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise _damaged(path, error) from error
     parquet = _bytes_of(path)
     try:
         return with_newer_columns(pl.read_parquet(io.BytesIO(parquet)))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise RunError(f"{path}: not a whole Parquet file ({error}); it is damaged, take it from a copy.") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path}: not a whole Parquet file ({error}); it is damaged, take it from a copy.")
 
 
 def _bytes_of(path: Path) -> bytes:

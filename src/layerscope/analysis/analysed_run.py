@@ -1,7 +1,8 @@
 """A run as a value: rows and record, and the verdict that follows from them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import polars as pl
 
@@ -13,22 +14,43 @@ from layerscope.record.rows import check_rows
 from layerscope.record.run_record import RunRecord
 
 
-@dataclass(frozen=True, eq=False)
 class AnalysedRun:
     """What a run found, and how."""
 
-    rows: pl.DataFrame
-    """The columns of `layerscope.record.COLUMNS`; made by `rows_frame`."""
-    record: RunRecord
-    """Everything that is not a row."""
+    def __init__(self, rows: pl.DataFrame | pl.LazyFrame, record: RunRecord, keep: object = None) -> None:
+        """Take a table of a run and its record.
 
-    def __post_init__(self) -> None:
-        """Refuse a table that is not a run's.
+        Args:
+            rows: the columns of `layerscope.record.COLUMNS`; made by `rows_frame`, or read as far as it is asked for.
+            record: everything that is not a row.
+            keep: whatever has to live as long as the rows are read.
 
         Raises:
-            RunError: naming the column.
+            RunError: the table is not a run's; naming the column.
         """
-        check_rows(self.rows)
+        check_rows(rows)
+        self.record = record
+        """Everything that is not a row."""
+        self._table, self._keep = rows, keep
+
+    @cached_property
+    def rows(self) -> pl.DataFrame:
+        """The columns of `layerscope.record.COLUMNS`; all of them are read into memory here, if they are not yet."""
+        return self._table.lazy().collect() if isinstance(self._table, pl.LazyFrame) else self._table
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the rows are; if not, they are read from files as far as they are asked for."""
+        return isinstance(self._table, pl.DataFrame)
+
+    @cached_property
+    def n_rows(self) -> int:
+        """How many rows there are."""
+        return int(self.scan.select(pl.len()).collect().item())
+
+    def __repr__(self) -> str:
+        rows = self._table if isinstance(self._table, pl.DataFrame) else "not in memory"
+        return f"{type(self).__name__}(rows={rows!r}, record={self.record!r})"
 
     def __eq__(self, other: object) -> bool:
         """Equal rows in the same order, absent values being equal to each other, and equal records."""
@@ -36,15 +58,32 @@ class AnalysedRun:
             return NotImplemented
         return self.record == other.record and self.rows.equals(other.rows, null_equal=True)
 
+    __hash__ = object.__hash__
+
+    @property
+    def scan(self) -> pl.LazyFrame:
+        """The rows, to be read as far as they are asked for."""
+        return self._table.lazy()
+
     @cached_property
     def judged_rows(self) -> pl.DataFrame:
         """The rows with the columns of an answer as each prompt is judged: what milestones rest on."""
         return judged_rows(self.rows, self.record)
 
+    @property
+    def judged_scan(self) -> pl.LazyFrame:
+        """The same, to be read as far as they are asked for."""
+        return judged_rows(self.scan, self.record)
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """The types of the columns."""
+        return self.scan.collect_schema()
+
     @cached_property
     def verdict(self) -> Verdict:
         """Milestones, diagnostics and guidance, found in rows and record when first asked for."""
-        return judge(self.rows, self.record)
+        return judge(self.scan, self.record)
 
     @property
     def milestones(self) -> AllMilestones:

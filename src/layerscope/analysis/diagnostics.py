@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import polars as pl
+import polars.selectors as cs
 
 from layerscope.analysis import (
     acceptance,
@@ -23,6 +25,7 @@ from layerscope.analysis.curve import Curve, Curves, entropy_gap
 from layerscope.analysis.guidance import negated
 from layerscope.analysis.judged_view import judge_of, judged_rows
 from layerscope.analysis.milestones import (
+    CurveMilestones,
     EarlyReflex,
     Gates,
     Milestone,
@@ -31,6 +34,7 @@ from layerscope.analysis.milestones import (
     early_reflex,
     find_milestones,
     layer_of,
+    milestones_of,
     semantic_layer,
 )
 from layerscope.analysis.outputs import AnsweredFacts, Output, answered_facts, outputs
@@ -208,7 +212,7 @@ class Verdict:
     guidance: guidance.Guidance
 
 
-def judge(rows: pl.DataFrame, record: RunRecord) -> Verdict:
+def judge(rows: pl.DataFrame | pl.LazyFrame, record: RunRecord) -> Verdict:
     """Find every milestone, make every audit, and say how far the numbers may be trusted."""
     return _Judge(rows, record).verdict()
 
@@ -216,24 +220,27 @@ def judge(rows: pl.DataFrame, record: RunRecord) -> Verdict:
 class _Judge:
     """One run on its way to a verdict."""
 
-    def __init__(self, rows: pl.DataFrame, record: RunRecord) -> None:
-        self.rows, self.record = judged_rows(rows, record), record
+    def __init__(self, rows: pl.DataFrame | pl.LazyFrame, record: RunRecord) -> None:
+        self.table, self.record = rows.lazy(), record
+        self.view = partial(judged_rows, record=record)
         self.protocol = protocol_in_force(record)
         self.headline = self.protocol.headline
         self.n_layers, self.d_vocab = record.model.n_layers, record.model.d_vocab
         self.standard = self.protocol.name != "published"
-        self.curves = Curves.of(self.rows, self.n_layers, self.d_vocab)
+        self.curves = Curves.of(self.table, self.n_layers, self.d_vocab, self.view)
         self.primary = self.curves.primary
+        self.rows = pl.DataFrame() if self.primary is None else self._rows_of_primary(self.primary)
         self.curve = self._curve(self.headline)
         self.confirmations = {
             prompt: self._confirm(prompt) for prompt in self.curves.passes if self.curves.get(prompt, self.headline)
         }
+        found = milestones_of(self.curves, self.protocol.thresholds)
         self.milestones = AllMilestones(
-            self.headline, self.primary, {(c.prompt, c.lens): self._milestones(c) for c in self.curves}
+            self.headline, self.primary, {key: self._with_confirmed(key, of_curve) for key, of_curve in found.items()}
         )
         self.headlined = self.milestones.of()
         self.judge = judge_of(record, self.primary)
-        self.of_first_piece = self.headlined if self.judge == "first_piece" else self._of_first_piece(rows)
+        self.of_first_piece = self.headlined if self.judge == "first_piece" else self._of_first_piece()
 
     def _curve(self, lens: str) -> Curve | None:
         return self.curves.get(self.primary, lens)
@@ -247,24 +254,29 @@ class _Judge:
         others = [self.curves.get(prompt, name) if name != self.headline else None for name in ("raw", "tuned")]
         return confirm(headline, others[0], others[1], self.record.lens_sources)
 
-    def _milestones(self, curve: Curve) -> Milestones:
-        milestones = find_milestones(curve, self.protocol.thresholds)
-        if curve.lens == self.headline:
-            confirmation = self.confirmations[curve.prompt]
-            milestones[CONFIRMED] = Milestone.at(CONFIRMED, curve, confirmation.layer, confirmation.reason)
-            milestones[MilestoneName.CONFIRMED_ANY] = Milestone.at(
-                MilestoneName.CONFIRMED_ANY, curve, confirmation.layer_any, confirmation.reason
-            )
-        return milestones
+    def _with_confirmed(self, key: tuple[PromptKey, str], found: CurveMilestones) -> CurveMilestones:
+        """Under the headline lens with the two that other lenses bear on."""
+        if key[1] != self.headline:
+            return found
+        curve, confirmation = self.curves.by_key[key], self.confirmations[key[0]]
+        layers = {CONFIRMED: confirmation.layer, MilestoneName.CONFIRMED_ANY: confirmation.layer_any}
+        return found.with_more(
+            {name: Milestone.at(name, curve, layer, confirmation.reason) for name, layer in layers.items()}
+        )
 
-    def _of_first_piece(self, rows: pl.DataFrame) -> Milestones:
+    def _rows_of_primary(self, primary: PromptKey) -> pl.DataFrame:
+        """As it is judged, at all of its positions; without the lists, which are long."""
+        rows = self.view(primary.rows_of(self.table))
+        return rows.select(cs.exclude(cs.list())).collect()
+
+    def _of_first_piece(self) -> Milestones:
         """The primary prompt's milestones as its answer's first piece has them.
 
         A position that is looked at closely, and a second pass, know that piece alone.
         """
         if self.primary is None or self.curve is None:
             return {}
-        curves = Curves.of(self.primary.rows_of(rows), self.n_layers, self.d_vocab)
+        curves = Curves.of(self.primary.rows_of(self.table), self.n_layers, self.d_vocab)
         return find_milestones(curves.by_key[self.primary, self.headline], self.protocol.thresholds)
 
     def verdict(self) -> Verdict:
@@ -358,7 +370,7 @@ class _Judge:
             layers_over_facts=over_facts,
             layers_by_lens={
                 lens: onsets.layers_over_facts(facts.counted, self.milestones.by_pass(lens), self.n_layers)
-                for lens in dict.fromkeys(curve.lens for curve in self.curves)
+                for lens in self.curves.lenses
             },
             blindness=onsets.blindness(
                 self.curves, self.headline, facts.counted, over_facts.medians()[onsets.ON_TOP_FOR_GOOD]

@@ -164,12 +164,12 @@ def micro_suite(
         milestones: by prompt, as `find_milestones` gives them; a prompt may be missing.
         confirmed: by prompt, L_semantic where another lens confirms it; a prompt may be missing.
     """
-    starts, keys = _first_rows(curves, headline), _fact_keys(curves)
+    starts, keys = _first_rows(curves, headline), curves.fact_keys
     facts = []
     for prompt in fact_passes(curves.passes):
         curve, its = curves.get(prompt, headline), milestones.get(prompt, {})
         onset = layer_of(its, ONSET)
-        layers = [row["layer"] for row in curve.rows] if curve else []
+        layers = curve.column("layer") if curve and onset is not None else []
         row = layers.index(onset) if onset in layers else None
         fact = Fact(
             prompt=prompt,
@@ -200,7 +200,7 @@ def statistics_over_facts(milestones: Mapping[PromptKey, Milestones], d_vocab: i
     """
     facts = [milestones[prompt] for prompt in fact_passes(milestones)]
     names = dict.fromkeys(name for fact in facts for name in fact)
-    layers = {name: [fact[name].layer if name in fact else None for fact in facts] for name in names}
+    layers = {name: [layer_of(fact, name) for fact in facts] for name in names}
     entropies = [fact[ONSET].entropy_bits for fact in facts if ONSET in fact]
     fractions = [f for f in (entropy_fraction(bits, d_vocab) for bits in entropies) if f is not None]
     return FactStatistics(
@@ -314,11 +314,6 @@ def _first_rows(curves: Curves, headline: str) -> dict[PromptKey, int]:
         curve = curves.get(prompt, headline)
         due += len(curve.rows) if curve else 0
     return starts
-
-
-def _fact_keys(curves: Curves) -> dict[PromptKey, str]:
-    """What each prompt's fact is called, wherever a row says it."""
-    return {curve.prompt: row["fact_key"] for curve in curves for row in curve.rows if row["fact_key"] is not None}
 
 
 def _delta_hat(milestones: Milestones, n_layers: int) -> float | None:

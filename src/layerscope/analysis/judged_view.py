@@ -1,11 +1,12 @@
 """The judged view: a run's rows with the columns of the answer saying what each prompt is judged by."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 
 from layerscope.record.parts import Judge, PromptRecord
-from layerscope.record.prompt_key import PromptKey
+from layerscope.record.prompt_key import PromptKey, Table
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
 
@@ -26,7 +27,7 @@ def own_token(prompt: PromptRecord | None) -> int | None:
     return None if prompt is None or prompt.output is None else next(iter(prompt.output.top_ids), None)
 
 
-def judged_rows(rows: pl.DataFrame, record: RunRecord) -> pl.DataFrame:
+def judged_rows(rows: Table, record: RunRecord) -> Table:
     """The table with the columns of an answer as each prompt is judged; everything else stays.
 
     `answer_rank`, `p_answer`, `answer_logit_gap`, `is_answer`, `answer_minus_uniform` and `semantic_margin_ok` speak of
@@ -41,17 +42,24 @@ def judged_rows(rows: pl.DataFrame, record: RunRecord) -> pl.DataFrame:
     return _without_trivial_copies(rows) if tied else rows
 
 
-def _by_judge(rows: pl.DataFrame, record: RunRecord) -> pl.DataFrame:
+def _by_judge(rows: Table, record: RunRecord) -> Table:
     others = [prompt for prompt in record.suite.prompts if prompt.judge != "first_piece"]
     if not others:
         return rows
     columns = {_JUDGE: [p.judge for p in others], _OWN: [own_token(p) for p in others]}
     keys: Mapping[str, list[object]] = {name: [getattr(p.key, name) for p in others] for name in _KEY}
-    schema = {name: rows.schema[name] for name in _KEY} | {_JUDGE: pl.String(), _OWN: pl.Int32()}
-    judged = pl.DataFrame({**keys, **columns}, schema=schema)
-    joined = rows.join(judged, on=_KEY, how="left", nulls_equal=True, maintain_order="left")
+    given = rows.collect_schema()
+    schema = {name: given[name] for name in _KEY} | {_JUDGE: pl.String(), _OWN: pl.Int32()}
+    judged: Any = pl.DataFrame({**keys, **columns}, schema=schema)
+    joined = rows.join(
+        judged if isinstance(rows, pl.DataFrame) else judged.lazy(),
+        on=_KEY,
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
+    )
     thresholds = Thresholds.from_dict(record.protocol.thresholds)
-    return joined.with_columns(_judged_columns(1 / record.model.d_vocab, thresholds)).select(rows.columns)
+    return joined.with_columns(_judged_columns(1 / record.model.d_vocab, thresholds)).select(given.names())
 
 
 def _judged_columns(uniform: float, thresholds: Thresholds) -> list[pl.Expr]:
@@ -75,8 +83,10 @@ def _judged_columns(uniform: float, thresholds: Thresholds) -> list[pl.Expr]:
     return [*columns, pl.when(own).then(_OWN).otherwise("answer_id").alias("answer_id")]
 
 
-def _without_trivial_copies(rows: pl.DataFrame) -> pl.DataFrame:
-    copies = [name for name in rows.columns if name.startswith(("copy_collapse", "copy_strict@", "copy_soft_k"))]
+def _without_trivial_copies(rows: Table) -> Table:
+    copies = [
+        name for name in rows.collect_schema() if name.startswith(("copy_collapse", "copy_strict@", "copy_soft_k"))
+    ]
     return rows.with_columns(
         pl.when((pl.col("layer") <= _COPY_WINDOWS.get(name, 0)) & pl.col(name).is_not_null())
         .then(False)

@@ -1,12 +1,16 @@
 """Milestones: the layer at which something first holds, from which on it holds for good, or why there is none."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from operator import ge, gt, le
-from typing import Any, TypeAlias
+from operator import eq, ge, gt, le
+from typing import TypeAlias
 
-from layerscope.analysis.curve import Curve, Predicate, Row
+import numpy as np
+from numpy.typing import NDArray
+
+from layerscope.analysis.conditions import Condition, both, compared, leads, leads_by, margin_over_uniform, true
+from layerscope.analysis.crossings import NOWHERE, Crossings, Grid, Layers
+from layerscope.analysis.curve import Curve, Curves
 from layerscope.record.milestone_names import (
     CONFIRMED,
     ONSET,
@@ -59,55 +63,39 @@ Milestones: TypeAlias = Mapping[str, Milestone]
 """The milestones of one curve by name."""
 
 
-@dataclass(frozen=True)
 class Gates:
     """When a rank of 1 counts for more than a rank of 1."""
 
-    d_vocab: int
-    thresholds: Thresholds
-
-    def rank_1(self, row: Row) -> bool | None:
+    def __init__(self, d_vocab: int, thresholds: Thresholds) -> None:
+        self.rank_1 = compared("answer_rank", eq, 1)
         """The answer has the largest logit."""
-        rank: int | None = row["answer_rank"]
-        return None if rank is None else rank == 1
-
-    def margin_ok(self, row: Row) -> bool | None:
+        self.margin_ok = margin_over_uniform(thresholds.semantic_margin, 1 / d_vocab)
         """Rank 1, and clearly more probable than under a uniform distribution."""
-        if row["p_answer"] is None:
-            return None
-        return bool(self.rank_1(row)) and row["p_answer"] - 1 / self.d_vocab >= self.thresholds.semantic_margin
-
-    def top2_ok(self, row: Row) -> bool | None:
+        self.top2_ok = leads_by(thresholds.semantic_gap)
         """Rank 1, with a clear lead over the second logit."""
-        return _leads_by(row, self.thresholds.semantic_gap)
-
-    def strong(self, row: Row) -> bool | None:
+        self.strong = both(self.margin_ok, self.top2_ok)
         """Both of them."""
-        margin, lead = self.margin_ok(row), self.top2_ok(row)
-        if margin is False or lead is False:
-            return False
-        return None if margin is None or lead is None else True
 
 
-def definitions(thresholds: Thresholds, d_vocab: int) -> dict[str, Predicate]:
+def definitions(thresholds: Thresholds, d_vocab: int) -> dict[str, Condition]:
     """What each milestone asks of a row, by name; thresholds stand in the names as they print."""
     gates = Gates(d_vocab, thresholds)
     t = thresholds
     return {
-        MilestoneName.COPY: _true("copy_collapse"),
-        MilestoneName.LOW_ENTROPY: _true("entropy_collapse"),
-        **{copy_strict(p): _true(f"copy_strict@{p:g}") for p in t.copy_strict},
-        **{copy_soft(k): _true(f"copy_soft_k{k}@{t.copy_soft:g}") for k in t.copy_soft_windows},
-        ONSET: _true("is_answer"),
-        **{f"first_kl_below_{bits:.1f}": _compared("kl_to_final_bits", le, bits) for bits in t.kl_to_final_bits},
-        **{rank_within(rank): _compared("answer_rank", le, rank) for rank in t.answer_rank},
-        **{f"first_p_top1_gt_{p:.2f}": _compared("p_top1", gt, p) for p in t.p_top1},
-        **{f"gap_ge_{gap:.1f}": partial(_leads_by, gap=gap) for gap in t.answer_gap},
-        MilestoneName.SURFACE_TO_MEANING: _leads("answer_mass", "echo_mass_prompt", t.surface_margin),
-        MilestoneName.GEOMETRY: _leads("cos_to_answer", "cos_to_prompt_max", t.geometry_margin),
-        MilestoneName.TOPK_DECAY: _compared("topk_prompt_mass@50", le, t.topk_prompt_mass),
-        **{f"cos_ge_{c:g}": _compared("cos_to_final", ge, c) for c in t.cos_to_final},
-        **{f"cos_centered_ge_{c:g}": _compared("cos_to_final_centered", ge, c) for c in t.cos_to_final},
+        MilestoneName.COPY: true("copy_collapse"),
+        MilestoneName.LOW_ENTROPY: true("entropy_collapse"),
+        **{copy_strict(p): true(f"copy_strict@{p:g}") for p in t.copy_strict},
+        **{copy_soft(k): true(f"copy_soft_k{k}@{t.copy_soft:g}") for k in t.copy_soft_windows},
+        ONSET: true("is_answer"),
+        **{f"first_kl_below_{bits:.1f}": compared("kl_to_final_bits", le, bits) for bits in t.kl_to_final_bits},
+        **{rank_within(rank): compared("answer_rank", le, rank) for rank in t.answer_rank},
+        **{f"first_p_top1_gt_{p:.2f}": compared("p_top1", gt, p) for p in t.p_top1},
+        **{f"gap_ge_{gap:.1f}": leads_by(gap) for gap in t.answer_gap},
+        MilestoneName.SURFACE_TO_MEANING: leads("answer_mass", "echo_mass_prompt", t.surface_margin),
+        MilestoneName.GEOMETRY: leads("cos_to_answer", "cos_to_prompt_max", t.geometry_margin),
+        MilestoneName.TOPK_DECAY: compared("topk_prompt_mass@50", le, t.topk_prompt_mass),
+        **{f"cos_ge_{c:g}": compared("cos_to_final", ge, c) for c in t.cos_to_final},
+        **{f"cos_centered_ge_{c:g}": compared("cos_to_final_centered", ge, c) for c in t.cos_to_final},
         MilestoneName.MARGIN_OK: gates.margin_ok,
         MilestoneName.TOP2_OK: gates.top2_ok,
         STRONG: gates.strong,
@@ -117,35 +105,97 @@ def definitions(thresholds: Thresholds, d_vocab: int) -> dict[str, Predicate]:
 def find_milestones(curve: Curve, thresholds: Thresholds) -> dict[str, Milestone]:
     """Every milestone of a curve: first crossings, their `_stable` twins, and runs of two.
 
-    A run of two has no twin: from where a predicate holds for good it holds in runs of two as well.
+    A run of two has no twin: from where a condition holds for good it holds in runs of two as well.
     """
-    milestones: dict[str, Milestone] = {}
-    for name, holds in definitions(thresholds, curve.d_vocab).items():
-        never = _why_never(curve, holds, NEVER)
-        first, twin = curve.first(holds), stable_twin(name)
-        milestones[name] = Milestone.at(name, curve, first, never)
-        lost = never if first is None else NOT_TO_THE_END
-        milestones[twin] = Milestone.at(twin, curve, curve.stable(holds), lost)
-    gates = Gates(curve.d_vocab, thresholds)
-    runs: dict[str, Callable[[Row], bool | None]] = {
-        MilestoneName.ONSET_RUN2: gates.rank_1,
-        STRONG_RUN2: gates.strong,
-    }
-    for name, holds in runs.items():
-        milestones[name] = Milestone.at(name, curve, curve.first_of_two(holds), _why_never(curve, holds, NO_TWO))
-    return milestones
+    key = curve.prompt, curve.lens
+    return dict(milestones_of(Curves({key: curve}), thresholds)[key])
 
 
-def _why_never(curve: Curve, holds: Predicate, whole: str) -> str:
-    """The reason for a missing layer; `whole` where every layer was asked, the embedding aside.
+def milestones_of(curves: Curves, thresholds: Thresholds) -> "dict[tuple[PromptKey, str], CurveMilestones]":
+    """The same of many curves at once, in their order; a milestone is made where it is asked for."""
+    if not curves.by_key:
+        return {}
+    found = _Found.of(curves, thresholds)
+    return {key: CurveMilestones(curve, found, at, {}) for at, (key, curve) in enumerate(curves.by_key.items())}
 
-    A fitted lens has no map for the embedding, which is no gap.
-    """
-    answers = {row["layer"]: holds(row) for row in curve.rows}
-    if all(answer is None for answer in answers.values()):
-        return NOT_MEASURED
-    due = set(range(1, curve.n_layers + 1)) | set(answers)
-    return whole if all(answers.get(layer) is not None for layer in due) else NEVER_SEEN
+
+_REASONS = (NEVER, NEVER_SEEN, NOT_TO_THE_END, NO_TWO, NOT_MEASURED)
+_Reasons: TypeAlias = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Every milestone of many curves, as arrays."""
+
+    names: Mapping[str, str]
+    """Each as it is stated, whatever kind of string it is looked up by."""
+    layers: Mapping[str, Layers]
+    """By name, a layer of each curve."""
+    reasons: Mapping[str, _Reasons]
+    """By name, the place in `_REASONS` of what explains that a curve has none."""
+
+    @classmethod
+    def of(cls, curves: Curves, thresholds: Thresholds) -> "_Found":
+        first_curve = next(iter(curves))
+        d_vocab, grid = first_curve.d_vocab, Grid.of(curves, first_curve.n_layers)
+        layers: dict[str, Layers] = {}
+        reasons: dict[str, _Reasons] = {}
+        for name, condition in definitions(thresholds, d_vocab).items():
+            found, twin = grid.crossings(condition), stable_twin(name)
+            layers[name], reasons[name] = found.first(), _why_never(found, NEVER)
+            layers[twin] = found.stable()
+            lost = np.uint8(_REASONS.index(NOT_TO_THE_END))
+            reasons[twin] = np.where(layers[name] == NOWHERE, reasons[name], lost)
+        gates = Gates(d_vocab, thresholds)
+        for name, condition in ((MilestoneName.ONSET_RUN2, gates.rank_1), (STRONG_RUN2, gates.strong)):
+            found = grid.crossings(condition)
+            layers[name], reasons[name] = found.first_of_two(), _why_never(found, NO_TWO)
+        return cls({name: name for name in layers}, layers, reasons)
+
+
+def _why_never(found: Crossings, whole: str) -> _Reasons:
+    """The reason for a missing layer; `whole` where every layer was asked, the embedding aside."""
+    measured, complete, seen = (np.uint8(_REASONS.index(why)) for why in (NOT_MEASURED, whole, NEVER_SEEN))
+    reasons: _Reasons = np.where(found.measured(), np.where(found.complete(), complete, seen), measured)
+    return reasons
+
+
+class CurveMilestones(Mapping[str, Milestone]):
+    """The milestones of one curve by name."""
+
+    __slots__ = ("_at", "_curve", "_found", "_more")
+
+    def __init__(self, curve: Curve, found: _Found, at: int, more: Mapping[str, Milestone]) -> None:
+        self._curve, self._found, self._at, self._more = curve, found, at, more
+
+    def with_more(self, more: Mapping[str, Milestone]) -> "CurveMilestones":
+        """These and others, which stand behind them."""
+        return CurveMilestones(self._curve, self._found, self._at, {**self._more, **more})
+
+    def layer(self, name: str) -> int | None:
+        """The layer of one of them, which need not be made for that; None where it has none, or is none of them."""
+        if name in self._more:
+            return self._more[name].layer
+        layer = int(self._found.layers[name][self._at]) if name in self._found.layers else NOWHERE
+        return None if layer == NOWHERE else layer
+
+    def __getitem__(self, name: str) -> Milestone:
+        if name in self._more:
+            return self._more[name]
+        if name not in self._found.layers:
+            raise KeyError(name)
+        layer, stated = self.layer(name), self._found.names[name]
+        return Milestone.at(stated, self._curve, layer, _REASONS[self._found.reasons[name][self._at]])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._more or name in self._found.layers
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._found.layers
+        yield from self._more
+
+    def __len__(self) -> int:
+        return len(self._found.layers) + len(self._more)
 
 
 PREFERENCE = (STRONG_RUN2, STRONG, CONFIRMED, ONSET)
@@ -160,6 +210,8 @@ def semantic_layer(milestones: Milestones) -> Milestone | None:
 
 def layer_of(milestones: Milestones, name: str) -> int | None:
     """The layer of a milestone; None where it has none, or was not looked for."""
+    if isinstance(milestones, CurveMilestones):
+        return milestones.layer(name)
     return milestones[name].layer if name in milestones else None
 
 
@@ -227,25 +279,3 @@ def early_reflex(curve: Curve, tied: bool) -> EarlyReflex:
         known=bool(early),
         embedding_copies=None if tied else copies.get(0),
     )
-
-
-def _leads_by(row: Row, gap: float) -> bool | None:
-    """Rank 1, with a lead over the second logit of at least so much; None where the lead of a rank 1 is not known."""
-    if row["answer_rank"] is None:
-        return None
-    if row["answer_rank"] > 1:
-        return False
-    lead: float | None = row["answer_logit_gap"]
-    return None if lead is None else lead >= gap
-
-
-def _true(column: str) -> Predicate:
-    return lambda row: row[column]
-
-
-def _compared(column: str, compare: Callable[[Any, Any], bool], bound: int | float) -> Predicate:
-    return lambda row: None if row[column] is None else compare(row[column], bound)
-
-
-def _leads(column: str, other: str, margin: int | float) -> Predicate:
-    return lambda row: None if row[column] is None or row[other] is None else row[column] >= row[other] + margin

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from layerscope.analysis.curve import Curves
-from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, Milestones
+from layerscope.analysis.milestones import NEVER_SEEN, NOT_MEASURED, Milestones, layer_of
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.statistics import Summary, summarize
 from layerscope.record.milestone_names import ONSET, STRONG, rank_within, stable_twin
@@ -99,6 +99,10 @@ def layers_of_prompt(milestones: Milestones) -> LayersOfPrompt:
     by_rank = {FIRST_ON_TOP: rank_within(1), ON_TOP_FOR_GOOD: stable_twin(rank_within(1))}
     layers, undetermined = list[int | None](), []
     for name in (FIRST_ON_TOP, ON_TOP_FOR_GOOD, CLEARLY_AHEAD):
+        known = layer_of(milestones, name)
+        if known is not None:
+            layers.append(known)
+            continue
         found = milestones.get(name)
         if found is not None and found.reason == NOT_MEASURED:  # a table may hold ranks alone
             found = milestones.get(by_rank.get(name, name))

@@ -4,8 +4,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from layerscope.analysis.consistency import MAX_RANK_DEV, SAME_FORWARD, TOP_IDS, Repeatability
-from layerscope.analysis.curve import Curve, Curves, Row, entropy_gap
+from layerscope.analysis.curve import Curve, Curves
 from layerscope.analysis.outputs import MODEL_AT_LAST, Output
 from layerscope.analysis.percentiles import median
 from layerscope.record.measured import MeasuredRecord
@@ -71,39 +74,61 @@ def quotability(
     answered = {prompt for prompt, output in facts.items() if output.answered}
     answered = answered or {prompt for prompt, output in facts.items() if output.on_top}
     over = answered or set(outputs)
-    lenses = list(dict.fromkeys(curve.lens for curve in curves))
     unsteady = _unsteady_layers(curves, record, repeat)
+    counted = np.array([curve.prompt in over for curve in curves], dtype=bool)[curves.curve_of_row]
     by_lens = {
-        lens: _statuses([c for c in curves if c.lens == lens], over, record, unsteady.get(lens, frozenset()))
-        for lens in lenses
+        lens: _statuses(_values_by_layer(curves, lens, counted), lens, record, unsteady.get(lens, frozenset()))
+        for lens in curves.lenses
     }
     return Quotability(by_lens, len(over), bool(answered))
 
 
+@dataclass(frozen=True)
+class _LayerValues:
+    """What the rows of one layer say."""
+
+    kl_bits: Sequence[float]
+    """Of the prompts that count, where known."""
+    entropy_gap_bits: Sequence[float]
+    """The same, without a sign."""
+    finite: bool
+    """Whether all rows are, those of the other prompts too."""
+
+
+def _values_by_layer(curves: Curves, lens: str, counted: NDArray[np.bool_]) -> dict[int, _LayerValues]:
+    """Of one lens; layers without a row are absent.
+
+    Args:
+        counted: for each row whether its prompt counts.
+    """
+    of_lens = np.array([curve.lens == lens for curve in curves], dtype=bool)[curves.curve_of_row]
+    layers, finite, kl = (curves.numbers(name) for name in ("layer", "finite", "kl_to_final_bits"))
+    gap = np.abs(curves.numbers("entropy_bits") - curves.numbers("teacher_entropy_bits"))
+    values = {}
+    for layer in np.unique(layers[of_lens]).tolist():
+        here = of_lens & (layers == layer)
+        known = [of[here & counted & ~np.isnan(of)].tolist() for of in (kl, gap)]
+        values[int(layer)] = _LayerValues(known[0], known[1], bool((finite[here] == 1).all()))
+    return values
+
+
 def _statuses(
-    curves: Sequence[Curve], over: Collection[PromptKey], record: RunRecord, unsteady: Collection[int]
+    values: Mapping[int, _LayerValues], lens: str, record: RunRecord, unsteady: Collection[int]
 ) -> tuple[LayerStatus, ...]:
-    lens = curves[0].lens
-    rows: dict[int, list[tuple[PromptKey, Row]]] = {}
-    for curve in curves:
-        for row in curve.rows:
-            rows.setdefault(row["layer"], []).append((curve.prompt, row))
     health = record.numeric_health
     flagged = {flag.layer for flag in health.layers_flagged if flag.lens == lens} if health is not None else set()
     failed = record.identity is not None and not record.identity.ok
     statuses = []
     for layer in range(record.model.n_layers + 1):
-        here = rows.get(layer, [])
-        kl = median([row["kl_to_final_bits"] for p, row in here if p in over and row["kl_to_final_bits"] is not None])
-        gaps = [entropy_gap(row) for p, row in here if p in over]
-        gap = median([abs(bits) for bits in gaps if bits is not None])
+        here = values.get(layer)
+        kl, gap = (None, None) if here is None else (median(here.kl_bits), median(here.entropy_gap_bits))
         why = "the last layer, decoded by us, is not the model's own output" if failed else None
-        if layer in flagged or not all(row["finite"] for _, row in here):
+        if layer in flagged or not (here is None or here.finite):
             why = why or "numbers were not finite"
         if layer in unsteady:
             why = why or "a second decode or a second forward pass gave another result"
-        status = None if not here else "withheld" if why else _status(layer, lens, kl, gap, record)
-        statuses.append(LayerStatus(layer, status, kl, gap, why if here else None))
+        status = None if here is None else "withheld" if why else _status(layer, lens, kl, gap, record)
+        statuses.append(LayerStatus(layer, status, kl, gap, why if here is not None else None))
     return tuple(statuses)
 
 
@@ -121,7 +146,7 @@ def _unsteady_layers(curves: Curves, record: RunRecord, repeat: Repeatability) -
     The second decode was of one lens. The second forward pass was read by the headline lens, but another residual is
     another for all.
     """
-    measured, lenses = record.measured, {curve.lens for curve in curves}
+    measured, lenses = record.measured, curves.lenses
     decoded = _redecoded(measured) if repeat.high_variance else frozenset()
     view = None if measured.position_readout is None else measured.position_readout.headline
     again = _reforwarded(measured, curves.get(curves.primary, record.protocol.headline_lens))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log2, sqrt
 from typing import TypeAlias
 
@@ -112,6 +113,12 @@ def _why_no_interval(known: Sequence[int | float], point: Interval | None, fewes
 
 
 def _interval_of_median(layers: Sequence[int | float], n_missing: int, seed: int) -> Interval:
+    """Many milestones have the same layers, hence the same interval."""
+    return _interval_of_sorted(tuple(sorted(layers)), n_missing, seed)
+
+
+@lru_cache(maxsize=256)
+def _interval_of_sorted(layers: tuple[int | float, ...], n_missing: int, seed: int) -> Interval:
     medians = _resampled_medians(layers, n_missing, seed)
     low, high = np.quantile(medians, (0.025, 0.975))
     return float(low), float(high)

@@ -106,6 +106,9 @@ def show(
     milestones: Annotated[
         bool, typer.Option("--milestones", help="Every milestone of one prompt instead of the tables by layer.")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="A table for every prompt, not for the first ones alone.")
+    ] = False,
     details: Details = False,
     model: ModelInFolder = None,
 ) -> None:
@@ -117,7 +120,7 @@ def show(
     if milestones:
         print_parts(milestone_table(finished, lens=lens, prompt=prompt))
     else:
-        print_parts(_tables_and_verdict(finished, lens=lens, prompt=prompt, details=details))
+        print_parts(_tables_and_verdict(finished, lens=lens, prompt=prompt, details=details, everything=everything))
     print_parts(problem_lines(finished))
 
 
@@ -202,13 +205,18 @@ def _save(run: "layerscope.run.Run", folder: Path) -> None:
 
 
 def _tables_and_verdict(
-    run: "layerscope.run.Run", lens: str | None = None, prompt: int | None = None, *, details: bool
+    run: "layerscope.run.Run",
+    lens: str | None = None,
+    prompt: int | None = None,
+    *,
+    details: bool,
+    everything: bool = False,
 ) -> "Iterator[rich.console.RenderableType]":
     """The verdict comes last, for it is what remains on the screen; not after one prompt, for it is on them all."""
-    from layerscope.terminal.run_tables import run_tables
+    from layerscope.terminal.run_tables import TABLES_SHOWN, run_tables
     from layerscope.terminal.verdict import run_verdict
 
-    yield from run_tables(run, lens=lens, prompt=prompt)
+    yield from run_tables(run, lens=lens, prompt=prompt, most=None if everything else TABLES_SHOWN)
     if prompt is None:
         yield ""
         yield from run_verdict(run, details=details)

@@ -61,6 +61,11 @@ class MemoryPlan:
     """Weights kept on an accelerator."""
 
     @property
+    def of_prompts(self) -> int:
+        """What grows with the number of prompts."""
+        return self.residuals + max(self.activations, self.sweep)
+
+    @property
     def total(self) -> int:
         """Forward and sweep follow one another, the residuals live through both."""
         return self.resident + self.residuals + max(self.block + self.activations, self.sweep)

@@ -13,6 +13,9 @@ from layerscope.suite import Suite
 
 SWEEP_BYTES = 1 << 30
 """Decoded rows held at once, at most: more would only save casting the unembedding once more."""
+ENOUGH_BYTES = 256 << 20
+"""What the prompts of a part may take even where there is room for more, unless the weights are that large: a pass over
+weights of a quarter of it is soon made again, and more prompts at once would not make it faster."""
 IDENTITY_PROMPTS = 32
 """How many prompts the identity check compares; each costs a full row of logits."""
 STATISTICS_BYTES, TOP_BYTES = 2000, 70
@@ -51,12 +54,15 @@ def plan_memory(
     Raises:
         PlacementError: not even one prompt fits.
     """
-    at, parts = 0, []
+    at, parts = 0, list[Batch]()
+    budget, enough = model.placement.memory, max(ENOUGH_BYTES, 4 * model.checkpoint.bytes_on_disk)
     while at < len(encoded):
-        stop = len(encoded)
+        # A part is seldom much larger than the one before, and to plan it costs what it holds.
+        stop = len(encoded) if not parts else min(len(encoded), at + 2 * (at - parts[-1].prompts.start))
         extra: tuple[Sequence[Sequence[int]], int] = (auxiliary, auxiliary_bytes) if at == 0 else ((), 0)
+        least = _part(model, encoded, slice(at, at + 1), n_lenses, top_k, protocol, *extra).memory.of_prompts
         part = _part(model, encoded, slice(at, stop), n_lenses, top_k, protocol, *extra)
-        while stop - at > 1 and part.memory.total > model.placement.memory:
+        while stop - at > 1 and (part.memory.total > budget or part.memory.of_prompts > least + enough):
             stop = at + -(-(stop - at) // 2)
             part = _part(model, encoded, slice(at, stop), n_lenses, top_k, protocol, *extra)
         check_fits(part.memory, model.placement)

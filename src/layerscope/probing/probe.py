@@ -40,6 +40,7 @@ from layerscope.readout.measure import Work, measure
 from layerscope.record.measured import MeasuredRecord
 from layerscope.record.parts import TimingsRecord
 from layerscope.record.protocol import Protocol, protocol_of
+from layerscope.record.stored_rows import RowsInParts
 from layerscope.run import Run
 
 SECOND_FORWARD = ("auto", "always", "off")
@@ -110,14 +111,13 @@ def probe(request: ProbeRequest) -> Run:
         if line is not None:
             watcher.plan(line)
     result = _run_batches(opened, encoded, settings, parts, auxiliary, seconds, watcher)
-    rows, health = row_table(result.columns, result.encoded, opened)
     record = run_metadata(
         opened,
         suite,
         result.encoded,
         settings,
         identity=result.identity,
-        health=health,
+        health=result.health,
         measured=result.measured.model_copy(update={"fitted_lenses": chosen.records}),
         planned_bytes=planned_bytes(parts),
         created=created,
@@ -128,7 +128,7 @@ def probe(request: ProbeRequest) -> Run:
             opened.shuffled_twin(scope, request.seed), observer=watcher, **asked_of_twin(request, rules.headline)
         )
         record = with_twin(record, twin, scope)
-    return Run(rows, record)
+    return Run(result.rows.table(), record, keep=result.rows)
 
 
 def _choices(options: ProbeOptions) -> tuple[Protocol, tuple[str, ...] | None]:
@@ -186,9 +186,11 @@ def _open(request: ProbeRequest, rules: Protocol) -> CausalLM:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the river carried: columns by prompt, and what was measured once."""
+    """What the river carried: rows by prompt, and what was measured once."""
 
-    columns: pl.DataFrame
+    rows: RowsInParts
+    health: pl.DataFrame
+    """What numeric health is judged by, row by row."""
     encoded: Sequence[Encoded]
     """The prompts, with what the model says after them and the forms of their answers that are judged."""
     identity: Identity
@@ -215,7 +217,7 @@ def _run_batches(
     watcher: Observer,
 ) -> ProbeResult:
     """Forward and sweep, part by part; the identity check, and all that is measured once, is made on the first."""
-    frames: list[pl.DataFrame] = []
+    rows, health = RowsInParts(), list[pl.DataFrame]()
     told: list[Encoded] = []
     once: _Once | None = None
     tokens = model.tokens
@@ -266,12 +268,13 @@ def _run_batches(
                     work=seconds.work,
                     progress=lambda done, total, i=i: watcher.vocabulary(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
-            frame = pl.DataFrame(columns)
-            frames.append(frame.with_columns(pl.col("prompt") + part.prompts.start))
-            del residuals, columns  # the next part needs their room
+            table, of_part = row_table(pl.DataFrame(columns), here, model, part.prompts.start)
+            rows.add(table)
+            health.append(of_part)
+            del residuals, columns, table  # the next part needs their room
     if once is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
-    return ProbeResult(pl.concat(frames), told, once.identity, once.measured)
+    return ProbeResult(rows, pl.concat(health), told, once.identity, once.measured)
 
 
 def _identity(model: CausalLM, residuals: Residuals) -> Identity:

@@ -11,15 +11,21 @@ from layerscope.record.rows import rows_frame
 TUNED = "tuned"
 
 
-def row_table(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The table of a run, strings beside ids; and what numeric health is judged by.
+def row_table(
+    measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM, first: int = 0
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The table of a run, or of a batch of its prompts, strings beside ids; and what numeric health is judged by.
+
+    Args:
+        measured: columns as the readout gives them; `prompt` counts within `encoded`.
+        first: place in the suite of the first of the prompts; what health is judged by names them by their places.
 
     The tuned lens has no rows at layer 0: nothing has read the prompt there, and its map is a table of bigrams.
     """
     measured = measured.filter(~((pl.col("lens") == TUNED) & (pl.col("layer") == 0)))
     prompts = pl.DataFrame(
         {
-            "prompt": range(len(encoded)),
+            "prompt": pl.Series(range(len(encoded)), dtype=measured.schema["prompt"]),
             "fact_key": pl.Series([e.prompt.fact_key for e in encoded], dtype=pl.String),
             "fact_index": pl.Series([e.prompt.fact_index for e in encoded], dtype=pl.Int32),
             "prompt_id": [e.prompt.prompt_id for e in encoded],
@@ -45,6 +51,8 @@ def row_table(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalL
     spelled = pl.col("top1").str.strip_chars().is_in(pl.col("accepted"))
     answered = pl.when(pl.col("accepted").list.len() > 0)  # elsewhere there is nothing to spell
     table = table.with_columns(answered.then(pl.coalesce("is_answer", spelled)).alias("is_answer"))
-    health = table.select("prompt", "lens", "layer", "is_next", "any_nan", "any_inf", "max_abs_logit", "min_prob")
+    health = table.select(
+        pl.col("prompt") + first, "lens", "layer", "is_next", "any_nan", "any_inf", "max_abs_logit", "min_prob"
+    )
     columns = table.drop("prompt", "accepted", "any_nan", "any_inf", "max_abs_logit", "min_prob")
     return rows_frame({name: columns[name] for name in columns.columns}), health

@@ -1,8 +1,11 @@
 """What tells the prompts of a run apart, and the rows of one."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import polars as pl
+
+Table = TypeVar("Table", pl.DataFrame, pl.LazyFrame)
+"""A table at hand, or one that is read as far as it is asked for."""
 
 
 class PromptKey(NamedTuple):
@@ -27,7 +30,7 @@ class PromptKey(NamedTuple):
         """The same with the fact: `pos/orig of fact 0`."""
         return self.short_label + ("" if self.fact_index is None else f" of fact {self.fact_index}")
 
-    def rows_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def rows_of(self, rows: Table) -> Table:
         """Its rows in a run's table; a control has no `fact_index` there."""
         return rows.filter(pl.col(name).eq_missing(value) for name, value in zip(self._fields, self, strict=True))
 

@@ -1,6 +1,6 @@
 """The table of a run: a row for each prompt, lens, layer and position; every column has a type, a unit, a meaning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from layerscope.errors import RunError
+from layerscope.record.prompt_key import Table
 
 Values: TypeAlias = Sequence[Any] | NDArray[Any] | pl.Series
 """What a column may be given as: None (or, among floats, NaN) is an absent value; a list column may be a 2-d array."""
@@ -151,43 +152,51 @@ def rows_frame(columns: Mapping[str, Values]) -> pl.DataFrame:
     return frame
 
 
-def with_newer_columns(frame: pl.DataFrame) -> pl.DataFrame:
+def with_newer_columns(frame: Table) -> Table:
     """A table of an older version of the schema with the columns that came since, absent in every row.
 
     Any other table is given back as it is, for `check_rows` to judge.
     """
-    added = [column for column in COLUMNS if column.name in NEWER and column.name not in frame.columns]
-    if not added or frame.columns != [name for name in _NAMES if name in frame.columns]:
+    names = frame.collect_schema().names()
+    added = [column for column in COLUMNS if column.name in NEWER and column.name not in names]
+    if not added or names != [name for name in _NAMES if name in names]:
         return frame
     return frame.with_columns(pl.lit(None, column.dtype).alias(column.name) for column in added).select(_NAMES)
 
 
-def check_rows(frame: pl.DataFrame) -> None:
-    """Whether a table is one of ours.
+def check_rows(frame: pl.DataFrame | pl.LazyFrame) -> None:
+    """Whether a table is one of ours; one that is not in memory is read once for that, part by part.
 
     Raises:
         RunError: naming the column that is missing, unknown, out of order or of the wrong type, that lacks a value it
             must have, or that holds a NaN or an infinity.
     """
-    _check_names(frame.schema)
+    schema = frame.collect_schema()
+    _check_names(schema)
+    found = frame.lazy().select(_faults(schema)).collect(engine="streaming")
     for column in COLUMNS:
-        series = frame[column.name]
-        if series.dtype != column.dtype:
-            raise RunError(f"column `{column.name}` should be of type {column.dtype}, but is {series.dtype}")
-        if not column.nullable and series.null_count():
-            raise RunError(
-                f"column `{column.name}` has no value in {series.null_count()} rows, but must have one in each"
-            )
-        if column.dtype == pl.List(pl.Float64):
-            finite = series.list.eval(pl.element().is_finite()).list.all()
-        elif column.dtype == pl.Float64():
-            finite = series.is_finite()
-        else:
-            continue
-        if not finite.all():
+        if schema[column.name] != column.dtype:
+            raise RunError(f"column `{column.name}` should be of type {column.dtype}, but is {schema[column.name]}")
+        n_null, n_odd = (int(found.item(0, f"{kind} {column.name}")) for kind in ("null", "odd"))
+        if not column.nullable and n_null:
+            raise RunError(f"column `{column.name}` has no value in {n_null} rows, but must have one in each")
+        if n_odd:
             raise RunError(f"column `{column.name}` holds NaN or infinity; an absent number is null")
-    if frame.columns != _NAMES:
+    if schema.names() != _NAMES:
         raise RunError("the columns stand in another order than COLUMNS; build the table with rows_frame")
+
+
+def _faults(schema: Mapping[str, _DataType]) -> Iterator[pl.Expr]:
+    """For each column, in how many rows there is no value, and in how many a NaN or an infinity."""
+    for column in COLUMNS:
+        of = pl.col(column.name)
+        odd = pl.lit(0)
+        if schema[column.name] == column.dtype == pl.Float64():
+            odd = of.is_finite().not_().sum()
+        elif schema[column.name] == column.dtype == pl.List(pl.Float64):
+            odd = of.list.eval(pl.element().is_finite()).list.all().not_().sum()
+        yield (pl.lit(0) if column.nullable else of.null_count()).alias(f"null {column.name}")
+        yield odd.alias(f"odd {column.name}")
 
 
 def describe_columns() -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
@@ -69,7 +70,16 @@ class RunRecord(RecordModel):
 
     def prompt(self, key: PromptKey | None) -> PromptRecord | None:
         """A prompt as the model saw it; None where it is not recorded."""
-        return next((prompt for prompt in self.suite.prompts if prompt.key == key), None)
+        if key is None:
+            return None
+        if self.prompts_by_key[0] is not self.suite.prompts:  # a copy with another suite has what was kept
+            del self.__dict__["prompts_by_key"]
+        return self.prompts_by_key[1].get(key)
+
+    @cached_property
+    def prompts_by_key(self) -> tuple[tuple[PromptRecord, ...], dict[PromptKey, PromptRecord]]:
+        """The prompts as they stand in the suite, and by key."""
+        return self.suite.prompts, {prompt.key: prompt for prompt in reversed(self.suite.prompts)}
 
     @property
     def probabilities_stand(self) -> bool:

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 
-import polars as pl
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from layerscope.analysis.analysed_run import AnalysedRun
+from layerscope.analysis.curve import Curve
 from layerscope.analysis.milestones import NOT_TO_THE_END, Milestone, Milestones
 from layerscope.errors import RunError
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STABLE, MilestoneName, stable_twin
 from layerscope.record.parts import FORM_IN_WORDS, AlignmentRecord, PromptRecord
+from layerscope.record.prompt_key import PromptKey
 from layerscope.record.run_record import RunRecord
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.sentences.answers import shortened
@@ -20,16 +21,21 @@ from layerscope.report.sentences.lines import plural
 from layerscope.report.text import printable
 
 PROBLEMS_SHOWN = 10
+TABLES_SHOWN = 12
+"""Prompts whose tables are printed, unless all are asked for: more would scroll past unread."""
 RANK_MILESTONES = (ONSET, MilestoneName.ONSET_RUN2, CONFIRMED, MilestoneName.CONFIRMED_ANY)
 
 
-def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None = None) -> Iterator[RenderableType]:
+def run_tables(
+    run: AnalysedRun, *, lens: str | None = None, prompt: int | None = None, most: int | None = None
+) -> Iterator[RenderableType]:
     """The identity check and a table for every prompt at its last position.
 
     Args:
         run: what to show.
         lens: which lens; the headline lens where not given.
         prompt: only this one, counted from 1; all where not given.
+        most: no more than the first so many of them, and how to see the others; all where not given.
 
     Raises:
         RunError: the run has no such lens or prompt.
@@ -37,13 +43,15 @@ def run_tables(run: AnalysedRun, *, lens: str | None = None, prompt: int | None 
     record = run.record
     chosen = _lens_of(record, lens)
     _check_prompt(record, prompt)
-    next_rows = run.judged_rows.filter("is_next")
-    for place, suite_prompt in enumerate(record.suite.prompts, start=1):
-        if prompt in (None, place) and record.ranks_stand:
-            yield _title(suite_prompt, chosen, place)
-            yield _prompt_table(run, suite_prompt.key.rows_of(next_rows), chosen)
-            yield Text(_onsets(suite_prompt.key.rows_of(next_rows), suite_prompt, record.protocol.lenses), style="dim")
-            yield ""
+    places = range(1, 1 + len(record.suite.prompts)) if prompt is None else [prompt]
+    for place in places[:most] if record.ranks_stand else ():
+        suite_prompt = record.suite.prompts[place - 1]
+        yield _title(suite_prompt, chosen, place)
+        yield _prompt_table(run, suite_prompt.key, chosen)
+        yield Text(_onsets(run, suite_prompt), style="dim")
+        yield ""
+    if most is not None and len(places) > most and record.ranks_stand:
+        yield Text(_others(len(places), most))
     if prompt is None and record.ranks_stand:
         yield _summary(run)
     yield identity_line(run)
@@ -175,7 +183,15 @@ def _name(prompt: PromptRecord) -> str:
     return prompt.fact_key or " ".join([kind, *(answer.string for answer in prompt.answers[:1])])
 
 
-def _prompt_table(run: AnalysedRun, rows: pl.DataFrame, lens: str) -> Table:
+def _others(n: int, shown: int) -> str:
+    """That there are more tables, and how to see them."""
+    left = f"prompt {n} is" if n == shown + 1 else f"prompts {shown + 1:,} to {n:,} are"
+    return (
+        f"{left} not shown: layerscope show --prompt {shown + 1}, or layerscope show --all, both after a run's folder"
+    )
+
+
+def _prompt_table(run: AnalysedRun, prompt: PromptKey, lens: str) -> Table:
     trusted = run.record.probabilities_stand
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", justify="right")
@@ -188,9 +204,9 @@ def _prompt_table(run: AnalysedRun, rows: pl.DataFrame, lens: str) -> Table:
     if trusted:
         table.add_column("KL to final\n(bits)", justify="right")
     table.add_column("", no_wrap=True)
-    of_lens = rows.filter(pl.col("lens") == lens).sort("layer")
-    first = _first_rank_1(of_lens)
-    for row in of_lens.iter_rows(named=True):
+    curve = run.verdict.curves.get(prompt, lens)
+    first = _first_rank_1(curve)
+    for row in () if curve is None else curve.rows:
         probabilities = [
             short_text(row["entropy_bits"]),
             short_text(row["p_top1"]),
@@ -205,10 +221,9 @@ def _prompt_table(run: AnalysedRun, rows: pl.DataFrame, lens: str) -> Table:
     return table
 
 
-def _first_rank_1(rows: pl.DataFrame) -> int | None:
+def _first_rank_1(curve: Curve | None) -> int | None:
     """The shallowest layer at which the answer is on top; None where it never is."""
-    layer = rows.filter(pl.col("answer_rank") == 1)["layer"].min()
-    return None if layer is None else int(str(layer))
+    return None if curve is None else curve.first(lambda row: row["answer_rank"] == 1)
 
 
 def _form(answer: AlignmentRecord) -> str:
@@ -222,18 +237,19 @@ def _form(answer: AlignmentRecord) -> str:
     return f" judged {words} (rank {judged:,} at the output, {other} {rank:,})"
 
 
-def _onsets(rows: pl.DataFrame, prompt: PromptRecord, lenses: tuple[str, ...]) -> str:
+def _onsets(run: AnalysedRun, prompt: PromptRecord) -> str:
     """Where the answer is first on top, by lens."""
+    by_lens = _first_by_lens(run, prompt.key)
     if prompt.judge == "model_top1":
         own = "" if prompt.output is None or not prompt.output.top_tokens else f", {prompt.output.top_tokens[0]!r}"
-        return f"no answer given: judged by what the model itself says{own} · {_first_by_lens(rows, lenses)}"
+        return f"no answer given: judged by what the model itself says{own} · {by_lens}"
     if not prompt.answers:
         return "no answer was recorded"
     gold = _judged_answer(prompt)
     if not gold.ok:
         return f"answer {shortened(repr(gold.string))} could not be aligned ({gold.reason}), so it has no rank"
     form = "" if prompt.judge == "whole" else _form(gold)  # ranks of forms are those of first pieces
-    return f"answer {shortened(repr(gold.string))}{form}{_part(gold, prompt)} · {_first_by_lens(rows, lenses)}"
+    return f"answer {shortened(repr(gold.string))}{form}{_part(gold, prompt)} · {by_lens}"
 
 
 def _judged_answer(prompt: PromptRecord) -> AlignmentRecord:
@@ -251,8 +267,9 @@ def _part(answer: AlignmentRecord, prompt: PromptRecord) -> str:
     return f", judged by all of its {n} pieces" if prompt.judge == "whole" else f", judged by its first of {n} pieces"
 
 
-def _first_by_lens(rows: pl.DataFrame, lenses: tuple[str, ...]) -> str:
-    onsets = {lens: _first_rank_1(rows.filter(pl.col("lens") == lens)) for lens in lenses}
+def _first_by_lens(run: AnalysedRun, prompt: PromptKey) -> str:
+    curves = run.verdict.curves
+    onsets = {lens: _first_rank_1(curves.get(prompt, lens)) for lens in run.record.protocol.lenses}
     return "first rank 1 by lens: " + " · ".join(
         f"{lens} {'none' if layer is None else layer}" for lens, layer in onsets.items()
     )

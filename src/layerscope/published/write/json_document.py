@@ -87,7 +87,7 @@ def _identity(source: Source) -> Tree:
     return {
         **source.block(members.RUN_IDENTITY, source.record),
         DIALECT_KEY: source.dialect.value,
-        N_ROWS_KEY: source.run.rows.height,
+        N_ROWS_KEY: source.run.n_rows,
         RECORD_KEY: source.record.model_dump(mode="json"),
     }
 

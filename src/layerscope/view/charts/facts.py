@@ -8,7 +8,7 @@ import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.facts import fact_passes
-from layerscope.analysis.milestones import Milestones
+from layerscope.analysis.milestones import Milestones, layer_of
 from layerscope.analysis.percentiles import QUARTERS, median, percentile
 from layerscope.errors import RunError
 from layerscope.record.prompt_key import PromptKey
@@ -95,7 +95,7 @@ def _median_milestones(run: AnalysedRun, lens: str, metric: str, passes: Sequenc
     by_prompt: list[Milestones] = [by_pass[prompt] for prompt in passes if prompt in by_pass]
     named = []
     for name, label in named_milestones(run, metric):
-        layers = [m[name].layer for m in by_prompt if name in m]
+        layers = [layer_of(m, name) for m in by_prompt if name in m]
         known = [layer for layer in layers if layer is not None]
         missing = len(layers) - len(known)
         text = label if not missing or not known else f"{label} ({len(known)} of {len(layers)})"
@@ -110,8 +110,9 @@ def _reference(run: AnalysedRun, kind: Metric, known: Sequence[PromptKey]) -> fl
         return 0.0 if kind.name == "kl_to_final_bits" else 1.0
     if kind.name != "entropy_bits":
         return None
-    stated = {c.prompt: c.values("teacher_entropy_bits") for c in run.verdict.curves if c.prompt in known}
-    return median([values[0] for values in stated.values() if values])
+    curves = run.verdict.curves.of_prompt
+    stated = (curves[prompt][-1].values("teacher_entropy_bits") for prompt in known)
+    return median([values[0] for values in stated if values])
 
 
 def _subtitle(run: AnalysedRun, lens: str, kind: Metric, reference: float | None) -> list[str]:
@@ -151,8 +152,8 @@ def _drawn(
 ) -> list[alt.Chart]:  # fmt: skip
     step = -(-len(known) // MOST_LINES)
     thin: list[Datum] = [
-        {"x": place_of(layer, axes), "y": value, "fact": prompt_name(run, prompt)}
-        for prompt, curve in list(known.items())[::step]
+        {"x": place_of(layer, axes), "y": value, "fact": name}
+        for name, curve in ((prompt_name(run, prompt), curve) for prompt, curve in list(known.items())[::step])
         for layer, value in curve
     ]
     spread: list[Datum] = [
@@ -179,9 +180,9 @@ def _table(
 ) -> pl.DataFrame:  # fmt: skip
     n_layers = run.record.model.n_layers
     rows = [
-        (run.record.model.id, prompt_name(run, prompt), lens, column, layer, layer / n_layers,
+        (run.record.model.id, name, lens, column, layer, layer / n_layers,
          None if value is None else float(value), *quarters.get(layer, (None, None, None)))
-        for prompt, curve in curves.items()
+        for name, curve in ((prompt_name(run, prompt), curve) for prompt, curve in curves.items())
         for layer, value in curve
     ]  # fmt: skip
     return pl.DataFrame(rows, schema=_TABLE, orient="row")

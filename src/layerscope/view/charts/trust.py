@@ -10,6 +10,7 @@ import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.facts import fact_passes
+from layerscope.analysis.milestones import layer_of
 from layerscope.analysis.percentiles import median
 from layerscope.analysis.raw_comparison import HIGH_KL_BITS, NEAR_JACCARD, NEAR_JS_BITS, NEAR_L1, Comparison
 from layerscope.errors import RunError
@@ -218,8 +219,8 @@ def _onsets(run: AnalysedRun) -> ChartSpec:
     )
     notes = [model_name(run), f"next_norm less logit: median {middle} layers over {len(gaps)} facts"]
     rows = [
-        (run.record.model.id, prompt_name(run, prompt), lens, layer, None if layer is not None else "never on top")
-        for prompt, *layers in onsets
+        (run.record.model.id, name, lens, layer, None if layer is not None else "never on top")
+        for name, *layers in ((prompt_name(run, prompt), *layers) for prompt, *layers in onsets)
         for lens, layer in zip(lenses, layers, strict=True)
     ]
     schema = {"model": pl.String, "prompt": pl.String, "lens": pl.String, "layer": pl.Int32, "reason": pl.String}
@@ -230,7 +231,7 @@ def _onsets(run: AnalysedRun) -> ChartSpec:
 
 def _onset(run: AnalysedRun, lens: str, prompt: PromptKey) -> int | None:
     milestones = run.verdict.milestones.of(lens, prompt)
-    return milestones[ONSET].layer if ONSET in milestones else None
+    return layer_of(milestones, ONSET)
 
 
 def _onset_layers(run: AnalysedRun, onsets: Sequence[tuple[PromptKey, int | None, int | None]]) -> list[alt.Chart]:

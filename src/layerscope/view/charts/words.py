@@ -43,13 +43,12 @@ def course(name: str, curve: Points, unit: str = "", steps: str = "layer") -> st
 def prompt_name(run: AnalysedRun, prompt: PromptKey) -> str:
     """What a prompt asks: `Germany→Berlin`, or its answer alone; its wording too where there are several."""
     recorded = run.record.prompt(prompt)
-    curve = next((curve for curve in run.verdict.curves if curve.prompt == prompt), None)
+    curve = next(iter(run.verdict.curves.of_prompt.get(prompt, ())), None)
     key = None if curve is None else next(iter(curve.values("fact_key")), None)
     answer = recorded.answers[0].string.strip() if recorded and recorded.answers else None
     name = printable(str(key or answer or prompt.prompt_id))
-    variants = {other.prompt_variant for other in run.verdict.curves.passes}
     label = name if prompt.is_fact else f"control {name}"
-    return f"{label} ({prompt.prompt_variant})" if len(variants) > 1 else label
+    return f"{label} ({prompt.prompt_variant})" if len(run.verdict.curves.variants) > 1 else label
 
 
 def visible(token: str) -> str:

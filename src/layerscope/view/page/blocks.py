@@ -1,8 +1,9 @@
 """Blocks: what one prompt reads like under one lens, layers by positions, as typed arrays behind one another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import cached_property
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,7 @@ That is off by at most 0.034 per cent, so by less than half of the third decimal
 """
 _FLOOR, _ABSENT = 65_534, 65_535
 """The code of everything below 2**-63.99, and that of no value."""
+_Value = TypeVar("_Value", int, str)
 Key: TypeAlias = tuple[int | None, str, str, str]
 """`fact_index`, `prompt_id`, `prompt_variant`, `lens`."""
 
@@ -33,6 +35,17 @@ class Vocabulary:
     """-1 where a file gives the text alone."""
     _frame: pl.DataFrame
 
+    @cached_property
+    def by_id(self) -> Mapping[int, Sequence[int]]:
+        """Places of the tokens of each id."""
+        return _by_value((id_, at) for at, id_ in enumerate(self.ids, start=1) if id_ >= 0)
+
+    @cached_property
+    def by_text(self) -> Mapping[str, Sequence[int]]:
+        """Places of the tokens that are known by their text alone."""
+        tokens = enumerate(zip(self.ids, self.texts, strict=True), start=1)
+        return _by_value((text, at) for at, (id_, text) in tokens if id_ < 0)
+
     @classmethod
     def of(cls, listings: Sequence[pl.DataFrame]) -> "Vocabulary":
         """The tokens of `listed` tables, in the order in which they first come."""
@@ -43,6 +56,13 @@ class Vocabulary:
     def numbered(self, listing: pl.DataFrame) -> pl.DataFrame:
         """A `listed` table with the column `token`: place in the vocabulary, counted from 1."""
         return listing.join(self._frame, on=["id", "text"], how="left", maintain_order="left")
+
+
+def _by_value(pairs: Iterable[tuple[_Value, int]]) -> dict[_Value, list[int]]:
+    found: dict[_Value, list[int]] = {}
+    for value, at in pairs:
+        found.setdefault(value, []).append(at)
+    return found
 
 
 @dataclass(frozen=True)
@@ -107,48 +127,91 @@ def blocks(
         probabilities: whether entropies, divergences and probabilities may be shown; they are absent where not.
         ranks: the same of ranks.
     """
-    plain = rows.with_row_index("row").with_columns(
-        pl.coalesce("p_top1", pl.col("top_probs").list.get(0, null_on_oob=True)).alias("p_top1")
-    )
+    plain = rows.with_columns(pl.coalesce("p_top1", pl.col("top_probs").list.get(0, null_on_oob=True)).alias("p_top1"))
     if not probabilities:
         plain = plain.with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in FLOATS)
     if not ranks:
         plain = plain.with_columns(pl.lit(None, dtype=pl.Int32).alias("answer_rank"))
-    with_keys = numbered.join(plain.select("row", *KEYS, "layer", "position"), on="row", how="left")
-    lists = with_keys.partition_by(KEYS, as_dict=True, maintain_order=True)
-    parts = plain.partition_by(KEYS, as_dict=True, maintain_order=True)
-    return {key: _block(part, lists.get(key), n_layers) for key, part in parts.items()}
+    keys = plain.select(KEYS).unique(maintain_order=True)
+    numbers = keys.with_row_index("block")
+    block = plain.join(numbers, on=KEYS, how="left", nulls_equal=True, maintain_order="left")["block"].to_numpy()
+    cells = _Cells(
+        plain["layer"].to_numpy().astype(np.int64),
+        plain["position"].to_numpy().astype(np.int64),
+        np.stack([plain[name].to_numpy() for name in FLOATS]),
+        plain["answer_rank"].fill_null(0).to_numpy(),
+        plain["finite"].to_numpy(),
+    )
+    row = numbered["row"].to_numpy()
+    entries = _Entries(
+        row,
+        numbered["place"].to_numpy(),
+        numbered["token"].to_numpy(),
+        coded(numbered["p"].cast(pl.Float64).fill_null(float("nan")).to_numpy()),
+    )
+    by_block, entries_by_block = _places(block, len(keys)), _places(block[row], len(keys))
+    return {
+        key: _block(cells, its, entries, listed_there, n_layers)
+        for key, its, listed_there in zip(keys.iter_rows(), by_block, entries_by_block, strict=True)
+    }
 
 
-def _block(rows: pl.DataFrame, entries: pl.DataFrame | None, n_layers: int) -> Block:
-    positions = tuple(sorted(set(rows["position"].to_list())))
-    rows = rows.filter(pl.col("layer").is_between(0, n_layers))
-    n = (n_layers + 1) * len(positions)
-    at = _cells(rows, positions)
+@dataclass(frozen=True)
+class _Cells:
+    """Columns of the rows of all blocks."""
+
+    layer: NDArray[np.int64]
+    position: NDArray[np.int64]
+    floats: NDArray[np.float64]
+    """As [name of `FLOATS`, row]."""
+    rank: NDArray[np.int32]
+    finite: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Columns of the lists' entries of all blocks."""
+
+    row: NDArray[np.uint32]
+    place: NDArray[np.int64]
+    token: NDArray[np.uint32]
+    code: NDArray[np.uint16]
+
+
+def _places(block: NDArray[np.uint32], n: int) -> list[NDArray[np.int64]]:
+    """Where the members of each of n blocks stand, in their order."""
+    order = np.argsort(block, kind="stable")
+    return np.split(order, np.searchsorted(block[order], np.arange(1, n)))
+
+
+def _block(
+    cells: _Cells, rows: NDArray[np.int64], entries: _Entries, listed_there: NDArray[np.int64], n_layers: int
+) -> Block:
+    columns = np.unique(cells.position[rows])
+    width, n = len(columns), (n_layers + 1) * len(columns)
+
+    def inside(of: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return (cells.layer[of] >= 0) & (cells.layer[of] <= n_layers)
+
+    def cell(of: NDArray[np.int64]) -> NDArray[np.int64]:
+        return cells.layer[of] * width + np.searchsorted(columns, cells.position[of])
+
+    rows = rows[inside(rows)]
+    at = cell(rows)
     floats = np.full((len(FLOATS), n), np.nan, "<f4")
-    for place, name in enumerate(FLOATS):
-        floats[place, at] = rows[name].to_numpy()
+    floats[:, at] = cells.floats[:, rows]
     ranks, state = np.zeros(n, "<u4"), np.zeros(n, "u1")
-    ranks[at] = rows["answer_rank"].fill_null(0).to_numpy()
-    state[at] = np.where(rows["finite"].to_numpy(), 1, 3)
-    k = 0
-    tokens, codes = np.zeros(0, "<u4"), np.zeros(0, "<u2")
-    if entries is not None:
-        entries = entries.filter(pl.col("layer").is_between(0, n_layers))
-        places = entries["place"].to_numpy()
-        k = int(places.max(initial=-1)) + 1
-        tokens, codes = np.zeros(n * k, "<u4"), np.full(n * k, _ABSENT, "<u2")
-        where = _cells(entries, positions) * k + places
-        tokens[where] = entries["token"].to_numpy()
-        codes[where] = coded(entries["p"].cast(pl.Float64).fill_null(float("nan")).to_numpy())
+    ranks[at] = cells.rank[rows]
+    state[at] = np.where(cells.finite[rows], 1, 3)
+    listed_there = listed_there[inside(entries.row[listed_there].astype(np.int64))]
+    places = entries.place[listed_there]
+    k = int(places.max(initial=-1)) + 1
+    tokens, codes = np.zeros(n * k, "<u4"), np.full(n * k, _ABSENT, "<u2")
+    where = cell(entries.row[listed_there].astype(np.int64)) * k + places
+    tokens[where] = entries.token[listed_there]
+    codes[where] = entries.code[listed_there]
     content = b"".join(part.tobytes() for part in (floats, ranks, tokens, codes, state))
-    return Block(positions, k, content)
-
-
-def _cells(rows: pl.DataFrame, positions: Sequence[int]) -> NDArray[np.int64]:
-    """Which cell each row belongs to."""
-    columns = np.searchsorted(np.asarray(positions, np.int64), rows["position"].to_numpy())
-    return rows["layer"].to_numpy().astype(np.int64) * len(positions) + columns
+    return Block(tuple(columns.tolist()), k, content)
 
 
 def coded(p: NDArray[np.float64]) -> NDArray[np.uint16]:

@@ -16,6 +16,12 @@ from layerscope.report.sentences.readable import rank_1
 from layerscope.view.page.blocks import Block, Key, Vocabulary, blocks, listed
 from layerscope.view.page.packing import packed
 
+FACTS_IN_FULL = 200
+"""Facts of a run whose every number is on its page; the others have a line in a table."""
+
+ROWS_IN_FULL = 200_000
+"""Rows of a run that its page holds, at most, but for those of one fact."""
+
 
 @dataclass(frozen=True)
 class BlockData:
@@ -88,13 +94,16 @@ class Payload:
 
 def payload(runs: Sequence[AnalysedRun]) -> Payload:
     """The data of a page about some runs, in their order."""
-    listings = [listed(run.judged_rows, probabilities=run.record.probabilities_stand) for run in runs]
+    tables = [_in_full(run) for run in runs]
+    listings = [
+        listed(table, probabilities=run.record.probabilities_stand) for run, table in zip(runs, tables, strict=True)
+    ]
     vocabulary = Vocabulary.of(listings) if listings else Vocabulary((), (), pl.DataFrame())
     scripts: dict[str, str] = {}
     shown = []
-    for place, (run, listing, label) in enumerate(zip(runs, listings, labels(runs), strict=True)):
+    for place, (run, table, listing, label) in enumerate(zip(runs, tables, listings, labels(runs), strict=True)):
         made = blocks(
-            run.judged_rows,
+            table,
             vocabulary.numbered(listing),
             run.record.model.n_layers,
             probabilities=run.record.probabilities_stand,
@@ -102,7 +111,7 @@ def payload(runs: Sequence[AnalysedRun]) -> Payload:
         )
         ids = {key: f"block-{place}-{number}" for number, key in enumerate(made)}
         scripts |= {ids[key]: packed(block.content) for key, block in made.items()}
-        shown.append(_run(run, label, made, ids, vocabulary))
+        shown.append(_run(run, table, label, made, ids, vocabulary))
     return Payload(vocabulary, tuple(shown), scripts)
 
 
@@ -117,12 +126,41 @@ def labels(runs: Sequence[AnalysedRun]) -> list[str]:
     return [f"{name} · {place}" for place, name in enumerate(longest, start=1)]
 
 
+def in_full(run: AnalysedRun) -> Sequence[PromptKey]:
+    """The prompts whose numbers are on the page: those of the first facts, and as many controls.
+
+    Of facts with many wordings and positions there are fewer, so that a browser can hold the page.
+    """
+    passes = run.verdict.curves.passes
+    indices = list(dict.fromkeys(p.fact_index for p in passes if p.is_fact))
+    room = ROWS_IN_FULL * len(indices) // max(1, run.n_rows)
+    most = max(1, min(FACTS_IN_FULL, room))
+    facts, controls = set(indices[:most]), [prompt for prompt in passes if not prompt.is_fact][:most]
+    shown = {*controls, *(prompt for prompt in passes if prompt.is_fact and prompt.fact_index in facts)}
+    return tuple(prompt for prompt in passes if prompt in shown)
+
+
+def _in_full(run: AnalysedRun) -> pl.DataFrame:
+    """Their rows, as they are judged."""
+    shown = in_full(run)
+    if len(shown) == len(run.verdict.curves.passes):
+        return run.judged_rows
+    names = list(PromptKey._fields)
+    keys = pl.DataFrame(shown, schema={name: run.schema[name] for name in names}, orient="row")
+    return run.judged_scan.join(keys.lazy(), on=names, how="semi", nulls_equal=True).collect()
+
+
 def _run(
-    run: AnalysedRun, label: str, made: Mapping[Key, Block], ids: Mapping[Key, str], vocabulary: Vocabulary
+    run: AnalysedRun,
+    table: pl.DataFrame,
+    label: str,
+    made: Mapping[Key, Block],
+    ids: Mapping[Key, str],
+    vocabulary: Vocabulary,
 ) -> RunData:
     record = run.record
-    passes = dict.fromkeys(PromptKey(*key[:3]) for key in made)
-    kl = run.rows.filter("is_next")["kl_to_final_bits"].drop_nulls()
+    by_prompt = table.partition_by(PromptKey._fields, as_dict=True, maintain_order=True)
+    kl = pl.Series(run.verdict.curves.numbers("kl_to_final_bits")).drop_nans()
     return RunData(
         label=label,
         model=record.model.id,
@@ -139,7 +177,7 @@ def _run(
         },
         kl_bits=_nice(float(kl.quantile(0.98) or 1.0)) if len(kl) else 1.0,
         missing=missing_positions(run),
-        prompts=tuple(_prompt(run, key, made, ids, vocabulary) for key in passes),
+        prompts=tuple(_prompt(run, PromptKey(*key), rows, made, ids, vocabulary) for key, rows in by_prompt.items()),
     )
 
 
@@ -151,7 +189,7 @@ def _nice(bits: float) -> float:
 def missing_positions(run: AnalysedRun) -> str | None:
     """Why a run that was read from published files has the last position alone; None where it has others."""
     record = run.record
-    if record.source != "published" or not run.rows.filter(~pl.col("is_next")).is_empty():
+    if record.source != "published" or not run.scan.select(pl.col("is_next").all()).collect().item():
         return None
     name = csv_name(stem_of(record.model.id), RECORDS, None)
     return f"The file {name} is missing, which would hold the other positions; the last position alone can be shown."
@@ -160,13 +198,13 @@ def missing_positions(run: AnalysedRun) -> str | None:
 def _prompt(
     run: AnalysedRun,
     prompt_key: PromptKey,
+    rows: pl.DataFrame,
     made: Mapping[Key, Block],
     ids: Mapping[Key, str],
     vocabulary: Vocabulary,
 ) -> PromptData:
     fact_index, prompt_id, variant = prompt_key
     record = run.record.prompt(prompt_key)
-    rows = prompt_key.rows_of(run.judged_rows)
     answers = () if record is None else tuple(answer.string for answer in record.answers)
     last = rows.filter("is_next")["position"].max()
     return PromptData(
@@ -207,8 +245,9 @@ def _answer_tokens(record: PromptRecord | None, rows: pl.DataFrame, vocabulary: 
     ids = {answer.first_id for answer in answers} | set(rows["answer_id"].unique())
     texts = {answer.pieces[0].replace("Ġ", " ").replace("▁", " ") for answer in answers if answer.pieces}
     texts |= {space + answer.string for answer in answers if not answer.pieces for space in ("", " ")}
-    vocabulary_tokens = enumerate(zip(vocabulary.ids, vocabulary.texts, strict=True), start=1)
-    return tuple(at for at, (id_, text) in vocabulary_tokens if (id_ in ids if id_ >= 0 else text in texts))
+    known = [*(vocabulary.by_id.get(id_, ()) for id_ in ids if id_ is not None)]
+    known += [vocabulary.by_text.get(text, ()) for text in texts]
+    return tuple(sorted(at for places in known for at in places))
 
 
 def _layers(run: AnalysedRun, lens: str, key: PromptKey) -> dict[str, int]:

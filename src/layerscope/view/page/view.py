@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +20,8 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
 from layerscope.report.cited.report_files import unwritable, write_whole
 from layerscope.view.page.figures import Section, chart_sections
+from layerscope.view.page.kept import kept_text
+from layerscope.view.page.others import OtherPrompts, other_prompts
 from layerscope.view.page.packing import safe_json
 from layerscope.view.page.payload import Payload, labels, payload
 from layerscope.view.page.words import Origin, VerdictWords, origin, verdict_words
@@ -41,6 +43,8 @@ class _RunWords:
     created: str
     verdict: VerdictWords
     origin: Origin
+    others: OtherPrompts | None
+    """Prompts that have a line alone."""
 
 
 def page_html(runs: Sequence[AnalysedRun]) -> str:
@@ -119,7 +123,9 @@ def _head(target: Path) -> bytes:
 
 def _words(run: AnalysedRun, label: str) -> _RunWords:
     created = run.record.created_utc or ""
-    return _RunWords(label, created.replace("T", " ").replace("Z", " UTC"), verdict_words(run), origin(run))
+    return _RunWords(
+        label, created.replace("T", " ").replace("Z", " UTC"), verdict_words(run), origin(run), other_prompts(run)
+    )
 
 
 def _scripts(shown: Payload, sections: Sequence[Section]) -> dict[str, str]:
@@ -191,7 +197,9 @@ def _vega() -> str:
     Raises:
         RunError: it could end the element that holds it.
     """
-    bundle = _bundle("window.vegaEmbed = vegaEmbed;")
+    snippet = "window.vegaEmbed = vegaEmbed;"
+    name = f"charts-{version('vl-convert-python')}-{hashlib.sha256(snippet.encode()).hexdigest()[:8]}"
+    bundle = kept_text(name, partial(_bundle, snippet))
     bundle = bundle.replace("\r\n", "\n").replace("\r", "\n")
     if "</script" in bundle.lower() or "<!--" in bundle:
         raise RunError("The charts' runtime cannot stand in a page as it is; install another version of vl-convert.")

@@ -237,7 +237,7 @@ def _run_facts(run: AnalysedRun) -> tuple[Fact, ...]:
     return (
         *_facts(id=record.run_id, begun=record.created_utc, layerscope=record.layerscope_version),
         *_facts(source=record.source, schema=record.schema_version, positions=record.positions),
-        *_facts(top_k=record.top_k, rows=f"{run.rows.height:,}", seconds=seconds),
+        *_facts(top_k=record.top_k, rows=f"{run.n_rows:,}", seconds=seconds),
     )
 
 

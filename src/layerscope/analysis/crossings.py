@@ -1,0 +1,90 @@
+"""Crossings: of many curves at once, where a condition first holds, from where it holds for good, and where not."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerscope.analysis.conditions import UNKNOWN, YES, Condition
+from layerscope.analysis.curve import Curves
+
+Layers: TypeAlias = NDArray[np.int32]
+"""A layer of each curve, or `NOWHERE`."""
+NOWHERE = np.iinfo(np.int32).min
+_NO_ROW = -2
+"""Beside yes, no and unknown: a layer that a curve lacks."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the rows of curves stand, as [curve, layer]."""
+
+    curves: Curves
+    curve: NDArray[np.int64]
+    """Of each row."""
+    column: NDArray[np.int64]
+    """Of each row: its layer, counted from the shallowest column."""
+    shallowest: int
+    """The layer of the first column."""
+    n_columns: int
+    n_layers: int
+
+    @classmethod
+    def of(cls, curves: Curves, n_layers: int) -> "Grid":
+        """Columns for layers 0 to n_layers, and whatever else the rows have."""
+        layers = curves.numbers("layer").astype(np.int64)
+        shallowest = min(0, int(layers.min(initial=0)))
+        deepest = max(n_layers, int(layers.max(initial=0)))
+        return cls(curves, curves.curve_of_row, layers - shallowest, shallowest, deepest - shallowest + 1, n_layers)
+
+    def crossings(self, condition: Condition) -> "Crossings":
+        """Ask every row."""
+        held = np.full((len(self.curves.by_key), self.n_columns), _NO_ROW, dtype=np.int8)
+        held[self.curve, self.column] = condition.over(self.curves.numbers)
+        return Crossings(held, self.shallowest, self.n_layers)
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """What one condition came to."""
+
+    held: NDArray[np.int8]
+    """As [curve, layer]: yes, no, unknown, or no row."""
+    shallowest: int
+    """The layer of the first column."""
+    n_layers: int
+
+    def first(self) -> Layers:
+        """The shallowest layer at which it holds."""
+        return self._first_of(self.held == YES)
+
+    def first_of_two(self) -> Layers:
+        """The shallowest layer at which it holds together with the next layer."""
+        holds = self.held == YES
+        return self._first_of(holds[:, :-1] & holds[:, 1:])
+
+    def stable(self) -> Layers:
+        """The shallowest layer from which it holds at every layer to the last; a missing layer or value ends it."""
+        last = self.n_layers - self.shallowest
+        ends = self.held[:, last::-1] != YES
+        run = np.where(ends.any(axis=1), ends.argmax(axis=1), ends.shape[1])
+        deeper = (self.held[:, last + 1 :] != _NO_ROW).any(axis=1)
+        return np.where((run == 0) | deeper, NOWHERE, self.n_layers + 1 - run).astype(np.int32)
+
+    def measured(self) -> NDArray[np.bool_]:
+        """Whether it is known at any layer."""
+        return np.asarray((self.held > UNKNOWN).any(axis=1))
+
+    def complete(self) -> NDArray[np.bool_]:
+        """Whether it is known at every layer but the embedding, and there too unless that has no row.
+
+        A fitted lens has no map for the embedding, which is no gap.
+        """
+        due = self.held[:, 1 - self.shallowest : self.n_layers + 1 - self.shallowest] > UNKNOWN
+        return np.asarray(due.all(axis=1) & ~(self.held == UNKNOWN).any(axis=1))
+
+    def _first_of(self, holds: NDArray[np.bool_]) -> Layers:
+        if not holds.shape[1]:
+            return np.full(len(holds), NOWHERE, dtype=np.int32)
+        return np.where(holds.any(axis=1), holds.argmax(axis=1) + self.shallowest, NOWHERE).astype(np.int32)

@@ -1,0 +1,64 @@
+"""The prompts of a run whose numbers are not on its page: a line for each, and where the numbers are."""
+
+from dataclasses import dataclass
+
+from layerscope.analysis.analysed_run import AnalysedRun
+from layerscope.analysis.onsets import layers_of_prompt
+from layerscope.record.prompt_key import PromptKey
+from layerscope.report.numbers import ABSENT
+from layerscope.report.sentences.lines import plural
+from layerscope.report.text import printable
+from layerscope.view.page.payload import in_full
+
+COLUMNS = ("prompt", "number", "answered", "answer's rank", "first on top", "on top for good", "clearly ahead")
+
+
+@dataclass(frozen=True)
+class OtherPrompts:
+    """What the page says of them."""
+
+    note: str
+    """Which are in full, and how to see the others layer by layer."""
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def other_prompts(run: AnalysedRun) -> OtherPrompts | None:
+    """The prompts that are not in full, in the order of the rows; None where there are none.
+
+    Layers and ranks are of the headline lens, and withheld where nothing decoded is the model's.
+    """
+    passes, shown = run.verdict.curves.passes, set(in_full(run))
+    if len(shown) == len(passes):
+        return None
+    n_facts = len({prompt.fact_index for prompt in shown if prompt.is_fact})
+    number = {prompt.key: place for place, prompt in enumerate(run.record.suite.prompts, start=1)}
+    others = [prompt for prompt in passes if prompt not in shown]
+    note = (
+        f"The grid has the first {n_facts} {plural('fact', n_facts)}; the other {len(others):,} "
+        f"{plural('prompt', len(others))} have a line each below, under lens {run.diagnostics.headline}. For any of "
+        "them layer by layer: layerscope show --prompt NUMBER. Every number of all prompts is in rows.parquet, and in "
+        "the files of layerscope export --published."
+    )
+    return OtherPrompts(note, COLUMNS, tuple(_line(run, prompt, number.get(prompt)) for prompt in others))
+
+
+def _line(run: AnalysedRun, prompt: PromptKey, number: int | None) -> tuple[str, ...]:
+    from layerscope.view.charts.words import prompt_name
+
+    output = run.diagnostics.outputs[prompt]
+    layers = layers_of_prompt(run.milestones.of(prompt=prompt))
+    trusted, ranked = run.record.probabilities_stand, run.record.ranks_stand
+    answered = {None: ABSENT, True: "yes", False: "no"}[output.answered]
+    cells = (
+        output.answer_rank if ranked else None,
+        layers.first_on_top if ranked else None,
+        layers.on_top_for_good if ranked else None,
+        layers.clearly_ahead if trusted else None,
+    )
+    return (
+        printable(prompt_name(run, prompt)),
+        ABSENT if number is None else str(number),
+        answered if ranked else ABSENT,
+        *(ABSENT if cell is None else f"{cell:,}" for cell in cells),
+    )

@@ -87,7 +87,14 @@ def main() -> int:
         write_page(PAGE, kept)
         return 0
     names = arguments.pieces or list(PIECES)
-    setting = Setting(arguments.threads, arguments.quick, arguments.large, arguments.repeat, arguments.peers_python)
+    setting = Setting(
+        arguments.threads,
+        arguments.quick,
+        arguments.large,
+        arguments.repeat,
+        arguments.peers_python,
+        arguments.lock,
+    )
     minutes = sum(PIECES[name][0].MINUTES for name in names)
     large = ", and some 5 for the 72B shape" if setting.large else ""
     print("a trial" if setting.quick else f"about {minutes} minutes{large}", file=sys.stderr)
@@ -118,6 +125,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=1, help="runs of each side (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: every core")
     parser.add_argument("--peers-python", type=Path, help="interpreter of the environment with the other libraries")
+    parser.add_argument("--lock", type=Path, help="a file that is locked while anything is timed, for others to wait")
     parser.add_argument("--draw", action="store_true", help="draw the page again from the last results")
     return parser.parse_args()
 

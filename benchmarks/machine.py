@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from setting import Setting
 
 READ_BUFFER = 32 << 20
 """Bytes of a plain read: large enough for the disk, small enough to be used again at once."""
@@ -65,25 +66,27 @@ def describe(threads: int) -> Machine:
 
 
 @torch.inference_mode()
-def product_peak(threads: int, n: int = 4096, repeats: int = 5) -> float:
+def product_peak(setting: Setting, n: int = 4096, repeats: int = 5) -> float:
     """GFLOP/s of a square float32 matrix product, the best of several: the ceiling of all that multiplies."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(setting.threads)
     a, b, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
     seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        torch.mm(a, b, out=out)
-        seconds.append(time.perf_counter() - began)
+    with setting.alone():
+        for _ in range(repeats):
+            began = time.perf_counter()
+            torch.mm(a, b, out=out)
+            seconds.append(time.perf_counter() - began)
     torch.set_num_threads(before)
     return 2 * n**3 / min(seconds) / 1e9
 
 
-def read_rate(folder: Path) -> ReadRate:
+def read_rate(folder: Path, setting: Setting) -> ReadRate:
     """How fast the largest weight file of a checkpoint can be read."""
     path = max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_size)
-    drop_pages(path)
-    return ReadRate(_rate(path), _rate(path))
+    with setting.alone():
+        drop_pages(path)
+        return ReadRate(_rate(path), _rate(path))
 
 
 def drop_pages(path: Path) -> None:

@@ -56,12 +56,12 @@ def _cases(quick: bool) -> list[tuple[Shape, list[int]]]:
 
 def measure(setting: Setting) -> OverFloor:
     """Each forward once."""
-    peak = product_peak(setting.threads)
+    peak = product_peak(setting)
     forwards: list[Forward] = []
     rates = []
     for shape, lengths in _cases(setting.quick):
         checkpoint = shape.prepare()
-        rates.append(read_rate(checkpoint))
+        rates.append(read_rate(checkpoint, setting))
         warm_pages(checkpoint)
         counted = shape.arithmetic()
         for tokens in lengths:
@@ -71,9 +71,9 @@ def measure(setting: Setting) -> OverFloor:
                 task = task_of(checkpoint, folder, prompts=1, n_tokens=tokens, threads=setting.threads)
                 task.write(folder / "task.json")
                 words = [sys.executable, SIDES / "layerscope_forward.py", folder / "task.json", folder / "out.json"]
-                watch(words, setting.threads)
+                watch(words, setting)
                 spent, _ = found(folder / "out.json")
-            peak = max(peak, product_peak(setting.threads))
+            peak = max(peak, product_peak(setting))
             # One row goes through the head: its weight is read, and the product is lost in the blocks'.
             least = floor(counted.bytes_read, counted.forward_flop([tokens]), rates[-1].warm, peak)
             forwards.append(Forward(shape.title, tokens, spent.forward_s, least.reading_s, least.computing_s))

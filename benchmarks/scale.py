@@ -59,7 +59,7 @@ class Scale:
 
 def measure(setting: Setting) -> Scale:
     """Each probe once."""
-    peak = product_peak(setting.threads)
+    peak = product_peak(setting)
     growths = (_parameters(setting, peak), _prompts(setting), _length(setting, peak), _vocabulary(setting, peak))
     return Scale(growths, peak)
 
@@ -73,7 +73,7 @@ def _parameters(setting: Setting, peak: float) -> Growth:
     probes = []
     for shape in shapes:
         checkpoint = shape.prepare()
-        rate, counted = read_rate(checkpoint), shape.arithmetic()
+        rate, counted = read_rate(checkpoint, setting), shape.arithmetic()
         held = counted.bytes_read < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.75
         if held:
             warm_pages(checkpoint)
@@ -108,7 +108,7 @@ def _prompts(setting: Setting) -> Growth:
 def _length(setting: Setting, peak: float) -> Growth:
     shape = Shape("qwen3-0.6b", blocks=2 if setting.quick else None)
     checkpoint, counted = shape.prepare(), shape.arithmetic()
-    rate = read_rate(checkpoint)
+    rate = read_rate(checkpoint, setting)
     probes: list[Probe] = []
     with tempfile.TemporaryDirectory() as scratch:
         for tokens in (16, 100) if setting.quick else (16, 250, 1_000, 4_000):
@@ -127,7 +127,7 @@ def _vocabulary(setting: Setting, peak: float) -> Growth:
         for d_vocab in (8_192, 32_768) if setting.quick else (8_192, 32_768, 131_072, 262_144):
             shape = Shape("qwen3-0.6b", blocks=4, vocabulary=d_vocab)
             checkpoint, counted = shape.prepare(), shape.arithmetic()
-            rate = read_rate(checkpoint)
+            rate = read_rate(checkpoint, setting)
             task = task_of(checkpoint, Path(scratch), prompts=prompts, n_tokens=tokens, threads=setting.threads)
             flop = counted.forward_flop([tokens] * prompts)
             flop += counted.sweep_flop(LENSES * counted.depths * prompts * tokens)
@@ -144,7 +144,7 @@ def _probe(label: str, words: Sequence[str | Path], setting: Setting, limit_s: f
     path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "layerscope", "probe", *words, "--out", out]
-        seen = watch(command, setting.threads, limit_s=limit_s, extra={"PYTHONPATH": path})
+        seen = watch(command, setting, limit_s=limit_s, extra={"PYTHONPATH": path})
         if not seen.within_limit:
             return Probe(label, None, seen.wall_s, None, None, seen.peak_gb(), floor_s, within_limit=False)
         (record,) = Path(out).rglob("run.json")
@@ -178,7 +178,7 @@ def table(result: Scale) -> str:
         parts += [f"### {growth.what.capitalize()}", f"{growth.how}.", markdown(header, rows)]
     parts.append(
         f"Each line is `layerscope probe` from the shell, once: start, page and all. The floor is the larger of "
-        f"reading blocks and head once and of the arithmetic at {result.peak_gflops:.0f} GFLOP/s. Where the last residual did "
-        f"not give the model's own logits, nothing would be told. Sparse models have holes for weights."
+        f"reading blocks and head once and of the arithmetic at {result.peak_gflops:.0f} GFLOP/s. Where the last residual "
+        f"did not give the model's own logits, nothing would be told. Sparse models have holes for weights."
     )
     return "\n\n".join(parts)

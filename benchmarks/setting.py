@@ -1,6 +1,8 @@
 """How large a benchmark is to be, and the words that all tables share."""
 
-from collections.abc import Sequence
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,18 @@ class Setting:
     """Runs of each side, in turn; tables tell the fastest."""
     peers_python: Path | None = None
     """The interpreter of the environment that holds the other libraries; None leaves these out."""
+    lock: Path | None = None
+    """A file that is locked while anything is timed, for others on the machine who wait for it."""
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock, where there is one."""
+        if self.lock is None:
+            yield
+            return
+        with self.lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -70,7 +70,7 @@ def measure(setting: Setting) -> SideBySide:
     prompts, tokens = (3, 16) if setting.quick else (12, 16)
     checkpoint = shape.prepare()
     warm_pages(checkpoint)
-    peak, rate = product_peak(setting.threads), read_rate(checkpoint)
+    peak, rate = product_peak(setting), read_rate(checkpoint, setting)
     names = [name for name in TITLES if setting.peers_python is not None or name not in ELSEWHERE]
     best: dict[str, Side] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -84,7 +84,7 @@ def measure(setting: Setting) -> SideBySide:
                 reference = reference or readings
                 if name not in best or side.wall_s < best[name].wall_s:
                     best[name] = side
-        peak = max(peak, product_peak(setting.threads))
+        peak = max(peak, product_peak(setting))
     counted = shape.arithmetic()
     rows = counted.depths * prompts * tokens
     sweep, forward = counted.sweep_flop(rows), counted.forward_flop([tokens] * prompts)
@@ -98,7 +98,7 @@ def _run(name: str, folder: Path, setting: Setting, reference: Readings | None) 
     python = setting.peers_python if name in ELSEWHERE and setting.peers_python else sys.executable
     out = folder / f"{name}.json"
     print(f"  {name}", file=sys.stderr, flush=True)
-    seen = watch([python, SIDES / f"{name}.py", folder / "task.json", out], setting.threads)
+    seen = watch([python, SIDES / f"{name}.py", folder / "task.json", out], setting)
     spent, readings = found(out)
     if readings is None:
         raise ValueError(f"expected readings of the side {name}, found none")

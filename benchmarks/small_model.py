@@ -79,7 +79,7 @@ def _naive(folder: Path, here: Path, setting: Setting) -> Timed:
     task = {"checkpoint": str(folder), "prompts": prompts, "answers": answers, "threads": setting.threads}
     (here / "task.json").write_text(json.dumps(task))
     out = here / "naive.json"
-    seen = watch([sys.executable, SIDES / "naive_logit_lens.py", here / "task.json", out], setting.threads)
+    seen = watch([sys.executable, SIDES / "naive_logit_lens.py", here / "task.json", out], setting)
     spent, _ = found(out)
     stages = {"forward": spent.forward_s, "to numbers": spent.sweep_s}
     return Timed(seen.wall_s, seen.peak_gb(), stages)
@@ -88,7 +88,7 @@ def _naive(folder: Path, here: Path, setting: Setting) -> Timed:
 def _ours(folder: Path, here: Path, setting: Setting) -> Timed:
     words = ["probe", folder, "--suite", SUITE, "--positions", "last", "--lens", LENSES, "--out", here / "runs"]
     path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    seen = watch([sys.executable, "-m", "layerscope", *words], setting.threads, extra={"PYTHONPATH": path})
+    seen = watch([sys.executable, "-m", "layerscope", *words], setting, extra={"PYTHONPATH": path})
     timings = json.loads((_run_folder(here) / "run.json").read_text())["timings"]
     stages = {"forward": timings["forward_s"], "to numbers": timings["sweep_s"], "opening": timings["start_s"]}
     return Timed(seen.wall_s, seen.peak_gb(), stages)

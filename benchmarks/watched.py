@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from setting import Setting
+
 SAMPLE_S = 0.05
 """Between two looks at the memory."""
 
@@ -31,7 +33,7 @@ class Watched:
 
 
 def watch(
-    words: Sequence[str | Path], threads: int, *, limit_s: float = 3600, extra: Mapping[str, str] | None = None
+    words: Sequence[str | Path], setting: Setting, *, limit_s: float = 3600, extra: Mapping[str, str] | None = None
 ) -> Watched:
     """Run a command to its end, or to the limit, without its output.
 
@@ -40,15 +42,15 @@ def watch(
     """
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "NUMBA_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(setting.threads),
+        "NUMBA_NUM_THREADS": str(setting.threads),
         "HF_HUB_OFFLINE": "1",
         **(extra or {}),
     }
-    began = time.monotonic()
     samples: list[tuple[float, int]] = []
     within = True
-    with tempfile.TemporaryFile("w+") as said:
+    with setting.alone(), tempfile.TemporaryFile("w+") as said:
+        began = time.monotonic()
         with subprocess.Popen(
             [*map(str, words)], env=environment, stdout=subprocess.DEVNULL, stderr=said, text=True
         ) as process:

@@ -72,12 +72,12 @@ def measure(setting: Setting) -> Statistics:
         for name, options in FURTHER.items():
             print(f"  {name}", file=sys.stderr, flush=True)
             words = [sys.executable, SIDES / "layerscope_sampled.py", folder / "task.json", folder / "out.json"]
-            watch([*words, json.dumps({**BASE, **options})], setting.threads)
+            watch([*words, json.dumps({**BASE, **options})], setting)
             spent, _ = found(folder / "out.json")
             by_function = {key: float(value) for key, value in spent.notes.items() if key != "start_s"}
             total = spent.forward_s + spent.sweep_s + float(spent.notes["start_s"])
             variants.append(Variant(name, spent.forward_s, spent.sweep_s, total))
-    counted, peak = shape.arithmetic(), product_peak(setting.threads)
+    counted, peak = shape.arithmetic(), product_peak(setting)
     flop = counted.sweep_flop(3 * counted.depths * prompts * tokens) + counted.forward_flop([tokens] * prompts)
     return Statistics(shape.title, prompts, tokens, tuple(variants), by_function, flop / peak / 1e9, peak)
 
@@ -99,8 +99,8 @@ def table(result: Statistics) -> str:
     return "\n\n".join(
         [
             markdown(header, rows),
-            f"Qwen3 shape {result.model}, {result.prompts} prompts of {result.tokens} tokens, each line a fresh process; "
-            f"a line with … is the first with that one change. A twin is a whole second model.",
+            f"Qwen3 shape {result.model}, {result.prompts} prompts of {result.tokens} tokens, each line a fresh "
+            f"process; a line with … is the first with that one change. A twin is a whole second model.",
             f"Where the last line's {seconds(total)} s go, by the innermost function of layerscope that is running "
             f"(looked at every 4 ms); its products alone would take {seconds(result.products_s)} s at the peak of "
             f"{result.peak_gflops:.0f} GFLOP/s:",

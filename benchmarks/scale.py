@@ -178,7 +178,7 @@ def table(result: Scale) -> str:
         parts += [f"### {growth.what.capitalize()}", f"{growth.how}.", markdown(header, rows)]
     parts.append(
         f"Each line is `layerscope probe` from the shell, once: start, page and all. The floor is the larger of "
-        f"reading blocks and head once and of the arithmetic at {result.peak_gflops:.0f} GFLOP/s. Where the last residual "
-        f"did not give the model's own logits, nothing would be told. Sparse models have holes for weights."
+        f"reading blocks and head once and of the arithmetic at {result.peak_gflops:.0f} GFLOP/s. Where the last "
+        f"residual did not give the model's own logits, nothing would be told. Sparse models have holes for weights."
     )
     return "\n\n".join(parts)

@@ -150,8 +150,8 @@ def table(found: Ceilings, probes: list[Probed]) -> str:
         f"{found.float32_gflops:,.0f} GFLOP/s in float32, {found.bfloat16_gflops:,.0f} in bfloat16.\n\n"
         f"{markdown(header, rows)}\n\n"
         "Suite `berlin`, last positions, three lenses; the second of two probes. The share of copy is of reading "
-        "within the device for resident weights, of copies from pinned memory for streamed ones; the share of product is of "
-        "all that follows the forward, in which the suite's rows are few."
+        "within the device for resident weights, of copies from pinned memory for streamed ones; the share of product "
+        "is of all that follows the forward, in which the suite's rows are few."
     )
 
 

@@ -19,9 +19,20 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("pretended")
+
+class _Backend(_DummyBackendModule):
+    """What PyTorch asks of a device's generators: there are none but the CPU's."""
+
+    def get_rng_state(self, device: object = None) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
+        pass
+
+
+_setup_privateuseone_for_python_backend("pretended", backend_module=_Backend())
 DEVICE = torch.device("pretended:0")
 TAKES_BOTH = {"aten.copy_.default", "aten._to_copy.default"}
 BY_INDEX = {"aten.index.Tensor", "aten.index_put_.default", "aten.index_put.default", "aten._index_put_impl_.default"}
@@ -106,9 +117,13 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     result = func(*inner_args, **inner_kwargs)
     if not on_device or name in GIVES_NO_TENSOR:
         return result
-    return tree_map(
-        lambda part: wrapper_of.get(id(part)) or Pretended(part) if isinstance(part, torch.Tensor) else part, result
-    )
+
+    def wrapped(part: Any) -> Any:
+        if not isinstance(part, torch.Tensor):
+            return part
+        return wrapper_of[id(part)] if id(part) in wrapper_of else Pretended(part)
+
+    return tree_map(wrapped, result)
 
 
 def _refuse_mixture(name: str, args: Any, tensors: list[torch.Tensor]) -> None:

@@ -119,7 +119,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("pieces", nargs="*", choices=list(PIECES), help="default: all")
+    parser.add_argument("pieces", nargs="*", metavar="piece", help=f"of {', '.join(PIECES)}; default: all")
     parser.add_argument("--quick", action="store_true", help="a trial at a small size; the page stays as it is")
     parser.add_argument("--large", action="store_true", help="the 72B shape too")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each side (default: %(default)s)")
@@ -127,7 +127,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers-python", type=Path, help="interpreter of the environment with the other libraries")
     parser.add_argument("--lock", type=Path, help="a file that is locked while anything is timed, for others to wait")
     parser.add_argument("--draw", action="store_true", help="draw the page again from the last results")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.pieces if name not in PIECES]
+    if unknown:
+        parser.error(f"there is no piece '{unknown[0]}'; choose from {', '.join(PIECES)}")
+    return arguments
 
 
 if __name__ == "__main__":

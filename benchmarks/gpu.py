@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,7 +89,7 @@ def ceilings(device: torch.device) -> Ceilings:
     products = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b, out = (torch.randn(n, n, device=device).to(dtype) for _ in range(3))
-        products[dtype] = 2 * n**3 / best_s(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device) / 1e9
+        products[dtype] = 2 * n**3 / best_s(partial(torch.mm, a, b, out=out), device) / 1e9
     return Ceilings(
         name=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         to_device_gb_s=n_bytes / best_s(lambda: there.copy_(host, non_blocking=True), device) / 1e9,
@@ -105,15 +106,15 @@ def probed(shape: Shape, device: torch.device, memory: int | None) -> Probed:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         began = time.perf_counter()
-        opening = {"device": str(device), "memory": memory}
-        model = layerscope.CausalLM.open(folder, **opening)
+        model = layerscope.CausalLM.open(folder, device=str(device), memory=memory)
         run = layerscope.probe(model, suite="berlin", positions="last")
         wall = time.perf_counter() - began
-        if not run.record.identity.ok:
+        identity, timings = run.record.identity, run.record.timings
+        if identity is None or timings is None or not identity.ok:
             raise ValueError(f"{shape.title}: the last layer's decode is not the model's own output; nothing is told")
         resident, dtype = model.resident, model.placement.dtype_name
         del model
-    counted, timings = shape.arithmetic(), run.record.timings
+    counted = shape.arithmetic()
     return Probed(
         shape=shape.title,
         resident=resident,

@@ -28,8 +28,6 @@ class Probe:
     """One `layerscope probe` from the shell, page and all."""
 
     label: str
-    decoded_rows: int | None
-    """Of prompt, lens, layer and position; None where the probe was ended at the limit."""
     wall_s: float
     forward_s: float | None
     sweep_s: float | None
@@ -146,15 +144,14 @@ def _probe(label: str, words: Sequence[str | Path], setting: Setting, limit_s: f
         command = [sys.executable, "-m", "layerscope", "probe", *words, "--out", out]
         seen = watch(command, setting, limit_s=limit_s, extra={"PYTHONPATH": path})
         if not seen.within_limit:
-            return Probe(label, None, seen.wall_s, None, None, seen.peak_gb(), floor_s, within_limit=False)
+            return Probe(label, seen.wall_s, None, None, seen.peak_gb(), floor_s, within_limit=False)
         (record,) = Path(out).rglob("run.json")
         found = json.loads(record.read_text())
     if not found["identity"]["ok"]:
         raise ValueError(f"{label}: the last layer's decode is not the model's own output, so no time is told")
     timings = found["timings"]
-    rows = found.get("n_rows")
     return Probe(
-        label, rows, seen.wall_s, timings["forward_s"], timings["sweep_s"], seen.peak_gb(), floor_s, within_limit=True
+        label, seen.wall_s, timings["forward_s"], timings["sweep_s"], seen.peak_gb(), floor_s, within_limit=True
     )
 
 

@@ -1,6 +1,5 @@
 """The models that benchmarks run on, made when first asked for, and the arithmetic that none can do without."""
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,9 +122,3 @@ class Floor:
 def floor(bytes_read: float, flop: float, gb_per_s: float, gflops: float) -> Floor:
     """At measured rates."""
     return Floor(bytes_read / gb_per_s / 1e9, flop / gflops / 1e9)
-
-
-def config_of(folder: Path) -> Mapping[str, Any]:
-    """Of a checkpoint."""
-    found: Mapping[str, Any] = json.loads((folder / "config.json").read_text())
-    return found

@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py                      # every piece; writes the page and results.json
     python benchmarks/bench.py peers floor          # some pieces; the others stay as they were measured
-    python benchmarks/bench.py scale --large        # the 72B shape too
+    python benchmarks/bench.py scale --large        # the 72B shape and 10,000 prompts too
     python benchmarks/bench.py --quick              # a trial at a small size; prints, writes nothing
     python benchmarks/bench.py --draw               # the page once more, from results.json
 
@@ -96,7 +96,7 @@ def main() -> int:
         arguments.lock,
     )
     minutes = sum(PIECES[name][0].MINUTES for name in names)
-    large = ", and some 5 for the 72B shape" if setting.large else ""
+    large = ", and up to 25 for the 72B shape and 10,000 prompts" if setting.large else ""
     print("a trial" if setting.quick else f"about {minutes} minutes{large}", file=sys.stderr)
     for name in names:
         module, kind = PIECES[name]
@@ -121,7 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pieces", nargs="*", metavar="piece", help=f"of {', '.join(PIECES)}; default: all")
     parser.add_argument("--quick", action="store_true", help="a trial at a small size; the page stays as it is")
-    parser.add_argument("--large", action="store_true", help="the 72B shape too")
+    parser.add_argument("--large", action="store_true", help="the 72B shape and 10,000 prompts too")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each side (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: every core")
     parser.add_argument("--peers-python", type=Path, help="interpreter of the environment with the other libraries")

@@ -14,10 +14,12 @@ from setting import ROOT, Setting, markdown, seconds
 from shapes import Shape, floor
 from watched import watch
 
-NAME, TITLE, MINUTES = "scale", "How it grows", 9
+NAME, TITLE, MINUTES = "scale", "How it grows", 6
 LIMIT_S = 240
-"""A probe that takes longer is ended, and larger ones of its kind are not tried."""
-LARGE_LIMIT_S = 900
+"""A probe that takes longer is ended, and of prompts larger numbers are not tried."""
+PROMPTS_LIMIT_S = 120
+LARGE_LIMIT_S = 1200
+"""Where the 72B shape and 10,000 prompts were asked for."""
 BERLIN_PROMPTS = 3
 BERLIN_TOKENS = 48
 LENSES = 3
@@ -94,12 +96,13 @@ def _parameters(setting: Setting, peak: float) -> Growth:
 def _prompts(setting: Setting) -> Growth:
     probes: list[Probe] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for n in (1, 10, 50) if setting.quick else (1, 10, 100, 1_000, 10_000):
+        for n in (1, 10) if setting.quick else (1, 10, 100, 1_000, *([10_000] if setting.large else [])):
             if probes and not probes[-1].within_limit:
                 break
             suite = many_facts(Path(scratch) / f"{n}.jsonl", n)
             words = ["--suite", suite, "--memory", "2GiB"]
-            probes.append(_probe(f"{n:,}", words, setting, LIMIT_S, None))
+            limit = LARGE_LIMIT_S if setting.large else PROMPTS_LIMIT_S
+            probes.append(_probe(f"{n:,}", words, setting, limit, None))
     return Growth("prompts", "bundled model, its lenses, `--memory 2GiB`", tuple(probes))
 
 

@@ -18,7 +18,7 @@ class Setting:
     quick: bool = False
     """Smaller models and fewer rows: a trial of the benchmark, whose figures say little."""
     large: bool = False
-    """The 72B shape too."""
+    """The 72B shape and 10,000 prompts too."""
     repeat: int = 1
     """Runs of each side, in turn; tables tell the fastest."""
     peers_python: Path | None = None

@@ -13,7 +13,7 @@ from shapes import Shape, floor
 from task import TIE, TOP_K, Readings, found
 from watched import watch
 
-NAME, TITLE, MINUTES = "peers", "One probe, side by side", 8
+NAME, TITLE, MINUTES = "peers", "One probe, side by side", 6
 MOST_OF_FASTEST, MOST_OVER_FLOOR, MOST_MEMORY = 0.60, 1.25, 0.10
 """Targets: wall time over the fastest peer's, wall time over the floor, memory over the smallest peer's."""
 REFERENCE, OURS = "plain_loop", "layerscope_probe"

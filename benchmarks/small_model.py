@@ -18,7 +18,7 @@ from layerscope.suite import load_suite
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-NAME, TITLE, MINUTES = "small", "A small model, from the shell", 2
+NAME, TITLE, MINUTES = "small", "A small model, from the shell", 1
 MOST_OF_NAIVE = 0.8
 """Target: wall time of a whole probe over the naive script's."""
 MODEL, SUITE, LENSES = "SmolLM2-135M-Instruct", "capitals-20", "logit,next_norm,raw"

@@ -13,7 +13,7 @@ from shapes import Shape
 from task import found
 from watched import watch
 
-NAME, TITLE, MINUTES = "statistics", "What each statistic costs", 4
+NAME, TITLE, MINUTES = "statistics", "What each statistic costs", 3
 LEAST_SHARE = 0.01
 """Functions below this share of the time are added up in one line."""
 BASE = {"lenses": ["logit"], "positions": "last", "answer_form": "space", "second_forward": "off"}

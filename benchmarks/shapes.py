@@ -35,7 +35,10 @@ class Shape:
     def config(self) -> Mapping[str, Any]:
         """As `config.json` will have it."""
         changed = {"num_hidden_layers": self.blocks, "vocab_size": self.vocabulary}
-        return {**SHAPES[self.name], **{name: value for name, value in changed.items() if value is not None}}
+        config = {**SHAPES[self.name], **{name: value for name, value in changed.items() if value is not None}}
+        if self.vocabulary is not None:  # the shape's own special ids may lie beyond it
+            config |= {"bos_token_id": None, "eos_token_id": None}
+        return config
 
     @property
     def title(self) -> str:

@@ -1,10 +1,11 @@
 # Everything a developer runs. Each target sets up what it needs in .venv, from the versions in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS ?= .venv-peers
 BROWSER := chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all browser bench guidance-bench check clean
+.PHONY: demo test test-all browser bench peers guidance-bench check clean
 
 demo: .venv/user
 	$(BIN)/layerscope probe
@@ -36,8 +37,17 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: .venv/dev
-	$(BIN)/python benchmarks/probe.py
+# Some twenty minutes on a quiet machine. BENCH="peers --quick" for a piece, or for a trial.
+bench: .venv/dev peers
+	$(BIN)/python benchmarks/bench.py --peers-python $(PEERS)/bin/python $(BENCH)
+
+# What the benchmarks compare with, apart from what a developer needs.
+peers: $(PEERS)/made
+
+$(PEERS)/made: benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/peers.txt
+	touch $@
 
 # Which cautions tell trained models from twins with shuffled weights: the table in docs/verdict.md.
 guidance-bench: .venv/dev
@@ -55,4 +65,4 @@ guidance-bench: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache test-output
+	rm -rf .venv .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache test-output

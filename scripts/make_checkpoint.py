@@ -70,6 +70,14 @@ def _gemma2(**fields: Any) -> Config:
 
 
 SHAPES: Mapping[str, Config] = {
+    "qwen3-0.6b": _qwen3(
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        max_window_layers=28,
+        tie_word_embeddings=True,
+    ),
     "qwen3-1.7b": _qwen3(
         hidden_size=2048,
         intermediate_size=6144,

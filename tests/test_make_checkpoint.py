@@ -23,6 +23,7 @@ sys.modules[_spec.name] = make_checkpoint  # dataclasses look their module up
 _spec.loader.exec_module(make_checkpoint)
 
 PUBLISHED_PARAMETERS = {
+    "qwen3-0.6b": 0.596e9,
     "qwen3-1.7b": 1.72e9,
     "qwen3-8b": 8.19e9,
     "qwen3-14b": 14.77e9,

@@ -15,6 +15,7 @@ from layerscope.errors import LensError, NumericError
 from layerscope.products import product
 from layerscope.readout.compiled import CompiledStatistics, kernels
 from layerscope.readout.known_logits import KnownLogits
+from layerscope.readout.statistics_for import statistics_for
 from layerscope.readout.vocabulary import KL_FLOOR_NATS, Tile, TorchStatistics, references
 from layerscope.readout.workers import Workers
 from layerscope.record.rows import TOP_SET
@@ -218,8 +219,7 @@ class _Sweep:
     def _statistics(
         self, n_rows: int, k: int, threshold: Float[Tensor, " rows"], judged: Int[Tensor, " rows"]
     ) -> TorchStatistics | CompiledStatistics:
-        kind = CompiledStatistics if self.engine == "compiled" else TorchStatistics
-        return kind(n_rows, k, threshold, judged)
+        return statistics_for(threshold.device, self.engine)(n_rows, k, threshold, judged)
 
     def _slices(self, multiple: int) -> list[tuple[slice, slice]]:
         """Groups and positions that are multiplied together; where there are enough, a multiple of so many."""

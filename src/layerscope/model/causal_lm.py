@@ -98,7 +98,9 @@ class CausalLM:
         self._loaders = stream_weights(
             module, self._stored, blocks, placement.dtype, placement.device, resident=self.resident
         )
-        self._reader = ReadAhead(checkpoint, self._block_names)
+        # Weights that an accelerator keeps were read when the model was opened, and are not read again.
+        held = {i: loader.names for i, loader in enumerate(self._loaders)}
+        self._reader = ReadAhead(checkpoint, held if self.resident else self._block_names)
         self.next_norms = (*map(self._norm, self.architecture.input_norms), self._norm(self.architecture.final_norm))
         projection = None if family.projection is None else _optional(module, family.projection)
         head: StreamedLinear | nn.Linear = module.get_submodule(self._head_name)

@@ -203,6 +203,11 @@ class BlockLoader:
             for _, _, stored, p in self._parameters
         )
 
+    @property
+    def names(self) -> list[str]:
+        """What it reads of the checkpoint."""
+        return [name for _, _, stored, _ in self._parameters for name in stored.names]
+
     def load(self) -> None:
         """Read and cast the block's own parameters."""
         for module, leaf, stored, _ in self._parameters:

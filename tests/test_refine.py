@@ -46,7 +46,8 @@ class Planted:
 
     def sample(self, index: Tensor) -> Sample:
         targets = self.head.targets(self.norm(self.final[index]) / self.temperature)
-        return Sample(index, targets, torch.randint(D_VOCAB, (len(index),), generator=torch.Generator().manual_seed(1)))
+        gold = torch.randint(D_VOCAB, (len(index),), generator=torch.Generator().manual_seed(1))
+        return Sample(index, gold, targets)
 
     def samples(self) -> Samples:
         index = torch.arange(N)

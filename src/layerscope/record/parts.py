@@ -312,5 +312,6 @@ class TimingsRecord(RecordModel):
     start_s: Seconds = Field(description="Opening model and tokenizer, in seconds.")
     forward_s: Seconds = Field(description="The pass through the model, in seconds.")
     sweep_s: Seconds = Field(description="The sweep over the unembedding, in seconds.")
+    calibration_s: Seconds | None = Field(None, description="Fitting a ridge lens for this probe, in seconds.")
     control_s: Seconds | None = Field(None, description="All about a twin with shuffled weights, in seconds.")
     total_s: Seconds = Field(description="From the start until everything was measured, in seconds.")

@@ -16,8 +16,9 @@ from layerscope.fitting.coordinates import Basis, Parameters
 from layerscope.fitting.divergence import Head
 from layerscope.fitting.layer import fit_layer
 from layerscope.fitting.moments import Moments, Regression
-from layerscope.fitting.objective import Objective, Problem, Sample, Samples, norm_gradient
+from layerscope.fitting.objective import Objective, Positions, Problem, Sample, Samples, norm_gradient
 from layerscope.fitting.refine import Budget, refine
+from layerscope.fitting.sampled import Draws
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
 
@@ -48,6 +49,9 @@ class Planted:
         targets = self.head.targets(self.norm(self.final[index]) / self.temperature)
         gold = torch.randint(D_VOCAB, (len(index),), generator=torch.Generator().manual_seed(1))
         return Sample(index, gold, targets)
+
+    def positions(self, n: int) -> Positions:
+        return Positions(torch.arange(n), torch.randint(D_VOCAB, (n,), generator=torch.Generator().manual_seed(1)))
 
     def samples(self) -> Samples:
         index = torch.arange(N)
@@ -258,3 +262,21 @@ def test_where_nothing_can_be_gained_the_start_is_kept():
     )
     assert abs(found.bits) < 1e-5
     assert math.isclose(found.translator.temperature, 1.0, rel_tol=1e-2)
+
+
+def test_on_drawn_ids_a_layer_begins_at_its_neighbours_map_where_that_is_nearest_and_stays_at_the_optimum():
+    """The neighbour's is the planted map itself, at which both distributions agree on whichever ids are drawn."""
+    planted = Planted(RMS)
+
+    def final_rows(chosen: Tensor) -> Tensor:
+        return planted.norm(planted.final[chosen]) / planted.temperature
+
+    draws = Draws(planted.head, final_rows, 4500, batch=256, seed=1, ids=40)
+    problem = replace(planted.problem(), draws=draws, samples=replace(planted.samples(), fit=planted.positions(4500)))
+    exact = Translator(planted.bias, planted.temperature, full=planted.map - torch.eye(D))
+    _, fit = fit_layer(3, problem, rank=D, budget=Budget(30, 256), seed=0, neighbour=exact)
+    assert fit.start == "neighbour"
+    assert fit.tuned_bits < 1e-4 < 1e-2 < fit.bias_bits
+    _, alone = fit_layer(3, problem, rank=D, budget=Budget(300, 256), seed=0)
+    assert alone.start != "neighbour"
+    assert alone.tuned_bits < 0.3 * min(alone.closed_form_bits, alone.bias_bits)

@@ -27,7 +27,7 @@ from layerscope.progress import FitObserver
 
 MOST_SELECT, MOST_HELD_OUT = 1 << 12, 1 << 14
 """Positions to choose by and to measure at, all ids each;"""
-FEW_SELECT, FEW_HELD_OUT = 1 << 10, 1 << 11
+FEW_SELECT, FEW_HELD_OUT = 1 << 9, 1 << 11
 """the same where the vocabulary is so large that steps draw from it: each visit of it costs as much as many steps."""
 MATRICES = 16
 """Float64 matrices of d_model x d_model that fitting one layer holds at once, roughly."""

@@ -17,8 +17,8 @@ from layerscope.lenses.tuned_lens import Translator
 BIAS_SHARE, FEWEST_BIAS_STEPS = 4, 48
 """A bias and a temperature take one step where the whole translator takes four, but no fewer than these, however short
 the fit: they are what a map has to beat."""
-BIAS_BATCH = 512
-"""Positions of their steps where steps draw ids."""
+SAMPLED_BIAS_STEPS, BIAS_BATCH = 32, 512
+"""The same where steps draw ids, and positions of those."""
 RIDGE_SELECT = 256
 """Positions at which penalties are compared where every visit of the vocabulary is dear."""
 
@@ -83,7 +83,8 @@ def identity_of(problem: Problem) -> Translator:
 def bias_budget(budget: Budget, *, sampled: bool) -> Budget:
     """How long a bias and a temperature alone are refined; on fewer positions where steps draw ids, as they are few."""
     batch = min(BIAS_BATCH, budget.batch) if sampled else budget.batch
-    return replace(budget, steps=max(FEWEST_BIAS_STEPS, -(-budget.steps // BIAS_SHARE)), batch=batch)
+    fewest = SAMPLED_BIAS_STEPS if sampled else FEWEST_BIAS_STEPS
+    return replace(budget, steps=max(fewest, -(-budget.steps // BIAS_SHARE)), batch=batch)
 
 
 def closed_form(problem: Problem) -> tuple[float, Candidate]:

@@ -54,7 +54,7 @@ class Draws:
         *,
         batch: int,
         seed: int,
-        ids: int = IDS,
+        ids: int | None = None,
     ) -> None:
         """Find the proposal.
 
@@ -64,10 +64,11 @@ class Draws:
             n_fit: how many places there are.
             batch: positions of a step.
             seed: of all draws; each step has its own generator, so that any may be drawn first.
-            ids: how many are drawn; repeated ones count once.
+            ids: how many are drawn; repeated ones count once. `IDS` where not given.
         """
         self._head, self._final_rows, self._n_fit = head, final_rows, n_fit
-        self.batch, self._seed, self.ids = min(batch, n_fit), seed, ids
+        self.batch, self._seed = min(batch, n_fit), seed
+        self.ids = IDS if ids is None else ids
         some = torch.linspace(0, n_fit - 1, min(PROPOSAL_ROWS, n_fit)).long()
         mean = head.mean_probabilities(final_rows(some)).cpu()
         self.proposal = 0.5 * mean / mean.sum() + 0.5 / len(mean)

@@ -38,7 +38,8 @@ ENOUGH_SKIPPED, MOST_SKIPPED = 128_000, 1 << 17
 VISITS = 3
 """How often refinement sees a position at most, on average."""
 FEWEST_STEPS, MOST_STEPS = 50, 300
-SAMPLED_STEPS = 60
+SAMPLED_STEPS = 48
+"""Where steps draw ids, and each layer begins at its neighbour's map."""
 SKIPPED_BLOCKS = (2, 4, 8)
 LARGEST_LOSS = 700.0
 """In nats; the exponential of more is no float."""

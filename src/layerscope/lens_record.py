@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 FORMAT = "layerscope-lens"
 SCHEMA_VERSION = "1.1"
 READABLE_VERSIONS = (SCHEMA_VERSION, "1.0")
-"""All are read; 1.0 has no ridge lens, and no refinement on drawn ids or from a neighbour's map."""
+"""All are read; 1.0 has no ridge lens, and no refinement on drawn ids."""
 
 Kind: TypeAlias = Literal["tuned", "prism", "ridge"]
 FITTED_NAMES: tuple[Kind, ...] = ("tuned", "prism", "ridge")
@@ -145,7 +145,7 @@ class LayerFit(_Record):
     layer: int
     ridge: float | None
     """Chosen penalty, as a share of the median eigenvalue of the inputs' covariance."""
-    start: Literal["identity", "bias", "closed_form", "neighbour"]
+    start: Literal["identity", "bias", "closed_form"]
     """What refinement began from: the best of these on the `select` part."""
     steps: int
     best_step: int

@@ -27,20 +27,17 @@ RIDGE_SELECT = 256
 class Candidate:
     """A translator with its divergence on the `select` sample."""
 
-    name: Literal["identity", "bias", "closed_form", "neighbour"]
+    name: Literal["identity", "bias", "closed_form"]
     translator: Translator
     bits: float
 
 
-def fit_layer(
-    layer: int, problem: Problem, *, rank: int, budget: Budget, seed: int, neighbour: Translator | None = None
-) -> tuple[Translator, LayerFit]:
+def fit_layer(layer: int, problem: Problem, *, rank: int, budget: Budget, seed: int) -> tuple[Translator, LayerFit]:
     """Fit the translator of one layer.
 
     Args:
         layer: for the record, and so that each layer draws its own positions.
         problem: the layer's residuals, samples and moments.
-        neighbour: the translator of the layer before, a start where steps draw from the vocabulary.
     """
     generator = torch.Generator().manual_seed(seed + layer)
     select, held_out = problem.samples.select, problem.samples.held_out
@@ -53,8 +50,6 @@ def fit_layer(
     best, start = biased, starts[0]
     if rank:
         starts.append(_of_rank(closed, problem, rank, generator))
-        if neighbour is not None and problem.draws is not None:
-            starts.append(Candidate("neighbour", neighbour, problem.bits(neighbour, select)))
         start = _nearest(starts)
         best = refine(problem, start.translator, start.bits, rank=rank, budget=budget, generator=generator)
     translator = replace(_with_rank(best.translator, rank, generator), mean=problem.regression.mean_x.float())

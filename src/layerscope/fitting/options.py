@@ -35,7 +35,7 @@ class TunedSettings:
     first_position: int = 1
     """First position that is fitted to; whatever stands at the very first attracts attention."""
     steps: int | None = None
-    """Most steps of the refinement; default: 50 to 300, enough to see every position three times; 48 where steps draw
+    """Most steps of the refinement; default: 50 to 300, enough to see every position three times; 60 where steps draw
     from a large vocabulary."""
     batch: int = 2048
     """Positions of a step."""

@@ -38,8 +38,8 @@ ENOUGH_SKIPPED, MOST_SKIPPED = 128_000, 1 << 17
 VISITS = 3
 """How often refinement sees a position at most, on average."""
 FEWEST_STEPS, MOST_STEPS = 50, 300
-SAMPLED_STEPS = 48
-"""Where steps draw ids, and each layer begins at its neighbour's map."""
+SAMPLED_STEPS = 60
+"""Where steps draw ids."""
 SKIPPED_BLOCKS = (2, 4, 8)
 LARGEST_LOSS = 700.0
 """In nats; the exponential of more is no float."""
@@ -68,7 +68,7 @@ def steps_of(n_refined: int, batch: int, *, sampled: bool) -> int:
     Args:
         n_refined: positions that it draws from.
         batch: positions of a step.
-        sampled: whether steps draw ids; then each layer goes on from its neighbour's map.
+        sampled: whether steps draw ids.
     """
     if sampled:
         return SAMPLED_STEPS
@@ -172,8 +172,7 @@ class _TunedFitter(AffineFit[TunedSettings]):
             kept = self.workspace.finished(layer)
             if kept is None:
                 problem = self.problem(layer, stream, finals, samples, draws)
-                before = fitted[-1][0] if fitted else None
-                translator, fit = self._fit(layer, problem, before)
+                translator, fit = self._fit(layer, problem)
                 skip = self._skip(layer, translator, stream, finals)
                 self.workspace.keep(layer, translator, fit, skip)
             else:
@@ -185,7 +184,7 @@ class _TunedFitter(AffineFit[TunedSettings]):
         stream.visit_again(after)
         return fitted
 
-    def _fit(self, layer: int, problem: Problem, neighbour: Translator | None) -> tuple[Translator, LayerFit]:
+    def _fit(self, layer: int, problem: Problem) -> tuple[Translator, LayerFit]:
         settings = self.settings
         return fit_layer(
             layer,
@@ -193,7 +192,6 @@ class _TunedFitter(AffineFit[TunedSettings]):
             rank=self.rank,
             budget=Budget(self._steps(problem.samples), settings.batch, settings.rate),
             seed=settings.seed,
-            neighbour=neighbour,
         )
 
     def _steps(self, samples: Samples) -> int:

@@ -8,15 +8,17 @@ from layerscope.model.causal_lm import CausalLM
 from layerscope.probing.encode import Encoded
 from layerscope.record.rows import rows_frame
 
-TUNED = "tuned"
+OF_EACH_LAYER = ("tuned", "ridge")
+"""Fitted lenses with a map of each layer's own."""
 
 
 def row_table(measured: pl.DataFrame, encoded: Sequence[Encoded], model: CausalLM) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The table of a run, strings beside ids; and what numeric health is judged by.
 
-    The tuned lens has no rows at layer 0: nothing has read the prompt there, and its map is a table of bigrams.
+    Lenses with a map of each layer's own have no rows at layer 0: nothing has read the prompt there, and the map is a
+    table of bigrams.
     """
-    measured = measured.filter(~((pl.col("lens") == TUNED) & (pl.col("layer") == 0)))
+    measured = measured.filter(~(pl.col("lens").is_in(OF_EACH_LAYER) & (pl.col("layer") == 0)))
     prompts = pl.DataFrame(
         {
             "prompt": range(len(encoded)),

@@ -5,6 +5,8 @@ that are tried amplify that by at most the root of the condition number that the
 over hundreds of positions: 1e-3 relative.
 """
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from layerscope.fitting.corpus import Corpus
 from layerscope.lenses.lens_folder import FittedLens, ridge_lens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.probing.fit_estimate import in_words
+from layerscope.progress import Silent
 
 LAYER = 6
 
@@ -127,3 +130,28 @@ def test_at_the_last_layer_a_calibrated_probe_is_the_model_itself(calibrated: Ru
 )
 def test_a_time_is_said_to_two_digits_at_most(seconds: float, words: str):
     assert in_words(seconds) == words
+
+
+class Lines(Silent):
+    """Keeps what a probe plans aloud."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def plan(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize(("lenses", "said"), [(None, 1), ("logit", 0)])
+def test_a_probe_that_found_no_fitted_lens_says_in_one_line_how_long_one_would_take(
+    lenses: str | None, said: int, tmp_path: Path
+):
+    folder = shutil.copytree(BUNDLED, tmp_path / "model", ignore=shutil.ignore_patterns("lenses"))
+    observer = Lines()
+    probe(folder, suite="berlin", limit=1, positions="last", lenses=lenses, observer=observer)
+    found = [line for line in observer.lines if line.startswith("no fitted lens of this model was read")]
+    assert len(found) == said
+    time = r"about \d+ (s|min|h)"
+    assert all(
+        re.search(rf"{time} here with --calibrate TEXT, or {time} with `layerscope fit tuned`", x) for x in found
+    )

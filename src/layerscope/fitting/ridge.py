@@ -19,6 +19,10 @@ from layerscope.lenses.tuned_lens import Translator
 from layerscope.model.causal_lm import CausalLM
 from layerscope.progress import FitObserver, SilentFit
 
+SELECT, HELD_OUT = 128, 512
+"""Positions to choose by and to measure at where the vocabulary is large: visits of it at every layer should not cost
+more than the pass over the text."""
+
 
 def fit_ridge(
     model: CausalLM,
@@ -77,6 +81,16 @@ class _RidgeFitter(AffineFit[RidgeSettings]):
         worse = [str(layer.layer) for layer in layers if layer.ridge_bits > layer.logit_bits]
         notes = [f"At layers {', '.join(worse)} the lens is further from the model than the logit lens."]
         return fit, tuple(notes if worse else ()), ridge_tensors(translators)
+
+    @property
+    def n_select(self) -> int:
+        """Positions to choose by, at most."""
+        return SELECT if self.sampling else super().n_select
+
+    @property
+    def n_held_out(self) -> int:
+        """Positions to measure at, at most."""
+        return HELD_OUT if self.sampling else super().n_held_out
 
     @property
     def lens_bytes(self) -> int:

@@ -7,6 +7,7 @@ import torch
 
 from layerscope.fitting.affine import FEW_HELD_OUT, FEW_SELECT, MOST_HELD_OUT, MOST_SELECT
 from layerscope.fitting.moments import RIDGES
+from layerscope.fitting.ridge import HELD_OUT, SELECT
 from layerscope.fitting.sampled import IDS, worth_sampling
 from layerscope.fitting.tuned import steps_of
 from layerscope.model.causal_lm import CausalLM
@@ -19,7 +20,7 @@ BATCH = 2048
 LONGEST_S = 0.2
 PRODUCT = 768
 """Rows, columns and inner length of the product that is timed."""
-SHARE = 0.5
+SHARE = 0.7
 """Of that product's rate, what a fit comes to: between its products stand norms, exponentials and decompositions."""
 
 
@@ -65,7 +66,7 @@ def forward_flop(shape: _Shape, n_tokens: int) -> float:
 def ridge_flop(shape: _Shape, n_tokens: int) -> float:
     """Of moments, in twice as wide numbers, and of visits of the vocabulary to choose by and to measure."""
     few = worth_sampling(shape.d_vocab)
-    visits = len(RIDGES) * (256 if few else MOST_SELECT) + 2 * (FEW_HELD_OUT if few else MOST_HELD_OUT)
+    visits = len(RIDGES) * (SELECT if few else MOST_SELECT) + 2 * (HELD_OUT if few else MOST_HELD_OUT)
     rows = min(visits, n_tokens)
     a_layer = 2 * 4.0 * n_tokens * shape.d_model**2 + 2.0 * rows * shape.d_vocab * shape.d_model
     return shape.n_layers * a_layer
@@ -76,7 +77,7 @@ def tuned_flop(shape: _Shape, n_tokens: int) -> float:
     few = worth_sampling(shape.d_vocab)
     steps = steps_of(n_tokens, BATCH, sampled=few)
     a_step = 4.0 * BATCH * (IDS if few else shape.d_vocab) * shape.d_model
-    visits = (4 * FEW_SELECT + 2 * FEW_HELD_OUT) if few else (12 * MOST_SELECT + 2 * MOST_HELD_OUT)
+    visits = (8 * FEW_SELECT + 4 * FEW_HELD_OUT) if few else (12 * MOST_SELECT + 2 * MOST_HELD_OUT)
     between = 2.0 * min(visits, n_tokens) * shape.d_vocab * shape.d_model
     return ridge_flop(shape, n_tokens) + shape.n_layers * (1.25 * steps * a_step + between)
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from layerscope.fitting import divergence
 from layerscope.fitting.divergence import Head, Targets
+from layerscope.fitting.sampled import Draws
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
 from rounding import of_readout, of_sum
 
@@ -192,3 +193,47 @@ def test_a_row_that_is_not_finite_spoils_no_other():
     error = Error.of(head.unembedding, final)
     torch.testing.assert_close(found.nats[others], sound.nats[others], rtol=0, atol=2 * error.nats)
     torch.testing.assert_close(found.gradient[others], sound.gradient[others], rtol=0, atol=2 * error.gradient)
+
+
+@pytest.mark.parametrize("kind", ["plain", "bias", "all", "projection"])
+def test_a_head_of_some_ids_weighs_each_by_how_seldom_it_is_drawn(kind: str):
+    """Straight from the definition: both distributions over the drawn ids, each id 1 / inclusion times."""
+    generator = torch.Generator().manual_seed(5)
+    unembedding, rows, model = unembedding_of(kind), *(torch.randn(N, D_MODEL, generator=generator) for _ in range(2))
+    ids = torch.randperm(D_VOCAB, generator=generator)[:200].sort().values
+    inclusion = 0.05 + 0.95 * torch.rand(200, generator=generator)
+    head = Head(unembedding).of_ids(ids, inclusion)
+    found = head.divergence(rows, head.targets(model))
+
+    leaf = rows.double().requires_grad_()
+    log_q, log_p = (
+        (whole_logits(unembedding, r)[:, ids] - inclusion.double().log()).log_softmax(-1)
+        for r in (leaf, model.double())
+    )
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+    (by_row,) = torch.autograd.grad(expected.sum(), leaf)
+    error = Error.of(unembedding, rows, model)
+    torch.testing.assert_close(found.nats.double(), expected.detach(), rtol=error.relative, atol=error.nats)
+    assert found.gradient is not None
+    torch.testing.assert_close(found.gradient.double(), by_row, rtol=1e-3, atol=error.gradient)
+
+
+def test_draws_include_ids_as_often_as_they_say_and_are_the_same_whichever_step_comes_first():
+    """Of 300 steps: a count of ids is off by less than five standard deviations of a sum of independent draws."""
+    unembedding = unembedding_of("plain")
+    rows = torch.randn(40, D_MODEL, generator=torch.Generator().manual_seed(8))
+    make = lambda: Draws(Head(unembedding), lambda at: rows[at], 40, batch=4, seed=3, ids=100)  # noqa: E731
+    draws, others = make(), make()
+    others.at(7)
+    assert torch.equal(draws.at(3).chosen, others.at(3).chosen)
+    assert torch.equal(draws.at(3).targets.entropy, others.at(3).targets.entropy)
+    probabilities = whole_logits(unembedding, rows.double()).softmax(-1).mean(0)
+    inclusion = 1 - (1 - 0.5 * probabilities - 0.5 / D_VOCAB) ** 100
+    n = 300
+    counts = torch.zeros(D_VOCAB)
+    for step in range(n):
+        head = draws.at(step).head
+        assert head.offset is not None
+        counts[(head.unembedding.weight[:, None, 0] == unembedding.weight[:, 0]).nonzero()[:, 1]] += 1
+    spread = (n * inclusion * (1 - inclusion)).sqrt()
+    assert float(((counts - n * inclusion).abs() / spread).max()) < 5

@@ -169,6 +169,23 @@ def test_layers_that_were_finished_are_not_fitted_again(bundled: CausalLM, text:
     assert asked == [3]
 
 
+def test_a_killed_fit_on_drawn_ids_goes_on_to_the_same_weights(
+    bundled: CausalLM, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from layerscope.fitting import sampled
+
+    monkeypatch.setattr(sampled, "WORTH_SAMPLING", 0.4)  # the bundled model has 2,048 ids
+    monkeypatch.setattr(sampled, "IDS", 512)
+    corpus, few = corpus_for(bundled, text), TunedSettings(steps=8, batch=256)
+    whole = fit_tuned(bundled, corpus, tmp_path / "whole", few)
+    with pytest.raises(KeyboardInterrupt):
+        fit_tuned(bundled, corpus, tmp_path / "killed", few, observer=Killed(3))
+    assert fit_tuned(bundled, corpus, tmp_path / "killed", few).record.weights_sha256 == whole.record.weights_sha256
+    fit = whole.record.tuned
+    assert fit is not None and fit.ids == 512
+    assert all(layer.tuned_bits < layer.logit_bits for layer in fit.layers[:6])
+
+
 def test_other_settings_do_not_take_up_an_unfinished_fit(bundled: CausalLM, text: Path, tmp_path: Path):
     corpus, folder = corpus_for(bundled, text), tmp_path / "lens"
     for settings in (FEW, TunedSettings(steps=12, batch=256, seed=1)):

@@ -16,8 +16,9 @@ from layerscope.fitting.coordinates import Basis, Parameters
 from layerscope.fitting.divergence import Head
 from layerscope.fitting.layer import fit_layer
 from layerscope.fitting.moments import Moments, Regression
-from layerscope.fitting.objective import Objective, Problem, Sample, Samples, norm_gradient
+from layerscope.fitting.objective import Objective, Positions, Problem, Sample, Samples, norm_gradient
 from layerscope.fitting.refine import Budget, refine
+from layerscope.fitting.sampled import Draws
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
 
@@ -46,7 +47,11 @@ class Planted:
 
     def sample(self, index: Tensor) -> Sample:
         targets = self.head.targets(self.norm(self.final[index]) / self.temperature)
-        return Sample(index, targets, torch.randint(D_VOCAB, (len(index),), generator=torch.Generator().manual_seed(1)))
+        gold = torch.randint(D_VOCAB, (len(index),), generator=torch.Generator().manual_seed(1))
+        return Sample(index, gold, targets)
+
+    def positions(self, n: int) -> Positions:
+        return Positions(torch.arange(n), torch.randint(D_VOCAB, (n,), generator=torch.Generator().manual_seed(1)))
 
     def samples(self) -> Samples:
         index = torch.arange(N)
@@ -257,3 +262,20 @@ def test_where_nothing_can_be_gained_the_start_is_kept():
     )
     assert abs(found.bits) < 1e-5
     assert math.isclose(found.translator.temperature, 1.0, rel_tol=1e-2)
+
+
+def test_on_drawn_ids_a_planted_map_is_found_and_kept_where_it_is_the_start():
+    """At the planted map both distributions agree on whichever ids are drawn, so no step leaves it."""
+    planted = Planted(RMS)
+
+    def final_rows(chosen: Tensor) -> Tensor:
+        return planted.norm(planted.final[chosen]) / planted.temperature
+
+    draws = Draws(planted.head, final_rows, 4500, batch=256, seed=1, ids=40)
+    problem = replace(planted.problem(), draws=draws, samples=replace(planted.samples(), fit=planted.positions(4500)))
+    exact = Translator(planted.bias, planted.temperature, full=planted.map - torch.eye(D))
+    generator = torch.Generator().manual_seed(0)
+    refined = refine(problem, exact, 0.5, rank=D, budget=Budget(30, 256), generator=generator)
+    assert refined.bits < 1e-3
+    _, fit = fit_layer(3, problem, rank=D, budget=Budget(300, 256), seed=0)
+    assert fit.tuned_bits < 0.3 * min(fit.closed_form_bits, fit.bias_bits)

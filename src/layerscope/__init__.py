@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from layerscope.fitting.corpus import Corpus as Corpus
     from layerscope.fitting.corpus import read_corpus as read_corpus
     from layerscope.fitting.options import PrismSettings as PrismSettings
+    from layerscope.fitting.options import RidgeSettings as RidgeSettings
     from layerscope.fitting.options import TunedSettings as TunedSettings
     from layerscope.fitting.prism import fit_prism as fit_prism
+    from layerscope.fitting.ridge import fit_ridge as fit_ridge
     from layerscope.fitting.tuned import fit_tuned as fit_tuned
     from layerscope.lenses import FittedLens as FittedLens
     from layerscope.lenses import Lens as Lens
@@ -51,8 +53,9 @@ _NAMES = {
     "layerscope.audit.audit_report": "audit_report",
     "layerscope.errors": "LayerscopeError",
     "layerscope.fitting.corpus": "Corpus read_corpus",
-    "layerscope.fitting.options": "PrismSettings TunedSettings",
+    "layerscope.fitting.options": "PrismSettings RidgeSettings TunedSettings",
     "layerscope.fitting.prism": "fit_prism",
+    "layerscope.fitting.ridge": "fit_ridge",
     "layerscope.fitting.tuned": "fit_tuned",
     "layerscope.lenses": "FittedLens Lens LogitLens NextNormLens PrismLens RawLens TunedLens bind_lenses "
     "read_fitted_lens",

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from layerscope.lens_words import Placement
 
 FORMAT = "layerscope-lens"
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
+READABLE_VERSIONS = (SCHEMA_VERSION, "1.0")
+"""All are read; 1.0 has no ridge lens, and no refinement on drawn ids."""
 
-Kind: TypeAlias = Literal["tuned", "prism"]
-FITTED_NAMES: tuple[Kind, ...] = ("tuned", "prism")
+Kind: TypeAlias = Literal["tuned", "prism", "ridge"]
+FITTED_NAMES: tuple[Kind, ...] = ("tuned", "prism", "ridge")
 """Fitted lenses by their names, which are their kinds."""
 SplitName: TypeAlias = Literal["fit", "select", "held_out"]
 """Tokens that are fitted to, tokens by which ridge and stopping are chosen, tokens that only measure."""
@@ -179,6 +181,8 @@ class TunedFit(_Record):
     """with so many positions each,"""
     rate: float | None = None
     """the first of them this share of the way to go."""
+    ids: int | None = None
+    """Ids that a step draws; None where each visits the whole vocabulary."""
     n_moments: int | None
     """Positions that the closed form rests on."""
     n_refined: int | None
@@ -190,6 +194,36 @@ class TunedFit(_Record):
     layers: tuple[LayerFit, ...]
     """Empty for an imported lens."""
     skip_layers: tuple[SkipLayers, ...]
+
+
+class RidgeLayer(_Record):
+    """One layer's regression, and what it is worth on text that nothing was chosen by."""
+
+    layer: int
+    ridge: float
+    """Chosen penalty, as a share of the median eigenvalue of the inputs' covariance."""
+    map_norm: float
+    """Frobenius norm of the linear part."""
+    bias_norm: float
+    logit_bits: float
+    """Mean KL(model || lens) in bits over held-out positions: of the logit lens,"""
+    ridge_bits: float
+    """and of this one."""
+
+
+class RidgeFit(_Record):
+    """An affine map for each layer, each the ridge regression of the final residual on the layer's own."""
+
+    placement: Placement
+    first_position: int
+    """Positions of a sequence before this one are not fitted to and not measured."""
+    n_moments: int
+    """Positions that the regression rests on,"""
+    n_select: int
+    """by which its penalty is chosen,"""
+    n_held_out: int
+    """and at which the result is measured."""
+    layers: tuple[RidgeLayer, ...]
 
 
 class PrismFit(_Record):
@@ -242,6 +276,7 @@ class LensRecord(_Record):
     corpus: CorpusRecord | None
     tuned: TunedFit | None
     prism: PrismFit | None
+    ridge: RidgeFit | None = None
     imported: ImportedFrom | None
     notes: tuple[str, ...]
     """What a reader has to know, in sentences: a reduced k, a stopped fit, a text that is too short."""
@@ -250,7 +285,7 @@ class LensRecord(_Record):
     def new(cls, kind: Kind, model: FittedModel, **parts: object) -> "LensRecord":
         """The record of a lens made now, whose weights are not written yet; parts that are not given are None."""
         known = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "kind": kind, "model": model, "weights_sha256": ""}
-        absent = dict.fromkeys(("settings", "corpus", "tuned", "prism", "imported"))
+        absent = dict.fromkeys(("settings", "corpus", "tuned", "prism", "ridge", "imported"))
         return cls.model_validate(absent | known | {"created_utc": utc_stamp(datetime.now(UTC))} | parts)
 
 

@@ -1,4 +1,4 @@
-"""The commands about fitted lenses: fit a tuned or a prism lens, show what there is, import what others fitted."""
+"""The commands about fitted lenses: fit a tuned, ridge or prism lens, show what there is, import what others fitted."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from layerscope.cli.console import (
 )
 from layerscope.cli.options import Model, command, option
 from layerscope.errors import CorpusError, LensError
-from layerscope.fitting.options import FitOptions, PrismSettings, TunedSettings
+from layerscope.fitting.options import FitOptions, PrismSettings, RidgeSettings, TunedSettings
 from layerscope.model.options import OpenOptions
 
 if TYPE_CHECKING:  # types alone: help and mistakes need not wait for the tensor library
@@ -42,7 +42,7 @@ INTERRUPTED = "interrupted: the same command goes on after the layers that were 
 fit_app = typer.Typer(
     help="Fit a lens to a model on text of your own.",
     epilog="Examples (my.txt holds text of yours):\n\nlayerscope fit prism --text my.txt --seq-len 32\n\n"
-    "layerscope fit tuned --help\n\nlayerscope fit prism --help",
+    "layerscope fit ridge --text my.txt --seq-len 32\n\nlayerscope fit tuned --help",
     no_args_is_help=True,
 )
 lens_app = typer.Typer(
@@ -82,6 +82,31 @@ def tuned(
 
         model_text_folder = request.prepare(observer, lambda m: rank_of(settings.rank, m.d_model, m.n_layers))
         fitted = fit_tuned(*model_text_folder, settings, observer=observer)
+    _print_fitted(fitted)
+
+
+@fit_app.command(
+    epilog="Examples (my.txt holds text of yours, blank lines between documents):\n\n"
+    "layerscope fit ridge --text my.txt --seq-len 32\n\n"
+    "layerscope fit ridge --text my.txt --seq-len 32 --placement normed --name normed\n\n"
+    "layerscope fit ridge --text my.txt --seq-len 32 --tokens 5k --out quick"
+)
+@command(last="seed trust_remote_code", without="first_position")
+def ridge(
+    *,
+    model: Model = None,
+    text: FitOptions,
+    settings: RidgeSettings,
+    out: Out = LENSES,
+    name: Name = None,
+    opening: OpenOptions,
+) -> None:
+    """Fit a ridge lens: for each layer the regression of the final residual on its own, in one pass over the text."""
+    request = _FitRequest("ridge", model, text, settings.seed, out, name, opening)
+    with _fit_session(request) as observer:
+        from layerscope.fitting.ridge import fit_ridge
+
+        fitted = fit_ridge(*request.prepare(observer, lambda _: None), settings, observer=observer)
     _print_fitted(fitted)
 
 
@@ -193,7 +218,7 @@ def import_(
 class _FitRequest:
     """What every fit is given, whatever its kind."""
 
-    kind: Literal["tuned", "prism"]
+    kind: Literal["tuned", "prism", "ridge"]
     model: str | None
     text: FitOptions
     seed: int
@@ -322,12 +347,12 @@ def _lenses_in(path: Path) -> "list[layerscope.lens_record.LensFolder]":
     Raises:
         LensError: no such folder, no lens in it, or a record that cannot be read.
     """
-    from layerscope.lens_record import LensFolder
+    from layerscope.lens_record import FITTED_NAMES, LensFolder
     from layerscope.lenses.lens_folder import RECORD_NAME, find_lens_folders, read_record
 
     if (path / RECORD_NAME).exists():
         return [LensFolder(read_record(path), path)]
-    lenses = [*find_lens_folders(path, "tuned"), *find_lens_folders(path, "prism")]
+    lenses = [lens for kind in FITTED_NAMES for lens in find_lens_folders(path, kind)]
     if not lenses:
         raise LensError(
             f"{path}: there is no fitted lens in it or directly below it, which would be a folder with {RECORD_NAME}; "

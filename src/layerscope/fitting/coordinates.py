@@ -41,11 +41,7 @@ class Basis:
     @classmethod
     def at(cls, start: Translator, problem: Problem) -> "Basis":
         """From the inputs' moments and the gradients at a translator."""
-        fit = problem.samples.fit
-        some = torch.linspace(0, len(fit) - 1, min(BASIS_ROWS, len(fit))).long()
-        x = problem.inputs(fit.index[some])
-        gradients = problem.objective.text_gradients(start(x), fit.targets.at(some.to(x.device)), fit.gold[some])
-        return cls.of(problem.regression, gradients)
+        return cls.of(problem.regression, problem.text_gradients(start, BASIS_ROWS))
 
     @classmethod
     def of(cls, regression: Regression, gradients: Float[Tensor, "n d_model"]) -> "Basis":

@@ -7,13 +7,16 @@ so a step visits the vocabulary with the lens' rows alone. Exponentials are take
 tens of nats off. Rows of which that is true, and the model itself, are visited with a running maximum, sum and weighted
 sum of `W` (online softmax; Milakov & Gimelshein 2018, and Rabe & Staats 2021 for the weighted sum). With a softcap the
 model's logits are computed again beside the lens'.
+
+A head of some ids alone stands for the whole vocabulary in a step of a large one: each drawn id counts as often as ids
+of its probability to be drawn are left out, on the model's side as on the lens' (`Head.of_ids`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.unembedding import Unembedding
@@ -39,6 +42,8 @@ class Targets:
     """`sum_v p_v W_v`."""
     mean_bias: Float[Tensor, " n"]
     """`sum_v p_v b_v`; zero without a bias."""
+    mean_offset: Float[Tensor, " n"]
+    """The same of the offsets of a head of some ids; zero of the whole vocabulary."""
     log_sum_exp: Float[Tensor, " n"]
     """Of the model's logits, head transform included."""
     entropy: Float[Tensor, " n"]
@@ -46,9 +51,13 @@ class Targets:
 
     def at(self, index: Tensor) -> "Targets":
         """The targets of some positions."""
-        rows = None if self.rows is None else self.rows[index]
         return Targets(
-            rows, self.mean_unembedding[index], self.mean_bias[index], self.log_sum_exp[index], self.entropy[index]
+            None if self.rows is None else self.rows[index],
+            self.mean_unembedding[index],
+            self.mean_bias[index],
+            self.mean_offset[index],
+            self.log_sum_exp[index],
+            self.entropy[index],
         )
 
     @classmethod
@@ -59,6 +68,7 @@ class Targets:
             torch.cat(rows) if rows else None,
             torch.cat([part.mean_unembedding for part in parts]),
             torch.cat([part.mean_bias for part in parts]),
+            torch.cat([part.mean_offset for part in parts]),
             torch.cat([part.log_sum_exp for part in parts]),
             torch.cat([part.entropy for part in parts]),
         )
@@ -75,10 +85,38 @@ class Divergence:
 class Head:
     """The model's head as a fit needs it: many visits of the same vocabulary with a few thousand rows each."""
 
-    def __init__(self, unembedding: Unembedding) -> None:
-        self.unembedding = unembedding
+    def __init__(self, unembedding: Unembedding, offset: Float[Tensor, " d_vocab"] | None = None) -> None:
+        """Take a head.
+
+        Args:
+            unembedding: of all ids, or of some.
+            offset: is added to each id's logit after the head transform; see `of_ids`.
+        """
+        self.unembedding, self.offset = unembedding, offset
         self.scale = unembedding.transform.scale or 1.0
         self.softcap = unembedding.transform.softcap
+
+    def of_ids(self, ids: Int[Tensor, " some"], inclusion: Float[Tensor, " some"]) -> "Head":
+        """This head over some ids, which stand for all.
+
+        With `-log inclusion` added to its logits, the sum of exponentials over the drawn ids has the sum over all of
+        them as its expectation (Horvitz & Thompson 1952), and so have both distributions' numerators; as the model's
+        and the lens' see the same ids, the gradient vanishes exactly where they agree.
+
+        Args:
+            ids: that were drawn, each once.
+            inclusion: the probability that it is among them.
+        """
+        whole = self.unembedding
+        some = replace(whole, weight=whole.columns(ids), bias=None if whole.bias is None else whole.bias[ids])
+        return Head(some, -inclusion.log())
+
+    def mean_probabilities(self, final_rows: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_vocab"]:
+        """The model's probability of every id, as a mean over rows."""
+        rows = self.unembedding.head_input(final_rows.float())
+        log_sum_exp = self._sums(rows, with_mean=False).log_sum_exp[:, None]
+        tiles = self._tiles(len(rows))
+        return torch.cat([(self._logits(rows, tile) - log_sum_exp).exp_().mean(0) for tile in tiles])
 
     def targets(self, final_rows: Float[Tensor, "n d_model"]) -> Targets:
         """What the model says, from the rows that its own head multiplies (after the final norm)."""
@@ -88,6 +126,7 @@ class Head:
             rows=None if self.softcap is None else rows,
             mean_unembedding=sums.mean_unembedding,
             mean_bias=sums.mean_bias,
+            mean_offset=sums.mean_offset,
             log_sum_exp=sums.log_sum_exp,
             entropy=sums.log_sum_exp - sums.mean_logit,
         )
@@ -100,7 +139,7 @@ class Head:
         if self.softcap is not None and targets.rows is not None:
             nats, by_head_row = self._capped(rows, targets.rows, targets, self.softcap, gradient)
         else:
-            cross = self.scale * ((rows * targets.mean_unembedding).sum(-1) + targets.mean_bias)
+            cross = self.scale * ((rows * targets.mean_unembedding).sum(-1) + targets.mean_bias) + targets.mean_offset
             excess, mean = self._about(rows, cross, with_mean=gradient)
             nats = excess - targets.entropy
             by_head_row = self.scale * (mean - targets.mean_unembedding) if gradient else None
@@ -119,15 +158,19 @@ class Head:
             logits = logits + self.unembedding.bias[token_ids.to(self.unembedding.bias.device)]
         return self.unembedding.transform.apply_(logits) - log_sum_exp
 
-    def _tiles(self, n: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The head's weight in float32 and its bias, a tile of ids at a time."""
+    def _tiles(self, n: int) -> Iterator["_Tile"]:
+        """A tile of ids at a time."""
         head = self.unembedding
         width = min(TILE_BYTES // (4 * max(1, n)), WEIGHT_TILE_BYTES // (4 * head.d_head))
         width = min(head.d_vocab, max(256, width))
         buffer = torch.empty(width, head.d_head, device=head.device)
         for start in range(0, head.d_vocab, width):
             stop = min(start + width, head.d_vocab)
-            yield head.tile(start, stop, out=buffer), None if head.bias is None else head.bias[start:stop]
+            yield _Tile(
+                head.tile(start, stop, out=buffer),
+                None if head.bias is None else head.bias[start:stop],
+                None if self.offset is None else self.offset[start:stop],
+            )
 
     def _about(
         self, rows: Float[Tensor, "n d_head"], cross: Float[Tensor, " n"], *, with_mean: bool
@@ -150,18 +193,18 @@ class Head:
         """`sum_v exp(z_v - reference)` and the same of `W` where asked for: three passes over a tile, no maximum."""
         total = torch.zeros_like(reference)
         weighted = torch.zeros_like(rows) if with_mean else rows[:0]
-        for weight, bias in self._tiles(len(rows)):
-            exponentials = self._logits(rows, weight, bias).sub_(reference).exp_()
+        for tile in self._tiles(len(rows)):
+            exponentials = tile.shifted_(self._logits(rows, tile)).sub_(reference).exp_()
             total += exponentials.sum(-1, keepdim=True)
             if with_mean:
-                weighted.addmm_(exponentials, weight)
+                weighted.addmm_(exponentials, tile.weight)
         return total, weighted
 
-    def _logits(self, rows: Float[Tensor, "n d_head"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "n tile"]:
-        """Of one tile, head transform included."""
-        logits = rows @ weight.T
-        if bias is not None:
-            logits += bias
+    def _logits(self, rows: Float[Tensor, "n d_head"], tile: "_Tile") -> Float[Tensor, "n tile"]:
+        """Of one tile, head transform included; the offset is not."""
+        logits = rows @ tile.weight.T
+        if tile.bias is not None:
+            logits += tile.bias
         return self.unembedding.transform.apply_(logits)
 
     def _sums(self, rows: Float[Tensor, "n d_head"], *, with_mean: bool) -> "_Sums":
@@ -170,9 +213,9 @@ class Head:
         peak = rows.new_full((n, 1), -torch.inf)
         total = rows.new_zeros(n, 1)
         weighted = torch.zeros_like(rows) if with_mean else rows[:0]
-        bias_sum, logit_sum = rows.new_zeros(n, 1), rows.new_zeros(n, 1)
-        for weight, bias in self._tiles(n):
-            logits = self._logits(rows, weight, bias)
+        bias_sum, offset_sum, logit_sum = (rows.new_zeros(n, 1) for _ in range(3))
+        for tile in self._tiles(n):
+            logits = tile.shifted_(self._logits(rows, tile))
             before, peak = peak, torch.maximum(peak, logits.amax(-1, keepdim=True))
             shrink = torch.exp(before - peak)
             if with_mean:
@@ -180,13 +223,15 @@ class Head:
             exponentials = logits.sub_(peak).exp_()
             total.mul_(shrink).add_(exponentials.sum(-1, keepdim=True))
             if with_mean:
-                weighted.mul_(shrink).addmm_(exponentials, weight)
+                weighted.mul_(shrink).addmm_(exponentials, tile.weight)
                 logit_sum.mul_(shrink).add_((exponentials * kept).sum(-1, keepdim=True))
-                if bias is not None:
-                    bias_sum.mul_(shrink).add_((exponentials @ bias)[:, None])
+                for sums, by_id in ((bias_sum, tile.bias), (offset_sum, tile.offset)):
+                    if by_id is not None:
+                        sums.mul_(shrink).add_((exponentials @ by_id)[:, None])
         log_sum_exp = (peak + total.log())[:, 0]
         mean = weighted / total if with_mean else weighted
-        return _Sums(log_sum_exp, mean, (bias_sum / total)[:, 0], (logit_sum / total)[:, 0])
+        by_row = (sums[:, 0] for sums in (bias_sum / total, offset_sum / total, logit_sum / total))
+        return _Sums(log_sum_exp, mean, *by_row)
 
     def _capped(
         self,
@@ -201,20 +246,34 @@ class Head:
         peak, total = rows.new_full((n, 1), -torch.inf), rows.new_zeros(n, 1)
         cross = rows.new_zeros(n, 1)
         by_lens, by_model = (torch.zeros_like(rows) if gradient else rows[:0] for _ in range(2))
-        for weight, bias in self._tiles(n):
-            logits = self._logits(rows, weight, bias)
-            p = self._logits(model_rows, weight, bias).sub_(targets.log_sum_exp[:, None]).exp_()
+        for tile in self._tiles(n):
+            logits = self._logits(rows, tile)
+            slope = 1 - (logits / cap).square_() if gradient else None
+            tile.shifted_(logits)
+            p = tile.shifted_(self._logits(model_rows, tile)).sub_(targets.log_sum_exp[:, None]).exp_()
             cross += (p * logits).sum(-1, keepdim=True)
             before, peak = peak, torch.maximum(peak, logits.amax(-1, keepdim=True))
             shrink = torch.exp(before - peak)
             exponentials = torch.exp(logits - peak)
             total.mul_(shrink).add_(exponentials.sum(-1, keepdim=True))
-            if gradient:
-                slope = 1 - (logits / cap).square_()
-                by_lens.mul_(shrink).addmm_(exponentials.mul_(slope), weight)
-                by_model.addmm_(p.mul_(slope), weight)
+            if slope is not None:
+                by_lens.mul_(shrink).addmm_(exponentials.mul_(slope), tile.weight)
+                by_model.addmm_(p.mul_(slope), tile.weight)
         nats = (peak + total.log() - cross)[:, 0] - targets.entropy
         return nats, self.scale * (by_lens / total - by_model) if gradient else None
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some ids: their weight in float32, and what is added to their logits before and after the head transform."""
+
+    weight: Tensor
+    bias: Tensor | None
+    offset: Tensor | None
+
+    def shifted_(self, logits: Tensor) -> Tensor:
+        """Logits with the offset, in place."""
+        return logits if self.offset is None else logits.add_(self.offset)
 
 
 @dataclass(frozen=True)
@@ -222,4 +281,5 @@ class _Sums:
     log_sum_exp: Tensor
     mean_unembedding: Tensor
     mean_bias: Tensor
+    mean_offset: Tensor
     mean_logit: Tensor

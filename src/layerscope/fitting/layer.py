@@ -17,6 +17,10 @@ from layerscope.lenses.tuned_lens import Translator
 BIAS_SHARE, FEWEST_BIAS_STEPS = 4, 48
 """A bias and a temperature take one step where the whole translator takes four, but no fewer than these, however short
 the fit: they are what a map has to beat."""
+SAMPLED_BIAS_STEPS, BIAS_BATCH = 32, 512
+"""The same where steps draw ids, and positions of those."""
+RIDGE_SELECT = 256
+"""Positions at which penalties are compared where every visit of the vocabulary is dear."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,18 @@ def fit_layer(layer: int, problem: Problem, *, rank: int, budget: Budget, seed: 
     """
     generator = torch.Generator().manual_seed(seed + layer)
     select, held_out = problem.samples.select, problem.samples.held_out
-    mean = problem.regression.mean_x.float()
-    identity = Translator(torch.zeros_like(mean), 1.0)
+    identity = identity_of(problem)
     logit_bits = problem.bits(identity, select)
-    few = budget if rank == 0 else replace(budget, steps=max(FEWEST_BIAS_STEPS, -(-budget.steps // BIAS_SHARE)))
+    few = budget if rank == 0 else bias_budget(budget, sampled=problem.draws is not None)
     biased = refine(problem, identity, logit_bits, rank=0, budget=few, generator=generator)
     ridge, closed = closed_form(problem)
     starts = [Candidate("identity", identity, logit_bits), Candidate("bias", biased.translator, biased.bits)]
     best, start = biased, starts[0]
     if rank:
-        start = _nearest((*starts, _of_rank(closed, problem, rank, generator)))
+        starts.append(_of_rank(closed, problem, rank, generator))
+        start = _nearest(starts)
         best = refine(problem, start.translator, start.bits, rank=rank, budget=budget, generator=generator)
-    translator = replace(_with_rank(best.translator, rank, generator), mean=mean)
+    translator = replace(_with_rank(best.translator, rank, generator), mean=problem.regression.mean_x.float())
     return translator, LayerFit(
         layer=layer,
         ridge=ridge,
@@ -66,15 +70,35 @@ def fit_layer(layer: int, problem: Problem, *, rank: int, budget: Budget, seed: 
     )
 
 
+def identity_of(problem: Problem) -> Translator:
+    """The translator that changes nothing."""
+    return Translator(torch.zeros_like(problem.regression.mean_x, dtype=torch.float32), 1.0)
+
+
+def bias_budget(budget: Budget, *, sampled: bool) -> Budget:
+    """How long a bias and a temperature alone are refined; on fewer positions where steps draw ids, as they are few."""
+    batch = min(BIAS_BATCH, budget.batch) if sampled else budget.batch
+    fewest = SAMPLED_BIAS_STEPS if sampled else FEWEST_BIAS_STEPS
+    return replace(budget, steps=max(fewest, -(-budget.steps // BIAS_SHARE)), batch=batch)
+
+
 def closed_form(problem: Problem) -> tuple[float, Candidate]:
-    """The ridge regression whose penalty gives the least divergence on `select`, and the penalty."""
+    """The ridge regression whose penalty gives the least divergence on `select`, and the penalty.
+
+    Penalties are compared at no more than `RIDGE_SELECT` positions where the vocabulary is large.
+    """
+    select = problem.samples.select
+    few = select.thinned(RIDGE_SELECT) if problem.large_vocabulary else select
     candidates = {}
     for penalty in RIDGES:
         matrix, bias = problem.regression.ridge(penalty)
         translator = Translator(bias.float(), 1.0, full=matrix.float())
-        candidates[penalty] = Candidate("closed_form", translator, problem.bits(translator, problem.samples.select))
+        candidates[penalty] = Candidate("closed_form", translator, problem.bits(translator, few))
     nearest = _nearest(tuple(candidates.values()))
-    return next(penalty for penalty, candidate in candidates.items() if candidate is nearest), nearest
+    penalty = next(penalty for penalty, candidate in candidates.items() if candidate is nearest)
+    if few is not select:
+        nearest = replace(nearest, bits=problem.bits(nearest.translator, select))
+    return penalty, nearest
 
 
 def _nearest(candidates: Sequence[Candidate]) -> Candidate:

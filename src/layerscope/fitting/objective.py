@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head, Targets
 from layerscope.fitting.moments import Regression
+from layerscope.fitting.sampled import Draws, worth_sampling
 from layerscope.lens_words import Placement
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.unembedding import Norm
@@ -18,12 +19,11 @@ LN2 = math.log(2.0)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Positions whose targets are known."""
+class Positions:
+    """Some positions of the text."""
 
     index: Int[Tensor, " n"]
     """Into the flat axis of all positions."""
-    targets: Targets
     gold: Int[Tensor, " n"]
     """The token that follows in the text."""
 
@@ -32,10 +32,26 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Sample(Positions):
+    """Positions whose targets over the whole vocabulary are known."""
+
+    targets: Targets
+
+    def thinned(self, most: int) -> "Sample":
+        """So many of the positions, evenly spaced; all of them where there are no more."""
+        if len(self) <= most:
+            return self
+        some = torch.linspace(0, len(self) - 1, most).long()
+        on_device = some.to(self.gold.device)
+        return Sample(self.index[some], self.gold[on_device], self.targets.at(on_device))
+
+
+@dataclass(frozen=True)
 class Samples:
     """Positions to fit to, to choose by, to measure on."""
 
-    fit: Sample
+    fit: Positions
+    """A `Sample` where refinement visits the whole vocabulary."""
     select: Sample
     held_out: Sample
 
@@ -78,18 +94,24 @@ class Objective:
             float(divergence.nats.mean()), self._back(output, divergence.gradient / temperature), by_temperature
         )
 
+    def over(self, head: Head) -> "Objective":
+        """The same over a head of other ids."""
+        return Objective(head, self.norm, self.placement)
+
     def text_gradients(
-        self, output: Float[Tensor, "n d_model"], targets: Targets, gold: Int[Tensor, " n"]
+        self, output: Float[Tensor, "n d_model"], targets: Targets, columns: Float[Tensor, "n d_head"]
     ) -> Float[Tensor, "n d_model"]:
         """Gradients of the log-loss of the tokens that follow in the text.
 
         Their second moment, the empirical Fisher matrix (Martens 2020, section 11), stands for the curvature of the
         divergence. It only scales steps, so the slope of a softcap is left out of the token's own part.
+
+        Args:
+            columns: the unembedding's, of the tokens that follow.
         """
         divergence = self.head.divergence(self.row(output, 1.0), targets)
         if divergence.gradient is None:
             raise AssertionError("a gradient was asked for")
-        columns = self.head.unembedding.columns(gold)
         rest = self.head.scale * (targets.mean_unembedding - columns)
         projection = self.head.unembedding.projection
         return self._back(output, divergence.gradient + (rest if projection is None else rest @ projection))
@@ -104,6 +126,16 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Some of the positions that are fitted to, and what the model says there."""
+
+    objective: Objective
+    chosen: Int[Tensor, " n"]
+    """Places among them."""
+    targets: Targets
+
+
+@dataclass(frozen=True)
 class Problem:
     """One layer that a translator is wanted for."""
 
@@ -113,10 +145,58 @@ class Problem:
     samples: Samples
     regression: Regression
     """Of the final residual less the layer's own, on the layer's own."""
+    draws: Draws | None = None
+    """Ids and positions of every step; None where each visits the whole vocabulary."""
+
+    @property
+    def large_vocabulary(self) -> bool:
+        """Whether steps on drawn ids pay."""
+        return worth_sampling(self.objective.head.unembedding.d_vocab)
 
     def inputs(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """What a translator reads at some flat positions."""
         return self.objective.inputs(self.rows_at(index))
+
+    def batch(self, step: int, size: int, generator: torch.Generator) -> Batch:
+        """What one step descends on: its own draw, or positions drawn with replacement and the whole vocabulary.
+
+        Args:
+            step: counted from 1.
+            size: positions, at most.
+            generator: draws positions where there is no draw; on the CPU.
+        """
+        fit = self.samples.fit
+        if self.draws is not None:
+            draw = self.draws.at(step, size)
+            return Batch(self.objective.over(draw.head), draw.chosen, draw.targets)
+        chosen = torch.randint(len(fit), (min(size, len(fit)),), generator=generator).sort().values
+        return self._whole(chosen)
+
+    def _whole(self, chosen: Int[Tensor, " n"]) -> Batch:
+        fit = self.samples.fit
+        if not isinstance(fit, Sample):
+            raise AssertionError("positions without targets are fitted to through draws alone")
+        return Batch(self.objective, chosen, fit.targets.at(chosen.to(fit.targets.entropy.device)))
+
+    def text_gradients(self, lens: Translator, n: int) -> Float[Tensor, "n d_model"]:
+        """Gradients by a lens' output of the log-loss of the text, at about so many positions to fit to."""
+        fit = self.samples.fit
+        if self.draws is None:
+            batches = [self._whole(torch.linspace(0, len(fit) - 1, min(n, len(fit))).long())]
+        else:
+            draws = [self.draws.at(step) for step in range(1, 1 + max(1, n // self.draws.batch))]
+            batches = [Batch(self.objective.over(draw.head), draw.chosen, draw.targets) for draw in draws]
+        unembedding = self.objective.head.unembedding
+        return torch.cat(
+            [
+                batch.objective.text_gradients(
+                    lens(self.inputs(fit.index[batch.chosen])),
+                    batch.targets,
+                    unembedding.columns(fit.gold[batch.chosen]),
+                )
+                for batch in batches
+            ]
+        )
 
     def bits(self, lens: Translator, sample: Sample) -> float:
         """Mean KL(model || lens) over a sample, in bits; NaN or infinite where the lens is."""

@@ -1,4 +1,4 @@
-"""What a fit can be asked for: the text, and the settings of a tuned and of a prism lens."""
+"""What a fit can be asked for: the text, and the settings of a tuned, a ridge and a prism lens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,11 +35,24 @@ class TunedSettings:
     first_position: int = 1
     """First position that is fitted to; whatever stands at the very first attracts attention."""
     steps: int | None = None
-    """Most steps of the refinement; default: 50 to 300, enough to see every position three times."""
+    """Most steps of the refinement; default: 50 to 300, enough to see every position three times; 60 where steps draw
+    from a large vocabulary."""
     batch: int = 2048
     """Positions of a step."""
     rate: float = 0.5
     """Length of the first steps, as a share of the way that the divergence leaves to go."""
+    seed: int = 316
+    """Seed of every random draw; recorded."""
+
+
+@dataclass(frozen=True)
+class RidgeSettings:
+    """How a ridge lens is fitted."""
+
+    placement: Placement = "raw"
+    """What is mapped: `raw` (the residual), or `normed` (what the final norm makes of it)."""
+    first_position: int = 1
+    """First position that is fitted to; whatever stands at the very first attracts attention."""
     seed: int = 316
     """Seed of every random draw; recorded."""
 

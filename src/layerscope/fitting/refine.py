@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from layerscope.fitting.coordinates import Basis, Parameters
-from layerscope.fitting.objective import LN2, Problem
+from layerscope.fitting.objective import LN2, Batch, Problem
 from layerscope.lenses.tuned_lens import Translator
 
 BETAS = (0.9, 0.98)
@@ -65,10 +65,11 @@ def refine(
     """
     parameters = Parameters.start(Basis.at(start, problem), start, rank, generator)
     best = Refined(start, start_bits, 0, 0, "budget")
-    adam = _Adam(parameters, _first_rates(budget, start_bits, parameters))
+    adam = _Adam(parameters, _first_rates(budget, start_bits, parameters, drawn_ids=problem.draws is not None))
     misses = 0
     for step in range(1, budget.steps + 1):
-        nats = _step(problem, parameters, adam, _schedule(step, budget.steps), budget.batch, generator)
+        batch = problem.batch(step, budget.batch, generator)
+        nats = _step(problem, parameters, adam, _schedule(step, budget.steps), batch)
         if _runs_away(nats / LN2, start_bits):
             return _ended(best, step, "diverged")
         if step % EVALUATE_EVERY and step < budget.steps:
@@ -86,17 +87,11 @@ def refine(
     return _ended(best, budget.steps, "budget")
 
 
-def _step(
-    problem: Problem, parameters: Parameters, adam: "_Adam", size: float, batch: int, generator: torch.Generator
-) -> float:
-    """One step on positions drawn with replacement; their divergence before it, in nats. None is taken on NaN."""
-    fit = problem.samples.fit
-    chosen = torch.randint(len(fit), (min(batch, len(fit)),), generator=generator).sort().values
-    x = problem.inputs(fit.index[chosen])
+def _step(problem: Problem, parameters: Parameters, adam: "_Adam", size: float, batch: Batch) -> float:
+    """One step; the divergence before it, in nats. None is taken on NaN."""
+    x = problem.inputs(problem.samples.fit.index[batch.chosen])
     white = parameters.white(x)
-    gradients = problem.objective.gradients(
-        parameters.output(x, white), parameters.log_temperature, fit.targets.at(chosen.to(x.device))
-    )
+    gradients = batch.objective.gradients(parameters.output(x, white), parameters.log_temperature, batch.targets)
     if math.isfinite(gradients.nats):
         adam.step(parameters.gradients(white, gradients.by_output), gradients.by_log_temperature, size)
     return gradients.nats
@@ -110,15 +105,18 @@ def _runs_away(bits: float, start_bits: float) -> bool:
     return not math.isfinite(bits) or bits > 2 * start_bits + DIVERGED_BITS
 
 
-def _first_rates(budget: Budget, start_bits: float, parameters: Parameters) -> tuple[float, float]:
+def _first_rates(budget: Budget, start_bits: float, parameters: Parameters, *, drawn_ids: bool) -> tuple[float, float]:
     """How far Adam moves each number, and the temperature's logarithm, at first.
 
     In whitened coordinates the divergence is about half the squared distance to where it vanishes, so `sqrt(2 KL / n)`
-    for each of `n` numbers would bridge it, and steps longer than that would only add noise.
+    for each of `n` numbers would bridge it, and steps longer than that would only add noise. Where ids are drawn, which
+    is where models are wide, noise is most of a step: Adam makes every number's step equally long, the part of it that
+    the batch's positions speak for is about `sqrt(batch / n)` of that, and a step is held to twice this part.
     """
     n = sum(tensor.numel() for tensor in parameters.tensors().values())
     way = budget.rate * math.sqrt(2 * max(start_bits, 0.0) * LN2)
-    return min(HIGHEST_RATE, way / math.sqrt(n)), min(HIGHEST_TEMPERATURE_RATE, TEMPERATURE_SHARE * way)
+    told = min(1.0, 2 * math.sqrt(budget.batch / n)) if drawn_ids else 1.0
+    return min(HIGHEST_RATE, told * way / math.sqrt(n)), min(HIGHEST_TEMPERATURE_RATE, TEMPERATURE_SHARE * way)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head, Targets
-from layerscope.fitting.options import PrismSettings, TunedSettings
+from layerscope.fitting.options import PrismSettings, RidgeSettings, TunedSettings
 from layerscope.fitting.stream import BATCH_TOKENS
 from layerscope.fitting.workspace import Workspace
-from layerscope.lens_record import Kind, LensRecord, PrismFit, Settings, TunedFit
+from layerscope.lens_record import Kind, LensRecord, PrismFit, RidgeFit, Settings, TunedFit
 from layerscope.lenses.lens_folder import FittedLens, write_fitted_lens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import free_memory, shortage_explained
@@ -24,7 +24,7 @@ from layerscope.model.reproducible import reproducible
 from layerscope.model.signature import model_signature
 from layerscope.progress import FitObserver
 
-S = TypeVar("S", TunedSettings, PrismSettings)
+S = TypeVar("S", bound=TunedSettings | RidgeSettings | PrismSettings)
 
 
 class Fit(ABC, Generic[S]):
@@ -63,7 +63,7 @@ class Fit(ABC, Generic[S]):
         return lens
 
     @abstractmethod
-    def fitted(self) -> tuple[TunedFit | PrismFit, tuple[str, ...], dict[str, Tensor]]:
+    def fitted(self) -> tuple[TunedFit | RidgeFit | PrismFit, tuple[str, ...], dict[str, Tensor]]:
         """What the lens' record says of the fit, what its reader has to know, and the lens' tensors."""
 
     def host_memory(self) -> int:

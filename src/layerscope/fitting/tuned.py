@@ -1,38 +1,35 @@
 """Fit a tuned lens while the weights stream: one pass for what the model says, one to fit each layer's translator."""
 
 import math
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from layerscope.errors import LensError, PlacementError
+from layerscope.errors import LensError
+from layerscope.fitting.affine import AffineFit
 from layerscope.fitting.corpus import Corpus
-from layerscope.fitting.divergence import DECODED_TOGETHER, Head
-from layerscope.fitting.finite import refuse_non_finite, refuse_non_finite_at
+from layerscope.fitting.divergence import DECODED_TOGETHER
+from layerscope.fitting.finite import refuse_non_finite
 from layerscope.fitting.layer import fit_layer
-from layerscope.fitting.moments import Moments, Regression
-from layerscope.fitting.objective import Objective, Problem, Sample, Samples
+from layerscope.fitting.objective import Problem, Samples
 from layerscope.fitting.options import TunedSettings
 from layerscope.fitting.refine import Budget
-from layerscope.fitting.session import Fit, drawn, final_rows, targets_at
-from layerscope.fitting.stream import CHUNK, Stream, stream_bytes
-from layerscope.lens_record import LayerFit, SkipLayers, SplitName, TunedFit
-from layerscope.lens_words import Placement
+from layerscope.fitting.sampled import IDS, KEPT_BYTES, Draws
+from layerscope.fitting.session import final_rows
+from layerscope.fitting.stream import Stream
+from layerscope.lens_record import LayerFit, SkipLayers, TunedFit
 from layerscope.lenses.lens_folder import FittedLens, tuned_tensors
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.placement import format_bytes
 from layerscope.progress import FitObserver, SilentFit
 
 FULL_MAPS_BYTES = 1 << 30
 """A lens keeps whole matrices while all of them together are no larger."""
-MOST_REFINED, MOST_SELECT, MOST_HELD_OUT = 1 << 17, 1 << 12, 1 << 14
-"""Positions at which the model's own output is kept, to fit to, to choose by and to measure."""
+MOST_REFINED = 1 << 17
+"""Positions to fit to at which the model's own output over the whole vocabulary is kept."""
 TARGETS_BYTES = 2 << 30
 """What the model's output at positions to fit to may take; wide models have fewer. No other budget decides it, so that
 a fit is the same in any memory."""
@@ -41,12 +38,11 @@ ENOUGH_SKIPPED, MOST_SKIPPED = 128_000, 1 << 17
 VISITS = 3
 """How often refinement sees a position at most, on average."""
 FEWEST_STEPS, MOST_STEPS = 50, 300
+SAMPLED_STEPS = 60
+"""Where steps draw ids."""
 SKIPPED_BLOCKS = (2, 4, 8)
 LARGEST_LOSS = 700.0
 """In nats; the exponential of more is no float."""
-MATRICES = 16
-"""Float64 matrices of d_model x d_model that fitting one layer holds at once, roughly."""
-
 Fitted: TypeAlias = tuple[Translator, LayerFit, SkipLayers | None]
 """One layer: its translator, what it is worth, and what it costs to put it in the place of the blocks after it."""
 
@@ -64,6 +60,19 @@ def rank_of(rank: int | Literal["auto", "full"], d_model: int, n_layers: int) ->
     if not 0 <= int(rank) <= d_model:
         raise LensError(f"The rank of a tuned lens is between 0 and d_model = {d_model}, but {rank} was asked for.")
     return int(rank)
+
+
+def steps_of(n_refined: int, batch: int, *, sampled: bool) -> int:
+    """Most steps of a layer's refinement, where none were asked for.
+
+    Args:
+        n_refined: positions that it draws from.
+        batch: positions of a step.
+        sampled: whether steps draw ids.
+    """
+    if sampled:
+        return SAMPLED_STEPS
+    return min(MOST_STEPS, max(FEWEST_STEPS, math.ceil(VISITS * n_refined / batch)))
 
 
 def fit_tuned(
@@ -94,38 +103,32 @@ def fit_tuned(
     return _TunedFitter(model, corpus, out, settings or TunedSettings(), observer or SilentFit()).run()
 
 
-class _TunedFitter(Fit[TunedSettings]):
+class _TunedFitter(AffineFit[TunedSettings]):
     """One fit; `fit_tuned` is its only user."""
 
     kind = "tuned"
+    smaller = ", or give a smaller --batch"
 
     def __init__(
         self, model: CausalLM, corpus: Corpus, out: Path, settings: TunedSettings, observer: FitObserver
     ) -> None:
-        _check(settings, corpus)
+        _check(settings)
         self.rank = rank_of(settings.rank, model.d_model, model.n_layers)
         super().__init__(model, corpus, out, settings, observer)
-        self.objective = Objective(Head(model.unembedding), model.final_norm, settings.placement)
 
     def fitted(self) -> tuple[TunedFit, tuple[str, ...], dict[str, Tensor]]:
         """Both passes."""
-        with self._buffers() as folder:
-            keep = self._in_memory(self.model.n_layers + 2)
-            stream = Stream(self.model, self.corpus, folder)
-            finals = stream.allocate("finals")
-            self.observer.plan(self._plan(stream, folder))
-            # Blocks are most of the time of a small model's fit: where memory holds every layer, none runs twice.
-            stream.visit(lambda layer: self.observer.blocks(layer, 2 * self.model.n_layers), keep=keep)
-            finals.copy_(stream.residuals)
-            finals = finals.view(-1, self.model.d_model)
-            samples = self._samples(stream, finals)
-            translators, layers, skips = zip(*self._second_pass(stream, finals, samples), strict=True)
+        with self.layers() as (stream, finals, samples):
+            draws = self.draws(stream, finals, samples, self.batch) if self.sampling else None
+            done = self._second_pass(stream, finals, samples, draws)
+            translators, layers, skips = zip(*done, strict=True)
         losses = sorted((skip for skip in skips if skip is not None), key=lambda skip: skip.blocks)
         fit = TunedFit.of(
             self.settings,
             rank=self.rank,
             temperatures=(*(layer.temperature for layer in layers), 1.0),
             steps=self._steps(samples),
+            ids=None if draws is None else draws.ids,
             n_moments=len(stream.positions("fit", self.settings.first_position)),
             n_refined=len(samples.fit),
             n_select=len(samples.select),
@@ -135,85 +138,42 @@ class _TunedFitter(Fit[TunedSettings]):
         )
         return fit, _notes(layers, losses), tuned_tensors([translator.to("cpu") for translator in translators])
 
-    @contextmanager
-    def _buffers(self) -> Iterator[Path | None]:
-        """A folder for buffers that memory has no room for; None where it has."""
-        needed, budget = self._working_bytes(), self.device_memory()
-        if needed > budget:
-            raise PlacementError(
-                f"Fitting one layer needs {format_bytes(needed)} beside the text, but the budget leaves "
-                f"{format_bytes(budget)}; raise --memory, or give a smaller --batch."
-            )
-        if self._in_memory(2):
-            yield None
-            return
-        folder = self.workspace.room() / "buffers"
-        shutil.rmtree(folder, ignore_errors=True)  # of a fit that was killed
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            # Some network filesystems keep a mapped file's name until it is let go; the folder goes with the whole fit.
-            shutil.rmtree(folder, ignore_errors=True)
+    @property
+    def n_refined(self) -> int:
+        """Positions at which the model's output is kept: those that refinement draws from with the whole vocabulary."""
+        return 0 if self.sampling else min(MOST_REFINED, self.corpus.fit.numel(), TARGETS_BYTES // self.target_bytes)
 
-    def _in_memory(self, n_layers: int) -> bool:
-        """Whether memory has room for so many layers' residuals beside the fit of one layer."""
-        n_tokens = sum(part.numel() for part in (self.corpus.fit, self.corpus.select, self.corpus.held_out))
-        apart = self.device.type != "cpu"  # then the text has the machine's memory, and the fit the accelerator's
-        needed = n_layers * stream_bytes(n_tokens, self.model.d_model) + (0 if apart else self._working_bytes())
-        return needed <= self.host_memory()
+    @property
+    def batch(self) -> int:
+        """Positions of a step."""
+        return self.settings.batch
 
-    def _working_bytes(self) -> int:
-        """Memory of one layer's fit: moments and their decompositions, targets, one batch of logits and rows."""
-        d = self.model.d_model
-        targets = self._target_bytes() * (self._n_refined() + MOST_SELECT + MOST_HELD_OUT)
-        rows = 24 * d * max(DECODED_TOGETHER, self.settings.batch)
-        lens = 4 * self.model.n_layers * d * min(d, 2 * self.rank)
-        fitting = 8 * MATRICES * d * d + 2 * targets + rows + (128 << 20)  # twice: parts are joined
-        return lens + max(fitting, targets + self.block_bytes())
+    @property
+    def lens_bytes(self) -> int:
+        """Of the maps of all layers."""
+        return 4 * self.model.n_layers * self.model.d_model * min(self.model.d_model, 2 * self.rank)
 
-    def _target_bytes(self) -> int:
-        """Of one position: a row of the head's width, and another where there is a softcap."""
-        head = self.model.unembedding
-        return 4 * head.d_head * (1 if head.transform.softcap is None else 2) + 12
+    @property
+    def draw_bytes(self) -> int:
+        """Memory of all steps' draws."""
+        return KEPT_BYTES if self.sampling else 0
 
-    def _n_refined(self) -> int:
-        """Positions that refinement draws from."""
-        return min(MOST_REFINED, self.corpus.fit.numel(), TARGETS_BYTES // self._target_bytes())
-
-    def _plan(self, stream: Stream, folder: Path | None) -> str:
-        where = "in memory" if folder is None else f"on disk ({format_bytes(2 * stream.bytes)})"
+    def plan(self, stream: Stream, folder: Path | None) -> str:
+        """One line on what will be done."""
         rank = "full rank" if self.rank == self.model.d_model else f"rank {self.rank}"
-        counted = self.corpus.record.splits
-        return (
-            f"tuned lens of {self.model.id} · {rank} · placement {self.settings.placement} · "
-            f"{counted['fit'].n_tokens:,} tokens to fit, {counted['select'].n_tokens:,} to choose by, "
-            f"{counted['held_out'].n_tokens:,} held out · sequences of {stream.seq_len} · residuals {where}"
-            + self.leftovers()
-        )
+        ids = f" · {IDS:,} of {self.model.d_vocab:,} ids a step" if self.sampling else ""
+        return self.planned(f"tuned lens of {self.model.id} · {rank}{ids}", stream, folder)
 
-    def _samples(self, stream: Stream, finals: Tensor) -> Samples:
-        """Positions whose targets are kept, by part."""
-        generator = torch.Generator().manual_seed(self.settings.seed)
-
-        def sample(part: SplitName, most: int) -> Sample:
-            index = drawn(stream.positions(part, self.settings.first_position), most, generator)
-            refuse_non_finite_at(index, lambda some: finals[some], f"final residuals of the {part} part")
-            targets = targets_at(self.model, self.objective.head, finals, index)
-            return Sample(index, targets, stream.following(index).to(self.device))
-
-        return Samples(
-            sample("fit", self._n_refined()), sample("select", MOST_SELECT), sample("held_out", MOST_HELD_OUT)
-        )
-
-    def _second_pass(self, stream: Stream, finals: Tensor, samples: Samples) -> list[Fitted]:
+    def _second_pass(self, stream: Stream, finals: Tensor, samples: Samples, draws: Draws | None) -> list[Fitted]:
         fitted: list[Fitted] = []
         n_layers = self.model.n_layers
 
         def after(layer: int) -> None:
             kept = self.workspace.finished(layer)
             if kept is None:
-                translator, fit, skip = self._fit(layer, stream, finals, samples)
+                problem = self.problem(layer, stream, finals, samples, draws)
+                translator, fit = self._fit(layer, problem)
+                skip = self._skip(layer, translator, stream, finals)
                 self.workspace.keep(layer, translator, fit, skip)
             else:
                 translator, fit, skip = kept[0], kept[1].fit, kept[1].skip
@@ -224,31 +184,18 @@ class _TunedFitter(Fit[TunedSettings]):
         stream.visit_again(after)
         return fitted
 
-    def _fit(self, layer: int, stream: Stream, finals: Tensor, samples: Samples) -> Fitted:
+    def _fit(self, layer: int, problem: Problem) -> tuple[Translator, LayerFit]:
         settings = self.settings
-        for part in ("fit", "select", "held_out"):
-            index = getattr(samples, part).index
-            refuse_non_finite_at(index, stream.rows, f"residuals of the {part} part at layer {layer}")
-        translator, fit = fit_layer(
+        return fit_layer(
             layer,
-            Problem(self.objective, stream.rows, samples, self._regression(stream, finals)),
+            problem,
             rank=self.rank,
-            budget=Budget(self._steps(samples), settings.batch, settings.rate),
+            budget=Budget(self._steps(problem.samples), settings.batch, settings.rate),
             seed=settings.seed,
         )
-        return translator, fit, self._skip(layer, translator, stream, finals)
 
     def _steps(self, samples: Samples) -> int:
-        enough = math.ceil(VISITS * len(samples.fit) / self.settings.batch)
-        return self.settings.steps or min(MOST_STEPS, max(FEWEST_STEPS, enough))
-
-    def _regression(self, stream: Stream, finals: Tensor) -> Regression:
-        """Of what is missing to the final row, on the layer's own: a shrunken map then leads to the logit lens."""
-        moments = Moments(self.model.d_model, self.device)
-        for chunk in torch.split(stream.positions("fit", self.settings.first_position), CHUNK):
-            x, final = (self.objective.inputs(part) for part in (stream.rows(chunk), finals[chunk]))
-            moments.update(x, final - x)
-        return moments.regression()
+        return self.settings.steps or steps_of(len(samples.fit), self.settings.batch, sampled=self.sampling)
 
     def _skip(self, layer: int, translator: Translator, stream: Stream, finals: Tensor) -> SkipLayers | None:
         """The loss on held-out text where this layer's translator stands for all blocks that follow."""
@@ -284,20 +231,12 @@ def in_words(fit: LayerFit) -> str:
     )
 
 
-def _check(settings: TunedSettings, corpus: Corpus) -> None:
-    """Refuse what would leave nothing to fit.
+def _check(settings: TunedSettings) -> None:
+    """Refuse a number that cannot be.
 
     Raises:
-        LensError: too few positions, or a word or number that cannot be.
+        LensError: it is below one, or a rate not above zero.
     """
-    if settings.placement not in get_args(Placement):
-        raise LensError(f"There is no placement '{settings.placement}'; choose from {', '.join(get_args(Placement))}.")
-    seq_len = corpus.fit.shape[1]
-    if not 0 <= settings.first_position < seq_len - 1:
-        raise LensError(
-            f"Of sequences of {seq_len} positions the first {settings.first_position} should be left out, which leaves "
-            "none that a token follows; give a smaller first position."
-        )
     for name in ("steps", "batch"):
         value = getattr(settings, name)
         if value is not None and value < 1:

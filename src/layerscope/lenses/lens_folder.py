@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from layerscope.errors import NO_ROOM, LensError
-from layerscope.lens_record import FORMAT, SCHEMA_VERSION, FittedModel, Kind, LensFolder, LensRecord
+from layerscope.lens_record import FORMAT, READABLE_VERSIONS, SCHEMA_VERSION, FittedModel, Kind, LensFolder, LensRecord
 from layerscope.lenses.lens import Lens
-from layerscope.lenses.lens_folder_check import check_tensors, prism_fit, tuned_fit
+from layerscope.lenses.lens_folder_check import check_tensors, prism_fit, ridge_fit, tuned_fit
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.tuned_lens import Translator, TunedLens, translator_shapes
 from layerscope.unembedding import Norm
@@ -76,6 +76,31 @@ def tuned_lens(lens: FittedLens, final_norm: Norm | None) -> TunedLens:
         LensError: it holds a lens of another kind.
     """
     return TunedLens(final_norm, tuned_translators(lens), tuned_fit(lens.record).placement)
+
+
+def ridge_tensors(translators: Sequence[Translator]) -> dict[str, Tensor]:
+    """The tensors of a ridge lens: `layers.003.full`, `.bias` and `.mean`."""
+    return {
+        f"layers.{i:03d}.{part}": t
+        for i, translator in enumerate(translators)
+        for part, t in translator.parts().items()
+    }
+
+
+def ridge_lens(lens: FittedLens, final_norm: Norm | None) -> TunedLens:
+    """A ridge lens, round a model's final norm.
+
+    Raises:
+        LensError: it holds a lens of another kind.
+    """
+    fit, model = ridge_fit(lens.record), lens.record.model
+    translators = tuple(
+        Translator(
+            temperature=1.0, **{part: lens.tensors[f"layers.{i:03d}.{part}"] for part in ("full", "bias", "mean")}
+        )
+        for i in range(model.n_layers)
+    )
+    return TunedLens(final_norm, translators, fit.placement, name="ridge")
 
 
 def prism_tensors(
@@ -275,7 +300,7 @@ def _words(model: FittedModel) -> str:
 
 
 def _check_version(path: Path, version: object) -> None:
-    if version == SCHEMA_VERSION:
+    if version in READABLE_VERSIONS:
         return
     try:
         newer = tuple(map(int, str(version).split("."))) > tuple(map(int, SCHEMA_VERSION.split(".")))

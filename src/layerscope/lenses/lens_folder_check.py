@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.lens_record import FittedModel, LensRecord, PrismFit, TunedFit
+from layerscope.lens_record import FITTED_NAMES, FittedModel, LensRecord, PrismFit, RidgeFit, TunedFit
 from layerscope.lenses.tuned_lens import translator_shapes
 
 ORTHOGONAL = 1e-3
@@ -35,6 +35,17 @@ def prism_fit(record: LensRecord) -> PrismFit:
     return record.prism
 
 
+def ridge_fit(record: LensRecord) -> RidgeFit:
+    """What the record of a ridge lens says of the fit.
+
+    Raises:
+        LensError: it is of a lens of another kind.
+    """
+    if record.kind != "ridge" or record.ridge is None:
+        raise LensError(f"A ridge lens was expected, but the record is of a {record.kind} lens.")
+    return record.ridge
+
+
 def check_tensors(record: LensRecord, tensors: dict[str, Tensor], where: str, *, finite: bool) -> None:
     """Compare tensors with the record.
 
@@ -42,7 +53,7 @@ def check_tensors(record: LensRecord, tensors: dict[str, Tensor], where: str, *,
         LensError: kind, names, shapes, dtypes or temperatures contradict it, or a value is not finite.
     """
     d_model = record.model.d_model
-    if (record.tuned is not None) != (record.kind == "tuned") or (record.prism is not None) != (record.kind == "prism"):
+    if any((getattr(record, kind) is not None) != (record.kind == kind) for kind in FITTED_NAMES):
         raise LensError(f"{where}: the record says that it is of a {record.kind} lens, but its parts are not.")
     if record.tuned is not None:
         _check_tuned(record.tuned, record.model, where)
@@ -50,6 +61,10 @@ def check_tensors(record: LensRecord, tensors: dict[str, Tensor], where: str, *,
         _check_shapes(tensors, _tuned_shapes(record.tuned, record.model, has_means), where)
         if tuple(tensors["temperatures"].tolist()) != record.tuned.temperatures:
             raise LensError(f"{where}: the temperatures are not those of its record; fit the lens again.")
+    if record.ridge is not None:
+        parts = {"full": (d_model, d_model), "bias": (d_model,), "mean": (d_model,)}
+        layers = range(record.model.n_layers)
+        _check_shapes(tensors, {f"layers.{i:03d}.{part}": parts[part] for i in layers for part in parts}, where)
     if record.prism is not None:
         _check_shapes(tensors, {"mean": (d_model,), "variance": (d_model,), "rotation": (d_model, d_model)}, where)
         if not record.prism.orthogonality_error < ORTHOGONAL:

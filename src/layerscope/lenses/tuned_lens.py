@@ -138,7 +138,8 @@ class TunedLens:
     """A translator for every layer but the last, which is the model itself.
 
     With placement `raw` the residual is mapped and then normed; with `normed` what the final norm gives is mapped. The
-    temperature divides the row, so that bias, scale and softcap of the head come after it.
+    temperature divides the row, so that bias, scale and softcap of the head come after it. A ridge lens is the same
+    with each layer's regression for a map and no temperature.
     """
 
     final_norm: Norm | None
@@ -185,11 +186,14 @@ class TunedLens:
         return (*(translator.temperature for translator in self.translators), 1.0)
 
     def source(self, layer: int) -> str:
-        """The map and where it stands: `tuned (rank 256) before model.norm`; the final norm after the last block."""
+        """The map and where it stands: `tuned (rank 256) before model.norm`; the final norm after the last block.
+
+        A ridge lens says `ridge` in place of `tuned`.
+        """
         norm = LogitLens(self.final_norm).source(layer)
         if layer == len(self.translators):
             return norm
-        words = f"tuned ({self._words(layer)})"
+        words = f"{self.name} ({self._words(layer)})"
         if self.final_norm is None:
             return words
         return f"{words} {'before' if self.placement == 'raw' else 'after'} {norm}"

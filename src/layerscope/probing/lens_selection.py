@@ -7,7 +7,7 @@ from pathlib import Path
 
 from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError
-from layerscope.lens_record import FITTED_NAMES, ImportedLens, Kind, PrismFit, TunedFit
+from layerscope.lens_record import FITTED_NAMES, ImportedLens, Kind, PrismFit, RidgeFit, TunedFit
 from layerscope.lenses import Lens, bind_lenses
 from layerscope.lenses.lens_folder import FittedLens, find_lens_of, look_for, read_fitted_lens
 from layerscope.lenses.prism_lens import PrismLens
@@ -18,12 +18,15 @@ from layerscope.record.measured import (
     FittedLensRecord,
     HeldOutRecord,
     PrismFitRecord,
+    RidgeFitRecord,
     SkipLayersRecord,
     TunedFitRecord,
 )
 
 BUNDLED_LENSES = BUNDLED / "lenses"
 """Fitted lenses of the bundled model."""
+ON_DEMAND: tuple[Kind, ...] = ("ridge",)
+"""Kinds whose absence is nothing to tell of: a folder that holds none was made for others."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Chosen:
         return tuple(lens.to(device) if isinstance(lens, TunedLens | PrismLens) else lens for lens in bound)
 
     @property
+    def without_fit(self) -> bool:
+        """Whether no lens that brings layers near to the model's own output was found, or none was looked for."""
+        wanted = not self.records or any(lens.status in ("missing", "refused") for lens in self.records)
+        return wanted and not {"tuned", "ridge"} & self.fitted.keys()
+
+    @property
     def passed_over(self) -> tuple[str, ...]:
         """For each fitted lens that was looked for and is not used, the reason."""
         in_vain = ("missing", "refused")
@@ -54,6 +63,7 @@ def choose_lenses(
     names: Sequence[str] | None,
     default: Sequence[str],
     lens_dir: str | Path | None,
+    calibrated: FittedLens | None = None,
 ) -> Chosen:
     """Find the fitted lenses of a model.
 
@@ -62,6 +72,7 @@ def choose_lenses(
             fitted one that belongs to the model.
         default: the protocol's own.
         lens_dir: folder of fitted lenses, or of one; that of the bundled model where not given.
+        calibrated: a lens that was fitted for this probe, which is read whatever names were asked for.
 
     Raises:
         LensError: a fitted lens that was asked for is not there, damaged, or of another model; `lens_dir` is no folder.
@@ -71,11 +82,21 @@ def choose_lenses(
     folder = None if lens_dir is None else Path(lens_dir)
     if folder is None and model.source.folder == BUNDLED and BUNDLED_LENSES.is_dir():
         folder = BUNDLED_LENSES
+    given: dict[str, FittedLens] = {} if calibrated is None else {calibrated.record.kind: calibrated}
+    if names is not None:
+        names = tuple(dict.fromkeys((*names, *given)))
     if folder is None:
-        return Chosen(tuple(names if names is not None else default), {}, ())
+        made = tuple(fitted_lens_record(lens, named=False) for lens in given.values())
+        return Chosen(names if names is not None else (*default, *given), dict(given), made)
     fitted: dict[str, FittedLens] = {}
     records = []
     for kind in FITTED_NAMES:
+        if kind in given:
+            fitted[kind] = given[kind]
+            records.append(fitted_lens_record(given[kind], named=False))
+            continue
+        if kind in ON_DEMAND and (kind not in names if names is not None else not look_for(folder, kind)[0]):
+            continue
         if names is None:
             lens = _if_there(model, kind, folder.resolve())
         elif kind in names:
@@ -115,16 +136,21 @@ def _read(model: CausalLM, kind: Kind, folder: Path) -> FittedLens:
     return lens
 
 
-def fitted_lens_record(lens: FittedLens) -> FittedLensRecord:
-    """What a run records of a fitted lens that it was read through."""
+def fitted_lens_record(lens: FittedLens, *, named: bool = True) -> FittedLensRecord:
+    """What a run records of a fitted lens that it was read through.
+
+    Args:
+        named: whether the lens has a folder of its own.
+    """
     record = lens.record
     return FittedLensRecord.of(
         record,
         status="loaded",
-        path=lens.folder.resolve().name,
+        path=lens.folder.resolve().name if named else None,
         fitted_to=record.model.id,
         tuned=None if record.tuned is None else _tuned_record(record.tuned),
         prism=None if record.prism is None else _prism_record(record.prism),
+        ridge=None if record.ridge is None else _ridge_record(record.ridge),
         imported=None if record.imported is None else ImportedLens.of(record.imported),
     )
 
@@ -142,6 +168,7 @@ def _tuned_record(fit: TunedFit) -> TunedFitRecord:
     )
     return TunedFitRecord.of(
         fit,
+        n_ids=fit.ids,
         map_norms=by_layer("map_norm", None),
         bias_norms=by_layer("bias_norm", None),
         held_out=held_out if fit.layers else None,
@@ -152,3 +179,19 @@ def _tuned_record(fit: TunedFit) -> TunedFitRecord:
 def _prism_record(fit: PrismFit) -> PrismFitRecord:
     held_out = HeldOutRecord(n_positions=fit.n_held_out, logit_bits=fit.logit_bits, lens_bits=fit.held_out_bits)
     return PrismFitRecord.of(fit, held_out=held_out)
+
+
+def _ridge_record(fit: RidgeFit) -> RidgeFitRecord:
+    def by_layer(name: str, last: float | None) -> tuple[float | None, ...]:
+        return (*(getattr(layer, name) for layer in fit.layers), last)
+
+    held_out = HeldOutRecord(  # at n_layers the lens is the model itself
+        n_positions=fit.n_held_out, logit_bits=by_layer("logit_bits", 0.0), lens_bits=by_layer("ridge_bits", 0.0)
+    )
+    return RidgeFitRecord.of(
+        fit,
+        penalties=by_layer("ridge", None),
+        map_norms=by_layer("map_norm", None),
+        bias_norms=by_layer("bias_norm", None),
+        held_out=held_out,
+    )

@@ -28,10 +28,15 @@ class ProbeOptions(OpenOptions):
     sample: int | None = None
     """Ask only so many facts, drawn with `seed`; default: all."""
     lenses: str | Sequence[str] | None = None
-    """Lenses, comma-separated, of logit, next_norm, raw, tuned and prism; default: the protocol's own, and the fitted
-    ones that `lens_dir` holds for the model."""
+    """Lenses, comma-separated, of logit, next_norm, raw, tuned, ridge and prism; default: the protocol's own, and the
+    fitted ones that `lens_dir` holds for the model."""
     lens_dir: Path | str | None = None
     """Folder of fitted lenses, or of a single one (the bundled model has its own)."""
+    calibrate: Path | str | None = None
+    """Text to fit a `ridge` lens on first and read through it too: a .txt, .jsonl or .parquet file, or a data set's id
+    on the Hub."""
+    tokens: str = "20k"
+    """How much of that text to read, as 20k or 1M tokens."""
     answer_form: AnswerForm = "auto"
     """How answers follow their prompts: `auto` (as the suite has it, else as the model itself prefers; protocol
     published: after a space wherever possible), `space` or `none`."""

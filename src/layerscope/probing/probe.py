@@ -22,8 +22,10 @@ from layerscope.model.residuals import Residuals
 from layerscope.options import keywords
 from layerscope.peak import peak_gflops
 from layerscope.probing.auxiliary_inputs import AuxiliaryInputs, choose_auxiliary_inputs
+from layerscope.probing.calibration import calibrated
 from layerscope.probing.chats import template_options
 from layerscope.probing.encode import Encoded, Reading, encode
+from layerscope.probing.fit_estimate import fit_line
 from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_line, plan_memory, planned_bytes
 from layerscope.probing.options import RENAMED, ProbeOptions
@@ -99,15 +101,21 @@ def probe(request: ProbeRequest) -> Run:
     suite = request.read_suite()
     opened = _open(request, rules)
     encoded = judged_by(encode(suite, opened, positions, _reading(request, rules)), request.judge)
-    chosen = choose_lenses(opened, requested, rules.lenses, request.lens_dir)
+    watcher = request.observer or Silent()
+    calibration = None
+    if request.calibrate is not None:
+        seconds.stages["calibration_s"] = 0.0
+        with seconds.stage("calibration_s"):
+            calibration = calibrated(opened, request.calibrate, request.tokens, request.seed, watcher)
+    chosen = choose_lenses(opened, requested, rules.lenses, request.lens_dir, calibration)
     bound = chosen.bind(opened)
     settings = Settings(rules, bound, positions, request.top_k, request.seed, request.second_forward)
-    watcher = request.observer or Silent()
     auxiliary = choose_auxiliary_inputs(opened, encoded, rules)
     auxiliary_bytes = planned_auxiliary_bytes(opened, auxiliary)
     parts = plan_memory(opened, encoded, len(bound), request.top_k, rules, auxiliary.token_ids, auxiliary_bytes)
     watcher.plan(plan_line(opened, parts, suite))
-    for line in (bos_against_family(opened.tokens, encoded), *suite.notes, *chosen.passed_over):
+    unread = fit_line(opened) if requested is None and chosen.without_fit and opened.shuffle is None else None
+    for line in (bos_against_family(opened.tokens, encoded), *suite.notes, *chosen.passed_over, unread):
         if line is not None:
             watcher.plan(line)
     result = _run_batches(opened, encoded, settings, parts, auxiliary, seconds, watcher)

@@ -8,7 +8,8 @@ from layerscope.model.causal_lm import CausalLM
 from layerscope.probing.encode import Encoded
 from layerscope.record.rows import rows_frame
 
-TUNED = "tuned"
+OF_EACH_LAYER = ("tuned", "ridge")
+"""Fitted lenses with a map of each layer's own."""
 
 
 def row_table(
@@ -20,9 +21,10 @@ def row_table(
         measured: columns as the readout gives them; `prompt` counts within `encoded`.
         first: place in the suite of the first of the prompts; what health is judged by names them by their places.
 
-    The tuned lens has no rows at layer 0: nothing has read the prompt there, and its map is a table of bigrams.
+    Lenses with a map of each layer's own have no rows at layer 0: nothing has read the prompt there, and the map is a
+    table of bigrams.
     """
-    measured = measured.filter(~((pl.col("lens") == TUNED) & (pl.col("layer") == 0)))
+    measured = measured.filter(~(pl.col("lens").is_in(OF_EACH_LAYER) & (pl.col("layer") == 0)))
     prompts = pl.DataFrame(
         {
             "prompt": pl.Series(range(len(encoded)), dtype=measured.schema["prompt"]),

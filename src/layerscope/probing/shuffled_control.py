@@ -51,6 +51,7 @@ def asked_of_twin(options: ProbeOptions, headline: str) -> dict[str, Any]:
     return same | {
         "lenses": tuple(lenses),
         "lens_dir": None,
+        "calibrate": None,
         "positions": "last",
         "second_forward": "off",
         "control": "none",

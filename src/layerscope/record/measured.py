@@ -5,6 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
 
 from layerscope.lens_record import (
+    FITTED_NAMES,
     CorpusRecord,
     Count,
     ImportedLens,
@@ -202,9 +203,23 @@ class TunedFitRecord(RecordModel):
     first_position: Count | None = Field(None, description="Positions of a sequence before it were not fitted to.")
     n_moments: Count | None = Field(None, description="Positions that the closed form rests on.")
     n_refined: Count | None = Field(None, description="Positions that refinement drew from.")
+    n_ids: Count | None = Field(None, description="Ids that a step drew; null where it visited the whole vocabulary.")
     n_select: Count | None = Field(None, description="Positions by which it was stopped.")
     held_out: HeldOutRecord | None = Field(None, description="What it is worth on other text.")
     skip_layers: tuple[SkipLayersRecord, ...] = Field((), description="With the last blocks replaced, on that text.")
+
+
+class RidgeFitRecord(RecordModel):
+    """The ridge regression of the final residual on each layer's own; by layer from 0 to n_layers, null at the last."""
+
+    placement: Placement | None = Field(None, description="Whether it is applied before or after the final norm.")
+    penalties: ByLayer = Field((), description="As shares of the median eigenvalue of the inputs' covariance.")
+    map_norms: ByLayer = Field((), description="Frobenius norm of each linear part.")
+    bias_norms: ByLayer = Field((), description="Euclidean norm of each bias.")
+    first_position: Count | None = Field(None, description="Positions of a sequence before it were not fitted to.")
+    n_moments: Count | None = Field(None, description="Positions that the regression rests on.")
+    n_select: Count | None = Field(None, description="Positions by which its penalty was chosen.")
+    held_out: HeldOutRecord | None = Field(None, description="What it is worth on other text.")
 
 
 class PrismFitRecord(RecordModel):
@@ -244,6 +259,7 @@ class FittedLensRecord(RecordModel):
     settings: Settings | None = Field(None, description="How; null for a lens fitted elsewhere.")
     tuned: TunedFitRecord | None = Field(None, description="Of a tuned lens.")
     prism: PrismFitRecord | None = Field(None, description="Of a prism lens.")
+    ridge: RidgeFitRecord | None = Field(None, description="Of a ridge lens.")
     imported: ImportedLens | None = Field(None, description="Of a lens fitted elsewhere.")
     notes: tuple[str, ...] = Field((), description="What its own record warns of, in sentences.")
 
@@ -251,9 +267,8 @@ class FittedLensRecord(RecordModel):
     def _agrees_with_itself(self) -> "FittedLensRecord":
         if (self.status == "loaded") != (self.reason is None):
             raise ValueError(f"status is {self.status!r}; a reason should be given exactly where it is not 'loaded'")
-        other = self.prism if self.kind == "tuned" else self.tuned
-        if other is not None:
-            raise ValueError(f"a fitted lens of kind {self.kind!r} should have no part about the other kind")
+        if any(getattr(self, kind) is not None for kind in FITTED_NAMES if kind != self.kind):
+            raise ValueError(f"a fitted lens of kind {self.kind!r} should have no part about another kind")
         return self
 
 

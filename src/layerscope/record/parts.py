@@ -327,5 +327,6 @@ class TimingsRecord(RecordModel):
         description="The same of one large float32 product on this machine, measured once and kept in the user's cache "
         "folder; null on other devices than a CPU.",
     )
+    calibration_s: Seconds | None = Field(None, description="Fitting a ridge lens for this probe, in seconds.")
     control_s: Seconds | None = Field(None, description="All about a twin with shuffled weights, in seconds.")
     total_s: Seconds = Field(description="From the start until everything was measured, in seconds.")

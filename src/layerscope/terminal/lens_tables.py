@@ -26,6 +26,9 @@ def lens_table(record: lens_record.LensRecord) -> Iterator[RenderableType]:
     if record.tuned is not None and record.tuned.layers:
         yield _caption(record.tuned.n_held_out)
         yield _tuned_table(record.tuned)
+    elif record.ridge is not None:
+        yield _caption(record.ridge.n_held_out)
+        yield _ridge_table(record.ridge)
     elif record.prism is not None:
         yield _caption(record.prism.n_held_out)
         yield _prism_table(record.prism)
@@ -41,6 +44,8 @@ def lens_lines(record: lens_record.LensRecord) -> Table:
         lines += _imported(record.imported)
     if record.tuned is not None:
         lines += _tuned_lines(record.tuned)
+    if record.ridge is not None:
+        lines += _ridge_lines(record.ridge)
     if record.prism is not None:
         lines += _prism_lines(record.prism)
     if record.corpus is not None:
@@ -79,6 +84,9 @@ def held_out_means(record: lens_record.LensRecord) -> tuple[float | None, float 
     if record.tuned is not None and record.tuned.layers:
         layers = record.tuned.layers
         return fmean(fit.logit_bits for fit in layers), fmean(fit.tuned_bits for fit in layers)
+    if record.ridge is not None:
+        regressions = record.ridge.layers
+        return fmean(fit.logit_bits for fit in regressions), fmean(fit.ridge_bits for fit in regressions)
     if record.prism is not None:
         return fmean(record.prism.logit_bits[:-1]), fmean(record.prism.held_out_bits[:-1])
     return None, None
@@ -98,6 +106,8 @@ def _title(record: lens_record.LensRecord) -> str:
         rank = record.tuned.rank
         shape = {0: "bias alone", record.model.d_model: "full rank"}.get(rank, f"rank {rank}")
         return f"{title} · {shape} · placement {record.tuned.placement}"
+    if record.ridge is not None:
+        return f"{title} · full rank · placement {record.ridge.placement}"
     if record.prism is not None:
         return f"{title} · {record.prism.method} · k {record.prism.k}"
     return title
@@ -123,6 +133,23 @@ def _tuned_table(fit: lens_record.TunedFit) -> Table:
     columns = [[getattr(layer, f"{name}_bits") for layer in fit.layers] for name in ("logit", "bias", "closed_form")]
     means = [fmean(column) for column in (*columns, [layer.tuned_bits for layer in fit.layers])]
     table.add_row("mean", *map(short_text, means), _share(means[0], means[-1]), style="bold")
+    return table
+
+
+def _ridge_table(fit: lens_record.RidgeFit) -> Table:
+    table = _table("layer", "logit", "ridge", "gained", "penalty", "map")
+    for layer in fit.layers:
+        table.add_row(
+            str(layer.layer),
+            short_text(layer.logit_bits),
+            short_text(layer.ridge_bits),
+            _share(layer.logit_bits, layer.ridge_bits),
+            f"{layer.ridge:.0e}",
+            f"{layer.map_norm:.2g}",
+            style="yellow" if layer.ridge_bits > layer.logit_bits else None,
+        )
+    means = fmean(layer.logit_bits for layer in fit.layers), fmean(layer.ridge_bits for layer in fit.layers)
+    table.add_row("mean", *map(short_text, means), _share(*means), style="bold")
     return table
 
 
@@ -164,8 +191,9 @@ def _fits(record: lens_record.LensRecord) -> str:
 def _tuned_lines(fit: lens_record.TunedFit) -> list[LabelledLine]:
     if not fit.layers:
         return []
-    first = "" if not fit.first_position else f"; the first {fit.first_position} of a sequence left out"
-    refined = "" if fit.steps is None else f", {fit.steps} steps of {_count(fit.batch)} at most"
+    first = _left_out(fit.first_position)
+    ids = "" if fit.ids is None else f" on {fit.ids:,} drawn ids"
+    refined = "" if fit.steps is None else f", {fit.steps} steps of {_count(fit.batch)} at most{ids}"
     positions = (
         f"closed form {_count(fit.n_moments)}, refinement {_count(fit.n_refined)}{refined}, to choose by "
         f"{_count(fit.n_select)}, held out {_count(fit.n_held_out)}{first}"
@@ -175,6 +203,18 @@ def _tuned_lines(fit: lens_record.TunedFit) -> list[LabelledLine]:
         LabelledLine("stopped", _stopped(fit.layers)),
         *under_one_label("skipping", _skipping(fit.skip_layers)),
     ]
+
+
+def _ridge_lines(fit: lens_record.RidgeFit) -> list[LabelledLine]:
+    positions = (
+        f"regression {fit.n_moments:,}, to choose by {fit.n_select:,}, held out {fit.n_held_out:,}"
+        f"{_left_out(fit.first_position)}"
+    )
+    return [LabelledLine("positions", positions)]
+
+
+def _left_out(first_position: int | None) -> str:
+    return "" if not first_position else f"; the first {first_position} of a sequence left out"
 
 
 def _stopped(layers: Sequence[lens_record.LayerFit]) -> str:

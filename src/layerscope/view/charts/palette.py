@@ -30,6 +30,7 @@ LENSES = {
     "raw": Look(GREY, (2, 3), "square"),
     "tuned": Look(GREEN, (10, 3, 2, 3), "diamond"),
     "prism": Look(PURPLE, (5, 2, 1, 2, 1, 2), "cross"),
+    "ridge": Look(ORANGE, (4, 4), "triangle-down"),
 }
 SERIES = (
     Look(BLUE, SOLID, "circle"),

@@ -1,0 +1,97 @@
+"""How long a fit of a lens to a model would take here: its products, at the rate at which this machine multiplies."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from layerscope.fitting.affine import FEW_HELD_OUT, FEW_SELECT, MOST_HELD_OUT, MOST_SELECT
+from layerscope.fitting.moments import RIDGES
+from layerscope.fitting.ridge import HELD_OUT, SELECT
+from layerscope.fitting.sampled import IDS, worth_sampling
+from layerscope.fitting.tuned import steps_of
+from layerscope.model.causal_lm import CausalLM
+
+TOKENS = 100_000
+"""Of a tuned fit that is spoken of;"""
+CALIBRATION_TOKENS = 20_000
+"""of a calibration."""
+BATCH = 2048
+LONGEST_S = 0.2
+PRODUCT = 768
+"""Rows, columns and inner length of the product that is timed."""
+SHARE = 0.7
+"""Of that product's rate, what a fit comes to: between its products stand norms, exponentials and decompositions."""
+
+
+@dataclass(frozen=True)
+class _Shape:
+    n_layers: int
+    d_model: int
+    d_vocab: int
+    block_parameters: int
+    """Of all blocks."""
+
+
+def fit_line(model: CausalLM) -> str:
+    """What a probe without a fitted lens says: what would make one, and about how long that takes."""
+    shape = _shape(model)
+    rate = SHARE * product_rate(model.placement.device)
+    tuned = (forward_flop(shape, TOKENS) + tuned_flop(shape, TOKENS)) / rate
+    ridge = (forward_flop(shape, CALIBRATION_TOKENS) + ridge_flop(shape, CALIBRATION_TOKENS)) / rate
+    # Of parameters that are no plain linears some may rest, as most experts do.
+    about = "about" if model.largest_block_bytes == 0 else "at most about"
+    return (
+        f"no fitted lens of this model was read; one would take {about} {in_words(ridge)} here with --calibrate TEXT, "
+        f"or {about} {in_words(tuned)} with `layerscope fit tuned` on {TOKENS:,} tokens, to be read with --lens-dir"
+    )
+
+
+def product_rate(device: torch.device) -> float:
+    """Floating-point operations a second of a float32 product, the fastest of as many as a fifth of a second holds."""
+    a = torch.ones(PRODUCT, PRODUCT, device=device)
+    best, begun = 0.0, time.perf_counter()
+    while not best or time.perf_counter() - begun < LONGEST_S:
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for an accelerator
+        best = max(best, 2 * PRODUCT**3 / (time.perf_counter() - start))
+    return best
+
+
+def forward_flop(shape: _Shape, n_tokens: int) -> float:
+    """Of the blocks, every parameter multiplied once a token."""
+    return 2.0 * shape.block_parameters * n_tokens
+
+
+def ridge_flop(shape: _Shape, n_tokens: int) -> float:
+    """Of moments, in twice as wide numbers, and of visits of the vocabulary to choose by and to measure."""
+    few = worth_sampling(shape.d_vocab)
+    visits = len(RIDGES) * (SELECT if few else MOST_SELECT) + 2 * (HELD_OUT if few else MOST_HELD_OUT)
+    rows = min(visits, n_tokens)
+    a_layer = 2 * 4.0 * n_tokens * shape.d_model**2 + 2.0 * rows * shape.d_vocab * shape.d_model
+    return shape.n_layers * a_layer
+
+
+def tuned_flop(shape: _Shape, n_tokens: int) -> float:
+    """Of a ridge lens, of all steps (rows to logits and back), and of the visits between them."""
+    few = worth_sampling(shape.d_vocab)
+    steps = steps_of(n_tokens, BATCH, sampled=few)
+    a_step = 4.0 * BATCH * (IDS if few else shape.d_vocab) * shape.d_model
+    visits = (8 * FEW_SELECT + 4 * FEW_HELD_OUT) if few else (12 * MOST_SELECT + 2 * MOST_HELD_OUT)
+    between = 2.0 * min(visits, n_tokens) * shape.d_vocab * shape.d_model
+    return ridge_flop(shape, n_tokens) + shape.n_layers * (1.25 * steps * a_step + between)
+
+
+def in_words(seconds: float) -> str:
+    """A time to two digits at most: `40 s`, `12 min`, `3 h`."""
+    if seconds < 55:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    if seconds < 90 * 60:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{round(seconds / 3600)} h"
+
+
+def _shape(model: CausalLM) -> _Shape:
+    head = model.unembedding.weight.numel()
+    outside = head if model.architecture.tied else head + model.n_embeddings * model.d_model
+    return _Shape(model.n_layers, model.d_model, model.d_vocab, model.architecture.n_parameters - outside)

@@ -1,0 +1,157 @@
+"""Ridge lenses: regression and worth by an independent computation, from a fit and from a probe that calibrates.
+
+Tolerances. Residuals of twelve blocks in float32 are 1e-6 off relative to their size; regressions at the penalties
+that are tried amplify that by at most the root of the condition number that the penalty leaves, 1e3. Bits are means
+over hundreds of positions: 1e-3 relative.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fit_texts import corpus_for, write_text
+from layerscope import Run, fit_ridge, probe, read_fitted_lens
+from layerscope.bundled import BUNDLED
+from layerscope.errors import LensError
+from layerscope.fitting.corpus import Corpus
+from layerscope.lenses.lens_folder import FittedLens, ridge_lens
+from layerscope.model.causal_lm import CausalLM
+from layerscope.probing.fit_estimate import in_words
+from layerscope.progress import Silent
+
+LAYER = 6
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "corpus.txt")
+
+
+@pytest.fixture(scope="module")
+def model() -> CausalLM:
+    return CausalLM.open(BUNDLED, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus(model: CausalLM, text: Path) -> Corpus:
+    return corpus_for(model, text)
+
+
+@pytest.fixture(scope="module")
+def fitted(model: CausalLM, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> FittedLens:
+    return fit_ridge(model, corpus, tmp_path_factory.mktemp("lenses") / "ridge")
+
+
+@pytest.fixture(scope="module")
+def calibrated(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return probe(suite="berlin", positions="last", lenses="logit", calibrate=text, tokens="6k")
+
+
+def test_a_layers_map_is_the_ridge_regression_of_what_is_missing_to_the_final_residual(
+    fitted: FittedLens, corpus: Corpus, model: CausalLM
+):
+    own = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
+    with torch.inference_mode():
+        states: list[torch.Tensor] = []
+        hook = own.model.layers[-1].register_forward_hook(lambda module, args, out: states.append(out))
+        hidden = own(corpus.fit, output_hidden_states=True).hidden_states[LAYER]
+        hook.remove()
+    x = hidden[:, 1:-1].flatten(0, 1).double().numpy()
+    y = states[0][:, 1:-1].flatten(0, 1).double().numpy() - x
+    xc, yc = x - x.mean(0), y - y.mean(0)
+    covariance = xc.T @ xc / len(x)
+    fit = fitted.record.ridge
+    assert fit is not None and fit.n_moments == len(x)
+    penalty = fit.layers[LAYER].ridge * np.median(np.linalg.eigvalsh(covariance))
+    expected = np.linalg.solve(covariance + penalty * np.eye(len(covariance)), xc.T @ yc / len(x))
+    lens = ridge_lens(fitted, model.final_norm)
+    translate = lens.translators[LAYER]
+    assert translate.full is not None
+    moved = x[:50] + (x[:50] - x.mean(0)) @ expected + y.mean(0)
+    found = translate(torch.tensor(x[:50]).float())
+    np.testing.assert_allclose(found, moved, rtol=1e-3, atol=1e-3 * np.abs(moved).max())
+    assert lens.source(LAYER) == "ridge (full rank) before model.norm"
+
+
+def test_its_held_out_bits_are_those_of_transformers_own_logits(fitted: FittedLens, corpus: Corpus, model: CausalLM):
+    own = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
+    with torch.inference_mode():
+        said = own(corpus.held_out, output_hidden_states=True)
+        rows = ridge_lens(fitted, model.final_norm)(said.hidden_states[LAYER], LAYER)
+        log_q = own.lm_head(rows).double().log_softmax(-1)[:, 1:-1]
+    log_p = said.logits.double().log_softmax(-1)[:, 1:-1]
+    bits = float((log_p.exp() * (log_p - log_q)).sum(-1).mean()) / np.log(2)
+    fit = fitted.record.ridge
+    assert fit is not None
+    assert fit.layers[LAYER].ridge_bits == pytest.approx(bits, rel=1e-3)
+    assert fit.layers[0].ridge_bits < fit.layers[0].logit_bits
+    assert fitted.record.corpus == corpus.record
+
+
+def test_a_lens_that_was_written_is_read_back_and_another_kind_is_told(fitted: FittedLens, model: CausalLM):
+    again = read_fitted_lens(fitted.folder)
+    assert again.record == fitted.record
+    for name, tensor in fitted.tensors.items():
+        assert torch.equal(again.tensors[name], tensor)
+    from layerscope.lenses.lens_folder import tuned_lens
+
+    with pytest.raises(LensError, match="A tuned lens was expected, but the record is of a ridge lens"):
+        tuned_lens(again, model.final_norm)
+
+
+def test_a_probe_that_calibrates_reads_through_the_lens_and_records_what_it_was_fitted_on(calibrated: Run, text: Path):
+    record = calibrated.record
+    assert record.protocol.lenses == ("logit", "ridge")
+    lens = next(lens for lens in record.measured.fitted_lenses if lens.kind == "ridge")
+    assert (lens.kind, lens.status, lens.path) == ("ridge", "loaded", None)
+    assert lens.corpus is not None and lens.corpus.sources[0].name == text.name
+    assert lens.corpus.seq_len == 128
+    assert sum(part.n_tokens for part in lens.corpus.splits.values()) == 6000
+    assert lens.ridge is not None and lens.ridge.held_out is not None
+    assert len(lens.ridge.penalties) == record.model.n_layers + 1
+    assert record.timings is not None and record.timings.calibration_s is not None
+
+
+def test_at_the_last_layer_a_calibrated_probe_is_the_model_itself(calibrated: Run):
+    n = calibrated.record.model.n_layers
+    last = calibrated.rows.filter(pl.col("layer") == n)
+    by_lens = [last.filter(pl.col("lens") == lens)["entropy_bits"].to_list() for lens in ("logit", "ridge")]
+    assert by_lens[0] == by_lens[1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(3, "5 s"), (41, "40 s"), (80, "1 min"), (700, "12 min"), (5600, "2 h"), (40_000, "11 h")]
+)
+def test_a_time_is_said_to_two_digits_at_most(seconds: float, words: str):
+    assert in_words(seconds) == words
+
+
+class Lines(Silent):
+    """Keeps what a probe plans aloud."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def plan(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize(("lenses", "said"), [(None, 1), ("logit", 0)])
+def test_a_probe_that_found_no_fitted_lens_says_in_one_line_how_long_one_would_take(
+    lenses: str | None, said: int, tmp_path: Path
+):
+    folder = shutil.copytree(BUNDLED, tmp_path / "model", ignore=shutil.ignore_patterns("lenses"))
+    observer = Lines()
+    probe(folder, suite="berlin", limit=1, positions="last", lenses=lenses, observer=observer)
+    found = [line for line in observer.lines if line.startswith("no fitted lens of this model was read")]
+    assert len(found) == said
+    time = r"about \d+ (s|min|h)"
+    assert all(
+        re.search(rf"{time} here with --calibrate TEXT, or {time} with `layerscope fit tuned`", x) for x in found
+    )

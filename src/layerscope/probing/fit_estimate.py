@@ -50,7 +50,7 @@ def fit_line(model: CausalLM) -> str:
 
 @cache
 def product_rate(device: torch.device) -> float:
-    """Floating-point operations a second of a float32 product, the fastest of as many as a twentieth of a second holds."""
+    """Floating-point operations a second of a float32 product, the fastest that a twentieth of a second holds."""
     a = torch.ones(PRODUCT, PRODUCT, device=device)
     best, begun = 0.0, time.perf_counter()
     while not best or time.perf_counter() - begun < LONGEST_S:

@@ -29,6 +29,8 @@ TILE_BYTES = 4 << 20
 """Size of one block's logits: they are read about ten times while hot, so they should fit in a core's cache."""
 TILE_BYTES_PER_THREAD = 2 << 20
 """The same for one thread by itself, whose loops read them twice."""
+TILE_BYTES_ON_DEVICE = 64 << 20
+"""The same on an accelerator, where every tile costs some launches and waits, and no cache would hold it anyway."""
 LEAST_COMPILED = 1 << 25
 """Logits for which it pays to load compiled loops: half a second, as long as torch's own operations take for these."""
 EVEN_BLOCKS = 4
@@ -210,7 +212,8 @@ class _Sweep:
         self.rows_per_block = ROWS_PER_THREAD if compiled else ROWS_PER_BLOCK
         self.slices = self._slices(max(EVEN_BLOCKS, torch.get_num_threads()) if compiled else 1)
         self.largest = max((g.stop - g.start) * (p.stop - p.start) for g, p in self.slices)
-        tile_bytes = TILE_BYTES_PER_THREAD if compiled else TILE_BYTES
+        tile_bytes = TILE_BYTES if rows.device.type == "cpu" else TILE_BYTES_ON_DEVICE
+        tile_bytes = TILE_BYTES_PER_THREAD if compiled else tile_bytes
         self.tile = tile or tile_width(self.largest, unembedding.d_vocab, tile_bytes)
         self.model_top1 = torch.full((self.n_positions,), -1, dtype=torch.int64, device=rows.device)
         """The model's own most likely id at each position, the smaller of equal ones; -1 where it is not finite."""

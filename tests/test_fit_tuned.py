@@ -207,12 +207,12 @@ def test_a_damaged_unfinished_fit_is_named(bundled: CausalLM, text: Path, tmp_pa
 @pytest.mark.slow
 def test_residuals_on_disk_give_the_same_weights(fitted: Path, text: Path, tmp_path: Path, monkeypatch):
     model = CausalLM.open(BUNDLED, device="cpu", memory="3GiB")
-    from layerscope.fitting import tuned
+    from layerscope.fitting import affine
 
     seen: list[Path | None] = []
-    real = tuned.Stream
-    monkeypatch.setattr(tuned, "Stream", lambda *args: (seen.append(args[2]), real(*args))[1])
-    monkeypatch.setattr(tuned, "stream_bytes", lambda n_tokens, d_model: 3 << 30)
+    real = affine.Stream
+    monkeypatch.setattr(affine, "Stream", lambda *args: (seen.append(args[2]), real(*args))[1])
+    monkeypatch.setattr(affine, "stream_bytes", lambda n_tokens, d_model: 3 << 30)
     fit_tuned(model, corpus_for(model, text), tmp_path / "lens", FEW)
     assert seen[0] is not None
     assert read_fitted_lens(tmp_path / "lens").record.weights_sha256 == read_fitted_lens(fitted).record.weights_sha256
@@ -243,13 +243,13 @@ def test_blocks_run_once_where_memory_holds_every_layer(
 
 
 def test_a_full_disk_is_said_and_leaves_no_buffer(text: Path, tmp_path: Path, monkeypatch):
-    from layerscope.fitting import stream, tuned
+    from layerscope.fitting import affine, stream
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(stream.os, "posix_fallocate", full)
-    monkeypatch.setattr(tuned, "stream_bytes", lambda n_tokens, d_model: 3 << 30)
+    monkeypatch.setattr(affine, "stream_bytes", lambda n_tokens, d_model: 3 << 30)
     model = CausalLM.open(BUNDLED, device="cpu", memory="3GiB")
     with pytest.raises(PlacementError, match="No space left on device"):
         fit_tuned(model, corpus_for(model, text), tmp_path / "lens", FEW)

@@ -84,7 +84,7 @@ def choose_lenses(
         folder = BUNDLED_LENSES
     given: dict[str, FittedLens] = {} if calibrated is None else {calibrated.record.kind: calibrated}
     if names is not None:
-        names = tuple(dict.fromkeys((*names, *given)))
+        names = (*names, *(kind for kind in given if kind not in names))  # a name given twice is refused later
     if folder is None:
         made = tuple(fitted_lens_record(lens, named=False) for lens in given.values())
         return Chosen(names if names is not None else (*default, *given), dict(given), made)

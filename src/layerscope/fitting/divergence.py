@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from layerscope.products import product
 from layerscope.unembedding import Unembedding
 
 DECODED_TOGETHER = 4096
@@ -197,12 +198,12 @@ class Head:
             exponentials = tile.shifted_(self._logits(rows, tile)).sub_(reference).exp_()
             total += exponentials.sum(-1, keepdim=True)
             if with_mean:
-                weighted.addmm_(exponentials, tile.weight)
+                weighted.add_(product(exponentials, tile.weight.T))
         return total, weighted
 
     def _logits(self, rows: Float[Tensor, "n d_head"], tile: "_Tile") -> Float[Tensor, "n tile"]:
         """Of one tile, head transform included; the offset is not."""
-        logits = rows @ tile.weight.T
+        logits = product(rows, tile.weight)
         if tile.bias is not None:
             logits += tile.bias
         return self.unembedding.transform.apply_(logits)
@@ -223,7 +224,7 @@ class Head:
             exponentials = logits.sub_(peak).exp_()
             total.mul_(shrink).add_(exponentials.sum(-1, keepdim=True))
             if with_mean:
-                weighted.mul_(shrink).addmm_(exponentials, tile.weight)
+                weighted.mul_(shrink).add_(product(exponentials, tile.weight.T))
                 logit_sum.mul_(shrink).add_((exponentials * kept).sum(-1, keepdim=True))
                 for sums, by_id in ((bias_sum, tile.bias), (offset_sum, tile.offset)):
                     if by_id is not None:

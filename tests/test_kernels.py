@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from layerscope import kernels, peak
-from layerscope.readout import compiled
+from layerscope.readout import compiled, decode
 from layerscope.readout.decode import LEAST_COMPILED, engine_for
+from layerscope.readout.vocabulary import Tile
 from layerscope.readout.workers import Workers
-from layerscope.unembedding import Unembedding
+from layerscope.unembedding import HeadTransform, Unembedding
 
 FLOAT64 = 2.0**-53
 
@@ -24,7 +25,7 @@ def _each(function, values):
 def test_the_exponential_is_off_by_little_more_than_its_own_rounding():
     x = np.concatenate([np.linspace(-87.2, 0, 4001), -np.logspace(-9, 1, 500)]).astype(np.float32)
     found = _each(kernels.exponential_32, x)
-    np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=1.1 * 2.0**-24)
+    np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=2.0**-24)
     assert kernels.exponential_32(np.float32(0)) == 1 and kernels.exponential_32(np.float32(-87.4)) == 0
 
 
@@ -91,6 +92,37 @@ def test_what_fails_in_a_worker_fails_for_who_waits_and_leaves_no_thread(n):
     with pytest.raises(ValueError, match="a tile"), Workers(n) as workers:
         workers.submit(fail).result()
     assert not any(thread.name.startswith("sweep") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("engine", ["compiled", "torch"])
+def test_a_sweep_whose_every_tile_fails_ends_with_that_error(engine, monkeypatch):
+    """It used to wait for ever for room that those who had failed did not give back."""
+
+    def fail(*_, **__):
+        raise MemoryError("no room for a tile")
+
+    generator = torch.Generator().manual_seed(0)
+    rows, head = (
+        torch.randn(4, 300, 8, generator=generator),
+        Unembedding(torch.randn(900, 8, generator=generator), None),
+    )
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(HeadTransform, "apply_", fail)
+    monkeypatch.setattr(decode._Sweep, "visit_final", lambda sweep: None)
+    monkeypatch.setattr(decode._Sweep, "_prepare", lambda sweep, i, buffer: _tile(sweep, buffer))
+    try:
+        sweep = decode._Sweep(rows, rows[0], [decode.Question(300)], head, None, 5, 64, engine)
+        sweep.references = torch.zeros(sweep.n_tiles, 300)
+        with pytest.raises(MemoryError, match="no room"):
+            sweep.visit_rows(sweep.judge(), lambda done, total: None)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _tile(sweep, buffer):
+    final = torch.zeros(300, 64)
+    return Tile(0, 0, buffer, None, final, final, final, torch.zeros(0, 64, dtype=torch.bool))
 
 
 def test_a_worker_may_change_tensors_of_inference_mode():

@@ -46,9 +46,27 @@ def test_what_is_not_finite_stays_so(library: str, monkeypatch):
     assert found[2].tolist() == [1.5, 1.0]
 
 
-def test_the_library_is_chosen_once():
+@needs_onednn
+def test_the_library_is_chosen_once(monkeypatch):
     assert fastest() in ("mkl", "onednn")
-    assert fastest() is fastest()
+    timed = []
+    monkeypatch.setattr(products, "_seconds", lambda *arguments: timed.append(arguments))
+    assert fastest() in ("mkl", "onednn")
+    assert not timed
+
+
+@LIBRARIES
+@pytest.mark.parametrize("n_rows", [3, 300])
+def test_room_for_the_result_changes_nothing_of_it(library: str, n_rows: int, monkeypatch):
+    monkeypatch.setattr(products, "fastest", lambda: library)
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = torch.randn(n_rows, 40, generator=generator), torch.randn(50, 40, generator=generator)
+    with torch.inference_mode():
+        room = torch.full((n_rows, 50), torch.nan)
+        found = product(rows, weight, out=room)
+    assert (found - rows.double() @ weight.double().T).abs().max() <= of_product(rows, weight) + SINGLE
+    assert found.is_contiguous()
+    assert library == "onednn" or found.data_ptr() == room.data_ptr()
 
 
 def test_torch_s_own_choice_stands_where_there_is_no_other(monkeypatch):

@@ -1,6 +1,7 @@
 """Loops over tiles of logits, compiled for the processor at hand: what a sweep does beside its products.
 
-A row of a tile stays in the nearest cache while everything is taken from it. Terms are float32, sums float64. The loops
+A row of a tile stays in the nearest cache while everything is taken from it. Logits and their products are float32,
+exponentials and what they weigh float64, and so are all sums. The loops
 run without the interpreter's lock, so that threads share a sweep; compiled code is kept on disk where there is a place
 for it. All of it is in one file, since kept code is only made anew where its own file has changed.
 """
@@ -61,8 +62,8 @@ def _float_of_bits(context: Any, bits: Any) -> Any:
 
 
 @_compiled()
-def exponential_32(x: np.float32) -> np.float32:
-    """exp(x) of a float32 that is not positive, off by at most 1.1 x 2^-24 of itself; 0 below -87.3.
+def exponential_32(x: np.float32) -> float:
+    """exp(x) of a float32 that is not positive, off by less than 2^-24 of itself; 0 below -87.3.
 
     Argument reduction and polynomial of the Cephes library (Moshier 1992), `expf`.
     """
@@ -78,7 +79,8 @@ def exponential_32(x: np.float32) -> np.float32:
     p = p * rest + _C0
     mantissa = p * rest * rest + rest + np.float32(1.0)
     power = _float_of_bits(np.int32((np.int32(n) + _BIAS) << _MANTISSA))
-    return mantissa * power if x >= _SMALLEST_EXPONENT else np.float32(0.0)
+    result: float = mantissa * power if x >= _SMALLEST_EXPONENT else 0.0
+    return result
 
 
 @_compiled()
@@ -137,7 +139,7 @@ def _products_without_bias(row: Array, other: Array, bias: Array) -> tuple[float
 
 @_compiled(reorder=True)
 def _exponential_sums(row: Array, final: Array, peak: np.float32) -> tuple[float, float, float]:
-    """With x = z - peak, the sums of e^x, of e^x x and of e^x (x - final); terms float32, sums float64."""
+    """With x = z - peak, the sums of e^x, of e^x x and of e^x (x - final)."""
     weight, moment, difference = 0.0, 0.0, 0.0
     for j in range(len(row)):
         x = row[j] - peak

@@ -24,25 +24,25 @@ class Grid:
     curve: NDArray[np.int64]
     """Of each row."""
     column: NDArray[np.int64]
-    """Of each row: its layer, counted from the shallowest column."""
-    shallowest: int
-    """The layer of the first column."""
-    n_columns: int
+    """Of each row."""
+    layers: NDArray[np.int64]
+    """Of each column, ascending: 0 to n_layers, whatever else rows have, and one behind each, so that columns side by
+    side are layers side by side however far apart others lie."""
     n_layers: int
 
     @classmethod
     def of(cls, curves: Curves, n_layers: int) -> "Grid":
-        """Columns for layers 0 to n_layers, and whatever else the rows have."""
-        layers = curves.numbers("layer").astype(np.int64)
-        shallowest = min(0, int(layers.min(initial=0)))
-        deepest = max(n_layers, int(layers.max(initial=0)))
-        return cls(curves, curves.curve_of_row, layers - shallowest, shallowest, deepest - shallowest + 1, n_layers)
+        """Columns for all layers that the model has or a row names."""
+        of_row = curves.numbers("layer").astype(np.int64)
+        named = np.union1d(np.arange(n_layers + 1), of_row)
+        layers = np.union1d(named, named[:-1] + 1)
+        return cls(curves, curves.curve_of_row, np.searchsorted(layers, of_row), layers, n_layers)
 
     def crossings(self, condition: Condition) -> "Crossings":
         """Ask every row."""
-        held = np.full((len(self.curves.by_key), self.n_columns), _NO_ROW, dtype=np.int8)
+        held = np.full((len(self.curves.by_key), len(self.layers)), _NO_ROW, dtype=np.int8)
         held[self.curve, self.column] = condition.over(self.curves.numbers)
-        return Crossings(held, self.shallowest, self.n_layers)
+        return Crossings(held, self.layers, self.n_layers)
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,14 @@ class Crossings:
 
     held: NDArray[np.int8]
     """As [curve, layer]: yes, no, unknown, or no row."""
-    shallowest: int
-    """The layer of the first column."""
+    layers: NDArray[np.int64]
+    """Of each column, as the grid has them."""
     n_layers: int
+
+    @property
+    def embedding(self) -> int:
+        """The column of layer 0."""
+        return int(np.searchsorted(self.layers, 0))
 
     def first(self) -> Layers:
         """The shallowest layer at which it holds."""
@@ -66,7 +71,7 @@ class Crossings:
 
     def stable(self) -> Layers:
         """The shallowest layer from which it holds at every layer to the last; a missing layer or value ends it."""
-        last = self.n_layers - self.shallowest
+        last = self.embedding + self.n_layers
         ends = self.held[:, last::-1] != YES
         run = np.where(ends.any(axis=1), ends.argmax(axis=1), ends.shape[1])
         deeper = (self.held[:, last + 1 :] != _NO_ROW).any(axis=1)
@@ -81,10 +86,10 @@ class Crossings:
 
         A fitted lens has no map for the embedding, which is no gap.
         """
-        due = self.held[:, 1 - self.shallowest : self.n_layers + 1 - self.shallowest] > UNKNOWN
+        due = self.held[:, self.embedding + 1 : self.embedding + self.n_layers + 1] > UNKNOWN
         return np.asarray(due.all(axis=1) & ~(self.held == UNKNOWN).any(axis=1))
 
     def _first_of(self, holds: NDArray[np.bool_]) -> Layers:
         if not holds.shape[1]:
             return np.full(len(holds), NOWHERE, dtype=np.int32)
-        return np.where(holds.any(axis=1), holds.argmax(axis=1) + self.shallowest, NOWHERE).astype(np.int32)
+        return np.where(holds.any(axis=1), self.layers[holds.argmax(axis=1)], NOWHERE).astype(np.int32)

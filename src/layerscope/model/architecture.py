@@ -102,7 +102,7 @@ def architecture_of(model: Any, family: Family, known: bool, stored: Mapping[str
         second_norms=tuple(_norm_path(path, block, (family.second_norm or "").split("|")) for path, block in paths),
         transform=declared_transform(config, family),
         rope=_length_dependent_rope(config),
-        folds_up_to=_folds_up_to(config) if known else 0,
+        folds_up_to=_folds_up_to(config) if known and _is_of_transformers(model) else 0,
     )
 
 
@@ -135,6 +135,11 @@ def _length_dependent_rope(config: Any) -> Rope | None:
             original = entry.get("original_max_position_embeddings")
             return Rope(kind, int(original or config.max_position_embeddings))
     return None
+
+
+def _is_of_transformers(model: nn.Module) -> bool:
+    """Whether its code is Transformers' own, which takes a mask as given; a checkpoint's own may read it otherwise."""
+    return type(model).__module__.startswith("transformers.models.")
 
 
 def _folds_up_to(config: Any) -> int | None:

@@ -125,8 +125,12 @@ class Piece:
         if madvise is not None:
             first = self.address // mmap.PAGESIZE * mmap.PAGESIZE
             failed = madvise(first, self.address + self.size - first, _POPULATE_READ)
-            if failed == errno.EFAULT:
-                raise self._cut_short()
+            if (
+                failed == errno.EFAULT
+            ):  # a page that cannot be had: beyond the file's end, or its disk or server is gone
+                if self.file.stat().st_size < self.start + self.size:
+                    raise self._cut_short()
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.file))
             if failed == 0:
                 return
             if failed != errno.EINVAL:  # a kernel before 5.14 does not know the word

@@ -40,11 +40,13 @@ def remembered(read_names: Callable[[], Names], package: Path, version: str) -> 
         pass  # not there yet, or not whole: it is made again
     names = read_names()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"installation": installation, "names": _plain(names)}), encoding="utf-8")
-        partial.replace(file)
-    except OSError:
+        text = json.dumps({"installation": installation, "names": _plain(names)})
+        if _whole(json.loads(text)["names"]) == names:  # other versions of Transformers may keep what JSON does not
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f"{file.name}.{os.getpid()}")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(file)
+    except (OSError, TypeError, ValueError):
         pass  # the next start reads them again
     return names
 

@@ -15,6 +15,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from os import fspath, sep
 from pathlib import Path
+from threading import RLock
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -97,26 +98,41 @@ class _LaterLoader(_OwnLoader):
 
 
 class _LaterCompiler(ModuleType):
-    """torch's compiler until it is needed: functions that are only marked for it are kept, and marked when it loads."""
+    """torch's compiler until it is needed.
+
+    Functions that are marked as allowed are kept, and marked when it loads. Those that were disabled before stay as
+    they are: nothing that a command runs is compiled.
+    """
 
     def __init__(self, name: str, loader: Loader) -> None:
         super().__init__(name)
         self._own_loader = loader
         self._marked: list[tuple[str, Any]] = []
+        self._loading = RLock()
+        self._begun = False
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked by whoever looks modules over, as `inspect` does
             raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
         self.load()
-        return getattr(self, name)
+        if name in self.__dict__:
+            return self.__dict__[name]
+        raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
 
     def load(self) -> None:
         """Become the compiler."""
-        loader, marked = self._own_loader, self._marked
-        self.__class__ = ModuleType  # type: ignore[assignment]
-        loader.exec_module(self)
-        for mark, function in marked:
-            getattr(self, mark)(function)
+        with self._loading:
+            if type(self) is ModuleType or self._begun:
+                return  # another thread has loaded it meanwhile, or this one is at it
+            self._begun = True
+            try:
+                self._own_loader.exec_module(self)
+            except BaseException:
+                self._begun = False
+                raise
+            for mark, function in self._marked:
+                self.__dict__[mark](function)
+            self.__class__ = ModuleType  # type: ignore[assignment]
 
     def allow_in_graph(self, function: F) -> F:
         """As torch's, which returns the function itself."""

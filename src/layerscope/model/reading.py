@@ -78,8 +78,8 @@ class ReadAhead:
         waiting, taking = iter(pieces), threading.Lock()
         for _ in range(min(READERS, len(pieces))):
             thread = threading.Thread(target=self._read, args=(waiting, taking), name="layerscope-reader", daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)  # one that could not start is not waited for
 
     def _read(self, waiting: Iterator[Piece], taking: threading.Lock) -> None:
         while not self._broken_off.is_set():

@@ -22,7 +22,7 @@ def kernels() -> ModuleType | None:
         return None
     try:
         module = import_module("layerscope.kernels")
-    except ImportError:  # a compiler that does not go with this Python or NumPy says so when it is imported
+    except (ImportError, OSError):  # one that does not go with this Python or NumPy, or whose library does not load
         return None
     return None if module.interpreted() else module
 

@@ -357,13 +357,15 @@ class _Visit:
     ) -> None:
         """One block of rows against one tile."""
         room = rooms.get()
-        shape = (_length(block.layers), _length(block.prompts), len(tile.weight))
-        parts = [buffer[: math.prod(shape)].view(shape) for buffer in room]
-        if self.compiled:
-            self._take_in(block, tile, final, *(part.view(-1, shape[-1]) for part in parts))
-        else:
-            self._update(block, tile, final, *parts)
-        rooms.put(room)
+        try:
+            shape = (_length(block.layers), _length(block.prompts), len(tile.weight))
+            parts = [buffer[: math.prod(shape)].view(shape) for buffer in room]
+            if self.compiled:
+                self._take_in(block, tile, final, *(part.view(-1, shape[-1]) for part in parts))
+            else:
+                self._update(block, tile, final, *parts)
+        finally:
+            rooms.put(room)  # after an error too, or who comes next would wait for ever
 
     def _take_in(
         self,

@@ -368,6 +368,12 @@ class _Sweep:
     def _visit(self, block: _Block, tile: Tile, rooms: "SimpleQueue[tuple[Tensor, ...]]") -> None:
         """One block of rows against one tile."""
         room = rooms.get()
+        try:
+            self._take_in(block, tile, room)
+        finally:
+            rooms.put(room)  # after an error too, or who comes next would wait for ever
+
+    def _take_in(self, block: _Block, tile: Tile, room: tuple[Tensor, ...]) -> None:
         shape = (len(block.rows), len(tile.weight))
         logits, *spare = (buffer[: shape[0] * shape[1]].view(shape) for buffer in room)
         logits = product(block.rows, tile.weight, out=logits)
@@ -377,7 +383,6 @@ class _Sweep:
         block_index = block.positions.start // self.rows_per_block
         self.known.keep(logits.view(-1, width, shape[1]), block.groups, block_index, tile.index, tile.start)
         block.statistics.take_in(logits, tile, block.positions, self.lens_transform, *spare)
-        rooms.put(room)
 
     def readout(self) -> Readout:
         """Put the blocks together again."""

@@ -29,9 +29,14 @@ class Workers:
             shared = torch.get_num_threads()
             started = threading.Barrier(self.n + 1)
             self._pool = ThreadPoolExecutor(self.n, thread_name_prefix="sweep", initializer=_run_alone)
-            for _ in range(self.n):
-                self._pool.submit(started.wait)
-            started.wait()
+            try:
+                for _ in range(self.n):
+                    self._pool.submit(started.wait)
+                started.wait()
+            except BaseException:  # those that have started wait for the others, who will not come
+                started.abort()
+                self._pool.shutdown()
+                raise
             torch.set_num_threads(shared)  # what a thread sets for itself is also what later threads begin with
         return self
 

@@ -358,6 +358,16 @@ def test_remote_code_is_refused_unless_it_is_trusted(home_made: Path, tmp_path: 
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_verified_type_with_code_of_its_own_gets_whole_prompts(home_made: Path):
+    """Its code may read the mask of folded prompts otherwise than Transformers' own does."""
+    opening: dict[str, Any] = {"bos": "yes", "device": "cpu"}
+    change_config(home_made, model_type="llama")
+    (home_made / "home.py").write_text((home_made / "home.py").read_text().replace("'home-made'", "'llama'"))
+    with_code = CausalLM.open(home_made, trust_remote_code=True, **opening)
+    assert with_code.family_verified
+    assert with_code.architecture.folds_up_to == 0
+
+
 def test_trusted_code_is_run_and_recorded(home_made: Path, tmp_path: Path, tiny, monkeypatch):
     monkeypatch.setattr(causal_lm, "fold", lambda token_ids: None)  # prompts of verified families alone are folded
     run = probe(home_made, suite=SUITE, positions="last", trust_remote_code=True, bos="yes", device="cpu")

@@ -1,6 +1,8 @@
 """The command line: words to one call each; results to stdout, progress to stderr."""
 
+import threading
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +22,7 @@ from layerscope.cli.reports import newest, report_app
 from layerscope.errors import RunError
 from layerscope.model.lean_imports import collection_paused, lean_imports
 from layerscope.probing.options import RENAMED, ProbeOptions
+from layerscope.progress import Observer
 
 if TYPE_CHECKING:  # what a command works with is imported where it works, so that no help waits for it
     import rich.console
@@ -77,7 +80,7 @@ def probe(
 
         quieten_transformers()
     with watching() as observer:
-        run = run_probe(BUNDLED if model is None else model, observer=observer, **vars(options))
+        run = run_probe(BUNDLED if model is None else model, observer=_PageAhead(observer), **vars(options))
     folder = _free_name(parent / default_folder_name(run.record))
     try:
         _save(run, folder)  # before any table, whose reader may go away (`| head`)
@@ -191,6 +194,26 @@ def _dialect(name: str) -> "layerscope.published.layout.Dialect":
     if name not in dialects:
         raise RunError(f"There is no dialect '{name}'; choose from {', '.join(dialects)}.")
     return dialects[name]
+
+
+class _PageAhead(Observer):
+    """Hands on what it is told, and loads what the page is drawn with while the model runs and Python is idle."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._begun = False
+
+    def plan(self, text: str) -> None:
+        self._observer.plan(text)
+
+    def blocks(self, done: int, total: int) -> None:
+        if not self._begun:
+            self._begun = True
+            threading.Thread(target=import_module, args=("layerscope.view.charts.chart_spec",), daemon=True).start()
+        self._observer.blocks(done, total)
+
+    def vocabulary(self, done: int, total: int) -> None:
+        self._observer.vocabulary(done, total)
 
 
 def _save(run: "layerscope.run.Run", folder: Path) -> None:

@@ -12,6 +12,7 @@ from layerscope.published.layout import RECORDS, csv_name, stem_of
 from layerscope.record.milestone_names import STRONG
 from layerscope.record.parts import PromptRecord
 from layerscope.record.prompt_key import PromptKey
+from layerscope.record.stored_rows import collected
 from layerscope.report.sentences.guidance import LEGEND
 from layerscope.report.sentences.lines import plural
 from layerscope.report.sentences.readable import rank_1
@@ -143,7 +144,7 @@ def in_full(run: AnalysedRun) -> Sequence[PromptKey]:
     controls = [[prompt] for prompt in passes if not prompt.is_fact]
     if run.n_rows <= ROWS_IN_FULL and len(facts) <= FACTS_IN_FULL:
         return passes
-    counts = run.scan.group_by(PromptKey._fields).len().collect()
+    counts = collected(run.scan.group_by(PromptKey._fields).len())
     n_rows = {PromptKey(*key): n for *key, n in counts.iter_rows()}
     shown: set[PromptKey] = set()
     room = ROWS_IN_FULL
@@ -178,7 +179,7 @@ def _in_full(run: AnalysedRun) -> pl.DataFrame:
         return run.judged_rows
     names = list(PromptKey._fields)
     keys = pl.DataFrame(shown, schema={name: run.schema[name] for name in names}, orient="row")
-    return run.judged_scan.join(keys.lazy(), on=names, how="semi", nulls_equal=True).collect()
+    return collected(run.judged_scan.join(keys.lazy(), on=names, how="semi", nulls_equal=True))
 
 
 def _run(
@@ -221,7 +222,7 @@ def _nice(bits: float) -> float:
 def missing_positions(run: AnalysedRun) -> str | None:
     """Why a run that was read from published files has the last position alone; None where it has others."""
     record = run.record
-    if record.source != "published" or not run.scan.select(pl.col("is_next").all()).collect().item():
+    if record.source != "published" or not collected(run.scan.select(pl.col("is_next").all())).item():
         return None
     name = csv_name(stem_of(record.model.id), RECORDS, None)
     return f"The file {name} is missing, which would hold the other positions; the last position alone can be shown."

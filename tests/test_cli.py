@@ -18,6 +18,7 @@ from layerscope.cli.main import app
 from layerscope.published.layout import EXTENDED
 from layerscope.published.write.writer import write_published
 from layerscope.run import Run
+from layerscope.terminal.run_tables import run_tables
 
 COMMAND = (sys.executable, "-m", "layerscope")
 
@@ -445,3 +446,9 @@ def test_problems_of_damaged_files_stand_at_the_end_of_show(probed, tmp_path):
     assert "problem · output-reference-records-raw.csv" in after
     assert len(re.findall(r"^problem · ", after, flags=re.MULTILINE)) <= 10
     assert max(map(len, shown.stdout.splitlines())) <= 80
+
+
+def test_how_to_see_the_other_tables_keeps_the_lens(five_lens_run: Path):
+    parts = run_tables(Run.read(five_lens_run), lens="raw", most=1)
+    told = " ".join(str(part) for part in parts)
+    assert "layerscope show RUN --prompt 2 --lens raw, or layerscope show RUN --all --lens raw, where RUN is" in told

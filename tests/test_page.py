@@ -286,7 +286,12 @@ def test_prompts_beyond_the_first_facts_have_a_line_each(five_lens_run: Path, mo
     full = {PromptKey(p.fact_index, p.prompt_id, p.variant) for p in payload([run]).runs[0].prompts}
     assert full == {key for key in passes if key.fact_index == 0 or not key.is_fact}
     others = other_prompts(run)
-    assert others is not None and "the first 1 fact;" in others.note and f"the other {len(others.rows)} " in others.note
+    assert others is not None and f"the first 1 fact and the 1 control; the other {len(others.rows)} " in others.note
+    assert payload([run]).runs[0].every == "the first 1 fact"
+    assert "layerscope show RUN --prompt NUMBER, where RUN is the run's folder" in others.note
+    assert "rows.parquet" in others.note
+    published = other_prompts(Run(run.rows, run.record.model_copy(update={"source": "published"})))
+    assert published is not None and "rows.parquet" not in published.note and "where RUN is output-" in published.note
     numbers = [int(row[1]) for row in others.rows]
     beyond = [run.record.suite.prompts[number - 1].key for number in numbers]
     assert {*beyond, *full} == {*passes} and len(beyond) + len(full) == len(passes)
@@ -296,10 +301,34 @@ def test_prompts_beyond_the_first_facts_have_a_line_each(five_lens_run: Path, mo
 
 
 def test_a_page_holds_fewer_facts_of_many_rows_and_one_at_least(five_lens_run: Path, monkeypatch: pytest.MonkeyPatch):
+    """The rows of three facts and of the control are room for three facts, one row less for two."""
     run = Run.read(five_lens_run)
-    for room, n_facts in ((0, 1), (run.n_rows * 3 // 5 + 5, 3)):
+    three = run.rows.filter(pl.col("fact_index").lt(3) | (pl.col("prompt_id") != "pos")).height
+    assert 0 < three < run.n_rows
+    for room, n_facts in ((0, 1), (three - 1, 2), (three, 3), (run.n_rows, 5)):
         monkeypatch.setattr(payload_module, "ROWS_IN_FULL", room)
         assert {key.fact_index for key in payload_module.in_full(run) if key.is_fact} == {*range(n_facts)}
+
+
+def test_controls_have_a_room_of_their_own(five_lens_run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without facts all are in full while their rows are few; what is said of a part of them speaks of no fact."""
+    run = Run.read(five_lens_run)
+    source = PromptKey(0, "pos", "orig").rows_of(run.rows)
+    prompt = next(one for one in run.record.suite.prompts if one.key == (0, "pos", "orig"))
+    names = [f"ctl{i}" for i in range(3)]
+    no_fact = pl.lit(None, source.schema["fact_index"]).alias("fact_index")
+    rows = pl.concat([source.with_columns(no_fact, pl.lit(name).alias("prompt_id")) for name in names])
+    controls = tuple(prompt.model_copy(update={"prompt_id": name, "fact_index": None}) for name in names)
+    suite = run.record.suite.model_copy(update={"prompts": controls})
+    alone = Run(rows.cast(dict(run.schema)), run.record.model_copy(update={"suite": suite}))
+    assert len(payload_module.in_full(alone)) == 3 and other_prompts(alone) is None
+    assert payload([alone]).runs[0].every == "every control"
+    monkeypatch.setattr(payload_module, "ROWS_IN_FULL", 2 * source.height)
+    others = other_prompts(alone)
+    assert others is not None and others.note.startswith(
+        "The grid has the first 2 controls; the other 1 prompt has a line "
+    )
+    assert payload([alone]).runs[0].every == "the first 2 controls"
 
 
 def test_what_is_kept_is_made_once_and_made_again_where_it_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from layerscope.cache_folder import cache_folder
 from layerscope.products import fastest, product
 
 _ROWS, _OUT, _IN = 1024, 2048, 2048
@@ -58,12 +59,15 @@ def _processor() -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()} ({capability})"
 
 
-def _file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerscope" / "peak-gflops.json"
+def _file() -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / "peak-gflops.json"
 
 
-def _read(file: Path) -> dict[str, float]:
+def _read(file: Path | None) -> dict[str, float]:
     """What was kept; nothing where there is no such file, or something else in it."""
+    if file is None:
+        return {}
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -71,8 +75,10 @@ def _read(file: Path) -> dict[str, float]:
     return {k: float(v) for k, v in kept.items() if isinstance(v, int | float)} if isinstance(kept, dict) else {}
 
 
-def _write(file: Path, kept: dict[str, float]) -> None:
+def _write(file: Path | None, kept: dict[str, float]) -> None:
     """Keep it, where there is a place; another process may be writing at the same time."""
+    if file is None:
+        return
     new = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

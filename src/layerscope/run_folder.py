@@ -1,7 +1,9 @@
 """The folder of a run: written whole, read back equal; or a run read from published files."""
 
+import errno
 import io
 import json
+import os
 import re
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +20,7 @@ from layerscope.published.write.writer import write_published
 from layerscope.record.rows import with_newer_columns
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
+from layerscope.record.stored_rows import unreadable
 
 LARGE_BYTES = 64 << 20
 """Size of a Parquet file above which its rows are read as far as they are asked for, and no further."""
@@ -55,8 +58,13 @@ def _write_rows(run: AnalysedRun, path: Path) -> None:
         return
     try:
         run.scan.sink_parquet(path, compression="zstd")
-    except pl.exceptions.PolarsError as error:
-        raise OSError(str(error)) from error
+    except (OSError, pl.exceptions.ComputeError, pl.exceptions.PanicException) as error:
+        # Reading and writing fail in the same classes; what the system refused to write has its number in the text.
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = errno.ENOENT if found is None else int(found[1])
+        if number == errno.ENOENT:  # the rows' own file, for that of the folder has just been made
+            raise unreadable(error) from error
+        raise OSError(number, os.strerror(number)) from error
 
 
 def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
@@ -136,7 +144,7 @@ def _read_rows(path: Path) -> pl.DataFrame | pl.LazyFrame:
     if path.exists() and path.stat().st_size > LARGE_BYTES:
         try:
             return with_newer_columns(pl.scan_parquet(path))
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
             raise _damaged(path, error) from error
     parquet = _bytes_of(path)
     try:
@@ -145,7 +153,7 @@ def _read_rows(path: Path) -> pl.DataFrame | pl.LazyFrame:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> RunError:
+def _damaged(path: Path, error: BaseException) -> RunError:
     return RunError(f"{path}: not a whole Parquet file ({error}); it is damaged, take it from a copy.")
 
 

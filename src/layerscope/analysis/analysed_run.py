@@ -12,6 +12,7 @@ from layerscope.analysis.judged_view import judged_rows
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.rows import check_rows
 from layerscope.record.run_record import RunRecord
+from layerscope.record.stored_rows import collected
 
 
 class AnalysedRun:
@@ -36,7 +37,7 @@ class AnalysedRun:
     @cached_property
     def rows(self) -> pl.DataFrame:
         """The columns of `layerscope.record.COLUMNS`; all of them are read into memory here, if they are not yet."""
-        return self._table.lazy().collect() if isinstance(self._table, pl.LazyFrame) else self._table
+        return collected(self._table) if isinstance(self._table, pl.LazyFrame) else self._table
 
     @property
     def in_memory(self) -> bool:
@@ -46,7 +47,7 @@ class AnalysedRun:
     @cached_property
     def n_rows(self) -> int:
         """How many rows there are."""
-        return int(self.scan.select(pl.len()).collect().item())
+        return int(collected(self.scan.select(pl.len())).item())
 
     def __repr__(self) -> str:
         rows = self._table if isinstance(self._table, pl.DataFrame) else "not in memory"
@@ -58,11 +59,11 @@ class AnalysedRun:
             return NotImplemented
         return self.record == other.record and self.rows.equals(other.rows, null_equal=True)
 
-    __hash__ = object.__hash__
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def scan(self) -> pl.LazyFrame:
-        """The rows, to be read as far as they are asked for."""
+        """The rows, to be read as far as they are asked for, and while this run lives: its files may go with it."""
         return self._table.lazy()
 
     @cached_property
@@ -72,7 +73,7 @@ class AnalysedRun:
 
     @property
     def judged_scan(self) -> pl.LazyFrame:
-        """The same, to be read as far as they are asked for."""
+        """The same, to be read as `scan` is."""
         return judged_rows(self.scan, self.record)
 
     @property
@@ -83,7 +84,7 @@ class AnalysedRun:
     @cached_property
     def verdict(self) -> Verdict:
         """Milestones, diagnostics and guidance, found in rows and record when first asked for."""
-        return judge(self.scan, self.record)
+        return judge(self.scan, self.record, self._keep)
 
     @property
     def milestones(self) -> AllMilestones:

@@ -82,14 +82,20 @@ class Curves:
 
     @classmethod
     def of(
-        cls, rows: pl.DataFrame | pl.LazyFrame, n_layers: int, d_vocab: int, judged: View = lambda rows: rows
+        cls,
+        rows: pl.DataFrame | pl.LazyFrame,
+        n_layers: int,
+        d_vocab: int,
+        judged: View = lambda rows: rows,
+        keep: object = None,
     ) -> "Curves":
         """Group the rows at last positions by prompt and lens.
 
         Args:
             judged: another view of the table; it keeps rows and lists as they are.
+            keep: whatever has to live as long as the rows are read.
         """
-        columns = RowColumns.of(rows.lazy(), judged)
+        columns = RowColumns.of(rows.lazy(), judged, keep)
         by_key = {
             (PromptKey(*key[:3]), key[3]): Curve(PromptKey(*key[:3]), key[3], n_layers, d_vocab, its)
             for key, its in columns.by_curve()

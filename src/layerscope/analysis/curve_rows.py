@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from layerscope.record.stored_rows import collected
+
 Numbers: TypeAlias = NDArray[np.float64]
 """Values of a column as float64; NaN where one is absent, 1 and 0 for yes and no."""
 Key: TypeAlias = tuple[int | None, str, str, str]
@@ -25,9 +27,14 @@ class RowColumns:
     """Columns of a table's rows at last positions, one curve after another and each from shallow to deep."""
 
     def __init__(
-        self, table: pl.LazyFrame, at_next: pl.LazyFrame, known: pl.DataFrame, order: pl.Series | None
+        self,
+        table: pl.LazyFrame,
+        at_next: pl.LazyFrame,
+        known: pl.DataFrame,
+        order: pl.Series | None,
+        keep: object = None,
     ) -> None:
-        self._table, self._at_next, self._order = table, at_next, order
+        self._table, self._at_next, self._order, self._keep = table, at_next, order, keep
         self._known = {series.name: series for series in known}
         self._numbers: dict[str, Numbers] = {}
         self._windows: dict[str, tuple[int, list[Any]]] = {}
@@ -35,16 +42,21 @@ class RowColumns:
         """All that a row has, its place in the table under `row` first."""
 
     @classmethod
-    def of(cls, table: pl.LazyFrame, judged: Callable[[pl.LazyFrame], pl.LazyFrame]) -> "RowColumns":
-        """From the whole table of a run; `judged` may change its columns, but no rows and no lists."""
+    def of(
+        cls, table: pl.LazyFrame, judged: Callable[[pl.LazyFrame], pl.LazyFrame], keep: object = None
+    ) -> "RowColumns":
+        """From the whole table of a run; `judged` may change its columns, but no rows and no lists.
+
+        `keep` is whatever has to live as long as the table is read.
+        """
         at_next = judged(table.with_row_index("row").filter("is_next"))
         names = at_next.collect_schema()
-        known = at_next.select("row", *_KEY, "layer", *(name for name in _AT_ONCE if name in names)).collect()
+        known = collected(at_next.select("row", *_KEY, "layer", *(name for name in _AT_ONCE if name in names)))
         if _in_order(known):
-            return cls(table, at_next, known, None)
+            return cls(table, at_next, known, None, keep)
         begins = pl.col("row").min().over(_KEY)
         order = known.with_row_index("place").sort(begins, "layer", "row")["place"]
-        return cls(table, at_next, known[order], order)
+        return cls(table, at_next, known[order], order, keep)
 
     def by_curve(self) -> Iterator[tuple[Key, "CurveRows"]]:
         """The rows of each curve, in the order in which the table comes to them."""
@@ -67,7 +79,7 @@ class RowColumns:
             rows = self._known["row"][start:stop]
             low, high = int(str(rows.min())), int(str(rows.max())) + 1
             begins, near = self._window(
-                name, low, high, lambda at, n: self._table.slice(at, n).select(name).collect().to_series()
+                name, low, high, lambda at, n: collected(self._table.slice(at, n).select(name)).to_series()
             )
             return [near[row - begins] for row in rows]
         series = self._series(name)
@@ -84,7 +96,7 @@ class RowColumns:
 
     def _series(self, name: str) -> pl.Series:
         if name not in self._known:
-            series = self._at_next.select(name).collect().to_series()
+            series = collected(self._at_next.select(name)).to_series()
             self._known[name] = series if self._order is None else series[self._order]
         return self._known[name]
 

@@ -50,6 +50,7 @@ from layerscope.record.parts import Judge
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Protocol, Thresholds, protocol_of
 from layerscope.record.run_record import RunRecord
+from layerscope.record.stored_rows import collected
 
 
 @dataclass(frozen=True)
@@ -212,22 +213,25 @@ class Verdict:
     guidance: guidance.Guidance
 
 
-def judge(rows: pl.DataFrame | pl.LazyFrame, record: RunRecord) -> Verdict:
-    """Find every milestone, make every audit, and say how far the numbers may be trusted."""
-    return _Judge(rows, record).verdict()
+def judge(rows: pl.DataFrame | pl.LazyFrame, record: RunRecord, keep: object = None) -> Verdict:
+    """Find every milestone, make every audit, and say how far the numbers may be trusted.
+
+    The verdict goes on reading rows; `keep` is whatever has to live as long.
+    """
+    return _Judge(rows, record, keep).verdict()
 
 
 class _Judge:
     """One run on its way to a verdict."""
 
-    def __init__(self, rows: pl.DataFrame | pl.LazyFrame, record: RunRecord) -> None:
+    def __init__(self, rows: pl.DataFrame | pl.LazyFrame, record: RunRecord, keep: object = None) -> None:
         self.table, self.record = rows.lazy(), record
         self.view = partial(judged_rows, record=record)
         self.protocol = protocol_in_force(record)
         self.headline = self.protocol.headline
         self.n_layers, self.d_vocab = record.model.n_layers, record.model.d_vocab
         self.standard = self.protocol.name != "published"
-        self.curves = Curves.of(self.table, self.n_layers, self.d_vocab, self.view)
+        self.curves = Curves.of(self.table, self.n_layers, self.d_vocab, self.view, keep)
         self.primary = self.curves.primary
         self.rows = pl.DataFrame() if self.primary is None else self._rows_of_primary(self.primary)
         self.curve = self._curve(self.headline)
@@ -267,7 +271,7 @@ class _Judge:
     def _rows_of_primary(self, primary: PromptKey) -> pl.DataFrame:
         """As it is judged, at all of its positions; without the lists, which are long."""
         rows = self.view(primary.rows_of(self.table))
-        return rows.select(cs.exclude(cs.list())).collect()
+        return collected(rows.select(cs.exclude(cs.list())))
 
     def _of_first_piece(self) -> Milestones:
         """The primary prompt's milestones as its answer's first piece has them.

@@ -10,27 +10,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from layerscope.cache_folder import cache_folder
+
 Names = dict[Any, Any]
 """By folder, by what they require (a frozenset) and by file: sets of names."""
-
-
-def cache_folder() -> Path:
-    """Where a command keeps what is worth keeping from one start to the next."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerscope"
 
 
 def remembered(read_names: Callable[[], Names], package: Path, version: str) -> Names:
     """What `read_names` finds in an installed package, or found there before.
 
-    Nothing is kept of a package that no installer wrote, since its files may change at any time, nor where the cache
-    cannot be written.
+    Nothing is kept of a package that no installer wrote, since its files may change at any time, nor where there is no
+    cache that can be written.
     """
     try:
         written = (package.parent / f"{package.name}-{version}.dist-info" / "RECORD").stat()
     except OSError:
         return read_names()
     installation = [str(package), written.st_mtime_ns, written.st_size]
-    file = cache_folder() / f"{package.name}-{version}-names.json"
+    folder = cache_folder()
+    if folder is None:
+        return read_names()
+    file = folder / f"{package.name}-{version}-names.json"
     try:
         kept = json.loads(file.read_bytes())
         if kept["installation"] == installation:

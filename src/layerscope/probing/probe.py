@@ -225,7 +225,7 @@ def _run_batches(
     watcher: Observer,
 ) -> ProbeResult:
     """Forward and sweep, part by part; the identity check, and all that is measured once, is made on the first."""
-    rows, health = RowsInParts(), list[pl.DataFrame]()
+    rows, health = RowsInParts(warn=watcher.plan), list[pl.DataFrame]()
     told: list[Encoded] = []
     once: _Once | None = None
     tokens = model.tokens

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from layerscope.errors import RunError
 from layerscope.record.prompt_key import Table
+from layerscope.record.stored_rows import collected
 
 Values: TypeAlias = Sequence[Any] | NDArray[Any] | pl.Series
 """What a column may be given as: None (or, among floats, NaN) is an absent value; a list column may be a 2-d array."""
@@ -169,11 +170,11 @@ def check_rows(frame: pl.DataFrame | pl.LazyFrame) -> None:
 
     Raises:
         RunError: naming the column that is missing, unknown, out of order or of the wrong type, that lacks a value it
-            must have, or that holds a NaN or an infinity.
+            must have, or that holds a NaN or an infinity; or its file cannot be read.
     """
     schema = frame.collect_schema()
     _check_names(schema)
-    found = frame.lazy().select(_faults(schema)).collect(engine="streaming")
+    found = collected(frame.lazy().select(_faults(schema)), engine="streaming")
     for column in COLUMNS:
         if schema[column.name] != column.dtype:
             raise RunError(f"column `{column.name}` should be of type {column.dtype}, but is {schema[column.name]}")

@@ -51,7 +51,7 @@ def run_tables(
         yield Text(_onsets(run, suite_prompt), style="dim")
         yield ""
     if most is not None and len(places) > most and record.ranks_stand:
-        yield Text(_others(len(places), most))
+        yield Text(_others(len(places), most, lens))
     if prompt is None and record.ranks_stand:
         yield _summary(run)
     yield identity_line(run)
@@ -183,11 +183,13 @@ def _name(prompt: PromptRecord) -> str:
     return prompt.fact_key or " ".join([kind, *(answer.string for answer in prompt.answers[:1])])
 
 
-def _others(n: int, shown: int) -> str:
-    """That there are more tables, and how to see them."""
+def _others(n: int, shown: int, lens: str | None) -> str:
+    """That there are more tables, and how to see them under the same lens."""
     left = f"prompt {n} is" if n == shown + 1 else f"prompts {shown + 1:,} to {n:,} are"
+    under = "" if lens is None else f" --lens {lens}"
     return (
-        f"{left} not shown: layerscope show --prompt {shown + 1}, or layerscope show --all, both after a run's folder"
+        f"{left} not shown: layerscope show RUN --prompt {shown + 1}{under}, or layerscope show RUN --all{under}, "
+        "where RUN is the run's folder"
     )
 
 

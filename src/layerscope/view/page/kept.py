@@ -1,12 +1,11 @@
 """Texts that take seconds to make and are the same for every page: kept in the user's cache between commands."""
 
 import hashlib
-import os
 import secrets
-import sys
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+
+from layerscope.cache_folder import cache_folder
 
 
 def kept_text(name: str, make: Callable[[], str]) -> str:
@@ -19,7 +18,10 @@ def kept_text(name: str, make: Callable[[], str]) -> str:
         name: what it is, with the version of whatever makes it; part of a file's name.
         make: makes it.
     """
-    file = _folder() / f"{name}.txt"
+    folder = cache_folder()
+    if folder is None:
+        return make()
+    file = folder / f"{name}.txt"
     try:
         digest, _, text = file.read_bytes().decode().partition("\n")
     except (OSError, UnicodeDecodeError):
@@ -40,10 +42,3 @@ def kept_text(name: str, make: Callable[[], str]) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _folder() -> Path:
-    """Of the user's caches, as the system has it: XDG_CACHE_HOME, ~/Library/Caches or LOCALAPPDATA."""
-    stated = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return (Path(stated) if stated else usual) / "layerscope"

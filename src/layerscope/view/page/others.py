@@ -1,14 +1,16 @@
 """The prompts of a run whose numbers are not on its page: a line for each, and where the numbers are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.onsets import layers_of_prompt
+from layerscope.published.layout import json_name, stem_of
 from layerscope.record.prompt_key import PromptKey
 from layerscope.report.numbers import ABSENT
 from layerscope.report.sentences.lines import plural
 from layerscope.report.text import printable
-from layerscope.view.page.payload import in_full
+from layerscope.view.page.payload import in_full, kinds
 
 COLUMNS = ("prompt", "number", "answered", "answer's rank", "first on top", "on top for good", "clearly ahead")
 
@@ -31,16 +33,35 @@ def other_prompts(run: AnalysedRun) -> OtherPrompts | None:
     passes, shown = run.verdict.curves.passes, set(in_full(run))
     if len(shown) == len(passes):
         return None
-    n_facts = len({prompt.fact_index for prompt in shown if prompt.is_fact})
     number = {prompt.key: place for place, prompt in enumerate(run.record.suite.prompts, start=1)}
     others = [prompt for prompt in passes if prompt not in shown]
     note = (
-        f"The grid has the first {n_facts} {plural('fact', n_facts)}; the other {len(others):,} "
-        f"{plural('prompt', len(others))} have a line each below, under lens {run.diagnostics.headline}. For any of "
-        "them layer by layer: layerscope show --prompt NUMBER. Every number of all prompts is in rows.parquet, and in "
-        "the files of layerscope export --published."
+        f"The grid has {_extent(kinds(shown), kinds(passes))}; the other {len(others):,} "
+        f"{'prompt has a line' if len(others) == 1 else 'prompts have a line each'} below, under lens "
+        f"{run.diagnostics.headline}. "
+        f"{_elsewhere(run)}"
     )
     return OtherPrompts(note, COLUMNS, tuple(_line(run, prompt, number.get(prompt)) for prompt in others))
+
+
+def _extent(shown: Mapping[str, int], everything: Mapping[str, int]) -> str:
+    """Which facts and controls are in full: `the first 200 facts and the 3 controls`."""
+    told = [f"the {'' if n == everything[kind] else 'first '}{n:,} {plural(kind, n)}" for kind, n in shown.items()]
+    return " and ".join(told)
+
+
+def _elsewhere(run: AnalysedRun) -> str:
+    """Where the numbers of the others are, and how to see them."""
+    show = "For any of them layer by layer: layerscope show RUN --prompt NUMBER, where RUN is"
+    if run.record.source == "published":
+        file = json_name(stem_of(run.record.model.id))
+        return (
+            f"{show} {printable(file)} with its path. All numbers of all prompts are in that file and those beside it."
+        )
+    return (
+        f"{show} the run's folder. Every number of all prompts is in its rows.parquet, and in the files of layerscope "
+        "export RUN --published."
+    )
 
 
 def _line(run: AnalysedRun, prompt: PromptKey, number: int | None) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """What a page knows: runs, prompts and lenses as plain data, and the numbers of each prompt and lens packed apart."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import polars as pl
 
@@ -11,7 +12,9 @@ from layerscope.published.layout import RECORDS, csv_name, stem_of
 from layerscope.record.milestone_names import STRONG
 from layerscope.record.parts import PromptRecord
 from layerscope.record.prompt_key import PromptKey
+from layerscope.record.stored_rows import collected
 from layerscope.report.sentences.guidance import LEGEND
+from layerscope.report.sentences.lines import plural
 from layerscope.report.sentences.readable import rank_1
 from layerscope.view.page.blocks import Block, Key, Vocabulary, blocks, listed
 from layerscope.view.page.packing import packed
@@ -20,7 +23,7 @@ FACTS_IN_FULL = 200
 """Facts of a run whose every number is on its page; the others have a line in a table."""
 
 ROWS_IN_FULL = 200_000
-"""Rows of a run that its page holds, at most, but for those of one fact."""
+"""Rows of a run that its page holds, at most, but for those of one fact and one control."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class RunData:
     d_vocab: int
     headline: str
     lenses: tuple[str, ...]
+    every: str
+    """All facts that are in full, in words."""
     ranks: bool
     """Whether ranks may be shown."""
     probabilities: bool
@@ -129,15 +134,42 @@ def labels(runs: Sequence[AnalysedRun]) -> list[str]:
 def in_full(run: AnalysedRun) -> Sequence[PromptKey]:
     """The prompts whose numbers are on the page: those of the first facts, and as many controls.
 
-    Of facts with many wordings and positions there are fewer, so that a browser can hold the page.
+    Where they have more rows than a browser can hold there are fewer, and one of each kind at least.
     """
     passes = run.verdict.curves.passes
-    indices = list(dict.fromkeys(p.fact_index for p in passes if p.is_fact))
-    room = ROWS_IN_FULL * len(indices) // max(1, run.n_rows)
-    most = max(1, min(FACTS_IN_FULL, room))
-    facts, controls = set(indices[:most]), [prompt for prompt in passes if not prompt.is_fact][:most]
-    shown = {*controls, *(prompt for prompt in passes if prompt.is_fact and prompt.fact_index in facts)}
+    facts: dict[int | None, list[PromptKey]] = {}
+    for prompt in passes:
+        if prompt.is_fact:
+            facts.setdefault(prompt.fact_index, []).append(prompt)
+    controls = [[prompt] for prompt in passes if not prompt.is_fact]
+    if run.n_rows <= ROWS_IN_FULL and len(facts) <= FACTS_IN_FULL:
+        return passes
+    counts = collected(run.scan.group_by(PromptKey._fields).len())
+    n_rows = {PromptKey(*key): n for *key, n in counts.iter_rows()}
+    shown: set[PromptKey] = set()
+    room = ROWS_IN_FULL
+    for place, turn in enumerate(zip_longest(facts.values(), controls, fillvalue=())):
+        taken = {prompt for prompts in turn for prompt in prompts}
+        room -= sum(n_rows[prompt] for prompt in taken)
+        if place and (room < 0 or place >= FACTS_IN_FULL):
+            break
+        shown |= taken
     return tuple(prompt for prompt in passes if prompt in shown)
+
+
+def kinds(prompts: Iterable[PromptKey]) -> Mapping[str, int]:
+    """How many facts are among them, and how many controls; a kind of which there is none is absent."""
+    each = list(prompts)
+    counts = {"fact": len({p.fact_index for p in each if p.is_fact}), "control": sum(not p.is_fact for p in each)}
+    return {kind: n for kind, n in counts.items() if n}
+
+
+def _every(run: AnalysedRun) -> str:
+    """What a look at all prompts in full is a look at; a run without facts has controls."""
+    everything, shown = kinds(run.verdict.curves.passes), kinds(in_full(run))
+    kind = next(iter(everything), "fact")
+    n = shown.get(kind, 0)
+    return f"every {kind}" if n == everything.get(kind, 0) else f"the first {n} {plural(kind, n)}"
 
 
 def _in_full(run: AnalysedRun) -> pl.DataFrame:
@@ -147,7 +179,7 @@ def _in_full(run: AnalysedRun) -> pl.DataFrame:
         return run.judged_rows
     names = list(PromptKey._fields)
     keys = pl.DataFrame(shown, schema={name: run.schema[name] for name in names}, orient="row")
-    return run.judged_scan.join(keys.lazy(), on=names, how="semi", nulls_equal=True).collect()
+    return collected(run.judged_scan.join(keys.lazy(), on=names, how="semi", nulls_equal=True))
 
 
 def _run(
@@ -168,6 +200,7 @@ def _run(
         d_vocab=record.model.d_vocab,
         headline=record.protocol.headline_lens,
         lenses=record.protocol.lenses,
+        every=_every(run),
         ranks=record.ranks_stand,
         probabilities=record.probabilities_stand,
         suppressed=run.guidance.suppress_abs_probs,
@@ -189,7 +222,7 @@ def _nice(bits: float) -> float:
 def missing_positions(run: AnalysedRun) -> str | None:
     """Why a run that was read from published files has the last position alone; None where it has others."""
     record = run.record
-    if record.source != "published" or not run.scan.select(pl.col("is_next").all()).collect().item():
+    if record.source != "published" or not collected(run.scan.select(pl.col("is_next").all())).item():
         return None
     name = csv_name(stem_of(record.model.id), RECORDS, None)
     return f"The file {name} is missing, which would hold the other positions; the last position alone can be shown."

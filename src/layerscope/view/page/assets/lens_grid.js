@@ -52,7 +52,7 @@ function segments(host, name, choices, chosen, change) {
 function chooseRun(run) {
   state.run = run;
   const facts = [...new Map(run.prompts.map((prompt) => [factOf(prompt), prompt.fact])).entries()];
-  if (facts.length > 1) facts.push([EVERY, "every fact, last position"]);
+  if (facts.length > 1) facts.push([EVERY, `${run.every}, last position`]);
   const primary = run.prompts.find((prompt) => prompt.prompt_id === "pos") ?? run.prompts[0];
   state.fact = options(byId("choose-fact"), facts, primary && factOf(primary));
   state.variant = primary?.variant ?? null;
@@ -428,7 +428,7 @@ function bindGrid() {
     }
   });
   const panes = () => grids.slice(0, shown.difference || shown.length < 2 ? 1 : 2).map((grid) => ({ grid, title: grid.title.textContent }));
-  const caption = () => `${state.run.model} · ${prompt(state.run)?.fact ?? "every fact"} · ${byId("legend").firstChild.textContent}`;
+  const caption = () => `${state.run.model} · ${prompt(state.run)?.fact ?? state.run.every} · ${byId("legend").firstChild.textContent}`;
   const name = (ending) => `${fileName("grid", state.run.label, state.lens, state.metric)}.${ending}`;
   byId("grid-csv").addEventListener("click", () => {
     const wanted = shown.map((source, i) => ({ grid: shown.difference && i ? { columns: source.columns, layers: source.run.n_layers + 1 } : grids[i] }));

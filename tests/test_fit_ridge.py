@@ -149,7 +149,7 @@ def test_a_probe_that_found_no_fitted_lens_says_in_one_line_how_long_one_would_t
     folder = shutil.copytree(BUNDLED, tmp_path / "model", ignore=shutil.ignore_patterns("lenses"))
     observer = Lines()
     probe(folder, suite="berlin", limit=1, positions="last", lenses=lenses, observer=observer)
-    found = [line for line in observer.lines if line.startswith("no fitted lens of this model was read")]
+    found = [line for line in observer.lines if line.startswith("no tuned or ridge lens of this model was read")]
     assert len(found) == said
     time = r"about \d+ (s|min|h)"
     assert all(

@@ -35,7 +35,7 @@ class _Shape:
 
 
 def fit_line(model: CausalLM) -> str:
-    """What a probe without a fitted lens says: what would make one, and about how long that takes."""
+    """What a probe without a tuned or ridge lens says: what would make one, and about how long that takes."""
     shape = _shape(model)
     rate = SHARE * product_rate(model.placement.device)
     tuned = (forward_flop(shape, TOKENS) + tuned_flop(shape, TOKENS)) / rate
@@ -43,7 +43,7 @@ def fit_line(model: CausalLM) -> str:
     # Of parameters that are no plain linears some may rest, as most experts do.
     about = "about" if model.largest_block_bytes == 0 else "at most about"
     return (
-        f"no fitted lens of this model was read; one would take {about} {in_words(ridge)} here with --calibrate TEXT, "
+        f"no tuned or ridge lens of this model was read; one would take {about} {in_words(ridge)} here with --calibrate TEXT, "
         f"or {about} {in_words(tuned)} with `layerscope fit tuned` on {TOKENS:,} tokens, to be read with --lens-dir"
     )
 

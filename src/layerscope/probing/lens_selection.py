@@ -95,7 +95,7 @@ def choose_lenses(
             fitted[kind] = given[kind]
             records.append(fitted_lens_record(given[kind], named=False))
             continue
-        if kind in ON_DEMAND and (kind not in names if names is not None else not look_for(folder, kind)[0]):
+        if kind in ON_DEMAND and (kind not in names if names is not None else not _holds(folder, kind)):
             continue
         if names is None:
             lens = _if_there(model, kind, folder.resolve())
@@ -107,6 +107,14 @@ def choose_lenses(
             fitted[kind] = lens
         records.append(fitted_lens_record(lens) if isinstance(lens, FittedLens) else lens)
     return Chosen(tuple(names) if names is not None else (*default, *fitted), fitted, tuple(records))
+
+
+def _holds(folder: Path, kind: Kind) -> bool:
+    """Whether lenses of a kind lie in a folder; not in one that cannot be listed, of which the other kinds tell."""
+    try:
+        return bool(look_for(folder, kind)[0])
+    except LensError:
+        return False
 
 
 def _if_there(model: CausalLM, kind: Kind, folder: Path) -> FittedLens | FittedLensRecord:

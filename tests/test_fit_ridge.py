@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from fit_texts import corpus_for, write_text
 from layerscope import Run, fit_ridge, probe, read_fitted_lens
 from layerscope.bundled import BUNDLED
-from layerscope.errors import LensError
+from layerscope.errors import CorpusError, LensError
 from layerscope.fitting.corpus import Corpus
 from layerscope.lenses.lens_folder import FittedLens, ridge_lens
 from layerscope.model.causal_lm import CausalLM
@@ -140,6 +140,45 @@ class Lines(Silent):
 
     def plan(self, text: str) -> None:
         self.lines.append(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [({"lens_dir": "nowhere"}, "no such folder"), ({"lenses": "logit,prism"}, "layerscope fit prism")],
+)
+def test_a_lens_that_cannot_be_read_is_refused_before_the_text_goes_through_the_model(
+    asked: dict[str, str], error: str, tiny, text: Path
+):
+    observer = Lines()
+    with pytest.raises(LensError, match=error):
+        probe(tiny("qwen3"), suite="berlin", calibrate=text, tokens="6k", observer=observer, **asked)
+    assert observer.lines == []
+
+
+def test_a_stored_ridge_lens_that_a_calibration_stands_for_is_told_of(fitted: FittedLens, text: Path):
+    observer = Lines()
+    asked = {"lens_dir": fitted.folder, "lenses": "logit", "calibrate": text, "tokens": "6k"}
+    probe(suite="berlin", limit=1, positions="last", observer=observer, **asked)
+    assert observer.lines.count("a ridge lens in 'ridge' is not read: the one that --calibrate fits stands for it") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"tokens": "5k"}, "no text was given; name one with --calibrate"),
+        ({"tokens": "abc"}, "no text was given; name one with --calibrate"),
+        ({"tokens": "abc", "calibrate": "nothing.txt"}, "'abc' is no number of tokens"),
+    ],
+)
+def test_tokens_that_say_nothing_are_refused_before_a_model_is_looked_for(asked: dict[str, str], error: str):
+    with pytest.raises(CorpusError, match=error):
+        probe("no/such/model/anywhere", suite="berlin", **asked)
+
+
+def test_a_text_too_short_for_a_calibration_is_told_without_an_option_that_a_probe_has_not(tmp_path: Path):
+    (tmp_path / "short.txt").write_text("One.\n\nTwo.\n\nThree.")
+    with pytest.raises(CorpusError, match=r"one sequence needs 12[78]; give more text and tokens\.$"):
+        probe(suite="berlin", calibrate=tmp_path / "short.txt")
 
 
 @pytest.mark.parametrize(("lenses", "said"), [(None, 1), ("logit", 0)])

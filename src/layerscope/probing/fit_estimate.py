@@ -12,11 +12,10 @@ from layerscope.fitting.ridge import HELD_OUT, SELECT
 from layerscope.fitting.sampled import IDS, worth_sampling
 from layerscope.fitting.tuned import steps_of
 from layerscope.model.causal_lm import CausalLM
+from layerscope.probing.calibration import TOKENS as CALIBRATION_TOKENS
 
 TOKENS = 100_000
-"""Of a tuned fit that is spoken of;"""
-CALIBRATION_TOKENS = 20_000
-"""of a calibration."""
+"""Of a tuned fit that is spoken of."""
 BATCH = 2048
 LONGEST_S = 0.05
 PRODUCT = 768
@@ -43,8 +42,8 @@ def fit_line(model: CausalLM) -> str:
     # Of parameters that are no plain linears some may rest, as most experts do.
     about = "about" if model.largest_block_bytes == 0 else "at most about"
     return (
-        f"no tuned or ridge lens of this model was read; one would take {about} {in_words(ridge)} here with --calibrate TEXT, "
-        f"or {about} {in_words(tuned)} with `layerscope fit tuned` on {TOKENS:,} tokens, to be read with --lens-dir"
+        f"no tuned or ridge lens of this model was read; one would take {about} {in_words(ridge)} here with "
+        f"--calibrate TEXT, or {about} {in_words(tuned)} with `layerscope fit tuned` on {TOKENS:,} tokens, to be read with --lens-dir"
     )
 
 

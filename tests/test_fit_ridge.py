@@ -7,6 +7,7 @@ over hundreds of positions: 1e-3 relative.
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from layerscope import Run, fit_ridge, probe, read_fitted_lens
 from layerscope.bundled import BUNDLED
 from layerscope.errors import CorpusError, LensError
 from layerscope.fitting.corpus import Corpus
+from layerscope.fitting.moments import RIDGES, Moments
 from layerscope.lenses.lens_folder import FittedLens, ridge_lens
 from layerscope.model.causal_lm import CausalLM
-from layerscope.probing.fit_estimate import in_words
+from layerscope.probing.fit_estimate import SHARE, in_words, passes, product_rate, regression_flop
 from layerscope.progress import Silent
 
 LAYER = 6
@@ -130,6 +132,29 @@ def test_at_the_last_layer_a_calibrated_probe_is_the_model_itself(calibrated: Ru
 )
 def test_a_time_is_said_to_two_digits_at_most(seconds: float, words: str):
     assert in_words(seconds) == words
+
+
+def test_a_layers_regressions_take_about_the_time_that_is_said_of_them():
+    """Within ten times either way: threads share a decomposition less well than a product, and other work disturbs."""
+    d_model = 512
+    moments = Moments(d_model, torch.device("cpu"))
+    draw = torch.Generator().manual_seed(0)
+    moments.update(torch.randn(2 * d_model, d_model, generator=draw), torch.randn(2 * d_model, d_model, generator=draw))
+    taken = []
+    for _ in range(2):
+        start = time.perf_counter()
+        regression = moments.regression()
+        for penalty in RIDGES:
+            regression.ridge(penalty)
+        taken.append(time.perf_counter() - start)
+    said = regression_flop(d_model) / (SHARE * product_rate(torch.device("cpu")))
+    assert said / 10 < min(taken) < 10 * said
+
+
+def test_a_second_pass_is_counted_where_memory_does_not_hold_every_layer(model: CausalLM):
+    """Fourteen times 20,000 residuals of 96 numbers are 102 MiB."""
+    assert passes(model, 20_000) == 1
+    assert passes(CausalLM.open(BUNDLED, device="cpu", memory="90MiB"), 20_000) == 2
 
 
 class Lines(Silent):

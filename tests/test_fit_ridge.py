@@ -26,6 +26,12 @@ from layerscope.lenses.lens_folder import FittedLens, ridge_lens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.probing.fit_estimate import SHARE, in_words, passes, product_rate, regression_flop
 from layerscope.progress import Silent
+from layerscope.published.layout import Dialect
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.markdown import markdown
+from layerscope.report.evaluation import evaluation
+from layerscope.report.synthesis import synthesis
+from rounding import of_residual
 
 LAYER = 6
 
@@ -118,6 +124,28 @@ def test_a_probe_that_calibrates_reads_through_the_lens_and_records_what_it_was_
     assert lens.ridge is not None and lens.ridge.held_out is not None
     assert len(lens.ridge.penalties) == record.model.n_layers + 1
     assert record.timings is not None and record.timings.calibration_s is not None
+
+
+def test_reports_say_of_a_ridge_lens_that_its_figures_stand_in_the_verdict(calibrated: Run, tmp_path: Path):
+    assert "ridge" in calibrated.verdict.diagnostics.fitted_lenses
+    calibrated.save(tmp_path / "run", published=Dialect.EXTENDED)
+    evidence = Evidence.of(tmp_path / "run")
+    assert "The run was read through the lens ridge too." in markdown(evaluation(evidence))
+    assert "A ridge lens was read too for " in markdown(synthesis([evidence]))
+
+
+def test_a_calibration_leaves_the_rows_of_other_lenses_as_they_are(calibrated: Run):
+    """Prompts go through the model alike in both, so rows may differ in the order of sums alone."""
+    plain = probe(suite="berlin", positions="last", lenses="logit").rows
+    beside = calibrated.rows.filter(pl.col("lens") == "logit")
+    assert len(plain) == len(beside) > 0
+    numbers = [name for name, dtype in plain.schema.items() if dtype.is_float()]
+    others = [name for name in plain.columns if name not in numbers and not plain.schema[name].is_nested()]
+    assert plain.select(others).equals(beside.select(others))
+    bound = of_residual(calibrated.record.model.n_layers, calibrated.record.model.d_model)
+    for name in numbers:
+        values = plain[name].to_numpy(), beside[name].to_numpy()
+        np.testing.assert_allclose(*values, rtol=bound, atol=bound, err_msg=name)
 
 
 def test_at_the_last_layer_a_calibrated_probe_is_the_model_itself(calibrated: Run):

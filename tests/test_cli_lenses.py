@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from click.testing import Result
 from rich.console import Console
 from safetensors.torch import save_file
@@ -26,11 +27,14 @@ from typer.testing import CliRunner
 
 from layerscope import CausalLM
 from layerscope.bundled import BUNDLED
+from layerscope.cli.lenses import _fit_session, _FitRequest
 from layerscope.cli.main import app
 from layerscope.fitting.checkpoint import Checkpoint
+from layerscope.fitting.options import FitOptions
 from layerscope.fitting.workspace import Workspace
 from layerscope.lens_record import LensFolder, LensRecord
 from layerscope.lenses.lens_folder import read_fitted_lens, read_record
+from layerscope.model.options import OpenOptions
 from layerscope.terminal.lens_tables import lens_lines, lens_list, lens_table, ranges
 from properties import slow
 
@@ -150,6 +154,18 @@ def test_ctrl_c_on_a_terminal_ends_a_fit_in_one_line_after_bars_and_finished_lay
     assert b"tokens" in shown and b"blocks" in shown and b"/24" in shown
     assert "the same command goes on after the layers that were kept" in shown.decode().splitlines()[-1]
     assert b"Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("tuned", "goes on after the layers that were kept"), ("ridge", "nothing was kept")]
+)
+def test_an_interrupted_fit_says_what_becomes_of_its_work(kind, words, tmp_path, capsys):
+    write_text(tmp_path)
+    text = FitOptions(text=[str(tmp_path / "my.txt")])
+    request = _FitRequest(kind, None, text, 0, tmp_path / "lenses", None, OpenOptions())
+    with pytest.raises(typer.Exit), _fit_session(request):
+        raise KeyboardInterrupt
+    assert words in capsys.readouterr().err.splitlines()[-1]
 
 
 def _read(terminal: int) -> bytes:

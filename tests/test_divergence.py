@@ -218,6 +218,20 @@ def test_a_head_of_some_ids_weighs_each_by_how_seldom_it_is_drawn(kind: str):
     torch.testing.assert_close(found.gradient.double(), by_row, rtol=1e-3, atol=error.gradient)
 
 
+def test_every_64_bit_seed_can_be_drawn_by_and_each_draws_otherwise():
+    rows = torch.randn(4000, D_MODEL, generator=torch.Generator().manual_seed(8))
+    seeds = (-(2**63), -1, 0, 1, 2**20, 2**43, 2**63 - 1)
+    chosen = [
+        tuple(
+            Draws(Head(unembedding_of("plain")), lambda at: rows[at], 4000, batch=8, seed=s, ids=10)
+            .at(5)
+            .chosen.tolist()
+        )
+        for s in seeds
+    ]
+    assert len(set(chosen)) == len(seeds)
+
+
 def test_draws_include_ids_as_often_as_they_say_and_are_the_same_whichever_step_comes_first():
     """Of 300 steps: a count of ids is off by less than five standard deviations of a sum of independent draws."""
     unembedding = unembedding_of("plain")

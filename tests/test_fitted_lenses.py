@@ -204,6 +204,20 @@ def test_a_folder_that_cannot_be_read_does_not_hide_the_model_s_own_lens(model: 
     assert found["prism"].startswith("refused: ") and "99.0" in found["prism"] and "cut/lens.json" in found["prism"]
 
 
+def test_a_folder_that_cannot_be_listed_stops_no_probe(
+    model: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever runs the tests may be allowed everything; so the system's answer is given in place of its permissions."""
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    found = reasons(model, tmp_path)
+    assert found.keys() == {"tuned", "prism"}
+    assert all(why.startswith("refused: ") and "cannot be listed" in why for why in found.values())
+
+
 @pytest.mark.parametrize("given", [".", "../here", "absolute"])
 def test_a_reason_names_folders_wherever_they_lie_and_is_otherwise_as_it_was(
     given: str, model: CausalLM, lenses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

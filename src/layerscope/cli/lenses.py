@@ -38,6 +38,7 @@ FEWEST_POSITIONS = 3
 LONGEST_NAME = 200
 """Bytes of a lens' own name, so that the hidden folders beside it still have one that a filesystem takes."""
 INTERRUPTED = "interrupted: the same command goes on after the layers that were kept"
+INTERRUPTED_RIDGE = "interrupted: nothing was kept, and the same command begins anew"
 
 fit_app = typer.Typer(
     help="Fit a lens to a model on text of your own.",
@@ -403,5 +404,6 @@ def _fit_session(request: _FitRequest) -> Iterator[Bars | LogLines]:
         with watching() as observer:
             yield observer
     except KeyboardInterrupt:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(INTERRUPTED, style="yellow", markup=False)
+        words = INTERRUPTED_RIDGE if request.kind == "ridge" else INTERRUPTED
+        Console(stderr=True, highlight=False, soft_wrap=True).print(words, style="yellow", markup=False)
         raise typer.Exit(130) from None

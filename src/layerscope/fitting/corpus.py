@@ -68,6 +68,7 @@ def read_corpus(
     *,
     n_tokens: int,
     seq_len: int,
+    seq_len_fixed: bool = False,
     n_embeddings: int,
     field: str = "text",
     select_share: float = 0.05,
@@ -86,6 +87,7 @@ def read_corpus(
         tokens: the model's tokenizer with its BOS rule.
         n_tokens: budget, BOS and ends of text not counted; the last document is cut to keep it.
         seq_len: positions of a sequence, BOS included.
+        seq_len_fixed: whether it is nobody's to choose; an error then does not advise a smaller one.
         n_embeddings: how many ids the model embeds.
         field: what a document's text is called in all but `.txt` files.
         select_share: share of the tokens that the part `select` has at least, while documents last.
@@ -99,8 +101,9 @@ def read_corpus(
     _check_numbers(n_tokens, seq_len, select_share, held_out_share)
     reading = _read(find_sources(texts, field), tokens, n_tokens, n_embeddings, progress)
     parts = _split(reading.documents, select_share, held_out_share)
+    advice = "give more text and tokens" if seq_len_fixed else f"give more text, or a seq_len below {seq_len}"
     first, end_id = _embedded_beginning(tokens, n_embeddings), _end_of_text(tokens, n_embeddings)
-    packed = {name: _pack(name, parts[name], seq_len, first, end_id) for name in PARTS}
+    packed = {name: _pack(name, parts[name], seq_len, first, end_id, advice) for name in PARTS}
     record = CorpusRecord(
         sources=reading.sources,
         sha256=_sha256(packed[name] for name in PARTS),
@@ -237,7 +240,7 @@ def _end_of_text(tokens: Tokens, n_embeddings: int) -> int | None:
 
 
 def _pack(
-    name: SplitName, documents: Sequence[_Ids], seq_len: int, first: tuple[int, ...], end_id: int | None
+    name: SplitName, documents: Sequence[_Ids], seq_len: int, first: tuple[int, ...], end_id: int | None, advice: str
 ) -> Int[Tensor, "sequence position"]:
     """Documents one after another, cut into sequences; the incomplete last one is dropped."""
     stream: _Ids = array("i")
@@ -251,7 +254,7 @@ def _pack(
     if not n_sequences:
         raise CorpusError(
             f"The part '{name}' holds {len(stream)} tokens in {len(documents)} documents, but one sequence needs "
-            f"{n_text}; give more text, or a seq_len below {seq_len}."
+            f"{n_text}; {advice}."
         )
     packed = np.empty((n_sequences, seq_len), dtype=np.int64)
     packed[:, :n_special] = first

@@ -5,6 +5,7 @@ model's mean probability over the text, so that what the model says is hardly ev
 what a lens says wrongly is found as well.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,7 +84,9 @@ class Draws:
         return Draw(self._head.of_ids(kept.ids, self._inclusion(kept.ids)), chosen, targets)
 
     def _drawn(self, step: int) -> _Kept:
-        generator = torch.Generator().manual_seed((self._seed << 20) + step)
+        # Hashed, so that any two 64-bit seeds differ at every step and the generator can take it.
+        mixed = hashlib.sha256(f"{self._seed} {step}".encode()).digest()[:8]
+        generator = torch.Generator().manual_seed(int.from_bytes(mixed, "big") >> 1)
         chosen = torch.randint(self._n_fit, (self.batch,), generator=generator)
         ids = torch.unique(torch.multinomial(self.proposal, self.ids, replacement=True, generator=generator))
         head = self._head.of_ids(ids, self._inclusion(ids))

@@ -67,8 +67,8 @@ class Fit(ABC, Generic[S]):
         """What the lens' record says of the fit, what its reader has to know, and the lens' tensors."""
 
     def host_memory(self) -> int:
-        """Bytes that text may take beside the model: its budget on a CPU, else half of what the machine has free."""
-        return self.model.placement.memory if self.device.type == "cpu" else free_memory(torch.device("cpu")) // 2
+        """Bytes that text may take beside the model."""
+        return text_memory(self.model)
 
     def device_memory(self) -> int:
         """Bytes of the budget that weights kept on an accelerator leave."""
@@ -100,6 +100,12 @@ class Fit(ABC, Generic[S]):
             **asdict(self.settings),
             **self.machine.model_dump(),
         }
+
+
+def text_memory(model: CausalLM) -> int:
+    """Bytes that text may take beside a model: its budget on a CPU, else half of what the machine has free."""
+    cpu = model.placement.device.type == "cpu"
+    return model.placement.memory if cpu else free_memory(torch.device("cpu")) // 2
 
 
 def final_rows(model: CausalLM, finals: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:

@@ -35,19 +35,12 @@ def bind_lenses(
         LensError: a name that is no lens, one given twice, or no name at all; a fitted lens that is not given, or
             is of another kind or depth.
     """
-    choices = ", ".join((*LENS_NAMES, *FITTED_NAMES))
-    if not names:
-        raise LensError(f"No lens was asked for; choose from {choices}.")
-    if len(set(names)) < len(names):
-        raise LensError(f"Each lens can be asked for once, but the list is {', '.join(names)}.")
+    check_names(names)
     plain: dict[str, Lens] = {
         "logit": LogitLens(final_norm),
         "next_norm": NextNormLens(next_norms),
         "raw": RawLens(),
     }
-    unknown = [name for name in names if name not in plain and name not in FITTED_NAMES]
-    if unknown:
-        raise LensError(f"There is no lens called '{unknown[0]}'; choose from {choices}.")
     n_layers = len(next_norms) - 1
     chosen = {name: _fitted_lens(name, fitted, n_layers) for name in names if name in FITTED_NAMES}
     made: dict[str, Lens] = dict(plain)
@@ -58,6 +51,22 @@ def bind_lenses(
     if "prism" in chosen:
         made["prism"] = _prism_lens(chosen["prism"], plain)
     return tuple(made[name] for name in names)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse what is no list of lenses, whether or not those that have to be fitted are there.
+
+    Raises:
+        LensError: a name that is no lens, one given twice, or no name at all.
+    """
+    choices = ", ".join((*LENS_NAMES, *FITTED_NAMES))
+    if not names:
+        raise LensError(f"No lens was asked for; choose from {choices}.")
+    if len(set(names)) < len(names):
+        raise LensError(f"Each lens can be asked for once, but the list is {', '.join(names)}.")
+    unknown = [name for name in names if name not in LENS_NAMES and name not in FITTED_NAMES]
+    if unknown:
+        raise LensError(f"There is no lens called '{unknown[0]}'; choose from {choices}.")
 
 
 def _fitted_lens(name: str, fitted: Mapping[str, FittedLens], n_layers: int) -> FittedLens:

@@ -3,15 +3,19 @@
 import tempfile
 from pathlib import Path
 
+from layerscope.errors import CorpusError
 from layerscope.fitting.corpus import parse_tokens, read_corpus
 from layerscope.fitting.options import RidgeSettings
 from layerscope.fitting.ridge import fit_ridge
 from layerscope.lenses.lens_folder import FittedLens
 from layerscope.model.causal_lm import CausalLM
+from layerscope.probing.options import ProbeOptions
 from layerscope.progress import FitObserver, Observer
 
 SEQ_LEN = 128
 """Positions of a sequence: prompts are short, and so may the text be."""
+TOKENS = 20_000
+"""How much of the text is read where nothing is said of it."""
 
 
 class _AsProbe(FitObserver):
@@ -32,25 +36,42 @@ class _AsProbe(FitObserver):
         """Thirty lines would hide the plan of the probe; the run's record has the figures."""
 
 
-def calibrated(model: CausalLM, text: str | Path, tokens: str | int, seed: int, observer: Observer) -> FittedLens:
+def tokens_to_read(options: ProbeOptions) -> int:
+    """How much of the text a calibration reads.
+
+    Raises:
+        CorpusError: no such number, or one without a text to read so much of.
+    """
+    if options.tokens is None:
+        return TOKENS
+    if options.calibrate is None:
+        raise CorpusError(
+            "--tokens says how much of a text to fit a lens on, but no text was given; name one with --calibrate, or "
+            "leave --tokens out."
+        )
+    return parse_tokens(options.tokens)
+
+
+def calibrated(model: CausalLM, text: str | Path, n_tokens: int, seed: int, observer: Observer) -> FittedLens:
     """A ridge lens of the model, which lies in no folder.
 
     Args:
         text: a file or a data set, see `find_sources`; the field `text` of all but .txt files is read.
-        tokens: how much of it, as `parse_tokens` reads it.
+        n_tokens: how much of it to read.
         seed: of every random draw.
         observer: is told how it goes.
 
     Raises:
-        CorpusError: no such text, too little of it, or no number of tokens.
+        CorpusError: no such text, or too little of it.
         PlacementError: neither memory nor disk has room.
         NumericError: a residual that is not finite.
     """
     corpus = read_corpus(
         [text],
         model.tokens,
-        n_tokens=parse_tokens(tokens),
+        n_tokens=n_tokens,
         seq_len=min(SEQ_LEN, model.n_context or SEQ_LEN),
+        seq_len_fixed=True,
         n_embeddings=model.n_embeddings,
     )
     with tempfile.TemporaryDirectory(prefix="layerscope-") as folder:

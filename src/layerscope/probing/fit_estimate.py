@@ -6,21 +6,24 @@ from functools import cache
 
 import torch
 
-from layerscope.fitting.affine import FEW_HELD_OUT, FEW_SELECT, MOST_HELD_OUT, MOST_SELECT
+from layerscope.fitting.affine import FEW_HELD_OUT, FEW_SELECT, MATRICES, MOST_HELD_OUT, MOST_SELECT
 from layerscope.fitting.moments import RIDGES
 from layerscope.fitting.ridge import HELD_OUT, SELECT
 from layerscope.fitting.sampled import IDS, worth_sampling
+from layerscope.fitting.session import text_memory
+from layerscope.fitting.stream import stream_bytes
 from layerscope.fitting.tuned import steps_of
 from layerscope.model.causal_lm import CausalLM
+from layerscope.probing.calibration import TOKENS as CALIBRATION_TOKENS
 
 TOKENS = 100_000
-"""Of a tuned fit that is spoken of;"""
-CALIBRATION_TOKENS = 20_000
-"""of a calibration."""
+"""Of a tuned fit that is spoken of."""
 BATCH = 2048
 LONGEST_S = 0.05
 PRODUCT = 768
 """Rows, columns and inner length of the product that is timed."""
+EIGH = 9.0
+"""What a symmetric decomposition is worth in operations a d_model^3, at the rate of a product."""
 SHARE = 0.7
 """Of that product's rate, what a fit comes to: between its products stand norms, exponentials and decompositions."""
 
@@ -35,17 +38,29 @@ class _Shape:
 
 
 def fit_line(model: CausalLM) -> str:
-    """What a probe without a fitted lens says: what would make one, and about how long that takes."""
+    """What a probe without a tuned or ridge lens says: what would make one, and about how long that takes."""
     shape = _shape(model)
     rate = SHARE * product_rate(model.placement.device)
-    tuned = (forward_flop(shape, TOKENS) + tuned_flop(shape, TOKENS)) / rate
-    ridge = (forward_flop(shape, CALIBRATION_TOKENS) + ridge_flop(shape, CALIBRATION_TOKENS)) / rate
-    # Of parameters that are no plain linears some may rest, as most experts do.
-    about = "about" if model.largest_block_bytes == 0 else "at most about"
+    tuned = (passes(model, TOKENS) * forward_flop(shape, TOKENS) + tuned_flop(shape, TOKENS)) / rate
+    ridge = passes(model, CALIBRATION_TOKENS) * forward_flop(shape, CALIBRATION_TOKENS)
+    ridge = (ridge + ridge_flop(shape, CALIBRATION_TOKENS)) / rate
+    about = _about(model)
     return (
-        f"no fitted lens of this model was read; one would take {about} {in_words(ridge)} here with --calibrate TEXT, "
-        f"or {about} {in_words(tuned)} with `layerscope fit tuned` on {TOKENS:,} tokens, to be read with --lens-dir"
+        f"no tuned or ridge lens of this model was read; one would take {about} {in_words(ridge)} here with "
+        f"--calibrate TEXT, or {about} {in_words(tuned)} with `layerscope fit tuned` on {TOKENS:,} tokens, to be read "
+        "with --lens-dir"
     )
+
+
+def _about(model: CausalLM) -> str:
+    """How near the time is meant: what is not counted makes it a bound."""
+    # Of parameters that are no plain linears some may rest, as most experts do.
+    over = model.largest_block_bytes > 0
+    # Weights that memory does not hold come from the disk; many accelerators are far slower in float64.
+    under = model.checkpoint.bytes_on_disk > model.placement.memory or model.placement.device.type != "cpu"
+    if over and under:
+        return "very roughly"
+    return "at most about" if over else "at least about" if under else "about"
 
 
 @cache
@@ -60,18 +75,30 @@ def product_rate(device: torch.device) -> float:
     return best
 
 
+def passes(model: CausalLM, n_tokens: int) -> int:
+    """Of the text through the blocks: a second one where memory does not hold the residuals of every layer."""
+    residuals = (model.n_layers + 2) * stream_bytes(n_tokens, model.d_model)
+    beside = (8 * MATRICES + 4 * model.n_layers) * model.d_model**2
+    return 1 if residuals + beside <= text_memory(model) else 2
+
+
 def forward_flop(shape: _Shape, n_tokens: int) -> float:
     """Of the blocks, every parameter multiplied once a token."""
     return 2.0 * shape.block_parameters * n_tokens
 
 
 def ridge_flop(shape: _Shape, n_tokens: int) -> float:
-    """Of moments, in twice as wide numbers, and of visits of the vocabulary to choose by and to measure."""
+    """Of moments, in twice as wide numbers, regressions on them, and visits of the vocabulary to choose and measure."""
     few = worth_sampling(shape.d_vocab)
     visits = len(RIDGES) * (SELECT if few else MOST_SELECT) + 2 * (HELD_OUT if few else MOST_HELD_OUT)
     rows = min(visits, n_tokens)
     a_layer = 2 * 4.0 * n_tokens * shape.d_model**2 + 2.0 * rows * shape.d_vocab * shape.d_model
-    return shape.n_layers * a_layer
+    return shape.n_layers * (a_layer + regression_flop(shape.d_model))
+
+
+def regression_flop(d_model: int) -> float:
+    """Of a layer's decomposition, the product into its basis, and one a penalty; all in twice as wide numbers."""
+    return 2 * (EIGH + 2.0 * (1 + len(RIDGES))) * d_model**3
 
 
 def tuned_flop(shape: _Shape, n_tokens: int) -> float:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError
 from layerscope.lens_record import FITTED_NAMES, ImportedLens, Kind, PrismFit, RidgeFit, TunedFit
 from layerscope.lenses import Lens, bind_lenses
+from layerscope.lenses.binding import check_names
 from layerscope.lenses.lens_folder import FittedLens, find_lens_of, look_for, read_fitted_lens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.tuned_lens import TunedLens
@@ -27,6 +28,8 @@ BUNDLED_LENSES = BUNDLED / "lenses"
 """Fitted lenses of the bundled model."""
 ON_DEMAND: tuple[Kind, ...] = ("ridge",)
 """Kinds whose absence is nothing to tell of: a folder that holds none was made for others."""
+CALIBRATED: Kind = "ridge"
+"""The kind that is fitted for a single probe."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,13 @@ class Chosen:
     """Of the fitted ones among them."""
     records: tuple[FittedLensRecord, ...]
     """Of those that were read, looked for in vain, or not wanted; empty where none were looked for."""
+    unread: str | None = None
+    """What is said of a stored lens that the one fitted for this probe stands in place of."""
+
+    def with_calibrated(self, lens: FittedLens) -> "Chosen":
+        """The same with the lens that was fitted for this probe."""
+        kind, record = lens.record.kind, fitted_lens_record(lens, named=False)
+        return replace(self, fitted=self.fitted | {kind: lens}, records=(*self.records, record))
 
     def bind(self, model: CausalLM) -> tuple[Lens, ...]:
         """The lenses, bound to the model's norms, on its device."""
@@ -53,9 +63,10 @@ class Chosen:
 
     @property
     def passed_over(self) -> tuple[str, ...]:
-        """For each fitted lens that was looked for and is not used, the reason."""
+        """For each fitted lens that was looked for, or lies there, and is not used, the reason."""
         in_vain = ("missing", "refused")
-        return tuple(f"no {lens.kind} lens: {lens.reason}" for lens in self.records if lens.status in in_vain)
+        vain = (f"no {lens.kind} lens: {lens.reason}" for lens in self.records if lens.status in in_vain)
+        return (*vain, *((self.unread,) if self.unread else ()))
 
 
 def choose_lenses(
@@ -63,7 +74,8 @@ def choose_lenses(
     names: Sequence[str] | None,
     default: Sequence[str],
     lens_dir: str | Path | None,
-    calibrated: FittedLens | None = None,
+    *,
+    calibrating: bool = False,
 ) -> Chosen:
     """Find the fitted lenses of a model.
 
@@ -72,30 +84,47 @@ def choose_lenses(
             fitted one that belongs to the model.
         default: the protocol's own.
         lens_dir: folder of fitted lenses, or of one; that of the bundled model where not given.
-        calibrated: a lens that was fitted for this probe, which is read whatever names were asked for.
+        calibrating: whether a ridge lens will be fitted for this probe. It is among the names whatever was asked for,
+            and `with_calibrated` adds it: all that is wrong with the others is found before the time of its fit.
 
     Raises:
-        LensError: a fitted lens that was asked for is not there, damaged, or of another model; `lens_dir` is no folder.
+        LensError: a fitted lens that was asked for is not there, damaged, or of another model; `lens_dir` is no folder;
+            a name that is no lens, or given twice.
     """
     if lens_dir is not None and not Path(lens_dir).is_dir():
         raise LensError(f"{lens_dir}: no such folder; give one that holds fitted lenses, or a lens' own folder.")
     folder = None if lens_dir is None else Path(lens_dir)
     if folder is None and model.source.folder == BUNDLED and BUNDLED_LENSES.is_dir():
         folder = BUNDLED_LENSES
-    given: dict[str, FittedLens] = {} if calibrated is None else {calibrated.record.kind: calibrated}
+    made = (CALIBRATED,) if calibrating else ()
     if names is not None:
-        names = (*names, *(kind for kind in given if kind not in names))  # a name given twice is refused later
-    if folder is None:
-        made = tuple(fitted_lens_record(lens, named=False) for lens in given.values())
-        return Chosen(names if names is not None else (*default, *given), dict(given), made)
+        names = (*names, *(kind for kind in made if kind not in names))
+        check_names(names)
+    fitted: dict[str, FittedLens] = {}
+    records: tuple[FittedLensRecord, ...] = ()
+    if folder is not None:
+        fitted, records = _in_folder(model, names, folder, [kind for kind in FITTED_NAMES if kind not in made])
+    unread = None
+    if folder is not None and calibrating and _holds(folder, CALIBRATED):
+        unread = f"a {CALIBRATED} lens in '{folder.name}' is not read: the one that --calibrate fits stands for it"
+    chosen = Chosen(tuple(names) if names is not None else (*default, *fitted, *made), fitted, records, unread)
+    if calibrating and (others := [name for name in chosen.names if name not in made]):
+        replace(chosen, names=tuple(others)).bind(model)  # raises for one that is not there
+    return chosen
+
+
+def _in_folder(
+    model: CausalLM, names: Sequence[str] | None, folder: Path, kinds: Sequence[Kind]
+) -> tuple[dict[str, FittedLens], tuple[FittedLensRecord, ...]]:
+    """Of these kinds the lenses that a folder holds for a model, and what is recorded of each kind.
+
+    Raises:
+        LensError: one that was asked for is not there, damaged, or of another model.
+    """
     fitted: dict[str, FittedLens] = {}
     records = []
-    for kind in FITTED_NAMES:
-        if kind in given:
-            fitted[kind] = given[kind]
-            records.append(fitted_lens_record(given[kind], named=False))
-            continue
-        if kind in ON_DEMAND and (kind not in names if names is not None else not look_for(folder, kind)[0]):
+    for kind in kinds:
+        if kind in ON_DEMAND and (kind not in names if names is not None else not _holds(folder, kind)):
             continue
         if names is None:
             lens = _if_there(model, kind, folder.resolve())
@@ -106,7 +135,15 @@ def choose_lenses(
         if isinstance(lens, FittedLens):
             fitted[kind] = lens
         records.append(fitted_lens_record(lens) if isinstance(lens, FittedLens) else lens)
-    return Chosen(tuple(names) if names is not None else (*default, *fitted), fitted, tuple(records))
+    return fitted, tuple(records)
+
+
+def _holds(folder: Path, kind: Kind) -> bool:
+    """Whether lenses of a kind lie in a folder; not in one that cannot be listed, of which the other kinds tell."""
+    try:
+        return bool(look_for(folder, kind)[0])
+    except LensError:
+        return False
 
 
 def _if_there(model: CausalLM, kind: Kind, folder: Path) -> FittedLens | FittedLensRecord:

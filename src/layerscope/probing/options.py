@@ -35,8 +35,8 @@ class ProbeOptions(OpenOptions):
     calibrate: Path | str | None = None
     """Text to fit a `ridge` lens on first and read through it too: a .txt, .jsonl or .parquet file, or a data set's id
     on the Hub."""
-    tokens: str = "20k"
-    """How much of that text to read, as 20k or 1M tokens."""
+    tokens: str | int | None = None
+    """How much of that text to read, as 500k or 1M tokens; default: 20k."""
     answer_form: AnswerForm = "auto"
     """How answers follow their prompts: `auto` (as the suite has it, else as the model itself prefers; protocol
     published: after a space wherever possible), `space` or `none`."""

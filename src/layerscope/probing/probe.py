@@ -22,7 +22,7 @@ from layerscope.model.residuals import Residuals
 from layerscope.options import keywords
 from layerscope.peak import peak_gflops
 from layerscope.probing.auxiliary_inputs import AuxiliaryInputs, choose_auxiliary_inputs
-from layerscope.probing.calibration import calibrated
+from layerscope.probing.calibration import calibrated, tokens_to_read
 from layerscope.probing.chats import template_options
 from layerscope.probing.encode import Encoded, Reading, encode
 from layerscope.probing.fit_estimate import fit_line
@@ -102,12 +102,12 @@ def probe(request: ProbeRequest) -> Run:
     opened = _open(request, rules)
     encoded = judged_by(encode(suite, opened, positions, _reading(request, rules)), request.judge)
     watcher = request.observer or Silent()
-    calibration = None
+    chosen = choose_lenses(opened, requested, rules.lenses, request.lens_dir, calibrating=request.calibrate is not None)
     if request.calibrate is not None:
         seconds.stages["calibration_s"] = 0.0
         with seconds.stage("calibration_s"):
-            calibration = calibrated(opened, request.calibrate, request.tokens, request.seed, watcher)
-    chosen = choose_lenses(opened, requested, rules.lenses, request.lens_dir, calibration)
+            lens = calibrated(opened, request.calibrate, tokens_to_read(request), request.seed, watcher)
+        chosen = chosen.with_calibrated(lens)
     bound = chosen.bind(opened)
     settings = Settings(rules, bound, positions, request.top_k, request.seed, request.second_forward)
     auxiliary = choose_auxiliary_inputs(opened, encoded, rules)
@@ -145,11 +145,13 @@ def _choices(options: ProbeOptions) -> tuple[Protocol, tuple[str, ...] | None]:
     Raises:
         RunError: no such protocol.
         LensError: a top_k, seed or second forward that cannot be.
+        CorpusError: a number of tokens that is none, or is given without a text.
     """
     if options.top_k < 1:
         raise LensError(f"top_k should be at least 1, but it is {options.top_k}.")
     if not -(2**63) <= options.seed < 2**63:
         raise LensError(f"A seed is a 64-bit integer, but it is {options.seed}.")
+    tokens_to_read(options)
     rules = protocol_of(options.protocol)
     if options.second_forward not in SECOND_FORWARD:
         raise LensError(

@@ -52,6 +52,7 @@ def asked_of_twin(options: ProbeOptions, headline: str) -> dict[str, Any]:
         "lenses": tuple(lenses),
         "lens_dir": None,
         "calibrate": None,
+        "tokens": None,
         "positions": "last",
         "second_forward": "off",
         "control": "none",

@@ -6,6 +6,7 @@ from layerscope.analysis.curve_shapes import listed_layers
 from layerscope.analysis.fitted_lens_audit import AttributedGain, FittedLensAudit
 from layerscope.analysis.percentiles import depth_layer
 from layerscope.analysis.raw_comparison import Comparison
+from layerscope.published.layout import PUBLISHED_LENS_NAMES
 from layerscope.report.cited.claims import Citation, Claim, Unit
 from layerscope.report.cited.document import Block, Name, Row, Section, Sentence, paragraph, row, sentence
 from layerscope.report.evaluation.quotes import D, Path, Quotes, layer_cell, table
@@ -14,6 +15,10 @@ _FULL = (D, "raw_lens_full")
 SHARES = (
     "Shares of layers at least {} and {} bits from the raw lens, layers with rank 1 under the headline lens alone, and "
     "the score. At the last layer the headline lens is the model's own head, so the second row is the fairer one."
+)
+UNLISTED = (
+    "The run was read through the lens {} too. Published files have no table of its rows, so no figure of it can be "
+    "cited here; the run's verdict says what it gains."
 )
 AGAINST = (
     "Lens {} against {}: {}. A difference of layers is fitted less headline (negative is earlier), one of KL is "
@@ -104,6 +109,8 @@ def fitted(quotes: Quotes) -> Section:
         audit = quotes.diagnostics.fitted_lenses.get(lens)
         blocks.append(paragraph(_absent(quotes, lens)) if audit is None else _audit(quotes, audit))
     blocks += _attribution(quotes)
+    others = [lens for lens in quotes.diagnostics.fitted_lenses if lens not in PUBLISHED_LENS_NAMES]
+    blocks += [paragraph(sentence(UNLISTED, Name(lens))) for lens in others]
     return Section("Prism and tuned lens", tuple(blocks))
 
 

@@ -26,8 +26,14 @@ def fitted_section(runs: Sequence[Compared]) -> Section:
         "change of a layer is the fitted lens less the headline one, so negative is earlier. Changes in bits belong to "
         "one model each.",
     )
+    ridge = of_runs(
+        "A ridge lens was read too for {}; published files have no table of its rows, so no figure of it stands here.",
+        [run for run in runs if "ridge" in run.diagnostics.fitted_lenses],
+    )
     return Section(
-        "Prism and tuned lenses", (paragraph(signs),), tuple(_lens_section(runs, lens) for lens in ("prism", "tuned"))
+        "Prism and tuned lenses",
+        (paragraph(signs), *remarks(ridge)),
+        tuple(_lens_section(runs, lens) for lens in ("prism", "tuned")),
     )
 
 

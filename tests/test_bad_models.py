@@ -263,6 +263,7 @@ def test_a_folder_without_weights_is_refused(folder: Path):
     )
 
 
+@pytest.mark.slow
 def test_a_pickle_is_refused_with_a_command_that_converts_it(folder: Path, tmp_path: Path):
     before = CausalLM.open(folder, device="cpu").forward([[1, 2, 3]])
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")

@@ -368,7 +368,7 @@ def test_the_button_turns_light_into_dark_and_back(one: Path, open_page: Open):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("desktop-light", {}),
+        slow("desktop-light", {}),
         slow("desktop-dark", {"color_scheme": "dark"}),
         slow("phone-light", {"viewport": PHONE, "is_mobile": True, "has_touch": True}),
     ],

@@ -65,6 +65,7 @@ def test_away_from_a_terminal_progress_is_plain_lines_on_stderr(probed):
     assert lines[1:] == ["blocks 12 of 12", "vocabulary 2048 of 2048"]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar_over_blocks_and_one_over_the_vocabulary(tmp_path: Path):
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
@@ -244,7 +245,9 @@ def test_models_lists_every_family_and_by_what_test_it_is_verified(monkeypatch):
     assert "tests/test_families.py" in shown
 
 
-@pytest.mark.parametrize("command", [[], ["probe"], ["show"], ["export"], ["models"]])
+@pytest.mark.parametrize(
+    "command", [[], pytest.param(["probe"], marks=pytest.mark.slow), ["show"], ["export"], ["models"]]
+)
 def test_help_ends_with_three_commands_that_work_as_they_stand(command, probed, tmp_path):
     cwd, _ = probed
     shutil.copytree(cwd / "runs", tmp_path / "runs")  # examples of `show` and `export` need a run

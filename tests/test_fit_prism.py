@@ -158,6 +158,7 @@ fit_prism(model, corpus_for(model, Path({text!r})), Path({out!r}), PrismSettings
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
 def test_a_process_that_is_killed_leaves_what_another_goes_on_with(
     undisturbed: LensRecord, bundled: CausalLM, text: Path, tmp_path: Path

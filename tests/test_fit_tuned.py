@@ -169,6 +169,7 @@ def test_layers_that_were_finished_are_not_fitted_again(bundled: CausalLM, text:
     assert asked == [3]
 
 
+@pytest.mark.slow
 def test_a_killed_fit_on_drawn_ids_goes_on_to_the_same_weights(
     bundled: CausalLM, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -55,6 +55,18 @@ def test_the_library_is_chosen_once(monkeypatch):
     assert not timed
 
 
+@needs_onednn
+@pytest.mark.parametrize(("times_as_fast", "library"), [(0.9, "mkl"), (1.2, "mkl"), (2.0, "onednn")])
+def test_what_was_chosen_on_a_machine_stays_so(times_as_fast, library, tmp_path, monkeypatch):
+    """Or a run would not repeat where one start of a process found the machine busier than another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(products, "_times_as_fast", lambda: times_as_fast)
+    assert fastest.__wrapped__() == library
+    assert len(list((tmp_path / "layerscope").iterdir())) == 1
+    monkeypatch.setattr(products, "_times_as_fast", lambda: 3.0 - times_as_fast)
+    assert fastest.__wrapped__() == library
+
+
 @LIBRARIES
 @pytest.mark.parametrize("n_rows", [3, 300])
 def test_room_for_the_result_changes_nothing_of_it(library: str, n_rows: int, monkeypatch):

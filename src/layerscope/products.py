@@ -9,8 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layerscope.machine import keep, kept, machine
+
 Library: TypeAlias = Literal["mkl", "onednn"]
 
+_NAME = "onednn-times-as-fast"
 CLEARLY = 1.25
 """How many times as fast oneDNN has to be to be taken: a choice that hung on noise would change the last digits of a
 run from one start to the next."""
@@ -38,7 +41,7 @@ def product(
 
 @cache
 def fastest() -> Library:
-    """The library for float32 products here, measured once in a process.
+    """The library for float32 products here: measured once on a machine, and kept in the user's cache folder.
 
     MKL, torch's own choice, multiplies with AVX2 on processors other than Intel's, whatever they have; oneDNN asks the
     processor. On an EPYC with AVX-512 that is 92 against 200 GFLOP/s a core. Where both ask, neither is clearly faster,
@@ -46,6 +49,16 @@ def fastest() -> Library:
     """
     if not _has_onednn():
         return "mkl"
+    key = machine()
+    times_as_fast = kept(_NAME).get(key)
+    if times_as_fast is None:
+        times_as_fast = _times_as_fast()
+        keep(_NAME, key, times_as_fast)
+    return "onednn" if times_as_fast > CLEARLY else "mkl"
+
+
+def _times_as_fast() -> float:
+    """How many times as fast oneDNN is."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(_OUT, _IN, generator=generator)
     rows = torch.randn(_ROWS, _IN, generator=generator)
@@ -53,7 +66,8 @@ def fastest() -> Library:
         # In turn, and each at its best: a moment in which the machine is busy with something else tells nothing.
         both = [(_seconds(_torch, rows, weight), _seconds(_onednn, rows, weight)) for _ in range(8)]
     by_torch, by_onednn = (min(times) for times in zip(*both, strict=True))
-    return "onednn" if by_torch > CLEARLY * by_onednn else "mkl"
+    ratio: float = by_torch / by_onednn
+    return ratio
 
 
 def _has_onednn() -> bool:

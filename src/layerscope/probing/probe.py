@@ -35,6 +35,7 @@ from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, bos_against_family, run_metadata
 from layerscope.probing.shuffled_control import asked_of_twin, control_scope, with_twin
 from layerscope.probing.whole_answers import Forcing, judged_by
+from layerscope.products import fastest
 from layerscope.progress import Observer, Silent
 from layerscope.readout.compiled import load_ahead
 from layerscope.readout.decode import pays
@@ -81,6 +82,7 @@ class Seconds:
             start_s=max(0.0, total - sum(self.stages.values())),
             total_s=total,
             sweep_engine=max(self.work.engines, default=None),
+            product_library=fastest() if device.type == "cpu" else None,
             sweep_gflops=rate,
             peak_gflops=peak_gflops(at_least=rate or 0.0) if device.type == "cpu" else None,
             **self.stages,

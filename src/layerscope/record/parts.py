@@ -317,6 +317,9 @@ class TimingsRecord(RecordModel):
         description="What took the sweep's statistics: compiled loops, or torch's operations one by one; the slower "
         "where there are several batches.",
     )
+    product_library: Literal["mkl", "onednn"] | None = Field(
+        None, description="Which of torch's CPU libraries made float32 products; null on other devices than a CPU."
+    )
     sweep_gflops: float | None = Field(
         None,
         description="Billions of floating-point operations a second of the sweep's own products, over all the time in "

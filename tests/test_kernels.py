@@ -138,7 +138,7 @@ def test_the_peak_is_measured_once_and_again_where_it_was_passed(tmp_path, monke
     file = tmp_path / "layerscope" / "peak-gflops.json"
     (key,) = json.loads(file.read_text())
     file.write_text(json.dumps({key: 1234.5, "another machine": 1.0}))
-    assert peak.peak_gflops() == 1234.5 == peak.peak_gflops(at_least=1000)
+    assert peak.peak_gflops() == 1234.5 == peak.peak_gflops(at_least=1000.0)
     assert peak.peak_gflops(at_least=2e6) == 2e6
     assert json.loads(file.read_text()) == {key: 2e6, "another machine": 1.0}
 

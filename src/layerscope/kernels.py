@@ -8,7 +8,7 @@ for it. All of it is in one file, since kept code is only made anew where its ow
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 Array = Any
-"""A NumPy array; the compiler knows its type."""
+"""A NumPy array; the compiler knows its type, and no other checker of types has a say in what it compiles."""
 
 _REORDER = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be taken in any order. Nothing is assumed of NaN and infinities, which stay what they are."""
@@ -52,6 +52,7 @@ _LOWEST, _HIGHEST = np.int32(-(2**31)), np.int32(2**31 - 1)
 
 
 @intrinsic
+@no_type_check
 def _float_of_bits(context: Any, bits: Any) -> Any:
     """The float32 with these 32 bits."""
 
@@ -62,6 +63,7 @@ def _float_of_bits(context: Any, bits: Any) -> Any:
 
 
 @_compiled()
+@no_type_check
 def exponential_32(x: np.float32) -> float:
     """exp(x) of a float32 that is not positive, off by less than 2^-24 of itself; 0 below -87.3.
 
@@ -84,6 +86,7 @@ def exponential_32(x: np.float32) -> float:
 
 
 @_compiled()
+@no_type_check
 def _ordered(bits: np.int32) -> np.int32:
     """An integer that is ordered as the float32 with these bits, and the other way round.
 
@@ -94,6 +97,7 @@ def _ordered(bits: np.int32) -> np.int32:
 
 
 @_compiled()
+@no_type_check
 def _extremes(row: Array) -> tuple[np.int32, np.int32]:
     """The `ordered` largest and smallest of a row; beyond those of the infinities where there is a NaN."""
     bits = row.view(np.int32)
@@ -105,6 +109,7 @@ def _extremes(row: Array) -> tuple[np.int32, np.int32]:
 
 
 @_compiled(reorder=True)
+@no_type_check
 def _count_above(row: Array, threshold: np.float32) -> np.int32:
     """How many numbers of a row are larger."""
     count = np.int32(0)
@@ -114,6 +119,7 @@ def _count_above(row: Array, threshold: np.float32) -> np.int32:
 
 
 @_compiled(reorder=True)
+@no_type_check
 def _products(row: Array, other: Array) -> tuple[float, float, float]:
     """Sum of a row, of its squares, and of its products with another; terms float32, sums float64."""
     total, squares, shared = 0.0, 0.0, 0.0
@@ -126,6 +132,7 @@ def _products(row: Array, other: Array) -> tuple[float, float, float]:
 
 
 @_compiled(reorder=True)
+@no_type_check
 def _products_without_bias(row: Array, other: Array, bias: Array) -> tuple[float, float, float]:
     """The same of a row whose bias is taken off; `other` has none."""
     total, squares, shared = 0.0, 0.0, 0.0
@@ -138,6 +145,7 @@ def _products_without_bias(row: Array, other: Array, bias: Array) -> tuple[float
 
 
 @_compiled(reorder=True)
+@no_type_check
 def _exponential_sums(row: Array, final: Array, peak: np.float32) -> tuple[float, float, float]:
     """With x = z - peak, the sums of e^x, of e^x x and of e^x (x - final)."""
     weight, moment, difference = 0.0, 0.0, 0.0
@@ -158,12 +166,14 @@ _PIECE = 64
 
 
 @_compiled()
+@no_type_check
 def _ahead(value: np.float32, token_id: int, other: np.float32, other_id: int) -> bool:
     """Whether a logit is better than another: larger, or equal with the smaller id."""
     return bool(value > other or (value == other and token_id < other_id))
 
 
 @_compiled()
+@no_type_check
 def _select(values: Array, ids: Array, n: int, k: int) -> None:
     """Bring the best k of the first n entries to the front, the worst of them last (Hoare's selection, 1961)."""
     low, high, at = 0, n - 1, k - 1
@@ -187,6 +197,7 @@ def _select(values: Array, ids: Array, n: int, k: int) -> None:
 
 
 @_compiled()
+@no_type_check
 def _largest(bits: Array, start: int, stop: int) -> np.int32:
     """The `_ordered` largest of a piece of a row, of which these are the bits."""
     largest = _LOWEST
@@ -196,6 +207,7 @@ def _largest(bits: Array, start: int, stop: int) -> np.int32:
 
 
 @_compiled()
+@no_type_check
 def _keep_largest(
     row: Array, start: int, values: Array, ids: Array, filled: int, threshold: np.float32
 ) -> tuple[int, np.float32]:
@@ -221,6 +233,7 @@ def _keep_largest(
 
 
 @_compiled()
+@no_type_check
 def _raise_peak(new: np.float32, peak: np.float32, sums: Array) -> None:
     """Make a row's sums relative to a new, larger peak; see `VocabularyStatistics`."""
     rise, shrink = 0.0, 0.0
@@ -234,6 +247,7 @@ def _raise_peak(new: np.float32, peak: np.float32, sums: Array) -> None:
 
 
 @_compiled()
+@no_type_check
 def _add_exponentials(row: Array, final: Array, high: np.float32, peak: np.float32, sums: Array) -> None:
     """Take a row's part, whose largest logit is `high`, into the sums that are relative to its peak."""
     if not high > peak:
@@ -253,6 +267,7 @@ def _add_exponentials(row: Array, final: Array, high: np.float32, peak: np.float
 
 
 @_compiled()
+@no_type_check
 def count_and_keep(
     linear: Array,
     start: int,
@@ -290,6 +305,7 @@ def count_and_keep(
 
 
 @_compiled()
+@no_type_check
 def add_sums(
     logits: Array, own_final: Array, shifted_final: Array, bias: Array, peak: Array, low: Array, sums: Array
 ) -> None:
@@ -339,6 +355,7 @@ _TINY = 1e-300
 
 
 @intrinsic
+@no_type_check
 def _double_of_bits(context: Any, bits: Any) -> Any:
     """The float64 with these 64 bits."""
 
@@ -349,6 +366,7 @@ def _double_of_bits(context: Any, bits: Any) -> Any:
 
 
 @intrinsic
+@no_type_check
 def _bits_of_double(context: Any, value: Any) -> Any:
     """The 64 bits of a float64."""
 
@@ -359,6 +377,7 @@ def _bits_of_double(context: Any, value: Any) -> Any:
 
 
 @_compiled()
+@no_type_check
 def exponential_64(x: float) -> float:
     """exp(x) in float64 for x up to 700, to a few units in the last place; 0 below -708 (Taylor series to order 13)."""
     above = max(x, _SMALLEST_EXPONENT_64)
@@ -383,6 +402,7 @@ def exponential_64(x: float) -> float:
 
 
 @_compiled()
+@no_type_check
 def logarithm_64(x: float) -> float:
     """ln(x) in float64 of a normal positive number, to a few units in the last place (series of the area tangent)."""
     bits = _bits_of_double(x)
@@ -408,6 +428,7 @@ def logarithm_64(x: float) -> float:
 
 
 @_compiled(reorder=True)
+@no_type_check
 def _pair_sums(
     p_row: Array, q_row: Array, p_lse: float, q_lse: float, floor: float
 ) -> tuple[float, float, float, float, float, float]:
@@ -428,6 +449,7 @@ def _pair_sums(
 
 
 @_compiled()
+@no_type_check
 def add_pairs(
     p_rows: Array, q_rows: Array, p_lse: Array, q_lse: Array, floor: float, places: Array, sums: Array
 ) -> None:
@@ -455,6 +477,7 @@ def add_pairs(
 
 
 @_compiled(reorder=True)
+@no_type_check
 def _tempered_sums(row: Array, floored_log_q: Array, peak: float, sharpness: float) -> tuple[float, float]:
     """The sums of `add_tempered` over a piece of a row."""
     mass, gap = 0.0, 0.0
@@ -467,6 +490,7 @@ def _tempered_sums(row: Array, floored_log_q: Array, peak: float, sharpness: flo
 
 
 @_compiled()
+@no_type_check
 def add_tempered(rows: Array, floored_log_q: Array, peak: Array, sharpness: Array, places: Array, sums: Array) -> None:
     """With w = exp((z - peak) sharpness), take logits z into the sums of w and of w (ln w - ln q).
 

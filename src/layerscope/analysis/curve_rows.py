@@ -130,12 +130,13 @@ class CurveRows(Sequence[Mapping[str, Any]]):
         """A row, or some of them."""
         if isinstance(place, slice):
             return tuple(self)[place]
-        return _Row(self, {}, range(len(self))[place])
+        return _Row(self._columns, (self._start, self._stop), {}, range(len(self))[place])
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         """The rows; a column that one of them is asked for is read for all."""
         read: dict[str, list[Any]] = {}
-        return (_Row(self, read, place) for place in range(len(self)))
+        span = self._start, self._stop
+        return (_Row(self._columns, span, read, place) for place in range(len(self)))
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -152,21 +153,21 @@ class CurveRows(Sequence[Mapping[str, Any]]):
 class _Row(Mapping[str, Any]):
     """One row, whose values are looked up where they are asked for."""
 
-    __slots__ = ("_place", "_read", "_rows")
+    __slots__ = ("_columns", "_place", "_read", "_span")
 
-    def __init__(self, rows: CurveRows, read: dict[str, list[Any]], place: int) -> None:
-        self._rows, self._read, self._place = rows, read, place
+    def __init__(self, columns: RowColumns, span: tuple[int, int], read: dict[str, list[Any]], place: int) -> None:
+        self._columns, self._span, self._read, self._place = columns, span, read, place
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._read:
-            self._read[name] = self._rows.column(name)
+            self._read[name] = self._columns.values(name, *self._span)
         return self._read[name][self._place]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rows.names)
+        return iter(self._columns.schema)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._rows.names)
+        return sum(1 for _ in self._columns.schema)
 
 
 def numbers_of(values: Sequence[Any]) -> Numbers:

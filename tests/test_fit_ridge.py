@@ -159,7 +159,7 @@ def test_at_the_last_layer_a_calibrated_probe_is_the_model_itself(calibrated: Ru
     ("seconds", "words"), [(3, "5 s"), (41, "40 s"), (80, "1 min"), (700, "12 min"), (5600, "2 h"), (40_000, "11 h")]
 )
 def test_a_time_is_said_to_two_digits_at_most(seconds: float, words: str):
-    assert in_words(seconds) == words
+    assert in_words(float(seconds)) == words
 
 
 def test_a_layers_regressions_take_about_the_time_that_is_said_of_them():

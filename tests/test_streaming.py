@@ -290,6 +290,21 @@ def test_a_pass_that_breaks_off_leaves_no_thread_and_no_open_file(tiny):
         assert len(list(descriptors.iterdir())) == open_files
 
 
+def test_copies_of_tensors_are_read_ahead_and_never_emptied(tiny, monkeypatch):
+    """Were tensors read in place of mapped, forgetting pages by their address would leave zeros."""
+    usual = Checkpoint(tiny("qwen3"))
+    assert all(piece.address is not None for piece in usual.pieces(usual.names))
+    monkeypatch.setattr(mmap, "PAGESIZE", 2 * max(usual._mapped_at.values()))  # no address is a multiple of that
+    copied = Checkpoint(tiny("qwen3"))
+    pieces = list(copied.pieces(copied.names))
+    assert pieces and all(piece.address is None for piece in pieces)
+    before = {name: copied.tensor(name).clone() for name in copied.names}
+    for piece in pieces:
+        piece.bring_in()
+    copied.let_go(copied.names)
+    assert all(copied.tensor(name).equal(kept) for name, kept in before.items())
+
+
 def test_what_leaves_the_page_cache_can_be_read_again(tiny, monkeypatch):
     model = CausalLM.open(tiny("mixtral"), device="cpu")
     kept = model.forward(PROMPTS).values

@@ -107,8 +107,8 @@ class Piece:
     file: Path
     start: int
     """First byte in the file."""
-    address: int
-    """Where that byte is mapped."""
+    address: int | None
+    """Where that byte is mapped; None where it is not known to be."""
     size: int
     """Bytes."""
 
@@ -122,12 +122,11 @@ class Piece:
             OSError: the disk cannot be read.
         """
         madvise = _madvise()
-        if madvise is not None:
+        if madvise is not None and self.address is not None:
             first = self.address // mmap.PAGESIZE * mmap.PAGESIZE
             failed = madvise(first, self.address + self.size - first, _POPULATE_READ)
-            if (
-                failed == errno.EFAULT
-            ):  # a page that cannot be had: beyond the file's end, or its disk or server is gone
+            if failed == errno.EFAULT:
+                # A page that cannot be had: it is beyond the file's end, or its disk or server is gone.
                 if self.file.stat().st_size < self.start + self.size:
                     raise self._cut_short()
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.file))
@@ -157,6 +156,14 @@ class Piece:
             f"{self.file.name} should hold tensor '{self.name}' to its end, but it is shorter than when it was opened "
             f"({self.file.stat().st_size:,} bytes now); fetch it again, and leave it alone while it is read."
         )
+
+
+def _page(address: int) -> int | None:
+    """An address at which a file can be mapped; None for one that is no page's, as where tensors are copies.
+
+    The kernel is told to forget pages by their address, which would empty a copy.
+    """
+    return address if address % mmap.PAGESIZE == 0 else None
 
 
 @cache
@@ -189,10 +196,10 @@ class Checkpoint:
         self._handles: dict[Path, Any] = {file: _open(file) for file in _shards(folder)}
         self._file_of = {name: file for file, handle in self._handles.items() for name in handle.keys()}  # noqa: SIM118
         self._places = {name: place for file in self._handles for name, place in _places(file)}
-        # Where a file's first byte is mapped, or would be: told by any of its tensors that is not empty.
+        # Where a file's first byte is mapped: told by any of its tensors that is not empty.
         one_of = {place.file: name for name, place in self._places.items() if place.start < place.stop}
         self._mapped_at = {
-            file: self._handles[file].get_tensor(name).data_ptr() - self._places[name].start
+            file: _page(self._handles[file].get_tensor(name).data_ptr() - self._places[name].start)
             for file, name in one_of.items()
         }
         self.bytes_on_disk = sum(file.stat().st_size for file in self._handles)
@@ -226,10 +233,10 @@ class Checkpoint:
             place = self._places[name]
             if place.start == place.stop:
                 continue
-            address = self._mapped_at[place.file] + place.start
+            base = self._mapped_at[place.file]
             for start in range(place.start, place.stop, PIECE_BYTES):
                 size = min(PIECE_BYTES, place.stop - start)
-                yield Piece(name, place.file, start, address + start - place.start, size)
+                yield Piece(name, place.file, start, None if base is None else base + start, size)
 
     def let_go(self, names: Iterable[str]) -> None:
         """Let the page cache forget some tensors, so that others' files stay in it; they can still be read."""
@@ -243,6 +250,8 @@ class Checkpoint:
             descriptor = os.open(file, os.O_RDONLY)
             try:
                 for piece in pieces:
+                    if piece.address is None:
+                        continue
                     # Only what is mapped nowhere is forgotten, and of the pages at the ends a neighbour has a part.
                     first = -(-piece.address // mmap.PAGESIZE) * mmap.PAGESIZE
                     if first < piece.address + piece.size:

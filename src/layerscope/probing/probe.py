@@ -81,7 +81,7 @@ class Seconds:
         return TimingsRecord(
             start_s=max(0.0, total - sum(self.stages.values())),
             total_s=total,
-            sweep_engine=max(self.work.engines, default=None),
+            sweep_engine=self.work.slowest_engine,
             product_library=fastest() if device.type == "cpu" else None,
             sweep_gflops=rate,
             peak_gflops=peak_gflops(at_least=rate or 0.0) if device.type == "cpu" else None,
@@ -235,9 +235,7 @@ def _run_batches(
     tokens = model.tokens
     trivial = tokens.trivial_or_special if settings.protocol.bos_of_tokenizer else tokens.trivial
     device = model.placement.device
-    n_rows = sum(len(e.query.positions) for e in encoded) * (model.n_layers + 1) * len(settings.lenses)
-    if pays(n_rows, model.unembedding):
-        load_ahead()
+    _load_loops_ahead(model, encoded, settings)
     ran_out = (
         f"The memory of {device} ran out, although the plan of {format_bytes(planned_bytes(parts))} was within the "
         "budget; give a smaller --memory, so that the work is cut into smaller parts."
@@ -287,6 +285,13 @@ def _run_batches(
     if once is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
     return ProbeResult(rows, pl.concat(health), told, once.identity, once.measured)
+
+
+def _load_loops_ahead(model: CausalLM, encoded: Sequence[Encoded], settings: Settings) -> None:
+    """Have the sweep's compiled loops at hand by the time the model has run, where there is enough for them to do."""
+    positions = sum(len(prompt.positions) for prompt in encoded)
+    if pays(positions * (model.n_layers + 1) * len(settings.lenses), model.unembedding):
+        load_ahead()
 
 
 def _identity(model: CausalLM, residuals: Residuals) -> Identity:

@@ -33,6 +33,11 @@ class Work:
     seconds: float = 0.0
     engines: set[Engine] = field(default_factory=set)
 
+    @property
+    def slowest_engine(self) -> Engine | None:
+        """Torch's operations where any sweep was taken by them; None before the first."""
+        return "torch" if "torch" in self.engines else next(iter(self.engines), None)
+
 
 def measure(
     residuals: Float[Tensor, "layer row d_model"],

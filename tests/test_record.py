@@ -575,9 +575,10 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
 
 
 _INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from layerscope.record.store import new_folder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 with new_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     print("writing", flush=True)

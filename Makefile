@@ -37,7 +37,7 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Some twenty minutes on a quiet machine. BENCH="peers --quick" for a piece, or for a trial.
+# Wants a quiet machine. BENCH="peers --quick" for a piece, or for a trial.
 bench: .venv/dev peers
 	$(BIN)/python benchmarks/bench.py --peers-python $(PEERS)/bin/python $(BENCH)
 

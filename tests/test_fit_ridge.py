@@ -24,7 +24,7 @@ from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.moments import RIDGES, Moments
 from layerscope.lenses.lens_folder import FittedLens, ridge_lens
 from layerscope.model.causal_lm import CausalLM
-from layerscope.probing.fit_estimate import SHARE, in_words, passes, product_rate, regression_flop
+from layerscope.probing.fit_estimate import in_words, passes, regression_work
 from layerscope.progress import Silent
 from layerscope.published.layout import Dialect
 from layerscope.report.cited.evidence import Evidence
@@ -175,7 +175,7 @@ def test_a_layers_regressions_take_about_the_time_that_is_said_of_them():
         for penalty in RIDGES:
             regression.ridge(penalty)
         taken.append(time.perf_counter() - start)
-    said = regression_flop(d_model) / (SHARE * product_rate(torch.device("cpu")))
+    said = regression_work(d_model).seconds(torch.device("cpu"))
     assert said / 10 < min(taken) < 10 * said
 
 

@@ -12,8 +12,8 @@ from layerscope import kernels, peak
 from layerscope.readout import compiled, decode
 from layerscope.readout.decode import LEAST_COMPILED, engine_for
 from layerscope.readout.vocabulary import Tile
-from layerscope.readout.workers import Workers
 from layerscope.unembedding import HeadTransform, Unembedding
+from layerscope.workers import Workers
 
 FLOAT64 = 2.0**-53
 
@@ -81,7 +81,7 @@ def test_a_worker_multiplies_by_itself_and_leaves_others_their_threads():
             assert later == [3]
     finally:
         torch.set_num_threads(before)
-    assert not any(thread.name.startswith("sweep") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("layerscope-worker") for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -91,7 +91,7 @@ def test_what_fails_in_a_worker_fails_for_who_waits_and_leaves_no_thread(n):
 
     with pytest.raises(ValueError, match="a tile"), Workers(n) as workers:
         workers.submit(fail).result()
-    assert not any(thread.name.startswith("sweep") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("layerscope-worker") for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("engine", ["compiled", "torch"])

@@ -21,13 +21,15 @@ from torch import nn
 from transformers import LlamaConfig
 
 from layerscope.errors import CheckpointError
-from layerscope.model import causal_lm, streaming
+from layerscope.model import causal_lm, tiles
 from layerscope.model import checkpoint as checkpoint_module
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.checkpoint import Checkpoint, Piece
-from layerscope.model.streaming import StreamedLinear, TileBuffer
+from layerscope.model.checkpoint import Checkpoint, Piece, Place
+from layerscope.model.streaming import StreamedLinear
+from layerscope.model.tiles import Tiles
+from layerscope.model.uncached import Room, UncachedFiles, reads_uncached
 from properties import examples
-from rounding import SINGLE, of_product
+from rounding import SINGLE, of_product, of_residual
 from tiny_models import PROMPTS, TINY, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -55,8 +57,8 @@ def test_a_streamed_linear_equals_a_resident_one(
     bias = resident.bias.detach().clone() if with_bias else None
     x = torch.randn(*batch, n_in, generator=generator)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr(streaming, "TILE_BYTES", tile_bytes)  # from less than a row to all rows at once
-        streamed = StreamedLinear(stored, bias, torch.float32, CPU, TileBuffer(torch.float32, CPU))
+        patch.setattr(tiles, "TILE_BYTES", tile_bytes)  # from less than a row to all rows at once
+        streamed = StreamedLinear(stored, bias, torch.float32, CPU, Tiles(torch.float32, CPU))
         found, expected = streamed(x), resident(x)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=0, atol=2 * of_product(x, resident.weight.detach()) + SINGLE)
@@ -65,9 +67,9 @@ def test_a_streamed_linear_equals_a_resident_one(
 
 
 def test_linears_of_several_widths_share_one_buffer():
-    buffer = TileBuffer(torch.float32, CPU)
+    shared = Tiles(torch.float32, CPU)
     wide, narrow = torch.randn(7, 5).bfloat16(), torch.randn(3, 2).half()
-    layers = [StreamedLinear(stored, None, torch.float32, CPU, buffer) for stored in (wide, narrow)]
+    layers = [StreamedLinear(stored, None, torch.float32, CPU, shared) for stored in (wide, narrow)]
     for _ in range(2):
         for layer, stored in zip(layers, (wide, narrow), strict=True):
             x = torch.randn(4, stored.shape[1])
@@ -139,6 +141,12 @@ def large_checkpoint(folder: Path) -> Path:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def assert_same_pass(model: CausalLM, found: torch.Tensor, expected: torch.Tensor):
+    """Of two passes of which each takes its own tiles and threads, so that sums are in another order."""
+    atol = of_residual(model.n_layers, model.d_model) * float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 # --- What a pass leaves behind
@@ -305,7 +313,9 @@ def test_copies_of_tensors_are_read_ahead_and_never_emptied(tiny, monkeypatch):
     assert all(copied.tensor(name).equal(kept) for name, kept in before.items())
 
 
-def test_what_leaves_the_page_cache_can_be_read_again(tiny, monkeypatch):
+@pytest.mark.parametrize("uncached", [True, False])
+def test_what_leaves_the_page_cache_can_be_read_again(uncached: bool, tiny, monkeypatch):
+    monkeypatch.setattr(causal_lm, "reads_uncached", lambda: uncached and reads_uncached())
     model = CausalLM.open(tiny("mixtral"), device="cpu")
     kept = model.forward(PROMPTS).values
     gone: list[str] = []
@@ -320,5 +330,114 @@ def test_what_leaves_the_page_cache_can_be_read_again(tiny, monkeypatch):
     assert gone == []  # it is small: another pass finds it in memory
     monkeypatch.setattr(causal_lm, "keeps_in_page_cache", lambda weight_bytes: False)
     for _ in range(2):
-        assert torch.equal(model.forward(PROMPTS).values, kept)
-    assert len(gone) == 2 * sum(bool(re.search(r"\.layers\.", name)) for name in model.checkpoint.names)
+        assert_same_pass(model, model.forward(PROMPTS).values, kept)
+    past = {m.place.name for m in model._module.modules() if isinstance(m, StreamedLinear) and m.place is not None}
+    through = {name for name in model.checkpoint.names if re.search(r"\.layers\.", name)}
+    assert past and past < through
+    if uncached and reads_uncached():  # vectors were read when the model was opened
+        through = {name for name in through - past if len(model.checkpoint.shape(name)) > 1}
+    assert sorted(gone) == sorted([*through, *through])
+
+
+# --- Reading past the page cache
+
+NEEDS_ADVICE = pytest.mark.skipif(not reads_uncached(), reason="this system keeps what it reads")
+REFUSALS = ["none", "open", "read"]
+"""Whether a filesystem takes direct reads, and when it says that it does not."""
+
+
+def refuse_direct_reads(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some filesystems do; the flag is Linux's."""
+    usual_open, usual_read = os.open, os.preadv
+    direct: set[int] = set()
+
+    def opened(path: Path, flags: int, *rest: int) -> int:
+        if flags & os.O_DIRECT and when == "open":
+            raise OSError(errno.EINVAL, "no")
+        descriptor = usual_open(path, flags, *rest)
+        (direct.add if flags & os.O_DIRECT else direct.discard)(descriptor)
+        return descriptor
+
+    def read(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if descriptor in direct and when == "read":
+            raise OSError(errno.EINVAL, "no")
+        return usual_read(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "preadv", read)
+
+
+@NEEDS_ADVICE
+@pytest.mark.parametrize("refused", REFUSALS)
+def test_rows_read_past_the_page_cache_are_those_in_the_file(refused: str, tmp_path: Path, monkeypatch):
+    refuse_direct_reads(refused, monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "odd": torch.randn(3, 5, generator=generator).bfloat16(),  # so that the next one begins at no page, nor ends
+        "matrix": torch.randn(801, 67, generator=generator).bfloat16(),
+        "single": torch.randn(7, 1031, generator=generator),
+        "half": torch.randn(1, 4099, generator=generator).half(),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    checkpoint, files, room = Checkpoint(tmp_path), UncachedFiles(), Room()
+    for name, tensor in tensors.items():
+        n = len(tensor)
+        for start, stop in {(0, n), (0, 1), (n - 1, n), (n // 3, n // 2 + 1)}:
+            rows = files.rows(checkpoint.place(name), checkpoint.tensor(name), start, stop, room)
+            assert rows.dtype == tensor.dtype and torch.equal(rows, tensor[start:stop])
+    assert [file.direct for file in files._files.values()] == [refused == "none"]
+    files.close()
+
+
+@NEEDS_ADVICE
+@pytest.mark.parametrize("name", TINY)
+def test_a_model_that_is_not_kept_is_read_past_the_page_cache(name: str, tiny, monkeypatch):
+    """It gives the same, and what is read so is not read ahead besides."""
+    model = CausalLM.open(tiny(name), device="cpu")
+    kept = model.forward(PROMPTS[:2])
+    monkeypatch.setattr(causal_lm, "keeps_in_page_cache", lambda weight_bytes: False)
+    ahead: list[str] = []
+    past: set[str] = set()
+    bring_in, rows = Piece.bring_in, UncachedFiles.rows
+
+    def brought_in(piece: Piece) -> None:
+        ahead.append(piece.name)
+        bring_in(piece)
+
+    def read(files: UncachedFiles, place: Place, *rest: object) -> torch.Tensor:
+        past.add(place.name)
+        return rows(files, place, *rest)
+
+    monkeypatch.setattr(Piece, "bring_in", brought_in)
+    monkeypatch.setattr(UncachedFiles, "rows", read)
+    not_kept = model.forward(PROMPTS[:2])
+    assert_same_pass(model, not_kept.values, kept.values)
+    assert_same_pass(model, not_kept.logits, kept.logits)
+    streamed = {m.place.name for m in model._module.modules() if isinstance(m, StreamedLinear) and m.place is not None}
+    assert past <= streamed  # a router may leave experts out
+    assert not past & set(ahead)
+    matrices = {stored for stored in model.checkpoint.names if ".0." in stored and "proj" in stored}
+    assert past or not matrices & streamed
+
+
+@NEEDS_ADVICE
+@pytest.mark.parametrize("refused", REFUSALS)
+def test_a_model_read_past_the_page_cache_leaves_nothing_open_and_says_what_is_cut_short(
+    refused: str, tmp_path: Path, monkeypatch
+):
+    refuse_direct_reads(refused, monkeypatch)
+    monkeypatch.setattr(causal_lm, "keeps_in_page_cache", lambda weight_bytes: False)
+    folder = large_checkpoint(tmp_path)
+    model = CausalLM.open(folder, device="cpu")
+    descriptors = Path("/proc/self/fd")
+    open_files = len(list(descriptors.iterdir())) if descriptors.exists() else 0
+    whole = model.forward([[1, 2, 3]])
+    start = model.checkpoint.place("model.layers.3.mlp.up_proj.weight").start
+    os.truncate(folder / "model.safetensors", start + 5 * 2 * 1024 + 1)  # in the middle of a row
+    done: list[int] = []
+    with pytest.raises(CheckpointError, match=r"model\.safetensors should hold tensor 'model\.layers\.[34]"):
+        model.forward([[1, 2, 3]], progress=lambda i, n: done.append(i))
+    assert done[-1] <= 4 and len(whole.logits) == 1
+    assert readers() == [] and not any("layerscope-worker" in thread.name for thread in threading.enumerate())
+    if open_files:
+        assert len(list(descriptors.iterdir())) == open_files

@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,7 +28,9 @@ from layerscope.model.reading import ReadAhead
 from layerscope.model.residuals import Residuals
 from layerscope.model.shuffled_weights import Shuffle
 from layerscope.model.streaming import Hooks, StreamedLinear, map_names, stream_weights
+from layerscope.model.tiles import Tiles
 from layerscope.model.tokens import Tokens
+from layerscope.model.uncached import reads_uncached
 from layerscope.options import keywords
 from layerscope.unembedding import Norm, Unembedding
 
@@ -95,12 +97,11 @@ class CausalLM:
         self._head_name = names[id(module.get_output_embeddings())]
         blocks = self.architecture.blocks
         self.resident = placement.holds(checkpoint.bytes_on_disk)
+        self._tiles = Tiles(placement.dtype, placement.device)
         self._loaders = stream_weights(
-            module, self._stored, blocks, placement.dtype, placement.device, resident=self.resident
+            module, self._stored, blocks, placement.dtype, placement.device, self._tiles, resident=self.resident
         )
-        # Weights that an accelerator keeps were read when the model was opened, and are not read again.
-        held = {i: loader.names for i, loader in enumerate(self._loaders)}
-        self._reader = ReadAhead(checkpoint, held if self.resident else self._block_names)
+        self._reader = ReadAhead(checkpoint)
         self.next_norms = (*map(self._norm, self.architecture.input_norms), self._norm(self.architecture.final_norm))
         projection = None if family.projection is None else _optional(module, family.projection)
         head: StreamedLinear | nn.Linear = module.get_submodule(self._head_name)
@@ -344,7 +345,13 @@ class CausalLM:
         progress: Callable[[int, int], None],
     ) -> Float[Tensor, "some d_vocab"]:
         reset_rope(self._module)
-        with self._watched(kept, unfold, last, progress):
+        # A weight is wanted once in this pass, so what cannot stay in the page cache need not come there.
+        on_cpu = self.placement.device.type == "cpu"
+        uncached = on_cpu and reads_uncached() and not keeps_in_page_cache(self.checkpoint.bytes_on_disk)
+        with (
+            self._tiles.uncached() if uncached else nullcontext(),
+            self._watched(kept, unfold, last, progress, self._loaded_names if uncached else self._block_names),
+        ):
             return self._run(batch)[:, 0].float()
 
     @torch.inference_mode()
@@ -376,7 +383,7 @@ class CausalLM:
             )
         reset_rope(self._module)
         container = self._module.get_submodule(self.architecture.blocks)
-        self._begin()
+        self._begin(self._block_names)
         try:
             run_blockwise(
                 self._module,
@@ -392,8 +399,10 @@ class CausalLM:
         finally:
             self._let_go()
 
-    def _begin(self) -> None:
-        self._reader.begin(drop=not keeps_in_page_cache(self.checkpoint.bytes_on_disk))
+    def _begin(self, names: Mapping[int, Sequence[str]]) -> None:
+        # Weights that an accelerator keeps were read when the model was opened, and are not read again.
+        names = {i: loader.names for i, loader in enumerate(self._loaders)} if self.resident else names
+        self._reader.begin(names, drop=not keeps_in_page_cache(self.checkpoint.bytes_on_disk))
 
     def _lend(self, i: int) -> None:
         """Give a block its parameters, and begin to read the next one's."""
@@ -437,11 +446,12 @@ class CausalLM:
         unfold: Callable[[Tensor], Tensor],
         last: Sequence[tuple[int, int]],
         progress: Callable[[int, int], None],
+        names: Mapping[int, Sequence[str]],
     ) -> Iterator[None]:
         """Hooks that keep the residual around every block, lend a block its parameters, and read the next one's.
 
         `last` gives, for the prompts whose logits are wanted, the place of the last token in what the model reads, and
-        `unfold` takes the stream there to that of every prompt.
+        `unfold` takes the stream there to that of every prompt. `names` are the tensors that are read ahead.
         """
         container = self._module.get_submodule(self.architecture.blocks)
         head = self._module.get_submodule(self._head_name)
@@ -452,7 +462,7 @@ class CausalLM:
             rows, positions = [row for row, _ in last], [position for _, position in last]
             # The model's own logits are wanted at a prompt's last token alone; whatever it does to them comes after.
             hooks.before(head, lambda module, args, kwargs: ((args[0][rows, positions][:, None],), kwargs))
-            self._begin()
+            self._begin(names)
             try:
                 yield
                 self._reader.wait()  # for the head, which is wanted next
@@ -491,6 +501,12 @@ class CausalLM:
                 names[int(target.removeprefix(prefix).partition(".")[0])] += stored.names
         names[self.n_layers] += self._stored[f"{self._head_name}.weight"].names
         return names
+
+    @property
+    def _loaded_names(self) -> dict[int, list[str]]:
+        """Of them those that are read at once, not a tile at a time."""
+        of_blocks = {i: loader.names for i, loader in enumerate(self._loaders)}
+        return of_blocks | {self.n_layers: self._block_names[self.n_layers]}
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,11 @@ _POPULATE_READ = 22
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a tensor's bytes lie."""
 
+    name: str
+    """The tensor's."""
     file: Path
     start: int
     stop: int
@@ -128,7 +130,7 @@ class Piece:
             if failed == errno.EFAULT:
                 # A page that cannot be had: it is beyond the file's end, or its disk or server is gone.
                 if self.file.stat().st_size < self.start + self.size:
-                    raise self._cut_short()
+                    raise cut_short(self)
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.file))
             if failed == 0:
                 return
@@ -146,16 +148,18 @@ class Piece:
             while at < stop:
                 read = os.preadv(descriptor, [scratch[: stop - at]], at)
                 if read == 0:
-                    raise self._cut_short()
+                    raise cut_short(self)
                 at += read
         finally:
             os.close(descriptor)
 
-    def _cut_short(self) -> CheckpointError:
-        return CheckpointError(
-            f"{self.file.name} should hold tensor '{self.name}' to its end, but it is shorter than when it was opened "
-            f"({self.file.stat().st_size:,} bytes now); fetch it again, and leave it alone while it is read."
-        )
+
+def cut_short(part: Place | Piece) -> CheckpointError:
+    """What to raise where a file ends before a part of it."""
+    return CheckpointError(
+        f"{part.file.name} should hold tensor '{part.name}' to its end, but it is shorter than when it was opened "
+        f"({part.file.stat().st_size:,} bytes now); fetch it again, and leave it alone while it is read."
+    )
 
 
 def _page(address: int) -> int | None:
@@ -226,6 +230,10 @@ class Checkpoint:
                 "float16 is expected; quantised checkpoints are not read: use the unquantised one."
             )
         return tensor
+
+    def place(self, name: str) -> Place:
+        """Where a tensor lies."""
+        return self._places[name]
 
     def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
         """The bytes of some tensors, in parts that are read at once."""
@@ -304,14 +312,14 @@ def _open(file: Path) -> Any:
         ) from error
 
 
-def _places(file: Path) -> list[tuple[str, _Place]]:
+def _places(file: Path) -> list[tuple[str, Place]]:
     """Byte ranges from the header: its length as 8 bytes, then JSON with offsets relative to what follows it."""
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(length))
     base = 8 + length
     return [
-        (name, _Place(file, base + entry["data_offsets"][0], base + entry["data_offsets"][1]))
+        (name, Place(name, file, base + entry["data_offsets"][0], base + entry["data_offsets"][1]))
         for name, entry in header.items()
         if name != "__metadata__"
     ]

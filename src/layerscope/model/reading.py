@@ -16,18 +16,24 @@ class ReadAhead:
     them there and nothing is copied. It holds no memory of its own.
     """
 
-    def __init__(self, checkpoint: Checkpoint, names: Mapping[int, Sequence[str]]) -> None:
-        """Of a checkpoint, whose tensors `names` deals out to the blocks in the order of their computing."""
-        self._checkpoint, self._names = checkpoint, names
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Of a checkpoint."""
+        self._checkpoint = checkpoint
+        self._names: Mapping[int, Sequence[str]] = {}
         self._threads: list[threading.Thread] = []
         self._reading: int | None = None
         self._broken_off = threading.Event()
         self._error: Exception | None = None
         self._drop = False
 
-    def begin(self, *, drop: bool) -> None:
-        """Start a pass; `drop` says whether blocks that were computed shall leave the page cache."""
-        self._drop = drop
+    def begin(self, names: Mapping[int, Sequence[str]], *, drop: bool) -> None:
+        """Start a pass.
+
+        Args:
+            names: tensors dealt out to the blocks in the order of their computing.
+            drop: whether blocks that were computed shall leave the page cache.
+        """
+        self._names, self._drop = names, drop
 
     def enter(self, block: int) -> None:
         """Return when a block's weights are at hand; those of the next one are being read from then on.

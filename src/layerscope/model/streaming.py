@@ -13,11 +13,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from layerscope.errors import CheckpointError
-from layerscope.model.checkpoint import Checkpoint
+from layerscope.model.checkpoint import Checkpoint, Place
+from layerscope.model.tiles import Tiles
 from layerscope.products import product
-
-TILE_BYTES = 4 << 20
-"""Size of a float32 tile of a weight: small enough to stay in the cache between the cast and the product."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,11 @@ class Stored:
     def tensor(self) -> Tensor:
         """The tensor in its stored dtype; memory-mapped where nothing has to be converted."""
         return self.checkpoint.tensor(self.names[0]) if self.convert is None else self.convert()
+
+    @property
+    def place(self) -> Place | None:
+        """Where it lies; None where it has to be made."""
+        return self.checkpoint.place(self.names[0]) if self.convert is None else None
 
 
 def map_names(model: Any, checkpoint: Checkpoint) -> dict[str, Stored]:
@@ -111,36 +114,25 @@ def _check_complete(model: Any, wanted: dict[str, Tensor], stored: dict[str, Sto
                 )
 
 
-class TileBuffer:
-    """One tile's worth of memory that all linears of a model take turns to use."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype, self._device = dtype, device
-        self._memory = torch.empty(TILE_BYTES // 4, dtype=dtype, device=device)
-
-    def cast(self, stored: Tensor) -> Tensor:
-        """The tile in the compute dtype; valid until the next call. Needs no copy where it is stored so already."""
-        if stored.dtype == self._dtype and stored.device == self._device:
-            return stored
-        if stored.numel() > self._memory.numel():  # one row can be wider than a tile
-            self._memory = torch.empty(stored.numel(), dtype=self._dtype, device=self._device)
-        return self._memory[: stored.numel()].view(stored.shape).copy_(stored, non_blocking=True)
-
-
 class StreamedLinear(nn.Module):
     """A linear layer whose weight stays in the file: `x W^T + b`, a tile of output features at a time."""
 
     def __init__(
-        self, stored: Tensor, bias: Tensor | None, compute: torch.dtype, device: torch.device, buffer: "TileBuffer"
+        self,
+        stored: Tensor,
+        bias: Tensor | None,
+        compute: torch.dtype,
+        device: torch.device,
+        tiles: Tiles,
+        place: Place | None = None,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = stored.shape
-        self.stored = stored
+        self.stored, self.place = stored, place
         """The weight as it lies in the file, or on an accelerator that keeps it."""
         self._compute, self._device = compute, device
         self.bias = bias
-        self._buffer = buffer
-        self._tile = max(1, TILE_BYTES // (4 * self.in_features))
+        self._tiles = tiles
 
     @property
     def weight(self) -> Tensor:
@@ -150,13 +142,12 @@ class StreamedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Linear`: `[..., in_features]` to `[..., out_features]`."""
         rows = x.reshape(-1, self.in_features).to(self._compute)
-        out = torch.empty(len(rows), self.out_features, dtype=self._compute, device=x.device)
-        # On an accelerator that keeps the weight as it is multiplied nothing is cast, and one launch does it.
-        kept = self.stored.device.type != "cpu" and self.stored.dtype == self._compute
-        tile = self.out_features if kept else self._tile
-        for start in range(0, self.out_features, tile):
-            stop = min(start + tile, self.out_features)
-            out[:, start:stop] = product(rows, self._buffer.cast(self.stored[start:stop]))
+        if self.stored.device.type != "cpu" and self.stored.dtype == self._compute:
+            # On an accelerator that keeps the weight as it is multiplied nothing is cast, and one launch does it.
+            out = product(rows, self.stored)
+        else:
+            out = torch.empty(len(rows), self.out_features, dtype=self._compute, device=x.device)
+            self._tiles.multiply(rows, self.stored, out, self.place)
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], self.out_features)
@@ -253,6 +244,7 @@ def stream_weights(
     blocks: str,
     compute: torch.dtype,
     device: torch.device,
+    tiles: Tiles,
     *,
     resident: bool = False,
 ) -> list[BlockLoader]:
@@ -265,7 +257,6 @@ def stream_weights(
     from transformers.models.falcon.modeling_falcon import FalconLinear
 
     linears = (nn.Linear, FalconLinear)  # FalconLinear writes its product out; it is the same map
-    tiles = TileBuffer(compute, device)
     for path, module in list(model.named_modules()):
         name = f"{path}.weight"
         in_blocks = name.startswith(f"{blocks}.")
@@ -275,7 +266,12 @@ def stream_weights(
             bias = None if module.bias is None else _read(stored[f"{path}.bias"], compute, device)
             parent, _, leaf = path.rpartition(".")
             weight = stored[name].tensor()
-            streamed = StreamedLinear(weight.to(device) if resident else weight, bias, compute, device, tiles)
+            if resident:
+                streamed = StreamedLinear(weight.to(device), bias, compute, device, tiles)
+            else:
+                # The head's is wanted again by the sweep, and is better kept where it is mapped.
+                place = stored[name].place if in_blocks else None
+                streamed = StreamedLinear(weight, bias, compute, device, tiles, place)
             setattr(model.get_submodule(parent), leaf, streamed)
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]

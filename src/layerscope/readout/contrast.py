@@ -25,8 +25,8 @@ from layerscope.products import product
 from layerscope.readout.compiled import required_kernels
 from layerscope.readout.decode import Engine, engine_for, tile_width
 from layerscope.readout.vocabulary import KL_FLOOR_NATS, LN2
-from layerscope.readout.workers import Workers
 from layerscope.unembedding import HeadTransform, Unembedding
+from layerscope.workers import Workers
 
 ROWS_PER_VISIT = 256
 """Rows multiplied at once: fewer than in the sweep, since each logit becomes several float64 numbers here."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from queue import SimpleQueue
 from typing import Any, Literal
 
@@ -17,9 +18,9 @@ from layerscope.readout.compiled import CompiledStatistics, kernels
 from layerscope.readout.known_logits import KnownLogits
 from layerscope.readout.statistics_for import statistics_for
 from layerscope.readout.vocabulary import KL_FLOOR_NATS, Tile, TorchStatistics, references
-from layerscope.readout.workers import Workers
 from layerscope.record.rows import TOP_SET
 from layerscope.unembedding import HeadTransform, Unembedding
+from layerscope.workers import Workers
 
 ROWS_PER_BLOCK = 1024
 """Rows multiplied at once: enough to reach the matrix product's peak."""
@@ -130,6 +131,13 @@ class _Judged:
     """Which of the ids that the question allows it is."""
     allowed: tuple[Int[Tensor, "_ _"], ...]
     """Question by question `[position, id]`, the ids that there are to choose from."""
+
+
+def _first_alike(columns: Float[Tensor, "answers d_head"], bias: Float[Tensor, " answers"] | None) -> tuple[int, ...]:
+    """For each answer the first that has the same row of the head to the bit, bias included; itself, as a rule."""
+    rows = columns if bias is None else torch.cat([columns, bias[:, None].to(columns)], dim=1)
+    first: dict[bytes, int] = {}
+    return tuple(first.setdefault(sha256(row).digest(), i) for i, row in enumerate(rows.cpu().numpy()))
 
 
 def tile_width(rows: int, d_vocab: int, tile_bytes: int = TILE_BYTES) -> int:
@@ -243,6 +251,8 @@ class _Sweep:
         ids = self.judged.token_id
         self.judged_ids = torch.unique(ids[ids >= 0])
         self.judged_columns = self.unembedding.columns(self.judged_ids)
+        self.judged_bias = None if self.unembedding.bias is None else self.unembedding.bias[self.judged_ids]
+        self.first_alike = _first_alike(self.judged_columns, self.judged_bias)
         known = [
             torch.tensor(q.known_ids, dtype=torch.int64).expand(q.n_positions, len(q.known_ids)) for q in self.questions
         ]
@@ -349,10 +359,14 @@ class _Sweep:
         few = slice(0, 4)  # hardly any rows agree in these, so few are compared as a whole
         alike = (weight[None, :, few] == self.judged_columns[:, None, few]).all(-1)
         for answer in alike.any(-1).nonzero().squeeze(-1).tolist():
+            first = self.first_alike[answer]
+            if first < answer:  # as in a head with rows that were never trained
+                alike[answer] = alike[first]
+                continue
             columns = alike[answer].nonzero().squeeze(-1)
             same = (weight[columns] == self.judged_columns[answer]).all(-1)
-            if bias is not None and self.unembedding.bias is not None:
-                same &= bias[columns] == self.unembedding.bias[self.judged_ids[answer]]
+            if bias is not None and self.judged_bias is not None:
+                same &= bias[columns] == self.judged_bias[answer]
             alike[answer, columns] = same
         return alike
 

@@ -28,7 +28,7 @@ class Workers:
         if self.n > 1:
             shared = torch.get_num_threads()
             started = threading.Barrier(self.n + 1)
-            self._pool = ThreadPoolExecutor(self.n, thread_name_prefix="sweep", initializer=_run_alone)
+            self._pool = ThreadPoolExecutor(self.n, thread_name_prefix="layerscope-worker", initializer=_run_alone)
             try:
                 for _ in range(self.n):
                     self._pool.submit(started.wait)

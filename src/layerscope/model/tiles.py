@@ -1,0 +1,114 @@
+"""Products with weights that stay in their files: a tile is read, cast, multiplied, and forgotten."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from layerscope.model.checkpoint import Place
+from layerscope.model.uncached import Room, UncachedFiles
+from layerscope.products import product
+from layerscope.workers import Workers
+
+TILE_BYTES = 4 << 20
+"""Size of a float32 tile of a weight: small enough to stay in the cache between the cast and the product."""
+_ALL_TILES = 128 << 20
+"""And of the tiles of all threads together, where there are many."""
+_READING = 2
+"""Threads beyond the processor's, where tiles are read from the disk: some wait for it while the others compute."""
+
+
+class TileBuffer:
+    """One thread's memory for a tile in the compute dtype."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._memory = torch.empty(0, dtype=dtype, device=device)
+
+    def cast(self, stored: Tensor) -> Tensor:
+        """The tile in the compute dtype; valid until the next call. Needs no copy where it is stored so already."""
+        if stored.dtype == self._dtype and stored.device == self._device:
+            return stored
+        if stored.numel() > self._memory.numel():
+            self._memory = torch.empty(stored.numel(), dtype=self._dtype, device=self._device)
+        return self._memory[: stored.numel()].view(stored.shape).copy_(stored, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Uncached:
+    """Threads that read by themselves, each into its own room, and the files that they read from."""
+
+    workers: Workers
+    files: UncachedFiles
+    rooms: tuple[tuple[Room, TileBuffer], ...]
+
+
+class Tiles:
+    """Multiplies by weights as they are stored, a tile at a time; all linears of a model share it."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._buffer = TileBuffer(dtype, device)
+        self._uncached: _Uncached | None = None
+
+    @contextmanager
+    def uncached(self) -> Iterator[None]:
+        """Until the end of the `with` tiles are read past the page cache, by several threads, for products on a CPU.
+
+        Each thread reads a tile, casts it, multiplies, and takes the next. So they wait for one another once a weight,
+        and not twice a tile: one that waits for the disk holds up no other.
+        """
+        n = torch.get_num_threads() + _READING
+        rooms = tuple((Room(), TileBuffer(self._dtype, self._device)) for _ in range(n))
+        files = UncachedFiles()
+        try:
+            with Workers(n) as workers:
+                self._uncached = _Uncached(workers, files, rooms)
+                yield
+        finally:
+            self._uncached = None
+            files.close()
+
+    def multiply(
+        self,
+        rows: Float[Tensor, "rows d_in"],
+        stored: Float[Tensor, "d_out d_in"],
+        out: Float[Tensor, "rows d_out"],
+        place: Place | None = None,
+    ) -> None:
+        """Fill `out` with rows times the transpose of a weight as it is stored.
+
+        `place` is where that weight lies; one without is read as it is mapped.
+
+        Raises:
+            CheckpointError: a file has been cut short since it was opened.
+            OSError: the disk cannot be read.
+        """
+        if self._uncached is not None and place is not None:
+            _multiply_uncached(self._uncached, rows, stored, out, place)
+            return
+        for tile in _tiles(stored, TILE_BYTES):
+            out[:, tile] = product(rows, self._buffer.cast(stored[tile]))
+
+
+def _tiles(stored: Tensor, tile_bytes: int, at_least: int = 1) -> Iterator[slice]:
+    """Rows of a weight that are taken at once: of about that size in float32, and not fewer parts than asked for."""
+    n = len(stored)
+    width = min(max(1, tile_bytes // (4 * stored.shape[1])), -(-n // at_least))
+    return (slice(start, min(start + width, n)) for start in range(0, n, width))
+
+
+def _multiply_uncached(by: _Uncached, rows: Tensor, stored: Tensor, out: Tensor, place: Place) -> None:
+    # A list, and an iterator over it: threads may ask that at the same time, a generator not.
+    tiles = iter([*_tiles(stored, min(TILE_BYTES, _ALL_TILES // by.workers.n), by.workers.n)])
+
+    def run(room: Room, buffer: TileBuffer) -> None:
+        for tile in tiles:
+            read = by.files.rows(place, stored, tile.start, tile.stop, room)
+            out[:, tile] = product(rows, buffer.cast(read))
+
+    for work in [by.workers.submit(run, *room) for room in by.rooms]:
+        work.result()

@@ -34,7 +34,7 @@ def test_a_token_sees_what_stands_before_it_in_its_own_prompt_and_nothing_else(p
     trees = packed(folding)
     longest = max(map(len, prompts))
     assert trees.token_ids.shape == (len(folding.trees), folding.width)
-    assert folding.width <= max(limit, longest)
+    assert folding.width <= (limit if longest <= limit else longest + limit)
     for i, prompt in enumerate(prompts):
         tree, nodes = trees.tree[i], trees.nodes[i]
         assert trees.token_ids[tree, nodes[: len(prompt)]].tolist() == prompt

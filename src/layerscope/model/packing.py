@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PACK_TOKENS = 256
-"""Tokens of a tree, as a rule: attention within a tree grows with their square."""
+"""Tokens of a tree, as a rule: attention within a tree grows with their square. A longer prompt's tree takes as many
+beside it, so that short prompts need not stand in a row of that length."""
 WORTH = 0.9
 """Folding is done where it leaves at most this share of the tokens of a padded batch."""
 
@@ -89,7 +90,7 @@ class Folding:
 def fold(token_ids: Sequence[Sequence[int]]) -> Folding | None:
     """Fold prompts where that is worth it; None where it is not: they share little and are of about one length."""
     longest = max(map(len, token_ids))
-    limit = max(PACK_TOKENS, longest)
+    limit = PACK_TOKENS if longest <= PACK_TOKENS else longest + PACK_TOKENS
     trees: list[_Tree] = []
     paths: dict[int, tuple[int, tuple[int, ...]]] = {}
     # In the order of their ids, prompts that begin alike are neighbours.

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from layerscope.lenses import TunedLens as TunedLens
     from layerscope.lenses import bind_lenses as bind_lenses
     from layerscope.lenses import read_fitted_lens as read_fitted_lens
+    from layerscope.looking.look import Look as Look
+    from layerscope.looking.make import look as look
     from layerscope.model.causal_lm import CausalLM as CausalLM
     from layerscope.model.residuals import Residuals as Residuals
     from layerscope.probing.probe import probe as probe
@@ -59,6 +61,8 @@ _NAMES = {
     "layerscope.fitting.tuned": "fit_tuned",
     "layerscope.lenses": "FittedLens Lens LogitLens NextNormLens PrismLens RawLens TunedLens bind_lenses "
     "read_fitted_lens",
+    "layerscope.looking.look": "Look",
+    "layerscope.looking.make": "look",
     "layerscope.model.causal_lm": "CausalLM",
     "layerscope.model.residuals": "Residuals",
     "layerscope.probing.probe": "probe",

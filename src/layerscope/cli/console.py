@@ -65,6 +65,15 @@ def usable_folder(out: Path) -> Path:
     return out
 
 
+def free_name(folder: Path) -> Path:
+    """The name, or the next one that is not taken: what was measured must not be lost to a clash of seconds."""
+    number, free = 2, folder
+    while free.exists():
+        free = folder.with_name(f"{folder.name}-{number}")
+        number += 1
+    return free
+
+
 def quieten_transformers() -> None:
     """Its advice is not for the users of a command."""
     import transformers

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerscope.cli.console import (
+    free_name,
     print_line,
     print_parts,
     quieten_transformers,
@@ -17,6 +18,7 @@ from layerscope.cli.console import (
     watching,
 )
 from layerscope.cli.lenses import fit_app, lens_app
+from layerscope.cli.look import look
 from layerscope.cli.options import Model, RunSource, command
 from layerscope.cli.reports import newest, report_app
 from layerscope.errors import RunError
@@ -38,6 +40,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command(
+    epilog='Examples:\n\nlayerscope look MODEL "The capital of Germany is" --answer Berlin\n\n'
+    'layerscope look MODEL "The capital of Germany is" --against "The capital of France is" --track Berlin,Paris\n\n'
+    'layerscope look MODEL "Name a city." --chat --json'
+)(look)
 app.add_typer(fit_app, name="fit")
 app.add_typer(lens_app, name="lens")
 
@@ -81,7 +88,7 @@ def probe(
         quieten_transformers()
     with watching() as observer:
         run = run_probe(BUNDLED if model is None else model, observer=_PageAhead(observer), **vars(options))
-    folder = _free_name(parent / default_folder_name(run.record))
+    folder = free_name(parent / default_folder_name(run.record))
     try:
         _save(run, folder)  # before any table, whose reader may go away (`| head`)
     except RunError:
@@ -250,15 +257,6 @@ def _usable(out: Path) -> Path:
     if (out / "run.json").exists():
         raise RunError(f"'{out}' is a run's own folder; give the folder that holds runs, such as '{out.parent}'.")
     return usable_folder(out)
-
-
-def _free_name(folder: Path) -> Path:
-    """The name, or the next one that is not taken: what was measured must not be lost to a clash of seconds."""
-    number, free = 2, folder
-    while free.exists():
-        free = folder.with_name(f"{folder.name}-{number}")
-        number += 1
-    return free
 
 
 def main() -> None:

@@ -147,7 +147,7 @@ class _Sweeper:
             work.engines.add(engine)
             readouts.append(readout)
             extras.append(self._geometry(rows, [layer for _, layer in part], readout))
-        return _concatenate(readouts), {name: np.concatenate([e[name] for e in extras]) for name in extras[0]}
+        return concatenated(readouts), {name: np.concatenate([e[name] for e in extras]) for name in extras[0]}
 
     def contrast(
         self, readout: Readout, temperatures: Sequence[float | None] | None, sweep_bytes: int
@@ -241,7 +241,7 @@ def _without(contrast: Contrast, layers: list[int]) -> Contrast:
     return contrast
 
 
-def _concatenate(readouts: list[Readout]) -> Readout:
+def concatenated(readouts: list[Readout]) -> Readout:
     """Readouts of several sweeps over the same positions, group after group."""
     if len(readouts) == 1:
         return readouts[0]

@@ -1,0 +1,142 @@
+"""`layerscope look`: any prompt, no suite."""
+
+import json
+import sys
+import tempfile
+import time
+import webbrowser
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from layerscope.cli.console import NARROWEST, free_name, print_line, quieten_transformers, usable_folder, watching
+from layerscope.cli.options import command
+from layerscope.errors import SuiteError
+from layerscope.looking.options import LookOptions
+from layerscope.model.lean_imports import collection_paused
+
+if TYPE_CHECKING:  # what the command works with is imported where it works, so that no help waits for it
+    from layerscope.looking.look import Look
+    from layerscope.model.causal_lm import CausalLM
+
+Texts = Annotated[
+    list[str] | None, typer.Argument(metavar="[TEXT]...", help="What the model continues; several, one after another.")
+]
+
+
+@command(
+    last="device dtype memory revision bos trust_remote_code",
+    spelled={"lenses": "--lens", "template_options": "--template-option"},
+)
+def look(
+    model: Annotated[str, typer.Argument(help="Hub id, or a folder with config.json, tokenizer and *.safetensors.")],
+    texts: Texts = None,
+    *,
+    options: LookOptions,
+    file: Annotated[Path | None, typer.Option(help="A file, each line of which is a text.")] = None,
+    stdin: Annotated[bool, typer.Option("--stdin", help="Take all of standard input as one text.")] = False,
+    against: Annotated[str | None, typer.Option(help="Another text, shown after each with the difference.")] = None,
+    against_model: Annotated[str | None, typer.Option(help="Another model, shown with the difference.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it all as JSON, an object a line.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Probe the texts too, and write the run into this folder.")] = None,
+    show_page: Annotated[bool, typer.Option("--open", help="Probe the texts too, and open their page.")] = False,
+) -> None:
+    """Show what a model says after a text, and what each of its layers would say there."""
+    began = time.perf_counter()
+    given = _texts(texts or [], file, stdin)
+    if save is not None:
+        usable_folder(save)
+    with collection_paused():
+        from layerscope.looking.make import looks, opened
+
+        quieten_transformers()
+    opened_model = opened(model, options)
+    others: Sequence[Look | None] = [None] * len(given)
+    with watching() as observer:
+        found = looks(opened_model, given, options, observer)
+        if against is not None:
+            others = looks(opened_model, [against], options, observer) * len(given)
+        elif against_model is not None:
+            there = opened(against_model, replace(options, revision=None))
+            others = looks(there, given, replace(options, lens_dir=None), observer)
+    seconds = time.perf_counter() - began
+    for one, other in zip(found, others, strict=True):
+        _print(one, other, as_json, every_layer=options.layers is not None)
+    if not as_json:
+        print_line(f"in {seconds:.1f} s")
+    if save is not None or show_page:
+        _probe(opened_model, given, options, save, show_page)
+
+
+def _texts(given: Sequence[str], file: Path | None, stdin: bool) -> list[str]:
+    """What is to be looked at.
+
+    Raises:
+        SuiteError: nothing, or a file that cannot be read.
+    """
+    texts = list(given)
+    if file is not None:
+        try:
+            texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise SuiteError(f"{file} should be a text file in UTF-8, but it cannot be read ({error}).") from error
+    if stdin:
+        texts.append(sys.stdin.read().removesuffix("\n"))
+    if not texts:
+        raise SuiteError('There is no text to look at; write it behind the model, as in: look MODEL "The capital of".')
+    return texts
+
+
+def _print(one: "Look", other: "Look | None", as_json: bool, *, every_layer: bool) -> None:
+    from layerscope.looking.difference import difference, difference_as_json
+
+    compared = None if other is None else difference(one, other)
+    if as_json:
+        whole = one.to_dict()
+        if other is not None and compared is not None:
+            whole |= {"against": other.to_dict(), "difference": difference_as_json(compared)}
+        typer.echo(json.dumps(whole, ensure_ascii=False, allow_nan=False))
+        return
+    from layerscope.looking.difference import difference_screen
+    from layerscope.looking.screen import look_screen
+
+    console = Console(highlight=False)
+    console.width = max(console.width, NARROWEST)
+    unicode = (console.encoding or "").lower().startswith("utf")
+
+    def parts() -> Iterator[object]:
+        yield from look_screen(one, console.width, every_layer=every_layer, unicode=unicode)
+        if other is not None and compared is not None:
+            yield ""
+            yield from look_screen(other, console.width, every_layer=every_layer, unicode=unicode)
+            yield ""
+            yield from difference_screen(compared)
+        yield ""
+
+    for part in parts():
+        console.print(part)
+
+
+def _probe(model: "CausalLM", texts: Sequence[str], options: LookOptions, save: Path | None, show_page: bool) -> None:
+    """Measure the texts in full, and write or show what a probe writes."""
+    from layerscope.looking.make import suite_of
+    from layerscope.probing.probe import probe
+    from layerscope.run_folder import default_folder_name
+    from layerscope.view.page.view import write_view
+
+    like = {name: getattr(options, name) for name in ("lenses", "lens_dir", "system", "template_options")}
+    with watching() as observer:
+        suite = suite_of(texts, replace(options, track=None))
+        run = probe(model, suite=suite, positions="all", top_k=max(20, options.top), observer=observer, **like)
+    parent = Path(tempfile.mkdtemp(prefix="layerscope-")) if save is None else save
+    folder = free_name(parent / default_folder_name(run.record))
+    run.save(folder)
+    page = write_view([run], folder / "view.html")
+    print_line(f"page · {page}")
+    print_line(f"run folder · {folder}")
+    if show_page:
+        webbrowser.open(page.resolve().as_uri())

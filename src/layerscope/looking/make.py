@@ -1,0 +1,272 @@
+"""Making looks: texts through the model, its residuals through lenses, and the numbers that a grid shows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layerscope.bundled import BUNDLED
+from layerscope.errors import LensError, ModelError, SuiteError
+from layerscope.lenses import Lens
+from layerscope.looking.look import Look, Tracked
+from layerscope.looking.options import SHOWN_POSITIONS, LookOptions
+from layerscope.looking.places import chosen_places
+from layerscope.model.answer_forms import Alignment
+from layerscope.model.causal_lm import CausalLM
+from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
+from layerscope.model.options import OpenOptions
+from layerscope.model.placement import shortage_explained
+from layerscope.model.residuals import Residuals
+from layerscope.options import keywords
+from layerscope.probing.chats import template_options
+from layerscope.probing.encode import Encoded, Reading, encode
+from layerscope.probing.lens_selection import choose_lenses
+from layerscope.probing.memory_plan import Batch, plan_memory
+from layerscope.probing.outputs import with_outputs
+from layerscope.progress import Observer, Silent
+from layerscope.readout.compiled import load_ahead
+from layerscope.readout.decode import Question, Readout, decode, pays
+from layerscope.readout.measure import concatenated
+from layerscope.record.protocol import protocol_of
+from layerscope.suite.suite import Chat, Message, Prompt, Suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookRequest(LookOptions):
+    """A text to look at, and how."""
+
+    model: str | Path | CausalLM = field(default=BUNDLED, kw_only=False)
+    """A folder with config.json, tokenizer and *.safetensors, a Hub id, or an open model; default: the bundled one."""
+    text: str = field(default="", kw_only=False)
+    """What the model continues."""
+
+
+@keywords(LookRequest)
+def look(request: LookRequest) -> Look:
+    """Look at a text: what the model says next, and what every layer would say at its tokens.
+
+    Raises:
+        LayerscopeError: whatever cannot be done, each by its own class (see `layerscope.errors`).
+    """
+    options = LookOptions(**{f.name: getattr(request, f.name) for f in fields(LookOptions)})
+    return looks(opened(request.model, options), [request.text], options)[0]
+
+
+def opened(model: str | Path | CausalLM, options: LookOptions) -> CausalLM:
+    """The model; one that is open already is taken as it is.
+
+    Raises:
+        LayerscopeError: it cannot be opened, or is open and the options say otherwise how.
+    """
+    opening = {option.name: getattr(options, option.name) for option in fields(OpenOptions)}
+    if not isinstance(model, CausalLM):
+        return CausalLM.open(model, **opening)
+    if opening != vars(OpenOptions()):
+        raise ModelError(
+            "An open model has its device, dtype, memory, revision, code and BOS already; give those to CausalLM.open."
+        )
+    return model
+
+
+def looks(model: CausalLM, texts: Sequence[str], options: LookOptions, observer: Observer | None = None) -> list[Look]:
+    """Look at several texts; as many at once as the memory allows.
+
+    Raises:
+        LayerscopeError: whatever cannot be done, each by its own class.
+    """
+    watcher = observer or Silent()
+    if options.top < 1:
+        raise LensError(f"top should be at least 1, but it is {options.top}.")
+    names = options.lenses if not isinstance(options.lenses, str) else options.lenses.split(",")
+    names = tuple(name.strip() for name in names)
+    lenses = choose_lenses(model, names, names, options.lens_dir).bind(model)
+    layers = chosen_places(options.layers, model.n_layers + 1, "layers", lambda: tuple(range(model.n_layers + 1)))
+    encoded = [_placed(each, options) for each in encode(suite_of(texts, options), model, "last", _reading(options))]
+    # A text's rows are decoded once for each word that is followed.
+    copied = [replace(each, positions=each.positions * max(1, len(each.answers))) for each in encoded]
+    if pays(sum(len(each.positions) for each in copied) * len(layers) * len(lenses), model.unembedding):
+        load_ahead()
+    found: list[Look] = []
+    parts = plan_memory(model, copied, len(lenses), options.top, protocol_of("standard"))
+    ran_out = "The memory ran out, although what was planned was within the budget; give a smaller --memory."
+    with shortage_explained(ran_out), torch.inference_mode():
+        for i, part in enumerate(parts):
+            residuals = model.forward(
+                [each.token_ids for each in encoded[part.prompts]],
+                progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
+            )
+            told, identity = _output(model, residuals, encoded[part.prompts])
+            found += _looked(model, residuals, told, identity, lenses, layers, options.top, part, watcher.vocabulary)
+    return found
+
+
+def suite_of(texts: Sequence[str], options: LookOptions) -> Suite:
+    """The texts as a suite; the words that are followed are its answers.
+
+    Raises:
+        SuiteError: a text that is empty, or words that are none.
+    """
+    words = tuple(dict.fromkeys([*([] if options.answer is None else [options.answer]), *_tracked(options.track)]))
+    if any(not word for word in words):
+        raise SuiteError("A word that is followed should have a letter, but an empty one came; leave it out.")
+    prompts = []
+    for i, text in enumerate(texts):
+        if not text:
+            raise SuiteError(f"Text {i + 1} is empty; give the model something to continue.")
+        chat = Chat((Message("user", text),)) if options.chat else None
+        key = text if text not in texts[:i] else f"{text} ({i + 1})"
+        prompts.append(Prompt("pos", "orig", text, words, key, i, chat=chat))
+    return Suite("look", "Texts to look at.", tuple(prompts))
+
+
+def _tracked(track: str | Sequence[str] | None) -> list[str]:
+    """One by one; of text that is split at commas those behind the first keep a space in front of them."""
+    if track is None:
+        return []
+    return track.split(",") if isinstance(track, str) else list(track)
+
+
+def _reading(options: LookOptions) -> Reading:
+    if not options.chat and (options.system is not None or options.template_options):
+        raise SuiteError("A system message and options of the template belong to a chat; add --chat (chat=True).")
+    return Reading(system=options.system, template_options=template_options(options.template_options))
+
+
+def _placed(encoded: Encoded, options: LookOptions) -> Encoded:
+    """The prompt with the positions that are looked at."""
+    n = len(encoded.token_ids)
+    positions = chosen_places(options.positions, n, "tokens", lambda: tuple(range(max(0, n - SHOWN_POSITIONS), n)))
+    return replace(encoded, positions=positions)
+
+
+def _output(model: CausalLM, residuals: Residuals, encoded: Sequence[Encoded]) -> tuple[list[Encoded], Identity]:
+    """What the model says after each text, in which form each word is followed, and whether the decode is the model."""
+    exact = model.placement.dtype == torch.float32
+    identity = check_identity(
+        model.unembedding,
+        residuals.last(),
+        residuals.logits,
+        tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
+    )
+    told = with_outputs(encoded, residuals, model, final_is_model=identity.ok, form_of_model=True)
+    return told, identity
+
+
+def _looked(
+    model: CausalLM,
+    residuals: Residuals,
+    encoded: Sequence[Encoded],
+    identity: Identity,
+    lenses: Sequence[Lens],
+    layers: tuple[int, ...],
+    top: int,
+    part: Batch,
+    progress: Callable[[int, int], None],
+) -> list[Look]:
+    """One sweep for all texts of a part, or several where the memory asks for it."""
+    followed = [_distinct_ids(each) for each in encoded]
+    # The rows of a prompt stand there once for the numbers of the grid, and once for each token that is followed.
+    times = [max(1, len(ids)) for ids in followed]
+    questions = [
+        Question(len(each.positions), answer_ids=ids[i : i + 1])
+        for each, ids, n in zip(encoded, followed, times, strict=True)
+        for i in range(n)
+    ]
+    rows = residuals.rows(
+        [(i, each.positions) for i, (each, n) in enumerate(zip(encoded, times, strict=True)) for _ in range(n)]
+    )
+    readout = _read_out(model, rows, questions, lenses, layers, top, part.sweep_bytes, progress)
+    listed = {int(token_id) for token_id in np.unique(readout.top_ids[readout.finite])}
+    strings = model.tokens.display(listed | {token_id for each in encoded for token_id in each.token_ids})
+    made, at, asked = [], 0, 0
+    for i, (each, ids, n) in enumerate(zip(encoded, followed, times, strict=True)):
+        own = readout.part(slice(at, at + n * len(each.positions)), slice(asked, asked + n))
+        values = residuals.values[i, :, : residuals.lengths[i]]
+        made.append(_look(model, each, ids, own, values, identity, lenses, layers, strings))
+        at, asked = at + n * len(each.positions), asked + n
+    return made
+
+
+def _distinct_ids(encoded: Encoded) -> tuple[int, ...]:
+    """Of the tokens that are followed; several words may begin with the same."""
+    return tuple(dict.fromkeys(a.first_id for a in encoded.answers if a.first_id is not None))
+
+
+def _read_out(
+    model: CausalLM,
+    residuals: Float[Tensor, "layer row d_model"],
+    questions: Sequence[Question],
+    lenses: Sequence[Lens],
+    layers: Sequence[int],
+    top: int,
+    sweep_bytes: int,
+    progress: Callable[[int, int], None],
+) -> Readout:
+    """Every lens at every layer, groups ordered by lens."""
+    norm = model.final_norm
+    final_rows = residuals[-1] if norm is None else norm(residuals[-1])
+    groups = [(lens, layer) for lens in lenses for layer in layers]
+    most = max(1, sweep_bytes // max(1, 4 * residuals.shape[1] * residuals.shape[2]))
+    readouts = []
+    for start in range(0, len(groups), most):
+        rows = torch.stack([lens(residuals[layer], layer) for lens, layer in groups[start : start + most]])
+        readouts.append(decode(rows, final_rows, questions, model.unembedding, top_k=top, progress=progress))
+    return concatenated(readouts)
+
+
+def _look(
+    model: CausalLM,
+    encoded: Encoded,
+    ids: Sequence[int],
+    readout: Readout,
+    residuals: Float[Tensor, "layer position d_model"],
+    identity: Identity,
+    lenses: Sequence[Lens],
+    layers: tuple[int, ...],
+    strings: Mapping[int, str],
+) -> Look:
+    """The numbers of one text, of whose positions the readout holds one copy for each token that is followed."""
+    n = len(encoded.positions)
+    finite = readout.finite[:, :n]
+    shape = (len(lenses), len(layers), n)
+    top_ids = np.where(finite[..., None], readout.top_ids[:, :n], -1)
+
+    def standing(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What rests on probabilities, where they mean something."""
+        known = finite if identity.ok else np.zeros_like(finite)
+        return np.where(known.reshape(*known.shape, *[1] * (values.ndim - 2)), values, np.nan)
+
+    def copy(i: int) -> slice:
+        return slice(i * n, (i + 1) * n)
+
+    def tracked(alignment: Alignment) -> Tracked:
+        if alignment.first_id is None:
+            nothing = np.zeros(shape, dtype=np.int64)
+            return Tracked(alignment.string, alignment, None, nothing, np.full(shape, np.nan))
+        at = copy(ids.index(alignment.first_id))
+        rank = np.where(finite, readout.answer_rank[:, at], 0).reshape(shape)
+        log_prob = standing(readout.answer_log_prob[:, at]).reshape(shape)
+        token = model.tokens.display([alignment.first_id])[alignment.first_id]
+        return Tracked(alignment.string, alignment, token, rank, log_prob)
+
+    return Look(
+        model=model,
+        encoded=encoded,
+        tokens=tuple(strings[i] for i in encoded.token_ids),
+        lenses=tuple(lenses),
+        layers=layers,
+        positions=encoded.positions,
+        residuals=residuals,
+        top_ids=top_ids.reshape(*shape, -1),
+        top_tokens=np.array([strings.get(i, "") for i in top_ids.ravel().tolist()], dtype=object).reshape(*shape, -1),
+        top_probs=np.exp(standing(readout.top_log_probs[:, :n])).reshape(*shape, -1),
+        entropy_bits=standing(readout.entropy_bits[:, :n]).reshape(shape),
+        kl_to_final_bits=standing(readout.kl_to_final_bits[:, :n]).reshape(shape),
+        tracked=tuple(map(tracked, encoded.answers)),
+        identity=identity,
+    )

@@ -1,0 +1,190 @@
+"""A look on a terminal: what the model says next, a grid of layers and tokens, and the words that are followed."""
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from layerscope.looking.look import Look, Tracked
+from layerscope.report.numbers import ABSENT, short_text
+from layerscope.report.text import printable
+
+MOST_ROWS = 40
+"""Layers that are shown, unless they were asked for: more would not fit a screen."""
+_CELL, _LAST = 10, 12
+"""Widths of a token in the grid, and of those in the last column."""
+_LAYER, _NUMBERS, _RANK = 6, 16, 9
+"""Widths of what stands beside them: the layer; probability and entropy; a rank."""
+_BARS = "▁▂▃▄▅▆▇█"
+_PLAIN_BARS = ".:-=+*#@"
+_SHADES = ((0.5, "bold green"), (0.2, "green"), (0.05, ""), (0.0, "dim"))
+"""Styles of a token by its probability, from the least that each takes on."""
+_MOST_OF_TEXT = 200
+
+
+def look_screen(look: Look, width: int, *, every_layer: bool = False, unicode: bool = True) -> Iterator[RenderableType]:
+    """The parts of a screen, from top to bottom.
+
+    Args:
+        width: columns that there are.
+        every_layer: a row for each layer that was read, however many.
+        unicode: whether bars may be drawn by block characters.
+    """
+    yield Text(f"{look.model.id} · {_abridged(look.text)}", style="bold")
+    yield Text(f"next: {_next(look)}")
+    layers = _shown_layers(look, every_layer)
+    for lens in range(len(look.lenses)):
+        yield ""
+        yield _grid(look, lens, layers, width)
+        if len(layers) < len(look.layers):
+            yield Text(
+                f"every {layers[1] - layers[0]} layers of {len(look.layers)}; --layers 0- shows all", style="dim"
+            )
+        for tracked in look.tracked:
+            if tracked.token is not None:
+                yield _line_of_ranks(look, tracked, lens, width, _BARS if unicode else _PLAIN_BARS)
+    for tracked in look.tracked:
+        yield from _notes(tracked)
+    yield Text(_footer(look), style="dim" if look.identity.ok else "bold red")
+
+
+def visible(token: str) -> str:
+    """A token whose white space and control characters can be seen."""
+    return printable(token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥"))
+
+
+def look_as_text(look: Look, width: int = 100) -> str:
+    """The same without colours."""
+    file = io.StringIO()
+    console = Console(file=file, width=width, highlight=False, color_system=None, legacy_windows=False)
+    for part in look_screen(look, width):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def _abridged(text: str) -> str:
+    shown = printable(text.replace("\n", "↵"))
+    return shown if len(shown) <= _MOST_OF_TEXT else f"…{shown[-_MOST_OF_TEXT:]}"
+
+
+def _next(look: Look) -> str:
+    if look.output is None:
+        return "nothing finite: the model's logits after this text are NaN or infinite"
+    pairs = zip(look.output.top_tokens, look.output.top_probs, strict=True)
+    return " · ".join(f"{visible(token)} {short_text(p)}" for token, p in pairs)
+
+
+def _shown_layers(look: Look, every_layer: bool) -> list[int]:
+    """Indices of layers: evenly spaced, the last one among them."""
+    n = len(look.layers)
+    step = 1 if every_layer else -(-n // MOST_ROWS)
+    return list(range((n - 1) % step, n, step))
+
+
+def _grid(look: Look, lens: int, layers: Sequence[int], width: int) -> Table:
+    """A row a layer: the token that each place would be followed by, and more of the last place."""
+    followed = [t for t in look.tracked if t.token is not None]
+    taken = _LAYER + _LAST + 2 + _NUMBERS + _RANK * min(2, len(followed))
+    n = max(0, min(len(look.positions) - 1, (width - taken) // (_CELL + 1)))
+    followed = followed[: max(0, (width - _LAYER - _LAST - 2 - _NUMBERS) // _RANK)]
+    columns = range(len(look.positions) - 1 - n, len(look.positions) - 1)
+    last = len(look.positions) - 1
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    name = look.lens_names[lens]
+    table.add_column(f"layer\n{name}", justify="right", no_wrap=True, min_width=_LAYER - 1)
+    for column in columns:
+        head = visible(look.tokens[look.positions[column]])
+        table.add_column(f"{look.positions[column]}\n{head}", no_wrap=True, width=_CELL, overflow="ellipsis")
+    head = visible(look.tokens[look.positions[last]])
+    table.add_column(f"{look.positions[last]}\n{head}", no_wrap=True, width=_LAST, overflow="ellipsis")
+    table.add_column("\np", justify="right", no_wrap=True, width=7)
+    table.add_column("\nbits", justify="right", no_wrap=True, width=6)
+    for tracked in followed:
+        table.add_column(f"rank of\n{visible(tracked.token or '')}", justify="right", no_wrap=True, width=_RANK - 1)
+    for layer in layers:
+        cells = [_cell(look, lens, layer, column) for column in (*columns, last)]
+        numbers = (look.top_probs[lens, layer, last, 0], look.entropy_bits[lens, layer, last])
+        ranks = [_rank(int(t.rank[lens, layer, last])) for t in followed]
+        p, bits = (None if math.isnan(value) else float(value) for value in numbers)
+        table.add_row(str(look.layers[layer]), *cells, short_text(p), ABSENT if bits is None else f"{bits:.2f}", *ranks)
+    return table
+
+
+def _cell(look: Look, *at: int) -> Text:
+    if look.top_ids[at][0] < 0:
+        return Text("not finite", style="dim")
+    p = look.top_probs[at][0]
+    style = "" if math.isnan(p) else next(style for least, style in _SHADES if p >= least)
+    return Text(visible(look.top_tokens[at][0]), style=style)
+
+
+def _rank(rank: int) -> Text:
+    return Text(ABSENT if rank == 0 else f"{rank:,}", style="bold" if rank == 1 else "")
+
+
+def _line_of_ranks(look: Look, tracked: Tracked, lens: int, width: int, bars: str) -> Text:
+    """A word's rank at the last place that was read, layer by layer: the higher the bar, the nearer to the top."""
+    ranks = [int(rank) for rank in tracked.rank[lens, :, -1]]
+    some = "" if len(look.layers) > look.model.n_layers else ", of the layers read"
+    words = f"  {course(look.layers, ranks)}{some}"
+    name = f"{visible(tracked.token or '')}  "
+    room = max(8, width - len(name) - len(words))
+    per_bar = -(-len(ranks) // room)
+    grouped = [ranks[i : i + per_bar] for i in range(0, len(ranks), per_bar)]
+    line = "".join(_bar([rank for rank in group if rank], look.model.d_vocab, bars) for group in grouped)
+    return Text(name + line + words, no_wrap=True, overflow="ellipsis")
+
+
+def _bar(ranks: Sequence[int], d_vocab: int, bars: str) -> str:
+    """The best of a few ranks, on a logarithmic scale."""
+    if not ranks:
+        return " "
+    height = 1 - math.log(min(ranks)) / math.log(max(2, d_vocab))
+    return bars[min(len(bars) - 1, int(height * len(bars)))]
+
+
+def course(layers: Sequence[int], ranks: Sequence[int]) -> str:
+    """How a rank goes through layers, in words; a rank of 0 is that of a row that is not finite."""
+    known = {layer: rank for layer, rank in zip(layers, ranks, strict=True) if rank}
+    if not known:
+        return "no finite layer"
+    best = min(known.values())
+    first = next(layer for layer, rank in known.items() if rank == best)
+    last = layers[-1]
+    if best > 1:
+        return f"best rank {best:,} at layer {first}" + ("" if first == last else f"; {_said(known, last)} at {last}")
+    to_the_end = [layer for layer in known if all(rank == 1 for at, rank in known.items() if at >= layer)]
+    if not to_the_end:
+        return f"on top at layer {first}, not to the end ({_said(known, last)} at {last})"
+    if to_the_end[0] == first:
+        return f"on top from layer {first} on" if first != last else f"on top at layer {last} alone"
+    return f"on top at layer {first}, to the end from {to_the_end[0]}"
+
+
+def _said(known: dict[int, int], layer: int) -> str:
+    return f"rank {known[layer]:,}" if layer in known else "not finite"
+
+
+def _notes(tracked: Tracked) -> Iterator[Text]:
+    """What has to be known of a word that is followed by less than itself, or not at all."""
+    found = tracked.alignment
+    if tracked.token is None:
+        yield Text(f"'{printable(tracked.word)}' cannot be followed after this text ({found.reason})", style="yellow")
+    elif found.several_pieces:
+        pieces = f"the first of its {len(found.answer_ids)} pieces"
+        yield Text(f"'{printable(tracked.word)}' is followed by {visible(tracked.token)}, {pieces}", style="dim")
+
+
+def _footer(look: Look) -> str:
+    check, n = look.identity, look.model.n_layers
+    if check.ok:
+        checked = f"identity check passed (KL {check.kl_bits:.1e} bits): p is the model's at layer {n}, the lens' above"
+    else:
+        kl = "not finite" if check.kl_bits is None else f"{check.kl_bits:.3g} bits"
+        checked = f"identity check FAILED (KL {kl}): {check.note} Probabilities of layers are withheld."
+    if look.encoded.chat is not None:
+        return f"{checked} · chat, as the model's template writes it"
+    return f"{checked} · {look.model.tokens.begins.note}"

@@ -101,7 +101,8 @@ def table(result: OverFloor) -> str:
             f"two: bytes of blocks and head at the rate of plain reads by one thread ({result.warm_gb_s:.1f} GB/s from "
             f"the page cache; {result.cold_gb_s:.1f} after the kernel was asked to drop the pages), and the blocks' "
             f"arithmetic at the peak of float32 products ({result.peak_gflops:.0f} GFLOP/s), both in the same run. "
-            f"Sparse models have holes for weights: right for time, empty of meaning. The last residual gave the "
-            f"model's own logits each time.",
+            f"Sparse models have holes for weights, which no disk has to bring: one that takes more than half of the "
+            f"free memory is read past the page cache, and a real one's disk would add its time. The last residual "
+            f"gave the model's own logits each time.",
         ]
     )

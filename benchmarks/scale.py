@@ -179,6 +179,7 @@ def table(result: Scale) -> str:
     parts.append(
         f"Each line is `layerscope probe` from the shell, once: start, page and all. The floor is the larger of "
         f"reading blocks and head once and of the arithmetic at {result.peak_gflops:.0f} GFLOP/s. Where the last "
-        f"residual did not give the model's own logits, nothing would be told. Sparse models have holes for weights."
+        f"residual did not give the model's own logits, nothing would be told. Sparse models have holes for weights, "
+        f"which no disk has to bring."
     )
     return "\n\n".join(parts)

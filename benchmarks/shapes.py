@@ -29,7 +29,7 @@ class Shape:
     vocabulary: int | None = None
     """Another than the shape's own, where given."""
     sparse: bool = False
-    """Holes read as zeros and take no disk: right for time and memory, empty of meaning."""
+    """Holes read as zeros and take no disk: right for memory and for computing, empty of meaning; no disk's time."""
 
     @property
     def config(self) -> Mapping[str, Any]:

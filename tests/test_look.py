@@ -26,12 +26,13 @@ from command_line import in_a_process, layerscope
 from layerscope import look, probe
 from layerscope.errors import LayerscopeError, LensError, ModelError, SuiteError
 from layerscope.looking import make
-from layerscope.looking.difference import difference
+from layerscope.looking.difference import _js_bits, difference
 from layerscope.looking.look import Look
 from layerscope.looking.options import LookOptions
 from layerscope.looking.places import places
 from layerscope.looking.screen import course, look_as_text, look_screen, visible
 from layerscope.model.causal_lm import CausalLM
+from layerscope.report.numbers import short_text
 from layerscope.run import Run
 from properties import examples
 from rounding import ReadoutError, of_residual
@@ -171,7 +172,9 @@ def test_rows_that_are_not_finite_are_said_to_be(model: CausalLM, monkeypatch):
     found = look(model, TEXT, answer="Berlin")
     assert found.top(1) == [] and found.top(2) != []
     assert found.rank("Berlin")["rank"].to_list()[1] is None and found.rank("Berlin")["p"].to_list()[1] is None
-    assert found.grid.filter(layer=1)["entropy_bits"].null_count() == len(found.positions)
+    gone = found.grid.filter(layer=1)
+    for name in ("entropy_bits", "kl_to_final_bits", "p_top", "top_token", "top_ids", "top_tokens", "top_probs"):
+        assert gone[name].null_count() == len(found.positions), name
     assert "not finite" in str(found)
     json.dumps(found.to_dict(), allow_nan=False)
 
@@ -195,14 +198,17 @@ def test_words_that_cannot_be_followed_are_named(model: CausalLM):
     whole, pieces = found.tracked[0], found.tracked[1]
     assert whole.token is not None and len(pieces.alignment.answer_ids) > 1
     assert f"'internationalisation' is followed by {visible(pieces.token)}, the first of its" in str(found)
-    for unfollowed in (t for t in found.tracked if t.token is None):
-        assert f"({unfollowed.alignment.reason})" in str(found)
+    unfollowed = [t for t in look(model, TEXT, track=[" Rome", " Wien", "\n", "日"]).tracked if t.token is None]
+    assert unfollowed
+    for each in unfollowed:
+        assert f"({each.alignment.reason})" in str(look(model, TEXT, track=[each.word]))
 
 
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
         ({"text": ""}, SuiteError, "Text 1 is empty"),
+        ({"text": "\ud800"}, SuiteError, "should be Unicode"),
         ({"top": 0}, LensError, "top should be at least 1"),
         ({"track": "a,,b"}, SuiteError, "an empty one came"),
         ({"lenses": "logit,lens"}, LensError, "lens"),
@@ -251,35 +257,64 @@ def test_the_difference_is_the_divergence_of_the_two_distributions(model: Causal
         off = error_of(a, torch.stack([a.logits(each.layer), b.logits(each.layer)]))
         assert each.js_bits == pytest.approx(expected, abs=2 * off.bits)
         assert (each.top_a, each.top_b) == (a.top(each.layer)[0][0], b.top(each.layer)[0][0])
+        if found.words:
+            (pair,) = each.ranks
+            assert pair == tuple(s.rank("Berlin").filter(layer=each.layer)["rank"].item() for s in (a, b))
+    assert found.words == ("Berlin",)
     assert all(d.js_bits == 0 for d in difference(a, a).layers)
+    elsewhere = [look(model, text, track="Berlin", positions="0-1") for text in (TEXT, OTHER)]
+    assert difference(*elsewhere).layers == found.layers  # at the last token, whatever places were looked at
+    apart = difference(look(model, TEXT, layers="0"), look(model, TEXT, layers="1"))
+    assert (apart.layers, apart.reason) == ((), "no layer was read in both")
 
 
-def test_models_of_other_depth_or_tokens_are_not_set_against_one_another(model: CausalLM, tiny):
-    a = look(model, TEXT)
-    deeper = look(tiny("gpt2"), TEXT, device="cpu")
-    if deeper.model.n_layers != model.n_layers:
-        assert difference(a, deeper).layers == ()
-        assert "blocks, so layers are not set against" in difference(a, deeper).reason
-    bundled = look(text=TEXT)
-    assert difference(bundled, bundled).reason is None
+def test_an_id_that_is_ruled_out_has_no_part_in_the_divergence():
+    ruled_out = torch.tensor([[0.0, 1.0, -math.inf], [0.0, 1.0, -math.inf]])
+    other = torch.tensor([[0.0, 1.0, -math.inf], [0.0, 1.0, 0.0]])
+    p, q = other.double().softmax(-1)[1], ruled_out.double().softmax(-1)[1]
+    m = (p + q) / 2
+    expected = float((p * (p / m).log2()).sum() + (q[:2] * (q[:2] / m[:2]).log2()).sum()) / 2
+    assert _js_bits(ruled_out, other) == [0.0, pytest.approx(expected, abs=1e-12)]
+    assert _js_bits(ruled_out, torch.full((2, 3), math.nan)) == [None, None]
+
+
+def test_models_of_other_depth_or_tokens_are_not_set_against_one_another(model: CausalLM, tiny, tmp_path: Path):
+    a, bundled = look(model, TEXT), look(text=TEXT)
     assert bundled.model.n_layers != model.n_layers and difference(a, bundled).layers == ()
+    assert "blocks, so layers are not set against one another" in difference(a, bundled).reason
+    folder = TINY["qwen3"].build(tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"version": "1.0", "padding": None}, indent=7))
+    other = difference(a, look(folder, TEXT, device="cpu"))
+    assert "different tokens" in other.reason
+    assert [each.top_a for each in other.layers] == [a.top(layer)[0][0] for layer in a.layers]
+    assert all(each.js_bits is None for each in other.layers)
 
 
 # --- The screen
 
 
 @pytest.mark.parametrize("width", [72, 80, 120, 200])
-def test_a_screen_fits_its_width_and_shows_the_numbers(width: int, looked: Look):
-    text = look_as_text(looked, width)
-    lines = text.splitlines()
+def test_a_screen_fits_its_width_and_shows_its_numbers_whole(width: int, model: CausalLM):
+    words = ["Berlin", "Paris", " is", " the", "a"]
+    found = look(model, TEXT, track=words, lenses="logit,next_norm", positions="all")
+    lines = look_as_text(found, width).splitlines()
     assert max(map(len, lines)) <= width
-    rows = [line.split() for line in lines if re.match(r" +\d+ ", line)]
-    n = len(looked.layers)
-    numbered = [row for row in rows if int(row[0]) in looked.layers]
-    assert len(numbered) >= 2 * n  # a grid for each lens
-    for lens in ("logit", "raw"):
-        assert any(line.startswith(lens) or line.lstrip().startswith(lens) for line in lines)
-    assert visible(looked.output.top_tokens[0]) in lines[1]
+    assert visible(found.output.top_tokens[0]) in lines[1]
+    rows = [line.split() for line in lines if re.match(r" +\d+ \S", line)]
+    rows = [row for row in rows if re.search(r"\d\.\d\d$|,|\d", row[-1]) and row[0] in map(str, found.layers)]
+    rows = rows[-2 * (len(found.layers) + 1) :]
+    followed = [t for t in found.tracked if t.token is not None]
+    shown = sum(("rank of" in line and line.count("rank of")) or 0 for line in lines) // 2
+    assert shown >= min(2, len(followed)) or width == 72
+    grid = [row for row in rows if len(row) > 2 + shown]
+    for lens in range(2):
+        for i, layer in enumerate(found.layers):
+            expected = [f"{int(t.rank[lens, i, -1]):,}" for t in followed[:shown]]
+            p, bits = found.top_probs[lens, i, -1, 0], found.entropy_bits[lens, i, -1]
+            ends = [row for row in grid if row[0] == str(layer)]
+            assert any(row[len(row) - shown :] == expected and row[-shown - 1] == f"{bits:.2f}" for row in ends)
+            assert any(row[-shown - 2] == short_text(float(p)) for row in ends)
 
 
 def test_a_tall_model_is_shown_by_evenly_spaced_layers(looked: Look, monkeypatch):
@@ -287,11 +322,11 @@ def test_a_tall_model_is_shown_by_evenly_spaced_layers(looked: Look, monkeypatch
     n = len(looked.layers)
     step = -(-n // 2)
     text = str(looked)
-    assert f"every {step} layers of {n}; --layers 0- shows all" in text
+    assert f"one layer of {step} is shown, of {n}; --layers 0- shows all" in text
     console = Console(width=100, record=True, file=io.StringIO())
     for part in look_screen(looked, 100, every_layer=True):
         console.print(part)
-    assert "every" not in console.export_text()
+    assert "is shown, of" not in console.export_text()
 
 
 @examples(300)
@@ -303,6 +338,8 @@ def test_what_is_said_of_a_rank_s_course_is_so(ranks: list[int]):
     last = len(ranks) - 1
     if not known:
         assert said == "no finite layer"
+    elif last not in known:
+        assert said.endswith(f"not finite at {last}") and " on top from" not in said and "to the end" not in said
     elif not tops:
         best = min(known.values())
         assert said.startswith(f"best rank {best} at layer {next(n for n, r in known.items() if r == best)}")
@@ -318,6 +355,24 @@ def test_what_is_said_of_a_rank_s_course_is_so(ranks: list[int]):
             assert tops == [last]
         else:
             assert "not to the end" in said and known[max(known)] != 1
+
+
+@pytest.mark.parametrize(
+    ("lenses", "layers", "sentence"),
+    [
+        ("logit", None, "p is the model's at layer 4, the lens' own elsewhere"),
+        ("raw", None, "p is the lens' own at every layer shown"),
+        ("logit,raw", None, "p is the model's at layer 4 under logit, the lens' own elsewhere"),
+        ("logit", "0-2", "p is the lens' own at every layer shown"),
+    ],
+)
+def test_whose_probabilities_they_are_is_said(lenses: str, layers: str | None, sentence: str, model: CausalLM):
+    assert sentence in " ".join(str(look(model, TEXT, lenses=lenses, layers=layers)).split())
+
+
+def test_a_look_is_printed_in_a_notebook_too(looked: Look, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "next: " in str(looked)
 
 
 # --- The command
@@ -355,6 +410,8 @@ def test_texts_come_from_arguments_files_and_standard_input(tiny, tmp_path: Path
     command = (sys.executable, "-m", "layerscope", "look", folder, "--stdin", "--json")
     piped = subprocess.run(command, input="Three\nlines\n", capture_output=True, text=True, env=environment)
     assert json.loads(piped.stdout)["text"] == "Three\nlines"
+    broken = subprocess.run(command, input=b"caf\xe9", capture_output=True, env=environment)
+    assert broken.returncode == 2 and b"should be text in UTF-8" in broken.stderr
     for words, sentence in (
         ((folder,), "There is no text to look at"),
         ((folder, "--file", "none.txt"), "cannot be read"),
@@ -385,6 +442,17 @@ def test_save_writes_the_run_of_a_probe(tiny, tmp_path: Path):
     assert [prompt.text for prompt in run.record.suite.prompts] == [TEXT, "Once"]
     assert run.rows.filter(pl.col("position") == 0).height > 0
     assert (folder / "view.html").exists() and f"run folder · kept/{folder.name}" in done.stdout
+    done = layerscope("look", str(tiny("qwen3")), TEXT, "--json", "--save", "more", cwd=tmp_path)
+    assert json.loads(done.stdout)["text"] == TEXT and "run folder · more/" in done.stderr
+    (tmp_path / "file").write_text("")
+    for words, sentence in (
+        (("--save", "file"), "give another with --save"),
+        (("--save", f"kept/{folder.name}"), "is a run's own folder"),
+        (("--against", OTHER, "--against-model", "other"), "both came; give one of them"),
+        (("--against-model", "other", "--lens-dir", "kept"), "A fitted lens is of one model"),
+    ):
+        done = layerscope("look", str(tiny("qwen3")), TEXT, *words, cwd=tmp_path)
+        assert done.returncode == 2 and sentence in done.stderr
 
 
 def test_the_names_are_the_package_s():

@@ -47,8 +47,23 @@ def mistakes_in_one_sentence() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def usable_folder(out: Path) -> Path:
+def folder_for_runs(out: Path, option: str = "--out") -> Path:
+    """The folder for runs, refused before any work where nothing could be written to it.
+
+    Raises:
+        RunError: it is a run's own, or cannot be made or written to.
+    """
+    if (out / "run.json").exists():
+        raise RunError(f"'{out}' is a run's own folder; give the folder that holds runs, such as '{out.parent}'.")
+    return usable_folder(out, option)
+
+
+def usable_folder(out: Path, option: str = "--out") -> Path:
     """A folder for results, made if it has to be; refused before any work where nothing could be written to it.
+
+    Args:
+        out: the folder.
+        option: by which it was given.
 
     Raises:
         RunError: it cannot be made or written to.
@@ -60,7 +75,7 @@ def usable_folder(out: Path) -> Path:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise RunError(
-            f"The folder '{out}' cannot be made or written to ({reason}); give another with --out."
+            f"The folder '{out}' cannot be made or written to ({reason}); give another with {option}."
         ) from error
     return out
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from layerscope.cli.console import NARROWEST, free_name, print_line, quieten_transformers, usable_folder, watching
+from layerscope.cli.console import NARROWEST, folder_for_runs, free_name, print_line, quieten_transformers, watching
 from layerscope.cli.options import command
-from layerscope.errors import SuiteError
+from layerscope.errors import LensError, SuiteError
 from layerscope.looking.options import LookOptions
 from layerscope.model.lean_imports import collection_paused
 
@@ -47,29 +47,45 @@ def look(
 ) -> None:
     """Show what a model says after a text, and what each of its layers would say there."""
     began = time.perf_counter()
+    if against is not None and against_model is not None:
+        raise SuiteError("A look is set against another text or another model, but both came; give one of them.")
+    if against_model is not None and options.lens_dir is not None:
+        raise LensError("A fitted lens is of one model; leave --lens-dir out where two models are looked at.")
     given = _texts(texts or [], file, stdin)
     if save is not None:
-        usable_folder(save)
+        folder_for_runs(save, "--save")
     with collection_paused():
-        from layerscope.looking.make import looks, opened
+        from layerscope.looking.make import opened
 
         quieten_transformers()
-    opened_model = opened(model, options)
-    others: Sequence[Look | None] = [None] * len(given)
-    with watching() as observer:
-        found = looks(opened_model, given, options, observer)
-        if against is not None:
-            others = looks(opened_model, [against], options, observer) * len(given)
-        elif against_model is not None:
-            there = opened(against_model, replace(options, revision=None))
-            others = looks(there, given, replace(options, lens_dir=None), observer)
-    seconds = time.perf_counter() - began
-    for one, other in zip(found, others, strict=True):
+    first = opened(model, options)
+    second = None if against_model is None else opened(against_model, replace(options, revision=None))
+    for one, other in _looks(first, second, given, against, options):
         _print(one, other, as_json, every_layer=options.layers is not None)
     if not as_json:
-        print_line(f"in {seconds:.1f} s")
+        print_line(f"in {time.perf_counter() - began:.1f} s")
     if save is not None or show_page:
-        _probe(opened_model, given, options, save, show_page)
+        _probe(first, given, options, save, show_page, quiet=as_json)
+
+
+def _looks(
+    first: "CausalLM", second: "CausalLM | None", given: Sequence[str], against: str | None, options: LookOptions
+) -> "Iterator[tuple[Look, Look | None]]":
+    """Each look and what it is set against, part by part as the memory allows."""
+    from layerscope.looking.make import LookPlan, looks
+
+    plan = LookPlan(first, given, options)
+    other: Look | None = None
+    if against is not None:
+        with watching() as observer:
+            (other,) = looks(first, [against], options, observer)
+    for part in plan.parts:
+        with watching() as observer:  # its bars are gone before anything is printed
+            found = plan.looks(part, observer)
+            others: Sequence[Look | None] = [other] * len(found)
+            if second is not None:
+                others = looks(second, given[part.prompts], options, observer)
+        yield from zip(found, others, strict=True)
 
 
 def _texts(given: Sequence[str], file: Path | None, stdin: bool) -> list[str]:
@@ -81,11 +97,14 @@ def _texts(given: Sequence[str], file: Path | None, stdin: bool) -> list[str]:
     texts = list(given)
     if file is not None:
         try:
-            texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            texts += [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise SuiteError(f"{file} should be a text file in UTF-8, but it cannot be read ({error}).") from error
     if stdin:
-        texts.append(sys.stdin.read().removesuffix("\n"))
+        try:
+            texts.append(sys.stdin.buffer.read().decode("utf-8").removesuffix("\n"))
+        except UnicodeDecodeError as error:
+            raise SuiteError(f"Standard input should be text in UTF-8, but it is not ({error}).") from error
     if not texts:
         raise SuiteError('There is no text to look at; write it behind the model, as in: look MODEL "The capital of".')
     return texts
@@ -106,29 +125,38 @@ def _print(one: "Look", other: "Look | None", as_json: bool, *, every_layer: boo
 
     console = Console(highlight=False)
     console.width = max(console.width, NARROWEST)
-    unicode = (console.encoding or "").lower().startswith("utf")
 
     def parts() -> Iterator[object]:
-        yield from look_screen(one, console.width, every_layer=every_layer, unicode=unicode)
+        yield from look_screen(one, console.width, every_layer=every_layer)
         if other is not None and compared is not None:
             yield ""
-            yield from look_screen(other, console.width, every_layer=every_layer, unicode=unicode)
+            yield from look_screen(other, console.width, every_layer=every_layer)
             yield ""
-            yield from difference_screen(compared)
+            yield from difference_screen(compared, every_layer=every_layer)
         yield ""
 
     for part in parts():
         console.print(part)
 
 
-def _probe(model: "CausalLM", texts: Sequence[str], options: LookOptions, save: Path | None, show_page: bool) -> None:
+def _probe(
+    model: "CausalLM",
+    texts: Sequence[str],
+    options: LookOptions,
+    save: Path | None,
+    show_page: bool,
+    *,
+    quiet: bool,
+) -> None:
     """Measure the texts in full, and write or show what a probe writes."""
     from layerscope.looking.make import suite_of
     from layerscope.probing.probe import probe
     from layerscope.run_folder import default_folder_name
     from layerscope.view.page.view import write_view
 
-    like = {name: getattr(options, name) for name in ("lenses", "lens_dir", "system", "template_options")}
+    like = {name: getattr(options, name) for name in ("lens_dir", "system", "template_options")}
+    if options.lenses != LookOptions.lenses:
+        like["lenses"] = options.lenses  # else all that a probe reads through
     with watching() as observer:
         suite = suite_of(texts, replace(options, track=None))
         run = probe(model, suite=suite, positions="all", top_k=max(20, options.top), observer=observer, **like)
@@ -136,7 +164,7 @@ def _probe(model: "CausalLM", texts: Sequence[str], options: LookOptions, save: 
     folder = free_name(parent / default_folder_name(run.record))
     run.save(folder)
     page = write_view([run], folder / "view.html")
-    print_line(f"page · {page}")
-    print_line(f"run folder · {folder}")
+    for line in (f"page · {page}", f"run folder · {folder}"):
+        typer.echo(line, err=quiet)  # behind JSON nothing else belongs on stdout
     if show_page:
         webbrowser.open(page.resolve().as_uri())

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerscope.cli.console import (
+    folder_for_runs,
     free_name,
     print_line,
     print_parts,
     quieten_transformers,
-    usable_folder,
     warn,
     watching,
 )
@@ -77,7 +77,7 @@ def probe(
     details: Details = False,
 ) -> None:
     """Probe a model with a suite: print what every layer says, give a verdict, and write a run folder."""
-    parent = _usable(out)
+    parent = folder_for_runs(out)
     options = options.with_suite_read()
     # Imported here, so that help and mistakes, those in a suite too, need not wait for the tensor library.
     with collection_paused():
@@ -250,13 +250,6 @@ def _tables_and_verdict(
     if prompt is None:
         yield ""
         yield from run_verdict(run, details=details)
-
-
-def _usable(out: Path) -> Path:
-    """The folder for runs, refused before any work where nothing could be written to it."""
-    if (out / "run.json").exists():
-        raise RunError(f"'{out}' is a run's own folder; give the folder that holds runs, such as '{out.parent}'.")
-    return usable_folder(out)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from layerscope.looking.look import Look
-from layerscope.looking.screen import MOST_ROWS, visible
+from layerscope.looking.screen import MOST_ROWS, every_so_many, visible
 from layerscope.report.numbers import ABSENT, short_text
 
 _LN2 = math.log(2)
@@ -27,65 +27,85 @@ class LayerDifference:
     top_a: str | None
     """Most likely token; None where the row is not finite."""
     top_b: str | None
+    ranks: tuple[tuple[int | None, int | None], ...]
+    """Of each word that both follow, in a and in b."""
     js_bits: float | None
     """Jensen-Shannon divergence of the two distributions, in bits from 0 to 1 (Lin 1991); None where they are over
     different vocabularies, not finite, or not to be trusted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Difference:
     """Two looks, layer by layer under the first lens of each."""
 
     a: Look
     b: Look
+    words: tuple[str, ...]
+    """Words that both follow."""
     layers: tuple[LayerDifference, ...]
     reason: str | None
     """Why there are no layers, or no divergences; None where there are."""
 
 
 def difference(a: Look, b: Look) -> Difference:
-    """Compare two looks at their last tokens, by the first lens of each."""
+    """Compare two looks at their texts' last tokens, by the first lens of each."""
     if a.model.n_layers != b.model.n_layers:
         depths = f"{a.model.n_layers} and {b.model.n_layers} blocks"
-        return Difference(a, b, (), f"the models have {depths}, so layers are not set against one another")
+        return Difference(a, b, (), (), f"the models have {depths}, so layers are not set against one another")
     common = [layer for layer in a.layers if layer in b.layers]
+    if not common:
+        return Difference(a, b, (), (), "no layer was read in both")
     reason = _not_comparable(a, b)
-    divergences: list[float | None] = [None] * len(common)
-    if reason is None:
-        divergences = _js_bits(_last_logits(a, common), _last_logits(b, common))
-    tops = [(_top(a, layer), _top(b, layer)) for layer in common]
-    layers = tuple(LayerDifference(n, *top, js) for n, top, js in zip(common, tops, divergences, strict=True))
-    return Difference(a, b, layers, reason)
+    logits = _last_logits(a, common), _last_logits(b, common)
+    divergences: list[float | None] = _js_bits(*logits) if reason is None else [None] * len(common)
+    words = tuple(t.word for t in a.tracked if t.token is not None and _followed(b, t.word) is not None)
+    ranks = [[_rank_of(side, rows, word) for side, rows in zip((a, b), logits, strict=True)] for word in words]
+    tops = [_tops(side, rows) for side, rows in zip((a, b), logits, strict=True)]
+    layers = [
+        LayerDifference(layer, tops[0][i], tops[1][i], tuple((one[i], other[i]) for one, other in ranks), js)
+        for i, (layer, js) in enumerate(zip(common, divergences, strict=True))
+    ]
+    return Difference(a, b, words, tuple(layers), reason)
 
 
-def difference_screen(found: Difference) -> Iterator[RenderableType]:
-    """The difference as a table."""
+def difference_screen(found: Difference, *, every_layer: bool = False) -> Iterator[RenderableType]:
+    """The difference as a table; `every_layer` for a row for each layer, however many."""
     yield Text("difference at the last token, a against b", style="bold")
     if found.reason is not None:
         yield Text(found.reason, style="yellow")
     if not found.layers:
         return
-    words = [t.word for t in found.a.tracked if t.token is not None and _ranks(found.b, t.word)]
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("\nlayer", justify="right", no_wrap=True)
     for name in "ab":
         table.add_column(f"{name}:\nsays", no_wrap=True, width=14, overflow="ellipsis")
     table.add_column("\nJS (bits)", justify="right", no_wrap=True)
-    for word in words:
-        table.add_column(f"rank of {visible(word)}\na", justify="right", no_wrap=True)
-        table.add_column("\nb", justify="right", no_wrap=True)
-    ranks = {word: (_ranks(found.a, word), _ranks(found.b, word)) for word in words}
-    step = -(-len(found.layers) // MOST_ROWS)
-    for each in found.layers[(len(found.layers) - 1) % step :: step]:
+    for word in found.words[:2]:
+        table.add_column(f"{visible(word)}\nin a", justify="right", no_wrap=True)
+        table.add_column("rank\nin b", justify="right", no_wrap=True)
+    n = len(found.layers)
+    step = 1 if every_layer else -(-n // MOST_ROWS)
+    for each in found.layers[(n - 1) % step :: step]:
         says = [ABSENT if top is None else visible(top) for top in (each.top_a, each.top_b)]
-        of_words = [_rank(side.get(each.layer)) for word in words for side in ranks[word]]
-        table.add_row(str(each.layer), *says, short_text(each.js_bits), *of_words)
+        ranks = [_printed(rank) for pair in each.ranks[:2] for rank in pair]
+        table.add_row(str(each.layer), *says, short_text(each.js_bits), *ranks)
     yield table
+    if step > 1:
+        yield Text(every_so_many(step, n), style="dim")
 
 
 def difference_as_json(found: Difference) -> dict[str, Any]:
     """The difference as other programs take it."""
-    layers = [{"layer": d.layer, "top_a": d.top_a, "top_b": d.top_b, "js_bits": d.js_bits} for d in found.layers]
+    layers = [
+        {
+            "layer": each.layer,
+            "top_a": each.top_a,
+            "top_b": each.top_b,
+            "js_bits": each.js_bits,
+            "ranks": {word: list(pair) for word, pair in zip(found.words, each.ranks, strict=True)},
+        }
+        for each in found.layers
+    ]
     return {"lenses": [found.a.lens_names[0], found.b.lens_names[0]], "reason": found.reason, "layers": layers}
 
 
@@ -113,23 +133,35 @@ def _js_bits(p_logits: Float[Tensor, "layer d_vocab"], q_logits: Float[Tensor, "
     for p_row, q_row in zip(p_logits, q_logits, strict=True):
         log_p, log_q = (row.double().log_softmax(-1).cpu() for row in (p_row, q_row))
         log_m = torch.logaddexp(log_p, log_q) - _LN2
-        gaps = [(each.exp() * (each - log_m)).nan_to_num(nan=math.nan).sum() for each in (log_p, log_q)]
+        # An id that one of them rules out (a logit of -inf) has no part in its sum.
+        gaps = [torch.where(each == -math.inf, 0.0, each.exp() * (each - log_m)).sum() for each in (log_p, log_q)]
         value = float(sum(gaps)) / (2 * _LN2)
         values.append(min(1.0, max(0.0, value)) if math.isfinite(value) else None)
     return values
 
 
-def _top(look: Look, layer: int) -> str | None:
-    at = (0, look.layers.index(layer), -1)
-    return str(look.top_tokens[at][0]) if look.top_ids[at][0] >= 0 else None
+def _tops(look: Look, logits: Float[Tensor, "layer d_vocab"]) -> list[str | None]:
+    """The most likely token of each row; None of one that is not finite."""
+    ids = logits.argmax(-1).tolist()
+    strings = look.model.tokens.display(ids)
+    sound = (~logits.isnan()).all(-1).tolist()
+    return [strings[token_id] if ok else None for token_id, ok in zip(ids, sound, strict=True)]
 
 
-def _ranks(look: Look, word: str) -> dict[int, int]:
-    found = next((t for t in look.tracked if t.word == word and t.token is not None), None)
-    if found is None:
-        return {}
-    return dict(zip(look.layers, map(int, found.rank[0, :, -1]), strict=True))
+def _followed(look: Look, word: str) -> int | None:
+    """The id by which a word is followed."""
+    return next((t.alignment.first_id for t in look.tracked if t.word == word), None)
 
 
-def _rank(rank: int | None) -> str:
-    return f"{rank:,}" if rank else ABSENT
+def _rank_of(look: Look, logits: Float[Tensor, "layer d_vocab"], word: str) -> list[int | None]:
+    """1 + number of larger logits in each row; None where the row is not finite."""
+    token_id = _followed(look, word)
+    if token_id is None:
+        return [None] * len(logits)
+    ranks = (1 + (logits > logits[:, token_id, None]).sum(-1)).tolist()
+    sound = (~logits.isnan()).all(-1).tolist()
+    return [rank if ok else None for rank, ok in zip(ranks, sound, strict=True)]
+
+
+def _printed(rank: int | None) -> str:
+    return ABSENT if rank is None else f"{rank:,}"

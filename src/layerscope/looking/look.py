@@ -23,7 +23,7 @@ Cells: TypeAlias = NDArray[np.float64]
 """`[lens, layer, position]`"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tracked:
     """A word that is followed through the layers by its first token."""
 
@@ -37,7 +37,7 @@ class Tracked:
     """Natural log; NaN where the row is not finite."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
     """Numbers of one text; layers count from 0, what enters block 0, to n_layers, what leaves the last block."""
 
@@ -99,14 +99,15 @@ class Look:
                 "layer": np.array(self.layers)[layer],
                 "position": np.array(self.positions)[position],
                 "token": [self.tokens[self.positions[i]] for i in position],
-                "top_token": tokens[:, 0].tolist(),
+                "top_token": [token if i >= 0 else None for i, token in zip(ids[:, 0], tokens[:, 0], strict=True)],
                 "p_top": self.top_probs.reshape(-1, k)[:, 0],
                 "entropy_bits": self.entropy_bits.ravel(),
                 "kl_to_final_bits": self.kl_to_final_bits.ravel(),
-                "top_ids": ids.tolist(),
-                "top_tokens": tokens.tolist(),
-                "top_probs": self.top_probs.reshape(-1, k).tolist(),
-            }
+                "top_ids": [row if row[0] >= 0 else None for row in ids.tolist()],
+                "top_tokens": [row if i >= 0 else None for i, row in zip(ids[:, 0], tokens.tolist(), strict=True)],
+                "top_probs": [None if np.isnan(row).any() else row.tolist() for row in self.top_probs.reshape(-1, k)],
+            },
+            schema_overrides={"top_probs": pl.List(pl.Float64)},
         )
         return frame.fill_nan(None)
 
@@ -132,7 +133,8 @@ class Look:
         Raises:
             LensError: a word that was not tracked or has no token here, or a place that was not looked at.
         """
-        found = next((t for t in self.tracked if word in (t.word, t.token)), None)
+        by_word = [t for t in self.tracked if t.word == word]
+        found = next(iter([*by_word, *(t for t in self.tracked if t.token == word)]), None)
         if found is None or found.token is None:
             words = ", ".join(repr(t.word) for t in self.tracked if t.token is not None) or "none"
             raise LensError(f"'{word}' was not followed here (followed: {words}); give it as answer or track.")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, ModelError, SuiteError
-from layerscope.lenses import Lens
 from layerscope.looking.look import Look, Tracked
 from layerscope.looking.options import SHOWN_POSITIONS, LookOptions
 from layerscope.looking.places import chosen_places
@@ -26,7 +25,7 @@ from layerscope.options import keywords
 from layerscope.probing.chats import template_options
 from layerscope.probing.encode import Encoded, Reading, encode
 from layerscope.probing.lens_selection import choose_lenses
-from layerscope.probing.memory_plan import Batch, plan_memory
+from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_memory
 from layerscope.probing.outputs import with_outputs
 from layerscope.progress import Observer, Silent
 from layerscope.readout.compiled import load_ahead
@@ -74,35 +73,50 @@ def opened(model: str | Path | CausalLM, options: LookOptions) -> CausalLM:
 
 
 def looks(model: CausalLM, texts: Sequence[str], options: LookOptions, observer: Observer | None = None) -> list[Look]:
-    """Look at several texts; as many at once as the memory allows.
+    """Look at several texts; as many at once as the memory allows. Raises like `look`."""
+    plan = LookPlan(model, texts, options)
+    return [found for part in plan.parts for found in plan.looks(part, observer or Silent())]
 
-    Raises:
-        LayerscopeError: whatever cannot be done, each by its own class.
-    """
-    watcher = observer or Silent()
-    if options.top < 1:
-        raise LensError(f"top should be at least 1, but it is {options.top}.")
-    names = options.lenses if not isinstance(options.lenses, str) else options.lenses.split(",")
-    names = tuple(name.strip() for name in names)
-    lenses = choose_lenses(model, names, names, options.lens_dir).bind(model)
-    layers = chosen_places(options.layers, model.n_layers + 1, "layers", lambda: tuple(range(model.n_layers + 1)))
-    encoded = [_placed(each, options) for each in encode(suite_of(texts, options), model, "last", _reading(options))]
-    # A text's rows are decoded once for each word that is followed.
-    copied = [replace(each, positions=each.positions * max(1, len(each.answers))) for each in encoded]
-    if pays(sum(len(each.positions) for each in copied) * len(layers) * len(lenses), model.unembedding):
-        load_ahead()
-    found: list[Look] = []
-    parts = plan_memory(model, copied, len(lenses), options.top, protocol_of("standard"))
-    ran_out = "The memory ran out, although what was planned was within the budget; give a smaller --memory."
-    with shortage_explained(ran_out), torch.inference_mode():
-        for i, part in enumerate(parts):
-            residuals = model.forward(
-                [each.token_ids for each in encoded[part.prompts]],
-                progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
+
+class LookPlan:
+    """Several texts, tokenised, and cut into parts that go through the model together."""
+
+    def __init__(self, model: CausalLM, texts: Sequence[str], options: LookOptions) -> None:
+        """Check all that can be checked before the model runs.
+
+        Raises:
+            LayerscopeError: whatever cannot be done, each by its own class.
+        """
+        if options.top < 1:
+            raise LensError(f"top should be at least 1, but it is {options.top}.")
+        names = options.lenses if not isinstance(options.lenses, str) else options.lenses.split(",")
+        names = tuple(name.strip() for name in names)
+        self.model, self.top = model, options.top
+        self.lenses = choose_lenses(model, names, names, options.lens_dir).bind(model)
+        every = range(model.n_layers + 1)
+        self.layers = chosen_places(options.layers, len(every), "layers", lambda: tuple(every))
+        prompts = encode(suite_of(texts, options), model, "last", _reading(options))
+        self.encoded = [_placed(each, options) for each in prompts]
+        # A text's rows are decoded once for each word that is followed.
+        copied = [replace(each, positions=each.positions * max(1, len(each.answers))) for each in self.encoded]
+        self.parts = plan_memory(model, copied, len(self.lenses), options.top, protocol_of("standard"))
+        rows = sum(len(each.positions) for each in copied) * len(self.layers) * len(self.lenses)
+        if pays(rows, model.unembedding):
+            load_ahead()
+
+    @torch.inference_mode()
+    def looks(self, part: Batch, observer: Observer) -> list[Look]:
+        """The looks of one part; each keeps its own residuals alone."""
+        encoded = self.encoded[part.prompts]
+        ran_out = "The memory ran out, although what was planned was within the budget; give a smaller --memory."
+        with shortage_explained(ran_out):
+            residuals = self.model.forward(
+                [each.token_ids for each in encoded],
+                n_logits=min(IDENTITY_PROMPTS, len(encoded)),
+                progress=observer.blocks,
             )
-            told, identity = _output(model, residuals, encoded[part.prompts])
-            found += _looked(model, residuals, told, identity, lenses, layers, options.top, part, watcher.vocabulary)
-    return found
+            told, identity = _output(self.model, residuals, encoded)
+            return _looked(self, residuals, told, identity, part, observer.vocabulary)
 
 
 def suite_of(texts: Sequence[str], options: LookOptions) -> Suite:
@@ -118,6 +132,8 @@ def suite_of(texts: Sequence[str], options: LookOptions) -> Suite:
     for i, text in enumerate(texts):
         if not text:
             raise SuiteError(f"Text {i + 1} is empty; give the model something to continue.")
+        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise SuiteError(f"Text {i + 1} should be Unicode, but it holds bytes that are no UTF-8; encode it so.")
         chat = Chat((Message("user", text),)) if options.chat else None
         key = text if text not in texts[:i] else f"{text} ({i + 1})"
         prompts.append(Prompt("pos", "orig", text, words, key, i, chat=chat))
@@ -149,7 +165,7 @@ def _output(model: CausalLM, residuals: Residuals, encoded: Sequence[Encoded]) -
     exact = model.placement.dtype == torch.float32
     identity = check_identity(
         model.unembedding,
-        residuals.last(),
+        residuals.last()[: len(residuals.logits)],
         residuals.logits,
         tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
     )
@@ -158,13 +174,10 @@ def _output(model: CausalLM, residuals: Residuals, encoded: Sequence[Encoded]) -
 
 
 def _looked(
-    model: CausalLM,
+    plan: LookPlan,
     residuals: Residuals,
     encoded: Sequence[Encoded],
     identity: Identity,
-    lenses: Sequence[Lens],
-    layers: tuple[int, ...],
-    top: int,
     part: Batch,
     progress: Callable[[int, int], None],
 ) -> list[Look]:
@@ -177,17 +190,15 @@ def _looked(
         for each, ids, n in zip(encoded, followed, times, strict=True)
         for i in range(n)
     ]
-    rows = residuals.rows(
-        [(i, each.positions) for i, (each, n) in enumerate(zip(encoded, times, strict=True)) for _ in range(n)]
-    )
-    readout = _read_out(model, rows, questions, lenses, layers, top, part.sweep_bytes, progress)
+    places = [(i, each.positions) for i, each in enumerate(encoded) for _ in range(times[i])]
+    readout = _read_out(plan, residuals.rows(places), questions, part.sweep_bytes, progress)
     listed = {int(token_id) for token_id in np.unique(readout.top_ids[readout.finite])}
-    strings = model.tokens.display(listed | {token_id for each in encoded for token_id in each.token_ids})
+    strings = plan.model.tokens.display(listed | {token_id for each in encoded for token_id in each.token_ids})
     made, at, asked = [], 0, 0
     for i, (each, ids, n) in enumerate(zip(encoded, followed, times, strict=True)):
         own = readout.part(slice(at, at + n * len(each.positions)), slice(asked, asked + n))
-        values = residuals.values[i, :, : residuals.lengths[i]]
-        made.append(_look(model, each, ids, own, values, identity, lenses, layers, strings))
+        values = residuals.values[i, :, : residuals.lengths[i]].clone()
+        made.append(_look(plan, each, ids, own, values, identity, strings))
         at, asked = at + n * len(each.positions), asked + n
     return made
 
@@ -198,39 +209,35 @@ def _distinct_ids(encoded: Encoded) -> tuple[int, ...]:
 
 
 def _read_out(
-    model: CausalLM,
+    plan: LookPlan,
     residuals: Float[Tensor, "layer row d_model"],
     questions: Sequence[Question],
-    lenses: Sequence[Lens],
-    layers: Sequence[int],
-    top: int,
     sweep_bytes: int,
     progress: Callable[[int, int], None],
 ) -> Readout:
     """Every lens at every layer, groups ordered by lens."""
-    norm = model.final_norm
+    norm, head = plan.model.final_norm, plan.model.unembedding
     final_rows = residuals[-1] if norm is None else norm(residuals[-1])
-    groups = [(lens, layer) for lens in lenses for layer in layers]
+    groups = [(lens, layer) for lens in plan.lenses for layer in plan.layers]
     most = max(1, sweep_bytes // max(1, 4 * residuals.shape[1] * residuals.shape[2]))
     readouts = []
     for start in range(0, len(groups), most):
         rows = torch.stack([lens(residuals[layer], layer) for lens, layer in groups[start : start + most]])
-        readouts.append(decode(rows, final_rows, questions, model.unembedding, top_k=top, progress=progress))
+        readouts.append(decode(rows, final_rows, questions, head, top_k=plan.top, progress=progress))
     return concatenated(readouts)
 
 
 def _look(
-    model: CausalLM,
+    plan: LookPlan,
     encoded: Encoded,
     ids: Sequence[int],
     readout: Readout,
     residuals: Float[Tensor, "layer position d_model"],
     identity: Identity,
-    lenses: Sequence[Lens],
-    layers: tuple[int, ...],
     strings: Mapping[int, str],
 ) -> Look:
     """The numbers of one text, of whose positions the readout holds one copy for each token that is followed."""
+    model, lenses, layers = plan.model, plan.lenses, plan.layers
     n = len(encoded.positions)
     finite = readout.finite[:, :n]
     shape = (len(lenses), len(layers), n)

@@ -16,22 +16,22 @@ MOST_ROWS = 40
 """Layers that are shown, unless they were asked for: more would not fit a screen."""
 _CELL, _LAST = 10, 12
 """Widths of a token in the grid, and of those in the last column."""
-_LAYER, _NUMBERS, _RANK = 6, 16, 9
+_LAYER, _NUMBERS, _RANK = 6, 16, 10
 """Widths of what stands beside them: the layer; probability and entropy; a rank."""
 _BARS = "▁▂▃▄▅▆▇█"
-_PLAIN_BARS = ".:-=+*#@"
 _SHADES = ((0.5, "bold green"), (0.2, "green"), (0.05, ""), (0.0, "dim"))
 """Styles of a token by its probability, from the least that each takes on."""
 _MOST_OF_TEXT = 200
+_MODEL_AT_THE_END = ("logit", "next_norm", "tuned", "ridge")
+"""Lenses that are the model itself behind the last block."""
 
 
-def look_screen(look: Look, width: int, *, every_layer: bool = False, unicode: bool = True) -> Iterator[RenderableType]:
+def look_screen(look: Look, width: int, *, every_layer: bool = False) -> Iterator[RenderableType]:
     """The parts of a screen, from top to bottom.
 
     Args:
         width: columns that there are.
         every_layer: a row for each layer that was read, however many.
-        unicode: whether bars may be drawn by block characters.
     """
     yield Text(f"{look.model.id} · {_abridged(look.text)}", style="bold")
     yield Text(f"next: {_next(look)}")
@@ -40,15 +40,18 @@ def look_screen(look: Look, width: int, *, every_layer: bool = False, unicode: b
         yield ""
         yield _grid(look, lens, layers, width)
         if len(layers) < len(look.layers):
-            yield Text(
-                f"every {layers[1] - layers[0]} layers of {len(look.layers)}; --layers 0- shows all", style="dim"
-            )
+            yield Text(every_so_many(layers[1] - layers[0], len(look.layers)), style="dim")
         for tracked in look.tracked:
             if tracked.token is not None:
-                yield _line_of_ranks(look, tracked, lens, width, _BARS if unicode else _PLAIN_BARS)
+                yield _line_of_ranks(look, tracked, lens, width)
     for tracked in look.tracked:
         yield from _notes(tracked)
     yield Text(_footer(look), style="dim" if look.identity.ok else "bold red")
+
+
+def every_so_many(step: int, n: int) -> str:
+    """What is said where layers are left out."""
+    return f"one layer of {step} is shown, of {n}; --layers 0- shows all"
 
 
 def visible(token: str) -> str:
@@ -59,7 +62,7 @@ def visible(token: str) -> str:
 def look_as_text(look: Look, width: int = 100) -> str:
     """The same without colours."""
     file = io.StringIO()
-    console = Console(file=file, width=width, highlight=False, color_system=None, legacy_windows=False)
+    console = Console(file=file, width=width, highlight=False, color_system=None, force_jupyter=False)
     for part in look_screen(look, width):
         console.print(part)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
@@ -86,21 +89,23 @@ def _shown_layers(look: Look, every_layer: bool) -> list[int]:
 
 def _grid(look: Look, lens: int, layers: Sequence[int], width: int) -> Table:
     """A row a layer: the token that each place would be followed by, and more of the last place."""
-    followed = [t for t in look.tracked if t.token is not None]
-    taken = _LAYER + _LAST + 2 + _NUMBERS + _RANK * min(2, len(followed))
-    n = max(0, min(len(look.positions) - 1, (width - taken) // (_CELL + 1)))
-    followed = followed[: max(0, (width - _LAYER - _LAST - 2 - _NUMBERS) // _RANK)]
+    name = look.lens_names[lens]
+    beside = max(_LAYER, len(name) + 1) + _LAST + 1 + _NUMBERS
+    followed = [t for t in look.tracked if t.token is not None][
+        : max(1, (width - beside) // (2 * _RANK))
+    ]  # and as much to cells
+    n = (width - beside - _RANK * len(followed)) // (_CELL + 1)
+    n = max(0, min(len(look.positions) - 1, n))
     columns = range(len(look.positions) - 1 - n, len(look.positions) - 1)
     last = len(look.positions) - 1
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    name = look.lens_names[lens]
-    table.add_column(f"layer\n{name}", justify="right", no_wrap=True, min_width=_LAYER - 1)
+    table.add_column(f"layer\n{name}", justify="right", no_wrap=True, width=max(_LAYER, len(name) + 1) - 1)
     for column in columns:
         head = visible(look.tokens[look.positions[column]])
         table.add_column(f"{look.positions[column]}\n{head}", no_wrap=True, width=_CELL, overflow="ellipsis")
     head = visible(look.tokens[look.positions[last]])
     table.add_column(f"{look.positions[last]}\n{head}", no_wrap=True, width=_LAST, overflow="ellipsis")
-    table.add_column("\np", justify="right", no_wrap=True, width=7)
+    table.add_column("\np", justify="right", no_wrap=True, width=8)
     table.add_column("\nbits", justify="right", no_wrap=True, width=6)
     for tracked in followed:
         table.add_column(f"rank of\n{visible(tracked.token or '')}", justify="right", no_wrap=True, width=_RANK - 1)
@@ -125,7 +130,7 @@ def _rank(rank: int) -> Text:
     return Text(ABSENT if rank == 0 else f"{rank:,}", style="bold" if rank == 1 else "")
 
 
-def _line_of_ranks(look: Look, tracked: Tracked, lens: int, width: int, bars: str) -> Text:
+def _line_of_ranks(look: Look, tracked: Tracked, lens: int, width: int) -> Text:
     """A word's rank at the last place that was read, layer by layer: the higher the bar, the nearer to the top."""
     ranks = [int(rank) for rank in tracked.rank[lens, :, -1]]
     some = "" if len(look.layers) > look.model.n_layers else ", of the layers read"
@@ -134,16 +139,18 @@ def _line_of_ranks(look: Look, tracked: Tracked, lens: int, width: int, bars: st
     room = max(8, width - len(name) - len(words))
     per_bar = -(-len(ranks) // room)
     grouped = [ranks[i : i + per_bar] for i in range(0, len(ranks), per_bar)]
-    line = "".join(_bar([rank for rank in group if rank], look.model.d_vocab, bars) for group in grouped)
+    line = "".join(_bar([rank for rank in group if rank], look.model.d_vocab) for group in grouped)
     return Text(name + line + words, no_wrap=True, overflow="ellipsis")
 
 
-def _bar(ranks: Sequence[int], d_vocab: int, bars: str) -> str:
+def _bar(ranks: Sequence[int], d_vocab: int) -> str:
     """The best of a few ranks, on a logarithmic scale."""
     if not ranks:
         return " "
+    if min(ranks) == 1:
+        return _BARS[-1]  # the highest is for the top alone
     height = 1 - math.log(min(ranks)) / math.log(max(2, d_vocab))
-    return bars[min(len(bars) - 1, int(height * len(bars)))]
+    return _BARS[min(len(_BARS) - 2, int(height * (len(_BARS) - 1)))]
 
 
 def course(layers: Sequence[int], ranks: Sequence[int]) -> str:
@@ -156,6 +163,8 @@ def course(layers: Sequence[int], ranks: Sequence[int]) -> str:
     last = layers[-1]
     if best > 1:
         return f"best rank {best:,} at layer {first}" + ("" if first == last else f"; {_said(known, last)} at {last}")
+    if last not in known:
+        return f"on top at layer {first}; not finite at {last}"
     to_the_end = [layer for layer in known if all(rank == 1 for at, rank in known.items() if at >= layer)]
     if not to_the_end:
         return f"on top at layer {first}, not to the end ({_said(known, last)} at {last})"
@@ -179,12 +188,22 @@ def _notes(tracked: Tracked) -> Iterator[Text]:
 
 
 def _footer(look: Look) -> str:
-    check, n = look.identity, look.model.n_layers
+    check = look.identity
     if check.ok:
-        checked = f"identity check passed (KL {check.kl_bits:.1e} bits): p is the model's at layer {n}, the lens' above"
+        checked = f"identity check passed (KL {check.kl_bits:.1e} bits){_whose_p(look)}"
     else:
         kl = "not finite" if check.kl_bits is None else f"{check.kl_bits:.3g} bits"
         checked = f"identity check FAILED (KL {kl}): {check.note} Probabilities of layers are withheld."
     if look.encoded.chat is not None:
         return f"{checked} · chat, as the model's template writes it"
     return f"{checked} · {look.model.tokens.begins.note}"
+
+
+def _whose_p(look: Look) -> str:
+    """Of which rows the probabilities are the model's own."""
+    n = look.model.n_layers
+    names = [name for name in look.lens_names if name in _MODEL_AT_THE_END]
+    if n not in look.layers or not names:
+        return ": p is the lens' own at every layer shown"
+    under = "" if len(names) == len(look.lens_names) else f" under {', '.join(names)}"
+    return f": p is the model's at layer {n}{under}, the lens' own elsewhere"

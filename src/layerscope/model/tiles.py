@@ -15,8 +15,8 @@ from layerscope.workers import Workers
 
 TILE_BYTES = 4 << 20
 """Size of a float32 tile of a weight: small enough to stay in the cache between the cast and the product."""
-_ALL_TILES = 128 << 20
-"""And of the tiles of all threads together, where there are many."""
+_ALL_TILES = 64 << 20
+"""And of the tiles of all threads together, as stored and cast, where there are many threads."""
 _READING = 2
 """Threads beyond the processor's, where tiles are read from the disk: some wait for it while the others compute."""
 
@@ -103,7 +103,7 @@ def _tiles(stored: Tensor, tile_bytes: int, at_least: int = 1) -> Iterator[slice
 
 def _multiply_uncached(by: _Uncached, rows: Tensor, stored: Tensor, out: Tensor, place: Place) -> None:
     # A list, and an iterator over it: threads may ask that at the same time, a generator not.
-    tiles = iter([*_tiles(stored, min(TILE_BYTES, _ALL_TILES // by.workers.n), by.workers.n)])
+    tiles = iter([*_tiles(stored, min(TILE_BYTES, _ALL_TILES // (2 * by.workers.n)), by.workers.n)])
 
     def run(room: Room, buffer: TileBuffer) -> None:
         for tile in tiles:

@@ -19,6 +19,8 @@ from layerscope.model.checkpoint import Place, cut_short
 
 _ALIGNMENT = 4096
 """Of what a disk transfers by itself: bytes in the file and in memory begin and end at multiples of it."""
+_NOT_DIRECTLY = (errno.EINVAL, errno.EOPNOTSUPP)
+"""What filesystems say that read through the page cache alone."""
 
 
 def reads_uncached() -> bool:
@@ -95,8 +97,8 @@ class UncachedFiles:
         while done < len(memory):
             read = os.preadv(file.descriptor, [memory[done:]], begin + done)
             done += read
-            if read % _ALIGNMENT or not read:
-                break  # the file's end
+            if not read or (file.direct and read % _ALIGNMENT):
+                break  # the file's end; read directly, it is met in the middle of a page
         if not file.direct:
             os.posix_fadvise(file.descriptor, begin, len(memory), os.POSIX_FADV_DONTNEED)
         return done
@@ -108,14 +110,14 @@ def _open(path: Path) -> _File:
     try:
         descriptor = os.open(path, os.O_RDONLY | flag)
     except OSError as error:
-        if not flag or error.errno != errno.EINVAL:
+        if not flag or error.errno not in _NOT_DIRECTLY:
             raise
         return _File(os.open(path, os.O_RDONLY), direct=False)
     try:
         os.preadv(descriptor, [Room().of(_ALIGNMENT)], 0)
     except OSError as error:
         os.close(descriptor)
-        if not flag or error.errno != errno.EINVAL:
+        if not flag or error.errno not in _NOT_DIRECTLY:
             raise
         return _File(os.open(path, os.O_RDONLY), direct=False)  # some say no only when they are read
     return _File(descriptor, direct=bool(flag))

@@ -91,9 +91,8 @@ def _grid(look: Look, lens: int, layers: Sequence[int], width: int) -> Table:
     """A row a layer: the token that each place would be followed by, and more of the last place."""
     name = look.lens_names[lens]
     beside = max(_LAYER, len(name) + 1) + _LAST + 1 + _NUMBERS
-    followed = [t for t in look.tracked if t.token is not None][
-        : max(1, (width - beside) // (2 * _RANK))
-    ]  # and as much to cells
+    most = max(1, (width - beside) // (2 * _RANK))  # leaves as much room to other places
+    followed = [t for t in look.tracked if t.token is not None][:most]
     n = (width - beside - _RANK * len(followed)) // (_CELL + 1)
     n = max(0, min(len(look.positions) - 1, n))
     columns = range(len(look.positions) - 1 - n, len(look.positions) - 1)

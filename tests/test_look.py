@@ -197,7 +197,9 @@ def test_words_that_cannot_be_followed_are_named(model: CausalLM):
     found = look(model, TEXT, track=["Berlin", "internationalisation", "\n"])
     whole, pieces = found.tracked[0], found.tracked[1]
     assert whole.token is not None and len(pieces.alignment.answer_ids) > 1
-    assert f"'internationalisation' is followed by {visible(pieces.token)}, the first of its" in str(found)
+    n = len(pieces.alignment.answer_ids)
+    told = f"'internationalisation' is followed through the first of its {n} pieces, {visible(pieces.token)}"
+    assert told in " ".join(str(found).split())
     unfollowed = [t for t in look(model, TEXT, track=[" Rome", " Wien", "\n", "日"]).tracked if t.token is None]
     assert unfollowed
     for each in unfollowed:
@@ -212,7 +214,7 @@ def test_words_that_cannot_be_followed_are_named(model: CausalLM):
         ({"top": 0}, LensError, "top should be at least 1"),
         ({"track": "a,,b"}, SuiteError, "an empty one came"),
         ({"lenses": "logit,lens"}, LensError, "lens"),
-        ({"layers": "0-99"}, LayerscopeError, "There are 5 layers, 0 to 4"),
+        ({"layers": "0-99"}, LayerscopeError, "The layers are counted from 0 to 4 here"),
         ({"positions": "first"}, LayerscopeError, "'first' names no tokens"),
         ({"device": "cpu"}, ModelError, "An open model has its device"),
         ({"lenses": "tuned"}, LensError, "tuned"),
@@ -239,7 +241,7 @@ def test_places_are_those_that_were_written(n: int, data: st.DataObject):
 
 @pytest.mark.parametrize("words", ["", "a", "1;2", "-3", "3-1", "10", "0-10", "1,,2", "1-2-3"])
 def test_other_words_are_refused(words: str):
-    with pytest.raises(LayerscopeError, match="0 to 9"):
+    with pytest.raises(LayerscopeError, match=r"0 to 9|should not end before it begins"):
         places(words, 10, "layers")
 
 
@@ -330,31 +332,36 @@ def test_a_tall_model_is_shown_by_evenly_spaced_layers(looked: Look, monkeypatch
 
 
 @examples(300)
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=9))
-def test_what_is_said_of_a_rank_s_course_is_so(ranks: list[int]):
-    said = course(range(len(ranks)), ranks)
-    known = {layer: rank for layer, rank in enumerate(ranks) if rank}
-    tops = [layer for layer, rank in known.items() if rank == 1]
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.booleans())
+def test_what_is_said_of_a_rank_s_course_is_so(ranks: list[int], every: bool):
+    said = course(range(len(ranks)), ranks, every=every)
+    tops = [layer for layer, rank in enumerate(ranks) if rank == 1]
     last = len(ranks) - 1
-    if not known:
-        assert said == "no finite layer"
-    elif last not in known:
-        assert said.endswith(f"not finite at {last}") and " on top from" not in said and "to the end" not in said
-    elif not tops:
-        best = min(known.values())
-        assert said.startswith(f"best rank {best} at layer {next(n for n, r in known.items() if r == best)}")
+    if from_on := re.fullmatch(r"on top from layer (\d+) on", said):
+        start = int(from_on[1])
+        assert every and start < last and all(rank in (0, 1) for rank in ranks[start:])
+        assert ranks[start] == ranks[last] == 1 and 1 not in ranks[:start]
+    elif to_the_end := re.fullmatch(r"first on top at layer (\d+), to the end from (\d+)", said):
+        first, start = map(int, to_the_end.groups())
+        assert every and first == tops[0] < start and all(rank in (0, 1) for rank in ranks[start:])
+        assert ranks[start] == ranks[last] == 1 and max(r for r in ranks[first:start]) > 1
+    elif lost := re.fullmatch(
+        r"first on top at layer (\d+)( of those read)?; (?:rank (\d+)|not finite) at (\d+)", said
+    ):
+        assert int(lost[1]) == tops[0] and int(lost[4]) == last and (lost[2] is None) == every
+        assert ranks[last] == int(lost[3] or 0) and not (every and ranks[last] == 1)
+    elif once := re.fullmatch(r"(?:first )?on top at layer (\d+)( of those read)?", said):
+        assert tops == [last] == [int(once[1])] and (once[2] is None) == every
+    elif best := re.fullmatch(
+        r"best rank (\d+) at layer (\d+)( of those read)?(?:; (?:rank (\d+)|not finite) at \d+)?", said
+    ):
+        known = [rank for rank in ranks if rank]
+        assert (
+            not tops and int(best[1]) == min(known) == ranks[int(best[2])] and ranks.index(min(known)) == int(best[2])
+        )
+        assert int(best[2]) == last or ranks[last] == int(best[4] or 0)
     else:
-        for layer in map(int, re.findall(r"(?:at|from) layer (\d+)", said)):
-            assert layer == tops[0]
-        to_the_end = re.search(r"from (?:layer )?(\d+)", said)
-        if to_the_end:
-            start = int(to_the_end[1])
-            assert all(rank == 1 for layer, rank in known.items() if layer >= start) and known.get(start) == 1
-            assert not [n for n in known if n < start] or known[max(n for n in known if n < start)] != 1
-        elif "alone" in said:
-            assert tops == [last]
-        else:
-            assert "not to the end" in said and known[max(known)] != 1
+        assert said == f"no finite layer{'' if every else ' of those read'}" and not any(ranks)
 
 
 @pytest.mark.parametrize(
@@ -415,7 +422,7 @@ def test_texts_come_from_arguments_files_and_standard_input(tiny, tmp_path: Path
     for words, sentence in (
         ((folder,), "There is no text to look at"),
         ((folder, "--file", "none.txt"), "cannot be read"),
-        ((folder, TEXT, "--layers", "99"), "There are 5 layers"),
+        ((folder, TEXT, "--layers", "99"), "The layers are counted from 0 to 4 here"),
         ((str(tmp_path / "nothing"), TEXT), "There is no folder"),
     ):
         done = layerscope("look", *words, cwd=tmp_path)

@@ -132,7 +132,7 @@ def _print(one: "Look", other: "Look | None", as_json: bool, *, every_layer: boo
             yield ""
             yield from look_screen(other, console.width, every_layer=every_layer)
             yield ""
-            yield from difference_screen(compared, every_layer=every_layer)
+            yield from difference_screen(compared, console.width, every_layer=every_layer)
         yield ""
 
     for part in parts():

@@ -17,6 +17,8 @@ from layerscope.looking.screen import MOST_ROWS, every_so_many, visible
 from layerscope.report.numbers import ABSENT, short_text
 
 _LN2 = math.log(2)
+_SAYS, _RANK = 12, 8
+"""Widths of columns: a token, and a rank."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Difference:
     a: Look
     b: Look
     words: tuple[str, ...]
-    """Words that both follow."""
+    """Words that both follow, and by the same token."""
     layers: tuple[LayerDifference, ...]
     reason: str | None
     """Why there are no layers, or no divergences; None where there are."""
@@ -58,7 +60,7 @@ def difference(a: Look, b: Look) -> Difference:
     reason = _not_comparable(a, b)
     logits = _last_logits(a, common), _last_logits(b, common)
     divergences: list[float | None] = _js_bits(*logits) if reason is None else [None] * len(common)
-    words = tuple(t.word for t in a.tracked if t.token is not None and _followed(b, t.word) is not None)
+    words = tuple(t.word for t in a.tracked if t.token is not None and _token(b, t.word) == t.token)
     ranks = [[_rank_of(side, rows, word) for side, rows in zip((a, b), logits, strict=True)] for word in words]
     tops = [_tops(side, rows) for side, rows in zip((a, b), logits, strict=True)]
     layers = [
@@ -68,9 +70,10 @@ def difference(a: Look, b: Look) -> Difference:
     return Difference(a, b, words, tuple(layers), reason)
 
 
-def difference_screen(found: Difference, *, every_layer: bool = False) -> Iterator[RenderableType]:
-    """The difference as a table; `every_layer` for a row for each layer, however many."""
-    yield Text("difference at the last token, a against b", style="bold")
+def difference_screen(found: Difference, width: int, *, every_layer: bool = False) -> Iterator[RenderableType]:
+    """The difference as a table, so many columns wide; `every_layer` for a row for each layer, however many."""
+    lenses = " and ".join(dict.fromkeys([found.a.lens_names[0], found.b.lens_names[0]]))
+    yield Text(f"difference at the last token, a against b, by the {lenses} lens", style="bold")
     if found.reason is not None:
         yield Text(found.reason, style="yellow")
     if not found.layers:
@@ -78,18 +81,23 @@ def difference_screen(found: Difference, *, every_layer: bool = False) -> Iterat
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("\nlayer", justify="right", no_wrap=True)
     for name in "ab":
-        table.add_column(f"{name}:\nsays", no_wrap=True, width=14, overflow="ellipsis")
-    table.add_column("\nJS (bits)", justify="right", no_wrap=True)
-    for word in found.words[:2]:
-        table.add_column(f"{visible(word)}\nin a", justify="right", no_wrap=True)
-        table.add_column("rank\nin b", justify="right", no_wrap=True)
+        table.add_column(f"{name}:\nsays", no_wrap=True, width=_SAYS, overflow="ellipsis")
+    table.add_column("\nJS (bits)", justify="right", no_wrap=True, width=9)
+    shown = max(1, (width - 2 * (_SAYS + 1) - 16) // (2 * (_RANK + 1)))
+    for word in found.words[:shown]:
+        table.add_column(f"{visible(word)}\nin a", justify="right", no_wrap=True, width=_RANK)
+        table.add_column("rank\nin b", justify="right", no_wrap=True, width=_RANK)
     n = len(found.layers)
     step = 1 if every_layer else -(-n // MOST_ROWS)
     for each in found.layers[(n - 1) % step :: step]:
         says = [ABSENT if top is None else visible(top) for top in (each.top_a, each.top_b)]
-        ranks = [_printed(rank) for pair in each.ranks[:2] for rank in pair]
+        ranks = [_printed(rank) for pair in each.ranks[:shown] for rank in pair]
         table.add_row(str(each.layer), *says, short_text(each.js_bits), *ranks)
     yield table
+    for tracked in found.a.tracked:
+        word = tracked.word
+        if tracked.token is not None and word not in found.words and _token(found.b, word) is not None:
+            yield Text(f"'{visible(word)}' is not the same token in a and b, so its ranks are not compared")
     if step > 1:
         yield Text(every_so_many(step, n), style="dim")
 
@@ -151,6 +159,10 @@ def _tops(look: Look, logits: Float[Tensor, "layer d_vocab"]) -> list[str | None
 def _followed(look: Look, word: str) -> int | None:
     """The id by which a word is followed."""
     return next((t.alignment.first_id for t in look.tracked if t.word == word), None)
+
+
+def _token(look: Look, word: str) -> str | None:
+    return next((t.token for t in look.tracked if t.word == word), None)
 
 
 def _rank_of(look: Look, logits: Float[Tensor, "layer d_vocab"], word: str) -> list[int | None]:

@@ -91,7 +91,7 @@ class LookPlan:
             raise LensError(f"top should be at least 1, but it is {options.top}.")
         names = options.lenses if not isinstance(options.lenses, str) else options.lenses.split(",")
         names = tuple(name.strip() for name in names)
-        self.model, self.top = model, options.top
+        self.model, self.top = model, min(options.top, model.d_vocab)
         self.lenses = choose_lenses(model, names, names, options.lens_dir).bind(model)
         every = range(model.n_layers + 1)
         self.layers = chosen_places(options.layers, len(every), "layers", lambda: tuple(every))

@@ -30,7 +30,7 @@ class LookOptions(OpenOptions):
     lens_dir: Path | str | None = None
     """Folder of fitted lenses, or of a single one (the bundled model has its own)."""
     top: int = 5
-    """How many tokens are listed at every layer and position."""
+    """How many tokens are listed at every layer and position, in JSON and in Python."""
     positions: str | None = None
     """Which of the prompt's tokens: `last`, `all`, or places counted from 0, as in 5-9,12; default: the last 8."""
     layers: str | None = None

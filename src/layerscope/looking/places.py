@@ -28,8 +28,10 @@ def places(words: str, n: int, what: str) -> tuple[int, ...]:
             )
         first = int(match[1])
         last = first if match[2] is None else n - 1 if match[3] is None else int(match[3])
-        if last < first or max(first, last) >= n:
-            raise LayerscopeError(f"There are {n} {what}, 0 to {n - 1}, so there is no '{word.strip()}' among them.")
+        if max(first, last) >= n:
+            raise LayerscopeError(f"The {what} are counted from 0 to {n - 1} here, but '{word.strip()}' came.")
+        if last < first:
+            raise LayerscopeError(f"A range of {what} should not end before it begins, as '{word.strip()}' does.")
         chosen.update(range(first, last + 1))
     return tuple(sorted(chosen))
 

@@ -69,7 +69,7 @@ def look_as_text(look: Look, width: int = 100) -> str:
 
 
 def _abridged(text: str) -> str:
-    shown = printable(text.replace("\n", "↵"))
+    shown = printable(text.replace("\n", "↵").replace("\t", "⇥"))
     return shown if len(shown) <= _MOST_OF_TEXT else f"…{shown[-_MOST_OF_TEXT:]}"
 
 
@@ -132,8 +132,10 @@ def _rank(rank: int) -> Text:
 def _line_of_ranks(look: Look, tracked: Tracked, lens: int, width: int) -> Text:
     """A word's rank at the last place that was read, layer by layer: the higher the bar, the nearer to the top."""
     ranks = [int(rank) for rank in tracked.rank[lens, :, -1]]
-    some = "" if len(look.layers) > look.model.n_layers else ", of the layers read"
-    words = f"  {course(look.layers, ranks)}{some}"
+    every = len(look.layers) > look.model.n_layers
+    words = f"  {course(look.layers, ranks, every=every)}"
+    if look.positions[-1] != len(look.tokens) - 1:
+        words += f", at place {look.positions[-1]}"
     name = f"{visible(tracked.token or '')}  "
     room = max(8, width - len(name) - len(words))
     per_bar = -(-len(ranks) // room)
@@ -152,24 +154,32 @@ def _bar(ranks: Sequence[int], d_vocab: int) -> str:
     return _BARS[min(len(_BARS) - 2, int(height * (len(_BARS) - 1)))]
 
 
-def course(layers: Sequence[int], ranks: Sequence[int]) -> str:
-    """How a rank goes through layers, in words; a rank of 0 is that of a row that is not finite."""
+def course(layers: Sequence[int], ranks: Sequence[int], *, every: bool) -> str:
+    """How a rank goes through layers, in words.
+
+    Args:
+        layers: which were read.
+        ranks: there; 0 of a row that is not finite.
+        every: whether these are all of the model's layers.
+    """
     known = {layer: rank for layer, rank in zip(layers, ranks, strict=True) if rank}
+    some = "" if every else " of those read"
     if not known:
-        return "no finite layer"
-    best = min(known.values())
+        return f"no finite layer{some}"
+    best, last = min(known.values()), layers[-1]
     first = next(layer for layer, rank in known.items() if rank == best)
-    last = layers[-1]
     if best > 1:
-        return f"best rank {best:,} at layer {first}" + ("" if first == last else f"; {_said(known, last)} at {last}")
-    if last not in known:
-        return f"on top at layer {first}; not finite at {last}"
-    to_the_end = [layer for layer in known if all(rank == 1 for at, rank in known.items() if at >= layer)]
-    if not to_the_end:
-        return f"on top at layer {first}, not to the end ({_said(known, last)} at {last})"
-    if to_the_end[0] == first:
-        return f"on top from layer {first} on" if first != last else f"on top at layer {last} alone"
-    return f"on top at layer {first}, to the end from {to_the_end[0]}"
+        at_last = "" if first == last else f"; {_said(known, last)} at {last}"
+        return f"best rank {best:,} at layer {first}{some}{at_last}"
+    at_first = f"on top at layer {first}" if every and first == last else f"first on top at layer {first}{some}"
+    if last not in known or known[last] > 1:
+        return f"{at_first}; {_said(known, last)} at {last}"
+    start = next(n for n in known if all(rank == 1 for at, rank in known.items() if at >= n))
+    if first == last:
+        return at_first
+    if not every:
+        return f"{at_first}; rank 1 at {last}"
+    return f"on top from layer {first} on" if start == first else f"{at_first}, to the end from {start}"
 
 
 def _said(known: dict[int, int], layer: int) -> str:
@@ -182,8 +192,8 @@ def _notes(tracked: Tracked) -> Iterator[Text]:
     if tracked.token is None:
         yield Text(f"'{printable(tracked.word)}' cannot be followed after this text ({found.reason})", style="yellow")
     elif found.several_pieces:
-        pieces = f"the first of its {len(found.answer_ids)} pieces"
-        yield Text(f"'{printable(tracked.word)}' is followed by {visible(tracked.token)}, {pieces}", style="dim")
+        piece = f"the first of its {len(found.answer_ids)} pieces, {visible(tracked.token)}"
+        yield Text(f"'{printable(tracked.word)}' is followed through {piece}", style="dim")
 
 
 def _footer(look: Look) -> str:

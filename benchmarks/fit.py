@@ -36,8 +36,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from layerscope.fitting.affine import MOST_HELD_OUT
 from layerscope.fitting.corpus import PARTS, Corpus
-from layerscope.fitting.tuned import MOST_HELD_OUT, TunedSettings, fit_tuned
+from layerscope.fitting.tuned import TunedSettings, fit_tuned
 from layerscope.lens_record import CorpusRecord, SplitRecord
 from layerscope.lenses.lens_folder import tuned_lens
 from layerscope.lenses.logit_lens import LogitLens

@@ -1,6 +1,7 @@
 """Benchmarks tell no time of sides that disagree, count what a shape cannot do without, and draw what they kept."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,12 @@ def readings(**changes) -> Readings:
         "near_answer": np.zeros(SHAPE, dtype=np.int64),
     }
     return Readings(**{**parts, **changes})
+
+
+@pytest.mark.parametrize("name", ["bench", "fit", "gpu", "page", "scale", "over_floor", "small_model"])
+def test_a_benchmark_finds_what_it_imports(name: str):
+    """Few are run by tests; a name that moved would be missed on the day on which one is wanted."""
+    assert import_module(name).__doc__
 
 
 def test_a_side_agrees_with_itself():

@@ -32,6 +32,7 @@ from layerscope.looking.options import LookOptions
 from layerscope.looking.places import places
 from layerscope.looking.screen import course, look_as_text, look_screen, visible
 from layerscope.model.causal_lm import CausalLM
+from layerscope.probing import outputs
 from layerscope.report.numbers import short_text
 from layerscope.run import Run
 from properties import examples
@@ -181,7 +182,7 @@ def test_rows_that_are_not_finite_are_said_to_be(model: CausalLM, monkeypatch):
 
 def test_where_the_identity_check_fails_probabilities_are_withheld_and_ranks_stand(model: CausalLM, monkeypatch):
     sound = look(model, TEXT, answer="Berlin")
-    monkeypatch.setattr(make, "TOLERANCE_BITS", -1.0)
+    monkeypatch.setattr(outputs, "TOLERANCE_BITS", -1.0)
     found = look(model, TEXT, answer="Berlin")
     assert not found.identity.ok
     assert np.isnan(found.top_probs).all() and np.isnan(found.entropy_bits).all()
@@ -212,7 +213,7 @@ def test_words_that_cannot_be_followed_are_named(model: CausalLM):
         ({"text": ""}, SuiteError, "Text 1 is empty"),
         ({"text": "\ud800"}, SuiteError, "should be Unicode"),
         ({"top": 0}, LensError, "top should be at least 1"),
-        ({"track": "a,,b"}, SuiteError, "an empty one came"),
+        ({"track": "a,,b"}, SuiteError, "An empty word came"),
         ({"lenses": "logit,lens"}, LensError, "lens"),
         ({"layers": "0-99"}, LayerscopeError, "The layers are counted from 0 to 4 here"),
         ({"positions": "first"}, LayerscopeError, "'first' names no tokens"),
@@ -303,20 +304,18 @@ def test_a_screen_fits_its_width_and_shows_its_numbers_whole(width: int, model: 
     lines = look_as_text(found, width).splitlines()
     assert max(map(len, lines)) <= width
     assert visible(found.output.top_tokens[0]) in lines[1]
-    rows = [line.split() for line in lines if re.match(r" +\d+ \S", line)]
-    rows = [row for row in rows if re.search(r"\d\.\d\d$|,|\d", row[-1]) and row[0] in map(str, found.layers)]
-    rows = rows[-2 * (len(found.layers) + 1) :]
     followed = [t for t in found.tracked if t.token is not None]
-    shown = sum(("rank of" in line and line.count("rank of")) or 0 for line in lines) // 2
-    assert shown >= min(2, len(followed)) or width == 72
-    grid = [row for row in rows if len(row) > 2 + shown]
-    for lens in range(2):
+    heads = [i for i, line in enumerate(lines) if line.startswith("layer") or line.lstrip().startswith("layer ")]
+    assert len(heads) == 2  # a grid for each lens
+    for lens, head in enumerate(heads):
+        shown = lines[head].count("rank of")
+        assert 1 <= shown <= len(followed)
         for i, layer in enumerate(found.layers):
-            expected = [f"{int(t.rank[lens, i, -1]):,}" for t in followed[:shown]]
+            row = lines[head + 2 + i].split()
             p, bits = found.top_probs[lens, i, -1, 0], found.entropy_bits[lens, i, -1]
-            ends = [row for row in grid if row[0] == str(layer)]
-            assert any(row[len(row) - shown :] == expected and row[-shown - 1] == f"{bits:.2f}" for row in ends)
-            assert any(row[-shown - 2] == short_text(float(p)) for row in ends)
+            ranks = [f"{int(t.rank[lens, i, -1]):,}" for t in followed[:shown]]
+            assert row[0] == str(layer)
+            assert row[-shown - 2 :] == [short_text(float(p)), f"{bits:.2f}", *ranks]
 
 
 def test_a_tall_model_is_shown_by_evenly_spaced_layers(looked: Look, monkeypatch):

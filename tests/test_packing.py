@@ -59,16 +59,16 @@ def test_folded_prompts_get_what_transformers_computes_for_each_alone(name: str,
     assert max(map(len, FAMILY)) <= WINDOW
     model = CausalLM.open(tiny(name), device="cpu")
     assert (model.folding(FAMILY) is None) == (name in UNFOLDED)
-    _check(model, FAMILY, name, tiny)
+    assert_as_transformers(model, FAMILY, name, tiny)
 
 
 @EVERY
 def test_padded_prompts_do_so_too(name: str, tiny, monkeypatch):
     monkeypatch.setattr(causal_lm, "fold", lambda token_ids: None)
-    _check(CausalLM.open(tiny(name), device="cpu"), PROMPTS, name, tiny)
+    assert_as_transformers(CausalLM.open(tiny(name), device="cpu"), PROMPTS, name, tiny)
 
 
-def _check(model: CausalLM, prompts, name: str, tiny) -> None:
+def assert_as_transformers(model: CausalLM, prompts, name: str, tiny) -> None:
     found = model.forward(prompts)
     for i, ids in enumerate(prompts):
         expected = reference(tiny(name), list(ids))

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from layerscope.cli.console import NARROWEST, folder_for_runs, free_name, print_line, quieten_transformers, watching
 from layerscope.cli.options import command
+from layerscope.cli.reports import has_browser
 from layerscope.errors import LensError, SuiteError
 from layerscope.looking.options import LookOptions
 from layerscope.model.lean_imports import collection_paused
@@ -55,7 +56,7 @@ def look(
     if save is not None:
         folder_for_runs(save, "--save")
     with collection_paused():
-        from layerscope.looking.make import opened
+        from layerscope.probing.opening import opened
 
         quieten_transformers()
     first = opened(model, options)
@@ -166,5 +167,5 @@ def _probe(
     page = write_view([run], folder / "view.html")
     for line in (f"page · {page}", f"run folder · {folder}"):
         typer.echo(line, err=quiet)  # behind JSON nothing else belongs on stdout
-    if show_page:
+    if show_page and has_browser():
         webbrowser.open(page.resolve().as_uri())

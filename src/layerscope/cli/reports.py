@@ -73,7 +73,7 @@ def view(
     folder = _folder(sources[0]) if len(sources) == 1 else Path()
     path = write_view(shown, out or folder / "view.html")
     print_line(f"page · {path}")
-    if opened and _has_browser():
+    if opened and has_browser():
         import webbrowser
 
         webbrowser.open(path.absolute().as_uri())
@@ -90,7 +90,7 @@ def _runs(source: Path, model: str | None) -> "list[layerscope.analysis.analysed
     return [read_run(source, model=stem) for stem in stems] if stems else [read_run(source)]
 
 
-def _has_browser() -> bool:
+def has_browser() -> bool:
     """Whether a window can be opened here: not over a connection without a display, nor in a pipe."""
     if not sys.stdout.isatty():
         return False

@@ -152,7 +152,7 @@ def _tops(look: Look, logits: Float[Tensor, "layer d_vocab"]) -> list[str | None
     """The most likely token of each row; None of one that is not finite."""
     ids = logits.argmax(-1).tolist()
     strings = look.model.tokens.display(ids)
-    sound = (~logits.isnan()).all(-1).tolist()
+    sound = (logits < math.inf).all(-1).tolist()
     return [strings[token_id] if ok else None for token_id, ok in zip(ids, sound, strict=True)]
 
 
@@ -171,7 +171,7 @@ def _rank_of(look: Look, logits: Float[Tensor, "layer d_vocab"], word: str) -> l
     if token_id is None:
         return [None] * len(logits)
     ranks = (1 + (logits > logits[:, token_id, None]).sum(-1)).tolist()
-    sound = (~logits.isnan()).all(-1).tolist()
+    sound = (logits < math.inf).all(-1).tolist()
     return [rank if ok else None for rank, ok in zip(ranks, sound, strict=True)]
 
 

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerscope.bundled import BUNDLED
-from layerscope.errors import LensError, ModelError, SuiteError
+from layerscope.errors import LensError, SuiteError
 from layerscope.looking.look import Look, Tracked
 from layerscope.looking.options import SHOWN_POSITIONS, LookOptions
 from layerscope.looking.places import chosen_places
 from layerscope.model.answer_forms import Alignment
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
-from layerscope.model.options import OpenOptions
+from layerscope.model.identity import Identity
 from layerscope.model.placement import shortage_explained
 from layerscope.model.residuals import Residuals
 from layerscope.options import keywords
@@ -26,7 +25,8 @@ from layerscope.probing.chats import template_options
 from layerscope.probing.encode import Encoded, Reading, encode
 from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_memory
-from layerscope.probing.outputs import with_outputs
+from layerscope.probing.opening import lens_names, opened
+from layerscope.probing.outputs import identity_of, with_outputs
 from layerscope.progress import Observer, Silent
 from layerscope.readout.compiled import load_ahead
 from layerscope.readout.decode import Question, Readout, decode, pays
@@ -56,22 +56,6 @@ def look(request: LookRequest) -> Look:
     return looks(opened(request.model, options), [request.text], options)[0]
 
 
-def opened(model: str | Path | CausalLM, options: LookOptions) -> CausalLM:
-    """The model; one that is open already is taken as it is.
-
-    Raises:
-        LayerscopeError: it cannot be opened, or is open and the options say otherwise how.
-    """
-    opening = {option.name: getattr(options, option.name) for option in fields(OpenOptions)}
-    if not isinstance(model, CausalLM):
-        return CausalLM.open(model, **opening)
-    if opening != vars(OpenOptions()):
-        raise ModelError(
-            "An open model has its device, dtype, memory, revision, code and BOS already; give those to CausalLM.open."
-        )
-    return model
-
-
 def looks(model: CausalLM, texts: Sequence[str], options: LookOptions, observer: Observer | None = None) -> list[Look]:
     """Look at several texts; as many at once as the memory allows. Raises like `look`."""
     plan = LookPlan(model, texts, options)
@@ -89,8 +73,7 @@ class LookPlan:
         """
         if options.top < 1:
             raise LensError(f"top should be at least 1, but it is {options.top}.")
-        names = options.lenses if not isinstance(options.lenses, str) else options.lenses.split(",")
-        names = tuple(name.strip() for name in names)
+        names = lens_names(options.lenses)
         self.model, self.top = model, min(options.top, model.d_vocab)
         self.lenses = choose_lenses(model, names, names, options.lens_dir).bind(model)
         every = range(model.n_layers + 1)
@@ -115,7 +98,8 @@ class LookPlan:
                 n_logits=min(IDENTITY_PROMPTS, len(encoded)),
                 progress=observer.blocks,
             )
-            told, identity = _output(self.model, residuals, encoded)
+            identity = identity_of(self.model, residuals)
+            told = with_outputs(encoded, residuals, self.model, final_is_model=identity.ok, form_of_model=True)
             return _looked(self, residuals, told, identity, part, observer.vocabulary)
 
 
@@ -125,22 +109,23 @@ def suite_of(texts: Sequence[str], options: LookOptions) -> Suite:
     Raises:
         SuiteError: a text that is empty, or words that are none.
     """
-    words = tuple(dict.fromkeys([*([] if options.answer is None else [options.answer]), *_tracked(options.track)]))
+    words = tuple(dict.fromkeys([*([] if options.answer is None else [options.answer]), *_words(options.track)]))
     if any(not word for word in words):
-        raise SuiteError("A word that is followed should have a letter, but an empty one came; leave it out.")
-    prompts = []
+        raise SuiteError("An empty word came among those to be followed; leave it out, with its comma.")
+    prompts, seen = [], set[str]()
     for i, text in enumerate(texts):
         if not text:
             raise SuiteError(f"Text {i + 1} is empty; give the model something to continue.")
         if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
             raise SuiteError(f"Text {i + 1} should be Unicode, but it holds bytes that are no UTF-8; encode it so.")
         chat = Chat((Message("user", text),)) if options.chat else None
-        key = text if text not in texts[:i] else f"{text} ({i + 1})"
+        key = f"{text} ({i + 1})" if text in seen else text
+        seen.add(text)
         prompts.append(Prompt("pos", "orig", text, words, key, i, chat=chat))
     return Suite("look", "Texts to look at.", tuple(prompts))
 
 
-def _tracked(track: str | Sequence[str] | None) -> list[str]:
+def _words(track: str | Sequence[str] | None) -> list[str]:
     """One by one; of text that is split at commas those behind the first keep a space in front of them."""
     if track is None:
         return []
@@ -158,19 +143,6 @@ def _placed(encoded: Encoded, options: LookOptions) -> Encoded:
     n = len(encoded.token_ids)
     positions = chosen_places(options.positions, n, "tokens", lambda: tuple(range(max(0, n - SHOWN_POSITIONS), n)))
     return replace(encoded, positions=positions)
-
-
-def _output(model: CausalLM, residuals: Residuals, encoded: Sequence[Encoded]) -> tuple[list[Encoded], Identity]:
-    """What the model says after each text, in which form each word is followed, and whether the decode is the model."""
-    exact = model.placement.dtype == torch.float32
-    identity = check_identity(
-        model.unembedding,
-        residuals.last()[: len(residuals.logits)],
-        residuals.logits,
-        tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
-    )
-    told = with_outputs(encoded, residuals, model, final_is_model=identity.ok, form_of_model=True)
-    return told, identity
 
 
 def _looked(
@@ -237,43 +209,45 @@ def _look(
     strings: Mapping[int, str],
 ) -> Look:
     """The numbers of one text, of whose positions the readout holds one copy for each token that is followed."""
-    model, lenses, layers = plan.model, plan.lenses, plan.layers
-    n = len(encoded.positions)
-    finite = readout.finite[:, :n]
-    shape = (len(lenses), len(layers), n)
-    top_ids = np.where(finite[..., None], readout.top_ids[:, :n], -1)
-
-    def standing(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What rests on probabilities, where they mean something."""
-        known = finite if identity.ok else np.zeros_like(finite)
-        return np.where(known.reshape(*known.shape, *[1] * (values.ndim - 2)), values, np.nan)
-
-    def copy(i: int) -> slice:
-        return slice(i * n, (i + 1) * n)
-
-    def tracked(alignment: Alignment) -> Tracked:
-        if alignment.first_id is None:
-            nothing = np.zeros(shape, dtype=np.int64)
-            return Tracked(alignment.string, alignment, None, nothing, np.full(shape, np.nan))
-        at = copy(ids.index(alignment.first_id))
-        rank = np.where(finite, readout.answer_rank[:, at], 0).reshape(shape)
-        log_prob = standing(readout.answer_log_prob[:, at]).reshape(shape)
-        token = model.tokens.display([alignment.first_id])[alignment.first_id]
-        return Tracked(alignment.string, alignment, token, rank, log_prob)
-
+    shape = (len(plan.lenses), len(plan.layers), len(encoded.positions))
+    own = readout.part(slice(shape[-1]), slice(1))
+    known = own.finite if identity.ok else np.zeros_like(own.finite)
+    top_ids = np.where(own.finite[..., None], own.top_ids, -1)
+    top_tokens = np.array([strings.get(i, "") for i in top_ids.ravel().tolist()], dtype=object)
     return Look(
-        model=model,
+        model=plan.model,
         encoded=encoded,
         tokens=tuple(strings[i] for i in encoded.token_ids),
-        lenses=tuple(lenses),
-        layers=layers,
+        lenses=tuple(plan.lenses),
+        layers=plan.layers,
         positions=encoded.positions,
         residuals=residuals,
         top_ids=top_ids.reshape(*shape, -1),
-        top_tokens=np.array([strings.get(i, "") for i in top_ids.ravel().tolist()], dtype=object).reshape(*shape, -1),
-        top_probs=np.exp(standing(readout.top_log_probs[:, :n])).reshape(*shape, -1),
-        entropy_bits=standing(readout.entropy_bits[:, :n]).reshape(shape),
-        kl_to_final_bits=standing(readout.kl_to_final_bits[:, :n]).reshape(shape),
-        tracked=tuple(map(tracked, encoded.answers)),
+        top_tokens=top_tokens.reshape(*shape, -1),
+        top_probs=np.exp(np.where(known[..., None], own.top_log_probs, np.nan)).reshape(*shape, -1),
+        entropy_bits=np.where(known, own.entropy_bits, np.nan).reshape(shape),
+        kl_to_final_bits=np.where(known, own.kl_to_final_bits, np.nan).reshape(shape),
+        tracked=tuple(_tracked_word(plan.model, a, ids, readout, known, shape) for a in encoded.answers),
         identity=identity,
     )
+
+
+def _tracked_word(
+    model: CausalLM,
+    word: Alignment,
+    ids: Sequence[int],
+    readout: Readout,
+    known: NDArray[np.bool_],
+    shape: tuple[int, int, int],
+) -> Tracked:
+    """A word's ranks and probabilities, from the copy of the positions that judges its token.
+
+    `known` says where probabilities mean something, `[group, position]`.
+    """
+    if word.first_id is None:
+        return Tracked(word.string, word, None, np.zeros(shape, dtype=np.int64), np.full(shape, np.nan))
+    i, n = ids.index(word.first_id), shape[-1]
+    copy = readout.part(slice(i * n, (i + 1) * n), slice(i, i + 1))
+    rank = np.where(copy.finite, copy.answer_rank, 0).reshape(shape)
+    log_prob = np.where(known, copy.answer_log_prob, np.nan).reshape(shape)
+    return Tracked(word.string, word, model.tokens.display([word.first_id])[word.first_id], rank, log_prob)

@@ -141,7 +141,7 @@ def _line_of_ranks(look: Look, tracked: Tracked, lens: int, width: int) -> Text:
     per_bar = -(-len(ranks) // room)
     grouped = [ranks[i : i + per_bar] for i in range(0, len(ranks), per_bar)]
     line = "".join(_bar([rank for rank in group if rank], look.model.d_vocab) for group in grouped)
-    return Text(name + line + words, no_wrap=True, overflow="ellipsis")
+    return Text(name + line + words)
 
 
 def _bar(ranks: Sequence[int], d_vocab: int) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layerscope.model.answer_forms import Alignment, Form
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
 from layerscope.model.residuals import Residuals
 from layerscope.probing.encode import Encoded, choose
 from layerscope.probing.memory_plan import IDENTITY_PROMPTS
@@ -40,6 +41,17 @@ class _Output:
     def rank(self, token_id: int) -> int:
         """1 + number of ids with a larger logit; ties share the best rank, as in the rows."""
         return 1 + int((self.order > self.order[token_id]).sum())
+
+
+def identity_of(model: CausalLM, residuals: Residuals) -> Identity:
+    """Whether the last layer of a pass is the model's own output, where its logits were kept."""
+    exact = model.placement.dtype == torch.float32
+    return check_identity(
+        model.unembedding,
+        residuals.last()[: len(residuals.logits)],
+        residuals.logits,
+        tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
+    )
 
 
 def with_outputs(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,11 +11,10 @@ import polars as pl
 import torch
 
 from layerscope.bundled import BUNDLED
-from layerscope.errors import LensError, ModelError, SuiteError
+from layerscope.errors import LensError, SuiteError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.families import rule_of_table
-from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, Identity, check_identity
-from layerscope.model.options import OpenOptions
+from layerscope.model.identity import Identity
 from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.model.residuals import Residuals
@@ -28,8 +27,9 @@ from layerscope.probing.encode import Encoded, Reading, encode
 from layerscope.probing.fit_estimate import fit_line
 from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_line, plan_memory, planned_bytes
+from layerscope.probing.opening import lens_names, opened
 from layerscope.probing.options import RENAMED, ProbeOptions
-from layerscope.probing.outputs import with_outputs
+from layerscope.probing.outputs import identity_of, with_outputs
 from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis, planned_auxiliary_bytes
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, bos_against_family, run_metadata
@@ -101,28 +101,28 @@ def probe(request: ProbeRequest) -> Run:
     scope = control_scope(request.control)
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.read_suite()
-    opened = _open(request, rules)
-    encoded = judged_by(encode(suite, opened, positions, _reading(request, rules)), request.judge)
+    model = _open(request, rules)
+    encoded = judged_by(encode(suite, model, positions, _reading(request, rules)), request.judge)
     watcher = request.observer or Silent()
-    chosen = choose_lenses(opened, requested, rules.lenses, request.lens_dir, calibrating=request.calibrate is not None)
+    chosen = choose_lenses(model, requested, rules.lenses, request.lens_dir, calibrating=request.calibrate is not None)
     if request.calibrate is not None:
         seconds.stages["calibration_s"] = 0.0
         with seconds.stage("calibration_s"):
-            lens = calibrated(opened, request.calibrate, tokens_to_read(request), request.seed, watcher)
+            lens = calibrated(model, request.calibrate, tokens_to_read(request), request.seed, watcher)
         chosen = chosen.with_calibrated(lens)
-    bound = chosen.bind(opened)
+    bound = chosen.bind(model)
     settings = Settings(rules, bound, positions, request.top_k, request.seed, request.second_forward)
-    auxiliary = choose_auxiliary_inputs(opened, encoded, rules)
-    auxiliary_bytes = planned_auxiliary_bytes(opened, auxiliary)
-    parts = plan_memory(opened, encoded, len(bound), request.top_k, rules, auxiliary.token_ids, auxiliary_bytes)
-    watcher.plan(plan_line(opened, parts, suite))
-    unread = fit_line(opened) if requested is None and chosen.without_fit and opened.shuffle is None else None
-    for line in (bos_against_family(opened.tokens, encoded), *suite.notes, *chosen.passed_over, unread):
+    auxiliary = choose_auxiliary_inputs(model, encoded, rules)
+    auxiliary_bytes = planned_auxiliary_bytes(model, auxiliary)
+    parts = plan_memory(model, encoded, len(bound), request.top_k, rules, auxiliary.token_ids, auxiliary_bytes)
+    watcher.plan(plan_line(model, parts, suite))
+    unread = fit_line(model) if requested is None and chosen.without_fit and model.shuffle is None else None
+    for line in (bos_against_family(model.tokens, encoded), *suite.notes, *chosen.passed_over, unread):
         if line is not None:
             watcher.plan(line)
-    result = _run_batches(opened, encoded, settings, parts, auxiliary, seconds, watcher)
+    result = _run_batches(model, encoded, settings, parts, auxiliary, seconds, watcher)
     record = run_metadata(
-        opened,
+        model,
         suite,
         result.encoded,
         settings,
@@ -131,11 +131,11 @@ def probe(request: ProbeRequest) -> Run:
         measured=result.measured.model_copy(update={"fitted_lenses": chosen.records}),
         planned_bytes=planned_bytes(parts),
         created=created,
-        timings=seconds.timings(opened.placement.device),
+        timings=seconds.timings(model.placement.device),
     )
     if scope is not None:
         twin = probe(
-            opened.shuffled_twin(scope, request.seed), observer=watcher, **asked_of_twin(request, rules.headline)
+            model.shuffled_twin(scope, request.seed), observer=watcher, **asked_of_twin(request, rules.headline)
         )
         record = with_twin(record, twin, scope)
     return Run(result.rows.table(), record, keep=result.rows)
@@ -159,10 +159,7 @@ def _choices(options: ProbeOptions) -> tuple[Protocol, tuple[str, ...] | None]:
         raise LensError(
             f"There is no second forward '{options.second_forward}'; choose from {', '.join(SECOND_FORWARD)}."
         )
-    lenses = options.lenses
-    if isinstance(lenses, str):
-        lenses = [name.strip() for name in lenses.split(",")]
-    names = None if lenses is None else tuple(lenses)
+    names = None if options.lenses is None else lens_names(options.lenses)
     if names and rules.headline not in names:
         rules = replace(rules, headline=names[0])  # recorded, and said in every table
     return rules, names
@@ -184,16 +181,8 @@ def _reading(options: ProbeOptions, rules: Protocol) -> Reading:
 
 def _open(request: ProbeRequest, rules: Protocol) -> CausalLM:
     """The model, reading what the protocol wants at the beginning of a prompt."""
-    opening = {option.name: getattr(request, option.name) for option in fields(OpenOptions)}
-    if not isinstance(request.model, CausalLM):
-        opened = CausalLM.open(request.model, **opening)
-    elif opening != vars(OpenOptions()):
-        raise ModelError(
-            "An open model has its device, dtype, memory, revision, code and BOS already; give those to CausalLM.open."
-        )
-    else:
-        opened = request.model
-    return opened if rules.bos_of_tokenizer else opened.reading(rule_of_table(opened.tokens.bos))
+    model = opened(request.model, request)
+    return model if rules.bos_of_tokenizer else model.reading(rule_of_table(model.tokens.bos))
 
 
 @dataclass(frozen=True)
@@ -252,7 +241,7 @@ def _run_batches(
                     progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
                 )
             with seconds.stage("sweep_s"):
-                identity = _identity(model, residuals) if once is None else once.identity
+                identity = identity_of(model, residuals) if once is None else once.identity
                 here = with_outputs(
                     here,
                     residuals,
@@ -292,17 +281,6 @@ def _load_loops_ahead(model: CausalLM, encoded: Sequence[Encoded], settings: Set
     positions = sum(len(prompt.positions) for prompt in encoded)
     if pays(positions * (model.n_layers + 1) * len(settings.lenses), model.unembedding):
         load_ahead()
-
-
-def _identity(model: CausalLM, residuals: Residuals) -> Identity:
-    """Whether the first batch's last layer is the model's own output."""
-    exact = model.placement.dtype == torch.float32
-    return check_identity(
-        model.unembedding,
-        residuals.last()[: len(residuals.logits)],
-        residuals.logits,
-        tolerance_bits=TOLERANCE_BITS if exact else TOLERANCE_BITS_BF16,
-    )
 
 
 def _measured_once(

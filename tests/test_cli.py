@@ -29,7 +29,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
     return cwd, in_a_process("probe", "--suite", "berlin", "--top-k", "7", cwd=cwd)
 
 
-def test_probe_prints_a_table_a_prompt_and_writes_a_run_folder(probed):
+def test_probe_prints_a_line_a_fact_and_writes_a_run_folder(probed):
     cwd, done = probed
     assert done.returncode == 0, done.stderr
     folder = min((cwd / "runs").iterdir())
@@ -37,22 +37,72 @@ def test_probe_prints_a_table_a_prompt_and_writes_a_run_folder(probed):
     run = Run.read(folder)
     assert [p.prompt_variant for p in run.record.suite.prompts] == ["orig", "no_filler", "orig"]
     assert set(run.rows["top_ids"].list.len()) == {7}
-    assert len(re.findall(r"^\d · .* lens logit", done.stdout, flags=re.MULTILINE)) == 3
+    p_answer = run.rows.filter("is_next", lens="logit", layer=12)["p_answer"][0]
+    assert re.search(rf"^1 +Germany +Berlin +yes +4 +4 +4 +{p_answer:.3f}$", done.stdout, flags=re.MULTILINE)
+    assert "1 prompt in other wordings and 1 control are not shown" in done.stdout
+    assert "lens logit\n" not in done.stdout.partition("verdict")[0].replace("layers under lens logit\n", "")
     assert "identity check · passed" in done.stdout
 
 
 def test_the_first_rank_1_layer_of_the_rows_is_the_one_marked(probed):
-    cwd, done = probed
+    cwd, _ = probed
     run = Run.read(min((cwd / "runs").iterdir()))
-    marked = [int(line.split()[0]) for line in done.stdout.splitlines() if "<- first rank 1" in line]
+    shown = layerscope("show", "--tables", cwd=cwd).stdout
+    assert len(re.findall(r"^\d · .* lens logit", shown, flags=re.MULTILINE)) == 3
+    marked = [int(line.split()[0]) for line in shown.splitlines() if "<- first rank 1" in line]
     rows = run.rows.filter("is_next", lens="logit", answer_rank=1)
     by_prompt = rows.group_by("fact_index", "prompt_id", "prompt_variant", maintain_order=True).min()
     assert marked == by_prompt["layer"].to_list()
 
 
 def test_tables_fit_a_terminal_of_80_columns(probed):
-    _, done = probed
-    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    cwd, done = probed
+    for shown in (done, layerscope("show", "--tables", "--all", cwd=cwd)):
+        assert max(len(line) for line in shown.stdout.splitlines()) <= 80
+
+
+def test_tables_are_printed_for_as_many_prompts_as_asked_for(probed):
+    cwd, _ = probed
+    titles = {
+        words: len(re.findall(r"^\d · .* lens raw", layerscope("show", *words, "--lens", "raw", cwd=cwd).stdout, re.M))
+        for words in ((), ("--tables",), ("--tables", "2"), ("--tables=1",), ("--tables", "1", "--all"))
+    }
+    assert list(titles.values()) == [0, 3, 2, 1, 3]
+    refused = layerscope("show", "--tables", "0", cwd=cwd)
+    assert refused.returncode == 2 and "from 1 on" in refused.stderr
+
+
+def test_a_line_a_prompt_says_what_the_rows_say(probed):
+    cwd, _ = probed
+    run = Run.read(min((cwd / "runs").iterdir()))
+    shown = layerscope("show", "--all", "--lens", "raw", cwd=cwd).stdout
+    for place, prompt in enumerate(run.record.suite.prompts, start=1):
+        of_prompt = run.rows.filter("is_next", prompt_id=prompt.prompt_id, prompt_variant=prompt.prompt_variant)
+        raw, output = of_prompt.filter(lens="raw"), of_prompt.filter(lens="logit", layer=12).row(0, named=True)
+        on_top = [row["layer"] for row in raw.iter_rows(named=True) if row["answer_rank"] == 1]
+        for_good = next(layer for layer in on_top if set(range(layer, 13)) <= set(on_top))
+        words = f"{prompt.prompt_variant} +{prompt.answers[0].string} +yes +{min(on_top)} +{for_good} "
+        assert re.search(rf"^{place} .*{words}.* {output['p_answer']:.3f}$", shown, flags=re.MULTILINE), shown
+
+
+def test_json_is_the_verdict_alone_and_quiet_the_path_alone(probed):
+    cwd, _ = probed
+    folder = min((cwd / "runs").iterdir())
+    assert layerscope("show", str(folder), "--json", cwd=cwd).stdout == (folder / "verdict.json").read_text()
+    assert layerscope("show", str(folder), "--quiet", cwd=cwd).stdout == f"{folder}\n"
+    both = layerscope("show", "--json", "--details", cwd=cwd)
+    assert both.returncode == 2 and "do not go together" in both.stderr
+
+
+def test_a_quiet_probe_prints_a_path_and_one_with_json_a_verdict(tmp_path):
+    words = ("probe", "--suite", "berlin", "--positions", "last", "--lens", "logit")
+    quiet = in_a_process(*words, "--quiet", cwd=tmp_path)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (quiet.stdout, quiet.stderr) == (f"runs/{folder.name}\n", "")
+    told = layerscope(*words, "--json", "--out", "others", cwd=tmp_path)
+    (other,) = (tmp_path / "others").iterdir()
+    assert told.stdout == (other / "verdict.json").read_text()
+    assert f"run folder · others/{other.name}" in told.stderr
 
 
 def test_away_from_a_terminal_progress_is_plain_lines_on_stderr(probed):
@@ -78,6 +128,7 @@ def test_on_a_terminal_there_is_a_bar_over_blocks_and_one_over_the_vocabulary(tm
     os.close(master)
     assert process.returncode == 0
     assert b"blocks" in shown and b"vocabulary" in shown and b"12/12" in shown
+    assert b"statistics" in shown and b"page" in shown
 
 
 def _read(terminal: int) -> bytes:
@@ -87,7 +138,7 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def test_show_prints_the_same_tables_again(probed):
+def test_show_prints_the_same_again(probed):
     cwd, done = probed
     folder = min((cwd / "runs").iterdir())
     again = layerscope("show", str(folder), cwd=cwd)
@@ -274,7 +325,7 @@ def test_a_reader_that_goes_away_takes_no_run_with_it(tmp_path):
     binary = Path(sys.executable).with_name("layerscope")
     words = f"{binary} probe --suite berlin --positions last | head -1"
     shown = subprocess.run(words, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert shown.stdout.startswith("1 · Germany→Berlin")
+    assert shown.stdout.split() == ["first", "top", "for", "clearly", "p", "of"]
     (folder,) = (tmp_path / "runs").iterdir()
     assert len(Run.read(folder).record.suite.prompts) == 3
 
@@ -285,8 +336,10 @@ def test_a_suite_cannot_steer_the_terminal(tmp_path):
     )
     done = layerscope("probe", "--suite", "own.toml", cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[0] == r"1 · red \x1b[31m key · orig · lens logit"
-    assert "\x1b" not in done.stdout
+    assert r"1 red \x1b[31m key Tokyo" in done.stdout
+    tables = layerscope("show", "--tables", cwd=tmp_path)
+    assert tables.stdout.splitlines()[0] == r"1 · red \x1b[31m key · orig · lens logit"
+    assert "\x1b" not in done.stdout + tables.stdout
 
 
 def test_a_narrow_terminal_keeps_its_numbers(probed):
@@ -295,7 +348,7 @@ def test_a_narrow_terminal_keeps_its_numbers(probed):
     shown = []
     for columns in ("40", "80"):
         environment = {**os.environ, "COLUMNS": columns}
-        words = [*COMMAND, "show", str(folder)]
+        words = [*COMMAND, "show", "--tables", str(folder)]
         shown.append(subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=True).stdout)
     narrow, wide = (re.findall(r"\d+\.\d{3}", text) for text in shown)
     assert len(wide) > 100
@@ -307,7 +360,7 @@ def test_tokens_that_look_like_markup_are_shown_as_they_are(probed, tmp_path):
     run = Run.read(min((cwd / "runs").iterdir()))
     strange = pl.when(pl.col("layer") == 0).then(pl.lit("[/INST]")).when(pl.col("layer") == 1).then(pl.lit("[i]"))
     Run(run.rows.with_columns(strange.otherwise(pl.col("top1")).alias("top1")), run.record).save(tmp_path / "run")
-    shown = layerscope("show", "run", cwd=tmp_path)
+    shown = layerscope("show", "run", "--tables", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("'[/INST]'") == shown.stdout.count("'[i]'") == 3
 
@@ -454,4 +507,7 @@ def test_problems_of_damaged_files_stand_at_the_end_of_show(probed, tmp_path):
 def test_how_to_see_the_other_tables_keeps_the_lens(five_lens_run: Path):
     parts = run_tables(Run.read(five_lens_run), lens="raw", most=1)
     told = " ".join(str(part) for part in parts)
-    assert "layerscope show RUN --prompt 2 --lens raw, or layerscope show RUN --all --lens raw, where RUN is" in told
+    assert (
+        "layerscope show RUN --prompt 2 --lens raw, or layerscope show RUN --tables --all --lens raw, where RUN is"
+        in told
+    )

@@ -1,6 +1,7 @@
 """The commands on what people look at, as a user meets them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -100,11 +101,46 @@ def test_a_comparison_is_a_new_folder_with_report_and_table(work: Path) -> None:
         "comparison.csv",
         "comparison.parquet",
         "evaluation-cross-models.md",
+        "published",
     ]
+    assert sorted(path.name for path in (work / "both/published").iterdir()) == ["one", "two"]
+    cited = re.search(r"`?(output-[\w.-]+?\.json):\d+", (work / "both/evaluation-cross-models.md").read_text())
+    assert (work / "both/published/one" / cited[1]).exists()
     assert pl.read_parquet(work / "both/comparison.parquet").height in (1, 2)
     again = layerscope("compare", "runs/one", "--out", "both")
     assert again.exit_code == 2
     assert "both is already there" in again.stderr
+
+
+@pytest.mark.parametrize("source", ["runs/one", "theirs", "theirs/output-reference.json"])
+def test_what_was_only_to_be_read_is_left_as_it_is(work: Path, source: str) -> None:
+    assert layerscope("export", "--published", "--out", "theirs").exit_code == 0
+    (work / "note.md").write_text("# Of layerscope/reference\n\nIt has 12 layers.\n")
+    before = contents(work / "runs", work / "theirs")
+    pages = [] if source == "runs/one" else [("view", source, "--no-open"), ("report", source), ("brief", source)]
+    for words in (("verify", source), ("audit", "note.md", "--run", source), ("compare", source), *pages):
+        done = layerscope(*words)
+        assert done.exit_code == 0, (words, done.output)
+    assert layerscope("view", "runs/one", source, "--no-open").stdout == "page · view.html\n"
+    for words in (("report", source, "--out", "mine"), ("brief", source, "--out", "mine")):
+        assert layerscope(*words).exit_code == 0
+    assert contents(work / "runs", work / "theirs") == before
+
+
+def test_a_report_that_is_written_elsewhere_has_what_it_cites_beside_it(work: Path) -> None:
+    for _ in range(2):
+        done = layerscope("report", "--out", "mine", "--force")
+        assert "published files · mine/published/one" in done.stdout.splitlines()
+    (cited,) = (work / "mine/published").iterdir()
+    assert layerscope("audit", "mine/evaluation-reference.md", "--run", str(cited)).exit_code == 0
+    (cited / "output-reference.json").write_text("{}")  # of another run, say: neither lost nor taken for this one's
+    assert "mine/published/one-2" in layerscope("report", "--out", "mine", "--force").stdout
+    assert (cited / "output-reference.json").read_text() == "{}"
+
+
+def contents(*folders: Path) -> dict[Path, tuple[bytes, int]]:
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def test_verify_exits_with_1_when_a_file_says_otherwise(work: Path) -> None:

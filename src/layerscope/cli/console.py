@@ -11,7 +11,15 @@ from pathlib import Path
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from layerscope.errors import LayerscopeError, RunError
 
@@ -27,9 +35,9 @@ def print_parts(parts: Iterable[RenderableType]) -> None:
         console.print(part)
 
 
-def print_line(line: str) -> None:
-    """One line to stdout, never wrapped: it may be a path that someone copies."""
-    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+def print_line(line: str, *, err: bool = False) -> None:
+    """One line to stdout, or to stderr, never wrapped: it may be a path that someone copies."""
+    Console(stderr=err, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 def warn(sentence: str) -> None:
@@ -117,10 +125,13 @@ class _Observer(ABC):
 
 
 class Bars(_Observer):
-    """An observer of a probe or a fit that draws one bar for each kind of work."""
+    """An observer of a probe or a fit that draws one bar for each kind of work.
 
-    def __init__(self, console: Console, progress: Progress) -> None:
-        self._console, self._progress = console, progress
+    What comes when the vocabulary is swept has no bar of its own, and is named.
+    """
+
+    def __init__(self, console: Console, progress: Progress, afterwards: str | None) -> None:
+        self._console, self._progress, self._afterwards = console, progress, afterwards
         self._tasks: dict[str, TaskID] = {}
 
     def plan(self, text: str) -> None:
@@ -135,6 +146,14 @@ class Bars(_Observer):
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total)
         self._progress.update(self._tasks[name], completed=done, total=total)
+        if name == "vocabulary" and self._afterwards is not None:
+            self._swept(self._afterwards, done == total)
+
+    def _swept(self, name: str, at_last: bool) -> None:
+        if at_last and name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=None)
+        elif name in self._tasks:  # another model is swept, such as a twin with shuffled weights
+            self._progress.update(self._tasks[name], visible=at_last)
 
 
 class LogLines(_Observer):
@@ -161,14 +180,34 @@ class LogLines(_Observer):
 
 
 @contextmanager
-def watching() -> Iterator[Bars | LogLines]:
-    """Bars on a terminal, plain lines elsewhere; on stderr either way."""
+def watching(afterwards: str | None = None) -> Iterator[Bars | LogLines]:
+    """Bars on a terminal, plain lines elsewhere; on stderr either way.
+
+    Args:
+        afterwards: what is done when the vocabulary is swept, in a word.
+    """
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
         yield LogLines()
         return
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Bars(console, progress)
+    with _progress(console, MofNCompleteColumn()) as progress:
+        yield Bars(console, progress, afterwards)
+
+
+@contextmanager
+def working(name: str) -> Iterator[None]:
+    """Say on a terminal's stderr what is being done where no numbers tell it, and for how long."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield
+        return
+    with _progress(console) as progress:
+        progress.add_task(name, total=None)
+        yield
+
+
+def _progress(console: Console, *counts: ProgressColumn) -> Progress:
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), *counts, TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)

@@ -1,7 +1,8 @@
 """The command line: words to one call each; results to stdout, progress to stderr."""
 
 import threading
-from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,19 +17,20 @@ from layerscope.cli.console import (
     quieten_transformers,
     warn,
     watching,
+    working,
 )
+from layerscope.cli.evidence import home, newest
 from layerscope.cli.lenses import fit_app, lens_app
 from layerscope.cli.look import look
 from layerscope.cli.options import Model, RunSource, command
-from layerscope.cli.reports import newest, report_app
+from layerscope.cli.printed import PrintOptions, TablesMayBeBare, print_run
+from layerscope.cli.reports import report_app
 from layerscope.errors import RunError
 from layerscope.model.lean_imports import collection_paused, lean_imports
 from layerscope.probing.options import RENAMED, ProbeOptions
-from layerscope.progress import Observer
+from layerscope.progress import Observer, Silent
 
 if TYPE_CHECKING:  # what a command works with is imported where it works, so that no help waits for it
-    import rich.console
-
     import layerscope.published.layout
     import layerscope.run
 
@@ -49,7 +51,6 @@ app.add_typer(fit_app, name="fit")
 app.add_typer(lens_app, name="lens")
 
 
-Details = Annotated[bool, typer.Option("--details", help="The verdict with all that it rests on.")]
 ModelInFolder = Annotated[
     str | None, typer.Option("--model", help="Which model, where a folder of published files holds several.")
 ]
@@ -61,8 +62,9 @@ def _root() -> None:
 
 
 @app.command(
+    cls=TablesMayBeBare,
     epilog="Examples:\n\nlayerscope probe\n\nlayerscope probe --suite capitals-20 --positions last\n\n"
-    "layerscope probe --suite berlin --lens logit,raw --top-k 10 --memory 2GiB --out runs"
+    "layerscope probe --suite berlin --lens logit,raw --top-k 10 --memory 2GiB --out runs",
 )
 @command(
     last="device dtype memory out protocol revision bos seed second_forward trust_remote_code",
@@ -74,9 +76,10 @@ def probe(
     model: Model = None,
     options: ProbeOptions,
     out: Annotated[Path, typer.Option(help="Folder in which to make the run's own folder.")] = Path("runs"),
-    details: Details = False,
+    printed: PrintOptions,
 ) -> None:
-    """Probe a model with a suite: print what every layer says, give a verdict, and write a run folder."""
+    """Probe a model with a suite: print facts and verdict, and write a run folder with its page."""
+    printed.check()
     parent = folder_for_runs(out)
     options = options.with_suite_read()
     # Imported here, so that help and mistakes, those in a suite too, need not wait for the tensor library.
@@ -86,52 +89,73 @@ def probe(
         from layerscope.run_folder import default_folder_name
 
         quieten_transformers()
-    with watching() as observer:
+    observing = nullcontext(Silent()) if printed.quiet else watching("statistics")
+    with observing as observer:
         run = run_probe(BUNDLED if model is None else model, observer=_PageAhead(observer), **vars(options))
+        run.verdict  # noqa: B018  # found here, while its name stands on the screen
     folder = free_name(parent / default_folder_name(run.record))
     try:
         _save(run, folder)  # before any table, whose reader may go away (`| head`)
     except RunError:
-        print_parts(_tables_and_verdict(run, details=details))  # all that is left of it
+        print_run(run, replace(printed, quiet=False))  # all that is left of it
         raise
-    print_parts(_tables_and_verdict(run, details=details))
+    if not printed.quiet:
+        print_run(run, printed)
+    _finish(run, folder, printed)
+
+
+def _finish(run: "layerscope.run.Run", folder: Path, printed: PrintOptions) -> None:
+    """Draw the page, and say where everything is; on stderr where stdout is the verdict's alone."""
     from layerscope.view.page.view import write_view
 
+    lines = [f"run folder · {folder}"]
     try:
-        print_line(f"page · {write_view([run], folder / 'view.html')}")
+        with nullcontext() if printed.quiet else working("page"):
+            lines.insert(0, f"page · {write_view([run], folder / 'view.html')}")
     except RunError as error:  # the run itself is safe
         warn(str(error))
-    print_line(f"run folder · {folder}")
+    for line in [str(folder)] if printed.quiet else lines:
+        print_line(line, err=printed.json)
 
 
 @app.command(
+    cls=TablesMayBeBare,
     epilog="Examples (after `layerscope probe`):\n\nlayerscope show\n\nlayerscope show --lens raw --prompt 1\n\n"
-    "layerscope show --milestones --lens next_norm"
+    "layerscope show --milestones --lens next_norm",
 )
 @command()
 def show(
     run: RunSource = None,
+    *,
     lens: Annotated[str | None, typer.Option(help="Lens to show.", show_default="the headline lens")] = None,
-    prompt: Annotated[int | None, typer.Option(help="Only this prompt, counted from 1, without the verdict.")] = None,
+    prompt: Annotated[
+        int | None, typer.Option(help="Only this prompt's table by layer, counted from 1, without the verdict.")
+    ] = None,
     milestones: Annotated[
         bool, typer.Option("--milestones", help="Every milestone of one prompt instead of the tables by layer.")
     ] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="A table for every prompt, not for the first ones alone.")
+        bool, typer.Option("--all", help="Every prompt, not the first facts alone; with --tables, every table.")
     ] = False,
-    details: Details = False,
+    printed: PrintOptions,
     model: ModelInFolder = None,
 ) -> None:
-    """Print the tables and verdict of a finished run, or its milestones."""
+    """Print facts and verdict of a finished run, its tables by layer, or its milestones."""
+    printed.check()
+    source = run or newest()
+    if printed.quiet:
+        print_line(str(source))
+        return
     from layerscope.run import Run
     from layerscope.terminal.run_tables import milestone_table, problem_lines
 
-    finished = Run.read(run or newest(), model=model)
+    finished = Run.read(source, model=model)
     if milestones:
         print_parts(milestone_table(finished, lens=lens, prompt=prompt))
     else:
-        print_parts(_tables_and_verdict(finished, lens=lens, prompt=prompt, details=details, everything=everything))
-    print_parts(problem_lines(finished))
+        print_run(finished, printed, lens, prompt, everything=everything)
+    if not printed.json:
+        print_parts(problem_lines(finished))
 
 
 @app.command(
@@ -147,7 +171,8 @@ def export(
         str, typer.Option(help="extended (all that the run holds), or generation-m (what published files hold).")
     ] = "extended",
     out: Annotated[
-        Path | None, typer.Option(help="Folder to make.", show_default="published in the run's folder")
+        Path | None,
+        typer.Option(help="Folder to make.", show_default="published in the run's folder; for published files, here"),
     ] = None,
     model: ModelInFolder = None,
 ) -> None:
@@ -161,7 +186,7 @@ def export(
 
     source = run or newest()
     finished = Run.read(source, model=model)
-    folder = out or (source if source.is_dir() else source.parent) / "published"
+    folder = out or home(source) / "published"
     with new_folder(folder) as partial:
         files = write_published(finished, partial, written_as)
     print_line(f"published files · {folder} · {len(files)} files")
@@ -232,24 +257,6 @@ def _save(run: "layerscope.run.Run", folder: Path) -> None:
     if published and first != HEADLINE:
         warn(f"no published files are written: theirs is lens {HEADLINE}, and this run has {first} first")
     run.save(folder, published=GENERATION_M if published and first == HEADLINE else None)
-
-
-def _tables_and_verdict(
-    run: "layerscope.run.Run",
-    lens: str | None = None,
-    prompt: int | None = None,
-    *,
-    details: bool,
-    everything: bool = False,
-) -> "Iterator[rich.console.RenderableType]":
-    """The verdict comes last, for it is what remains on the screen; not after one prompt, for it is on them all."""
-    from layerscope.terminal.run_tables import TABLES_SHOWN, run_tables
-    from layerscope.terminal.verdict import run_verdict
-
-    yield from run_tables(run, lens=lens, prompt=prompt, most=None if everything else TABLES_SHOWN)
-    if prompt is None:
-        yield ""
-        yield from run_verdict(run, details=details)
 
 
 def main() -> None:

@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from layerscope.cli.console import print_line, print_parts, warn
+from layerscope.cli.console import print_line, print_parts
+from layerscope.cli.evidence import archive_for, archive_in, folder_of, home, newest, read_only, readable
 from layerscope.cli.options import RunSource, command
 from layerscope.errors import RunError
 
@@ -16,34 +17,18 @@ if TYPE_CHECKING:  # what a command works with is imported where it works, so th
     import rich.console
 
     import layerscope.analysis.analysed_run
-    import layerscope.report.cited.archive
-    import layerscope.report.cited.evidence
     import layerscope.report.verify
 
 CROSS_MODELS = "evaluation-cross-models.md"
 FORMATS = ("table", "json", "markdown")
 report_app = typer.Typer()
-RUNS = Path("runs")
-"""Where runs are looked for, unless another place is named."""
-
 OnlyModel = Annotated[
     str | None, typer.Option("--model", help="Only this model of a folder of published files.", show_default="all")
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder to write into.", show_default="the run's own")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder to write into.", show_default="the run's own; for published files, here")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that somebody wrote or changed.")]
-
-
-def newest(parent: Path = RUNS) -> Path:
-    """The run in a folder of runs that was written last.
-
-    Raises:
-        RunError: there is none.
-    """
-    # A folder whose name is hidden is one that a killed process left unfinished.
-    runs = [record.parent for record in parent.glob("*/run.json") if not record.parent.name.startswith(".")]
-    if not runs:
-        raise RunError(f"There is no run in '{parent}'; give a run's folder, or make one with `layerscope probe`.")
-    return max(runs, key=lambda run: (run / "run.json").stat().st_mtime_ns)
 
 
 @report_app.command(
@@ -61,7 +46,9 @@ def view(
     model: OnlyModel = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="File to write.", show_default="view.html in the run's folder, or here for several runs"),
+        typer.Option(
+            help="File to write.", show_default="view.html in the run's folder; for several or published files, here"
+        ),
     ] = None,
     opened: Annotated[bool, typer.Option("--open/--no-open", help="Open it, where there is a browser.")] = True,
 ) -> None:
@@ -70,7 +57,7 @@ def view(
 
     sources = runs or [newest()]
     shown = [run for source in sources for run in _runs(source, model)]
-    folder = _folder(sources[0]) if len(sources) == 1 else Path()
+    folder = home(sources[0]) if len(sources) == 1 else Path()
     path = write_view(shown, out or folder / "view.html")
     print_line(f"page · {path}")
     if opened and has_browser():
@@ -109,8 +96,8 @@ def report(run: RunSource = None, model: OnlyModel = None, out: Out = None, forc
     from layerscope.report.evaluation import evaluation
 
     source = run or newest()
-    for evidence in _evidences(source, model):
-        path = (out or _folder(source)) / f"evaluation-{evidence.stem}.md"
+    for evidence in readable(archive_for(source, out), model):
+        path = (out or home(source)) / f"evaluation-{evidence.stem}.md"
         write_report(path, markdown(evaluation(evidence)), _version(), force=force)
         print_line(f"report · {path}")
 
@@ -132,9 +119,9 @@ def compare(
     from layerscope.report.synthesis import synthesis
     from layerscope.report.synthesis.comparison_table import comparison_files, comparison_table
 
-    archives = [_archive(path) for path in runs]
-    evidences = [evidence for archive in archives for evidence in _readable(archive)]
     with new_folder(out) as folder:
+        archives = [archive_in(path, folder / "published") for path in runs]
+        evidences = [evidence for archive in archives for evidence in readable(archive)]
         text = markdown(synthesis(evidences, wrong_claims_of_reports(archives)))
         (folder / CROSS_MODELS).write_text(signed(text, _version()), encoding="utf-8")
         for name, content in comparison_files(comparison_table(evidences)).items():
@@ -154,9 +141,9 @@ def brief(run: RunSource = None, model: OnlyModel = None, out: Out = None, force
     from layerscope.report.cited.report_files import write_new, write_report
 
     source = run or newest()
-    for evidence in _evidences(source, model):
+    for evidence in readable(archive_for(source, out), model):
         made = brief_of(evidence)
-        folder = out or _folder(source)
+        folder = out or home(source)
         path, data = folder / f"brief-{evidence.stem}.md", folder / f"brief-{evidence.stem}.json"
         write_report(path, made.text, _version(), force=force)
         write_new(data, made.data.encode(), force=force)
@@ -191,7 +178,8 @@ def audit(
     from layerscope.terminal.audit_lines import audit_lines
 
     text = read_report_file(report)
-    result = audit_report(text, [_archive(path) for path in run or [newest()]])
+    with read_only(run or [newest()]) as archives:
+        result = audit_report(text, archives)
     if format == "table":
         print_parts(audit_lines(report.name, result, everything=everything))
     else:
@@ -216,11 +204,13 @@ def verify(
     from layerscope.report.verify import verify as verify_run
 
     holds = True
-    for source in runs or [newest()]:
-        for evidence in _evidences(source, model):
-            verified = verify_run(evidence, _folder(source))
-            print_parts(_verification(verified))
-            holds &= verified.holds
+    sources = runs or [newest()]
+    with read_only(sources) as archives:
+        for source, archive in zip(sources, archives, strict=True):
+            for evidence in readable(archive, model):
+                verified = verify_run(evidence, folder_of(source))
+                print_parts(_verification(verified))
+                holds &= verified.holds
     raise typer.Exit(0 if holds else 1)
 
 
@@ -248,39 +238,6 @@ def _verification(verified: "layerscope.report.verify.Verified") -> "Iterator[ri
     if verified.differences:
         outcome = f"{unknown + known} differ" + (f", {known} of them as known of published files" if known else "")
     yield Text(f"verify · {verified.model} · {values} values and lines of {len(verified.checked)} files: {outcome}")
-
-
-def _folder(source: Path) -> Path:
-    """Where what belongs to a run is written."""
-    return source if source.is_dir() else source.parent
-
-
-def _archive(source: Path) -> "layerscope.report.cited.archive.Archive":
-    """The published files of a run; one of our own that has none yet is given them."""
-    from layerscope.published.write.writer import write_published
-    from layerscope.record.store import new_folder
-    from layerscope.report.cited.archive import Archive
-    from layerscope.run_folder import read_run
-
-    if (source / "run.json").exists() and not (source / "published").exists():
-        with new_folder(source / "published") as partial:
-            write_published(read_run(source), partial)
-        print_line(f"published files · {source / 'published'}")
-    return Archive(source)
-
-
-def _evidences(source: Path, model: str | None) -> "Sequence[layerscope.report.cited.evidence.Evidence]":
-    archive = _archive(source)
-    return _readable(archive) if model is None else [archive.evidence(model.rsplit("/", 1)[-1])]
-
-
-def _readable(
-    archive: "layerscope.report.cited.archive.Archive",
-) -> "Sequence[layerscope.report.cited.evidence.Evidence]":
-    evidences, reasons = archive.readable()
-    for reason in reasons:
-        warn(f"left out: {reason}")
-    return evidences
 
 
 def _version() -> str:

@@ -21,15 +21,13 @@ from layerscope.report.sentences.lines import plural
 from layerscope.report.text import printable
 
 PROBLEMS_SHOWN = 10
-TABLES_SHOWN = 12
-"""Prompts whose tables are printed, unless all are asked for: more would scroll past unread."""
 RANK_MILESTONES = (ONSET, MilestoneName.ONSET_RUN2, CONFIRMED, MilestoneName.CONFIRMED_ANY)
 
 
 def run_tables(
     run: AnalysedRun, *, lens: str | None = None, prompt: int | None = None, most: int | None = None
 ) -> Iterator[RenderableType]:
-    """The identity check and a table for every prompt at its last position.
+    """A table for every prompt at its last position, layer by layer.
 
     Args:
         run: what to show.
@@ -41,7 +39,7 @@ def run_tables(
         RunError: the run has no such lens or prompt.
     """
     record = run.record
-    chosen = _lens_of(record, lens)
+    chosen = lens_of(record, lens)
     _check_prompt(record, prompt)
     places = range(1, 1 + len(record.suite.prompts)) if prompt is None else [prompt]
     for place in places[:most] if record.ranks_stand else ():
@@ -52,10 +50,12 @@ def run_tables(
         yield ""
     if most is not None and len(places) > most and record.ranks_stand:
         yield Text(_others(len(places), most, lens))
-    if prompt is None and record.ranks_stand:
-        yield _summary(run)
+
+
+def run_lines(run: AnalysedRun) -> Iterator[RenderableType]:
+    """The identity check and the flags of the record, a line each."""
     yield identity_line(run)
-    for name, reason in record.flags.items():
+    for name, reason in run.record.flags.items():
         yield Text(f"caution · {name}" + ("" if reason is True else f": {reason}"), style="yellow")
 
 
@@ -73,7 +73,7 @@ def milestone_table(
         RunError: the run has no such lens or prompt, or no rows of that prompt under that lens.
     """
     record = run.record
-    chosen = _lens_of(record, lens)
+    chosen = lens_of(record, lens)
     _check_prompt(record, prompt)
     passes = [each.key for each in record.suite.prompts]
     key = run.milestones.primary if prompt is None else passes[prompt - 1]
@@ -108,7 +108,12 @@ def identity_line(run: AnalysedRun) -> Text:
     return Text(f"identity check · {identity(run.record)}", style=style)
 
 
-def _lens_of(record: RunRecord, lens: str | None) -> str:
+def lens_of(record: RunRecord, lens: str | None) -> str:
+    """The lens that is asked for, or the headline lens.
+
+    Raises:
+        RunError: the run has no such lens.
+    """
     chosen = lens or record.protocol.headline_lens
     if chosen not in record.protocol.lenses:
         raise RunError(f"This run has no lens '{chosen}'; choose from {', '.join(record.protocol.lenses)}.")
@@ -160,18 +165,6 @@ def _rests_on_rank(name: str) -> bool:
     return name.startswith("first_rank_le_") or name in RANK_MILESTONES
 
 
-def _summary(run: AnalysedRun) -> Text:
-    """How many prompts the model answers, in one line; of layers the verdict speaks."""
-    facts = [output.answered for output in run.diagnostics.outputs.values() if output.prompt.is_fact]
-    known = [answered for answered in facts if answered is not None]
-    without = sum(o.judge == "model_top1" for o in run.diagnostics.outputs.values() if o.prompt.is_fact)
-    unknown = len(facts) - len(known) - without
-    told = [f"{sum(known)} of {len(known)} prompts answered at the output"] if known or not facts else []
-    told += [f"{without} without an answer"] if without else []
-    told += [f"{unknown} whose answer has no rank"] if unknown else []
-    return Text(", ".join(told), style="bold")
-
-
 def _title(prompt: PromptRecord, lens: str, place: int) -> Text:
     return Text(
         printable(f"{place} · {shortened(_name(prompt))} · {prompt.prompt_variant} · lens {lens}"), style="bold"
@@ -188,8 +181,8 @@ def _others(n: int, shown: int, lens: str | None) -> str:
     left = f"prompt {n} is" if n == shown + 1 else f"prompts {shown + 1:,} to {n:,} are"
     under = "" if lens is None else f" --lens {lens}"
     return (
-        f"{left} not shown: layerscope show RUN --prompt {shown + 1}{under}, or layerscope show RUN --all{under}, "
-        "where RUN is the run's folder"
+        f"{left} not shown: layerscope show RUN --prompt {shown + 1}{under}, or layerscope show RUN --tables "
+        f"--all{under}, where RUN is the run's folder"
     )
 
 

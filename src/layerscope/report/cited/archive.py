@@ -13,8 +13,12 @@ from layerscope.run_folder import read_run
 class Archive:
     """The models whose published files lie in one folder."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, published: Path | None = None) -> None:
         """Take a folder of published files, a run's own folder with `published` inside, or one `output-<M>.json`.
+
+        Args:
+            path: whichever it is.
+            published: the published files of a run whose folder lacks them.
 
         Raises:
             RunError: there is nothing at the path, or no model in it.
@@ -22,7 +26,7 @@ class Archive:
         self.path = Path(path)
         if not self.path.exists():
             raise RunError(f"{self.path}: no such file or folder; give a run's folder, or one of published files.")
-        self.sources = Sources(self.path if self.path.is_dir() else self.path.parent)
+        self.sources = Sources(published or (self.path if self.path.is_dir() else self.path.parent))
         self._found: dict[str, Evidence] = {}
         if not self.stems:
             raise RunError(

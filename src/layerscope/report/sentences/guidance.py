@@ -3,7 +3,7 @@
 from layerscope.analysis.guidance import IDENTITY_FAILED, Guidance
 from layerscope.analysis.quotability import Quotability, Status
 from layerscope.record.run_record import RunRecord
-from layerscope.report.sentences.lines import LabelledLine, in_one_line, layers
+from layerscope.report.sentences.lines import LabelledLine, in_one_line, layers, plural
 from layerscope.report.text import printable
 
 EFFECTS = {
@@ -130,7 +130,7 @@ def identity(record: RunRecord) -> str:
     if check is None:
         return "none: the run was read from published files"
     if check.ok:
-        over = f"over {check.n_prompts} prompts (tolerance {check.tolerance_bits:.0e})"
+        over = f"over {check.n_prompts} {plural('prompt', check.n_prompts)} (tolerance {check.tolerance_bits:.0e})"
         return f"passed · KL {check.kl_bits:.1e} bits {over}"
     if check.kl_bits is None:
         return f"FAILED · KL not finite · {check.note} Probabilities are withheld."

@@ -55,12 +55,13 @@ class Opened:
     """Warnings, errors and dialogs."""
 
     @classmethod
-    def at(cls, browser: Browser, path: Path, **options: Any) -> "Opened":
+    def at(cls, browser: Browser, path: Path, fragment: str = "", **options: Any) -> "Opened":
         """Open a file and wait until it is ready.
 
         Args:
             browser: where.
             path: the page's file.
+            fragment: what stands behind the `#` of its address.
             options: of Playwright's `new_context`; a desktop in light colours where nothing is said.
         """
         options = {"viewport": DESKTOP, "color_scheme": "light", "reduced_motion": "reduce"} | options
@@ -73,12 +74,12 @@ class Opened:
         )
         opened.page.on("pageerror", lambda error: opened.said.append(f"error: {error}"))
         opened.page.on("dialog", lambda dialog: (opened.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        opened.page.goto(path.as_uri())
+        opened.page.goto(path.as_uri() + (f"#{fragment}" if fragment else ""))
         opened.page.wait_for_selector("html[data-ready]")
         return opened
 
     def _routed(self, route: Route) -> None:
-        if route.request.url == self.path.as_uri():
+        if route.request.url.partition("#")[0] == self.path.as_uri():
             route.continue_()
         else:
             self.asked.append(route.request.url)

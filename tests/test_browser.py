@@ -14,10 +14,14 @@ from typing import Any
 import polars as pl
 import pytest
 from playwright.sync_api import Browser, Error, sync_playwright
+from pypdf import PdfReader
 
 from browser_page import DESKTOP, PHONE, Opened, as_shown, launched
+from layerscope.errors import RunError
 from layerscope.run import Run, Shown
+from layerscope.view.page.bundle import write_bundle
 from layerscope.view.page.view import write_view
+from layerscope.view.page.words import verdict_words
 from made_run import HOSTILE, made
 from properties import slow
 
@@ -76,6 +80,12 @@ def deep(run: Run, folder: Path) -> Path:
     """80 layers, 16 positions, five lenses."""
     texts = [f"token{i:06d}" for i in range(100_000)]
     return write_view([made(run, 80, 16, LENSES, 20, texts)], folder / "deep.html")
+
+
+@pytest.fixture(scope="session")
+def single(run: Run, folder: Path) -> Path:
+    """The same run, of which the last positions alone were read."""
+    return write_view([Run(run.rows.filter("is_next"), run.record)], folder / "single.html")
 
 
 @pytest.fixture(scope="session")
@@ -215,7 +225,9 @@ def test_a_search_finds_every_cell_that_lists_the_token(run: Run, one: Path, ope
     query = run.record.suite.prompts[0].answers[0].string.strip().lower()
     due = {key for key, row in rows.items() if any(token.strip().lower() == query for token in row["top_tokens"])}
     opened.search(query)
-    assert f"in {len(due)} of {len(rows)} cells" in opened.page.inner_text("#search-result")
+    told = opened.page.inner_text("#search-result")
+    k = len(next(iter(rows.values()))["top_tokens"])
+    assert told.startswith(f"among the {k} listed tokens of each cell: in {len(due)} of {len(rows)} cells · ")
     assert due == {key for key in rows if "found" in (opened.cell(*key).get_attribute("class") or "").split()}
     opened.search("no token is called so")
     assert "No list of this page" in opened.page.inner_text("#search-result")
@@ -234,7 +246,7 @@ def test_a_click_pins_the_whole_list_and_another_takes_it_away(run: Run, one: Pa
     for place in (0, 1, 2):
         opened.cell(2, place).click()
     assert pins.count() == 3
-    pins.first.get_by_role("button").click()
+    pins.first.locator(".close").click()
     assert pins.count() == 2
     opened.choose("choose-lens", "raw")
     assert pins.count() == 2  # so that lenses can be held against each other
@@ -546,7 +558,7 @@ def test_a_published_model_without_records_says_which_file_is_missing(published:
     opened = open_page(published)
     opened.page.select_option("#choose-run", "1")
     opened.page.locator("#grid-note", has_text="output-Qwen3-14B-records.csv").wait_for()
-    assert "Qwen/Qwen3-14B" in opened.page.inner_text(".verdict:visible")
+    assert "Qwen/Qwen3-14B" in opened.page.inner_text(".intro:visible")
 
 
 def test_runs_of_unequal_depth_stand_side_by_side(published: Path, open_page: Open):
@@ -572,3 +584,264 @@ def test_the_table_of_models_sorts_and_marks_what_does_not_compare(published: Pa
     for cell in marked:
         assert len(cell.get_attribute("title") or "") > 10
         assert re.search(r"[*–]", cell.inner_text())
+
+
+# What is seen first, and what stays in view
+
+
+def test_the_grid_is_on_the_first_screen_under_two_lines_in_plain_words(run: Run, one: Path, open_page: Open):
+    opened = open_page(one)
+    page = opened.page
+    head, chips = page.locator(".intro h1"), page.locator(".intro .badge")
+    line = head.evaluate("node => parseFloat(getComputedStyle(node).lineHeight)")
+    assert round((head.bounding_box() or {})["height"] / line) <= 2
+    assert not re.search(r"L_|_rank|_stable", head.inner_text())
+    tops = {round((chip.bounding_box() or {})["y"]) for chip in chips.all()}
+    assert len(tops) == 1 and "Identity check passed" in chips.all_inner_texts()
+    for layer in range(5, run.record.model.n_layers + 1):
+        box = opened.cell(layer, 0).bounding_box() or {}
+        assert box["y"] > 0 and box["y"] + box["height"] < DESKTOP["height"]
+    grid, verdict = (page.locator(f"#{name}").bounding_box() or {} for name in ("grid", "verdict"))
+    assert grid["y"] < verdict["y"]
+
+
+def test_of_several_runs_the_overview_comes_first(published: Path, open_page: Open):
+    page = open_page(published).page
+    order = [page.locator(f"#{name}").bounding_box() or {} for name in ("models", "grid", "verdict", "provenance")]
+    assert [box["y"] for box in order] == sorted(box["y"] for box in order)
+    assert page.locator("nav a").first.inner_text() == "Across models"
+
+
+@pytest.mark.parametrize("options", [{"viewport": PHONE}, {"viewport": {"width": 800, "height": 700}}])
+def test_the_last_position_stays_in_view_and_a_gap_is_marked(one: Path, open_page: Open, options: dict[str, Any]):
+    page = open_page(one, **options).page
+    scroll, last = page.locator("#pane-a .scroll"), page.locator("#pane-a tbody tr:first-child td:last-child")
+    gap = """() => document.querySelector('#pane-a .lens-grid').classList.contains('gap')"""
+    for left, marked in ((0, True), (10_000, False)):
+        scroll.evaluate("(node, left) => { node.scrollLeft = left }", left)
+        page.wait_for_function(f"({gap})() === {str(marked).lower()}")
+        frame, cell = scroll.bounding_box() or {}, last.bounding_box() or {}
+        assert frame["x"] <= cell["x"] and cell["x"] + cell["width"] <= frame["x"] + frame["width"] + 1
+
+
+def test_one_position_shows_its_most_likely_tokens_by_layer(run: Run, single: Path, open_page: Open):
+    opened = open_page(single)
+    rows = rows_of(run, "logit").filter("is_next").sort("layer")
+    assert opened.tops() == [[as_shown(token) for token in row] for row in rows["top_tokens"].list.head(5)]
+    heads = opened.page.locator("#pane-a thead .input").all_inner_texts()
+    assert heads == ["most likely", "2nd", "3rd", "4th", "5th"]
+    assert "Token probability" in opened.page.inner_text("#legend")
+    p = {(row["layer"], place): row["top_probs"][place] for row in rows.iter_rows(named=True) for place in range(5)}
+    ends = [max(p, key=lambda key: p[key]), min(p, key=lambda key: p[key])]
+    assert [sum(opened.colour(*key)) for key in ends] == sorted(
+        (sum(opened.colour(*key)) for key in ends), reverse=True
+    )
+    assert len(opened.table(opened.page.locator("#grid-csv"))) == rows.height
+    opened.select("choose-against", "lens:raw")
+    assert "side by side" in opened.page.inner_text("#grid-note")
+    assert len(opened.tops("b")[0]) == 5
+
+
+def test_a_tall_model_opens_at_the_layer_of_its_answer_and_is_scrubbed(deep: Path, open_page: Open):
+    opened = open_page(deep)
+    page, scroll = opened.page, opened.page.locator("#pane-a .scroll")
+    first = page.locator("#pane-a tbody th", has_text=re.compile("[◆★]"))
+    frame = scroll.bounding_box() or {}
+    for mark in first.all()[:1]:
+        box = mark.bounding_box() or {}
+        assert frame["y"] <= box["y"] and box["y"] + box["height"] <= frame["y"] + frame["height"]
+    scrubber = page.get_by_role("slider", name="Layers in view")
+    box = scrubber.bounding_box() or {}
+    page.mouse.click(box["x"] + 5, box["y"] + box["height"] - 2)
+    page.wait_for_function(
+        "document.querySelector('.scrubber').getAttribute('aria-valuetext').startsWith('layers 0 to')"
+    )
+    assert scroll.evaluate("node => node.scrollTop + node.clientHeight >= node.scrollHeight - 2")
+    scrubber.press("Home")
+    page.wait_for_function("document.querySelector('.scrubber').getAttribute('aria-valuenow') === '80'")
+    assert open_page(deep, viewport={"width": 1360, "height": 4000}).cell(0, 0).is_visible()
+
+
+# Tokens that are followed, prompts against each other
+
+
+def test_followed_tokens_have_their_ranks_in_the_cells_and_a_line_by_layer(run: Run, one: Path, open_page: Open):
+    opened = open_page(one)
+    page, rows = opened.page, by_cell(rows_of(run, "logit"))
+    answer = run.record.suite.prompts[0].answers[0].string
+    page.fill("#track", f"Moscow, {answer}, no such token")
+    page.press("#track", "Enter")
+    chips = page.locator("#tracked > li")
+    assert [chip.inner_text().strip("×\n ") for chip in chips.all()] == ["Moscow", answer, "no␣such␣token"]
+    assert "nowhere" in (chips.nth(2).get_attribute("class") or "")
+    k = len(next(iter(rows.values()))["top_tokens"])
+    for (layer, place), row in rows.items():
+        listed = [token.strip() for token in row["top_tokens"]]
+        due = [str(listed.index("Moscow") + 1)] if "Moscow" in listed else []
+        due += [str(row["answer_rank"])] if row["answer_rank"] <= max(k, 20) else []
+        assert opened.cell(layer, place).locator(".followed").all_inner_texts() == due
+    last = [rows[layer, max(place for _, place in rows)] for layer in range(run.record.model.n_layers + 1)]
+    titles = page.locator("#ranks-plot g.f1 title").all_text_contents()
+    assert titles == [f"{answer}: rank {row['answer_rank']:,} at layer {row['layer']}" for row in last]
+    assert f"among the {k} listed tokens" in page.inner_text("#ranks-note")
+    chips.first.locator(".close").click()
+    assert chips.count() == 2
+
+
+def test_two_prompts_of_a_run_are_held_against_each_other_from_their_ends(run: Run, one: Path, open_page: Open):
+    opened = open_page(one)
+    others = [prompt.key for prompt in run.record.suite.prompts]
+    value = opened.page.locator("#choose-against optgroup[label=Prompts] option").first.get_attribute("value") or ""
+    other = others[int(value.split(":")[1])]
+    opened.select("choose-against", value)
+    mine, theirs = by_cell(rows_of(run, "logit")), by_cell(other.rows_of(run.rows).filter(lens="logit"))
+    n = min(max(place for _, place in each) + 1 for each in (mine, theirs))
+
+    def from_the_end(rows: dict[tuple[int, int], dict[str, Any]]) -> dict[tuple[int, int], dict[str, Any]]:
+        width = max(place for _, place in rows) + 1
+        return {(layer, place - width + n): row for (layer, place), row in rows.items() if place >= width - n}
+
+    own, against = from_the_end(mine), from_the_end(theirs)
+    assert len(opened.tops()[0]) == n
+    differ = {key for key, row in own.items() if row["top1"] != against[key]["top1"]}
+    assert differ == {key for key in own if opened.cell(*key).locator(".second").count()}
+    gaps = {key: row["entropy_bits"] - against[key]["entropy_bits"] for key, row in own.items()}
+    most = max(gaps, key=lambda key: abs(gaps[key]))
+    red, _, blue = opened.colour(*most)
+    assert (red > blue) == (gaps[most] > 0)
+    assert " minus " in opened.page.inner_text("#pane-a .pane-title")
+
+
+# An address that can be sent
+
+
+def test_the_address_holds_what_is_shown_and_back_goes_back(one: Path, open_page: Open):
+    opened = open_page(one)
+    page = opened.page
+    assert "#" not in page.url
+    opened.choose("choose-lens", "raw")
+    opened.colour_by("Answer rank")
+    opened.select("choose-fact", "pos/3")
+    opened.cell(5, 1).click()
+    opened.search("Paris")
+    page.fill("#track", "Rome, a+b")
+    page.press("#track", "Enter")
+    address, shown = page.url, opened.tops()
+    assert "lens=raw" in address and "cell=5%401" in address
+    again = open_page(one, fragment=address.partition("#")[2])
+    assert again.tops() == shown and again.page.url == address
+    assert again.page.locator("#choose-lens input:checked").get_attribute("value") == "raw"
+    assert again.page.locator("#choose-colour input:checked").get_attribute("value") == "rank"
+    assert again.page.input_value("#choose-fact") == "pos/3" and again.page.input_value("#search") == "Paris"
+    assert again.page.locator("#pin-list > li").count() == 1 and again.page.locator("#tracked > li").count() == 2
+    opened.switched(page.go_back)
+    assert page.input_value("#choose-fact") != "pos/3"
+    assert page.locator("#choose-colour input:checked").get_attribute("value") == "rank"
+    opened.switched(page.go_back)
+    assert page.locator("#choose-colour input:checked").get_attribute("value") == "entropy"
+    opened.switched(page.go_back)
+    assert page.locator("#choose-lens input:checked").get_attribute("value") == "logit"
+    assert "#" not in page.url.removesuffix("#")
+
+
+@pytest.mark.parametrize(
+    "fragment", ["fact=none&lens=nope&colour=x&cell=99@99,a@b&against=run:7&run=no", "verdict", "%"]
+)
+def test_an_address_that_names_what_is_not_there_shows_what_is(one: Path, open_page: Open, fragment: str):
+    opened = open_page(one, fragment=fragment)
+    assert opened.tops() == open_page(one).tops()
+
+
+def test_links_within_the_page_leave_the_address_to_what_is_shown(one: Path, open_page: Open):
+    opened = open_page(one)
+    opened.choose("choose-lens", "raw")
+    opened.page.click("nav a >> text=Verdict")
+    opened.page.wait_for_function("document.activeElement.id === 'verdict'")
+    assert opened.page.url.endswith("#lens=raw")
+
+
+# Words on heads, status, print
+
+
+def test_every_head_of_a_column_says_what_stands_under_it(one: Path, published: Path, open_page: Open):
+    for path in (one, published):
+        heads = open_page(path).page.locator("th[scope=col]:visible:not([aria-hidden])")
+        told = heads.evaluate_all("all => all.map(head => [head.textContent, head.title])")
+        assert len(told) > 15 and [name for name, title in told if len(title) < 10] == []
+
+
+def test_what_probabilities_are_is_told_once_by_layer(run: Run, one: Path, published: Path, open_page: Open):
+    opened = open_page(one)
+    signs = {"model": "●", "near": "◐", "decoded": "○", "withheld": "×"}
+    due = [signs[layer.status] for layer in run.diagnostics.quotability.by_lens["logit"]]
+    shown = opened.page.locator("#pane-a tbody .status").all_text_contents()
+    assert shown == due[::-1]
+    legend = opened.page.inner_text("#status-legend")
+    assert all((sign in legend) == (sign in due) for sign in signs.values())
+    other = open_page(published)  # whose guidance forbids to quote any
+    assert "not to be reported" in other.page.inner_text("#status-legend")
+    other.cell(5, 0).hover()
+    other.page.locator("#cell-card").wait_for()
+    assert "report" not in other.page.inner_text("#cell-card")
+
+
+def test_a_printed_page_has_every_chart_and_all_of_the_words(run: Run, one: Path, open_page: Open, tmp_path: Path):
+    opened = open_page(one)
+    page = opened.page
+    page.evaluate("window.print = () => { document.documentElement.dataset.printed = 'true' }")
+    page.keyboard.press("Control+p")
+    page.wait_for_selector("html[data-printed]")
+    charts = page.locator("figure.chart:visible")
+    assert charts.count() > 8 and page.locator("figure.chart.drawn:visible").count() == charts.count()
+    page.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True, print_background=True)
+    pages = PdfReader(tmp_path / "page.pdf").pages
+    text = " ".join(" ".join(page.extract_text() for page in pages).split())
+    assert 4 <= len(pages) <= 40
+    assert " ".join(page.inner_text(".intro h1").split()) in text
+    for title in charts.locator(".plot").evaluate_all(
+        "all => all.map(plot => plot.getAttribute('aria-label').split('.')[0])"
+    ):
+        assert title in text, title
+    words = [one.text for one in verdict_words(run).lines]
+    assert words and all(" ".join(line.split()) in text for line in words)
+    assert "Find" not in text and "CSV" not in text
+    page.emulate_media(media="print")
+    assert opened.too_wide() <= 0
+
+
+def test_charts_out_of_sight_are_drawn_when_nothing_else_is_to_be_done(one: Path, open_page: Open):
+    page = open_page(one).page
+    page.wait_for_function(
+        "[...document.querySelectorAll('figure.chart')].filter(one => one.offsetParent).every(one => one.matches('.drawn'))"
+    )
+
+
+# A folder of pages
+
+
+def test_a_bundle_leads_to_a_page_for_each_run(run: Run, shared: Path, open_page: Open, tmp_path: Path):
+    theirs = [Run.read(shared / "reference" / PUBLISHED, model) for model in ("Qwen3-14B", "gemma-2-9b")]
+    runs = [run, Run(run.rows, run.record.model_copy(update={"created_utc": "2026-01-02T03:04:05Z"})), *theirs]
+    index = write_bundle(runs, tmp_path / "pages")
+    assert write_bundle(runs, tmp_path / "pages") == index  # again: pages of ours are replaced
+    opened = open_page(index)
+    links = opened.page.locator("tbody th a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
+    assert len(set(links)) == 4 and all((tmp_path / "pages" / link).is_file() for link in links)
+    assert {path.name for path in index.parent.iterdir()} == {*links, "index.html", "side-by-side.html"}
+    row = opened.page.locator("tbody tr").first.inner_text()
+    answered = run.diagnostics.answered
+    assert f"{answered.n_answered} of {answered.n}" in row and "passed" in row
+    opened.page.click("thead button >> text=layers")
+    depths = [int(cell) for cell in opened.page.locator("tbody td:nth-child(3)").all_inner_texts()]
+    assert depths == sorted(depths) and len(set(depths)) == 3
+    assert opened.findings() == []
+    for link in links:
+        assert open_page(index.parent / link).page.locator(".intro:visible").count() == 1
+
+
+def test_a_bundle_writes_over_nothing_that_is_not_its_own(run: Run, tmp_path: Path):
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(RunError, match="was not written as a view"):
+        write_bundle([run], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+    assert (tmp_path / "index.html").read_text() == "mine"

@@ -353,8 +353,9 @@ def test_the_verdict_is_the_one_of_the_terminal(run: Run):
     raw = next(depth for depth in words.depths if depth.lens == "raw")
     assert raw.first == rows.filter(lens="raw", answer_rank=1)["layer"].min()
     text = VerdictText(run.verdict, run.record)
-    assert words.headline == text.headline()
-    assert [line.text for line in words.lines] == [line.text for line in text.summary() if line.label != "p is"]
+    lines = [line.text for line in words.lines]
+    assert " ".join([words.headline, lines[0]]) == text.headline()
+    assert lines[1:] == [line.text for line in text.summary() if line.label != "p is"]
     assert words.quotable.startswith("Probabilities under logit: the model's at layer 12, ")
 
 
@@ -365,11 +366,9 @@ def test_what_a_probability_is_stands_with_its_layer_and_nothing_forbids_it(run:
     by_layer = rows.group_by("layer", maintain_order=True).agg(far.all().alias("far"), (~far).all().alias("near"))
     for layer, all_far, all_near in by_layer.iter_rows():
         if layer < 12 and (all_far or all_near):
-            assert own.statuses["logit"][layer].startswith(
-                "an estimate of the model's" if all_near else "the lens' own"
-            )
+            assert own.statuses["logit"][layer] == ("near" if all_near else "decoded")
     assert by_layer["far"].any() and by_layer["near"].any()
-    assert own.statuses["logit"][12] == "the model's own" and own.statuses["raw"][12] != "the model's own"
+    assert own.statuses["logit"][12] == "model" and own.statuses["raw"][12] != "model"
     assert not own.suppressed and "not probabilities" not in Parsed(page).text
     failed = run.record.identity.model_dump() | {"ok": False, "kl_bits": 3.5, "explanation": "softcap", "note": "Made."}
     withheld = payload([changed(run, identity=failed)]).runs[0]

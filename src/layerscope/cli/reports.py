@@ -33,7 +33,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a file that somebo
 
 @report_app.command(
     epilog="Examples (after `layerscope probe`):\n\nlayerscope view\n\nlayerscope view --no-open\n\n"
-    "layerscope view runs/* --out side-by-side.html"
+    "layerscope view runs/* --bundle pages --no-open"
 )
 @command()
 def view(
@@ -50,15 +50,25 @@ def view(
             help="File to write.", show_default="view.html in the run's folder; for several or published files, here"
         ),
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Folder to fill with a page for each run and an index, for any web host.")
+    ] = None,
     opened: Annotated[bool, typer.Option("--open/--no-open", help="Open it, where there is a browser.")] = True,
 ) -> None:
     """Write a visual report: one page in a single file that needs no network; several runs stand side by side."""
-    from layerscope.view.page.view import write_view
-
+    if bundle is not None and out is not None:
+        raise RunError("--out names one page and --bundle a folder of pages; give one of them.")
     sources = runs or [newest()]
     shown = [run for source in sources for run in _runs(source, model)]
-    folder = home(sources[0]) if len(sources) == 1 else Path()
-    path = write_view(shown, out or folder / "view.html")
+    if bundle is not None:
+        from layerscope.view.page.bundle import write_bundle
+
+        path = write_bundle(shown, bundle)
+    else:
+        from layerscope.view.page.view import write_view
+
+        folder = home(sources[0]) if len(sources) == 1 else Path()
+        path = write_view(shown, out or folder / "view.html")
     print_line(f"page · {path}")
     if opened and has_browser():
         import webbrowser

@@ -205,6 +205,14 @@ class PromptRecord(RecordModel):
     output: OutputRecord | None = Field(None, description="What the model itself says there.")
 
     @property
+    def judged_answer(self) -> AlignmentRecord | None:
+        """The accepted answer that ranks best at the output; the first one with ids where that is not known."""
+        best = None if self.output is None else self.output.answer_id
+        aligned = [answer for answer in self.answers if answer.ok]
+        listed = iter(aligned or self.answers)
+        return next((answer for answer in aligned if answer.first_id == best), next(listed, None))
+
+    @property
     def key(self) -> PromptKey:
         """What tells it apart from the others."""
         return PromptKey(self.fact_index, self.prompt_id, self.prompt_variant)

@@ -238,20 +238,13 @@ def _onsets(run: AnalysedRun, prompt: PromptRecord) -> str:
     if prompt.judge == "model_top1":
         own = "" if prompt.output is None or not prompt.output.top_tokens else f", {prompt.output.top_tokens[0]!r}"
         return f"no answer given: judged by what the model itself says{own} · {by_lens}"
-    if not prompt.answers:
+    gold = prompt.judged_answer
+    if gold is None:
         return "no answer was recorded"
-    gold = _judged_answer(prompt)
     if not gold.ok:
         return f"answer {shortened(repr(gold.string))} could not be aligned ({gold.reason}), so it has no rank"
     form = "" if prompt.judge == "whole" else _form(gold)  # ranks of forms are those of first pieces
     return f"answer {shortened(repr(gold.string))}{form}{_part(gold, prompt)} · {by_lens}"
-
-
-def _judged_answer(prompt: PromptRecord) -> AlignmentRecord:
-    """The accepted answer that ranks best at the output; the first one with ids where that is not known."""
-    best = None if prompt.output is None else prompt.output.answer_id
-    aligned = [answer for answer in prompt.answers if answer.ok]
-    return next((answer for answer in aligned if answer.first_id == best), (aligned or list(prompt.answers))[0])
 
 
 def _part(answer: AlignmentRecord, prompt: PromptRecord) -> str:

@@ -77,13 +77,21 @@ class VerdictText:
 
     def headline(self) -> str:
         """What to take away: what the model says, from which layer on under which lens, and how blind that is."""
+        return " ".join(filter(None, (self.statement(), self.blindness())))
+
+    def statement(self) -> str:
+        """The first half of it: what the model says, and from which layer on under which lens."""
         if not self.ranked:
             return readable.NOTHING_STANDS
         if not self.milestones:
             return readable.NO_FACT.format(lens=self.diagnostics.headline)
-        first = self._over_facts() if self.over_facts else self._of_prompt()
-        blind = onsets.blind(self.diagnostics.blindness, self.record.protocol.lenses) if self.trusted else ""
-        return " ".join(filter(None, (first, blind)))
+        return self._over_facts() if self.over_facts else self._of_prompt()
+
+    def blindness(self) -> str:
+        """The second half: that the lens is far from the model before that layer; empty where it is not."""
+        if not self.names_layers or not self.trusted:
+            return ""
+        return onsets.blind(self.diagnostics.blindness, self.record.protocol.lenses)
 
     def _over_facts(self) -> str:
         facts, under = self.diagnostics.answered, onsets.lens_name(self.diagnostics.headline)

@@ -20,6 +20,13 @@ from layerscope.view.charts.words import listed, model_name, sentences
 
 NAMES = {MilestoneName.COPY: "copy", ONSET: "rank 1", STRONG: "first clearly ahead", "first_kl_below_1.0": "KL ≤ 1"}
 """Milestones of the strip, and what it calls them."""
+MEANINGS = {
+    MilestoneName.COPY: "The first layer that repeats words of the prompt.",
+    ONSET: "The first layer at which the answer has rank 1.",
+    STRONG: "The first layer at which the answer is clearly ahead.",
+    "first_kl_below_1.0": "The first layer whose distribution is within one bit of the model's output.",
+}
+"""The same for those who see the names for the first time."""
 LANE, HEAD = 11, 20
 """Height in pixels of a milestone's lane, and of the line with the model's name."""
 NOT_LISTED = "the run does not have it"

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Any
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
 from layerscope.view.page.packing import packed, safe_json
+from layerscope.view.page.words import Column
 
 if TYPE_CHECKING:
     from layerscope.view.charts import ChartSpec
 
+_OF_RUNS = (
+    Column("model", "The model that was probed."),
+    Column("layers", "How many blocks it has."),
+    Column("lens", "The lens under which the milestones are."),
+    Column("facts", "How many facts the medians are over."),
+)
 TRAJECTORIES = ("entropy_bits", "kl_to_final_bits", "answer_rank", "p_answer", "masses", "cosines")
 FACTS = ("answer_rank", "entropy_bits", "kl_to_final_bits", "p_answer")
 
@@ -59,7 +66,7 @@ class Sheet:
     """A table that can be sorted."""
 
     title: str
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     hints: tuple[str, ...]
     """How its cells are to be read."""
@@ -74,6 +81,8 @@ class Section:
     lead: str
     groups: tuple[Group, ...]
     table: Sheet | None = None
+    leads: bool = False
+    """Whether it stands before what is about one run alone."""
 
 
 def chart_sections(runs: Sequence[AnalysedRun], labels: Sequence[str]) -> list[Section]:
@@ -147,12 +156,13 @@ def _across(runs: Sequence[AnalysedRun]) -> Section:
         "The same milestones in every run, as shares of the depth. What does not compare is marked, with the reason.",
         (group,),
         table,
+        leads=True,
     )
 
 
 def _sheet(chart: "ChartSpec") -> Sheet:
     """A row for each run, a column for each milestone, in the chart's order."""
-    from layerscope.view.charts.models import NAMES
+    from layerscope.view.charts.models import MEANINGS, NAMES
 
     runs: list[dict[str, Mapping[str, Any]]] = []
     named = None
@@ -174,7 +184,10 @@ def _sheet(chart: "ChartSpec") -> Sheet:
     }
     return Sheet(
         "Milestones by model, as shares of the depth",
-        ("model", "layers", "lens", "facts", *NAMES.values()),
+        (
+            *_OF_RUNS,
+            *(Column(name, f"{MEANINGS[milestone]} As a share of the depth.") for milestone, name in NAMES.items()),
+        ),
         rows,
         tuple(hint for sign, hint in signs.items() if any(sign in cell.text for row in rows for cell in row[4:])),
     )

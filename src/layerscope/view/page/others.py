@@ -11,8 +11,17 @@ from layerscope.report.numbers import ABSENT
 from layerscope.report.sentences.lines import plural
 from layerscope.report.text import printable
 from layerscope.view.page.payload import in_full, kinds
+from layerscope.view.page.words import Column
 
-COLUMNS = ("prompt", "number", "answered", "answer's rank", "first on top", "on top for good", "clearly ahead")
+COLUMNS = (
+    Column("prompt", "What it asks."),
+    Column("number", "Its place in the suite, for `layerscope show RUN --prompt`."),
+    Column("answered", "Whether its answer is the model's most likely token."),
+    Column("answer's rank", "At the model's output."),
+    Column("first on top", "The first layer at which the answer has rank 1."),
+    Column("on top for good", "From this layer on it has rank 1 at every layer."),
+    Column("clearly ahead", "From this layer on it leads by a margin."),
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,7 @@ class OtherPrompts:
 
     note: str
     """Which are in full, and how to see the others layer by layer."""
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
 
 

@@ -8,12 +8,12 @@ from itertools import zip_longest
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
+from layerscope.analysis.quotability import Status
 from layerscope.published.layout import RECORDS, csv_name, stem_of
 from layerscope.record.milestone_names import STRONG
 from layerscope.record.parts import PromptRecord
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.stored_rows import collected
-from layerscope.report.sentences.guidance import LEGEND
 from layerscope.report.sentences.lines import plural
 from layerscope.report.sentences.readable import rank_1
 from layerscope.view.page.blocks import Block, Key, Vocabulary, blocks, listed
@@ -78,8 +78,8 @@ class RunData:
     """Whether probabilities, entropies and divergences may be shown."""
     suppressed: bool
     """Whether the guidance forbids quoting them; they are shown with that said beside them."""
-    statuses: Mapping[str, tuple[str, ...]]
-    """For each lens and layer what its probabilities are, in words; empty where there is no row."""
+    statuses: Mapping[str, tuple[Status | None, ...]]
+    """For each lens and layer what its probabilities are; None where there is no row."""
     kl_bits: float
     """Where the colour scale of divergences ends."""
     missing: str | None
@@ -205,7 +205,7 @@ def _run(
         probabilities=record.probabilities_stand,
         suppressed=run.guidance.suppress_abs_probs,
         statuses={
-            lens: tuple("" if layer.status is None else LEGEND[layer.status] for layer in layers)
+            lens: tuple(layer.status for layer in layers)
             for lens, layers in run.diagnostics.quotability.by_lens.items()
         },
         kl_bits=_nice(float(kl.quantile(0.98) or 1.0)) if len(kl) else 1.0,

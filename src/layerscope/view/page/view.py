@@ -1,24 +1,31 @@
 """Runs as one page: a single HTML file that opens by a double click and asks nothing of a network."""
 
-import base64
 import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
+from importlib.metadata import version
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
-from layerscope.report.cited.report_files import unwritable, write_whole
+from layerscope.report.cited.report_files import write_whole
+from layerscope.report.sentences.guidance import LEGEND
+from layerscope.view.page.document import (
+    ADVICE,
+    MARKER,
+    asset,
+    check_ours,
+    environment,
+    package_version,
+    policy,
+    script_of,
+)
 from layerscope.view.page.figures import Section, chart_sections
 from layerscope.view.page.kept import kept_text
 from layerscope.view.page.others import OtherPrompts, other_prompts
@@ -26,12 +33,10 @@ from layerscope.view.page.packing import safe_json
 from layerscope.view.page.payload import Payload, labels, payload
 from layerscope.view.page.words import Origin, VerdictWords, origin, verdict_words
 
-MARKER = "<!-- layerscope view: written by layerscope, which may write it again -->"
-"""Near the head of every page; a file without it is someone else's."""
-_HEAD_BYTES = 1024
-"""How far into a file the marker is looked for."""
-_ADVICE = "choose a folder that you may write to."
-SCRIPTS = ("dom", "data", "tokens", "colour", "card", "grid", "picture", "lens_grid", "charts", "shell")
+SCRIPTS = (
+    *("dom", "data", "tokens", "colour", "card", "scrubber", "grid", "picture"),
+    *("lens_grid", "choices", "pins", "tracking", "link", "charts", "sorting", "theme", "shell"),
+)
 """In the order in which they stand in the one script that they make up."""
 
 
@@ -62,20 +67,21 @@ def page_html(runs: Sequence[AnalysedRun]) -> str:
     with ThreadPoolExecutor(1) as pool:
         runtime = pool.submit(_vega)
         shown, sections = payload(runs), chart_sections(runs, names)
-    script, vega, style = _script(), runtime.result(), _asset("page.css")
-    template = _environment().get_template("page.html.j2")
+    script, vega, style = _script(), runtime.result(), asset("page.css")
+    template = environment().get_template("page.html.j2")
     return template.render(
         marker=Markup(MARKER),
-        policy=_policy(script, vega, style=style),
+        policy=policy(script, vega, style=style),
         title=f"{names[0]} · layerscope" if len(runs) == 1 else f"{len(runs)} runs · layerscope",
         style=Markup(style),
         script=Markup(script),
         vega=Markup(vega),
-        version=_version(),
+        version=package_version(),
         sections=[
-            ("verdict", "Verdict"),
+            *((section.id, section.title) for section in sections if section.leads),
             ("grid", "Lens grid"),
-            *((section.id, section.title) for section in sections),
+            ("verdict", "Verdict"),
+            *((section.id, section.title) for section in sections if not section.leads),
             ("provenance", "Provenance"),
         ],
         runs=[_words(run, name) for run, name in zip(runs, names, strict=True)],
@@ -98,27 +104,10 @@ def write_view(runs: Sequence[AnalysedRun], path: str | Path) -> Path:
         RunError: there is no run, something else is at the path, or the place cannot be written to.
     """
     target = Path(path)
-    _check_ours(target)
+    check_ours(target)
     html = page_html(runs).encode("utf-8")
-    write_whole(target, html, _ADVICE)
+    write_whole(target, html, ADVICE)
     return target
-
-
-def _check_ours(target: Path) -> None:
-    """Refuse to write over what is not a page of ours."""
-    if not os.path.lexists(target):
-        return
-    try:
-        ours = target.is_file() and MARKER.encode() in _head(target)
-    except OSError as error:
-        raise unwritable(target, error, _ADVICE) from error
-    if not ours:
-        raise RunError(f"{target} is already there and was not written as a view by layerscope; give another name.")
-
-
-def _head(target: Path) -> bytes:
-    with target.open("rb") as file:
-        return file.read(_HEAD_BYTES)
 
 
 def _words(run: AnalysedRun, label: str) -> _RunWords:
@@ -133,6 +122,7 @@ def _scripts(shown: Payload, sections: Sequence[Section]) -> dict[str, str]:
     from layerscope.view.charts import config
 
     page = {
+        "status_words": LEGEND,
         "vocabulary": {"texts": shown.vocabulary.texts, "ids": shown.vocabulary.ids},
         "runs": [asdict(run) for run in shown.runs],
     }
@@ -151,43 +141,9 @@ def _scripts(shown: Payload, sections: Sequence[Section]) -> dict[str, str]:
     return scripts | {key: safe_json(content) for key, content in packs.items()}
 
 
-def _policy(*scripts: str, style: str) -> str:
-    """Nothing may be loaded, and no script or style may run but those of this very text."""
-    ran = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
-    return (
-        f"default-src 'none'; script-src {ran}; style-src 'sha256-{_hash(style)}'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("layerscope.view.page", "assets"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters["share"] = _share
-    return environment
-
-
-def _share(layer: int, n_layers: int) -> str:
-    """A depth as a share of a line's length."""
-    return f"{100 * layer / n_layers:.2f}%"
-
-
-@cache
-def _asset(name: str) -> str:
-    """A file of the page; line ends as HTML parsers make them, for the policy holds a hash of it."""
-    text = (files("layerscope.view.page") / "assets" / name).read_text(encoding="utf-8")
-    return text.replace("\r\n", "\n")
-
-
 @cache
 def _script() -> str:
-    return "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
+    return script_of(SCRIPTS)
 
 
 @cache
@@ -219,10 +175,3 @@ def _bundle(snippet: str) -> str:
     import vl_convert
 
     return str(vl_convert.javascript_bundle(snippet))
-
-
-def _version() -> str:
-    try:
-        return version("layerscope")
-    except PackageNotFoundError:
-        return ""

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.record.measured import FittedLensRecord
-from layerscope.record.milestone_names import ONSET, STRONG, stable_twin
-from layerscope.record.parts import PromptRecord
+from layerscope.record.milestone_names import ONSET, STRONG, MilestoneName, stable_twin
+from layerscope.record.parts import FORM_IN_WORDS, PromptRecord
 from layerscope.record.run_record import RunRecord
+from layerscope.report.sentences.circumstances import definition_of_ahead
 from layerscope.report.sentences.guidance import identity, probabilities, reporting
-from layerscope.report.sentences.lines import LabelledLine
+from layerscope.report.sentences.lines import LabelledLine, plural
 from layerscope.report.sentences.verdict import P_IS, VerdictText
 from layerscope.suite import builtin_suites
 
@@ -47,10 +48,32 @@ class Sentence:
 
 
 @dataclass(frozen=True)
+class Column:
+    """The head of a table's column, and what stands under it."""
+
+    name: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What bears on every number of a run, in a few words under the headline."""
+
+    text: str
+    look: str
+    """`ok`, `failed`, `careful` or `plain`."""
+    title: str
+    """The whole of it."""
+    leads_on: bool = False
+    """Whether the verdict says more of it."""
+
+
+@dataclass(frozen=True)
 class VerdictWords:
     """A run's verdict in plain words."""
 
     headline: str
+    chips: tuple[Chip, ...]
     model: str
     suite: str
     prompt: PromptRecord | None
@@ -58,9 +81,6 @@ class VerdictWords:
     """The layer of the headline; None where none can be named."""
     n_layers: int
     lens: str
-    identity: str
-    identity_state: str
-    """`ok`, `failed` or `none`."""
     quotable: str
     """What the probabilities of the headline lens are, layer by layer; empty where none stands."""
     suppressed: bool
@@ -72,7 +92,7 @@ class VerdictWords:
     """What bears on the headline."""
     details: tuple[Sentence, ...]
     """More of the first fact, and plain facts of the run."""
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
     depths: tuple[Depth, ...]
 
 
@@ -82,26 +102,27 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
     Where the identity check failed, nothing that rests on a probability is said; where it casts doubt on ranks too, no
     layer is named at all.
     """
-    record, check = run.record, run.record.identity
+    record = run.record
     verdict = VerdictText(run.verdict, record)
     # What probabilities are has a place of its own here.
     summary = [line for line in verdict.summary() if line.label != P_IS] if verdict.names_layers else []
     said = reporting(run.guidance, run.diagnostics.headline, ranked=verdict.ranked)
     reasons = [line for line in said if line.label not in ("reporting", "detail")]
+    blind = verdict.blindness()
+    summary = [*([LabelledLine("before that", blind)] if blind else []), *summary]
     details = [*verdict.strength(), *verdict.circumstances()] if verdict.names_layers else []
     details += [line for line in said if line.label == "detail"]
     stands = verdict.trusted and not run.guidance.suppress_abs_probs
     quotable = probabilities(run.diagnostics.quotability, run.diagnostics.headline) if stands else ""
     return VerdictWords(
-        headline=verdict.headline(),
+        headline=verdict.statement(),
+        chips=tuple(_chips(run, reasons, ranked=verdict.ranked)),
         model=record.model.id,
         suite=record.suite.name,
         prompt=verdict.prompt,
         layer=verdict.layer(),
         n_layers=record.model.n_layers,
         lens=run.diagnostics.headline,
-        identity=identity(record),
-        identity_state="none" if check is None else "ok" if check.ok else "failed",
         quotable=quotable and f"Probabilities under {run.diagnostics.headline}: {quotable}.",
         suppressed=run.guidance.suppress_abs_probs,
         ranked=verdict.ranked,
@@ -110,9 +131,48 @@ def verdict_words(run: AnalysedRun) -> VerdictWords:
         ),
         lines=tuple(_by_label(summary)),
         details=tuple(_by_label(details)),
-        columns=tuple(header.replace("<=", "≤") for header in verdict.columns),
+        columns=tuple(_column(header, name, verdict) for header, name in verdict.columns.items()),
         depths=tuple(_depth(verdict, lens) for lens in record.protocol.lenses) if verdict.names_layers else (),
     )
+
+
+def _column(header: str, name: str, verdict: VerdictText) -> Column:
+    ahead = definition_of_ahead(verdict.thresholds)
+    meanings = {
+        str(ONSET): "The first layer at which the answer has rank 1.",
+        stable_twin(ONSET): "From this layer on the answer has rank 1 at every layer.",
+        str(STRONG): f"The first layer at which it is {ahead}.",
+        stable_twin(STRONG): f"From this layer on it is {ahead}.",
+        str(MilestoneName.LOW_ENTROPY): "The first layer whose distribution has no more entropy than this, in bits.",
+    }
+    kl = "The first layer whose distribution is this near to the model's output, in bits."
+    return Column(header.replace("<=", "≤"), meanings.get(name, kl))
+
+
+def _chips(run: AnalysedRun, reasons: Sequence[LabelledLine], *, ranked: bool) -> Iterator[Chip]:
+    check, whole = run.record.identity, f"Identity check: {identity(run.record)}"
+    if check is None:
+        yield Chip("No identity check", "plain", whole)
+    else:
+        yield Chip(f"Identity check {'passed' if check.ok else 'failed'}", "ok" if check.ok else "failed", whole)
+    if not ranked:
+        yield Chip("Report nothing of this run", "failed", whole)
+    elif run.guidance.suppress_abs_probs:
+        yield Chip("Report ranks and layers, not probabilities", "careful", "The guidance on this run says why.", True)
+    cautions = [line.text for line in reasons if line.label in ("withheld", "caution")]
+    if ranked:
+        n = len(cautions)
+        told = f"{n} {plural('caution', n)}" if n else "No caution"
+        yield Chip(told, "careful" if n else "ok", "; ".join(cautions) or "No caution holds.", bool(reasons))
+    bos = run.record.model.bos
+    if bos is not None:
+        begins = "Prompts begin with BOS" if bos.id is not None else "Prompts begin without BOS"
+        yield Chip(begins, "plain", f"What begins a prompt: {bos.note}")
+    prompt = run.record.prompt(run.diagnostics.primary)
+    judged = None if prompt is None else prompt.judged_answer
+    if judged is not None and judged.ok and judged.variant != "unknown":
+        form = FORM_IN_WORDS[judged.variant]
+        yield Chip(f"Answer judged {form}", "plain", f"The primary prompt's answer is looked for {form}.")
 
 
 def _by_label(lines: Sequence[LabelledLine]) -> Iterator[Sentence]:

@@ -1,7 +1,5 @@
 // A cell looked at closely: what was most likely there, with bars.
 
-const QUOTE_NOT = "Not to be reported: the guidance on this run stands against its probabilities and entropies.";
-
 function bars(column, layer, limit) {
   const answers = new Set(column.prompt.answer_tokens);
   const list = column.list(layer).slice(0, limit);
@@ -14,12 +12,18 @@ function bars(column, layer, limit) {
       "li",
       { class: answers.has(entry.token) ? "is-answer" : null, title: id < 0 ? null : `token id ${id}` },
       make("span", { class: "place", text: i + 1 }),
-      make("span", { class: "name" }, tokenNode(tokenText(entry.token))),
+      make("span", { class: "name" }, limit === Infinity ? followButton(entry.token) : tokenNode(tokenText(entry.token))),
       Number.isNaN(entry.p) ? null : make("span", { class: "track", "aria-hidden": "true" }, bar),
       make("span", { class: "p", text: Number.isNaN(entry.p) ? "" : entry.below ? "< 6e-20" : number(entry.p) }),
     );
   });
   return make("ol", { class: "top" }, ...items);
+}
+
+// What the probabilities of a layer are; nothing where none may be quoted, which the legend says once.
+function statusWords(run, lens, layer) {
+  const status = run.statuses[lens]?.[layer];
+  return run.probabilities && !run.suppressed && status ? PAGE.status_words[status] : null;
 }
 
 function measures(column, layer) {
@@ -32,7 +36,7 @@ function measures(column, layer) {
   const pairs = [
     ["entropy", column.value("entropy", layer), (v) => `${number(v)} bits`],
     ["KL to final", column.value("kl", layer), (v) => `${number(v)} bits`],
-    ["probabilities", run.probabilities && !run.suppressed ? (run.statuses[column.lens]?.[layer] || NaN) : NaN, status],
+    ["probabilities", statusWords(run, column.lens, layer) ?? NaN, status],
     ["rank of answer", rank, (v) => v.toLocaleString("en") + (Number.isNaN(p) ? "" : ` · p ${number(p)}`)],
   ].filter(([, value]) => !Number.isNaN(value));
   const node = make("dl", { class: "measures" });
@@ -41,6 +45,12 @@ function measures(column, layer) {
   }
   if (!run.probabilities) node.append(make("p", { class: "withheld", text: "Probabilities are withheld: the identity check failed." }));
   return pairs.length || !run.probabilities ? node : null;
+}
+
+function followButton(token) {
+  const button = make("button", { type: "button", class: "follow", title: "Follow this token through the grid" }, tokenNode(tokenText(token)));
+  button.addEventListener("click", () => follow(tokenText(token)));
+  return button;
 }
 
 function cardTitle(column, layer) {
@@ -59,7 +69,6 @@ function cardBody(column, layer, limit) {
   parts.push(measures(column, layer), bars(column, layer, limit));
   const more = column.list(layer).length - limit;
   if (more > 0) parts.push(make("p", { class: "more", text: `and ${more} more; pin the cell to see them` }));
-  if (column.run.suppressed && column.run.probabilities) parts.push(make("p", { class: "caution", text: QUOTE_NOT }));
   return parts.filter(Boolean);
 }
 

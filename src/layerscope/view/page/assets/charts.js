@@ -64,6 +64,39 @@ async function saveChart(figure, kind) {
   }
 }
 
+// What is not in view is drawn when nothing else is to be done, so that a printed page has it.
+const IDLE_AFTER_MS = 4000;
+
+function drawWhenIdle() {
+  const next = all("figure.chart").find((figure) => !drawn.has(figure) && figure.offsetParent);
+  if (!next) return;
+  drawn.set(next, null);
+  inTurn(next, () => drawn.get(next) ?? draw(next));
+  queue.then(() => requestIdleCallback(drawWhenIdle));
+}
+
+async function drawAll() {
+  for (const figure of all("figure.chart")) {
+    if (!drawn.get(figure) && figure.offsetParent) inTurn(figure, () => drawn.get(figure) ?? draw(figure));
+  }
+  await queue;
+}
+
+function bindPrinting() {
+  addEventListener("load", () => setTimeout(() => requestIdleCallback(drawWhenIdle), IDLE_AFTER_MS));
+  // The browser does not wait for a page that is to be printed, so the page is made ready before it is asked to.
+  document.addEventListener("keydown", async (event) => {
+    if (event.key !== "p" || !(event.ctrlKey || event.metaKey) || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    await drawAll();
+    print();
+  });
+  byId("print").addEventListener("click", async () => {
+    await drawAll();
+    print();
+  });
+}
+
 function bindCharts() {
   for (const figure of all("figure.chart")) {
     watcher.observe(figure);

@@ -43,11 +43,11 @@ const METRICS = {
     apart: (a, b) => a - b, apartUnit: "bits",
   },
   pTop1: {
-    label: "Top probability", unit: "", field: "pTop1", probability: true,
+    label: "Top p", unit: "", field: "pTop1", probability: true,
     share: (value) => value, ends: () => ["0", "1"], apart: (a, b) => a - b, apartUnit: "",
   },
   pAnswer: {
-    label: "Answer probability", unit: "", field: "pAnswer", probability: true,
+    label: "Answer p", unit: "", field: "pAnswer", probability: true,
     share: (value) => value, ends: () => ["0", "1"], apart: (a, b) => a - b, apartUnit: "",
   },
   rank: {
@@ -62,6 +62,12 @@ const METRICS = {
     ends: (run) => [`≥ ${run.kl_bits} bits`, "0 bits"],
     apart: (a, b) => a - b, apartUnit: "bits",
   },
+};
+
+// Of a run with one position: a cell is a place in its list, and its colour says that token's probability.
+const SHOWN = {
+  label: "Token probability", unit: "", field: "shown", probability: true,
+  share: (value) => value, ends: () => ["0", "1"], apart: (a, b) => a - b, apartUnit: "",
 };
 
 const gradient = (name) =>

@@ -66,7 +66,12 @@ class Column {
   top(layer) {
     return this.block.k ? this.block.tokens[this.at(layer) * this.block.k] : 0;
   }
+  // The probability of the token that the cell shows.
+  p(layer) {
+    return this.value("pTop1", layer);
+  }
   value(name, layer) {
+    if (name === "shown") return this.p(layer);
     const found = this.block[name][this.at(layer)];
     if (name === "rank") return found === 0 ? NaN : found;
     return found;
@@ -93,6 +98,33 @@ class Column {
   }
 }
 
+// A place in the list of the most likely tokens at one position: what is shown where there is one position alone.
+const PLACES = ["most likely", "2nd", "3rd", "4th", "5th"];
+
+class PlaceColumn extends Column {
+  constructor(column, entry, places) {
+    super(column.run, column.prompt, column.lens, column.block, column.place, column.position);
+    Object.assign(this, { entry, places });
+  }
+  top(layer) {
+    return this.block.tokens[this.at(layer) * this.block.k + this.entry];
+  }
+  p(layer) {
+    return this.list(layer)[this.entry]?.p ?? NaN;
+  }
+  // Found where it stands; further down the list, in the last place that is shown.
+  rankOf(wanted, layer) {
+    const rank = super.rankOf(wanted, layer);
+    return rank && Math.min(rank, this.places) === this.entry + 1 ? rank : 0;
+  }
+}
+
+function placesOf(columns) {
+  if (columns.length !== 1 || columns[0].block.k < 2) return columns;
+  const places = Math.min(PLACES.length, columns[0].block.k);
+  return Array.from({ length: places }, (_, entry) => new PlaceColumn(columns[0], entry, places));
+}
+
 // The columns of a source: one prompt at all its positions, or every prompt of a wording at its last.
 async function columnsOf(source) {
   const { run, lens } = source;
@@ -104,4 +136,10 @@ async function columnsOf(source) {
     const shown = source.prompt === null ? places.filter(([position]) => position === prompt.last) : places;
     return shown.map(([position, place]) => new Column(run, prompt, lens, blocks[i], place, position));
   });
+}
+
+// Two prompts end at the same place and may differ in length: their columns are paired from the last one on.
+function pairedFromTheEnd(own, other) {
+  const n = Math.min(own.columns.length, other.columns.length);
+  for (const source of [own, other]) source.columns = source.columns.slice(source.columns.length - n);
 }

@@ -6,7 +6,8 @@ class Grid {
     this.title = make("p", { class: "pane-title" });
     this.table = make("table", { class: "lens-grid", role: "grid" });
     this.scroll = make("div", { class: "scroll" }, this.table);
-    host.append(this.title, this.scroll);
+    this.scrubber = new Scrubber(this);
+    host.append(this.title, make("div", { class: "grid-frame" }, this.scrubber.node, this.scroll));
     this.columns = [];
     this.layers = 0;
     this.focus = null;
@@ -18,12 +19,21 @@ class Grid {
     this.table.addEventListener("focusout", () => this.on.leave(this));
     this.table.addEventListener("click", (event) => this.#clicked(event));
     this.table.addEventListener("keydown", (event) => this.#key(event));
-    this.scroll.addEventListener("scroll", () => this.on.scroll(this), { passive: true });
+    this.scroll.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    new ResizeObserver(() => this.#scrolled()).observe(this.scroll);
   }
 
-  // Take other columns; the table is built again only where its shape changes.
-  show(columns, layers, title) {
+  #scrolled() {
+    const away = this.scroll.scrollWidth - this.scroll.clientWidth - this.scroll.scrollLeft;
+    this.table.classList.toggle("gap", away > 4);
+    this.scrubber.follow();
+    this.on.scroll(this);
+  }
+
+  // Take other columns; the table is built again only where its shape changes. `partners` are what they are held against.
+  show(columns, layers, title, partners = null) {
     this.title.textContent = title;
+    this.partners = partners;
     this.table.setAttribute("aria-label", `${title}: most likely token by layer and position`);
     const shape = `${columns.length}x${layers}`;
     this.columns = columns;
@@ -37,7 +47,8 @@ class Grid {
     const { columns, layers } = this;
     const width = columns.length;
     this.heads = columns.map(() => make("th", { scope: "col" }));
-    const corner = make("th", { class: "corner", scope: "col" }, make("span", { text: "layer" }));
+    const title = "How many blocks have written: 0 is the embedding, the last is what the head reads";
+    const corner = make("th", { class: "corner", scope: "col", title }, make("span", { text: "layer" }));
     const head = make("thead", {}, make("tr", {}, corner, ...this.heads));
     this.cells = new Array(width * layers);
     this.rows = new Array(layers);
@@ -57,7 +68,7 @@ class Grid {
       body.append(row);
     }
     this.table.replaceChildren(head, body);
-    this.table.classList.toggle("few", width <= 4);
+    this.table.classList.toggle("few", width <= PLACES.length);
     this.table.classList.toggle("deep", layers > 24);
     this.table.style.setProperty("--columns", width);
     this.focus = null;
@@ -69,23 +80,63 @@ class Grid {
 
   #heads() {
     const single = new Set(this.columns.map((column) => column.prompt)).size === 1;
+    const lasts = single && this.columns.length > 1 && this.columns.at(-1).position === this.columns[0].prompt.last;
+    this.table.classList.toggle("last-stays", lasts && this.columns[0].entry === undefined);
     this.columns.forEach((column, c) => {
-      const token = column.prompt.tokens[column.position];
-      const name = single ? (token === undefined ? "last" : tokenNode(token)) : column.prompt.fact;
-      const under = single ? column.position : column.prompt.variant;
-      this.heads[c].replaceChildren(make("span", { class: "input" }, name), make("span", { class: "at", text: under }));
-      this.heads[c].title = single && token !== undefined ? visible(token) : column.prompt.fact;
+      const { name, under, title } = this.#head(column, this.partners?.[c], single);
+      this.heads[c].replaceChildren(make("span", { class: "input" }, ...name), make("span", { class: "at", text: under }));
+      this.heads[c].title = title;
     });
     const marks = single && this.columns.length ? (this.columns[0].prompt.milestones[this.columns[0].lens] ?? {}) : {};
     this.rows.forEach((row, layer) => {
       const first = marks.rank_1 === layer;
       const strong = marks.strong === layer;
       const mark = strong ? "★" : first ? "◆" : "";
-      row.replaceChildren(make("span", { class: "mark", text: mark, "aria-hidden": "true" }), String(layer));
-      row.title = [first && "first layer with the answer on top at the last position", strong && "first layer at which it is clearly ahead"]
-        .filter(Boolean)
-        .join("; ");
+      const { run, lens } = this.columns[0] ?? { run: null };
+      const words = run ? statusWords(run, lens, layer) : null;
+      const sign = words ? make("span", { class: "status", text: STATUS_SIGNS[run.statuses[lens][layer]], "aria-hidden": "true" }) : null;
+      row.replaceChildren(make("span", { class: "mark", text: mark, "aria-hidden": "true" }), String(layer), sign ?? "");
+      const said = [
+        `layer ${layer}`,
+        first && "the answer is on top at the last position for the first time",
+        strong && "it is clearly ahead for the first time",
+        words && `probabilities at the last position: ${words}`,
+      ];
+      row.title = said.filter(Boolean).join("; ");
     });
+    this.marks = marks;
+  }
+
+  #head(column, partner, single) {
+    const token = column.prompt.tokens[column.position];
+    if (column.entry !== undefined) {
+      const after = token === undefined ? "at the last position" : `after ${visible(token)}`;
+      return { name: [PLACES[column.entry]], under: column.entry ? "" : after, title: `Place ${column.entry + 1} of the list ${after}` };
+    }
+    if (!single) return { name: [column.prompt.fact], under: column.prompt.variant, title: column.prompt.fact };
+    const theirs = partner?.prompt.tokens[partner.position];
+    const name = [token === undefined ? "last" : tokenNode(token)];
+    if (theirs !== undefined && theirs !== token) name.push(" / ", tokenNode(theirs));
+    const title = `The token at position ${column.position}${token === undefined ? "" : `, ${visible(token)}`}: cells say what comes after it`;
+    return { name, under: column.position, title };
+  }
+
+  revealColumn(c) {
+    const cell = this.cell(c, this.layers - 1);
+    const side = this.rows[0].offsetWidth;
+    if (cell.offsetLeft < this.scroll.scrollLeft + side) this.scroll.scrollLeft = cell.offsetLeft - side;
+    const over = cell.offsetLeft + cell.offsetWidth - this.scroll.scrollLeft - this.scroll.clientWidth;
+    if (over > 0) this.scroll.scrollLeft += over + cell.offsetWidth;
+  }
+
+  // Bring a layer into view where it is not.
+  reveal(layer) {
+    const row = this.rows[layer]?.parentElement;
+    if (!row) return;
+    const head = this.heads[0]?.offsetHeight ?? 0;
+    const { scrollTop, clientHeight } = this.scroll;
+    if (row.offsetTop >= scrollTop + head && row.offsetTop + row.offsetHeight <= scrollTop + clientHeight) return;
+    this.scroll.scrollTop = row.offsetTop - (clientHeight + head - row.offsetHeight) / 2;
   }
 
   // `look(column index, layer)` says what a cell shows: nodes, colour, classes and what is said of it.
@@ -103,6 +154,7 @@ class Grid {
         else cell.removeAttribute("aria-selected");
       }
     }
+    this.scrubber.paint();
   }
 
   cell(c, layer) {

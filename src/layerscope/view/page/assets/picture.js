@@ -96,7 +96,7 @@ function gridCsv(panes) {
   for (const { grid } of panes) {
     for (let layer = 0; layer < grid.layers; layer++) {
       for (const column of grid.columns) {
-        if (!column.state(layer)) continue;
+        if (!column.state(layer) || column.entry) continue; // places of one list are one row
         const { prompt } = column;
         const row = [column.run.model, column.lens, prompt.fact, prompt.prompt_id, prompt.variant, layer, column.position, prompt.tokens[column.position]];
         row.push(...["entropy", "kl", "rank", "pAnswer", "pTop1"].map((name) => column.value(name, layer)));

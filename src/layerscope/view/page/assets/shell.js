@@ -1,31 +1,13 @@
 // The page around: which run is looked at, light or dark, copying the command, sorting a table.
 
-function showRun(place) {
-  for (const node of all("[data-run]")) node.hidden = node.dataset.run !== String(place);
-  chooseRun(PAGE.runs[place]);
+function showRun(run) {
+  const place = String(PAGE.runs.indexOf(run));
+  for (const node of all("[data-run]")) node.hidden = node.dataset.run !== place;
+  if (byId("choose-run")) byId("choose-run").value = place;
+  setRun(run);
   state.pins = [];
   byId("pin-list").replaceChildren();
   byId("pins").hidden = true;
-  refresh();
-}
-
-function bindTheme() {
-  const button = byId("theme");
-  const label = () => {
-    button.setAttribute("aria-label", isDark() ? "Change to light colours" : "Change to dark colours");
-    button.textContent = isDark() ? "☀" : "☾";
-  };
-  const changed = () => {
-    label();
-    repaint();
-    redrawCharts();
-  };
-  button.addEventListener("click", () => {
-    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    changed();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
-  label();
 }
 
 async function copy(text) {
@@ -59,28 +41,6 @@ function bindCopy() {
   }
 }
 
-// Tables whose heads are buttons are sorted by them; absent values stay last either way.
-function bindSorting() {
-  for (const table of all("table.sortable")) {
-    const heads = all("thead th", table);
-    heads.forEach((head, place) => {
-      head.querySelector("button")?.addEventListener("click", () => {
-        const down = head.getAttribute("aria-sort") === "ascending";
-        heads.forEach((other) => other.removeAttribute("aria-sort"));
-        head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const value = (row) => row.cells[place].dataset.value ?? row.cells[place].textContent;
-        const rows = all("tbody tr", table).sort((one, two) => {
-          const [a, b] = [value(one), value(two)];
-          if (a === "" || b === "") return (a === "") - (b === "");
-          const order = Number.isNaN(Number(a)) || Number.isNaN(Number(b)) ? a.localeCompare(b) : a - b;
-          return down ? -order : order;
-        });
-        table.tBodies[0].append(...rows);
-      });
-    });
-  }
-}
-
 function bindNav() {
   const links = new Map(all("nav a").map((link) => [link.hash.slice(1), link]));
   const seen = new IntersectionObserver(
@@ -99,14 +59,29 @@ function bindNav() {
 }
 
 bindGrid();
+bindTracking();
+bindAnchors();
 bindCharts();
+bindPrinting();
 bindCopy();
 bindSorting();
 bindNav();
-byId("choose-run")?.addEventListener("change", (event) => showRun(Number(event.target.value)));
-chooseRun(PAGE.runs[0]);
-await refresh();
-bindTheme();
+byId("choose-run")?.addEventListener("change", (event) => {
+  showRun(PAGE.runs[Number(event.target.value)]);
+  settle();
+  refresh(true);
+});
+byId("grid-link").addEventListener("click", async () => {
+  const done = await copy(location.href);
+  say(done ? "The address is copied." : "Copy the address from the browser's address line.");
+});
+byId("grid-link").hidden = !link.usable;
+addEventListener("popstate", () => link.read());
+await link.read();
+bindTheme(() => {
+  repaint();
+  redrawCharts();
+});
 addEventListener("resize", () => floating.follow(), { passive: true });
 addEventListener("scroll", () => floating.follow(), { passive: true });
 document.documentElement.dataset.ready = "true";

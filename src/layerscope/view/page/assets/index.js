@@ -1,0 +1,5 @@
+// The index of a bundle.
+
+bindSorting();
+bindTheme();
+document.documentElement.dataset.ready = "true";

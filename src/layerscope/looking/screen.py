@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope.looking.look import Look, Tracked
-from layerscope.looking.words import abridged, course_of, footer, notes, says_next, spread
+from layerscope.looking.words import abridged, course_of, footer, notes, says_next
 from layerscope.report.numbers import ABSENT, short_text
-from layerscope.report.text import visible
+from layerscope.report.text import spread, visible
 
 MOST_ROWS = 40
 """Layers that are shown, unless they were asked for: more would not fit a screen."""

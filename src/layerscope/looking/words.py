@@ -34,12 +34,6 @@ def says_next(look: Look) -> str:
     return " · ".join(f"{visible(token)} {short_text(p)}" for token, p in pairs)
 
 
-def spread(n: int, most: int) -> list[int]:
-    """At most so many of n places, evenly spaced, the last one among them."""
-    step = -(-n // most)
-    return list(range((n - 1) % step, n, step))
-
-
 def course_of(look: Look, tracked: Tracked, lens: int) -> str:
     """How a followed word's rank goes through the layers, at the last place that was read."""
     ranks = [int(rank) for rank in tracked.rank[lens, :, -1]]

@@ -8,6 +8,7 @@ of the row, for epsilon is 1e-6 and its mean square above 100 from layer 1 on: r
 import json
 import math
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -293,6 +294,18 @@ def test_a_look_is_shown_by_its_next_tokens_its_last_positions_and_ranks(looked:
     assert grid.columns[1].head == "rank of ␣Berlin"
     assert grid.columns[1].texts == tuple(f"{rank:,}" for rank in looked.rank("Berlin")["rank"])
     assert "is followed through the first of its" in shown.text and "identity check passed" in shown.text
+
+
+def test_hostile_tokens_and_words_are_inert_in_a_look(looked: Look, model: CausalLM):
+    tokens = np.resize(np.array(HOSTILE, dtype=object), looked.top_tokens.shape)
+    tracked = tuple(replace(each, token=HOSTILE[0], word="\u202e<b>") for each in looked.tracked)
+    text = "".join(one for one in HOSTILE if one)
+    found = look(model, text, track=["<script>", "</td>"])
+    hostile = replace(looked, top_tokens=tokens, tokens=HOSTILE[: len(looked.tokens)], tracked=tracked)
+    for each in (found, hostile, replace(looked, lenses=(layerscope.LogitLens(None, name="<i>\u202e"),))):
+        shown = Shown(each._repr_html_())
+        everything = shown.text + "".join("".join(attributes.values()) for _, attributes in shown.elements)
+        assert everything.isprintable() and repr(each).isprintable() and shown.cells
 
 
 def test_where_the_identity_check_fails_a_look_shows_tokens_and_ranks_alone(model: CausalLM, monkeypatch):

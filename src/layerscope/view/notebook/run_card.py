@@ -147,9 +147,9 @@ def _page(folder: Path | None) -> Markup:
     """How to see the page; a link to it where it lies in the run's folder."""
     if folder is None or not (folder / PAGE).is_file():
         return quiet(_SHOW)
-    return Markup('<div style="font-size:12px">{}, or <a href="{}" target="_blank" rel="noopener">{}</a></div>').format(
-        _SHOW, _relative(folder / PAGE), f"{folder.name}/{PAGE}"
-    )
+    link = Markup('<a href="{}" target="_blank" rel="noopener" style="color:inherit;text-decoration:underline">{}</a>')
+    named = link.format(_relative(folder / PAGE), printable(f"{folder.name}/{PAGE}"))
+    return Markup('<div style="font-size:12px">{}, or {}</div>').format(_SHOW, named)
 
 
 def _relative(file: Path) -> str:

@@ -22,7 +22,7 @@ QUIET = 0.8
 _PLAIN = "padding:2px 6px;white-space:nowrap;"
 _CUT = f"{_PLAIN}max-width:7em;overflow:hidden;text-overflow:ellipsis;text-align:left;"
 _CELL = f"{_CUT}border:1px solid transparent;background-clip:padding-box;"
-_BARE = "font-weight:normal;background:transparent;border:0;"
+_BARE = "font-weight:normal;background:transparent;color:inherit;border:0;"
 _NUMBER = f"{_BARE}{_PLAIN}text-align:right"
 _ROW = "background:transparent;"  # JupyterLab stripes rows
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import look
 import over_floor
 import scale
 import side_by_side
@@ -34,6 +35,7 @@ from setting import ROOT, Setting
 PIECES: dict[str, tuple[ModuleType, Any]] = {
     side_by_side.NAME: (side_by_side, side_by_side.SideBySide),
     small_model.NAME: (small_model, small_model.SmallModel),
+    look.NAME: (look, look.Looked),
     over_floor.NAME: (over_floor, over_floor.OverFloor),
     where_time_goes.NAME: (where_time_goes, where_time_goes.Statistics),
     scale.NAME: (scale, scale.Scale),

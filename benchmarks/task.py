@@ -104,19 +104,27 @@ class Watch:
 def leave(out: Path, spent: Spent, readings: Readings | None) -> None:
     """Write what a side found: `out` with the readings beside it."""
     if readings is not None:
-        arrays = {name: value for name, value in vars(readings).items() if value is not None}
-        with out.with_suffix(".npz").open("wb") as file:
-            np.savez(file, **arrays)
+        leave_readings(out, readings)
     out.write_text(json.dumps(asdict(spent)))
 
 
 def found(out: Path) -> tuple[Spent, Readings | None]:
     """What `leave` wrote."""
     spent = Spent(**json.loads(out.read_text()))
-    if not out.with_suffix(".npz").exists():
-        return spent, None
+    return spent, readings_beside(out) if out.with_suffix(".npz").exists() else None
+
+
+def leave_readings(out: Path, readings: Readings) -> None:
+    """Write readings alone, beside `out`."""
+    arrays = {name: value for name, value in vars(readings).items() if value is not None}
+    with out.with_suffix(".npz").open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def readings_beside(out: Path) -> Readings:
+    """What `leave_readings` wrote."""
     with np.load(out.with_suffix(".npz")) as arrays:
-        return spent, Readings(**dict(arrays))
+        return Readings(**dict(arrays))
 
 
 def bits(nats: NDArray[np.float64]) -> NDArray[np.float64]:

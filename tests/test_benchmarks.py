@@ -13,6 +13,7 @@ from agreement import Disagreement, compare
 from setting import Setting
 from shapes import Shape, floor
 from task import TIE, TOP_K, Readings
+from tops import P_TOLERANCE, Tops, compare_tops, tops_of_interpkit, tops_of_look
 from watched import watch
 
 SHAPE = (2, 3, 4)
@@ -32,7 +33,7 @@ def readings(**changes) -> Readings:
     return Readings(**{**parts, **changes})
 
 
-@pytest.mark.parametrize("name", ["bench", "fit", "gpu", "page", "scale", "over_floor", "small_model"])
+@pytest.mark.parametrize("name", ["bench", "fit", "gpu", "page", "scale", "over_floor", "small_model", "look"])
 def test_a_benchmark_finds_what_it_imports(name: str):
     """Few are run by tests; a name that moved would be missed on the day on which one is wanted."""
     assert import_module(name).__doc__
@@ -68,6 +69,47 @@ def test_a_tie_may_be_broken_either_way():
     assert found.ranks_equal == found.tops_equal == 0
 
 
+def tops(probs: list[list[float]] | None = None) -> Tops:
+    """Two layers at one position, or other probabilities there."""
+    tokens = np.array([[[" a", " b"]], [[" c", " d"]]], dtype=object)
+    return Tops(tokens, np.array(probs or [[0.6, 0.3], [0.9, 0.05]])[:, None])
+
+
+def test_a_list_of_fewer_layers_is_held_against_the_last_ones():
+    found = compare_tops(tops(), Tops(tops().tokens[1:], tops().probs[1:]))
+    assert (found.rows, found.equal, found.p, found.p_last_layer) == (1, 1, 0.0, 0.0)
+
+
+def test_another_token_on_top_is_refused_unless_it_is_a_tie():
+    swapped = Tops(tops().tokens[..., ::-1], tops().probs)
+    with pytest.raises(Disagreement, match=r"the token on top .* ' a' and ' b'"):
+        compare_tops(tops(), swapped)
+    tied = tops([[0.45, 0.45 - P_TOLERANCE / 2], [0.4, 0.4]])
+    assert compare_tops(tied, Tops(swapped.tokens, tied.probs)).equal == 0
+
+
+@pytest.mark.parametrize(("layer", "place", "what"), [(0, 0, "on top"), (1, 1, "of the last layer"), (1, 0, "on top")])
+def test_another_probability_is_refused(layer: int, place: int, what: str):
+    wrong = tops()
+    wrong.probs[layer, 0, place] += 2 * P_TOLERANCE
+    with pytest.raises(Disagreement, match=f"probability {what}"):
+        compare_tops(tops(), wrong)
+    wrong.probs[layer, 0, place] = np.nan
+    with pytest.raises(Disagreement, match=f"probability {what}"):
+        compare_tops(tops(), wrong)
+
+
+def test_lists_are_read_from_what_both_commands_print():
+    """Layer by layer, as they come; one of them begins behind the first block."""
+    cells = [{"top": [{"token": " a", "p": 0.6}, {"token": " b", "p": 0.3}]}]
+    cells += [{"top": [{"token": " c", "p": 0.9}, {"token": " d", "p": 0.05}]}]
+    last = {"top5_tokens": [" c", " d"], "top5_probs": [0.9, 0.05]}
+    ours = tops_of_look({"layers": [0, 1], "grid": cells})
+    theirs = tops_of_interpkit({"results": [{"positions": [last]}]})
+    assert compare_tops(tops(), ours).equal == 2
+    assert compare_tops(ours, theirs).equal == 1
+
+
 def test_arithmetic_is_that_of_the_published_model():
     """Qwen3-1.7B's card: 1.7 B parameters, 1.4 B of them not in the embedding."""
     counted = Shape("qwen3-1.7b").arithmetic()
@@ -90,4 +132,13 @@ def test_a_child_is_watched_and_ended_at_the_limit():
     seen = watch([sys.executable, "-c", code], Setting(threads=1), limit_s=1.0)
     assert not seen.within_limit
     assert 0.15 < seen.peak_gb() < 0.4
+    assert seen.peak_gb() <= seen.resident_gb < 0.5
     assert 1.0 <= seen.wall_s < 30.0
+
+
+def test_a_short_child_is_timed_to_its_end():
+    """Not to the next look at its memory."""
+    runs = (
+        watch(["sleep", "0.11"], Setting(threads=1)).wall_s for _ in range(20)
+    )  # on a busy machine few come through
+    assert any(0.11 <= wall_s < 0.145 for wall_s in runs)

@@ -22,14 +22,15 @@ import pytest
 
 from layerscope.errors import RunError
 from layerscope.record.prompt_key import PromptKey
+from layerscope.report.text import visible
 from layerscope.run import Run
 from layerscope.view.charts import METRICS, across_models, config, facts, grid, lens_trust, trajectories
 from layerscope.view.charts.comparable import obstacles, reason_against
 from layerscope.view.charts.metrics import metric_of
-from layerscope.view.charts.palette import DARK_GROUND, LENSES, LIGHT_GROUND, SERIES, VIRIDIS, contrast, ink, shade
 from layerscope.view.charts.rules import Rule, place
 from layerscope.view.charts.trust import LENS_TRUST
-from layerscope.view.charts.words import course, listed, measured, visible
+from layerscope.view.charts.words import course, listed, measured
+from layerscope.view.palette import DARK_GROUND, LENSES, LIGHT_GROUND, SERIES, VIRIDIS, contrast, ink, shade
 from made_sweep import MADE, PLAIN
 from published import SHARED
 from published_archives import folder_of, with_made

@@ -30,10 +30,12 @@ from layerscope.looking.difference import _js_bits, difference
 from layerscope.looking.look import Look
 from layerscope.looking.options import LookOptions
 from layerscope.looking.places import places
-from layerscope.looking.screen import course, look_as_text, look_screen, visible
+from layerscope.looking.screen import look_as_text, look_screen
+from layerscope.looking.words import course
 from layerscope.model.causal_lm import CausalLM
 from layerscope.probing import outputs
 from layerscope.report.numbers import short_text
+from layerscope.report.text import visible
 from layerscope.run import Run
 from properties import examples
 from rounding import ReadoutError, of_residual

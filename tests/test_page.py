@@ -30,7 +30,6 @@ from layerscope.record import COLUMNS, RunRecord
 from layerscope.record.prompt_key import PromptKey
 from layerscope.report.sentences.verdict import VerdictText
 from layerscope.run import Run, plots
-from layerscope.view.charts.palette import LIGHT_GROUND
 from layerscope.view.page import payload as payload_module
 from layerscope.view.page.kept import kept_text
 from layerscope.view.page.others import other_prompts
@@ -38,6 +37,7 @@ from layerscope.view.page.packing import packed, safe_json
 from layerscope.view.page.payload import labels, payload
 from layerscope.view.page.view import MARKER, page_html, write_view
 from layerscope.view.page.words import command, origin, verdict_words
+from layerscope.view.palette import LIGHT_GROUND
 from made_run import HOSTILE, made
 
 

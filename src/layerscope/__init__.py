@@ -36,8 +36,12 @@ if TYPE_CHECKING:
     from layerscope.lenses import TunedLens as TunedLens
     from layerscope.lenses import bind_lenses as bind_lenses
     from layerscope.lenses import read_fitted_lens as read_fitted_lens
+    from layerscope.looking.difference import Difference as Difference
+    from layerscope.looking.difference import difference as difference
     from layerscope.looking.look import Look as Look
     from layerscope.looking.make import look as look
+    from layerscope.looking.make import looks as looks
+    from layerscope.looking.options import LookOptions as LookOptions
     from layerscope.model.causal_lm import CausalLM as CausalLM
     from layerscope.model.residuals import Residuals as Residuals
     from layerscope.probing.probe import probe as probe
@@ -61,8 +65,10 @@ _NAMES = {
     "layerscope.fitting.tuned": "fit_tuned",
     "layerscope.lenses": "FittedLens Lens LogitLens NextNormLens PrismLens RawLens TunedLens bind_lenses "
     "read_fitted_lens",
+    "layerscope.looking.difference": "Difference difference",
     "layerscope.looking.look": "Look",
-    "layerscope.looking.make": "look",
+    "layerscope.looking.make": "look looks",
+    "layerscope.looking.options": "LookOptions",
     "layerscope.model.causal_lm": "CausalLM",
     "layerscope.model.residuals": "Residuals",
     "layerscope.probing.probe": "probe",

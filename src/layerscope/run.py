@@ -11,6 +11,7 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
 from layerscope.options import renamed
 from layerscope.published.layout import Dialect
+from layerscope.report.text import printable
 from layerscope.run_folder import read_run, save_run
 
 if TYPE_CHECKING:
@@ -49,15 +50,37 @@ class Shown:
 class Run(AnalysedRun):
     """What a run found, and how: rows, record and verdict; saved, read, shown as a page or as charts."""
 
+    folder: Path | None = None
+    """The run's own folder, into which it was saved or from which it was read; None where there is none."""
+
+    def __repr__(self) -> str:
+        """A line: model, suite, facts, how many are answered, and the layer of the headline."""
+        from layerscope.view.notebook.run_card import run_line
+
+        try:
+            return f"<Run {run_line(self)}>"
+        except RunError:  # its file went away; what is printed in the middle of an error should not be another
+            return printable(f"<Run {self.record.model.id} · {self.record.suite.name} · its rows cannot be read>")
+
+    def _repr_html_(self) -> str:
+        """For a notebook: headline, cautions, a small lens grid, and how to see the whole page."""
+        from layerscope.view.notebook.run_card import run_html
+
+        return run_html(self, self.folder)
+
     def save(self, path: str | Path, published: Dialect | None = None) -> None:
         """Write the run's folder, whole or not at all; as `layerscope.run_folder.save_run`, which names the errors."""
         save_run(self, path, published)
+        self.folder = Path(path).absolute()
 
     @classmethod
     def read(cls, path: str | Path, model: str | None = None) -> "Run":
         """Read a run's folder or published files; as `layerscope.run_folder.read_run`, which names the errors."""
         run = read_run(path, model)
-        return cls(run.rows if run.in_memory else run.scan, run.record)
+        read = cls(run.rows if run.in_memory else run.scan, run.record)
+        if (Path(path) / "run.json").exists():  # and not published files, among which a page may be of other models
+            read.folder = Path(path).absolute()
+        return read
 
     def show(self, *others: AnalysedRun, height: int = HEIGHT) -> Shown:
         """The page about this run, for a notebook: make it the last line of a cell.

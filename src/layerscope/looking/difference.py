@@ -13,8 +13,9 @@ from rich.text import Text
 from torch import Tensor
 
 from layerscope.looking.look import Look
-from layerscope.looking.screen import MOST_ROWS, every_so_many, visible
+from layerscope.looking.screen import MOST_ROWS, every_so_many
 from layerscope.report.numbers import ABSENT, short_text
+from layerscope.report.text import visible
 
 _LN2 = math.log(2)
 _SAYS, _RANK = 12, 8

@@ -1,7 +1,7 @@
 """What a model says after a text, and what each of its layers would say, at one look."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -37,32 +37,32 @@ class Tracked:
     """Natural log; NaN where the row is not finite."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Look:
     """Numbers of one text; layers count from 0, what enters block 0, to n_layers, what leaves the last block."""
 
-    model: CausalLM = field(repr=False)
-    encoded: Encoded = field(repr=False)
+    model: CausalLM
+    encoded: Encoded
     """The text as the model reads it."""
     tokens: tuple[str, ...]
     """What the model reads, for people; what begins every prompt included."""
-    lenses: tuple[Lens, ...] = field(repr=False)
+    lenses: tuple[Lens, ...]
     layers: tuple[int, ...]
     """Which layers were read."""
     positions: tuple[int, ...]
     """Which tokens' places were read, counted from 0."""
-    residuals: Float[Tensor, "layer position d_model"] = field(repr=False)
+    residuals: Float[Tensor, "layer position d_model"]
     """Of all layers, 0 to n_layers, at all of the text's tokens; float32."""
-    top_ids: NDArray[np.int64] = field(repr=False)
+    top_ids: NDArray[np.int64]
     """`[lens, layer, position, k]`, most likely first; -1 where the row is not finite."""
-    top_tokens: NDArray[np.object_] = field(repr=False)
+    top_tokens: NDArray[np.object_]
     """The same for people."""
-    top_probs: NDArray[np.float64] = field(repr=False)
+    top_probs: NDArray[np.float64]
     """Of them; NaN where the row is not finite, and everywhere where the identity check failed, as below."""
-    entropy_bits: Cells = field(repr=False)
-    kl_to_final_bits: Cells = field(repr=False)
+    entropy_bits: Cells
+    kl_to_final_bits: Cells
     """KL(layer || model's output) at the same position."""
-    tracked: tuple[Tracked, ...] = field(repr=False)
+    tracked: tuple[Tracked, ...]
     """The answer first, if one was given."""
     identity: Identity
     """Whether the last layer, decoded, is the model's own output."""
@@ -165,6 +165,18 @@ class Look:
         from layerscope.looking.as_json import look_as_json
 
         return look_as_json(self)
+
+    def __repr__(self) -> str:
+        """A line: model, text, what the model says next, and what was read."""
+        from layerscope.looking.in_notebook import look_line
+
+        return f"<Look {look_line(self)}>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: what the model says next, a small grid under each lens, and the words that are followed."""
+        from layerscope.looking.in_notebook import look_html
+
+        return look_html(self)
 
     def __str__(self) -> str:
         """As the terminal shows it, 100 columns wide and without colours."""

@@ -14,6 +14,7 @@ from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, SuiteError
 from layerscope.looking.look import Look, Tracked
 from layerscope.looking.options import SHOWN_POSITIONS, LookOptions
+from layerscope.looking.own_lenses import lenses_of
 from layerscope.looking.places import chosen_places
 from layerscope.model.answer_forms import Alignment
 from layerscope.model.causal_lm import CausalLM
@@ -23,9 +24,8 @@ from layerscope.model.residuals import Residuals
 from layerscope.options import keywords
 from layerscope.probing.chats import template_options
 from layerscope.probing.encode import Encoded, Reading, encode
-from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_memory
-from layerscope.probing.opening import lens_names, opened
+from layerscope.probing.opening import opened
 from layerscope.probing.outputs import identity_of, with_outputs
 from layerscope.progress import Observer, Silent
 from layerscope.readout.compiled import load_ahead
@@ -56,9 +56,24 @@ def look(request: LookRequest) -> Look:
     return looks(opened(request.model, options), [request.text], options)[0]
 
 
-def looks(model: CausalLM, texts: Sequence[str], options: LookOptions, observer: Observer | None = None) -> list[Look]:
-    """Look at several texts; as many at once as the memory allows. Raises like `look`."""
-    plan = LookPlan(model, texts, options)
+def looks(
+    model: CausalLM, texts: Sequence[str], options: LookOptions | None = None, observer: Observer | None = None
+) -> list[Look]:
+    """Look at several texts, as many at once as the memory allows: the weights are read once for all of these.
+
+    Args:
+        model: open; options of opening one are not looked at.
+        texts: what the model continues, each by itself.
+        options: how each is looked at; the words that are followed are the same for all.
+        observer: is told the progress.
+
+    Returns:
+        A look for each text, in their order. Each keeps the residuals of all its tokens, 4 bytes a number.
+
+    Raises:
+        LayerscopeError: whatever cannot be done, each by its own class (see `layerscope.errors`).
+    """
+    plan = LookPlan(model, texts, options or LookOptions())
     return [found for part in plan.parts for found in plan.looks(part, observer or Silent())]
 
 
@@ -73,9 +88,8 @@ class LookPlan:
         """
         if options.top < 1:
             raise LensError(f"top should be at least 1, but it is {options.top}.")
-        names = lens_names(options.lenses)
         self.model, self.top = model, min(options.top, model.d_vocab)
-        self.lenses = choose_lenses(model, names, names, options.lens_dir).bind(model)
+        self.lenses = lenses_of(model, options.lenses, options.lens_dir)
         every = range(model.n_layers + 1)
         self.layers = chosen_places(options.layers, len(every), "layers", lambda: tuple(every))
         prompts = encode(suite_of(texts, options), model, "last", _reading(options))
@@ -169,7 +183,7 @@ def _looked(
     made, at, asked = [], 0, 0
     for i, (each, ids, n) in enumerate(zip(encoded, followed, times, strict=True)):
         own = readout.part(slice(at, at + n * len(each.positions)), slice(asked, asked + n))
-        values = residuals.values[i, :, : residuals.lengths[i]].clone()
+        values = residuals.of_prompt(i).clone()
         made.append(_look(plan, each, ids, own, values, identity, strings))
         at, asked = at + n * len(each.positions), asked + n
     return made

@@ -1,13 +1,17 @@
 """How prompts are looked at: keywords of `layerscope.look`, options of `layerscope look`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from layerscope.model.options import OpenOptions
 
 SHOWN_POSITIONS = 8
 """How many of a prompt's last tokens are looked at where nothing else is asked for."""
+
+LensChoice: TypeAlias = str | Callable[..., Any]
+"""A lens' name, or an object that is a `layerscope.Lens`, whose module would load the tensor library here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +29,9 @@ class LookOptions(OpenOptions):
     """What a system message says in front of it."""
     template_options: Mapping[str, bool | int | float | str] | Sequence[str] | None = None
     """Arguments of the chat template, each as enable_thinking=false; repeatable."""
-    lenses: str | Sequence[str] = "logit"
-    """Lenses, comma-separated, of logit, next_norm, raw, tuned, ridge and prism; a grid for each."""
+    lenses: str | LensChoice | Sequence[LensChoice] = "logit"
+    """Lenses, comma-separated, of logit, next_norm, raw, tuned, ridge and prism; a grid for each. In Python
+    also objects of your own that are a `Lens`."""
     lens_dir: Path | str | None = None
     """Folder of fitted lenses, or of a single one (the bundled model has its own)."""
     top: int = 5

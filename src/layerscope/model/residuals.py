@@ -28,6 +28,10 @@ class Residuals:
         """Number of blocks; there is one layer more."""
         return self.values.shape[1] - 1
 
+    def of_prompt(self, prompt: int) -> Float[Tensor, "layer position d_model"]:
+        """The residual stream of one prompt, counted from 0, without what pads it; float32, a view of `values`."""
+        return self.values[prompt, :, : self.lengths[prompt]]
+
     def last(self) -> Float[Tensor, "prompt d_model"]:
         """The residual after the last block at each prompt's last position."""
         rows = torch.arange(len(self.lengths))

@@ -16,11 +16,11 @@ from layerscope.report.numbers import amount
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
 from layerscope.view.charts.lines import Axes, Line, Values, hover_layer, place_of, reference_layer
 from layerscope.view.charts.metrics import Metric, metric_of
-from layerscope.view.charts.palette import Look, lens_look
 from layerscope.view.charts.rules import Named, milestone_sentence, named_milestones, rule_layers
 from layerscope.view.charts.theme import BAND
 from layerscope.view.charts.trajectories import CAUTION, HEIGHT, curve_values
 from layerscope.view.charts.words import course, measured, model_name, prompt_name, sentences
+from layerscope.view.palette import Look, lens_look
 
 MOST_LINES = 60
 """Facts drawn one by one; of more, so many at even steps. Median and band are always over all."""

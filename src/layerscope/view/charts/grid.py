@@ -13,10 +13,11 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.errors import RunError
 from layerscope.record.prompt_key import PromptKey
 from layerscope.report.numbers import amount
+from layerscope.report.text import visible
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, data_of, layered, titled, y_at
-from layerscope.view.charts.palette import VIRIDIS, ink, shade
 from layerscope.view.charts.theme import QUIET
-from layerscope.view.charts.words import model_name, prompt_name, sentences, visible
+from layerscope.view.charts.words import model_name, prompt_name, sentences
+from layerscope.view.palette import VIRIDIS, ink, shade
 
 CELL_WIDTH, CELL_HEIGHT = 60, 20
 """In pixels."""

@@ -8,8 +8,8 @@ import altair as alt
 
 from layerscope.analysis.curve_shapes import Points, points
 from layerscope.view.charts.chart_spec import Datum, data_of
-from layerscope.view.charts.palette import GREY, Look
 from layerscope.view.charts.theme import REFERENCE
+from layerscope.view.palette import GREY, Look
 
 LEGEND_COLUMNS = 3
 DEPTH_TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1)

@@ -14,9 +14,9 @@ from layerscope.report.numbers import amount
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
 from layerscope.view.charts.comparable import obstacles, reason_against
 from layerscope.view.charts.lines import DEPTH_TICKS, encoded
-from layerscope.view.charts.palette import series_look
 from layerscope.view.charts.theme import ROW_NAME
 from layerscope.view.charts.words import listed, model_name, sentences
+from layerscope.view.palette import series_look
 
 NAMES = {MilestoneName.COPY: "copy", ONSET: "rank 1", STRONG: "first clearly ahead", "first_kl_below_1.0": "KL ≤ 1"}
 """Milestones of the strip, and what it calls them."""

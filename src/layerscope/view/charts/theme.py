@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from layerscope.view.charts.palette import DARK_GROUND, LIGHT_GROUND
+from layerscope.view.palette import DARK_GROUND, LIGHT_GROUND
 
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 MILESTONE, REFERENCE, BAND, ROW_NAME, QUIET = "milestone", "reference", "band", "row-name", "quiet"

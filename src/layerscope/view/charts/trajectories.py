@@ -13,9 +13,9 @@ from layerscope.record.prompt_key import PromptKey
 from layerscope.view.charts.chart_spec import ChartSpec, built
 from layerscope.view.charts.lines import Axes, Line, Values, hover_layer, line_layers, reference_layer
 from layerscope.view.charts.metrics import Metric, Quantity, metric_of
-from layerscope.view.charts.palette import lens_look, series_look
 from layerscope.view.charts.rules import Named, found_milestones, milestone_sentence, named_milestones, rule_layers
 from layerscope.view.charts.words import course, listed, measured, model_name, prompt_name, sentences
+from layerscope.view.palette import lens_look, series_look
 
 HEIGHT = 300
 NO_VALUE = "no value at any layer"

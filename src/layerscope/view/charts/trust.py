@@ -19,9 +19,9 @@ from layerscope.record.milestone_names import ONSET
 from layerscope.record.prompt_key import PromptKey
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
 from layerscope.view.charts.lines import Axes, Line, Values, encoded, hover_layer, line_layers, reference_layer
-from layerscope.view.charts.palette import LENSES, SERIES, lens_look, series_look
 from layerscope.view.charts.trajectories import HEIGHT, NO_VALUE, curve_values
 from layerscope.view.charts.words import course, listed, measured, model_name, prompt_name, sentences, signed
+from layerscope.view.palette import LENSES, SERIES, lens_look, series_look
 
 MOST_FACTS = 40
 """Facts with a line of their own in the chart of onsets; of more, so many at even steps."""

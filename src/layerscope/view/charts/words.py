@@ -51,12 +51,6 @@ def prompt_name(run: AnalysedRun, prompt: PromptKey) -> str:
     return f"{label} ({prompt.prompt_variant})" if len(run.verdict.curves.variants) > 1 else label
 
 
-def visible(token: str) -> str:
-    """A token with its white space shown and whatever cannot be printed written out."""
-    known = {" ": "␣", "\n": "↵", "\t": "⇥"}
-    return "".join(known.get(c) or (c if c.isprintable() else repr(c)[1:-1]) for c in token)
-
-
 def model_name(run: AnalysedRun) -> str:
     """The model without its owner."""
     return run.record.model.id.rsplit("/", 1)[-1]

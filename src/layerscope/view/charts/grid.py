@@ -135,9 +135,10 @@ def _chart(cells: pl.DataFrame, kind: _Shade, ends: tuple[float, float]) -> alt.
     ]
     x = alt.X("position:O", title="position", axis=alt.Axis(labelAngle=0, domain=False, ticks=False))
     y = alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(domain=False, ticks=False))
-    scheme = list(reversed(VIRIDIS)) if kind.bright_is_low else list(VIRIDIS)
-    steps = [_at(place / (len(scheme) - 1), ends, kind.log) for place in range(len(scheme))]
-    scale = alt.Scale(type="log" if kind.log else "linear", domain=steps, range=scheme, interpolate="rgb")
+    # Dark at the left and bright at the right of every legend, whichever end is the small one.
+    far_to_near = ends[::-1] if kind.bright_is_low else ends
+    steps = [_at(place / (len(VIRIDIS) - 1), far_to_near, kind.log) for place in range(len(VIRIDIS))]
+    scale = alt.Scale(type="log" if kind.log else "linear", domain=steps, range=list(VIRIDIS), interpolate="rgb")
     legend = alt.Legend(title=kind.legend, orient="bottom", gradientLength=200, format="~s" if kind.log else ".3~g",
                         tickCount=4)  # fmt: skip
     tips = [

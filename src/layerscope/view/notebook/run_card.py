@@ -13,6 +13,7 @@ from layerscope.analysis.curve import Row
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.stored_rows import collected
 from layerscope.report.sentences import answers
+from layerscope.report.sentences.guidance import identity
 from layerscope.report.sentences.lines import plural
 from layerscope.report.sentences.verdict import VerdictText
 from layerscope.report.text import printable, spread
@@ -73,11 +74,12 @@ def run_html(run: AnalysedRun, folder: Path | None) -> str:
 
 def _parts(run: AnalysedRun, folder: Path | None) -> Iterator[Markup]:
     words = verdict_words(run)
-    yield strong(words.headline)
+    yield strong(VerdictText(run.verdict, run.record).headline())
     n = len(run.verdict.curves.passes)
     yield quiet(f"{words.model} · suite {words.suite} · {n:,} {plural('prompt', n)} · {words.n_layers} blocks")
-    if words.identity_state == "failed":
-        yield line(f"Identity check {words.identity}")
+    check = run.record.identity
+    if check is not None and not check.ok:
+        yield line(f"Identity check: {identity(run.record)}")
     cautions = VerdictText(run.verdict, run.record).cautions()
     if cautions:
         yield line(f"For caution: {'; '.join(cautions)}.")

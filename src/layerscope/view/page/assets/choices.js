@@ -72,6 +72,8 @@ function rivals() {
 }
 
 function rival() {
+  const known = rivals().some(([, choices]) => choices.some(([value]) => value === state.against));
+  if (!known) state.against = "";
   const at = state.against.indexOf(":");
   const [kind, rest] = [state.against.slice(0, at), state.against.slice(at + 1)];
   if (kind === "lens") return sourceOf(state.run, rest);

@@ -126,11 +126,14 @@ function ranksPicture(lines, n_layers, d_vocab) {
     group.prepend(node("path", { class: dashed ? "line dashed" : "line", d: path || "M0 0" }));
     root.append(group);
     const last = ranks.findLastIndex(Boolean);
-    if (!dashed) ends.push({ name, colour, y: last < 0 ? height - bottom : y(ranks[last]), text: last < 0 ? `${name}: in no list` : name });
+    // A line that is interrupted before the end has its name there, and not where it would have no rank.
+    if (!dashed && last >= 0) ends.push({ colour, x: x(last) + 10, y: y(ranks[last]), text: name });
+    if (!dashed && last < 0) ends.push({ colour, x: width - right + 10, y: height - bottom, text: `${name}: in no list` });
   }
+  const near = (a, b) => Math.abs(a.x - b.x) < 90 && Math.abs(a.y - b.y) < 15;
   ends.sort((a, b) => a.y - b.y).forEach((end, i) => {
-    end.y = Math.max(end.y, i ? ends[i - 1].y + 15 : 0);
-    root.append(node("text", { class: `name ${end.colour}`, x: width - right + 10, y: end.y + 4 }, end.text));
+    for (const before of ends.slice(0, i)) if (near(end, before)) end.y = before.y + 15;
+    root.append(node("text", { class: `name ${end.colour}`, x: end.x, y: end.y + 4 }, end.text));
   });
   return root;
 }

@@ -186,7 +186,7 @@ def test_where_the_identity_check_failed_no_probability_is_in_a_run_s_card(run: 
         assert len(shown.cells) == 13 * MOST_POSITIONS
         assert all(style(cell)["background-color"] == NO_GROUND for cell in shown.cells)
         assert not any(", p " in cell["title"] for cell in shown.cells)
-        assert "Identity check FAILED" in shown.text and "probabilities are withheld" in shown.text
+        assert "Identity check: FAILED" in shown.text and "probabilities are withheld" in shown.text
         assert not re.search(r"\bp 0\.\d", shown.text) or "(p " in VerdictText(bad.verdict, bad.record).headline()
     assert "No layer can be named" in Shown(failed(run)._repr_html_()).text
 

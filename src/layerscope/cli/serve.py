@@ -46,21 +46,21 @@ def serve(
 
         quieten_transformers()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    listener = listening(host, port)  # before models are opened, which takes longer
     given: list[str | Path] = list(models or [])
-    explorer = explorer_of(given, host, options)
-    if not is_loopback(host):
-        warn(
-            f"'{host}' can be reached from other machines, and what they send and are sent is not encrypted; who has "
-            "the address with its token can use this machine's models"
-        )
-    address = address_of(listener, host, explorer.token)
-    print_line(f"explorer · {address}")
-    print_line("Ctrl-C ends it")
-    if show_page and has_browser():
-        webbrowser.open(address)  # the listener takes connections already; they wait until they are answered
-    with suppress(KeyboardInterrupt):  # raised again by the server, once it has ended everything
-        Server(explorer).run([listener])
+    with listening(host, port) as listener:  # before models are opened, which takes longer
+        explorer = explorer_of(given, host, options)
+        if not is_loopback(host):
+            warn(
+                f"'{host}' can be reached from other machines, and what they send and are sent is not encrypted; who "
+                "has the address with its token can use this machine's models"
+            )
+        address = address_of(listener, host, explorer.token)
+        print_line(f"explorer · {address}")
+        print_line("Ctrl-C ends it")
+        if show_page and has_browser():
+            webbrowser.open(address)  # connections wait from now on, until they are answered
+        with suppress(KeyboardInterrupt):  # raised again by the server, once it has ended everything
+            Server(explorer).run([listener])
     print_line("explorer ended")
 
 

@@ -23,6 +23,7 @@ from layerscope.serving.schemas import (
     LookAsked,
     LookJobTold,
     LookQuery,
+    LookRefused,
     Models,
     Nothing,
     PageTold,
@@ -53,10 +54,14 @@ class Api:
                 {
                     200: Answer("The look is done within the time that was waited.", LookJobTold),
                     202: Answer("It is queued or running.", LookJobTold),
+                    409: Answer("The look that was waited for was cancelled.", LookRefused),
+                    422: Answer("The request is not as it should be, or there can be no such look.", LookRefused),
+                    500: Answer("Something went wrong inside layerscope.", LookRefused),
+                    503: Answer("There is not enough memory for it, or the server is stopping.", LookRefused),
                 },
                 body=LookAsked,
                 query=LookQuery,
-                refusals=(404, 409, 429, 503),
+                refusals=(429,),
             ),
             Endpoint(
                 "GET",

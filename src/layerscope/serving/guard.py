@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Collection
-from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from urllib.parse import parse_qs
 
@@ -133,7 +132,7 @@ class Guard:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and _equal(given.strip(), self._token):
             return
-        if _equal(_cookie_of(headers, _cookie_name(port)), self._cookie(port)):
+        if any(_equal(value, self._cookie(port)) for value in _cookies_of(headers, _cookie_name(port))):
             return
         raise _unknown()
 
@@ -207,12 +206,10 @@ def _cookie_name(port: int) -> str:
     return f"layerscope-{port}"
 
 
-def _cookie_of(headers: Headers, name: str) -> str:
-    try:
-        cookie = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return ""
-    return cookie[name].value if name in cookie else ""
+def _cookies_of(headers: Headers, name: str) -> list[str]:
+    """Values of a cookie. Those of other servers of this host come along, whatever they are made of."""
+    pairs = [pair.partition("=") for given in headers.getlist("cookie") for pair in given.split(";")]
+    return [value.strip() for key, _, value in pairs if key.strip() == name]
 
 
 def _with_headers(send: Send) -> Send:

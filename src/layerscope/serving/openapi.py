@@ -61,8 +61,8 @@ def api_html(document: dict[str, Any]) -> str:
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
     refusals = _ALWAYS | {status: _REFUSALS[status] for status in endpoint.refusals}
-    answers = {str(status): _answer(answer) for status, answer in endpoint.answers.items()}
-    answers |= {str(status): _answer(Answer(text, Error)) for status, text in sorted(refusals.items())}
+    documented = {status: Answer(text, Error) for status, text in refusals.items()} | dict(endpoint.answers)
+    answers = {str(status): _answer(answer) for status, answer in sorted(documented.items())}
     operation: dict[str, Any] = {"summary": endpoint.summary, "responses": answers}
     if parameters := [*_in_path(endpoint.path), *_in_query(endpoint.query)]:
         operation["parameters"] = parameters

@@ -70,8 +70,9 @@ class LookRecord:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a job of it is unfinished."""
-        return any(job is not None and not job.state.is_final for job in (self.job, self.run))
+        """Whether there is still something to come of it; a look that is there has only its job to end."""
+        probing = self.run is not None and not self.run.state.is_final
+        return probing or (self._look is None and not self.job.state.is_final)
 
 
 class Records:

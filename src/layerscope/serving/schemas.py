@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from layerscope.looking.options import LookOptions
 from layerscope.serving.limits import (
@@ -313,6 +313,10 @@ class LookJobTold(JobTold):
     asked: dict[str, Any] = Field(description="What was asked for, as it was sent.")
     look: LookTold | None = None
     page: PageTold | None = None
+
+
+class LookRefused(RootModel[Error | LookJobTold]):
+    """Why there is no look: the request was refused, or the look that was waited for failed or was cancelled."""
 
 
 class Code(Told):

@@ -15,7 +15,11 @@ from layerscope.serving.options import Limits, ServeOptions
 
 MOST_CONNECTIONS = 512
 """Connections at once; whoever comes later is told to come again."""
+BACKLOG = 256
+"""Connections that wait to be taken."""
 KEEP_ALIVE_S = 10
+EVERYWHERE = ("0.0.0.0", "::")
+"""Addresses that stand for all of the machine's."""
 LONGEST_HEADER = 32 << 10
 """Bytes of a request's line and headers."""
 PATIENCE_S = 5
@@ -58,17 +62,13 @@ def listening(host: str, port: int) -> socket.socket:
         LayerscopeError: the address cannot be had.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LayerscopeError(
             f"Port {port} of '{host}' cannot be listened on ({reason}); give another --port, or 0 for any."
         ) from error
-    return listener
 
 
 def is_loopback(host: str) -> bool:
@@ -83,14 +83,13 @@ def names_of(host: str) -> tuple[str, ...]:
     """Names under which a server there may be reached, beside the address that a connection comes to."""
     if is_loopback(host):
         return LOOPBACK
-    own = (socket.gethostname(), socket.getfqdn())
-    return (*LOOPBACK, host, *own)
+    return (*LOOPBACK, socket.gethostname(), *(() if host in EVERYWHERE else (host,)))
 
 
 def address_of(listener: socket.socket, host: str, token: str) -> str:
     """The address that lets a browser in."""
     port = listener.getsockname()[1]
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    shown = "localhost" if host in EVERYWHERE else f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}/?token={token}"
 
 

@@ -150,17 +150,12 @@ def _probe(
     quiet: bool,
 ) -> None:
     """Measure the texts in full, and write or show what a probe writes."""
-    from layerscope.looking.make import suite_of
-    from layerscope.probing.probe import probe
+    from layerscope.looking.probed import probed
     from layerscope.run_folder import default_folder_name
     from layerscope.view.page.view import write_view
 
-    like = {name: getattr(options, name) for name in ("lens_dir", "system", "template_options")}
-    if options.lenses != LookOptions.lenses:
-        like["lenses"] = options.lenses  # else all that a probe reads through
     with watching() as observer:
-        suite = suite_of(texts, replace(options, track=None))
-        run = probe(model, suite=suite, positions="all", top_k=max(20, options.top), observer=observer, **like)
+        run = probed(model, texts, options, observer)
     parent = Path(tempfile.mkdtemp(prefix="layerscope-")) if save is None else save
     folder = free_name(parent / default_folder_name(run.record))
     run.save(folder)

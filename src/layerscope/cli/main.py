@@ -25,6 +25,7 @@ from layerscope.cli.look import look
 from layerscope.cli.options import Model, RunSource, command
 from layerscope.cli.printed import PrintOptions, TablesMayBeBare, print_run
 from layerscope.cli.reports import report_app
+from layerscope.cli.serve import serve
 from layerscope.errors import RunError
 from layerscope.model.lean_imports import collection_paused, lean_imports
 from layerscope.probing.options import RENAMED, ProbeOptions
@@ -47,6 +48,10 @@ app.command(
     'layerscope look MODEL "The capital of Germany is" --against "The capital of France is" --track Berlin,Paris\n\n'
     'layerscope look MODEL "Name a city." --chat --json'
 )(look)
+app.command(
+    epilog="Examples:\n\nlayerscope serve MODEL\n\nlayerscope serve MODEL OTHER --lens-dir lenses\n\n"
+    "layerscope serve --port 8421 --no-open"
+)(serve)
 app.add_typer(fit_app, name="fit")
 app.add_typer(lens_app, name="lens")
 

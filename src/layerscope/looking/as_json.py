@@ -8,30 +8,38 @@ from layerscope.looking.look import Look, Tracked
 
 def look_as_json(look: Look) -> dict[str, Any]:
     """Everything but residuals; numbers that are not known are None. Described in docs/looking.md."""
-    chat, output, check = look.encoded.chat, look.output, look.identity
     return {
         "model": look.model.id,
         "text": look.text,
-        "chat": None if chat is None else chat.model_dump(mode="json"),
-        "bos": look.model.tokens.begins.note,
+        **circumstances_as_json(look),
         "tokens": [{"id": i, "token": t} for i, t in zip(look.encoded.token_ids, look.tokens, strict=True)],
         "lenses": list(look.lens_names),
         "n_layers": look.model.n_layers,
         "layers": list(look.layers),
         "positions": list(look.positions),
-        "identity": {
-            "ok": check.ok,
-            "kl_bits": _known(check.kl_bits),
-            "tolerance_bits": check.tolerance_bits,
-            "note": check.note,
-        },
-        "output": None if output is None else {"entropy_bits": output.entropy_bits, "top": _output_top(look)},
         "grid": [_cell(look, *at) for at in _places(look)],
         "tracked": [_followed(look, tracked) for tracked in look.tracked],
     }
 
 
-def _known(value: float | None) -> float | None:
+def circumstances_as_json(look: Look) -> dict[str, Any]:
+    """What holds at every layer: how the text was read, what the model itself says, and the identity check."""
+    chat, output, check = look.encoded.chat, look.output, look.identity
+    return {
+        "chat": None if chat is None else chat.model_dump(mode="json"),
+        "bos": look.model.tokens.begins.note,
+        "identity": {
+            "ok": check.ok,
+            "kl_bits": known(check.kl_bits),
+            "tolerance_bits": check.tolerance_bits,
+            "note": check.note,
+        },
+        "output": None if output is None else {"entropy_bits": output.entropy_bits, "top": _output_top(look)},
+    }
+
+
+def known(value: float | None) -> float | None:
+    """A number that JSON can hold; None for NaN and infinities."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
@@ -61,9 +69,9 @@ def _cell(look: Look, *at: int) -> dict[str, Any]:
     listed = zip(look.top_ids[at].tolist(), look.top_tokens[at].tolist(), look.top_probs[at].tolist(), strict=True)
     return {
         **_place(look, *at),
-        "entropy_bits": _known(look.entropy_bits[at]),
-        "kl_to_final_bits": _known(look.kl_to_final_bits[at]),
-        "top": [{"id": i, "token": token, "p": _known(p)} for i, token, p in listed if i >= 0],
+        "entropy_bits": known(look.entropy_bits[at]),
+        "kl_to_final_bits": known(look.kl_to_final_bits[at]),
+        "top": [{"id": i, "token": token, "p": known(p)} for i, token, p in listed if i >= 0],
     }
 
 
@@ -81,7 +89,7 @@ def _followed(look: Look, tracked: Tracked) -> dict[str, Any]:
             {
                 **_place(look, *at),
                 "rank": int(tracked.rank[at]) or None,
-                "p": _known(math.exp(tracked.log_prob[at])),
+                "p": known(math.exp(tracked.log_prob[at])),
             }
             for at in _places(look)
         ],

@@ -8,7 +8,7 @@ from layerscope.report.numbers import short_text
 from layerscope.report.text import printable, visible
 
 _MOST_OF_TEXT = 200
-_MODEL_AT_THE_END = ("logit", "next_norm", "tuned", "ridge")
+MODEL_AT_THE_END = ("logit", "next_norm", "tuned", "ridge")
 """Lenses that are the model itself behind the last block."""
 
 
@@ -101,7 +101,7 @@ def footer(look: Look) -> str:
 def _whose_p(look: Look) -> str:
     """Of which rows the probabilities are the model's own."""
     n = look.model.n_layers
-    names = [name for name in look.lens_names if name in _MODEL_AT_THE_END]
+    names = [name for name in look.lens_names if name in MODEL_AT_THE_END]
     if n not in look.layers or not names:
         return ": p is the lens' own at every layer shown"
     under = "" if len(names) == len(look.lens_names) else f" under {', '.join(names)}"

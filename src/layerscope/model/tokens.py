@@ -158,6 +158,11 @@ class Tokens:
             return len(first)
         return int(self._tokenizer.bos_token_id is not None and ids[0] == self._tokenizer.bos_token_id)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether chats can be written."""
+        return bool(self._tokenizer.chat_template)
+
     def render(self, messages: Sequence[Mapping[str, str]], *, continued: bool, options: Mapping[str, object]) -> str:
         """A chat as the tokenizer's own template writes it.
 

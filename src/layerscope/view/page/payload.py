@@ -208,13 +208,13 @@ def _run(
             lens: tuple(layer.status for layer in layers)
             for lens, layers in run.diagnostics.quotability.by_lens.items()
         },
-        kl_bits=_nice(float(kl.quantile(0.98) or 1.0)) if len(kl) else 1.0,
+        kl_bits=nice_bits(float(kl.quantile(0.98) or 1.0)) if len(kl) else 1.0,
         missing=missing_positions(run),
         prompts=tuple(_prompt(run, PromptKey(*key), rows, made, ids, vocabulary) for key, rows in by_prompt.items()),
     )
 
 
-def _nice(bits: float) -> float:
+def nice_bits(bits: float) -> float:
     """The next of 1, 2, 5, 10, 15, 20, 25 and so on."""
     return next((step for step in (1.0, 2.0, 5.0) if bits <= step), 5.0 * math.ceil(bits / 5))
 

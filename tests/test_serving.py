@@ -288,8 +288,8 @@ def test_the_page_has_what_the_grid_shows_beside_its_cells(server: Running, mode
     assert list(prompt["tokens"].values()) == list(here.tokens) and prompt["last"] == len(here.tokens) - 1
     assert (prompt["answers"], prompt["text"], prompt["fact"]) == (["Berlin"], TEXT, TEXT)
     assert page["run"]["lenses"] == ["logit", "raw"] and page["run"]["headline"] == "logit"
-    assert page["run"]["statuses"]["logit"][-1] == "the model's own" and page["run"]["statuses"]["logit"][1] == ""
-    assert page["run"]["statuses"]["raw"][-1].startswith("the lens' own")
+    assert page["run"]["statuses"]["logit"][-1] == "model" and page["run"]["statuses"]["logit"][1] is None
+    assert page["run"]["statuses"]["raw"][-1] == "decoded"
     assert page["output"] == json.loads(json.dumps(here.to_dict()["output"])) and page["identity"]["ok"]
     assert [tracked["word"] for tracked in page["tracked"]] == ["Berlin", "Paris", " is"]
     for tracked, ours in zip(page["tracked"], here.tracked, strict=True):

@@ -6,12 +6,41 @@ from functools import cache
 from html.parser import HTMLParser
 from importlib.resources import files
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from layerscope.report.sentences.guidance import LEGEND
+from layerscope.view.page.document import asset, package_version, script_of
+from layerscope.view.page.packing import safe_json
+
+SCRIPTS = (
+    *("dom", "data", "tokens", "colour", "card", "scrubber", "grid", "picture"),
+    *("lens_grid", "choices", "pins", "tracking", "link", "theme", "copying"),
+)
+"""Of a run's page: the grid and all that belongs to it."""
+OWN_SCRIPTS = ("looks", "asking", "explorer")
+
 
 @cache
 def explorer_html() -> str:
-    """The explorer: one page that asks nothing of a network but this server's API."""
-    text = (files("layerscope.serving") / "assets" / "explorer.html").read_text(encoding="utf-8")
-    return text.replace("\r\n", "\n")  # as HTML parsers make line ends, for the policy holds hashes of what they see
+    """The explorer: a text above the grid of a run's page; it asks nothing of a network but this server's API."""
+    environment = Environment(
+        loader=PackageLoader("layerscope.serving", "assets"), autoescape=True, undefined=StrictUndefined
+    )
+    page = {"status_words": LEGEND, "vocabulary": {"texts": [], "ids": []}, "runs": []}
+    return environment.get_template("explorer.html.j2").render(
+        style=Markup(f"{asset('page.css')}\n{_own('explorer.css')}"),
+        script=Markup("\n".join([script_of(SCRIPTS), *(_own(f"{name}.js") for name in OWN_SCRIPTS)])),
+        controls=Markup(asset("controls.html.j2")),
+        data=Markup(safe_json(page)),
+        version=package_version(),
+    )
+
+
+def _own(name: str) -> str:
+    """A file of the explorer; line ends as HTML parsers make them, for the policy holds hashes of what they see."""
+    text = (files("layerscope.serving") / "assets" / name).read_text(encoding="utf-8")
+    return text.replace("\r\n", "\n")
 
 
 def policy_of(html: str) -> str:

@@ -271,7 +271,7 @@ class RunTold(Told):
     probabilities: bool
     suppressed: bool
     statuses: dict[str, list[Status | None]] = Field(
-        description="By lens and layer, whose probabilities are: model, decoded or withheld; null for a layer that was not read."
+        description="By lens and layer, what probabilities are: model, decoded or withheld; null where not read."
     )
     kl_bits: float = Field(description="Where the colour scale of divergences ends.")
     missing: str | None

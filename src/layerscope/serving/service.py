@@ -110,8 +110,7 @@ class Service:
             RequestError: a model or lens that is not here, or words and layers that no look could be made of.
         """
         served = self.models.named(asked.model)
-        options = look_options(asked, self.options)
-        unknown = [name for name in lens_names(options.lenses) if name not in served.lenses]
+        unknown = [name for name in lens_names(asked.lenses) if name not in served.lenses]
         if unknown:
             raise RequestError(
                 f"There is no lens '{unknown[0]}' for {served.name}; choose from {', '.join(served.lenses)}."

@@ -35,7 +35,7 @@ from layerscope.view.page.words import Origin, VerdictWords, origin, verdict_wor
 
 SCRIPTS = (
     *("dom", "data", "tokens", "colour", "card", "scrubber", "grid", "picture"),
-    *("lens_grid", "choices", "pins", "tracking", "link", "charts", "sorting", "theme", "shell"),
+    *("lens_grid", "choices", "pins", "tracking", "link", "charts", "sorting", "theme", "copying", "shell"),
 )
 """In the order in which they stand in the one script that they make up."""
 

@@ -59,7 +59,7 @@ function cardTitle(column, layer) {
   const title = make("h4", {}, where);
   if (token !== undefined) title.append(" after ", tokenNode(token));
   const many = PAGE.runs.length > 1 ? `${column.run.label} · ` : "";
-  return [title, make("p", { class: "from", text: `${many}${column.lens} · ${column.prompt.fact} · ${column.prompt.variant}` })];
+  return [title, make("p", { class: "from", text: many + [column.lens, column.prompt.fact, column.prompt.variant].filter(Boolean).join(" · ") })];
 }
 
 function cardBody(column, layer, limit) {

@@ -5,9 +5,11 @@ const STEPS_PER_BIT = 1024;
 const FLOOR = 65534;
 const ABSENT = 65535;
 const unpacked = new Map();
+// Packed numbers that came later than the page, by their id.
+const packs = new Map();
 
 async function inflate(id) {
-  const binary = atob(JSON.parse(byId(id).textContent));
+  const binary = atob(packs.get(id) ?? JSON.parse(byId(id).textContent));
   const bytes = new Uint8Array(binary.length);
   for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -43,7 +45,13 @@ function blockOf(run, data) {
   if (!unpacked.has(data.id)) {
     unpacked.set(
       data.id,
-      inflate(data.id).then((buffer) => readBlock(buffer, run.n_layers + 1, data.positions.length, data.top_k)),
+      inflate(data.id).then((buffer) => {
+        const block = readBlock(buffer, run.n_layers + 1, data.positions.length, data.top_k);
+        // Of numbers that came later: their tokens by the page's own vocabulary, and ranks that were measured for words.
+        if (data.places) block.tokens = block.tokens.map((token) => data.places[token]);
+        block.tracked = data.tracked;
+        return block;
+      }),
     );
   }
   return unpacked.get(data.id);

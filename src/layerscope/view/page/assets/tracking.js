@@ -8,6 +8,9 @@ function followed(word) {
   return { word, tokens: exact ? tokens : new Set() };
 }
 
+// What else is done when other words are followed: a page that can ask a model has their ranks measured.
+const whenFollowed = [];
+
 function follow(word) {
   const plain = plainForm(word).trim();
   if (!plain || state.tracked.some((one) => plainForm(one.word).trim() === plain)) return;
@@ -17,6 +20,7 @@ function follow(word) {
   }
   state.tracked.push(followed(word));
   trackedChanged();
+  for (const work of whenFollowed) work();
 }
 
 function unfollow(word) {

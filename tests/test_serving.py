@@ -78,8 +78,9 @@ class Answer:
 class Running:
     """A server on a thread; every answer in JSON is held against the OpenAPI document."""
 
-    explorer: Explorer
+    token: str
     port: int
+    explorer: Explorer | None = None
     document: dict[str, Any] = field(default_factory=dict)
 
     def raw(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> Answer:
@@ -93,7 +94,7 @@ class Running:
             connection.close()
 
     def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
-        given = {"Authorization": f"Bearer {self.explorer.token}"}
+        given = {"Authorization": f"Bearer {self.token}"}
         if method != "GET":
             given["Content-Type"] = "application/json"
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
@@ -137,7 +138,7 @@ def serving(explorer: Explorer) -> Iterator[Running]:
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        running = Running(explorer, listener.getsockname()[1])
+        running = Running(explorer.token, listener.getsockname()[1], explorer)
         running.document = running.ask("GET", "/api/openapi.json").json
         yield running
     finally:
@@ -411,9 +412,7 @@ def test_a_look_waits_its_turn_and_is_told_as_it_goes(server: Running):
 
 def events_of(server: Running, look_id: str, path: str = "events") -> Iterator[tuple[str, dict[str, Any]]]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    connection.request(
-        "GET", f"/api/looks/{look_id}/{path}", headers={"Authorization": f"Bearer {server.explorer.token}"}
-    )
+    connection.request("GET", f"/api/looks/{look_id}/{path}", headers={"Authorization": f"Bearer {server.token}"})
     answer = connection.getresponse()
     assert answer.headers["content-type"].startswith("text/event-stream")
     name = ""
@@ -507,7 +506,7 @@ def request(server: Running, method: str, path: str, body: bytes = b"", **header
     """As it stands on the wire."""
     given = {
         "Host": f"127.0.0.1:{server.port}",
-        "Authorization": f"Bearer {server.explorer.token}",
+        "Authorization": f"Bearer {server.token}",
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
     }
@@ -656,7 +655,7 @@ def test_our_own_names_are_taken(server: Running):
 )
 def test_another_site_is_refused(headers: dict[str, str], server: Running):
     given = {name: value.format(port=server.port) for name, value in headers.items()}
-    for method, path in (("GET", "/api/models"), ("POST", "/api/looks"), ("GET", f"/?token={server.explorer.token}")):
+    for method, path in (("GET", "/api/models"), ("POST", "/api/looks"), ("GET", f"/?token={server.token}")):
         answer = server.ask(method, path, **given)
         assert answer.status == 403 and "Another site may not ask" in answer.error
         assert not any(name.startswith("access-control") for name in answer.headers)
@@ -680,7 +679,7 @@ def test_another_site_is_refused(headers: dict[str, str], server: Running):
 )
 def test_who_brings_no_token_is_refused(headers: dict[str, str], server: Running):
     cookie = cookie_of(server).partition("=")[2]
-    known = {"token": server.explorer.token, "port": server.port, "cookie": cookie}
+    known = {"token": server.token, "port": server.port, "cookie": cookie}
     given = {name: value.format(**known) for name, value in headers.items()}
     for path in ("/", "/api/", "/api/models", "/api/openapi.json", "/nothing", "/?token=wrong", "/api/models?token=x"):
         answer = server.raw("GET", path, given)
@@ -689,7 +688,7 @@ def test_who_brings_no_token_is_refused(headers: dict[str, str], server: Running
 
 
 def cookie_of(server: Running) -> str:
-    answer = server.raw("GET", f"/?token={server.explorer.token}", {})
+    answer = server.raw("GET", f"/?token={server.token}", {})
     assert (answer.status, answer.headers["location"]) == (303, "/")
     assert answer.headers["set-cookie"].endswith("; Path=/; HttpOnly; SameSite=Strict")
     return answer.headers["set-cookie"].partition(";")[0]
@@ -697,11 +696,11 @@ def cookie_of(server: Running) -> str:
 
 def test_the_token_is_exchanged_for_a_cookie(server: Running):
     cookie = cookie_of(server)
-    assert cookie.startswith(f"layerscope-{server.port}=") and server.explorer.token not in cookie
+    assert cookie.startswith(f"layerscope-{server.port}=") and server.token not in cookie
     for others in ("", '; a={"b": [1, 2]}; c', '; layerscope-1=x; d="'):
         for given in (cookie + others, f"x=y z{others}; {cookie}"):
             assert server.raw("GET", "/api/models", {"Cookie": given}).status == 200
-    twice = server.raw("GET", f"/?token={server.explorer.token}&token=x", {})
+    twice = server.raw("GET", f"/?token={server.token}&token=x", {})
     assert twice.status == 401
 
 
@@ -890,15 +889,18 @@ def test_the_command_serves_until_it_is_interrupted(folder: Path, tmp_path: Path
     with subprocess.Popen(
         words, cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, stdout=-1, stderr=-1, text=True
     ) as process:
-        line, second = process.stdout.readline(), process.stdout.readline()
-        address = urlsplit(line.removeprefix("explorer · ").strip())
-        token = address.query.removeprefix("token=")
-        assert address.hostname == "127.0.0.1" and len(token) >= 32
-        served = Running(Explorer(None, token, None), address.port)  # type: ignore[arg-type]
-        assert served.raw("GET", f"/?token={token}", {}).status == 303
-        assert served.ask("GET", "/api/models").json["models"][0]["name"] == "model"
-        process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=20)
+        try:
+            line, second = process.stdout.readline(), process.stdout.readline()
+            address = urlsplit(line.removeprefix("explorer · ").strip())
+            token = address.query.removeprefix("token=")
+            assert address.hostname == "127.0.0.1" and len(token) >= 32
+            served = Running(token, address.port)
+            assert served.raw("GET", f"/?token={token}", {}).status == 303
+            assert served.ask("GET", "/api/models").json["models"][0]["name"] == "model"
+            process.send_signal(signal.SIGINT)
+            rest, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()  # nothing where it has ended
     assert process.returncode == 0, errors
     assert (second, rest) == ("Ctrl-C ends it\n", "explorer ended\n")
     assert token not in errors and "Traceback" not in errors
@@ -915,6 +917,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is(
             ((str(folder), "--port", str(taken.getsockname()[1])), "cannot be listened on"),
             ((str(folder), "--host", "no.such.host.invalid"), "cannot be listened on"),
             ((str(folder), "--lens-dir", "nothing"), "no such folder"),
+            ((str(folder), "--max-tokens", "0"), "max_tokens should be at least 1"),
         ):
             done = layerscope("serve", *words, cwd=tmp_path)
             assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr

@@ -23,7 +23,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 # a process of its own, which a watchdog ends when a busy machine keeps it waiting, and a picture that was being made
 # then never comes.
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-gpu-watchdog")
-HANGS_MS = 20_000
+HANGS_MS = 600_000
 """Every wait is for something that the page says or does. This only ends one that would never end."""
 
 

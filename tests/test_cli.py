@@ -208,7 +208,8 @@ def test_show_loads_no_tensor_library(probed):
 
 
 def test_help_and_what_is_refused_by_its_words_alone_load_no_library_of_tensors_tables_or_charts(tmp_path):
-    helps = ("", "probe", "show", "export", "view", "audit", "verify", "models", "fit", "fit tuned", "lens import")
+    helps = ("", "probe", "look", "serve", "show", "export", "view", "audit", "verify", "models", "fit", "fit tuned")
+    helps += ("lens import",)
     refused = ("probe --top-k many", "probe --suite there-is-none", "probe --suite none.toml", "export")
     lines = [(f"{line} --help", 0) for line in helps] + [(line, 2) for line in refused]
     heavy = {"torch", "transformers", "accelerate", "polars", "numpy", "altair", "vl_convert", "jinja2"}

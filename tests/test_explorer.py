@@ -12,14 +12,13 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import layerscope as package
 from browser_page import DESKTOP, HANGS_MS, PHONE, PICTURES, Opened, as_shown, launched
+from layerscope.bundled import BUNDLED
 from layerscope.model.causal_lm import CausalLM
 from layerscope.run import Run
-from layerscope.serving.app import Explorer, make_app
-from layerscope.serving.options import Limits, ServeOptions
-from layerscope.serving.server import Server, listening
+from layerscope.serving.app import make_app
+from layerscope.serving.options import ServeOptions
+from served import TEXT, serving
 from tiny_models import TINY
-
-TEXT = "The capital of Germany is called"
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +36,10 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def explorer(other: Path) -> Iterator[tuple[Explorer, str]]:
-    """The bundled model and another one, served; and the address of the page."""
-    from layerscope.bundled import BUNDLED
-
-    app = make_app([BUNDLED, other], ServeOptions(device="cpu"), limits=Limits())
-    listener = listening("127.0.0.1", 0)
-    server = Server(app)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    yield app, f"http://127.0.0.1:{listener.getsockname()[1]}/?token={app.token}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
+def address(other: Path) -> Iterator[str]:
+    """Of the page of a server with the bundled model and another one."""
+    with serving(make_app([BUNDLED, other], ServeOptions(device="cpu"))) as running:
+        yield f"http://127.0.0.1:{running.port}/?token={running.explorer.token}"
 
 
 class Explored(Opened):
@@ -85,8 +75,8 @@ class Explored(Opened):
 
 
 @pytest.fixture
-def opened(browser: Browser, explorer: tuple[Explorer, str], request: pytest.FixtureRequest) -> Iterator[Explored]:
-    found = Explored.of(browser, explorer[1], **getattr(request, "param", {}))
+def opened(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iterator[Explored]:
+    found = Explored.of(browser, address, **getattr(request, "param", {}))
     yield found
     found.close()
 

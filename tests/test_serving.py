@@ -16,7 +16,6 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ import layerscope as package
 from command_line import ENVIRONMENT, layerscope
 from layerscope.looking.difference import difference, difference_as_json
 from layerscope.model.causal_lm import CausalLM
-from layerscope.serving.app import Explorer, make_app
+from layerscope.serving.app import make_app
 from layerscope.serving.code import code_of
 from layerscope.serving.errors import UNEXPECTED
 from layerscope.serving.jobs import Job, State
@@ -41,108 +40,12 @@ from layerscope.serving.models import OpenModels
 from layerscope.serving.options import Limits, ServeOptions
 from layerscope.serving.page import explorer_html, policy_of
 from layerscope.serving.schemas import LookAsked
-from layerscope.serving.server import Server, is_loopback, listening, names_of
+from layerscope.serving.server import is_loopback, listening, names_of
 from layerscope.view.page.blocks import FLOATS
+from served import ASKED, TEXT, Answer, Running, serving
 from tiny_models import TINY
 
-TEXT = "The capital of Germany is called"
-ASKED = {
-    "text": TEXT,
-    "answer": "Berlin",
-    "track": ["Paris", " is"],
-    "lenses": "logit,raw",
-    "positions": "all",
-    "top": 7,
-}
 LIMITS = Limits(queued=6, kept=40, body_s=0.4)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the server said."""
-
-    status: int
-    headers: dict[str, str]
-    content: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.content)
-
-    @property
-    def error(self) -> str:
-        return self.json["error"]
-
-
-@dataclass
-class Running:
-    """A server on a thread; every answer in JSON is held against the OpenAPI document."""
-
-    explorer: Explorer
-    port: int
-    document: dict[str, Any] = field(default_factory=dict)
-
-    def raw(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            found = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, found, answer.read())
-        finally:
-            connection.close()
-
-    def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
-        given = {"Authorization": f"Bearer {self.explorer.token}"}
-        if method != "GET":
-            given["Content-Type"] = "application/json"
-        given |= {name.replace("_", "-"): value for name, value in headers.items()}
-        sent = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        answer = self.raw(method, path, given, sent)
-        self.check(method, path, answer)
-        return answer
-
-    def check(self, method: str, path: str, answer: Answer) -> None:
-        """Hold the answer against what is documented."""
-        templates = {re.sub(r"{\w+}", "[^/]+", each): each for each in self.document.get("paths", {})}
-        found = [each for pattern, each in templates.items() if re.fullmatch(pattern, urlsplit(path).path)]
-        if not found or method.lower() not in self.document["paths"][found[0]]:
-            return
-        ((kind, content),) = self.document["paths"][found[0]][method.lower()]["responses"][str(answer.status)][
-            "content"
-        ].items()
-        assert answer.headers["content-type"].partition(";")[0] == kind
-        if kind == "application/json":
-            whole = content["schema"] | {"components": self.document["components"]}
-            Draft202012Validator(whole).validate(answer.json)
-
-    def look(self, **asked: object) -> dict[str, Any]:
-        """A finished look."""
-        answer = self.ask("POST", "/api/looks?wait=60", {"model": "model", **ASKED, **asked})
-        assert answer.status == 200, answer.content
-        return answer.json
-
-    @property
-    def service(self) -> Any:
-        return self.explorer.service
-
-    def waiting_job(self, look_id: str) -> Job:
-        return self.service.records.of(look_id).job
-
-
-@contextmanager
-def serving(explorer: Explorer) -> Iterator[Running]:
-    listener = listening("127.0.0.1", 0)
-    server = Server(explorer)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        running = Running(explorer, listener.getsockname()[1])
-        running.document = running.ask("GET", "/api/openapi.json").json
-        yield running
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -411,9 +314,7 @@ def test_a_look_waits_its_turn_and_is_told_as_it_goes(server: Running):
 
 def events_of(server: Running, look_id: str, path: str = "events") -> Iterator[tuple[str, dict[str, Any]]]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    connection.request(
-        "GET", f"/api/looks/{look_id}/{path}", headers={"Authorization": f"Bearer {server.explorer.token}"}
-    )
+    connection.request("GET", f"/api/looks/{look_id}/{path}", headers={"Authorization": f"Bearer {server.token}"})
     answer = connection.getresponse()
     assert answer.headers["content-type"].startswith("text/event-stream")
     name = ""
@@ -507,7 +408,7 @@ def request(server: Running, method: str, path: str, body: bytes = b"", **header
     """As it stands on the wire."""
     given = {
         "Host": f"127.0.0.1:{server.port}",
-        "Authorization": f"Bearer {server.explorer.token}",
+        "Authorization": f"Bearer {server.token}",
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
     }
@@ -656,7 +557,7 @@ def test_our_own_names_are_taken(server: Running):
 )
 def test_another_site_is_refused(headers: dict[str, str], server: Running):
     given = {name: value.format(port=server.port) for name, value in headers.items()}
-    for method, path in (("GET", "/api/models"), ("POST", "/api/looks"), ("GET", f"/?token={server.explorer.token}")):
+    for method, path in (("GET", "/api/models"), ("POST", "/api/looks"), ("GET", f"/?token={server.token}")):
         answer = server.ask(method, path, **given)
         assert answer.status == 403 and "Another site may not ask" in answer.error
         assert not any(name.startswith("access-control") for name in answer.headers)
@@ -680,7 +581,7 @@ def test_another_site_is_refused(headers: dict[str, str], server: Running):
 )
 def test_who_brings_no_token_is_refused(headers: dict[str, str], server: Running):
     cookie = cookie_of(server).partition("=")[2]
-    known = {"token": server.explorer.token, "port": server.port, "cookie": cookie}
+    known = {"token": server.token, "port": server.port, "cookie": cookie}
     given = {name: value.format(**known) for name, value in headers.items()}
     for path in ("/", "/api/", "/api/models", "/api/openapi.json", "/nothing", "/?token=wrong", "/api/models?token=x"):
         answer = server.raw("GET", path, given)
@@ -689,7 +590,7 @@ def test_who_brings_no_token_is_refused(headers: dict[str, str], server: Running
 
 
 def cookie_of(server: Running) -> str:
-    answer = server.raw("GET", f"/?token={server.explorer.token}", {})
+    answer = server.raw("GET", f"/?token={server.token}", {})
     assert (answer.status, answer.headers["location"]) == (303, "/")
     assert answer.headers["set-cookie"].endswith("; Path=/; HttpOnly; SameSite=Strict")
     return answer.headers["set-cookie"].partition(";")[0]
@@ -697,11 +598,11 @@ def cookie_of(server: Running) -> str:
 
 def test_the_token_is_exchanged_for_a_cookie(server: Running):
     cookie = cookie_of(server)
-    assert cookie.startswith(f"layerscope-{server.port}=") and server.explorer.token not in cookie
+    assert cookie.startswith(f"layerscope-{server.port}=") and server.token not in cookie
     for others in ("", '; a={"b": [1, 2]}; c', '; layerscope-1=x; d="'):
         for given in (cookie + others, f"x=y z{others}; {cookie}"):
             assert server.raw("GET", "/api/models", {"Cookie": given}).status == 200
-    twice = server.raw("GET", f"/?token={server.explorer.token}&token=x", {})
+    twice = server.raw("GET", f"/?token={server.token}&token=x", {})
     assert twice.status == 401
 
 
@@ -890,15 +791,18 @@ def test_the_command_serves_until_it_is_interrupted(folder: Path, tmp_path: Path
     with subprocess.Popen(
         words, cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, stdout=-1, stderr=-1, text=True
     ) as process:
-        line, second = process.stdout.readline(), process.stdout.readline()
-        address = urlsplit(line.removeprefix("explorer · ").strip())
-        token = address.query.removeprefix("token=")
-        assert address.hostname == "127.0.0.1" and len(token) >= 32
-        served = Running(Explorer(None, token, None), address.port)  # type: ignore[arg-type]
-        assert served.raw("GET", f"/?token={token}", {}).status == 303
-        assert served.ask("GET", "/api/models").json["models"][0]["name"] == "model"
-        process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=20)
+        try:
+            line, second = process.stdout.readline(), process.stdout.readline()
+            address = urlsplit(line.removeprefix("explorer · ").strip())
+            token = address.query.removeprefix("token=")
+            assert address.hostname == "127.0.0.1" and len(token) >= 32
+            served = Running(token, address.port)
+            assert served.raw("GET", f"/?token={token}", {}).status == 303
+            assert served.ask("GET", "/api/models").json["models"][0]["name"] == "model"
+            process.send_signal(signal.SIGINT)
+            rest, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()  # nothing where it has ended
     assert process.returncode == 0, errors
     assert (second, rest) == ("Ctrl-C ends it\n", "explorer ended\n")
     assert token not in errors and "Traceback" not in errors
@@ -915,6 +819,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is(
             ((str(folder), "--port", str(taken.getsockname()[1])), "cannot be listened on"),
             ((str(folder), "--host", "no.such.host.invalid"), "cannot be listened on"),
             ((str(folder), "--lens-dir", "nothing"), "no such folder"),
+            ((str(folder), "--max-tokens", "0"), "max_tokens should be at least 1"),
         ):
             done = layerscope("serve", *words, cwd=tmp_path)
             assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ REF = "#/components/schemas/{model}"
 _ALWAYS = {
     401: "Neither token nor cookie came with the request.",
     403: "The request comes from another site.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     415: "A request that changes something is not JSON by its Content-Type.",
     421: "The server is not reached under the name that was used.",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from layerscope.errors import LayerscopeError
 from layerscope.model.options import OpenOptions
 
 
@@ -14,6 +15,15 @@ class ServeOptions(OpenOptions):
     """Folder of fitted lenses, or of a single one (the bundled model has its own)."""
     max_tokens: int = 1024
     """How many tokens a text may have, with all that its chat adds."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no text could keep to.
+
+        Raises:
+            LayerscopeError: a limit below one token.
+        """
+        if self.max_tokens < 1:
+            raise LayerscopeError(f"max_tokens should be at least 1, but it is {self.max_tokens}.")
 
 
 @dataclass(frozen=True, kw_only=True)

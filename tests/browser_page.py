@@ -105,6 +105,13 @@ class Opened:
         found: list[list[str]] = self.page.locator(f"#pane-{pane} tbody tr").evaluate_all(script)
         return found
 
+    def within(self, selector: str) -> list[list[list[str]]]:
+        """What of a kind every cell holds, by layer and column."""
+        script = """(rows, selector) => rows.reverse().map(
+          row => [...row.cells].slice(1).map(cell => [...cell.querySelectorAll(selector)].map(one => one.textContent)))"""
+        found: list[list[list[str]]] = self.page.locator("#pane-a tbody tr").evaluate_all(script, selector)
+        return found
+
     def colour(self, layer: int, column: int) -> tuple[int, ...]:
         """Red, green and blue of a cell's ground."""
         said = self.cell(layer, column).evaluate("cell => getComputedStyle(cell).backgroundColor")

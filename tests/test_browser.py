@@ -681,11 +681,12 @@ def test_followed_tokens_have_their_ranks_in_the_cells_and_a_line_by_layer(run: 
     assert [chip.inner_text().strip("×\n ") for chip in chips.all()] == ["Moscow", answer, "no␣such␣token"]
     assert "nowhere" in (chips.nth(2).get_attribute("class") or "")
     k = len(next(iter(rows.values()))["top_tokens"])
+    shown = opened.within(".followed")
     for (layer, place), row in rows.items():
         listed = [token.strip() for token in row["top_tokens"]]
         due = [str(listed.index("Moscow") + 1)] if "Moscow" in listed else []
         due += [str(row["answer_rank"])] if row["answer_rank"] <= max(k, 20) else []
-        assert opened.cell(layer, place).locator(".followed").all_inner_texts() == due
+        assert shown[layer][place] == due
     last = [rows[layer, max(place for _, place in rows)] for layer in range(run.record.model.n_layers + 1)]
     titles = page.locator("#ranks-plot g.f1 title").all_text_contents()
     assert titles == [f"{answer}: rank {row['answer_rank']:,} at layer {row['layer']}" for row in last]
@@ -713,7 +714,8 @@ def test_two_prompts_of_a_run_are_held_against_each_other_from_their_ends(
     own, against = from_the_end(mine), from_the_end(theirs)
     assert len(opened.tops()[0]) == n
     differ = {key for key, row in own.items() if row["top1"] != against[key]["top1"]}
-    assert differ == {key for key in own if opened.cell(*key).locator(".second").count()}
+    seconds = opened.within(".second")
+    assert differ == {(layer, place) for layer, place in own if seconds[layer][place]}
     gaps = {key: row["entropy_bits"] - against[key]["entropy_bits"] for key, row in own.items()}
     most = max(gaps, key=lambda key: abs(gaps[key]))
     red, _, blue = opened.colour(*most)

@@ -58,8 +58,8 @@ async function tellDifference(fresh) {
   const { ok, told: difference } = await post("/differences", { a: baseline.look.id, b: fresh.look.id });
   const last = ok ? difference.layers.at(-1) : null;
   if (fresh !== current || !last || last.js_bits === null) return;
-  const text = `Outputs differ by ${last.js_bits.toFixed(3)} of 1 bit`;
-  const title = `Jensen-Shannon divergence from the kept text at layer ${last.layer}, under lens ${difference.lenses[0]}`;
+  const text = `Outputs differ by ${last.js_bits.toFixed(3)} bits`;
+  const title = `Jensen-Shannon divergence, from 0 to 1, from the kept text at layer ${last.layer} under lens ${difference.lenses[0]}`;
   byId("marks").append(make("li", {}, make("span", { class: "badge plain", title, text })));
 }
 

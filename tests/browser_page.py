@@ -108,7 +108,8 @@ class Opened:
     def within(self, selector: str) -> list[list[list[str]]]:
         """What of a kind every cell holds, by layer and column."""
         script = """(rows, selector) => rows.reverse().map(
-          row => [...row.cells].slice(1).map(cell => [...cell.querySelectorAll(selector)].map(one => one.textContent)))"""
+          row => [...row.cells].slice(1).map(
+            cell => [...cell.querySelectorAll(selector)].map(one => one.textContent)))"""
         found: list[list[list[str]]] = self.page.locator("#pane-a tbody tr").evaluate_all(script, selector)
         return found
 

@@ -30,6 +30,7 @@ from properties import slow
 PUBLISHED = "run-20251004-1804"
 LENSES = ("logit", "next_norm", "raw", "tuned", "prism")
 Open = Callable[..., Opened]
+DEEP_ONSET = 20
 
 
 @pytest.fixture(scope="session")
@@ -79,9 +80,13 @@ def hostile(run: Run, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def deep(run: Run, folder: Path) -> Path:
-    """80 layers, 16 positions, five lenses."""
+    """80 layers, 16 positions, five lenses; under the first the answer is on top from `DEEP_ONSET` on."""
     texts = [f"token{i:06d}" for i in range(100_000)]
-    return write_view([made(run, 80, 16, LENSES, 20, texts)], folder / "deep.html")
+    found = made(run, 80, 16, LENSES, 20, texts)
+    answer = pl.col("is_next") & (pl.col("lens") == "logit")
+    rank = pl.when(answer).then(pl.when(pl.col("layer") >= DEEP_ONSET).then(1).otherwise(50)).otherwise("answer_rank")
+    rows = found.rows.with_columns(rank.cast(found.rows.schema["answer_rank"]).alias("answer_rank"))
+    return write_view([Run(rows, found.record)], folder / "deep.html")
 
 
 @pytest.fixture(scope="session")
@@ -654,11 +659,9 @@ def test_one_position_shows_its_most_likely_tokens_by_layer(run: Run, single: Pa
 def test_a_tall_model_opens_at_the_layer_of_its_answer_and_is_scrubbed(deep: Path, open_page: Open):
     opened = open_page(deep)
     page, scroll = opened.page, opened.page.locator("#pane-a .scroll")
-    first = page.locator("#pane-a tbody th", has_text=re.compile("[◆★]"))
-    frame = scroll.bounding_box() or {}
-    for mark in first.all()[:1]:
-        box = mark.bounding_box() or {}
-        assert frame["y"] <= box["y"] and box["y"] + box["height"] <= frame["y"] + frame["height"]
+    assert page.locator("#pane-a tbody th", has_text=re.compile("[◆★]")).count() == 1
+    mark, frame = opened.cell(DEEP_ONSET, 0).bounding_box() or {}, scroll.bounding_box() or {}
+    assert frame["y"] <= mark["y"] and mark["y"] + mark["height"] <= frame["y"] + frame["height"]
     scrubber = page.get_by_role("slider", name="Layers in view")
     scrubber.click(position={"x": 5, "y": (scrubber.bounding_box() or {})["height"] - 2})
     expect(scrubber).to_have_attribute("aria-valuetext", re.compile("^layers 0 to "))
@@ -721,6 +724,51 @@ def test_two_prompts_of_a_run_are_held_against_each_other_from_their_ends(
     red, _, blue = opened.colour(*most)
     assert (red > blue) == (gaps[most] > 0)
     assert " minus " in opened.page.inner_text("#pane-a .pane-title")
+    widths = [max(place for _, place in each) + 1 for each in (mine, theirs)]
+    left = max(widths) - min(widths)
+    assert left and f"the first {'position' if left == 1 else f'{left} positions'}" in opened.page.inner_text(
+        "#grid-note"
+    )
+
+
+def test_the_rank_of_rows_is_a_followed_tokens_only_where_they_are_judged_by_it(
+    run: Run, folder: Path, open_page: Open
+):
+    """Of several accepted answers the best counts, so its rank is no single token's; case tells tokens apart."""
+    prompts = run.record.suite.prompts
+    other = prompts[0].answers[0].model_copy(update={"string": "Paris"})
+    both = prompts[0].model_copy(update={"answers": (*prompts[0].answers, other)})
+    suite = run.record.suite.model_copy(update={"prompts": (both, *prompts[1:])})
+    path = write_view([Run(run.rows, run.record.model_copy(update={"suite": suite}))], folder / "several.html")
+    opened = open_page(path)
+    answer = prompts[0].answers[0].string
+    opened.page.fill("#track", f"{answer}, {answer.upper()}")
+    opened.page.press("#track", "Enter")
+    rows, shown = by_cell(rows_of(run, "logit")), opened.within(".followed")
+    for (layer, place), row in rows.items():
+        listed = [token.strip() for token in row["top_tokens"]]
+        assert shown[layer][place] == ([str(listed.index(answer) + 1)] if answer in listed else [])
+    assert "nowhere" in (opened.page.locator("#tracked > li").nth(1).get_attribute("class") or "")
+
+
+def test_where_no_rank_stands_none_is_shown(run: Run, folder: Path, open_page: Open):
+    identity = run.record.identity.model_dump() | {"ok": False, "kl_bits": 3.0, "note": "Made."}
+    record = type(run.record).model_validate(run.record.model_dump() | {"identity": identity})
+    assert not record.ranks_stand
+    opened = open_page(write_view([Run(run.rows, record)], folder / "failed.html"), fragment="colour=foo&find=Berlin")
+    opened.page.fill("#track", "Berlin")
+    opened.page.press("#track", "Enter")
+    assert opened.page.locator(".followed").count() == 0 and opened.page.locator("#ranks").is_hidden()
+    assert "rank" not in opened.page.inner_text("#search-result")
+    assert set(opened.page.locator(".hit").all_inner_texts()) == {"✓"}
+
+
+def test_a_run_that_does_not_ask_the_same_is_not_held_against(run: Run, folder: Path, open_page: Open):
+    first = run.record.suite.prompts[0]
+    alone = Run(first.key.rows_of(run.rows), run.record.model_copy(update={"created_utc": "2026-01-02T03:04:05Z"}))
+    opened = open_page(write_view([run, alone], folder / "unlike.html"), fragment="fact=pos/3&against=run:1")
+    assert "does not ask this" in opened.page.inner_text("#grid-note")
+    assert opened.page.locator("#pane-b td").count() == 0
 
 
 # An address that can be sent
@@ -735,10 +783,10 @@ def test_the_address_holds_what_is_shown_and_back_goes_back(everywhere: tuple[Ru
     opened.select("choose-variant", "no_filler")
     opened.cell(5, 1).click()
     opened.search("Paris")
-    page.fill("#track", "Rome, a+b")
+    page.fill("#track", "Rome, a+b=&c")
     page.press("#track", "Enter")
     address, shown = page.url, opened.tops()
-    assert "lens=raw" in address and "cell=5%401" in address
+    assert "lens=raw" in address and "cell=5%401" in address and address.count("track=") == 2
     again = open_page(everywhere[1], fragment=address.partition("#")[2])
     assert again.tops() == shown and again.page.url == address
     assert again.page.locator("#choose-lens input:checked").get_attribute("value") == "raw"
@@ -753,6 +801,21 @@ def test_the_address_holds_what_is_shown_and_back_goes_back(everywhere: tuple[Ru
     opened.switched(page.go_back)
     assert page.locator("#choose-lens input:checked").get_attribute("value") == "logit"
     assert "#" not in page.url.removesuffix("#")
+
+
+def test_pins_of_several_lenses_and_prompts_come_back(everywhere: tuple[Run, Path], open_page: Open):
+    opened = open_page(everywhere[1])
+    opened.cell(5, 1).click()
+    opened.choose("choose-lens", "raw")
+    opened.cell(6, 2).click()
+    opened.select("choose-variant", "no_filler")
+    opened.cell(7, 0).click()
+    cards = opened.page.locator("#pin-list > li .from").all_inner_texts()
+    assert len(set(cards)) == 3
+    again = open_page(everywhere[1], fragment=opened.page.url.partition("#")[2])
+    assert again.page.locator("#pin-list > li .from").all_inner_texts() == cards
+    opened.switched(opened.page.go_back)
+    expect(opened.page.locator("#pin-list > li")).to_have_count(2, timeout=HANGS_MS)  # as that address had them
 
 
 @pytest.mark.parametrize(
@@ -819,6 +882,20 @@ def test_a_printed_page_has_every_chart_and_all_of_the_words(run: Run, one: Path
     assert "Find" not in text and "CSV" not in text
     page.emulate_media(media="print")
     assert opened.too_wide() <= 0
+
+
+def test_a_dark_page_prints_light_charts_and_stays_dark(one: Path, open_page: Open):
+    page = open_page(one, color_scheme="dark").page
+    page.evaluate(
+        """() => { window.print = () => {
+          document.documentElement.dataset.ink = getComputedStyle(document.querySelector('figure.chart text')).fill;
+        } }"""
+    )
+    page.click("#print")
+    page.wait_for_selector("html[data-ink]")
+    ink = page.locator("html").get_attribute("data-ink") or ""
+    assert sum(map(int, re.findall(r"\d+", ink)[:3])) < 3 * 128
+    expect(page.locator("figure.chart text").first).not_to_have_css("fill", ink, timeout=HANGS_MS)
 
 
 def test_charts_out_of_sight_are_drawn_when_nothing_else_is_to_be_done(one: Path, open_page: Open):

@@ -90,8 +90,34 @@ def test_json_is_the_verdict_alone_and_quiet_the_path_alone(probed):
     folder = min((cwd / "runs").iterdir())
     assert layerscope("show", str(folder), "--json", cwd=cwd).stdout == (folder / "verdict.json").read_text()
     assert layerscope("show", str(folder), "--quiet", cwd=cwd).stdout == f"{folder}\n"
-    both = layerscope("show", "--json", "--details", cwd=cwd)
-    assert both.returncode == 2 and "do not go together" in both.stderr
+    for words in ("--json --details", "--quiet --prompt 1", "--json --milestones", "--json --lens raw"):
+        both = layerscope("show", *words.split(), cwd=cwd)
+        assert both.returncode == 2 and "do not go together" in both.stderr
+    nothing = layerscope("show", "nowhere", "--quiet", cwd=cwd)
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+
+
+def test_a_folder_named_by_a_number_is_no_number_of_tables(probed, tmp_path):
+    cwd, _ = probed
+    shutil.copytree(min((cwd / "runs").iterdir()), tmp_path / "12")
+    shown = layerscope("show", "--tables", "12", cwd=tmp_path)
+    assert shown.returncode == 0 and len(re.findall(r"^\d · .* lens logit", shown.stdout, flags=re.MULTILINE)) == 3
+
+
+def test_long_names_of_facts_keep_both_ends(tmp_path):
+    name = "A country that has the long name of number {} has a capital called"
+    lines = [json.dumps({"prompt": name.format(n), "answer": "Paris", "key": name.format(n)}) for n in (1, 2)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    done = layerscope("probe", "--suite", "own.jsonl", "--positions", "last", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ((), ("--all",)):
+        shown = layerscope("show", *words, cwd=tmp_path).stdout
+        assert "…" in shown and max(map(len, shown.splitlines())) <= 80
+
+
+def test_one_prompt_is_told_with_the_identity_check(probed):
+    cwd, _ = probed
+    assert "identity check · passed" in layerscope("show", "--prompt", "1", cwd=cwd).stdout
 
 
 def test_a_quiet_probe_prints_a_path_and_one_with_json_a_verdict(tmp_path):

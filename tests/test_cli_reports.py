@@ -138,6 +138,13 @@ def test_a_report_that_is_written_elsewhere_has_what_it_cites_beside_it(work: Pa
     assert (cited / "output-reference.json").read_text() == "{}"
 
 
+def test_a_source_that_is_named_by_dots_has_a_name(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work / "runs/one/below").mkdir()
+    monkeypatch.chdir(work / "runs/one/below")
+    assert layerscope("report", "..", "--out", "../../../mine").exit_code == 0
+    assert [path.name for path in (work / "mine/published").iterdir()] == ["one"]
+
+
 def contents(*folders: Path) -> dict[Path, tuple[bytes, int]]:
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}

@@ -185,6 +185,7 @@ def test_what_is_saved_is_the_look(opened: Explored, tmp_path: Path):
     run = Run.read(folder)
     assert name.endswith(".zip") and run.record.suite.prompts[0].text == TEXT and (folder / "view.html").exists()
     page.click("#get-code")
+    expect(page.locator("#code")).to_be_visible(timeout=HANGS_MS)
     namespace: dict[str, object] = {}
     exec(page.inner_text("#python"), namespace)
     repeated = namespace["look"]

@@ -1,7 +1,9 @@
 """What the model says, which facts it answers, the three layers over these, and how far the lens is before them."""
 
+import json
 from dataclasses import replace
 from math import exp, log
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -14,6 +16,7 @@ from layerscope.record import COLUMNS, rows_frame
 from layerscope.record.parts import IdentityRecord, OutputRecord
 from layerscope.record.protocol import Thresholds
 from layerscope.record.run_record import RunRecord
+from layerscope.run import Run
 from small_record import D_VOCAB, answer, control, curve_of, curves_of, fact, ranked, record_of
 
 BERLIN, PARIS = answer("Berlin", 7), answer("Paris", 8)
@@ -294,3 +297,16 @@ def test_changing_a_form_changes_how_the_answer_reads():
         (said,) = outputs(curves_of(ranked(prompt.key, (1, 1))), record_of([prompt], 1), "logit").values()
         assert said.answer_text == text
     assert replace(said, answer_rank=None).answered is None
+
+
+# Published files, whose rows say what was decoded and whose prediction is the model's
+
+
+@pytest.mark.parametrize("model", ["gemma-2-9b", "gemma-2-27b", "Yi-34B", "Meta-Llama-3-70B", "Qwen3-8B"])
+def test_the_probability_of_an_answer_is_the_models_and_not_the_last_layers(shared: Path, model: str):
+    folder = shared / "reference" / "run-20251004-1804"
+    stated = json.loads((folder / f"output-{model}.json").read_text())
+    run = Run.read(folder, model)
+    output = run.diagnostics.outputs[run.diagnostics.primary]
+    assert output.p_answer == stated["final_prediction"]["topk"][0][1]
+    assert output.p_answer == stated["diagnostics"]["last_layer_consistency"]["p_top1_model"]

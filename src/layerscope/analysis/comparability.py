@@ -68,8 +68,9 @@ def _bos(record: RunRecord) -> str:
 def _bos_words(bos: BosRecord) -> str:
     if bos.rule == "tokenizer":
         begins_with_bos = bos.id is not None or bool(bos.ids)
-        unlike = bos.family_rule in ("always", "never") and begins_with_bos != (bos.family_rule == "always")
-        return "as the tokenizer has it" + (", unlike others of the family" if unlike else "")
+        if bos.family_rule in ("always", "never") and begins_with_bos != (bos.family_rule == "always"):
+            return "with a BOS that its family lacks" if begins_with_bos else "without the BOS that its family has"
+        return "as the tokenizer has it"
     asked = {"option": ", as was asked for", "family": ", by the table of families"}.get(bos.source or "", "")
     return f"{'with' if bos.rule == 'always' else 'without'} BOS{asked}"
 

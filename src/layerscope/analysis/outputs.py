@@ -15,6 +15,8 @@ from layerscope.record.run_record import RunRecord
 
 MODEL_AT_LAST = ("logit", "next_norm", "tuned")
 """Lenses whose last layer is the model's own output, in the order in which it is taken from them."""
+SAME_BITS = 1e-6
+"""Divergence up to which the last layer is the model, in bits."""
 Source: TypeAlias = Literal["model", "last_layer"]
 """Where it was read: the model's own head, or the last layer under a lens that is the model there."""
 _Said: TypeAlias = OutputRecord | PredictionRecord | None
@@ -176,13 +178,13 @@ def _told(said: OutputRecord | None, record: RunRecord) -> OutputRecord | None:
 def _output(prompt: PromptKey, known: PromptRecord | None, said: _Said, last: Row | None) -> Output:
     judge: Judge = "first_piece" if known is None else known.judge
     top_id, top_token, p_top = _top(said, last)
-    rank, p = _judged(judge, said, last)
-    log_prob = None if last is None or judge != "whole" else last["answer_log_prob_nats_all"]
-    if log_prob is None and p is not None and p > 0:
-        log_prob = math.log(p)
     stated = said.answer_id if isinstance(said, OutputRecord) else None
     found = _answer(known, stated if stated is not None or last is None else last["answer_id"])
     text = None if found is None else (" " if found.variant == "with_space" else "") + found.string
+    rank, p = _judged(judge, said, last, found, text)
+    log_prob = None if last is None or judge != "whole" else last["answer_log_prob_nats_all"]
+    if log_prob is None and p is not None and p > 0:
+        log_prob = math.log(p)
     there = (top_id, top_token, rank) != (None,) * 3
     return Output(
         prompt=prompt,
@@ -208,13 +210,34 @@ def _top(said: _Said, last: Row | None) -> tuple[int | None, str | None, float |
     return (None, None, None) if last is None else (last["top1_id"], last["top1"], last["p_top1"])
 
 
-def _judged(judge: Judge, said: _Said, last: Row | None) -> tuple[int | None, float | None]:
-    """Rank and probability of what is judged; the record of the head knows of first pieces alone."""
+def _judged(
+    judge: Judge, said: _Said, last: Row | None, answer: AlignmentRecord | None, text: str | None
+) -> tuple[int | None, float | None]:
+    """Rank and probability of what is judged; the record of the head knows of first pieces alone.
+
+    Where that record has no rank of the answer, its list may still have the probability; that of the last layer stands
+    for it only where the layer is the model.
+    """
     if judge == "model_top1" and said is not None and said.top_tokens:
         return 1, next(iter(said.top_probs), None)
     if judge == "first_piece" and said is not None and said.answer_rank is not None:
         return said.answer_rank, said.p_answer
-    return (None, None) if last is None else (last["answer_rank"], last["p_answer"])
+    if last is None:
+        return None, None
+    bits = last["kl_to_final_bits"]
+    if judge != "first_piece" or bits is None or bits <= SAME_BITS:
+        return last["answer_rank"], last["p_answer"]
+    return last["answer_rank"], _listed(said, answer, text)
+
+
+def _listed(said: _Said, answer: AlignmentRecord | None, text: str | None) -> float | None:
+    """The probability of an answer among the tokens that the model's own head lists; None where it does not."""
+    if said is None:
+        return None
+    first = None if answer is None else answer.first_id
+    by_id = dict(zip(said.top_ids or (), said.top_probs, strict=False))
+    by_text = dict(zip(said.top_tokens, said.top_probs, strict=False))
+    return by_id[first] if first in by_id else by_text.get(text or "")
 
 
 def _answer(known: PromptRecord | None, answer_id: int | None) -> AlignmentRecord | None:

@@ -27,10 +27,15 @@ NARROWEST = 72
 """Columns below which a table is not squeezed."""
 
 
+def width() -> int:
+    """Columns that results may take; a wrapped line still has its numbers, an ellipsis has none."""
+    return max(Console().width, NARROWEST)
+
+
 def print_parts(parts: Iterable[RenderableType]) -> None:
     """Results, one after another, to stdout."""
     console = Console(highlight=False)
-    console.width = max(console.width, NARROWEST)  # a wrapped line still has its numbers, an ellipsis has none
+    console.width = width()
     for part in parts:
         console.print(part)
 

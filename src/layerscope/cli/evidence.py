@@ -59,7 +59,7 @@ def archive_in(source: Path, parent: Path) -> "layerscope.report.cited.archive.A
     """A run as evidence, whose published files, if it lacks them, are made in a folder of its name in another one."""
     from layerscope.report.cited.archive import Archive
 
-    return Archive(source, _published(source, parent / source.absolute().name) if _lacks_files(source) else None)
+    return Archive(source, _published(source, parent / source.resolve().name) if _lacks_files(source) else None)
 
 
 def archive_for(source: Path, out: Path | None) -> "layerscope.report.cited.archive.Archive":
@@ -72,7 +72,7 @@ def archive_for(source: Path, out: Path | None) -> "layerscope.report.cited.arch
 
     if not _lacks_files(source):
         return Archive(source)
-    folder = source / "published" if out is None else out / "published" / source.absolute().name
+    folder = source / "published" if out is None else out / "published" / source.resolve().name
     made = _published(source, folder)
     print_line(f"published files · {made}")
     return Archive(source, made)

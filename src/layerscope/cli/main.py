@@ -137,7 +137,7 @@ def show(
         int | None, typer.Option(help="Only this prompt's table by layer, counted from 1, without the verdict.")
     ] = None,
     milestones: Annotated[
-        bool, typer.Option("--milestones", help="Every milestone of one prompt instead of the tables by layer.")
+        bool, typer.Option("--milestones", help="Every milestone of one prompt, and nothing else.")
     ] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="Every prompt, not the first facts alone; with --tables, every table.")
@@ -146,15 +146,17 @@ def show(
     model: ModelInFolder = None,
 ) -> None:
     """Print facts and verdict of a finished run, its tables by layer, or its milestones."""
-    printed.check()
-    source = run or newest()
-    if printed.quiet:
-        print_line(str(source))
-        return
+    if milestones and (printed.tables is not None or printed.details or everything):
+        raise RunError("--milestones prints those of one prompt alone; leave --tables, --details and --all out.")
+    printed.check(lens=lens, prompt=prompt, milestones=milestones, all=everything)
     from layerscope.run import Run
     from layerscope.terminal.run_tables import milestone_table, problem_lines
 
+    source = run or newest()
     finished = Run.read(source, model=model)
+    if printed.quiet:
+        print_line(str(source))
+        return
     if milestones:
         print_parts(milestone_table(finished, lens=lens, prompt=prompt))
     else:

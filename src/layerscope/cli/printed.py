@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer.core
 
-from layerscope.cli.console import print_parts
+from layerscope.cli.console import print_parts, width
 from layerscope.errors import RunError
 
 if TYPE_CHECKING:  # what a command works with is imported where it works, so that no help waits for it
@@ -23,7 +24,7 @@ class PrintOptions:
     """How much of a run is printed."""
 
     tables: int | None = None
-    """Also a table by layer for each of the first N prompts; without a number of the first 12."""
+    """Also a table by layer for each of the first N prompts; without a number behind it of the first 12."""
     details: bool = False
     """The verdict with all that it rests on."""
     quiet: bool = False
@@ -31,14 +32,18 @@ class PrintOptions:
     json: bool = False
     """Only the verdict, as JSON: milestones, statistics and guidance."""
 
-    def check(self) -> None:
+    def check(self, **others_given: object) -> None:
         """Refuse what cannot be meant together.
+
+        Args:
+            others_given: further options that say what is printed, by name; those that are not given are None or False.
 
         Raises:
             RunError: naming the options.
         """
         alone = [name for name in ("quiet", "json") if getattr(self, name)]
-        others = [name for name, asked in (("tables", self.tables is not None), ("details", self.details)) if asked]
+        asked = {"tables": self.tables, "details": self.details, **others_given}
+        others = [name for name, value in asked.items() if value is not None and value is not False]
         if len(alone) > 1 or (alone and others):
             both = " and ".join(f"--{name}" for name in (*alone, *others))
             raise RunError(f"{both} do not go together: --quiet prints a path alone, --json the verdict alone.")
@@ -57,7 +62,9 @@ class TablesMayBeBare(typer.core.TyperCommand):
 def _with_number(args: Sequence[str]) -> Iterator[str]:
     for place, word in enumerate(args, start=1):
         yield word
-        if word == "--tables" and not "".join(args[place : place + 1]).lstrip("-").isdecimal():
+        after = "".join(args[place : place + 1])
+        # A run's folder may be named by a number too.
+        if word == "--tables" and (not after.lstrip("-").isdecimal() or Path(after).exists()):
             yield str(TABLES_SHOWN)
 
 
@@ -89,13 +96,15 @@ def _parts(
 ) -> "Iterator[rich.console.RenderableType]":
     """The verdict comes last, for it is what remains on the screen; not after one prompt, for it is on them all."""
     from layerscope.terminal.fact_table import fact_table
-    from layerscope.terminal.run_tables import run_lines, run_tables
+    from layerscope.terminal.run_tables import identity_line, run_lines, run_tables
     from layerscope.terminal.verdict import run_verdict
 
     if options.tables is not None or prompt is not None:
         yield from run_tables(run, lens=lens, prompt=prompt, most=None if everything else options.tables)
-    if prompt is None:
-        yield from fact_table(run, lens=lens, everything=everything)
+    if prompt is not None:
+        yield identity_line(run)
+    else:
+        yield from fact_table(run, lens=lens, everything=everything, width=width())
         yield from run_lines(run)
         yield ""
         yield from run_verdict(run, details=options.details)

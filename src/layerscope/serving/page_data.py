@@ -119,6 +119,7 @@ def _prompt(look: Look, answer: Tracked | None, vocabulary: Vocabulary, by_lens:
         last=last if last in look.positions else None,
         answers=() if answer is None else (answer.word,),
         answer_tokens=() if answer_id is None else tuple(vocabulary.by_id.get(answer_id, ())),
+        judged_token=next(iter(() if answer_id is None else vocabulary.by_id.get(answer_id, ())), None),
         milestones=_milestones(look, answer),
         blocks={
             lens: BlockData(_block_id(look, lens), block.positions, block.top_k) for lens, block in by_lens.items()

@@ -251,6 +251,7 @@ class PromptTold(Told):
     last: int | None = Field(description="The last position; null where it was not read.")
     answers: list[str]
     answer_tokens: list[int] = Field(description="Places in the vocabulary.")
+    judged_token: int | None = Field(description="Place of the token that the rank is of; null where no list has it.")
     milestones: dict[str, dict[str, int]] = Field(
         description="By lens; rank_1: the first layer read at which the answer is on top at the last position."
     )

@@ -21,11 +21,13 @@ from layerscope.terminal.run_tables import lens_of
 
 FACTS_SHOWN = 40
 """Facts with a line, unless all are asked for: more would push the verdict's beginning off the screen unread."""
-_NAME, _TOKEN = 24, 14
-"""Columns of the terminal that a name and a token may take, at most."""
+_TOKEN, _REST = 14, 60
+"""Columns of the terminal that a token may take, and all but the name with tokens as long as that."""
 
 
-def fact_table(run: AnalysedRun, *, lens: str | None = None, everything: bool = False) -> Iterator[RenderableType]:
+def fact_table(
+    run: AnalysedRun, *, lens: str | None = None, everything: bool = False, width: int = 80
+) -> Iterator[RenderableType]:
     """A line for each fact, in the wording that stands for it.
 
     Probabilities are the model's own at the output; they and what rests on them are left out where the identity check
@@ -35,6 +37,7 @@ def fact_table(run: AnalysedRun, *, lens: str | None = None, everything: bool = 
         run: what to show.
         lens: under which lens the layers are; the headline lens where not given.
         everything: whether every prompt has a line, controls and all wordings included.
+        width: of the terminal, in columns.
 
     Raises:
         RunError: the run has no such lens.
@@ -45,19 +48,20 @@ def fact_table(run: AnalysedRun, *, lens: str | None = None, everything: bool = 
     facts = fact_passes(run.verdict.curves.passes)
     shown: Sequence[PromptKey] = run.verdict.curves.passes if everything else facts[:FACTS_SHOWN]
     if shown:
-        yield _table(run, chosen, shown, everything=everything)
+        yield _table(run, chosen, shown, everything=everything, width=width)
         yield Text(f"layers under lens {printable(chosen)}", style="dim")
     left = _left_out(run, facts, shown)
     if left:
         yield Text(f"{left} not shown: layerscope show RUN --all, where RUN is the run's folder", style="dim")
 
 
-def _table(run: AnalysedRun, lens: str, shown: Sequence[PromptKey], *, everything: bool) -> Table:
+def _table(run: AnalysedRun, lens: str, shown: Sequence[PromptKey], *, everything: bool, width: int) -> Table:
+    room = max(20, width - _REST - (_TOKEN if everything else 0))
     trusted = run.record.probabilities_stand
     number = {prompt.key: place for place, prompt in enumerate(run.record.suite.prompts, start=1)}
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("prompt" if everything else "fact", no_wrap=True, max_width=_NAME, overflow="ellipsis")
+    table.add_column("prompt" if everything else "fact", no_wrap=True, max_width=room, overflow="ellipsis")
     if everything:
         table.add_column("wording", no_wrap=True, max_width=_TOKEN, overflow="ellipsis")
     table.add_column("answer", no_wrap=True, max_width=_TOKEN, overflow="ellipsis")
@@ -69,7 +73,10 @@ def _table(run: AnalysedRun, lens: str, shown: Sequence[PromptKey], *, everythin
     for prompt in shown:
         output = run.diagnostics.outputs[prompt]
         layers = layers_of_prompt(run.milestones.of(lens, prompt))
-        names = [_name(run, prompt, output), *([printable(prompt.prompt_variant)] if everything else [])]
+        names = [
+            shortened(_name(run, prompt, output), room),
+            *([printable(prompt.prompt_variant)] if everything else []),
+        ]
         cells = [*names, "" if output.answer is None else printable(output.answer), _answered(output)]
         cells += _layers(layers, trusted=trusted)
         if trusted:
@@ -85,7 +92,7 @@ def _name(run: AnalysedRun, prompt: PromptKey, output: Output) -> str:
     key = output.fact_key or (None if recorded is None else recorded.fact_key)
     if key is None:
         return "fact" if prompt.is_fact else "control"
-    return shortened(printable(key.removesuffix(f"→{output.answer}")))
+    return printable(key.removesuffix(f"→{output.answer}"))
 
 
 def _answered(output: Output) -> str:

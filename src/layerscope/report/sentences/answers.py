@@ -16,11 +16,11 @@ def token(text: str | None) -> str:
     return "another token" if text is None else shortened(printable(repr(text)))
 
 
-def shortened(name: str) -> str:
-    """A name, in the middle of which something is left out where it is long."""
-    if len(name) <= MOST_OF_A_NAME:
+def shortened(name: str, most: int = MOST_OF_A_NAME) -> str:
+    """A name, in the middle of which something is left out where it is long; both its ends stay."""
+    if len(name) <= most:
         return name
-    half = (MOST_OF_A_NAME - 1) // 2
+    half = (most - 1) // 2
     return f"{name[:half]}…{name[-half:]}"
 
 

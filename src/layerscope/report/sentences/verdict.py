@@ -144,12 +144,12 @@ class VerdictText:
             return self.diagnostics.semantic
         return None if self.onset.layer is None else self.onset
 
-    def layer(self) -> int | None:
+    def layer(self) -> float | None:
         """The layer of the headline: on top for good, over facts the median; None where none can be named."""
         if not self.names_layers:
             return None
         if self.over_facts:
-            return self.diagnostics.layers_over_facts.on_top_for_good.summary.median_rounded
+            return self.diagnostics.layers_over_facts.on_top_for_good.summary.median
         return self.diagnostics.layers_of_primary.on_top_for_good
 
     def _why_never(self) -> str:

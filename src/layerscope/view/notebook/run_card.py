@@ -60,7 +60,7 @@ def _layer(verdict: VerdictText) -> str:
     if layer is None:
         return "no headline layer"
     median = " (median)" if verdict.over_facts else ""
-    return f"on top for good from layer {layer} of {verdict.n_layers}{median} under {verdict.diagnostics.headline}"
+    return f"on top for good from layer {layer:g} of {verdict.n_layers}{median} under {verdict.diagnostics.headline}"
 
 
 def run_html(run: AnalysedRun, folder: Path | None) -> str:

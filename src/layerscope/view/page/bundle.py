@@ -1,6 +1,7 @@
 """Many runs as a folder of pages with an index, which any static host can serve."""
 
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,12 +90,15 @@ def write_bundle(runs: Sequence[AnalysedRun], folder: str | Path) -> Path:
     together = TOGETHER if 1 < len(runs) <= MOST_TOGETHER else ""
     for name in (INDEX, *pages, *([together] if together else [])):
         check_ours(place / name)
-    for run, name in zip(runs, pages, strict=True):
-        write_view([run], place / name)
-    if together:
-        write_view(runs, place / together)
     lines = [_line(run, label, name) for run, label, name in zip(runs, names, pages, strict=True)]
-    write_whole(index, _index_html(lines, together).encode("utf-8"), ADVICE)
+    with tempfile.TemporaryDirectory(prefix="layerscope-") as made:  # all are drawn before any is replaced
+        for run, name in zip(runs, pages, strict=True):
+            write_view([run], Path(made) / name)
+        if together:
+            write_view(runs, Path(made) / together)
+        (Path(made) / INDEX).write_text(_index_html(lines, together), encoding="utf-8")
+        for name in (*pages, *([together] if together else []), INDEX):
+            write_whole(place / name, (Path(made) / name).read_bytes(), ADVICE)
     return index
 
 
@@ -122,9 +126,7 @@ def _line(run: AnalysedRun, label: str, file: str) -> IndexLine:
         IndexCell(
             f"{facts.n_answered} of {n_known}" if known else "–", f"{facts.n_answered / n_known}" if known else ""
         ),
-        IndexCell(
-            "–" if layer is None else str(layer), "" if layer is None else f"{layer / record.model.n_layers:.4f}"
-        ),
+        IndexCell("–" if layer is None else f"{layer:g}", "" if layer is None else f"{layer:g}"),
         IndexCell(run.diagnostics.headline, run.diagnostics.headline),
         IndexCell(passed, passed, identity(record)),
         IndexCell(created.replace("T", " ").replace("Z", " UTC") or "–", created),

@@ -53,6 +53,8 @@ class PromptData:
     answers: tuple[str, ...]
     answer_tokens: tuple[int, ...]
     """Places in the page's vocabulary, counted from 1, of tokens that begin an accepted answer."""
+    judged_token: int | None
+    """Place of the token that ranks are of; None where several answers, or whole ones, are judged as one."""
     milestones: Mapping[str, Mapping[str, int]]
     """By lens: layers of `rank_1` and `strong`, where there are such."""
     blocks: Mapping[str, BlockData]
@@ -250,6 +252,7 @@ def _prompt(
         last=None if last is None else int(str(last)),
         answers=answers,
         answer_tokens=_answer_tokens(record, rows, vocabulary),
+        judged_token=_judged_token(record, rows, vocabulary),
         milestones={lens: layers for lens in run.record.protocol.lenses if (layers := _layers(run, lens, prompt_key))},
         blocks={
             lens: BlockData(ids[key], made[key].positions, made[key].top_k)
@@ -281,6 +284,13 @@ def _answer_tokens(record: PromptRecord | None, rows: pl.DataFrame, vocabulary: 
     known = [*(vocabulary.by_id.get(id_, ()) for id_ in ids if id_ is not None)]
     known += [vocabulary.by_text.get(text, ()) for text in texts]
     return tuple(sorted(at for places in known for at in places))
+
+
+def _judged_token(record: PromptRecord | None, rows: pl.DataFrame, vocabulary: Vocabulary) -> int | None:
+    ids = rows["answer_id"].drop_nulls().unique().to_list()
+    by_first_piece = record is not None and record.judge == "first_piece" and len(record.answers) == 1
+    places = vocabulary.by_id.get(ids[0], ()) if by_first_piece and len(ids) == 1 else ()
+    return places[0] if len(places) == 1 else None
 
 
 def _layers(run: AnalysedRun, lens: str, key: PromptKey) -> dict[str, int]:

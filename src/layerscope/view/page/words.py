@@ -77,8 +77,8 @@ class VerdictWords:
     model: str
     suite: str
     prompt: PromptRecord | None
-    layer: int | None
-    """The layer of the headline; None where none can be named."""
+    layer: float | None
+    """The layer of the headline, over facts the median; None where none can be named."""
     n_layers: int
     lens: str
     quotable: str

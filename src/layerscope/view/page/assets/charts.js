@@ -2,12 +2,12 @@
 
 const drawn = new Map();
 
-async function draw(figure) {
+async function draw(figure, dark = isDark()) {
   const plot = figure.querySelector(".plot");
   const spec = JSON.parse(await inflateText(figure.dataset.spec));
   drawn.get(figure)?.finalize();
-  const config = JSON.parse(byId(isDark() ? "config-dark" : "config-light").textContent);
-  config.background = css(surface());
+  const config = JSON.parse(byId(dark ? "config-dark" : "config-light").textContent);
+  config.background = css(surface(dark));
   // The plot as a whole has a role and words of its own, which Vega would replace on what it draws in.
   const inner = make("div", { "aria-hidden": "true" });
   plot.replaceChildren(inner);
@@ -65,36 +65,38 @@ async function saveChart(figure, kind) {
 }
 
 // What is not in view is drawn when nothing else is to be done, so that a printed page has it.
-const IDLE_AFTER_MS = 4000;
+const IDLE_AFTER_MS = 2500;
+
+// Not every browser says when it is idle.
+const whenIdle = window.requestIdleCallback ?? ((work) => setTimeout(work, 200));
 
 function drawWhenIdle() {
   const next = all("figure.chart").find((figure) => !drawn.has(figure) && figure.offsetParent);
   if (!next) return;
   drawn.set(next, null);
   inTurn(next, () => drawn.get(next) ?? draw(next));
-  queue.then(() => requestIdleCallback(drawWhenIdle));
+  queue.then(() => whenIdle(drawWhenIdle));
 }
 
-async function drawAll() {
-  for (const figure of all("figure.chart")) {
-    if (!drawn.get(figure) && figure.offsetParent) inTurn(figure, () => drawn.get(figure) ?? draw(figure));
-  }
+// Every chart that is shown, in light colours, for paper is white; afterwards in those of the screen again.
+async function printAll() {
+  const shown = all("figure.chart").filter((figure) => figure.offsetParent);
+  const dark = isDark();
+  for (const figure of shown) inTurn(figure, () => (drawn.get(figure) && !dark ? null : draw(figure, false)));
   await queue;
+  print();
+  if (dark) for (const figure of shown) inTurn(figure, () => draw(figure));
 }
 
 function bindPrinting() {
-  addEventListener("load", () => setTimeout(() => requestIdleCallback(drawWhenIdle), IDLE_AFTER_MS));
+  addEventListener("load", () => setTimeout(() => whenIdle(drawWhenIdle), IDLE_AFTER_MS));
   // The browser does not wait for a page that is to be printed, so the page is made ready before it is asked to.
   document.addEventListener("keydown", async (event) => {
     if (event.key !== "p" || !(event.ctrlKey || event.metaKey) || event.shiftKey || event.altKey) return;
     event.preventDefault();
-    await drawAll();
-    print();
+    await printAll();
   });
-  byId("print").addEventListener("click", async () => {
-    await drawAll();
-    print();
-  });
+  byId("print").addEventListener("click", printAll);
 }
 
 function bindCharts() {

@@ -85,17 +85,18 @@ function rival() {
 
 // Why two sets of columns cannot be taken from one another cell by cell; empty where they can.
 function unlike(a, b) {
+  if (!b.every && !b.prompt) return `${b.run.label} does not ask this.`;
   if (a.run.n_layers !== b.run.n_layers) {
     return `The models have ${a.run.n_layers} and ${b.run.n_layers} layers, so no cell answers another: they stand side by side.`;
   }
   if ([...a.columns, ...b.columns].some(({ entry }) => entry !== undefined)) {
-    return "One position was decoded, whose most likely tokens are shown: they stand side by side.";
+    return "One position alone was decoded: its most likely tokens stand side by side. A probe with --positions all is compared cell by cell.";
   }
   if (a.prompt !== b.prompt && a.run === b.run) return "";
   const places = (columns) => columns.map((c) => `${factOf(c.prompt)}@${c.position}`).join();
   if (places(a.columns) !== places(b.columns)) return "They were decoded at different positions: they stand side by side.";
-  const inputs = (columns) => columns.map((c) => c.prompt.tokens[c.position]).join("\u0000");
-  if (a.run !== b.run && inputs(a.columns) !== inputs(b.columns)) return "The prompts have different tokens: they stand side by side.";
+  const inputs = (columns) => JSON.stringify(columns.map((c) => [c.prompt.text, c.prompt.tokens[c.position]]));
+  if (a.run !== b.run && inputs(a.columns) !== inputs(b.columns)) return "The prompts differ: they stand side by side.";
   return "";
 }
 
@@ -128,10 +129,10 @@ function controls(own, other, why) {
   segments(
     mode, "mode",
     [
-      { value: "difference", text: "difference", off: Boolean(why), why: why || null },
+      { value: "difference", text: "difference", off: Boolean(why) && !shown.difference, why: why || null },
       { value: "side", text: "side by side" },
     ],
-    state.side || why ? "side" : "difference",
+    shown.difference ? "difference" : "side",
     (value) => {
       state.side = value === "side";
       refresh(true);
@@ -157,7 +158,7 @@ function chooseColour(own) {
     return { value, text: metric.label, off: listed || withheld || absent, why: reason };
   });
   const usable = colours.filter(({ off }) => !off).map(({ value }) => value);
-  if (!usable.includes(state.metric) && usable.length) state.metric = usable[0];
+  if (!usable.includes(state.metric)) state.metric = usable[0] ?? defaultsOf(run).metric;
   segments(byId("choose-colour"), "colour", colours, listed ? null : state.metric, (metric) => {
     state.metric = metric;
     repaint();

@@ -32,7 +32,7 @@ const isDark = () => {
   const chosen = document.documentElement.dataset.theme;
   return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 };
-const surface = () => (isDark() ? [23, 27, 33] : [255, 255, 255]);
+const surface = (dark = isDark()) => (dark ? [23, 27, 33] : [255, 255, 255]);
 
 // What may be shown by colour. `share` is 1 where the row is nearest to an answer, so bright always means near.
 const METRICS = {

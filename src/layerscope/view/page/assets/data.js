@@ -136,18 +136,23 @@ function placesOf(columns) {
 // The columns of a source: one prompt at all its positions, or every prompt of a wording at its last.
 async function columnsOf(source) {
   const { run, lens } = source;
-  const prompts = source.prompt === null ? run.prompts.filter((p) => p.variant === source.variant) : [source.prompt];
+  const prompts = source.every ? run.prompts.filter((p) => p.variant === source.variant) : [source.prompt].filter(Boolean);
   const held = prompts.filter((prompt) => prompt.blocks[lens]);
   const blocks = await Promise.all(held.map((prompt) => blockOf(run, prompt.blocks[lens])));
   return held.flatMap((prompt, i) => {
     const places = prompt.blocks[lens].positions.map((position, place) => [position, place]);
-    const shown = source.prompt === null ? places.filter(([position]) => position === prompt.last) : places;
+    const shown = source.every ? places.filter(([position]) => position === prompt.last) : places;
     return shown.map(([position, place]) => new Column(run, prompt, lens, blocks[i], place, position));
   });
 }
 
-// Two prompts end at the same place and may differ in length: their columns are paired from the last one on.
+// Two prompts end at the same place and may differ in length: their columns are paired from the last one on. Says which
+// are left out.
 function pairedFromTheEnd(own, other) {
   const n = Math.min(own.columns.length, other.columns.length);
+  const left = own.columns.length + other.columns.length - 2 * n;
+  const whose = own.columns.length > n ? own : other;
   for (const source of [own, other]) source.columns = source.columns.slice(source.columns.length - n);
+  if (!left) return "";
+  return `Paired from the last position on: the first ${left === 1 ? "position" : `${left} positions`} of ${promptName(whose.prompt)} ${left === 1 ? "has" : "have"} no partner.`;
 }

@@ -29,26 +29,25 @@ const promptOf = (run, fact, variant) => {
 const prompt = (run) => (state.fact === EVERY ? null : promptOf(run, state.fact, state.variant));
 
 function sourceOf(run, lens) {
-  return { run, lens, prompt: prompt(run), variant: state.variant };
+  return { run, lens, prompt: prompt(run), every: state.fact === EVERY, variant: state.variant };
 }
 
-// Show what the state says; `step` makes it one that the browser's Back undoes.
+// Show what the state says; `step` makes it one that the browser's Back undoes. False where something else is shown by then.
 async function refresh(step = false) {
   const mine = ++turn;
   const started = performance.now();
   const own = sourceOf(state.run, state.lens);
   const other = rival();
   for (const source of [own, other]) if (source) source.columns = await columnsOf(source);
-  if (mine !== turn) return;
+  if (mine !== turn) return false;
   floating.hide();
-  const single = own.prompt !== null;
-  for (const source of [own, other]) if (source && single) source.columns = placesOf(source.columns);
+  for (const source of [own, other]) if (source && !source.every) source.columns = placesOf(source.columns);
   const why = other ? unlike(own, other) : "";
   const difference = Boolean(other) && !state.side && !why;
-  if (difference && own.prompt !== other.prompt && own.run === other.run) pairedFromTheEnd(own, other);
+  const left = difference && own.prompt !== other.prompt && own.run === other.run ? pairedFromTheEnd(own, other) : "";
   shown = other ? [own, other] : [own];
   shown.difference = difference;
-  controls(own, other, why);
+  controls(own, other, why || left);
   const panes = difference || !other ? [own] : [own, other];
   byId("panes").classList.toggle("two", panes.length > 1);
   hosts[1].hidden = panes.length < 2;
@@ -64,6 +63,7 @@ async function refresh(step = false) {
   byId("grid-empty").hidden = own.columns.length > 0;
   link.write(step);
   document.documentElement.dataset.gridMs = (performance.now() - started).toFixed(1);
+  return true;
 }
 
 // Another prompt or lens begins where its answer first comes on top; the same one stays where it was scrolled to.
@@ -136,6 +136,7 @@ function repaint() {
     const painter = { grid, metric, search, pinned, counts, most, other: difference ? other : null, empty: surface() };
     painter.answers = grid.source.columns.map((column) => new Set(column.prompt.answer_tokens));
     grid.table.classList.toggle("difference", Boolean(difference));
+    grid.table.classList.toggle("follows", state.tracked.length > 0 && grid.source.run.ranks);
     grid.paint((c, layer) => cellLook(painter, c, layer));
   }
   searchResult(search, counts);
@@ -169,7 +170,7 @@ function cellLook(painter, c, layer) {
     const rank = found(painter, column, layer, c);
     if (rank) {
       classes.push("found");
-      nodes.push(make("span", { class: "hit", text: rank }));
+      nodes.push(make("span", { class: "hit", text: run.ranks ? rank : "✓" }));
     } else if (colour) {
       colour = mix(colour, painter.empty, 0.78);
     }
@@ -179,9 +180,9 @@ function cellLook(painter, c, layer) {
   return { nodes, classes: classes.join(" "), colour, pinned: isPinned };
 }
 
-// The rank of what is searched among the listed tokens of a cell, which is counted.
+// The rank of what is searched among the listed tokens of a cell, which is counted; places of one list are one cell.
 function found({ search, counts, grid }, column, layer, c) {
-  counts.total += 1;
+  if (!column.entry) counts.total += 1;
   counts.listed = Math.max(counts.listed, column.block.k);
   const rank = column.rankOf(search.tokens, layer);
   if (!rank) return 0;
@@ -203,7 +204,8 @@ function searchResult(search, counts) {
   else {
     const { rank, layer, position } = counts.best;
     const kind = search.exact ? "" : `${search.tokens.size} tokens contain it · `;
-    node.textContent = `${kind}${where}: in ${counts.cells} of ${counts.total} cells · best rank ${rank}, layer ${layer}, position ${position}`;
+    const best = state.run.ranks ? `best rank ${rank}, ` : "";
+    node.textContent = `${kind}${where}: in ${counts.cells} of ${counts.total} cells · ${best}layer ${layer}, position ${position}`;
   }
 }
 
@@ -247,6 +249,7 @@ function look(grid, cell) {
 }
 
 function leave(grid) {
+  for (const cell of all("td[aria-describedby]", grid.table)) if (cell !== document.activeElement) cell.removeAttribute("aria-describedby");
   requestAnimationFrame(() => {
     const focused = document.activeElement;
     if (focused?.matches?.("td") && focused.matches(":focus-visible") && grid.table.contains(focused) && !grid.table.matches(":hover")) {

@@ -2,6 +2,7 @@
 
 const link = {
   held: false,
+  turn: 0,
   // A page inside a notebook's frame has no address of its own.
   usable: location.protocol !== "about:",
 
@@ -19,11 +20,29 @@ const link = {
     put("colour", state.metric, fresh.metric);
     put("against", state.against, "");
     put("shown", state.side ? "side" : "", "");
-    put("track", state.tracked.map(({ word }) => word).join(","), "");
+    for (const { word } of state.tracked) words.append("track", word);
     put("find", state.query, "");
-    const here = state.pins.filter(({ column }) => column.run === run && column.lens === state.lens && column.prompt === prompt(run));
-    put("cell", here.map(({ column, layer }) => `${layer}@${column.position}`).join(","), "");
+    for (const { column, layer } of state.pins) words.append("cell", this.cell(column, layer));
     return words.toString();
+  },
+
+  // A pinned cell: with its lens and prompt where they are not those that are shown, with its run where that is another.
+  cell(column, layer) {
+    const { run } = column;
+    const words = [layer, column.position];
+    if (column.lens !== state.lens || column.prompt !== prompt(run) || run !== state.run) words.push(column.lens, run.prompts.indexOf(column.prompt));
+    if (run !== state.run) words.push(PAGE.runs.indexOf(run));
+    return words.join("@");
+  },
+
+  async pinned(word) {
+    const [layer, position, lens, place, index] = word.split("@");
+    const run = index === undefined ? state.run : PAGE.runs[Number(index)];
+    const own = place === undefined ? run && prompt(run) : run?.prompts[Number(place)];
+    const source = { run, lens: lens ?? state.lens, prompt: own, every: false };
+    if (!own?.blocks[source.lens] || !(Number(layer) >= 0 && Number(layer) <= run.n_layers)) return null;
+    const column = (await columnsOf(source)).find((one) => one.position === Number(position));
+    return column ? { key: keyOf(column, Number(layer)), column, layer: Number(layer) } : null;
   },
 
   // `push` makes a step that Back undoes; what changes with every key does not.
@@ -38,6 +57,7 @@ const link = {
 
   async read() {
     const words = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+    const mine = ++this.turn;
     this.held = true;
     const run = PAGE.runs.find(({ label }) => label === words.get("run")) ?? PAGE.runs[0];
     showRun(run);
@@ -46,17 +66,15 @@ const link = {
     }
     settle();
     state.side = words.get("shown") === "side";
-    state.tracked = (words.get("track") ?? "").split(",").filter(Boolean).slice(0, MOST_FOLLOWED).map(followed);
+    state.tracked = [...new Set(words.getAll("track"))].filter(Boolean).slice(0, MOST_FOLLOWED).map(followed);
     state.query = byId("search").value = words.get("find") ?? "";
     await refresh();
-    const cells = (words.get("cell") ?? "").split(",").filter(Boolean).map((cell) => cell.split("@").map(Number));
-    for (const [layer, position] of cells) {
-      const column = shown[0].columns.find((one) => one.position === position);
-      if (column && layer in grids[0].rows) toggle(column, layer);
-    }
+    const cells = (await Promise.all(words.getAll("cell").map((word) => this.pinned(word)))).filter(Boolean);
+    if (mine !== this.turn) return; // another address came meanwhile
+    state.pins = [...new Map(cells.map((cell) => [cell.key, cell])).values()];
     if (cells.length) {
       pins();
-      grids[0].reveal(cells[0][0]);
+      grids[0].reveal(cells[0].layer);
     }
     trackedChanged();
     this.held = false;

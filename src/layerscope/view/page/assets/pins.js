@@ -28,6 +28,7 @@ function pins() {
     away.addEventListener("click", () => {
       state.pins = state.pins.filter((one) => one.key !== key);
       pins();
+      (byId("pin-list").querySelector(".close") ?? byId("search")).focus();
     });
     return make("li", { class: "card" }, away, ...cardBody(column, layer, Infinity));
   });

@@ -27,7 +27,15 @@ class Scrubber {
     this.follow();
   }
 
+  // In the next frame, when the page is laid out anyway.
   follow() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = undefined;
+      this.#follow();
+    });
+  }
+
+  #follow() {
     const { scrollTop, scrollHeight, clientHeight } = this.grid.scroll;
     const tall = scrollHeight > clientHeight + 4;
     this.node.hidden = !tall;

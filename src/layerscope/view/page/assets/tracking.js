@@ -2,18 +2,20 @@
 
 const MOST_FOLLOWED = 6;
 
-// A word that is followed: every token of the page that is it, with or without a space before it.
+// A word that is followed: every token of the page that is just it; if it has no space before it, also with one.
 function followed(word) {
-  const { tokens, exact } = searched(word);
-  return { word, tokens: exact ? tokens : new Set() };
+  const tokens = new Set();
+  PAGE.vocabulary.texts.forEach((text, i) => {
+    if (text === word || text === ` ${word}`) tokens.add(i + 1);
+  });
+  return { word, tokens };
 }
 
 // What else is done when other words are followed: a page that can ask a model has their ranks measured.
 const whenFollowed = [];
 
 function follow(word) {
-  const plain = plainForm(word).trim();
-  if (!plain || state.tracked.some((one) => plainForm(one.word).trim() === plain)) return;
+  if (!word || state.tracked.some((one) => one.word === word)) return;
   if (state.tracked.length === MOST_FOLLOWED) {
     say(`${MOST_FOLLOWED} tokens are followed at most; take one away first`);
     return;
@@ -26,12 +28,16 @@ function follow(word) {
 function unfollow(word) {
   state.tracked = state.tracked.filter((one) => one.word !== word);
   trackedChanged();
+  say(`${visible(word)} is followed no more`);
 }
 
 function trackedChanged() {
   const chips = state.tracked.map(({ word, tokens }, i) => {
     const away = make("button", { type: "button", class: "close", "aria-label": `Follow ${visible(word)} no more`, text: "×" });
-    away.addEventListener("click", () => unfollow(word));
+    away.addEventListener("click", () => {
+      unfollow(word);
+      byId("track").focus();
+    });
     const known = tokens.size || isMeasured(word);
     const title = known ? "Followed in the grid and below it" : "No list of this page names such a token";
     return make("li", { class: `chip f${i}${known ? "" : " nowhere"}`, title }, make("span", { class: "swatch" }), tokenNode(word), away);
@@ -45,12 +51,13 @@ function trackedChanged() {
 // Whether the numbers of this prompt have the word at every layer, and not only where it is among the listed ones.
 const isMeasured = (word) => shown.some(({ columns }) => columns.some((column) => column.block.tracked?.has(word)));
 
-// Where a followed word stands: its rank wherever that was measured, else its place among the listed tokens; 0 outside.
+// Where a followed word stands: its rank wherever that was measured, else its place among the listed tokens; 0 outside,
+// and where no rank may be shown. The rows' own rank is the word's only if they are judged by this very token.
 function rankOfFollowed(column, { word, tokens }, layer) {
+  if (!column.run.ranks) return 0;
   const measured = column.block.tracked?.get(word);
   if (measured) return measured[column.at(layer)];
-  const { answer_tokens: answers } = column.prompt;
-  if (tokens.size && answers.length && [...tokens].some((token) => answers.includes(token))) {
+  if (tokens.has(column.prompt.judged_token)) {
     const rank = column.value("rank", layer);
     if (!Number.isNaN(rank)) return rank;
   }
@@ -59,28 +66,31 @@ function rankOfFollowed(column, { word, tokens }, layer) {
 
 function followedMarks(column, layer) {
   if (column.entry) return [];
-  return state.tracked.flatMap((one, i) => {
+  const marks = state.tracked.flatMap((one, i) => {
     const rank = rankOfFollowed(column, one, layer);
     const near = rank && (rank <= column.block.k || rank <= 20);
     return near ? [make("span", { class: `followed f${i}`, text: rank })] : [];
   });
+  return marks.length ? [make("span", { class: "marks" }, ...marks)] : [];
 }
 
-const RANKS = { width: 920, height: 250, left: 64, right: 150, top: 14, bottom: 34 };
+const RANKS = { height: 250, left: 58, right: 120, top: 14, bottom: 34, narrowest: 340, widest: 1060 };
 
-// One line for each followed word, and for the answer, at the last position: rank 1 at the top, logarithmic.
+// One line for each followed word at the last position: rank 1 at the top, logarithmic.
 function drawRanks() {
   const host = byId("ranks");
-  const sources = shown.filter((source) => source.prompt && source.columns.length);
+  const sources = shown.filter((source) => source.prompt && source.columns.length && source.run.ranks);
   host.hidden = !state.tracked.length || !sources.length;
   if (host.hidden) return;
-  const { run, lens } = sources[0];
+  const { lens } = sources[0];
   const lines = sources.flatMap((source, s) => rankLines(source, s));
-  byId("ranks-plot").replaceChildren(ranksPicture(lines, Math.max(...sources.map((source) => source.run.n_layers)), run.d_vocab));
+  const most = (name) => Math.max(...sources.map(({ run }) => run[name]));
+  byId("ranks-plot").replaceChildren(ranksPicture(lines, most("n_layers"), most("d_vocab")));
   const listed = Math.max(...sources.map(({ columns }) => columns[0].block.k));
   const other = sources.length > 1 ? ` Dashed: ${nameOf(sources[1])}.` : "";
   const exact = lines.every(({ exact }) => exact);
-  const gaps = exact ? "" : ` Ranks are known among the ${listed} listed tokens; elsewhere a line is interrupted.`;
+  const some = lines.some(({ exact: every }) => every) ? ", and everywhere where every layer has a dot" : "";
+  const gaps = exact ? "" : ` Ranks are known among the ${listed} listed tokens${some}; elsewhere a line is interrupted.`;
   byId("ranks-note").textContent = `At the last position that was read, under lens ${lens}.${gaps}${other}`;
 }
 
@@ -90,13 +100,14 @@ function rankLines(source, place) {
   return wanted.map(({ name, colour, at, one }) => {
     const ranks = Array.from({ length: source.run.n_layers + 1 }, (_, layer) => (column.state(layer) === 1 ? at(layer) : 0));
     const exact = Boolean(column.block.tracked?.get(one.word)) || ranks.every(Boolean);
-    return { name, colour, ranks, exact, dashed: place > 0 };
+    return { name, of: nameOf(source), colour, ranks, exact, dashed: place > 0 };
   });
 }
 
 function ranksPicture(lines, n_layers, d_vocab) {
   const NS = "http://www.w3.org/2000/svg";
-  const { width, height, left, right, top, bottom } = RANKS;
+  const { height, left, right, top, bottom, narrowest, widest } = RANKS;
+  const width = Math.min(Math.max(byId("ranks-plot").clientWidth, narrowest), widest);
   const node = (name, attributes, text) => {
     const made = document.createElementNS(NS, name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -105,13 +116,14 @@ function ranksPicture(lines, n_layers, d_vocab) {
   };
   const x = (layer) => left + (layer / n_layers) * (width - left - right);
   const y = (rank) => top + (Math.log(rank) / Math.log(d_vocab)) * (height - top - bottom);
-  const said = lines.map(({ name, ranks }) => `${name}: ${coursed(ranks)}`).join("; ");
-  const root = node("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Ranks by layer. ${said}` });
+  const several = lines.some(({ dashed }) => dashed);
+  const said = lines.map(({ name, of, ranks }) => `${name}${several ? `, ${of}` : ""}: ${coursed(ranks)}`).join("; ");
+  const root = node("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `Ranks by layer. ${said}` });
   for (let rank = 1; rank <= d_vocab; rank *= 10) {
     root.append(node("line", { class: "rule", x1: left, x2: width - right, y1: y(rank), y2: y(rank) }));
     root.append(node("text", { x: left - 8, y: y(rank) + 4, "text-anchor": "end" }, rank.toLocaleString("en")));
   }
-  const step = Math.max(1, Math.ceil(n_layers / 16));
+  const step = Math.max(1, Math.ceil(n_layers / ((width - left - right) / 40)));
   for (let layer = 0; layer <= n_layers; layer += step) {
     root.append(node("text", { x: x(layer), y: height - bottom + 18, "text-anchor": "middle" }, layer));
   }
@@ -151,6 +163,11 @@ function coursed(ranks) {
 }
 
 function bindTracking() {
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (width !== innerWidth && !byId("ranks").hidden) drawRanks();
+    width = innerWidth;
+  });
   const field = byId("track");
   const take = () => {
     for (const word of field.value.split(",")) follow(word.trim());

@@ -242,7 +242,8 @@ def test_a_search_finds_every_cell_that_lists_the_token(run: Run, one: Path, ope
     told = opened.page.inner_text("#search-result")
     k = len(next(iter(rows.values()))["top_tokens"])
     assert told.startswith(f"among the {k} listed tokens of each cell: in {len(due)} of {len(rows)} cells · ")
-    assert due == {key for key in rows if "found" in (opened.cell(*key).get_attribute("class") or "").split()}
+    hits = opened.within(".hit")
+    assert due == {(layer, place) for layer, place in rows if hits[layer][place]}
     opened.search("no token is called so")
     assert "No list of this page" in opened.page.inner_text("#search-result")
 
@@ -280,7 +281,8 @@ def test_a_difference_of_lenses_has_the_sign_of_the_numbers(run: Run, one: Path,
         red, _, blue = opened.colour(*key)
         assert abs(gaps[key]) < 0.1 or (red > blue) == (gaps[key] > 0)
     other = {key for key, row in logit.items() if row["top1"] != raw[key]["top1"]}
-    assert other == {key for key in logit if opened.cell(*key).locator(".second").count()}
+    seconds = opened.within(".second")
+    assert other == {(layer, place) for layer, place in logit if seconds[layer][place]}
     opened.cell(*most).hover()
     assert opened.page.locator("#cell-card > div").count() == 2
     opened.choose("choose-mode", "side by side")
@@ -763,6 +765,7 @@ def test_where_no_rank_stands_none_is_shown(run: Run, folder: Path, open_page: O
     assert set(opened.page.locator(".hit").all_inner_texts()) == {"✓"}
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_ask_the_same_is_not_held_against(run: Run, folder: Path, open_page: Open):
     first = run.record.suite.prompts[0]
     alone = Run(first.key.rows_of(run.rows), run.record.model_copy(update={"created_utc": "2026-01-02T03:04:05Z"}))
@@ -884,6 +887,7 @@ def test_a_printed_page_has_every_chart_and_all_of_the_words(run: Run, one: Path
     assert opened.too_wide() <= 0
 
 
+@pytest.mark.slow
 def test_a_dark_page_prints_light_charts_and_stays_dark(one: Path, open_page: Open):
     page = open_page(one, color_scheme="dark").page
     page.evaluate(
@@ -898,6 +902,7 @@ def test_a_dark_page_prints_light_charts_and_stays_dark(one: Path, open_page: Op
     expect(page.locator("figure.chart text").first).not_to_have_css("fill", ink, timeout=HANGS_MS)
 
 
+@pytest.mark.slow
 def test_charts_out_of_sight_are_drawn_when_nothing_else_is_to_be_done(one: Path, open_page: Open):
     page = open_page(one).page
     charts = page.locator("figure.chart:visible")
@@ -907,6 +912,7 @@ def test_charts_out_of_sight_are_drawn_when_nothing_else_is_to_be_done(one: Path
 # A folder of pages
 
 
+@pytest.mark.slow
 def test_a_bundle_leads_to_a_page_for_each_run(run: Run, shared: Path, open_page: Open, tmp_path: Path):
     theirs = [Run.read(shared / "reference" / PUBLISHED, model) for model in ("Qwen3-14B", "gemma-2-9b")]
     runs = [run, Run(run.rows, run.record.model_copy(update={"created_utc": "2026-01-02T03:04:05Z"})), *theirs]

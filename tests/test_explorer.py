@@ -17,6 +17,7 @@ from layerscope.model.causal_lm import CausalLM
 from layerscope.run import Run
 from layerscope.serving.app import make_app
 from layerscope.serving.options import ServeOptions
+from properties import slow
 from served import TEXT, serving
 from tiny_models import TINY
 
@@ -123,6 +124,7 @@ def test_the_grid_follows_what_is_typed(opened: Explored):
     assert {layer for layer, row in enumerate(opened.tops()) if row[0]} == {0, 4, *range(8, 13)}
 
 
+@pytest.mark.slow
 def test_followed_words_are_measured_at_every_layer(opened: Explored):
     page = opened.page
     opened.type("answer", "Berlin")
@@ -165,6 +167,7 @@ def test_a_kept_text_is_compared_with_what_follows(opened: Explored):
     assert page.locator("#kept").is_hidden()
 
 
+@pytest.mark.slow
 def test_another_model_has_its_own_lenses_and_layers(opened: Explored, other: Path):
     opened.after(lambda: opened.page.select_option("#choose-model", "other"))
     look = package.look(CausalLM.open(other, device="cpu"), TEXT, positions="all", top=20)
@@ -241,6 +244,7 @@ def test_a_slow_look_shows_how_far_it_is_and_can_be_cancelled(opened: Explored, 
 HOSTILE = "</script><img src=x onerror=alert(1)> \u202e\x00{{ 7*7 }} <b>"
 
 
+@pytest.mark.slow
 def test_a_hostile_text_is_a_text(opened: Explored):
     page = opened.page
     opened.type("text", HOSTILE)
@@ -254,7 +258,7 @@ def test_a_hostile_text_is_a_text(opened: Explored):
 
 @pytest.mark.parametrize(
     ("opened", "name"),
-    [({}, "explorer"), ({"viewport": PHONE, "color_scheme": "dark"}, "explorer-phone-dark")],
+    [({}, "explorer"), slow({"viewport": PHONE, "color_scheme": "dark"}, "explorer-phone-dark")],
     indirect=["opened"],
 )
 def test_axe_finds_nothing_serious_and_nothing_is_too_wide(opened: Explored, name: str):

@@ -259,6 +259,7 @@ def test_a_saved_or_read_run_links_to_the_page_in_its_folder(run: Run, tmp_path:
         assert link == "javascript%3Aalert%281%29/view.html"
 
 
+@pytest.mark.slow
 def test_published_files_have_a_card_and_no_folder(made_sweep: Path):
     for file in sorted(made_sweep.glob("output-*.json"))[:2]:
         read = Run.read(made_sweep, model=file.stem.removeprefix("output-"))
@@ -418,6 +419,7 @@ def test_the_residuals_of_a_prompt_are_without_its_padding(model: CausalLM, look
 # --- Pages that run
 
 
+@pytest.mark.slow
 def test_the_recipes_run(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

@@ -31,6 +31,7 @@ from layerscope.record.prompt_key import PromptKey
 from layerscope.report.sentences.verdict import VerdictText
 from layerscope.run import Run, plots
 from layerscope.view.page import payload as payload_module
+from layerscope.view.page.bundle import write_bundle
 from layerscope.view.page.kept import kept_text
 from layerscope.view.page.others import other_prompts
 from layerscope.view.page.packing import packed, safe_json
@@ -551,3 +552,14 @@ def test_pages_and_charts_are_loaded_when_they_are_asked_for():
         env=os.environ | {"PYTHONPATH": "src"}, cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+# A folder of pages
+
+
+def test_a_bundle_is_an_index_and_a_page_for_each_run(run: Run, tmp_path: Path):
+    index = Parsed(write_bundle([run], tmp_path / "pages").read_text(encoding="utf-8"))
+    links = [attributes["href"] for tag, attributes in index.elements if tag == "a"]
+    assert sorted(path.name for path in (tmp_path / "pages").iterdir()) == sorted([*links, "index.html"])
+    assert Parsed((tmp_path / "pages" / links[0]).read_text(encoding="utf-8")).text
+    assert verdict_words(run).headline in index.text

@@ -480,6 +480,7 @@ def test_a_fault_of_ours_is_told_without_a_traceback(
     assert (answer.status, answer.error) == (500, UNEXPECTED) and b"secret" not in answer.content
 
 
+@pytest.mark.slow
 def test_only_so_many_finished_looks_are_kept(folder: Path):
     with serving(make_app([folder], ServeOptions(device="cpu"), limits=Limits(kept=2))) as server:
         first, second, third = (server.look(text=text)["id"] for text in ("One", "Two", "Three"))
@@ -504,6 +505,7 @@ def test_models_are_known_by_name_with_their_lenses(server: Running, model: Caus
     assert found["limits"]["tokens"] == 1024
 
 
+@pytest.mark.slow
 def test_a_model_for_which_there_is_no_room_is_closed_and_opened_again(folder: Path, model: CausalLM):
     with serving(make_app([folder, folder], ServeOptions(device="cpu"), room_bytes=1)) as server:
         open_ones = lambda: [each["resident"] for each in server.ask("GET", "/api/models").json["models"]]  # noqa: E731
@@ -786,6 +788,7 @@ def test_an_answer_that_is_not_as_described_would_be_seen(server: Running):
 # --- The command
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_interrupted(folder: Path, tmp_path: Path):
     words = (sys.executable, "-m", "layerscope", "serve", str(folder), "--device", "cpu", "--no-open")
     with subprocess.Popen(

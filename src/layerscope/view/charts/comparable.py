@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.comparability import differences, question
 from layerscope.analysis.facts import fact_passes
-from layerscope.record.milestone_names import ONSET, RANK_WITHIN, MilestoneName
+from layerscope.record.milestone_names import ONSET, RANK_WITHIN, MilestoneName, stable_twin
 
 SEMANTIC = (ONSET, RANK_WITHIN)
 """How names of milestones begin that are about the answer."""
@@ -57,7 +57,9 @@ def _own_reasons(run: AnalysedRun, milestone: str) -> list[str]:
     diagnostics, semantic = run.verdict.diagnostics, milestone.startswith(SEMANTIC)
     cautions = {reason.name for reason in run.verdict.guidance.reasons}
     last = diagnostics.last_layer
-    rests_on_ranks = milestone in (ONSET, MilestoneName.ONSET_RUN2) or milestone.startswith(RANK_WITHIN)
+    rests_on_ranks = milestone in (ONSET, stable_twin(ONSET), MilestoneName.ONSET_RUN2) or milestone.startswith(
+        RANK_WITHIN
+    )
     reasons = []
     if not (run.record.ranks_stand if rests_on_ranks else run.record.probabilities_stand):
         reasons.append("the last layer, decoded, is not the model's own output")

@@ -9,7 +9,7 @@ import polars as pl
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.statistics import Summary
 from layerscope.errors import RunError
-from layerscope.record.milestone_names import ONSET, STRONG, MilestoneName
+from layerscope.record.milestone_names import ONSET, STRONG, MilestoneName, stable_twin
 from layerscope.report.numbers import amount
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
 from layerscope.view.charts.comparable import obstacles, reason_against
@@ -18,11 +18,19 @@ from layerscope.view.charts.theme import ROW_NAME
 from layerscope.view.charts.words import listed, model_name, sentences
 from layerscope.view.palette import series_look
 
-NAMES = {MilestoneName.COPY: "copy", ONSET: "rank 1", STRONG: "first clearly ahead", "first_kl_below_1.0": "KL ≤ 1"}
+FOR_GOOD = stable_twin(ONSET)
+NAMES = {
+    MilestoneName.COPY: "copy",
+    ONSET: "first on top",
+    FOR_GOOD: "on top for good",
+    STRONG: "first clearly ahead",
+    "first_kl_below_1.0": "KL ≤ 1",
+}
 """Milestones of the strip, and what it calls them."""
 MEANINGS = {
     MilestoneName.COPY: "The first layer that repeats words of the prompt.",
     ONSET: "The first layer at which the answer has rank 1.",
+    FOR_GOOD: "From this layer on the answer has rank 1 at every layer.",
     STRONG: "The first layer at which the answer is clearly ahead.",
     "first_kl_below_1.0": "The first layer whose distribution is within one bit of the model's output.",
 }
@@ -116,13 +124,13 @@ def _cell(run: AnalysedRun, name: str, milestone: str, mixtures: dict[str, str])
 
 
 def _sorted(by_run: Sequence[Sequence[Cell]]) -> list[Cell]:
-    """Runs by the depth of rank 1, those without it last."""
+    """Runs by the depth from which the answer is on top for good, those without it last."""
 
-    def onset(cells: Sequence[Cell]) -> tuple[float, str]:
-        depth = next(cell.depth for cell in cells if cell.milestone == ONSET)
+    def settled(cells: Sequence[Cell]) -> tuple[float, str]:
+        depth = next(cell.depth for cell in cells if cell.milestone == FOR_GOOD)
         return (2.0 if depth is None else depth, cells[0].name)
 
-    return [cell for cells in sorted(by_run, key=onset) for cell in cells]
+    return [cell for cells in sorted(by_run, key=settled) for cell in cells]
 
 
 def _layers(cells: Sequence[Cell], height: int) -> list[alt.Chart]:
@@ -136,7 +144,7 @@ def _layers(cells: Sequence[Cell], height: int) -> list[alt.Chart]:
     x = alt.X("x:Q", title="depth (share of layers)", axis=axis, scale=alt.Scale(domain=[0, 1], nice=False))
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[height, 0], nice=False))
     looks = {name: series_look(at) for at, name in enumerate(NAMES.values())}
-    colour, shape = encoded("milestone:N", looks, alt.Legend(title=None, orient="bottom", columns=4, symbolOpacity=1))
+    colour, shape = encoded("milestone:N", looks, alt.Legend(title=None, orient="bottom", columns=5, symbolOpacity=1))
     tips = [alt.Tooltip(f"{field}:N", title=field) for field in ("model", "milestone", "layer", "facts", "comparable")]
     heads: list[Datum] = [{"x": 0, "y": tops[name] + HEAD - 9, "name": name} for name in names]
     seams: list[Datum] = [{"y": tops[name]} for name in names[1:]]

@@ -13,6 +13,7 @@ from layerscope.errors import RunError
 from layerscope.report.cited.report_files import write_whole
 from layerscope.report.sentences.guidance import identity
 from layerscope.report.sentences.verdict import VerdictText
+from layerscope.report.text import printable
 from layerscope.view.page.document import (
     ADVICE,
     MARKER,
@@ -33,7 +34,7 @@ MOST_TOGETHER = 12
 """Runs up to which there is also one page with all of them."""
 SCRIPTS = ("dom", "colour", "sorting", "theme", "index")
 COLUMNS = (
-    Column("run", "The model, and what tells the run from others of it."),
+    Column("model", "The model that was probed; its page."),
     Column("suite", "What was asked."),
     Column("layers", "How many blocks the model has."),
     Column("answered", "Facts whose answer is the model's most likely token."),
@@ -61,7 +62,10 @@ class IndexCell:
 class IndexLine:
     """One run of the index."""
 
+    name: str
+    """The model's; suite and time have columns of their own."""
     label: str
+    """Tells the run from all others."""
     file: str
     """Of its page, beside the index."""
     cells: tuple[IndexCell, ...]
@@ -131,7 +135,8 @@ def _line(run: AnalysedRun, label: str, file: str) -> IndexLine:
         IndexCell(passed, passed, identity(record)),
         IndexCell(created.replace("T", " ").replace("Z", " UTC") or "–", created),
     )
-    return IndexLine(label, file, cells, verdict.statement())
+    name = printable(record.model.id.rsplit("/", 1)[-1])
+    return IndexLine(name, label, file, cells, verdict.statement())
 
 
 def _index_html(lines: Sequence[IndexLine], together: str) -> str:

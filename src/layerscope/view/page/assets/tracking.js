@@ -143,7 +143,7 @@ function ranksPicture(lines, n_layers, d_vocab) {
     root.append(group);
     const last = ranks.findLastIndex(Boolean);
     // A line that is interrupted before the end has its name there, and not where it would have no rank.
-    if (!dashed && last >= 0) ends.push({ colour, x: x(last) + 10, y: y(ranks[last]), text: name });
+    if (!dashed && last >= 0) ends.push({ colour, x: x(last) + 10, y: y(ranks[last]) - (last < n_layers ? 10 : 0), text: name });
     if (!dashed && last < 0) ends.push({ colour, x: width - right + 10, y: height - bottom, text: `${name}: in no list` });
   }
   const near = (a, b) => Math.abs(a.x - b.x) < 90 && Math.abs(a.y - b.y) < 15;

@@ -43,6 +43,10 @@ class Api:
 
     def endpoints(self) -> list[Endpoint]:
         """All of them, in the order in which they are documented."""
+        return [*self._of_looks(), *self._of_results(), *self._of_runs()]
+
+    def _of_looks(self) -> list[Endpoint]:
+        """To ask for looks, and to see how they stand."""
         job = {200: Answer("How it stands.", JobTold)}
         return [
             Endpoint("GET", "/api/models", "The models that are served.", self.models, {200: Answer("All.", Models)}),
@@ -89,6 +93,11 @@ class Api:
                 {200: Answer("Events.", None, "text/event-stream")},
                 refusals=(404,),
             ),
+        ]
+
+    def _of_results(self) -> list[Endpoint]:
+        """What there is of a finished look, and of two."""
+        return [
             Endpoint(
                 "GET",
                 "/api/looks/{id}/page",
@@ -115,6 +124,21 @@ class Api:
             ),
             Endpoint(
                 "POST",
+                "/api/differences",
+                "Two finished looks side by side, layer by layer at their last tokens.",
+                self.post_difference,
+                {200: Answer("The difference.", DifferenceTold)},
+                body=DifferenceAsked,
+                refusals=(404, 409, 429, 503),
+            ),
+        ]
+
+    def _of_runs(self) -> list[Endpoint]:
+        """To measure a look's text in full."""
+        job = {200: Answer("How it stands.", JobTold)}
+        return [
+            Endpoint(
+                "POST",
                 "/api/looks/{id}/run",
                 "Probe the text of a finished look in full; nothing is done again that is there or under way.",
                 self.post_run,
@@ -139,15 +163,6 @@ class Api:
                 self.run_zip,
                 {200: Answer("The archive.", None, "application/zip")},
                 refusals=(404, 409, 503),
-            ),
-            Endpoint(
-                "POST",
-                "/api/differences",
-                "Two finished looks side by side, layer by layer at their last tokens.",
-                self.post_difference,
-                {200: Answer("The difference.", DifferenceTold)},
-                body=DifferenceAsked,
-                refusals=(404, 409, 429, 503),
             ),
         ]
 

@@ -26,7 +26,7 @@ from command_line import in_a_process, layerscope
 from layerscope import look, probe
 from layerscope.errors import LayerscopeError, LensError, ModelError, SuiteError
 from layerscope.looking import make
-from layerscope.looking.difference import _js_bits, difference
+from layerscope.looking.difference import _js_bits, difference, difference_screen
 from layerscope.looking.look import Look
 from layerscope.looking.options import LookOptions
 from layerscope.looking.places import places
@@ -428,6 +428,19 @@ def test_texts_come_from_arguments_files_and_standard_input(tiny, tmp_path: Path
     ):
         done = layerscope("look", *words, cwd=tmp_path)
         assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_words_for_which_a_difference_has_no_room_are_named(model: CausalLM):
+    words = "Paris,Rome,Madrid,Berlin"
+    a, b = (look(model, text, track=words, positions="last") for text in ("The capital of Italy is", "The sky is"))
+    found = difference(a, b)
+    for width, left in ((80, 2), (200, 0)):
+        console = Console(file=io.StringIO(), width=width, highlight=False)
+        for part in difference_screen(found, width):
+            console.print(part)
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("no room here" in shown) == (left > 0)
+        assert all(visible(word) in shown for word in found.words)
 
 
 def test_another_text_or_model_is_shown_with_the_difference(tiny, tmp_path: Path):

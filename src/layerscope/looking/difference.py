@@ -95,6 +95,11 @@ def difference_screen(found: Difference, width: int, *, every_layer: bool = Fals
         ranks = [_printed(rank) for pair in each.ranks[:shown] for rank in pair]
         table.add_row(str(each.layer), *says, short_text(each.js_bits), *ranks)
     yield table
+    left = found.words[shown:]
+    if left:
+        yield Text(
+            f"no room here for the ranks of {', '.join(map(visible, left))}: a wider terminal, or --json", style="dim"
+        )
     for tracked in found.a.tracked:
         word = tracked.word
         if tracked.token is not None and word not in found.words and _token(found.b, word) is not None:

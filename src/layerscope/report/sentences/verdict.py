@@ -144,7 +144,7 @@ class VerdictText:
             return self.diagnostics.semantic
         return None if self.onset.layer is None else self.onset
 
-    def layer(self) -> float | None:
+    def layer(self) -> int | float | None:
         """The layer of the headline: on top for good, over facts the median; None where none can be named."""
         if not self.names_layers:
             return None

@@ -77,7 +77,7 @@ class VerdictWords:
     model: str
     suite: str
     prompt: PromptRecord | None
-    layer: float | None
+    layer: int | float | None
     """The layer of the headline, over facts the median; None where none can be named."""
     n_layers: int
     lens: str

@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first i
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 settings.register_profile("short", deadline=None, derandomize=True, max_examples=25)
 settings.register_profile("thorough", deadline=None)
 settings.load_profile("thorough" if THOROUGH else "short")
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 
@@ -107,6 +111,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     n = sum(NO_PUBLISHED in str(report.longrepr) for report in terminalreporter.getreports("skipped"))
     if n:
         terminalreporter.write_line(f"{n} skipped: {NO_PUBLISHED}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """A browser for the tests of a file.
+
+    It goes with the file: while it is there its event loop runs in this thread, and no other one can be started.
+    """
+    from playwright.sync_api import sync_playwright  # only tests that ask for it pay for importing it
+
+    from browser_page import launched
+
+    with sync_playwright() as playwright:
+        found = launched(playwright)
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session")

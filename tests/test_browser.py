@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from playwright.sync_api import Browser, Error, expect, sync_playwright
+from playwright.sync_api import Browser, Error, expect
 from pypdf import PdfReader
 
 import layerscope
@@ -31,15 +31,6 @@ PUBLISHED = "run-20251004-1804"
 LENSES = ("logit", "next_norm", "raw", "tuned", "prism")
 Open = Callable[..., Opened]
 DEEP_ONSET = 20
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """One for all tests of the page; it starts before any page is built, so that without one nothing is."""
-    with sync_playwright() as playwright:
-        found = launched(playwright)
-        yield found
-        found.close()
 
 
 @pytest.fixture

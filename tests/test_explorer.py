@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import layerscope as package
-from browser_page import DESKTOP, HANGS_MS, PHONE, PICTURES, Opened, as_shown, launched
+from browser_page import DESKTOP, HANGS_MS, PHONE, PICTURES, Opened, as_shown
 from layerscope.bundled import BUNDLED
 from layerscope.model.causal_lm import CausalLM
 from layerscope.run import Run
@@ -20,14 +20,6 @@ from layerscope.serving.options import ServeOptions
 from properties import slow
 from served import TEXT, serving
 from tiny_models import TINY
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = launched(playwright)
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +157,28 @@ def test_a_kept_text_is_compared_with_what_follows(opened: Explored):
     assert page.input_value("#text") == TEXT
     opened.after(lambda: page.click("#kept-list >> text=Forget"))
     assert page.locator("#kept").is_hidden()
+
+
+@pytest.mark.slow
+def test_a_text_is_compared_with_itself_in_another_model(opened: Explored):
+    page = opened.page
+    page.click("#compare")
+    opened.after(lambda: page.select_option("#choose-model", "other"))
+    assert page.locator("#choose-against").input_value() == "run:0" and page.locator("#pane-b").is_visible()
+    assert opened.tops("b") == shown(looked(TEXT))
+
+
+def test_pins_and_kept_texts_are_those_of_looks_that_are_there(opened: Explored):
+    page = opened.page
+    opened.cell(5, 1).click()
+    assert page.locator("#pin-list > li").count() == 1
+    opened.type("text", "The capital of France is called")
+    assert page.locator("#pin-list > li").count() == 0 and page.locator("#pins").is_hidden()
+    page.click("#keep")
+    opened.type("answer", "Paris")  # the same text again, with another question
+    assert page.locator("#kept-list li").count() == 1 and page.locator("#choose-fact option").count() == 1
+    page.fill("#text", "")
+    expect(page.locator("#said")).to_have_text("Type a text.")
 
 
 @pytest.mark.slow

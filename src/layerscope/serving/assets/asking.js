@@ -48,11 +48,12 @@ function askedNow() {
 async function ask() {
   const turn = ++wanted;
   const body = askedNow();
+  byId("grid").classList.add("is-old");
   if (!body.text) {
     told("");
+    byId("said").textContent = "Type a text.";
     return null;
   }
-  byId("grid").classList.add("is-old");
   try {
     const { ok, told: job } = await post(`/looks?wait=${AT_ONCE_S}&result=page`, body);
     if (turn !== wanted) return null;

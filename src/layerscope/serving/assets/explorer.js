@@ -12,7 +12,8 @@ function soon() {
 async function show(asking) {
   const job = await asking;
   if (!job) return;
-  const { run, prompt: fresh } = receive(job);
+  const { run, prompt: fresh, replaced } = receive(job);
+  if (baseline && baseline === replaced) baseline = fresh;
   const first = current === null;
   current = fresh;
   byId("grid").hidden = false;
@@ -22,9 +23,7 @@ async function show(asking) {
     if (!first) state.metric = metric;
   }
   if (!run.lenses.includes(state.lens) || !fresh.blocks[state.lens]) state.lens = run.headline;
-  const staysApart = state.against && !state.against.startsWith("prompt:");
-  if (baseline && run.prompts.includes(baseline)) state.against = `prompt:${run.prompts.indexOf(baseline)}`;
-  else if (!staysApart) state.against = "";
+  state.against = against(run, fresh);
   state.fact = factOf(fresh);
   state.variant = "";
   settle();
@@ -33,8 +32,19 @@ async function show(asking) {
   listKept();
   await refresh();
   trackedChanged();
-  if (baseline && run.prompts.includes(baseline)) tellDifference(fresh);
+  if (byId("pin-list").children.length !== state.pins.length) pins(); // those of a look that is gone are gone
+  if (baseline && baseline !== fresh) tellDifference(fresh);
   document.documentElement.dataset.looks = String(Number(document.documentElement.dataset.looks ?? 0) + 1);
+}
+
+// What the grid is held against: the text that is compared with, be it in another model; else what was chosen, as far as
+// it is not about a text.
+function against(run, fresh) {
+  if (baseline && baseline !== fresh) {
+    if (run.prompts.includes(baseline)) return `prompt:${run.prompts.indexOf(baseline)}`;
+    if (factOf(baseline) === factOf(fresh)) return `run:${PAGE.runs.findIndex(({ prompts }) => prompts.includes(baseline))}`;
+  }
+  return state.against.startsWith("lens:") ? state.against : "";
 }
 
 function tellOutput(look) {

@@ -21,7 +21,7 @@ function runOfModel(model) {
     d_vocab: model.d_vocab,
     headline: "logit",
     lenses: [],
-    every: "every text",
+    every: null, // each text has positions of its own
     ranks: true,
     probabilities: true,
     suppressed: false,
@@ -32,7 +32,8 @@ function runOfModel(model) {
   };
 }
 
-// A look as the server has it for a page, as one more prompt of its model's run; it takes the place of one that is not kept.
+// A look as the server has it for a page, as one more prompt of its model's run. It takes the place of one that is not
+// kept, and of one at the same text, which stays kept then; gives the look that it replaces so.
 function receive(job) {
   const { page } = job;
   const run = PAGE.runs.find(({ label }) => label === job.model);
@@ -46,7 +47,7 @@ function receive(job) {
     Object.assign(block, { id, places, tracked });
   }
   Object.assign(prompt, {
-    prompt_id: job.id,
+    prompt_id: JSON.stringify([job.asked.text, job.asked.chat ?? false, job.asked.system ?? null]), // one text, in any model
     fact_index: null,
     fact: shortened(prompt.fact),
     variant: "",
@@ -57,10 +58,11 @@ function receive(job) {
   run.lenses = [...new Set([...page.run.lenses, ...run.prompts.filter(({ look }) => look.kept).flatMap((one) => Object.keys(one.blocks))])];
   run.headline = page.run.headline;
   run.kl_bits = Math.max(...[...run.prompts, prompt].map((one) => one.look.run.kl_bits));
-  const before = run.prompts.at(-1);
-  if (before && !before.look.kept) forget(run, before);
+  const same = run.prompts.find(({ prompt_id }) => prompt_id === prompt.prompt_id);
+  prompt.look.kept = same?.look.kept ?? false;
+  for (const old of run.prompts.filter((one) => one === same || !one.look.kept)) forget(run, old);
   run.prompts.push(prompt);
-  return { run, prompt };
+  return { run, prompt, replaced: same };
 }
 
 function forget(run, prompt) {

@@ -52,7 +52,7 @@ function setRun(run) {
 function settle() {
   const { run } = state;
   const facts = [...new Map(run.prompts.map((prompt) => [factOf(prompt), prompt.fact])).entries()];
-  if (facts.length > 1) facts.push([EVERY, `${run.every}, last position`]);
+  if (facts.length > 1 && run.every) facts.push([EVERY, `${run.every}, last position`]);
   state.fact = options(byId("choose-fact"), [["", facts]], state.fact);
   const own = run.prompts.filter((prompt) => state.fact === EVERY || factOf(prompt) === state.fact);
   const variants = [...new Set(own.map((prompt) => prompt.variant))];
@@ -63,7 +63,7 @@ function settle() {
 // Against what the grid may be held: other lenses of the run, the same lens of other runs, other prompts of the run.
 function rivals() {
   const lenses = state.run.lenses.filter((lens) => lens !== state.lens).map((lens) => [`lens:${lens}`, `lens ${lens}`]);
-  const runs = PAGE.runs.flatMap((run, i) => (run === state.run ? [] : [[`run:${i}`, run.label]]));
+  const runs = PAGE.runs.flatMap((run, i) => (run === state.run || !run.prompts.length ? [] : [[`run:${i}`, run.label]]));
   const mine = prompt(state.run);
   const prompts = state.run.prompts.flatMap((one, i) =>
     !mine || one === mine || !one.blocks[state.lens] ? [] : [[`prompt:${i}`, promptName(one)]],

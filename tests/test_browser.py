@@ -351,7 +351,7 @@ def test_every_stop_of_the_keyboard_can_be_seen(one: Path, open_page: Open):
 # Other windows, colours and readers
 
 
-@pytest.mark.parametrize("name", ["one", "published", "hostile", "deep"])
+@pytest.mark.parametrize("name", ["one", slow("published"), "hostile", slow("deep")])
 def test_a_phone_shows_the_page_without_scrolling_sideways(name: str, open_page: Open, request: pytest.FixtureRequest):
     opened = open_page(request.getfixturevalue(name), viewport=PHONE, is_mobile=True, has_touch=True)
     assert opened.too_wide() == 0
@@ -412,7 +412,8 @@ def test_axe_finds_nothing_serious_in_any_state(one: Path, open_page: Open, name
     assert opened.findings() == []
 
 
-@pytest.mark.parametrize("scheme", [slow("light"), "dark"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_in_runs_side_by_side(published: Path, open_page: Open, scheme: str):
     opened = open_page(published, color_scheme=scheme)
     opened.draw_charts()
@@ -421,6 +422,7 @@ def test_axe_finds_nothing_serious_in_runs_side_by_side(published: Path, open_pa
     assert opened.findings() == []
 
 
+@pytest.mark.slow
 def test_every_chart_has_words_for_those_who_do_not_see_it(one: Path, open_page: Open):
     opened = open_page(one)
     opened.draw_charts()
@@ -540,6 +542,7 @@ def test_scripts_of_the_world_are_whole_and_keep_their_direction(hostile: Path, 
 # Deep models, published files, several runs
 
 
+@pytest.mark.slow
 def test_an_80_layer_page_switches_every_lens(deep: Path, open_page: Open):
     opened = open_page(deep)
     assert len(opened.tops()) == 81 and len(opened.tops()[0]) == 16
@@ -619,7 +622,7 @@ def test_of_several_runs_the_overview_comes_first(published: Path, open_page: Op
     assert page.locator("nav a").first.inner_text() == "Across models"
 
 
-@pytest.mark.parametrize("options", [{"viewport": PHONE}, {"viewport": {"width": 800, "height": 700}}])
+@pytest.mark.parametrize("options", [{"viewport": PHONE}, slow({"viewport": {"width": 800, "height": 700}})])
 def test_the_last_position_stays_in_view_and_a_gap_is_marked(one: Path, open_page: Open, options: dict[str, Any]):
     page = open_page(one, **options).page
     scroll, last = page.locator("#pane-a .scroll"), page.locator("#pane-a tbody tr:first-child td:last-child")
@@ -797,6 +800,7 @@ def test_the_address_holds_what_is_shown_and_back_goes_back(everywhere: tuple[Ru
     assert "#" not in page.url.removesuffix("#")
 
 
+@pytest.mark.slow
 def test_pins_of_several_lenses_and_prompts_come_back(everywhere: tuple[Run, Path], open_page: Open):
     opened = open_page(everywhere[1])
     opened.cell(5, 1).click()
@@ -813,7 +817,8 @@ def test_pins_of_several_lenses_and_prompts_come_back(everywhere: tuple[Run, Pat
 
 
 @pytest.mark.parametrize(
-    "fragment", ["fact=none&lens=nope&colour=x&cell=99@99,a@b&against=run:7&run=no", "verdict", "%"]
+    "fragment",
+    ["fact=none&lens=nope&colour=x&cell=99@99&cell=a@b&against=run:7&run=no", slow("verdict"), slow("%")],
 )
 def test_an_address_that_names_what_is_not_there_shows_what_is(one: Path, open_page: Open, fragment: str):
     opened = open_page(one, fragment=fragment)

@@ -122,7 +122,7 @@ def test_one_prompt_is_told_with_the_identity_check(probed):
 
 def test_a_quiet_probe_prints_a_path_and_one_with_json_a_verdict(tmp_path):
     words = ("probe", "--suite", "berlin", "--positions", "last", "--lens", "logit")
-    quiet = in_a_process(*words, "--quiet", cwd=tmp_path)
+    quiet = layerscope(*words, "--quiet", cwd=tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
     assert (quiet.stdout, quiet.stderr) == (f"runs/{folder.name}\n", "")
     told = layerscope(*words, "--json", "--out", "others", cwd=tmp_path)

@@ -12,9 +12,21 @@ from typer.testing import CliRunner
 
 from command_line import from_a_shell
 from layerscope.cli.main import app
+from layerscope.published.write.writer import write_published
 from layerscope.report.cited.report_files import is_untouched
+from layerscope.run import Run
+from properties import slow
 
 COMMANDS = ("view", "report", "compare", "brief", "audit", "verify")
+
+
+@pytest.fixture(scope="module")
+def published(five_lens_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published files of that run."""
+    folder = tmp_path_factory.mktemp("files") / "published"
+    folder.mkdir()
+    write_published(Run.read(five_lens_run), folder)
+    return folder
 
 
 @pytest.fixture
@@ -26,12 +38,19 @@ def work(five_lens_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
+@pytest.fixture
+def ready(work: Path, published: Path) -> Path:
+    """The same folder, where the run has them."""
+    shutil.copytree(published, work / "runs" / "one" / "published")
+    return work
+
+
 def layerscope(*words: str) -> Result:
     return CliRunner().invoke(app, list(words))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_ends_with_three_commands_that_work_as_they_stand(command: str, work: Path) -> None:
+def test_help_ends_with_three_commands_that_work_as_they_stand(command: str, ready: Path) -> None:
     if command == "audit":
         assert layerscope("report", "--out", "reports").exit_code == 0
     text = layerscope(command, "--help").stdout
@@ -39,7 +58,7 @@ def test_help_ends_with_three_commands_that_work_as_they_stand(command: str, wor
     examples = [line for line in lines if line.startswith("layerscope ")]
     assert len(examples) == 3
     for example in examples:
-        done = from_a_shell(example, work)
+        done = from_a_shell(example, ready)
         assert done.returncode == 0, (example, done.stderr)
 
 
@@ -58,9 +77,9 @@ def test_a_report_is_written_beside_the_run_and_passes_its_audit(work: Path) -> 
     assert "supported" in audited.stdout.splitlines()[-1]
 
 
-def test_an_audit_of_a_changed_report_exits_with_1_and_names_line_and_right_value(work: Path) -> None:
+def test_an_audit_of_a_changed_report_exits_with_1_and_names_line_and_right_value(ready: Path) -> None:
     layerscope("report", "--out", "reports")
-    path = work / "reports/evaluation-reference.md"
+    path = ready / "reports/evaluation-reference.md"
     text = path.read_text()
     place = text.index("ahead from layer ") + len("ahead from layer ")
     path.write_text(text[:place] + "9" + text[place + 1 :])
@@ -78,12 +97,12 @@ def test_an_audit_of_a_changed_report_exits_with_1_and_names_line_and_right_valu
     assert old.stderr.startswith("warning: --form is now called --format")
     remarks = layerscope("audit", "reports/evaluation-reference.md", "--format", "markdown", "--out", "remarks.md")
     assert remarks.exit_code == 1
-    assert f"> **contradicted**, line {line}" in (work / "remarks.md").read_text()
+    assert f"> **contradicted**, line {line}" in (ready / "remarks.md").read_text()
 
 
-def test_a_report_that_somebody_changed_is_kept(work: Path) -> None:
+def test_a_report_that_somebody_changed_is_kept(ready: Path) -> None:
     layerscope("report")
-    path = work / "runs/one/evaluation-reference.md"
+    path = ready / "runs/one/evaluation-reference.md"
     path.write_text(path.read_text() + "\nMy remark.\n")
     done = layerscope("report")
     assert done.exit_code == 2
@@ -112,7 +131,7 @@ def test_a_comparison_is_a_new_folder_with_report_and_table(work: Path) -> None:
     assert "both is already there" in again.stderr
 
 
-@pytest.mark.parametrize("source", ["runs/one", "theirs", "theirs/output-reference.json"])
+@pytest.mark.parametrize("source", ["runs/one", slow("theirs"), slow("theirs/output-reference.json")])
 def test_what_was_only_to_be_read_is_left_as_it_is(work: Path, source: str) -> None:
     assert layerscope("export", "--published", "--out", "theirs").exit_code == 0
     (work / "note.md").write_text("# Of layerscope/reference\n\nIt has 12 layers.\n")
@@ -127,6 +146,7 @@ def test_what_was_only_to_be_read_is_left_as_it_is(work: Path, source: str) -> N
     assert contents(work / "runs", work / "theirs") == before
 
 
+@pytest.mark.slow
 def test_a_report_that_is_written_elsewhere_has_what_it_cites_beside_it(work: Path) -> None:
     for _ in range(2):
         done = layerscope("report", "--out", "mine", "--force")
@@ -150,20 +170,20 @@ def contents(*folders: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_verify_exits_with_1_when_a_file_says_otherwise(work: Path) -> None:
+def test_verify_exits_with_1_when_a_file_says_otherwise(ready: Path) -> None:
     layerscope("report")
     assert layerscope("verify").exit_code == 0
-    path = work / "runs/one/published/output-reference.json"
+    path = ready / "runs/one/published/output-reference.json"
     path.write_text(path.read_text().replace('"first_rank_le_10": 4', '"first_rank_le_10": 7', 1))
     done = layerscope("verify")
     assert done.exit_code == 1
     assert "/diagnostics/first_rank_le_10" in done.stdout.replace("\n", "").replace(" ", "")
 
 
-def test_a_brief_is_two_files(work: Path) -> None:
+def test_a_brief_is_two_files(ready: Path) -> None:
     assert layerscope("brief", "--out", "briefs").exit_code == 0
-    assert json.loads((work / "briefs/brief-reference.json").read_text())["facts"]
-    assert is_untouched((work / "briefs/brief-reference.md").read_text())
+    assert json.loads((ready / "briefs/brief-reference.json").read_text())["facts"]
+    assert is_untouched((ready / "briefs/brief-reference.md").read_text())
 
 
 def test_a_page_is_one_file_beside_the_run(work: Path) -> None:

@@ -230,6 +230,7 @@ def test_quick_typing_ends_with_the_last_text(opened: Explored):
     assert opened.tops() == shown(looked(last))
 
 
+@pytest.mark.slow
 def test_a_slow_look_shows_how_far_it_is_and_can_be_cancelled(opened: Explored, monkeypatch: pytest.MonkeyPatch):
     page, forward = opened.page, CausalLM.forward
     ended = threading.Event()

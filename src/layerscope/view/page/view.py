@@ -153,7 +153,7 @@ def _vega() -> str:
     Raises:
         RunError: it could end the element that holds it.
     """
-    snippet = "window.vegaEmbed = vegaEmbed;"
+    snippet = 'window.vegaEmbed = vegaEmbed; dispatchEvent(new Event("charts-runtime"));'
     name = f"charts-{version('vl-convert-python')}-{hashlib.sha256(snippet.encode()).hexdigest()[:8]}"
     bundle = kept_text(name, partial(_bundle, snippet))
     bundle = bundle.replace("\r\n", "\n").replace("\r", "\n")

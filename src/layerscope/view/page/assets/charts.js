@@ -2,8 +2,21 @@
 
 const drawn = new Map();
 
+// The runtime is started with the first chart: that takes longer than the rest of the page, and most come for the grid.
+// It runs as a script of its own, which the page's policy knows by its hash.
+let started;
+
+function runtime() {
+  started ??= new Promise((ready) => {
+    addEventListener("charts-runtime", () => ready(window.vegaEmbed), { once: true }); // its own last line says so
+    document.body.append(make("script", { type: "module", text: byId("runtime").textContent }));
+  });
+  return started;
+}
+
 async function draw(figure, dark = isDark()) {
   const plot = figure.querySelector(".plot");
+  const embed = await runtime();
   const spec = JSON.parse(await inflateText(figure.dataset.spec));
   drawn.get(figure)?.finalize();
   const config = JSON.parse(byId(dark ? "config-dark" : "config-light").textContent);
@@ -11,7 +24,7 @@ async function draw(figure, dark = isDark()) {
   // The plot as a whole has a role and words of its own, which Vega would replace on what it draws in.
   const inner = make("div", { "aria-hidden": "true" });
   plot.replaceChildren(inner);
-  const result = await window.vegaEmbed(inner, spec, {
+  const result = await embed(inner, spec, {
     config,
     mode: "vega-lite",
     ast: true,
@@ -34,10 +47,7 @@ const watcher = new IntersectionObserver(
   },
   { rootMargin: "400px" },
 );
-let queue = new Promise((ready) => {
-  if (document.readyState === "complete") ready();
-  else addEventListener("load", ready, { once: true });
-});
+let queue = Promise.resolve();
 
 // One thing at a time: a chart that is drawn anew while it is being saved would take the drawing away from the saver.
 function inTurn(figure, work) {

@@ -348,11 +348,12 @@ class Reference:
 
 def reference(folder: Path, token_ids: list[int]) -> Reference:
     """Run the checkpoint in `folder` resident, unpadded and without a cache, its weights cast to float32."""
-    return observe(_load(folder), token_ids)
+    return observe(load_resident(folder), token_ids)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(folder: Path) -> PreTrainedModel:
+def load_resident(folder: Path) -> PreTrainedModel:
+    """The checkpoint in `folder`, resident, its weights cast to float32."""
     attention = _attention(AutoConfig.from_pretrained(folder))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
     return model.eval()

@@ -23,6 +23,7 @@ from layerscope.model.config import build_empty, read_config
 from layerscope.model.families import BosRule, Family, bos_rule, family_bos, family_of
 from layerscope.model.options import OpenOptions
 from layerscope.model.packing import Folding, Packed, fold, packed
+from layerscope.model.patching import Patch, PatchTrees, first_nodes, patch_trees, why_not_patched, write_copies
 from layerscope.model.placement import Placement, keeps_in_page_cache, place
 from layerscope.model.reading import ReadAhead
 from layerscope.model.residuals import Residuals
@@ -345,14 +346,106 @@ class CausalLM:
         progress: Callable[[int, int], None],
     ) -> Float[Tensor, "some d_vocab"]:
         reset_rope(self._module)
-        # A weight is wanted once in this pass, so what cannot stay in the page cache need not come there.
+        with self._past_the_page_cache() as names, self._watched(kept, unfold, last, progress, names):
+            return self._run(batch)[:, 0].float()
+
+    @contextmanager
+    def _past_the_page_cache(self) -> Iterator[Mapping[int, Sequence[str]]]:
+        """A weight is wanted once in a pass, so what cannot stay in the page cache need not come there.
+
+        Gives the names of the tensors that are still to be read ahead.
+        """
         on_cpu = self.placement.device.type == "cpu"
         uncached = on_cpu and reads_uncached() and not keeps_in_page_cache(self.checkpoint.bytes_on_disk)
-        with (
-            self._tiles.uncached() if uncached else nullcontext(),
-            self._watched(kept, unfold, last, progress, self._loaded_names if uncached else self._block_names),
-        ):
-            return self._run(batch)[:, 0].float()
+        with self._tiles.uncached() if uncached else nullcontext():
+            yield self._loaded_names if uncached else self._block_names
+
+    @torch.inference_mode()
+    def forward_patched(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        patches: Sequence[Patch],
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, "patch d_model"]]:
+        """Run prompts, and for each patch its base with one residual replaced; every weight is visited once.
+
+        Args:
+            token_ids: for each prompt what the model reads, BOS included.
+            patches: which residuals are replaced, and by what.
+            progress: called with (blocks done, blocks to do) after every block.
+
+        Returns:
+            The residual after the last block at the last position: of every prompt, and of every patched run; float32.
+
+        Raises:
+            ModelError: a patch outside the model or its prompt, or a model whose blocks cannot be resumed.
+        """
+        reason = why_not_patched(self.architecture, max(map(len, token_ids)))
+        if reason is not None:
+            raise ModelError(f"{self.id} cannot be run with residuals replaced: {reason}.")
+        trees = patch_trees(token_ids, patches, self.n_layers)
+        device = self.placement.device
+        mask = trees.mask(self.placement.dtype, device)
+        batch = _Input(trees.token_ids.to(device), trees.positions.to(device), mask)
+        reset_rope(self._module)
+        stream: list[Tensor] = []
+        with self._past_the_page_cache() as names, self._patched(trees, patches, stream, progress, names):
+            self._run(batch)
+        rows = torch.arange(len(trees.lengths), device=device)
+        last = stream[0][rows, torch.tensor(trees.lengths, device=device) - 1].float()
+        nodes = [trees.last_node(patch, first) for patch, first in zip(patches, trees.firsts, strict=True)]
+        return last, stream[0][[patch.base for patch in patches], nodes].float()
+
+    @contextmanager
+    def _patched(
+        self,
+        trees: PatchTrees,
+        patches: Sequence[Patch],
+        stream: list[Tensor],
+        progress: Callable[[int, int], None],
+        names: Mapping[int, Sequence[str]],
+    ) -> Iterator[None]:
+        """Hooks that run every block on the nodes there are so far; `stream` gets what leaves the last one."""
+        width = trees.token_ids.shape[1]
+
+        def enter(i: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+            def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                self._lend(i)
+                if i == 0:
+                    stream[:] = [(args[0] if args else kwargs["hidden_states"]).clone()]
+                write_copies(stream[0], trees, patches, i)
+                others = None if args[1:] else first_nodes(kwargs, trees.widths[i], width)
+                if others is None:
+                    return ((stream[0], *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": stream[0]})
+                here = stream[0][:, : trees.widths[i]]
+                return ((here,), others) if args else (args, others | {"hidden_states": here})
+
+            return before
+
+        def leave(i: int) -> Callable[..., Any]:
+            def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+                written = output[0] if isinstance(output, tuple) else output
+                stream[0][:, : written.shape[1]] = written
+                self._drop(i)
+                progress(i + 1, self.n_layers)
+                return (stream[0], *output[1:]) if isinstance(output, tuple) else stream[0]
+
+            return after
+
+        with Hooks() as hooks:
+            for i, block in enumerate(self._module.get_submodule(self.architecture.blocks)):
+                hooks.before(block, enter(i))
+                hooks.after(block, leave(i))
+            # Nothing is decoded here; the head is called because the module's own forward calls it.
+            head = self._module.get_submodule(self._head_name)
+            hooks.before(head, lambda module, args, kwargs: ((args[0][:1, :1],), kwargs))
+            self._begin(names)
+            try:
+                yield
+                self._reader.wait()
+            finally:
+                self._let_go()
 
     @torch.inference_mode()
     def forward_blockwise(

@@ -1,0 +1,133 @@
+"""Residuals of one run written into another: what Transformers computes with a hook that replaces the row."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layerscope.errors import ModelError
+from layerscope.model import patching
+from layerscope.model.causal_lm import CausalLM
+from layerscope.model.patching import Patch, patch_trees
+from rounding import of_residual
+from tiny_models import BLOCKS_AT, TINY, WINDOW, load_resident, reference
+
+TOLERANCE = of_residual(n_blocks=4, d_model=64)
+PROMPTS = [[0, 301, 12, 88], [0, 55, 12, 88], [0, 9, 5]]
+UNRESUMED = {"bloom", "falcon-alibi", "llama-dynamic-rope", "phi3-longrope", "phi3-longrope-switching"}
+EVERY = pytest.mark.parametrize("name", TINY)
+
+
+def every_patch(n_layers: int) -> list[Patch]:
+    """Two pairs, both ways, at every layer and at two positions, in no order of layers."""
+    pairs = [(0, 1, 1, 1), (1, 0, 1, 1), (0, 1, 3, 3), (0, 2, 3, 2), (2, 0, 2, 3), (2, 1, 0, 3)]
+    layers = [*range(n_layers)][::-1]
+    return [Patch(layer, base, at, source, there) for layer in layers for base, source, at, there in pairs]
+
+
+@EVERY
+def test_a_patched_run_is_what_transformers_computes_with_the_row_replaced(name: str, tiny):
+    model = CausalLM.open(tiny(name), device="cpu")
+    patches = every_patch(model.n_layers)
+    if name in UNRESUMED:
+        with pytest.raises(ModelError, match="residuals replaced"):
+            model.forward_patched(PROMPTS, patches)
+        return
+    last, patched = model.forward_patched(PROMPTS, patches)
+    references = [reference(tiny(name), ids).residuals for ids in PROMPTS]
+    for row, expected in zip(last, references, strict=True):
+        assert (row - expected[-1, -1]).abs().max() <= TOLERANCE * expected.abs().max()
+    for row, patch in zip(patched, patches, strict=True):
+        written = references[patch.source][patch.layer, patch.source_position]
+        expected = with_row(tiny(name), PROMPTS[patch.base], patch.layer, patch.position, written)
+        assert (row - expected).abs().max() <= TOLERANCE * max(expected.abs().max(), written.abs().max())
+
+
+def with_row(folder: Path, token_ids: list[int], layer: int, position: int, row: torch.Tensor) -> torch.Tensor:
+    """The last residual at the last position, by Transformers, with a row replaced that block `layer` reads."""
+    model = load_resident(folder)
+    blocks: Any = model.get_submodule(BLOCKS_AT.get(model.config.model_type, "model.layers"))
+    out: list[torch.Tensor] = []
+
+    def before(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        stream = (args[0] if args else kwargs["hidden_states"]).clone()
+        stream[0, position] = row.to(stream)
+        return ((stream, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": stream})
+
+    def after(_: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        out.append((output[0] if isinstance(output, tuple) else output)[0, -1].float())
+
+    handles = [
+        blocks[layer].register_forward_pre_hook(before, with_kwargs=True),
+        blocks[-1].register_forward_hook(after),
+    ]
+    try:
+        with torch.inference_mode():
+            model(torch.tensor([token_ids]), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return out[0]
+
+
+def test_blocks_run_on_the_copies_made_so_far_and_no_others(tiny, monkeypatch):
+    model = CausalLM.open(tiny("llama-biases"), device="cpu")
+    patches = every_patch(model.n_layers)
+    seen: list[int] = []
+    blocks = model._module.get_submodule(model.architecture.blocks)
+    forward = type(blocks[0]).forward
+
+    def counted(self, hidden_states, *args, **kwargs):
+        seen.append(hidden_states.shape[1])
+        return forward(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(type(blocks[0]), "forward", counted)
+    _, grown = model.forward_patched(PROMPTS, patches)
+    assert tuple(seen) == patch_trees(PROMPTS, patches, model.n_layers).widths
+    assert sorted(seen) == seen
+    assert len(set(seen)) == model.n_layers
+    monkeypatch.setattr("layerscope.model.causal_lm.first_nodes", lambda *args: None)
+    _, whole = model.forward_patched(PROMPTS, patches)
+    assert (grown - whole).abs().max() <= 2 * TOLERANCE * whole.abs().max()
+
+
+def test_copies_are_laid_out_so_that_a_token_sees_its_own_run_alone():
+    patches = [Patch(1, 0, 2, 1, 2), Patch(0, 0, 1, 1, 1), Patch(0, 1, 3, 0, 3)]
+    trees = patch_trees([[7, 8, 9, 10], [7, 1, 9, 10]], patches, 2)
+    assert trees.widths == (4 + 3, 4 + 3 + 2)
+    for patch, first in zip(patches, trees.firsts, strict=True):
+        for i in range(4 - patch.position):
+            seen = set(trees.sees[patch.base, 0, first + i].nonzero()[:, 0].tolist())
+            assert seen == {*range(patch.position), *range(first, first + i + 1)}
+    assert trees.sees.any(-1).all()
+
+
+def test_what_is_added_is_added_to_the_bases_own_residual(tiny):
+    model = CausalLM.open(tiny("llama-biases"), device="cpu")
+    whole = model.forward(PROMPTS)
+    step = whole.of_prompt(1)[2, 3] - whole.of_prompt(0)[2, 3]
+    _, patched = model.forward_patched(PROMPTS, [Patch(2, 0, 3, 0, 3, added=step), Patch(2, 0, 3, 1, 3)])
+    assert (patched[0] - patched[1]).abs().max() <= 2 * TOLERANCE * patched.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("patch", "words"),
+    [
+        (Patch(9, 0, 1, 1, 1), "at a layer from 0 to"),
+        (Patch(0, 0, 4, 1, 1), "position 4 of prompt 0, which has 4 tokens"),
+        (Patch(0, 0, -1, 1, 1), "position -1 of prompt 0"),
+        (Patch(0, 0, 1, 2, 3), "position 3 of prompt 2, which has 3 tokens"),
+        (Patch(0, 5, 1, 1, 1), "prompt 5, but there are 3"),
+    ],
+)
+def test_a_patch_that_cannot_be_is_refused(patch: Patch, words: str, tiny):
+    with pytest.raises(ModelError, match=words):
+        CausalLM.open(tiny("llama-biases"), device="cpu").forward_patched(PROMPTS, [patch])
+
+
+def test_prompts_beyond_a_sliding_window_are_refused(tiny):
+    model = CausalLM.open(tiny("mistral"), device="cpu")
+    with pytest.raises(ModelError, match="sliding window"):
+        model.forward_patched([[*range(WINDOW + 1)]], [Patch(0, 0, 1, 0, 1)])
+    assert patching.why_not_patched(model.architecture, WINDOW) is None

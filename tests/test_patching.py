@@ -26,6 +26,11 @@ def every_patch(n_layers: int) -> list[Patch]:
     return [Patch(layer, base, at, source, there) for layer in layers for base, source, at, there in pairs]
 
 
+@pytest.fixture(autouse=True, params=[patching.ROW_NODES, 5], ids=["", "several-rows"])
+def _rows_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patching, "ROW_NODES", request.param)
+
+
 @EVERY
 def test_a_patched_run_is_what_transformers_computes_with_the_row_replaced(name: str, tiny):
     model = CausalLM.open(tiny(name), device="cpu")
@@ -96,18 +101,19 @@ def test_copies_are_laid_out_so_that_a_token_sees_its_own_run_alone():
     patches = [Patch(1, 0, 2, 1, 2), Patch(0, 0, 1, 1, 1), Patch(0, 1, 3, 0, 3)]
     trees = patch_trees([[7, 8, 9, 10], [7, 1, 9, 10]], patches, 2)
     assert trees.widths == (4 + 3, 4 + 3 + 2)
-    for patch, first in zip(patches, trees.firsts, strict=True):
+    for patch, row, first in zip(patches, trees.rows, trees.firsts, strict=True):
         for i in range(4 - patch.position):
-            seen = set(trees.sees[patch.base, 0, first + i].nonzero()[:, 0].tolist())
+            seen = set(trees.sees[row, 0, first + i].nonzero()[:, 0].tolist())
             assert seen == {*range(patch.position), *range(first, first + i + 1)}
     assert trees.sees.any(-1).all()
 
 
-def test_what_is_added_is_added_to_the_bases_own_residual(tiny):
+def test_a_step_in_a_direction_is_as_long_as_the_one_to_the_source(tiny):
     model = CausalLM.open(tiny("llama-biases"), device="cpu")
     whole = model.forward(PROMPTS)
     step = whole.of_prompt(1)[2, 3] - whole.of_prompt(0)[2, 3]
-    _, patched = model.forward_patched(PROMPTS, [Patch(2, 0, 3, 0, 3, added=step), Patch(2, 0, 3, 1, 3)])
+    patches = [Patch(2, 0, 3, 1, 3, direction=step / step.norm()), Patch(2, 0, 3, 1, 3)]
+    _, patched = model.forward_patched(PROMPTS, patches)
     assert (patched[0] - patched[1]).abs().max() <= 2 * TOLERANCE * patched.abs().max()
 
 

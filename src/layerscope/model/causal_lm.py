@@ -392,10 +392,9 @@ class CausalLM:
         stream: list[Tensor] = []
         with self._past_the_page_cache() as names, self._patched(trees, patches, stream, progress, names):
             self._run(batch)
-        rows = torch.arange(len(trees.lengths), device=device)
-        last = stream[0][rows, torch.tensor(trees.lengths, device=device) - 1].float()
+        last = stream[0][list(trees.own_rows), [n - 1 for n in trees.lengths]].float()
         nodes = [trees.last_node(patch, first) for patch, first in zip(patches, trees.firsts, strict=True)]
-        return last, stream[0][[patch.base for patch in patches], nodes].float()
+        return last, stream[0][list(trees.rows), nodes].float()
 
     @contextmanager
     def _patched(

@@ -30,21 +30,30 @@ class Patch:
     source: int
     """The prompt that the residual comes from."""
     source_position: int
-    added: Float[Tensor, " d_model"] | None = None
-    """Added to the base's own residual, where the source's is not what is wanted."""
+    direction: Float[Tensor, " d_model"] | None = None
+    """Of length one: the base's own residual takes a step this way, as long as the one to the source's, instead."""
+
+
+ROW_NODES = 192
+"""Nodes of copies in a row, as a rule: attention within a row grows with the square of its nodes, and a prompt whose
+copies take several rows is computed once more for each."""
 
 
 @dataclass(frozen=True)
 class PatchTrees:
-    """Prompts as rows, each followed by its copies in the order of their layers."""
+    """Prompts in rows, each followed by copies in the order of their layers."""
 
-    token_ids: Int[Tensor, "prompt node"]
-    positions: Int[Tensor, "prompt node"]
-    sees: Bool[Tensor, "prompt 1 node node"]
+    token_ids: Int[Tensor, "row node"]
+    positions: Int[Tensor, "row node"]
+    sees: Bool[Tensor, "row 1 node node"]
     widths: tuple[int, ...]
     """How many nodes there are while block 0, 1, ... runs: the prompts', and the copies made up to there."""
+    rows: tuple[int, ...]
+    """For every patch the row in which its copy is."""
     firsts: tuple[int, ...]
-    """For every patch the node of its patched token; those of the tokens behind it follow."""
+    """For every patch the node of its patched token there; those of the tokens behind it follow."""
+    own_rows: tuple[int, ...]
+    """For every prompt a row in which it is."""
     lengths: tuple[int, ...]
     """Of the prompts."""
 
@@ -52,7 +61,7 @@ class PatchTrees:
         """The node of a copy's last token."""
         return first + self.lengths[patch.base] - 1 - patch.position
 
-    def mask(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "prompt 1 node node"]:
+    def mask(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "row 1 node node"]:
         """What is added to attention scores: zero, or the least number there is."""
         hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype)
         return torch.where(self.sees, torch.zeros((), dtype=dtype), hidden).to(device)
@@ -66,36 +75,52 @@ def patch_trees(token_ids: Sequence[Sequence[int]], patches: Sequence[Patch], n_
     """
     lengths = tuple(map(len, token_ids))
     _check(patches, lengths, n_layers)
-    base_width = max(lengths)
-    offsets, widths = [base_width] * len(lengths), list[int]()
-    firsts = [0] * len(patches)
+    prompt_of_row, rows_of_prompt = _rows(patches, lengths)
+    offsets, widths = [max(lengths)] * len(prompt_of_row), list[int]()
+    rows, firsts = [0] * len(patches), [0] * len(patches)
     by_layer: dict[int, list[int]] = {}
     for i, patch in enumerate(patches):
         by_layer.setdefault(patch.layer, []).append(i)
     for layer in range(n_layers):
-        for i in by_layer.get(layer, []):
-            base = patches[i].base
-            firsts[i] = offsets[base]
-            offsets[base] += lengths[base] - patches[i].position
+        # The longest first, each in the row that has the fewest so far.
+        for i in sorted(by_layer.get(layer, []), key=lambda i: patches[i].position - lengths[patches[i].base]):
+            row = min(rows_of_prompt[patches[i].base], key=lambda row: offsets[row])
+            rows[i], firsts[i] = row, offsets[row]
+            offsets[row] += lengths[patches[i].base] - patches[i].position
         # The copies of a layer end at one node in every row, so that a block runs on the first nodes of all.
         offsets = [max(offsets)] * len(offsets)
         widths.append(offsets[0])
-    shape = (len(lengths), widths[-1])
+    shape = (len(prompt_of_row), widths[-1])
     ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     sees = torch.eye(shape[1], dtype=torch.bool).repeat(shape[0], 1, 1)
-    for row, prompt in enumerate(token_ids):
-        ids[row] = prompt[-1]  # filled up with a token of the prompt's own, which nothing reads
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-        positions[row, : len(prompt)] = torch.arange(len(prompt))
-        sees[row, : len(prompt), : len(prompt)] = torch.ones(len(prompt), len(prompt), dtype=torch.bool).tril()
-    for patch, first in zip(patches, firsts, strict=True):
+    for row, prompt in enumerate(prompt_of_row):
+        n = lengths[prompt]
+        ids[row] = token_ids[prompt][-1]  # filled up with a token of the prompt's own, which nothing reads
+        ids[row, :n] = torch.tensor(token_ids[prompt])
+        positions[row, :n] = torch.arange(n)
+        sees[row, :n, :n] = torch.ones(n, n, dtype=torch.bool).tril()
+    for patch, row, first in zip(patches, rows, firsts, strict=True):
         n = lengths[patch.base] - patch.position
         here = slice(first, first + n)
-        ids[patch.base, here] = torch.tensor(token_ids[patch.base][patch.position :])
-        positions[patch.base, here] = torch.arange(patch.position, patch.position + n)
-        sees[patch.base, here, : patch.position] = True
-        sees[patch.base, here, here] = torch.ones(n, n, dtype=torch.bool).tril()
-    return PatchTrees(ids, positions, sees[:, None], tuple(widths), tuple(firsts), lengths)
+        ids[row, here] = torch.tensor(token_ids[patch.base][patch.position :])
+        positions[row, here] = torch.arange(patch.position, patch.position + n)
+        sees[row, here, : patch.position] = True
+        sees[row, here, here] = torch.ones(n, n, dtype=torch.bool).tril()
+    own_rows = tuple(rows_of_prompt[prompt][0] for prompt in range(len(lengths)))
+    return PatchTrees(ids, positions, sees[:, None], tuple(widths), tuple(rows), tuple(firsts), own_rows, lengths)
+
+
+def _rows(patches: Sequence[Patch], lengths: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+    """The prompt of every row, and the rows of every prompt: as many as its copies fill, and one in any case."""
+    nodes = [0] * len(lengths)
+    for patch in patches:
+        nodes[patch.base] += lengths[patch.base] - patch.position
+    prompt_of_row, rows_of_prompt = list[int](), list[list[int]]()
+    for prompt, n in enumerate(nodes):
+        n_rows = max(1, -(-n // ROW_NODES))
+        rows_of_prompt.append([*range(len(prompt_of_row), len(prompt_of_row) + n_rows)])
+        prompt_of_row += [prompt] * n_rows
+    return prompt_of_row, rows_of_prompt
 
 
 def _check(patches: Sequence[Patch], lengths: Sequence[int], n_layers: int) -> None:
@@ -128,18 +153,19 @@ def why_not_patched(architecture: Architecture, longest: int) -> str | None:
 
 
 def write_copies(
-    stream: Float[Tensor, "prompt node d_model"], trees: PatchTrees, patches: Sequence[Patch], layer: int
+    stream: Float[Tensor, "row node d_model"], trees: PatchTrees, patches: Sequence[Patch], layer: int
 ) -> None:
     """Make the copies of a layer, in place: the base's residuals from the patched position on, the first replaced."""
-    for patch, first in zip(patches, trees.firsts, strict=True):
+    for patch, row, first in zip(patches, trees.rows, trees.firsts, strict=True):
         if patch.layer != layer:
             continue
         n = trees.lengths[patch.base] - patch.position
-        stream[patch.base, first : first + n] = stream[patch.base, patch.position : patch.position + n]
-        if patch.added is not None:
-            stream[patch.base, first] += patch.added.to(stream)
-        else:
-            stream[patch.base, first] = stream[patch.source, patch.source_position]
+        stream[row, first : first + n] = stream[row, patch.position : patch.position + n]
+        written = stream[trees.own_rows[patch.source], patch.source_position]
+        if patch.direction is not None:
+            own = stream[row, patch.position]
+            written = own + patch.direction.to(stream) * (written - own).norm()
+        stream[row, first] = written
 
 
 def first_nodes(kwargs: Mapping[str, Any], n: int, width: int) -> dict[str, Any] | None:

@@ -57,6 +57,9 @@ class ProbeOptions(OpenOptions):
     control: str = "none"
     """Ask a twin with shuffled weights too: `none`, `shuffled-weights` (those of the blocks), or
     `shuffled-weights:all` (embedding and unembedding too)."""
+    causal: bool = False
+    """Write residuals of facts into the runs of others of the same template, at every layer, and see whether the answer
+    goes with them."""
     second_forward: str = "auto"
     """A second forward pass, to see whether the first repeats: `auto` (where it might not), `always` or `off`."""
 

@@ -30,6 +30,7 @@ from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_line, p
 from layerscope.probing.opening import lens_names, opened
 from layerscope.probing.options import RENAMED, ProbeOptions
 from layerscope.probing.outputs import identity_of, with_outputs
+from layerscope.probing.patching import patched
 from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis, planned_auxiliary_bytes
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, bos_against_family, run_metadata
@@ -121,6 +122,12 @@ def probe(request: ProbeRequest) -> Run:
         if line is not None:
             watcher.plan(line)
     result = _run_batches(model, encoded, settings, parts, auxiliary, seconds, watcher)
+    measured = result.measured.model_copy(update={"fitted_lenses": chosen.records})
+    if request.causal:
+        seconds.stages["patching_s"] = 0.0
+        with seconds.stage("patching_s"):
+            patching = patched(model, result.encoded, request.seed, watcher)
+        measured = measured.model_copy(update={"patching": patching})
     record = run_metadata(
         model,
         suite,
@@ -128,7 +135,7 @@ def probe(request: ProbeRequest) -> Run:
         settings,
         identity=result.identity,
         health=result.health,
-        measured=result.measured.model_copy(update={"fitted_lenses": chosen.records}),
+        measured=measured,
         planned_bytes=planned_bytes(parts),
         created=created,
         timings=seconds.timings(model.placement.device),

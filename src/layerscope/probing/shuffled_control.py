@@ -56,6 +56,7 @@ def asked_of_twin(options: ProbeOptions, headline: str) -> dict[str, Any]:
         "positions": "last",
         "second_forward": "off",
         "control": "none",
+        "causal": False,
     }
 
 

@@ -1,6 +1,6 @@
 """Parts of `run.json` measured once and not by row: temperatures, last layer, primary prompt, fitted lenses."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
 
@@ -17,11 +17,10 @@ from layerscope.lens_record import (
     SkipLayers,
 )
 from layerscope.lens_words import Placement
+from layerscope.record.by_layer import ByLayer, CountByLayer
 from layerscope.record.parts import Fraction, Utc
+from layerscope.record.patching import PatchingRecord
 
-ByLayer: TypeAlias = tuple[float | None, ...]
-"""A number for each layer 0 to n_layers; null where it is undefined."""
-CountByLayer: TypeAlias = tuple[int | None, ...]
 FORMER_KEYS = {"close_up": "position_readout", "sidecars": "fitted_lenses"}
 """Keys of `measured` up to schema 2.1, and what they are called now."""
 
@@ -356,6 +355,9 @@ class MeasuredRecord(RecordModel):
     )
     shuffled_weights: ShuffledWeightsRecord | None = Field(
         None, description="The suite asked of a twin with shuffled weights; null where no such control was asked for."
+    )
+    patching: PatchingRecord | None = Field(
+        None, description="Runs with residuals of other facts written into them; null where none were asked for."
     )
     absent: Annotated[dict[str, str], BeforeValidator(_with_present_keys)] = Field(
         {}, description="For each block that is null or empty, the reason in words."

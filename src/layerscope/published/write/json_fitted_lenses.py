@@ -22,7 +22,8 @@ from layerscope.published.write.json_milestones import (
     surface_and_geometry,
 )
 from layerscope.published.write.json_source import Source, Tree, label_of, pointer
-from layerscope.record.measured import ByLayer, FittedLensRecord, TunedFitRecord
+from layerscope.record.by_layer import ByLayer
+from layerscope.record.measured import FittedLensRecord, TunedFitRecord
 
 PRISM, TUNED = "prism", "tuned"
 

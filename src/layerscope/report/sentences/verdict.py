@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from layerscope.analysis.consistency import OnsetGap
 from layerscope.analysis.curve import Row
 from layerscope.analysis.diagnostics import Verdict, protocol_in_force
+from layerscope.analysis.handover import handover
 from layerscope.analysis.milestones import NEVER as HOLDS_NOWHERE
 from layerscope.analysis.milestones import NO_TWO, NOT_MEASURED, NOT_TO_THE_END, Milestone
 from layerscope.analysis.onsets import ON_TOP_FOR_GOOD
@@ -12,7 +13,16 @@ from layerscope.analysis.statistics import entropy_fraction
 from layerscope.record.milestone_names import ONSET, STABLE, STRONG, MilestoneName, stable_twin
 from layerscope.record.run_record import RunRecord
 from layerscope.report.numbers import ABSENT, short_text
-from layerscope.report.sentences import answers, circumstances, fitted_lenses, guidance, last_layer, onsets, readable
+from layerscope.report.sentences import (
+    answers,
+    circumstances,
+    fitted_lenses,
+    guidance,
+    last_layer,
+    onsets,
+    patching,
+    readable,
+)
 from layerscope.report.sentences.lines import LabelledLine, under_one_label
 from layerscope.report.sentences.lines import layers as layers_in_words
 from layerscope.report.sentences.onsets import AHEAD, FIRST, FOR_GOOD
@@ -177,6 +187,11 @@ class VerdictText:
             lost = answers.all_lost(diagnostics.answered)
             lines += [LabelledLine("lost", lost)] if lost else []
         lines.append(LabelledLine("lenses", self._other_lenses()))
+        patched = self.record.measured.patching
+        if patched is not None:
+            found = handover(patched, self.n_layers)
+            told = patching.sentence(patched, found, self.layer(), diagnostics.headline)
+            lines.append(LabelledLine("patching", told))
         if diagnostics.wording.reason is None:
             lines.append(LabelledLine("wording", circumstances.wording(diagnostics.wording)))
         if diagnostics.controls.reason is None:

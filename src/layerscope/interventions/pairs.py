@@ -1,0 +1,87 @@
+"""Facts of one template as each other's counterfactuals: which are paired, and how their positions match."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+ENOUGH_PAIRS = 38
+"""Pairs are drawn until there are so many, or no more: twice the facts of a suite of about twenty."""
+
+
+@dataclass(frozen=True)
+class PairedFact:
+    """A fact that may be paired, as the model reads it."""
+
+    fact_index: int
+    token_ids: tuple[int, ...]
+    template: str
+    """The prompt with a gap where its subject stands."""
+    subject_end: int
+    """Position of the subject's last token."""
+    answer_id: int
+    """The first token of its answer, which is on top at the output."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base and the source whose residuals are written into it."""
+
+    base: PairedFact
+    source: PairedFact
+
+    @property
+    def alignment(self) -> Literal["position", "from_the_right"]:
+        """How their positions match."""
+        same = len(self.base.token_ids) == len(self.source.token_ids)
+        return "position" if same and self.base.subject_end == self.source.subject_end else "from_the_right"
+
+    @property
+    def places(self) -> Mapping[Literal["subject", "next"], tuple[int, int]]:
+        """Positions that are patched, each with the source's; the subject's only where both stand at one place."""
+        ends = (len(self.base.token_ids) - 1, len(self.source.token_ids) - 1)
+        if self.alignment == "position" and self.base.subject_end < ends[0]:
+            return {"subject": (self.base.subject_end, self.source.subject_end), "next": ends}
+        return {"next": ends}
+
+
+def pairs_of(facts: Sequence[PairedFact], *, enough: int = ENOUGH_PAIRS) -> tuple[list[Pair], Counter[str]]:
+    """Pair facts of one template, each with its neighbours in a ring, both ways.
+
+    Facts stand in the order of their number of tokens, so that most neighbours have equally many. Wider rings are
+    added until there are enough pairs. Two facts whose answers begin with the same token are no pair.
+
+    Returns:
+        The pairs, and how many facts or pairs were left out, by reason.
+    """
+    left_out: Counter[str] = Counter()
+    pairs: list[Pair] = []
+    templates = Counter(fact.template for fact in facts)
+    rings = []
+    for template, n in templates.items():
+        if n == 1:
+            left_out["no other fact of its template is answered"] += 1
+            continue
+        ring = [fact for fact in facts if fact.template == template]
+        rings.append(sorted(ring, key=lambda fact: (len(fact.token_ids), fact.subject_end, fact.fact_index)))
+    for step in range(1, max(map(len, rings), default=1)):
+        if len(pairs) >= enough:
+            break
+        for ring in rings:
+            # A ring of n facts has steps up to n / 2; the other half are the same pairs the other way round.
+            if step > len(ring) // 2:
+                continue
+            for base, source in _around(ring, step):
+                if base.answer_id == source.answer_id:
+                    left_out["both answers begin with the same token"] += 1
+                else:
+                    pairs.append(Pair(base, source))
+    return pairs, left_out
+
+
+def _around(ring: Sequence[PairedFact], step: int) -> list[tuple[PairedFact, PairedFact]]:
+    """Every fact with the one so many places on, and the other way round; each ordered pair once."""
+    n = len(ring)
+    ways = [(i, (i + step) % n) for i in range(n)]
+    both = dict.fromkeys([*ways, *((j, i) for i, j in ways)])
+    return [(ring[i], ring[j]) for i, j in both]

@@ -113,7 +113,8 @@ class Comparison:
 
 
 def _dots(first: Float[Tensor, "row d_vocab"], second: Float[Tensor, "row d_vocab"]) -> Float[Tensor, " row"]:
-    return torch.linalg.vecdot(first, second)
+    products: Tensor = torch.linalg.vecdot(first, second)
+    return products
 
 
 def _distances(
@@ -121,7 +122,7 @@ def _distances(
 ) -> Float[Tensor, " row"]:
     """Sum of absolute differences from each row's base."""
     found = rows.new_empty(len(rows))
-    for prompt in base.unique():
+    for prompt in sorted(set(base.tolist())):
         here = (base == prompt).nonzero()[:, 0]
         found[here] = torch.cdist(rows[here], own[prompt][None], p=1.0)[:, 0]
     return found

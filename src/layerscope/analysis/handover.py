@@ -41,6 +41,11 @@ class Handover:
     n_layers: int
 
     @property
+    def at_the_output(self) -> bool:
+        """Whether no layer before the last carries it."""
+        return self.layer == self.n_layers
+
+    @property
     def tolerance(self) -> float:
         """Layers by which a milestone may miss it and be confirmed."""
         return max(1.0, 0.03 * self.n_layers)
@@ -71,15 +76,16 @@ def handover(record: PatchingRecord, n_layers: int) -> Handover:
 def patch_verdict(layer: float | None, found: Handover) -> PatchVerdict:
     """What patching says of a lens' layer.
 
-    The last layer is the output itself: a handover there says that nothing before it carries the answer.
+    The last layer is the output itself: a handover there says that nothing before it carries the answer, which refutes
+    any earlier layer and bears out none.
     """
     if layer is None or found.layer is None:
         return PatchVerdict.NOT_APPLICABLE
+    if found.at_the_output:
+        return PatchVerdict.REFUTED if layer < found.n_layers else PatchVerdict.NOT_APPLICABLE
     if abs(layer - found.layer) <= found.tolerance:
         return PatchVerdict.CONFIRMED
-    if layer > found.layer:
-        return PatchVerdict.READS_LATE
-    return PatchVerdict.REFUTED if found.layer == found.n_layers else PatchVerdict.READS_AHEAD
+    return PatchVerdict.READS_LATE if layer > found.layer else PatchVerdict.READS_AHEAD
 
 
 def _effects(pairs: Sequence[PatchedPairRecord], position: str) -> list[tuple[float | None, ...]]:

@@ -1,5 +1,6 @@
 """A suite's facts written into one another: every layer, at the subject and where the answer is said."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -44,9 +45,11 @@ class PatchedRuns:
     """The pairs of some facts of one wording, run through a model."""
 
     def __init__(self, model: CausalLM, facts: Sequence[PairedFact], seed: int) -> None:
-        self.model, self.facts, self.seed = model, facts, seed
+        self.model, self.seed = model, seed
         self.pairs, self.left_out = pairs_of(facts)
-        self._row = {fact.fact_index: i for i, fact in enumerate(facts)}
+        paired = {fact.fact_index for pair in self.pairs for fact in (pair.base, pair.source)}
+        self.facts = [fact for fact in facts if fact.fact_index in paired]
+        self._row = {fact.fact_index: i for i, fact in enumerate(self.facts)}
 
     def record(
         self,
@@ -268,7 +271,7 @@ class PatchedRuns:
         selves = [i for i, copy in enumerate(copies) if copy.pair < 0]
         patched = decode(runs.patched[selves], self.model.final_norm, self.model.unembedding)
         change = float((patched.logits - own.logits[copies[selves[0]].patch.base]).abs().max())
-        return change if change == change and change != float("inf") else None
+        return change if math.isfinite(change) else None
 
 
 def _curve(

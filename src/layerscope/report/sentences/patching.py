@@ -19,7 +19,10 @@ def sentence(record: PatchingRecord, found: Handover, layer: float | None, lens:
         return f"nothing was patched: {record.reason or 'no effect is known'}"
     spread = "" if found.low is None else f"; {found.low} to {found.high}"
     over = f"median of {found.n_pairs} {plural('pair', found.n_pairs)}{spread}"
-    told = f"the answer is carried at the last token from layer {found.layer} on ({over})"
+    where = f"from layer {found.layer} on"
+    if found.at_the_output:
+        where = "at no layer before the output"
+    told = f"the answer is carried at the last token {where} ({over})"
     if found.release is not None:
         told += f", at its subject up to {found.release}"
     verdict = patch_verdict(layer, found)

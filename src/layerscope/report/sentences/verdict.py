@@ -188,7 +188,7 @@ class VerdictText:
             lines += [LabelledLine("lost", lost)] if lost else []
         lines.append(LabelledLine("lenses", self._other_lenses()))
         patched = self.record.measured.patching
-        if patched is not None:
+        if patched is not None and self.ranked:
             found = handover(patched, self.n_layers)
             told = patching.sentence(patched, found, self.layer(), diagnostics.headline)
             lines.append(LabelledLine("patching", told))

@@ -39,7 +39,7 @@ from layerscope.report.text import visible
 from layerscope.run import Run
 from properties import examples
 from rounding import ReadoutError, of_residual
-from tiny_models import TINY, _load, reference
+from tiny_models import TINY, load_resident, reference
 
 TEXT = "The capital of Germany is called"
 OTHER = "The capital of France is called"
@@ -67,7 +67,7 @@ def error_of(look: Look, logits: torch.Tensor) -> ReadoutError:
 def test_every_number_is_what_transformers_modules_give(family: str, tiny):
     folder = tiny(family)
     found = look(folder, TEXT, answer="Berlin", track=["Paris", " is"], positions="all", device="cpu")
-    theirs, head = reference(folder, list(found.encoded.token_ids)), _load(folder)
+    theirs, head = reference(folder, list(found.encoded.token_ids)), load_resident(folder)
     with torch.inference_mode():
         logits = head.lm_head(head.model.norm(theirs.residuals)).double()
     if (cap := getattr(head.config, "final_logit_softcapping", None)) is not None:

@@ -17,7 +17,7 @@ from layerscope import CausalLM, Run, Suite, load_suite, probe
 from layerscope.bundled import BUNDLED
 from layerscope.record.rows import COLUMNS
 from rounding import SINGLE
-from tiny_models import _load, reference
+from tiny_models import load_resident, reference
 
 KEYS = ["fact_key", "fact_index", "prompt_id", "prompt_variant", "lens", "layer", "position"]
 AGAINST_RAW = ["kl_norm_vs_raw_bits", "kl_raw_to_norm_bits", "js_divergence_bits", "l1_prob_diff"]
@@ -72,7 +72,7 @@ def test_rows_equal_transformers_own_modules_at_every_layer_and_position(prompt:
     """Residuals of hooked blocks, through the resident model's own norm and head, in float64 from there on."""
     asked = run.record.suite.prompts[prompt]
     theirs = reference(BUNDLED, list(asked.token_ids))
-    resident = _load(BUNDLED)
+    resident = load_resident(BUNDLED)
     with torch.inference_mode():
         logits = resident.lm_head(resident.model.norm(theirs.residuals)).double()
     log_p, log_f = logits.log_softmax(-1), theirs.logits.double().log_softmax(-1)

@@ -15,7 +15,7 @@ from layerscope.readout.whole_answers import further_rows, without_longer
 from layerscope.record.protocol import PROTOCOLS
 from properties import checks_every_type
 from rounding import of_residual
-from tiny_models import _load, reference
+from tiny_models import load_resident, reference
 
 WHOLE = ["answer_log_prob_nats_all", "answer_rank_all", "answer_logit_gap_all"]
 ASKED = {
@@ -50,7 +50,7 @@ def run(folder: Path) -> Run:
 
 def _forced(folder: Path, ids: list[int], pieces: tuple[int, ...], lens: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Linear logits and log-probabilities `[piece, layer, vocabulary]` by plain Transformers, in float64 at the end."""
-    model = _load(folder)
+    model = load_resident(folder)
     residuals = reference(folder, ids + list(pieces[:-1])).residuals[:, len(ids) - 1 :]
     with torch.inference_mode():
         rows = model.model.norm(residuals) if lens == "logit" else residuals

@@ -1,42 +1,69 @@
 """Where patches say that an answer is carried, and what that makes of a lens' layer."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
+import polars as pl
 import pytest
 
-from layerscope import load_suite
-from layerscope.analysis.handover import Handover, PatchVerdict, handover, patch_verdict
-from layerscope.interventions.pairs import PairedFact, pairs_of
+from layerscope import Run, load_suite
+from layerscope.analysis.handover import (
+    Effects,
+    Handover,
+    LayerAgainstPatches,
+    Patching,
+    PatchVerdict,
+    handover,
+    patch_verdict,
+)
+from layerscope.analysis.onsets import Blindness
+from layerscope.errors import RunError
+from layerscope.interventions.pairs import PairedFact, Place, pairs_of
 from layerscope.probing.probe import probe
-from layerscope.record.patching import PatchCurveRecord, PatchedPairRecord, PatchingRecord
+from layerscope.published.layout import EXTENDED
+from layerscope.record.patches import METRICS, PATCH_COLUMNS, patches_frame
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.markdown import markdown
+from layerscope.report.evaluation import evaluation
+from layerscope.report.sentences import onsets
 from layerscope.report.sentences.patching import sentence
 from layerscope.report.sentences.verdict import VerdictText
+from layerscope.report.synthesis import synthesis
+from layerscope.report.synthesis.comparison_table import comparison_table
+from layerscope.view import charts
+from layerscope.view.charts.patching import NAMES
+from layerscope.view.page.payload import payload
+from layerscope.view.page.view import page_html
 from rounding import of_residual
 
 
-def record(*effects: tuple[float | None, ...]) -> PatchingRecord:
-    def curve(effect: tuple[float | None, ...]) -> PatchCurveRecord:
-        nothing = (None,) * len(effect)
-        names = set(PatchCurveRecord.model_fields) - {"position", "effect"}
-        return PatchCurveRecord(position="next", effect=effect, **dict.fromkeys(names, nothing))
+def patches(*effects: tuple[float | None, ...], place: str = "next", kind: str = "pair") -> pl.DataFrame:
+    """A pair for each row of effects."""
+    cells = [(pair, layer, effect) for pair, of_pair in enumerate(effects) for layer, effect in enumerate(of_pair)]
+    n = len(cells)
+    known: dict[str, Sequence[object]] = {
+        "kind": [kind] * n, "place": [place] * n, "position": [4] * n, "from_end": [0] * n,
+        "pair": [pair for pair, _, _ in cells], "base": [pair for pair, _, _ in cells],
+        "source": [pair + 1 for pair, _, _ in cells], "layer": [layer for _, layer, _ in cells],
+    }  # fmt: skip
+    metrics = {name: [None] * n for name in METRICS} | {"effect": [effect for _, _, effect in cells]}
+    return patches_frame(known | metrics)
 
-    def pair(i: int, effect: tuple[float | None, ...]) -> PatchedPairRecord:
-        return PatchedPairRecord(
-            base=i, source=i + 1, base_answer_id=1, source_answer_id=2, alignment="position",
-            logit_difference_base=4.0, logit_difference_source=-4.0, entropy_base_bits=1.0, entropy_source_bits=1.0,
-            curves=(curve(effect),),
-        )  # fmt: skip
 
-    return PatchingRecord(prompt_variant="orig", pairs=tuple(pair(i, e) for i, e in enumerate(effects)))
+def found(*effects: tuple[float | None, ...], lens_layer: float, n_unsure: int = 0) -> Patching:
+    n = len(effects[0]) - 1
+    at = handover(patches(*effects), n)
+    against = LayerAgainstPatches(lens_layer, patch_verdict(lens_layer, at))
+    return Patching(at, Effects((), (), {}), {"logit": {"on_top_for_good": against}}, n_unsure, 10, None)
 
 
 def test_the_layer_is_the_first_from_which_on_the_median_stays_large():
-    found = handover(record((0.0, 0.9, 0.1, 0.6, 1.0), (0.0, 0.8, 0.2, 0.7, 1.0), (0.0, 0.9, 0.0, 0.5, 1.0)), 4)
-    assert (found.layer, found.low, found.high, found.release, found.n_pairs) == (3, 3, 3, None, 3)
-    assert handover(record((0.0, 0.0, 0.0, 0.49, 1.0)), 4).layer == 4
-    assert handover(record((0.0, 0.0, None, 0.6, 1.0)), 4).layer == 3
+    at = handover(patches((0.0, 0.9, 0.1, 0.6, 1.0), (0.0, 0.8, 0.2, 0.7, 1.0), (0.0, 0.9, 0.0, 0.5, 1.0)), 4)
+    assert (at.layer, at.low, at.high, at.release, at.n_pairs) == (3, 3, 3, None, 3)
+    assert handover(patches((0.0, 0.0, 0.0, 0.49, 1.0)), 4).layer == 4
+    assert handover(patches((0.0, 0.0, None, 0.6, 1.0)), 4).layer == 3
+    assert handover(patches((1.0, 0.9, 0.2, 0.6, 0.0), place="subject"), 4).release == 3
 
 
 @pytest.mark.parametrize(
@@ -81,35 +108,102 @@ def test_what_makes_no_pair_is_counted():
 
 def test_prompts_of_different_lengths_are_patched_behind_both_subjects_alone():
     pairs, _ = pairs_of([fact(0, 5), fact(1, 6)])
-    assert [dict(pair.places) for pair in pairs] == [{"next": (4, 5)}, {"next": (5, 4)}]
+    assert [places(pair.subject_and_next) for pair in pairs] == [[("next", 4, 5)], [("next", 5, 4)]]
+    assert [places(pair.every_place) for pair in pairs] == [[("next", 4, 5)], [("next", 5, 4)]]
     assert {pair.alignment for pair in pairs} == {"from_the_right"}
     pairs, _ = pairs_of([fact(0), fact(1)])
-    assert dict(pairs[0].places) == {"subject": (3, 3), "next": (4, 4)}
+    assert places(pairs[0].subject_and_next) == [("subject", 3, 3), ("next", 4, 4)]
 
 
-def test_the_bundled_model_is_patched_and_its_verdict_says_where_the_answer_is_carried():
-    run = probe(suite="capitals", causal=True)
-    patched, n = run.record.measured.patching, run.record.model.n_layers
-    assert patched is not None
+def test_every_position_from_the_first_difference_on_is_patched_where_all_are_asked_for():
+    base = PairedFact(0, (1, 2, 7, 8, 3, 4), "t", 3, 100)
+    source = PairedFact(1, (1, 2, 9, 6, 3, 4), "t", 3, 101)
+    pairs, _ = pairs_of([base, source])
+    due = [("other", 2, 2), ("subject", 3, 3), ("other", 4, 4), ("next", 5, 5)]
+    assert places(pairs[0].every_place) == due
+
+
+def places(of: Sequence[Place]) -> list[tuple[str, int, int]]:
+    return [(place.name, place.position, place.source_position) for place in of]
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Run:
+    return probe(suite="capitals", causal_positions="all")
+
+
+def test_effects_at_both_ends_of_the_model_are_known(bundled: Run):
+    """Before the first block nothing at the last position differs; behind the last nothing else is read."""
+    record, n = bundled.record.measured.patching, bundled.record.model.n_layers
+    assert record is not None and len(record.pairs) == 20
     # Logits of this size, compared with themselves or with another product of the same rows.
-    logit = 50 * of_residual(n_blocks=n, d_model=run.record.model.d_model)
-    assert len(patched.pairs) == 20
-    for pair in patched.pairs:
-        moved = abs(pair.logit_difference_source - pair.logit_difference_base)
-        assert {curve.position for curve in pair.curves} == {"subject", "next"}
-        for curve in pair.curves:
-            # Behind the last block the state at `next` is the output, and at the subject it is read by nobody; in
-            # front of the first block both prompts end with the same token.
-            due = 1.0 if curve.position == "next" else 0.0
-            assert curve.effect[n] == pytest.approx(due, abs=4 * logit / moved)
-            if curve.position == "next":
-                assert curve.effect[0] == pytest.approx(0.0, abs=4 * logit / moved)
-            own = pair.logit_difference_source if curve.position == "next" else pair.logit_difference_base
-            assert curve.logit_difference[n] == pytest.approx(own, abs=4 * logit)
-    assert patched.self_patch_logit_change is not None
-    assert patched.self_patch_logit_change <= 2 * logit
-    told = [line.text for line in VerdictText(run.verdict, run.record).summary() if line.label == "patching"]
-    assert told[0].startswith(f"the answer is carried at the last token from layer {handover(patched, n).layer} on")
+    logit = 50 * of_residual(n_blocks=n, d_model=bundled.record.model.d_model)
+    for i, pair in enumerate(record.pairs):
+        close = 4 * logit / abs(pair.logit_difference_source - pair.logit_difference_base)
+        of_pair = bundled.patches.filter(pl.col("kind") == "pair", pl.col("pair") == i)
+        first, last = (of_pair.filter(pl.col("layer") == layer) for layer in (0, n))
+        assert set(last["place"]) == {"subject", "next", "other"} or pair.alignment == "from_the_right"
+        for row in last.to_dicts():
+            assert row["effect"] == pytest.approx(1.0 if row["place"] == "next" else 0.0, abs=close)
+            own = pair.logit_difference_source if row["place"] == "next" else pair.logit_difference_base
+            assert row["logit_difference"] == pytest.approx(own, abs=4 * logit)
+        for row in first.filter(pl.col("place") == "next").to_dicts():
+            assert row["effect"] == pytest.approx(0.0, abs=close)
+        subjects = [pair.alignment == "position" and first.filter(pl.col("place") != "next").height == 1]
+        if all(subjects):  # a subject of one token: the prompts differ there alone, so the run becomes the source's
+            alone = first.filter(pl.col("place") == "subject").to_dicts()
+            assert all(row["effect"] == pytest.approx(1.0, abs=close) for row in alone)
+    assert record.self_patch_logit_change is not None
+    assert record.self_patch_logit_change <= 2 * logit
+
+
+def test_effects_of_a_pair_add_up_to_one_where_its_prompts_differ_in_one_token(bundled: Run):
+    """Where the subject is one token, the source is the base with it: at layer 0 and at the last, e sums to 1."""
+    n = bundled.record.model.n_layers
+    ends = bundled.patches.filter(pl.col("kind") == "pair", pl.col("layer").is_in([0, n]))
+    one_token = ends.filter(pl.col("layer") == 0).group_by("pair").agg((pl.col("effect") > 0.5).sum() == 1)
+    kept = one_token.filter("effect")["pair"].to_list()
+    assert kept
+    sums = ends.filter(pl.col("pair").is_in(kept)).group_by("pair", "layer").agg(pl.col("effect").sum())
+    assert all(total == pytest.approx(1.0, abs=0.01) for total in sums["effect"])
+
+
+def test_the_bundled_models_verdict_says_where_the_answer_is_carried(bundled: Run):
+    told = [line.text for line in VerdictText(bundled.verdict, bundled.record).summary() if line.label == "patching"]
+    patching = bundled.diagnostics.patching
+    assert patching is not None
+    layer = patching.handover.layer
+    assert told[0].startswith(f"the answer is carried at the last token from layer {layer} on")
+    assert set(patching.effects.controls) == {"same_answer", "unrelated", "random"}
+    # Another wording of the same fact, and a step to nowhere, do not bring the source's answer.
+    for kind in ("same_answer", "random"):
+        assert max(abs(v) for v in patching.effects.controls[kind] if v is not None) < 0.5
+
+
+def test_patches_are_saved_and_read_with_the_run_and_missed_where_they_are_not(bundled: Run, tmp_path: Path):
+    bundled.save(tmp_path / "run")
+    assert Run.read(tmp_path / "run") == bundled
+    table = pl.read_parquet(tmp_path / "run" / "patches.parquet")
+    assert table.columns == [column.name for column in PATCH_COLUMNS]
+    table.filter(pl.col("pair") > 0).write_parquet(tmp_path / "run" / "patches.parquet")
+    with pytest.raises(RunError, match=r"patches\.parquet: the record has 20 patched pairs, .* is of 19"):
+        Run.read(tmp_path / "run")
+    table.with_columns(kind=pl.lit("guess")).write_parquet(tmp_path / "run" / "patches.parquet")
+    with pytest.raises(RunError, match="column `kind` of patches should be one of"):
+        Run.read(tmp_path / "run")
+    (tmp_path / "run" / "patches.parquet").unlink()
+    with pytest.raises(RunError, match=r"patches\.parquet: cannot be read"):
+        Run.read(tmp_path / "run")
+
+
+def test_a_suite_of_one_fact_is_not_patched_and_says_why():
+    run = probe(suite="berlin", lenses="logit")
+    assert len(run.patches) == 0
+    assert run.diagnostics.patching is not None
+    assert (
+        run.diagnostics.patching.reason == "no two facts of one template that the model answers with different tokens"
+    )
+    assert probe(suite="berlin", lenses="logit", causal=False).diagnostics.patching is None
 
 
 @pytest.mark.slow
@@ -117,26 +211,81 @@ def test_smollm2_hands_the_answer_over_in_block_24(smollm2: Path):
     """Found elsewhere with plain hooks: 0.03 at layer 23 and 0.87 at 24; the subject lets go from 0.96 to 0.00."""
     suite = load_suite("capitals-20")
     plain = replace(suite, prompts=tuple(p for p in suite.prompts if p.prompt_variant == "no_filler"))
-    run = probe(smollm2, suite=plain, causal=True, lenses="logit", positions="last")
-    patched = run.record.measured.patching
-    assert patched is not None
-    found = handover(patched, 30)
-    assert (found.layer, found.release) == (24, 23)
-    effects = {
-        position: [median(c.effect[layer] or 0.0 for p in patched.pairs for c in p.curves if c.position == position)
-                   for layer in range(31)]
-        for position in ("next", "subject")
-    }  # fmt: skip
+    run = probe(smollm2, suite=plain, lenses="logit", positions="last")
+    patching = run.diagnostics.patching
+    assert patching is not None
+    at, effects = patching.handover, patching.effects
+    assert (at.layer, at.release) == (24, 23)
     # Its eight facts were others: halves and tenths are what two sets of facts can have in common.
-    assert effects["next"][23] < 0.1 < 0.8 < effects["next"][24]
-    assert effects["subject"][24] < 0.1 < 0.9 < effects["subject"][23]
-    assert patch_verdict(30, found) == PatchVerdict.READS_LATE
+    assert effects.next[23] < 0.1 < 0.8 < effects.next[24]
+    assert effects.subject[24] < 0.1 < 0.9 < effects.subject[23]
+    assert patching.verdict_of("logit") == PatchVerdict.READS_LATE
 
 
 def test_where_nothing_before_the_output_carries_it_the_sentence_says_so():
-    patched = record((0.0, 0.0, 0.0, 0.2, 1.0))
-    told = sentence(patched, handover(patched, 4), 2, "logit")
+    told = sentence(found((0.0, 0.0, 0.0, 0.2, 1.0), lens_layer=2), "logit")
     assert told == (
         "the answer is carried at the last token at no layer before the output (median of 1 pair); the logit lens has "
         "it on top for good from 2: refuted (an illustration: a claim takes 20 pairs)"
     )
+
+
+def test_published_files_hold_every_patch_and_reports_cite_them(bundled: Run, tmp_path: Path):
+    bundled.save(tmp_path / "run", published=EXTENDED)
+    assert Run.read(tmp_path / "run" / "published") == bundled
+    evidence = Evidence.of(tmp_path / "run")
+    text = markdown(evaluation(evidence))
+    patching = bundled.diagnostics.patching
+    assert patching is not None
+    assert f"carries at least half of the answer from layer {patching.handover.layer} on (median over 20 pairs" in text
+    assert "| layer | last token | subject | same fact, other wording | third fact | random step |" in text
+    table = comparison_table([evidence])
+    assert table["handover_layer"].item() == patching.handover.layer
+    assert table["handover_verdict"].item() == patching.verdict_of("logit")
+    assert "Does the model use it?" in markdown(synthesis([evidence]))
+    (tmp_path / "run" / "published" / "output-reference-patches.csv").unlink()
+    lost = Run.read(tmp_path / "run" / "published")
+    assert any("what came of every patch" in problem.message for problem in lost.problems)
+    assert lost.diagnostics.patching is not None and lost.diagnostics.patching.reason is not None
+
+
+def test_the_headline_says_that_the_answer_is_carried_before_a_lens_has_it():
+    blind = Blindness("logit", 4, 0, 3, 9.0, 5, 1.0, None)
+    late = found((0.0, 0.0, 0.9, 0.9, 1.0), lens_layer=4)
+    told = onsets.blind(blind, ("logit",), late)
+    assert told == "By patching the answer is carried at the last token from layer 2 on."
+        onsets.blind(blind, ("logit",), late) == "By patching the answer is carried at the last token from layer 2 on."
+    )
+    at_once = found((0.0, 0.0, 0.0, 0.9, 1.0), lens_layer=4)
+    assert onsets.blind(blind, ("logit",), at_once) == ""
+    assert "a tuned lens or a patch would tell" in onsets.blind(blind, ("logit",), None)
+
+
+def test_patched_runs_less_certain_than_both_their_parents_are_said_to_be_so():
+    told = sentence(found((0.0, 0.0, 0.9, 0.9, 1.0), lens_layer=2, n_unsure=3), "logit")
+    assert "; 3 of 10 patched runs from there on are less certain than both runs that they mix" in told
+    assert "less certain" not in sentence(found((0.0, 0.0, 0.9, 0.9, 1.0), lens_layer=2, n_unsure=2), "logit")
+
+
+def test_charts_show_effects_by_layer_and_a_map_where_all_positions_were_patched(bundled: Run):
+    curves, places = charts.patching(bundled, "effects"), charts.patching(bundled, "map")
+    n = bundled.record.model.n_layers
+    assert set(curves.table["curve"]) == set(NAMES.values())
+    assert curves.table.filter(pl.col("curve") == NAMES["next"])["effect"].to_list()[n] == pytest.approx(1.0, abs=1e-3)
+    assert "the last token at layers" in places.description
+    cell = places.table.filter(pl.col("from_end") == 0, pl.col("layer") == n)["effect"].item()
+    assert cell == pytest.approx(1.0, abs=1e-3)
+    assert "Where the answer is carried" in bundled.plot("patching").to_json()
+    with pytest.raises(RunError, match="There is no chart 'x' of patching; choose from effects, map"):
+        charts.patching(bundled, "x")
+    alone = probe(suite="berlin", lenses="logit")
+    with pytest.raises(RunError, match="Nothing was patched in this run: no two facts"):
+        charts.patching(alone, "effects")
+
+
+def test_the_page_has_the_carrier_beside_every_layer(bundled: Run):
+    shown = payload([bundled]).runs[0].carried
+    assert shown is not None
+    assert len(shown.next) == len(shown.subject) == bundled.record.model.n_layers + 1
+    assert 'id="patching"' in page_html([bundled])
+    assert 'id="patching"' not in page_html([probe(suite="berlin", lenses="logit", causal=False)])

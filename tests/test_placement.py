@@ -122,6 +122,9 @@ class Plans:
     def vocabulary(self, done: int, total: int) -> None:
         pass
 
+    def patches(self, done: int, total: int) -> None:
+        pass
+
 
 def test_a_budget_that_no_prompt_fits_is_refused_before_any_work():
     watcher = Plans()

@@ -27,6 +27,7 @@ from layerscope.errors import RunError
 from layerscope.record import COLUMNS, RunRecord, describe_columns, new_folder, rows_frame
 from layerscope.record.measured import FittedLensRecord, MeasuredRecord, TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.parts import AlignmentRecord
+from layerscope.record.patches import PATCH_COLUMNS
 from layerscope.run import Run
 from layerscope.run_folder import default_folder_name
 from properties import examples
@@ -693,7 +694,11 @@ def _record_map() -> str:
 
 def _documented(text: str) -> str:
     """The page with both tables as the code has them."""
-    for name, table in (("columns", describe_columns()), ("record", _record_map())):
+    for name, table in (
+        ("columns", describe_columns()),
+        ("patches", describe_columns(PATCH_COLUMNS)),
+        ("record", _record_map()),
+    ):
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, _, rest = text.partition(begin)
         text = before + begin + table + "\n" + end + rest.partition(end)[2]

@@ -45,7 +45,7 @@ def test_a_run_whose_rows_are_in_files_is_the_same_run(five_lens_run: Path, tmp_
         parts.add(part)
     table = parts.table()
     assert isinstance(table, pl.LazyFrame)
-    stored = Run(table, whole.record, keep=parts)
+    stored = Run(table, whole.record, keep=parts, patches=whole.patches)
     assert not stored.in_memory and stored.n_rows == whole.rows.height
     assert verdict_text(stored.verdict, stored.record) == verdict_text(whole.verdict, whole.record)
     curves = zip(whole.verdict.curves, stored.verdict.curves, strict=True)
@@ -126,7 +126,7 @@ def test_a_full_disk_is_named_when_rows_in_files_are_saved(
 def test_a_file_that_changes_while_a_run_is_open_is_said_to_have(
     change: str, five_lens_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in ("run.json", "rows.parquet"):
+    for name in ("run.json", "rows.parquet", "patches.parquet"):
         (tmp_path / name).write_bytes((five_lens_run / name).read_bytes())
     opened = [_read_as_large(tmp_path, monkeypatch) for _ in range(2)]
     opened[1].verdict  # noqa: B018

@@ -27,6 +27,10 @@ class Observer(_AnyObserver, Protocol):
         """Ids of the vocabulary that have been swept."""
         return
 
+    def patches(self, done: int, total: int) -> None:
+        """Blocks that have run on residuals written into other runs."""
+        return
+
 
 @runtime_checkable
 class FitObserver(_AnyObserver, Protocol):

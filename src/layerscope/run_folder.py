@@ -11,17 +11,20 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
-from layerscope.analysis.analysed_run import AnalysedRun
+from layerscope.analysis.analysed_run import AnalysedRun, check_pairs
 from layerscope.analysis.verdict_json import verdict_text
 from layerscope.errors import RunError
 from layerscope.published.layout import Dialect
 from layerscope.published.read.reader import holds_published, read_published
 from layerscope.published.write.writer import write_published
+from layerscope.record.patches import check_patches
 from layerscope.record.rows import with_newer_columns
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
 from layerscope.record.stored_rows import unreadable
 
+PATCHES = "patches.parquet"
+"""What came of every patch, where any were run."""
 LARGE_BYTES = 64 << 20
 """Size of a Parquet file above which its rows are read as far as they are asked for, and no further."""
 
@@ -43,6 +46,8 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
     with new_folder(Path(path)) as folder:
         (folder / "run.json").write_bytes(run.record.model_dump_json(indent=2).encode() + b"\n")
         _write_rows(run, folder / "rows.parquet")
+        if len(run.patches):
+            _write_table(run.patches, folder / PATCHES)
         (folder / "verdict.json").write_text(verdict_text(run.verdict, run.record), encoding="utf-8")
         if published is not None:
             (folder / "published").mkdir()
@@ -51,10 +56,7 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
 
 def _write_rows(run: AnalysedRun, path: Path) -> None:
     if run.in_memory:
-        # Through memory: written by Polars itself, a full disk would come as an error without a number.
-        parquet = io.BytesIO()
-        run.rows.write_parquet(parquet, compression="zstd")
-        path.write_bytes(parquet.getbuffer())
+        _write_table(run.rows, path)
         return
     try:
         run.scan.sink_parquet(path, compression="zstd")
@@ -65,6 +67,13 @@ def _write_rows(run: AnalysedRun, path: Path) -> None:
         if number == errno.ENOENT:  # the rows' own file, for that of the folder has just been made
             raise unreadable(error) from error
         raise OSError(number, os.strerror(number)) from error
+
+
+def _write_table(table: pl.DataFrame, path: Path) -> None:
+    # Through memory: written by Polars itself, a full disk would come as an error without a number.
+    parquet = io.BytesIO()
+    table.write_parquet(parquet, compression="zstd")
+    path.write_bytes(parquet.getbuffer())
 
 
 def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
@@ -88,8 +97,9 @@ def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
         raise RunError(f"{folder}: a run's own folder holds one model; leave the model out.")
     record = _read_record(folder / "run.json")
     rows = _read_rows(folder / "rows.parquet")
+    patches = _read_patches(folder / PATCHES, record)
     try:
-        return AnalysedRun(rows, record)
+        return AnalysedRun(rows, record, patches=patches)
     except RunError as error:
         raise RunError(f"{folder / 'rows.parquet'}: {error}") from error
     except pl.exceptions.PolarsError as error:
@@ -146,9 +156,26 @@ def _read_rows(path: Path) -> pl.DataFrame | pl.LazyFrame:
             return with_newer_columns(pl.scan_parquet(path))
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
             raise _damaged(path, error) from error
+    return with_newer_columns(_read_table(path))
+
+
+def _read_patches(path: Path, record: RunRecord) -> pl.DataFrame | None:
+    """What came of the record's pairs; None where it has none."""
+    if record.measured.patching is None or not record.measured.patching.pairs:
+        return None
+    patches = _read_table(path)
+    try:
+        check_patches(patches)
+        check_pairs(patches, record)
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
+    return patches
+
+
+def _read_table(path: Path) -> pl.DataFrame:
     parquet = _bytes_of(path)
     try:
-        return with_newer_columns(pl.read_parquet(io.BytesIO(parquet)))
+        return pl.read_parquet(io.BytesIO(parquet))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise _damaged(path, error) from error
 
@@ -162,5 +189,6 @@ def _bytes_of(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be read ({error.strerror}); a run's folder holds run.json and rows.parquet."
+            f"{path}: cannot be read ({error.strerror}); a run's folder holds run.json, rows.parquet, and "
+            f"{PATCHES} where residuals were patched."
         ) from error

@@ -9,7 +9,9 @@ import polars as pl
 from layerscope.analysis.diagnostics import AllMilestones, Diagnostics, Verdict, judge
 from layerscope.analysis.guidance import Guidance
 from layerscope.analysis.judged_view import judged_rows
+from layerscope.errors import RunError
 from layerscope.record.parts import ProblemRecord
+from layerscope.record.patches import check_patches, no_patches
 from layerscope.record.rows import check_rows
 from layerscope.record.run_record import RunRecord
 from layerscope.record.stored_rows import collected
@@ -18,18 +20,29 @@ from layerscope.record.stored_rows import collected
 class AnalysedRun:
     """What a run found, and how."""
 
-    def __init__(self, rows: pl.DataFrame | pl.LazyFrame, record: RunRecord, keep: object = None) -> None:
+    def __init__(
+        self,
+        rows: pl.DataFrame | pl.LazyFrame,
+        record: RunRecord,
+        keep: object = None,
+        patches: pl.DataFrame | None = None,
+    ) -> None:
         """Take a table of a run and its record.
 
         Args:
             rows: the columns of `layerscope.record.COLUMNS`; made by `rows_frame`, or read as far as it is asked for.
             record: everything that is not a row.
             keep: whatever has to live as long as the rows are read.
+            patches: what came of every patch, the columns of `layerscope.record.patches.PATCH_COLUMNS`; without them
+                nothing is said of patching.
 
         Raises:
-            RunError: the table is not a run's; naming the column.
+            RunError: a table is not a run's; naming the column.
         """
         check_rows(rows)
+        self.patches = no_patches() if patches is None else patches
+        """A row for every residual that was written into a run; empty where nothing was patched."""
+        check_patches(self.patches)
         self.record = record
         """Everything that is not a row."""
         self._table, self._keep = rows, keep
@@ -57,7 +70,8 @@ class AnalysedRun:
         """Equal rows in the same order, absent values being equal to each other, and equal records."""
         if not isinstance(other, AnalysedRun):
             return NotImplemented
-        return self.record == other.record and self.rows.equals(other.rows, null_equal=True)
+        tables = ((self.rows, other.rows), (self.patches, other.patches))
+        return self.record == other.record and all(ours.equals(theirs, null_equal=True) for ours, theirs in tables)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -84,7 +98,7 @@ class AnalysedRun:
     @cached_property
     def verdict(self) -> Verdict:
         """Milestones, diagnostics and guidance, found in rows and record when first asked for."""
-        return judge(self.scan, self.record, self._keep)
+        return judge(self.scan, self.record, self._keep, self.patches)
 
     @property
     def milestones(self) -> AllMilestones:
@@ -105,3 +119,18 @@ class AnalysedRun:
     def problems(self) -> tuple[ProblemRecord, ...]:
         """What was missing or damaged in the files it was read from."""
         return self.record.problems
+
+
+def check_pairs(patches: pl.DataFrame, record: RunRecord) -> None:
+    """Whether the patches are of the record's pairs.
+
+    Raises:
+        RunError: they are not.
+    """
+    paired = 0 if record.measured.patching is None else len(record.measured.patching.pairs)
+    found = patches["pair"].n_unique()
+    if found != paired:
+        raise RunError(
+            f"the record has {paired} patched pairs, but the table of patches is of {found}; take run.json and "
+            "patches.parquet from one run"
+        )

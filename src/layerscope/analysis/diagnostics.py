@@ -15,6 +15,7 @@ from layerscope.analysis import (
     facts,
     fitted_lens_audit,
     guidance,
+    handover,
     onsets,
     raw_comparison,
     tuned_audit,
@@ -47,6 +48,7 @@ from layerscope.lens_record import FITTED_NAMES
 from layerscope.record.measured import FittedLensRecord, LastLayerRecord
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG_RUN2, MilestoneName
 from layerscope.record.parts import Judge
+from layerscope.record.patches import no_patches
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import Protocol, Thresholds, protocol_of
 from layerscope.record.run_record import RunRecord
@@ -136,6 +138,8 @@ class Diagnostics:
     """The same under every lens that was read."""
     blindness: onsets.Blindness
     """How far the headline lens is from the model just before the onset over facts."""
+    patching: handover.Patching | None
+    """Where patches say that the answer is carried, and every lens against that; None where none were asked for."""
     chance: chance.AgainstChance
     """Whether facts have their own answers on top more often than shuffled ones."""
     quotability: Quotability
@@ -213,19 +217,23 @@ class Verdict:
     guidance: guidance.Guidance
 
 
-def judge(rows: pl.DataFrame | pl.LazyFrame, record: RunRecord, keep: object = None) -> Verdict:
+def judge(
+    rows: pl.DataFrame | pl.LazyFrame, record: RunRecord, keep: object = None, patches: pl.DataFrame | None = None
+) -> Verdict:
     """Find every milestone, make every audit, and say how far the numbers may be trusted.
 
-    The verdict goes on reading rows; `keep` is whatever has to live as long.
+    The verdict goes on reading rows; `keep` is whatever has to live as long. Without `patches` nothing is said of them.
     """
-    return _Judge(rows, record, keep).verdict()
+    return _Judge(rows, record, no_patches() if patches is None else patches, keep).verdict()
 
 
 class _Judge:
     """One run on its way to a verdict."""
 
-    def __init__(self, rows: pl.DataFrame | pl.LazyFrame, record: RunRecord, keep: object = None) -> None:
-        self.table, self.record = rows.lazy(), record
+    def __init__(
+        self, rows: pl.DataFrame | pl.LazyFrame, record: RunRecord, patches: pl.DataFrame, keep: object = None
+    ) -> None:
+        self.table, self.record, self.patches = rows.lazy(), record, patches
         self.view = partial(judged_rows, record=record)
         self.protocol = protocol_in_force(record)
         self.headline = self.protocol.headline
@@ -245,6 +253,10 @@ class _Judge:
         self.headlined = self.milestones.of()
         self.judge = judge_of(record, self.primary)
         self.of_first_piece = self.headlined if self.judge == "first_piece" else self._of_first_piece()
+
+    def _patching(self, by_lens: Mapping[str, onsets.LayersOverFacts]) -> handover.Patching | None:
+        record = self.record.measured.patching
+        return None if record is None else handover.patching(record, self.patches, self.n_layers, by_lens)
 
     def _curve(self, lens: str) -> Curve | None:
         return self.curves.get(self.primary, lens)
@@ -313,6 +325,7 @@ class _Judge:
             judge=self.judge,
             **vars(suite),
             layers_of_primary=onsets.layers_of_prompt(self.headlined),
+            patching=self._patching(suite.layers_by_lens),
             quotability=quotability(self.curves, self.record, suite.outputs, repeat),
             early_reflex=None if curve is None else early_reflex(curve, bool(self.record.model.tied_unembedding)),
             subject_window=self._subject_window(),

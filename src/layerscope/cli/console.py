@@ -128,6 +128,10 @@ class _Observer(ABC):
         """Ids of the vocabulary that have been swept."""
         self._move("vocabulary", done, total)
 
+    def patches(self, done: int, total: int) -> None:
+        """Blocks that have run on residuals written into other runs."""
+        self._move("patches", done, total)
+
 
 class Bars(_Observer):
     """An observer of a probe or a fit that draws one bar for each kind of work.

@@ -112,7 +112,10 @@ def option(group: type, name: str, spelled: Mapping[str, str] = NOT_RENAMED) -> 
         return _spelling(code[1], spelled) if code[1] in texts else code[1]
 
     text, _, default = re.sub(r"`([^`]+)`", plain, texts.get(name, "")).removesuffix(".").partition("; default: ")
-    return typer.Option(_spelling(name, spelled), help=f"{text}.", show_default=default or True)
+    spelling = _spelling(name, spelled)
+    if any(field.name == name and field.default is True for field in fields(group)):
+        spelling += f"/--no-{spelling.removeprefix('--')}"  # what is on by default can be switched off
+    return typer.Option(spelling, help=f"{text}.", show_default=default or True)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -1,9 +1,11 @@
 """Facts of one template as each other's counterfactuals: which are paired, and how their positions match."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from layerscope.record.patches import NEXT, OTHER, SUBJECT
 
 ENOUGH_PAIRS = 38
 """Pairs are drawn until there are so many, or no more: twice the facts of a suite of about twenty."""
@@ -21,6 +23,19 @@ class PairedFact:
     """Position of the subject's last token."""
     answer_id: int
     """The first token of its answer, which is on top at the output."""
+    paraphrase: tuple[int, ...] | None = None
+    """The same fact in another wording, which the model answers alike; None where there is none."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a residual is written, and where it comes from."""
+
+    name: str
+    """One of `layerscope.record.patches.PLACES`."""
+    position: int
+    """Of the base's tokens."""
+    source_position: int
 
 
 @dataclass(frozen=True)
@@ -37,12 +52,26 @@ class Pair:
         return "position" if same and self.base.subject_end == self.source.subject_end else "from_the_right"
 
     @property
-    def places(self) -> Mapping[Literal["subject", "next"], tuple[int, int]]:
-        """Positions that are patched, each with the source's; the subject's only where both stand at one place."""
+    def subject_and_next(self) -> tuple[Place, ...]:
+        """The subject's last token, where both stand at one place, and the prompt's last token."""
         ends = (len(self.base.token_ids) - 1, len(self.source.token_ids) - 1)
+        last = Place(NEXT, *ends)
         if self.alignment == "position" and self.base.subject_end < ends[0]:
-            return {"subject": (self.base.subject_end, self.source.subject_end), "next": ends}
-        return {"next": ends}
+            return (Place(SUBJECT, self.base.subject_end, self.source.subject_end), last)
+        return (last,)
+
+    @property
+    def every_place(self) -> tuple[Place, ...]:
+        """Every position from the first at which both differ; behind both subjects where they are aligned from the
+        right."""
+        base, source = self.base.token_ids, self.source.token_ids
+        shift = len(source) - len(base)
+        if self.alignment == "position":
+            first = next(i for i, (ours, theirs) in enumerate(zip(base, source, strict=True)) if ours != theirs)
+        else:
+            first = max(self.base.subject_end, self.source.subject_end - shift) + 1
+        named = {place.position: place.name for place in self.subject_and_next}
+        return tuple(Place(named.get(i, OTHER), i, i + shift) for i in range(first, len(base)))
 
 
 def pairs_of(facts: Sequence[PairedFact], *, enough: int = ENOUGH_PAIRS) -> tuple[list[Pair], Counter[str]]:

@@ -3,18 +3,20 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Any, Literal
 
+import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from layerscope.interventions.effects import Comparison, Decoded, concatenated, decode, rows_at_once
+from layerscope.interventions import Positions
+from layerscope.interventions.copies import SELF, Copies, Copy, Prompts
+from layerscope.interventions.effects import Asked, Decoded, compared, decode, rows_at_once
 from layerscope.interventions.pairs import Pair, PairedFact, pairs_of
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.patching import ROW_NODES, Patch, why_not_patched
-from layerscope.record.patching import PatchCurveRecord, PatchedPairRecord, PatchingRecord
+from layerscope.record.patches import METRICS, NEXT, RANDOM, no_patches, patches_frame
+from layerscope.record.patching import PatchedPairRecord, PatchingRecord
 
 LEAST_DIFFERENCE = 2.0
 """Nats by which the logit difference of base and source must differ: an effect is a share of it."""
@@ -24,38 +26,37 @@ NO_PAIR = "no two facts of one template that the model answers with different to
 
 
 @dataclass(frozen=True)
-class _Copy:
-    """A patch, and what it is of."""
+class Patched:
+    """What was patched, and what came of it."""
 
-    pair: int
-    position: Literal["subject", "next"]
-    patch: Patch
-    random: bool = False
+    record: PatchingRecord
+    table: pl.DataFrame
+    """The columns of `layerscope.record.patches.PATCH_COLUMNS`."""
 
 
 @dataclass(frozen=True)
-class _Runs:
+class _Rows:
     """Final residuals at last positions."""
 
-    own: Float[Tensor, "fact d_model"]
+    own: Float[Tensor, "prompt d_model"]
     patched: Float[Tensor, "copy d_model"]
 
 
 class PatchedRuns:
     """The pairs of some facts of one wording, run through a model."""
 
-    def __init__(self, model: CausalLM, facts: Sequence[PairedFact], seed: int) -> None:
-        self.model, self.seed = model, seed
+    def __init__(self, model: CausalLM, facts: Sequence[PairedFact], seed: int, positions: Positions) -> None:
+        self.model, self.positions = model, positions
         self.pairs, self.left_out = pairs_of(facts)
-        paired = {fact.fact_index for pair in self.pairs for fact in (pair.base, pair.source)}
-        self.facts = [fact for fact in facts if fact.fact_index in paired]
-        self._row = {fact.fact_index: i for i, fact in enumerate(self.facts)}
+        self.prompts = Prompts.of(self.pairs)
+        self.token_ids = self.prompts.token_ids
+        self.copies = Copies(self.pairs, self.prompts, model.n_layers, model.d_model, positions, seed)
 
-    def record(
+    def run(
         self,
         prompt_variant: str,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> PatchingRecord:
+    ) -> Patched:
         """Run them.
 
         Args:
@@ -64,64 +65,38 @@ class PatchedRuns:
         """
         reason = self._why_not()
         if reason is not None:
-            return PatchingRecord(prompt_variant=prompt_variant, pairs=(), left_out=dict(self.left_out), reason=reason)
-        copies = [*self._copies(), *self._random(), *self._self_patches()]
-        runs = self._run(copies, progress)
-        own = decode(runs.own, self.model.final_norm, self.model.unembedding)
-        return self._record(prompt_variant, copies, runs, own)
+            return Patched(self._record(prompt_variant, (), reason), no_patches())
+        copies = self.copies.all()
+        rows = self._run(copies, progress)
+        own = decode(rows.own, self.model.final_norm, self.model.unembedding)
+        usable = [i for i, pair in enumerate(self.pairs) if self._is_usable(pair, own)]
+        table = self._table([(copy, rows.patched[i]) for i, copy in enumerate(copies) if copy.pair in usable], own)
+        place = {pair: i for i, pair in enumerate(usable)}
+        table = table.with_columns(pl.col("pair").replace_strict(place, return_dtype=pl.Int32)) if usable else table
+        records = tuple(self._pair(self.pairs[i], own) for i in usable)
+        record = self._record(prompt_variant, records, None if records else NO_PAIR)
+        change = self._self_change(copies, rows, own)
+        return Patched(record.model_copy(update={"self_patch_logit_change": change}), table)
 
     def _why_not(self) -> str | None:
         if not self.pairs:
             return NO_PAIR
-        longest = max(len(fact.token_ids) for fact in self.facts)
-        return why_not_patched(self.model.architecture, longest)
+        return why_not_patched(self.model.architecture, max(map(len, self.token_ids)))
+
+    def _record(self, variant: str, pairs: tuple[PatchedPairRecord, ...], reason: str | None) -> PatchingRecord:
+        left_out = dict(self.left_out)
+        return PatchingRecord(
+            prompt_variant=variant, positions=self.positions, pairs=pairs, left_out=left_out, reason=reason
+        )
 
     # What is run
 
-    def _copies(self) -> list[_Copy]:
-        return [
-            _Copy(i, name, self._patch(pair, layer, places))
-            for i, pair in enumerate(self.pairs)
-            for name, places in pair.places.items()
-            for layer in range(self.model.n_layers)
-        ]
-
-    def _patch(self, pair: Pair, layer: int, places: tuple[int, int], direction: Tensor | None = None) -> Patch:
-        base, source = self._row[pair.base.fact_index], self._row[pair.source.fact_index]
-        return Patch(layer, base, places[0], source, places[1], direction)
-
-    def _random(self) -> list[_Copy]:
-        """For each fact's first pair a random step at the last position, as long as the one to the source there."""
-        generator = torch.Generator().manual_seed(self.seed)
-        copies: list[_Copy] = []
-        for i, pair in self._first_pairs():
-            for layer in range(self.model.n_layers):
-                step = torch.randn(self.model.d_model, generator=generator)
-                patch = self._patch(pair, layer, pair.places["next"], step / step.norm())
-                copies.append(_Copy(i, "next", patch, random=True))
-        return copies
-
-    def _first_pairs(self) -> list[tuple[int, Pair]]:
-        first: dict[int, tuple[int, Pair]] = {}
-        for i, pair in enumerate(self.pairs):
-            first.setdefault(pair.base.fact_index, (i, pair))
-        return list(first.values())
-
-    def _self_patches(self) -> list[_Copy]:
-        """The first pair's base written into itself, wherever the pair is patched."""
-        pair = self.pairs[0]
-        base = self._row[pair.base.fact_index]
-        return [
-            _Copy(-1, name, Patch(layer, base, at, base, at))
-            for name, (at, _) in pair.places.items()
-            for layer in range(self.model.n_layers)
-        ]
-
-    def _run(self, copies: Sequence[_Copy], progress: Callable[[int, int], None]) -> _Runs:
+    def _run(self, copies: Sequence[Copy], progress: Callable[[int, int], None]) -> _Rows:
         """All copies, in as many passes as memory asks for."""
         groups = self._groups(sorted(range(len(copies)), key=lambda i: copies[i].patch.base), copies)
-        patched = torch.empty(len(copies), self.model.d_model, device=self.model.placement.device)
-        own = torch.empty(len(self.facts), self.model.d_model, device=self.model.placement.device)
+        device = self.model.placement.device
+        patched = torch.empty(len(copies), self.model.d_model, device=device)
+        own = torch.empty(len(self.token_ids), self.model.d_model, device=device)
         for done, group in enumerate(groups):
             used = self._used([copies[i] for i in group])
             place = {row: i for i, row in enumerate(used)}
@@ -130,17 +105,17 @@ class PatchedRuns:
                 for p in (copies[i].patch for i in group)
             ]
             last, rows = self.model.forward_patched(
-                [self.facts[row].token_ids for row in used],
+                [self.token_ids[row] for row in used],
                 patches,
                 progress=lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
             )
             patched[group], own[used] = rows, last
-        return _Runs(own, patched)
+        return _Rows(own, patched)
 
-    def _used(self, copies: Sequence[_Copy]) -> list[int]:
+    def _used(self, copies: Sequence[Copy]) -> list[int]:
         return sorted({row for copy in copies for row in (copy.patch.base, copy.patch.source)})
 
-    def _groups(self, order: list[int], copies: Sequence[_Copy]) -> list[list[int]]:
+    def _groups(self, order: list[int], copies: Sequence[Copy]) -> list[list[int]]:
         """Halved until a half fits; a base's copies stay together as far as that goes."""
         memory = self.model.placement.memory
         room = min(PASS_BYTES, (memory - self.model.largest_block_bytes) // 2)
@@ -149,47 +124,71 @@ class PatchedRuns:
         half = len(order) // 2
         return [*self._groups(order[:half], copies), *self._groups(order[half:], copies)]
 
-    def _bytes(self, copies: Sequence[_Copy]) -> int:
+    def _bytes(self, copies: Sequence[Copy]) -> int:
         """Memory of a pass: what a block holds of all its tokens, and the stream twice."""
         used = self._used(copies)
-        nodes = sum(len(self.facts[copy.patch.base].token_ids) - copy.patch.position for copy in copies)
-        width = max(len(self.facts[row].token_ids) for row in used) + 2 * ROW_NODES
+        nodes = sum(len(self.token_ids[copy.patch.base]) - copy.patch.position for copy in copies)
+        width = max(len(self.token_ids[row]) for row in used) + 2 * ROW_NODES
         n_rows = len(used) + nodes // ROW_NODES
         per_token = self.model.widest_activation + 2 * self.model.d_model + width * ((self.model.n_heads or 0) + 2)
         return 4 * per_token * width * n_rows
 
     # What they say
 
-    def _record(self, prompt_variant: str, copies: Sequence[_Copy], runs: _Runs, own: Decoded) -> PatchingRecord:
-        kept = [i for i, copy in enumerate(copies) if copy.pair >= 0]
-        found = self._compared([copies[i] for i in kept], runs.patched[kept], own)
-        at_last = self._at_the_last_layer(own)
-        rows = {(c.pair, c.position, c.patch.layer, c.random): i for i, c in enumerate(copies[i] for i in kept)}
-        usable = [i for i, pair in enumerate(self.pairs) if self._is_usable(pair, own)]
+    def _table(self, found: Sequence[tuple[Copy, Tensor]], own: Decoded) -> pl.DataFrame:
+        kept = [(copy, row) for copy, row in found if copy.kind != SELF]
+        if not kept:
+            return no_patches()
+        copies = [copy for copy, _ in kept]
+        metrics = self._metrics(torch.stack([row for _, row in kept]), self._asked(self._pairs_of(copies)), own)
+        table = self._frame(copies, [copy.patch.layer for copy in copies], metrics)
+        # Behind the last block nothing is left to run: `next` has the output of what is written, others the base's own.
+        last = [copy for copy in copies if copy.patch.layer == self.model.n_layers - 1 and copy.kind != RANDOM]
+        outputs = [copy.source if copy.place.name == NEXT else copy.patch.base for copy in last]
+        asked = self._asked(self._pairs_of(last))
+        at_last = compared(own[torch.tensor(outputs, device=asked.base.device)], own, asked)
+        columns = {name: values.cpu() for name, values in at_last.items()}
+        return pl.concat([table, self._frame(last, [self.model.n_layers] * len(last), columns)])
 
-        def curve(i: int, name: Literal["subject", "next"]) -> PatchCurveRecord:
-            of_pair = [rows[i, name, layer, False] for layer in range(self.model.n_layers)]
-            return _curve(name, of_pair, found, at_last[name], i)
+    def _metrics(self, rows: Float[Tensor, "copy d_model"], asked: Asked, own: Decoded) -> dict[str, Tensor]:
+        step, parts = rows_at_once(self.model.unembedding), list[dict[str, Tensor]]()
+        for start in range(0, len(rows), step):
+            here = slice(start, start + step)
+            patched = decode(rows[here], self.model.final_norm, self.model.unembedding)
+            parts.append(compared(patched, own, asked[here]))
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in METRICS}
 
-        records = tuple(
-            self._pair(pair, own, tuple(curve(i, name) for name in pair.places))
-            for i, pair in enumerate(self.pairs)
-            if i in usable
+    def _pairs_of(self, copies: Sequence[Copy]) -> list[Pair]:
+        return [self.pairs[copy.pair] for copy in copies]
+
+    def _asked(self, pairs: Sequence[Pair]) -> Asked:
+        row = {fact.fact_index: i for i, fact in enumerate(self.prompts.facts)}
+        ids = (
+            [row[pair.base.fact_index] for pair in pairs],
+            [row[pair.source.fact_index] for pair in pairs],
+            [pair.base.answer_id for pair in pairs],
+            [pair.source.answer_id for pair in pairs],
         )
-        random, n_random = self._random_effect(usable, rows, found)
-        return PatchingRecord(
-            prompt_variant=prompt_variant,
-            pairs=records,
-            left_out=dict(self.left_out),
-            reason=None if records else NO_PAIR,
-            self_patch_logit_change=self._self_change(copies, runs, own),
-            random_effect=random,
-            n_random=n_random,
-        )
+        return Asked(*(torch.tensor(values, device=self.model.placement.device) for values in ids))
+
+    def _frame(self, copies: Sequence[Copy], layers: Sequence[int], metrics: dict[str, Tensor]) -> pl.DataFrame:
+        whole = pl.Series(metrics["effect"].isfinite().numpy())
+        measured = {name: pl.Series(values.numpy()).set(~whole, None) for name, values in metrics.items()}
+        given: dict[str, Sequence[object] | pl.Series] = {
+            "kind": [copy.kind for copy in copies],
+            "pair": [copy.pair for copy in copies],
+            "base": [self.prompts.fact_index(copy.patch.base) for copy in copies],
+            "source": [None if copy.source is None else self.prompts.fact_index(copy.source) for copy in copies],
+            "place": [copy.place.name for copy in copies],
+            "position": [copy.place.position for copy in copies],
+            "from_end": [len(self.token_ids[copy.patch.base]) - 1 - copy.place.position for copy in copies],
+            "layer": layers,
+        }
+        return patches_frame(given | measured)
 
     def _is_usable(self, pair: Pair, own: Decoded) -> bool:
         """Whether both runs are finite and differ; counted where not."""
-        both = [self._row[fact.fact_index] for fact in (pair.base, pair.source)]
+        both = [self.prompts.row(fact) for fact in (pair.base, pair.source)]
         if not own.linear[both].isfinite().all():
             self.left_out["the output of a run is not finite"] += 1
             return False
@@ -200,15 +199,11 @@ class PatchedRuns:
         return True
 
     def _differences(self, pair: Pair, own: Decoded) -> tuple[float, float]:
-        """Logit of the base's answer less the source's: of the base's run, and of the source's."""
-        of_base, of_source = pair.base.answer_id, pair.source.answer_id
-        base, source = (
-            float(own.logits[row, of_base] - own.logits[row, of_source])
-            for row in (self._row[pair.base.fact_index], self._row[pair.source.fact_index])
-        )
-        return base, source
+        """Logit of the base's answer less that of the source's: of the base's run, and of the source's."""
+        asked = self._asked([pair])
+        return float(asked.difference(own.logits, asked.base)), float(asked.difference(own.logits, asked.source))
 
-    def _pair(self, pair: Pair, own: Decoded, curves: tuple[PatchCurveRecord, ...]) -> PatchedPairRecord:
+    def _pair(self, pair: Pair, own: Decoded) -> PatchedPairRecord:
         ours, theirs = self._differences(pair, own)
         entropies = own.entropy_bits.clamp(min=0.0)
         return PatchedPairRecord(
@@ -219,67 +214,13 @@ class PatchedRuns:
             alignment=pair.alignment,
             logit_difference_base=ours,
             logit_difference_source=theirs,
-            entropy_base_bits=float(entropies[self._row[pair.base.fact_index]]),
-            entropy_source_bits=float(entropies[self._row[pair.source.fact_index]]),
-            curves=curves,
+            entropy_base_bits=float(entropies[self.prompts.row(pair.base)]),
+            entropy_source_bits=float(entropies[self.prompts.row(pair.source)]),
         )
 
-    def _at_the_last_layer(self, own: Decoded) -> dict[str, Comparison]:
-        """Behind the last block nothing is left to run: the source's output at `next`, the base's own elsewhere."""
-        base, source, *answers = self._ids(self.pairs)
-        of = {"next": source, "subject": base}
-        return {name: Comparison.of(own[rows], own, base, source, answers[0], answers[1]) for name, rows in of.items()}
-
-    def _compared(self, copies: Sequence[_Copy], rows: Float[Tensor, "copy d_model"], own: Decoded) -> Comparison:
-        step, parts = rows_at_once(self.model.unembedding), list[Comparison]()
-        for start in range(0, len(copies), step):
-            base, source, *answers = self._ids([self.pairs[c.pair] for c in copies[start : start + step]])
-            patched = decode(rows[start : start + step], self.model.final_norm, self.model.unembedding)
-            parts.append(Comparison.of(patched, own, base, source, answers[0], answers[1]))
-        return concatenated(parts)
-
-    def _ids(self, pairs: Sequence[Pair]) -> list[Tensor]:
-        """Rows of bases and of sources, and their answers."""
-        device = self.model.placement.device
-        return [
-            torch.tensor(values, device=device)
-            for values in (
-                [self._row[pair.base.fact_index] for pair in pairs],
-                [self._row[pair.source.fact_index] for pair in pairs],
-                [pair.base.answer_id for pair in pairs],
-                [pair.source.answer_id for pair in pairs],
-            )
-        ]
-
-    def _random_effect(
-        self,
-        usable: Sequence[int],
-        rows: dict[tuple[int, Literal["subject", "next"], int, bool], int],
-        found: Comparison,
-    ) -> tuple[tuple[float | None, ...], int]:
-        """The median over facts of a random step's effect, by layer; none at the last, where none was run."""
-        firsts = [i for i, _ in self._first_pairs() if i in usable]
-        effects = found.columns["effect"]
-        by_layer: list[float | None] = []
-        for layer in range(self.model.n_layers):
-            values = [v for i in firsts if (v := effects[rows[i, "next", layer, True]]) is not None]
-            by_layer.append(median(values) if values else None)
-        return ((*by_layer, None), len(firsts)) if firsts else ((), 0)
-
-    def _self_change(self, copies: Sequence[_Copy], runs: _Runs, own: Decoded) -> float | None:
+    def _self_change(self, copies: Sequence[Copy], rows: _Rows, own: Decoded) -> float | None:
         """Largest change of a logit by a run's own residual, in nats."""
-        selves = [i for i, copy in enumerate(copies) if copy.pair < 0]
-        patched = decode(runs.patched[selves], self.model.final_norm, self.model.unembedding)
+        selves = [i for i, copy in enumerate(copies) if copy.kind == SELF]
+        patched = decode(rows.patched[selves], self.model.final_norm, self.model.unembedding)
         change = float((patched.logits - own.logits[copies[selves[0]].patch.base]).abs().max())
         return change if math.isfinite(change) else None
-
-
-def _curve(
-    name: Literal["subject", "next"], rows: Sequence[int], found: Comparison, at_last: Comparison, pair: int
-) -> PatchCurveRecord:
-    """A pair at one position, layer by layer, the last of them with what needs no run."""
-    columns: dict[str, Any] = {
-        metric: (*(values[row] for row in rows), at_last.columns[metric][pair])
-        for metric, values in found.columns.items()
-    }
-    return PatchCurveRecord(position=name, **columns)

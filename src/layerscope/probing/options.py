@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from layerscope.interventions import Positions
 from layerscope.model.options import OpenOptions
 from layerscope.suite import Suite, SuiteSource
 from layerscope.suite.suite import AnswerForm, Judge
@@ -57,9 +58,12 @@ class ProbeOptions(OpenOptions):
     control: str = "none"
     """Ask a twin with shuffled weights too: `none`, `shuffled-weights` (those of the blocks), or
     `shuffled-weights:all` (embedding and unembedding too)."""
-    causal: bool = False
+    causal: bool = True
     """Write residuals of facts into the runs of others of the same template, at every layer, and see whether the answer
     goes with them."""
+    causal_positions: Positions = "default"
+    """Where they are written: `default` (the subject's last token and the prompt's last one) or `all` (a map of layers
+    and positions)."""
     second_forward: str = "auto"
     """A second forward pass, to see whether the first repeats: `auto` (where it might not), `always` or `off`."""
 

@@ -123,11 +123,12 @@ def probe(request: ProbeRequest) -> Run:
             watcher.plan(line)
     result = _run_batches(model, encoded, settings, parts, auxiliary, seconds, watcher)
     measured = result.measured.model_copy(update={"fitted_lenses": chosen.records})
+    patches = None
     if request.causal:
         seconds.stages["patching_s"] = 0.0
         with seconds.stage("patching_s"):
-            patching = patched(model, result.encoded, request.seed, watcher)
-        measured = measured.model_copy(update={"patching": patching})
+            found = patched(model, result.encoded, request.causal_positions, request.seed, watcher)
+        measured, patches = measured.model_copy(update={"patching": found.record}), found.table
     record = run_metadata(
         model,
         suite,
@@ -145,7 +146,7 @@ def probe(request: ProbeRequest) -> Run:
             model.shuffled_twin(scope, request.seed), observer=watcher, **asked_of_twin(request, rules.headline)
         )
         record = with_twin(record, twin, scope)
-    return Run(result.rows.table(), record, keep=result.rows)
+    return Run(result.rows.table(), record, keep=result.rows, patches=patches)
 
 
 def _choices(options: ProbeOptions) -> tuple[Protocol, tuple[str, ...] | None]:

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Literal, TypeAlias
 
 from layerscope.errors import RunError
+from layerscope.record.patches import PATCH_COLUMNS
 from layerscope.record.rows import COLUMNS
 
 Kind: TypeAlias = Literal["int", "float", "str", "bool"]
@@ -116,6 +117,7 @@ def _pairs(first: int, last: int, since: str = "B") -> tuple[TableColumn, ...]:
     )
 
 
+_KINDS: dict[str, Kind] = {"Int32": "int", "Float64": "float", "String": "str", "Boolean": "bool"}
 _PAIR: tuple[tuple[str, Kind, str], ...] = (("top", "str", "top_tokens"), ("prob", "float", "top_probs"))
 
 
@@ -145,14 +147,13 @@ _ROW = (
 
 def _other_columns(pairs: int) -> tuple[TableColumn, ...]:
     """Our columns that a published table of records lacks, in our order; then what makes lists and order whole."""
-    kinds: dict[str, Kind] = {"Int32": "int", "Float64": "float", "String": "str", "Boolean": "bool"}
     written = {column.ours for column in _ROW} | {"top1"}
     others: list[TableColumn] = []
     for column in COLUMNS:
         if column.name == "top1_id":
             others += _ids(pairs)
         elif column.name not in written and column.name != "top_ids":
-            others.append(TableColumn(column.name, kinds[str(column.dtype)], "M", column.name))
+            others.append(TableColumn(column.name, _KINDS[str(column.dtype)], "M", column.name))
     lists = ("top_ids", "top_tokens", "top_probs")
     lengths = [TableColumn(f"n_{name}", "int", "M", name, "length") for name in lists]
     return (*others, *lengths, TableColumn("row_in_run", "int", "M"))
@@ -268,8 +269,14 @@ POSITIONS_TUNED_AUDIT = Table(
     prepended=_FACT,
 )  # fmt: skip
 
+PATCHES = Table(
+    "patches", "M", (), appended=tuple(TableColumn(c.name, _KINDS[str(c.dtype)], "M") for c in PATCH_COLUMNS)
+)
+"""What came of every patch, in the extended dialect alone."""
+
 TABLES = (
     RECORDS, NEXT_TOKEN, RAWLENS, RAWLENS_WINDOW, MILESTONES, ARTIFACT_AUDIT, TUNED_VARIANTS, POSITIONS_TUNED_AUDIT,
+    PATCHES,
 )  # fmt: skip
 
 

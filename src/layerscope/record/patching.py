@@ -1,34 +1,10 @@
-"""What runs with replaced residuals gave: whether the state that a lens reads is the one that the model uses."""
+"""Which facts had their residuals written into one another's runs; what came of each is a row of `patches.parquet`."""
 
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from layerscope.lens_record import Count, RecordModel
-from layerscope.record.by_layer import ByLayer, CountByLayer
-
-
-class PatchCurveRecord(RecordModel):
-    """One pair patched at one position, by layer from 0 to n_layers; null where the output is not finite."""
-
-    position: Literal["subject", "next"] = Field(
-        description="`subject`: the subject's last token; `next`: the prompt's last token, where the answer is said."
-    )
-    effect: ByLayer = Field(
-        description="(LD_patched - LD_base) / (LD_source - LD_base), before any softcap: 0 is nothing, 1 is the source."
-    )
-    logit_difference: ByLayer = Field(
-        description="LD: logit of the base's answer less that of the source's, head transform included, in nats."
-    )
-    p_base_answer: ByLayer = Field(description="Probability of the base's answer.")
-    p_source_answer: ByLayer = Field(description="Probability of the source's answer.")
-    rank_base_answer: CountByLayer = Field(description="Rank of the base's answer, from 1.")
-    rank_source_answer: CountByLayer = Field(description="Rank of the source's answer, from 1.")
-    kl_to_source_bits: ByLayer = Field(description="KL(patched || source) over the vocabulary, in bits.")
-    kl_from_base_bits: ByLayer = Field(description="KL(base || patched) over the vocabulary, in bits.")
-    total_variation: ByLayer = Field(description="Total variation from the base's distribution, 0 to 1.")
-    entropy_bits: ByLayer = Field(description="Entropy of the patched run's output, in bits.")
-    top1_id: CountByLayer = Field(description="The most likely token.")
 
 
 class PatchedPairRecord(RecordModel):
@@ -46,7 +22,6 @@ class PatchedPairRecord(RecordModel):
     logit_difference_source: float = Field(description="LD of the source's own run, in nats.")
     entropy_base_bits: float = Field(ge=0, description="Entropy of the base's output, in bits.")
     entropy_source_bits: float = Field(ge=0, description="Entropy of the source's output, in bits.")
-    curves: tuple[PatchCurveRecord, ...] = Field(description="One for each position that was patched.")
 
 
 def _no_fact_with_itself(pairs: tuple[PatchedPairRecord, ...]) -> tuple[PatchedPairRecord, ...]:
@@ -59,6 +34,11 @@ class PatchingRecord(RecordModel):
     """Every pair of a suite that was patched, with controls."""
 
     prompt_variant: str = Field(description="The wording whose facts were paired.")
+    positions: Literal["default", "all"] = Field(
+        "default",
+        description="`default`: the subject's last token and the prompt's last one; `all`: every position from the "
+        "first at which both prompts differ.",
+    )
     pairs: Annotated[tuple[PatchedPairRecord, ...], AfterValidator(_no_fact_with_itself)] = Field(
         description="Each ordered pair; both directions of a pair are two of them."
     )
@@ -67,10 +47,6 @@ class PatchingRecord(RecordModel):
     self_patch_logit_change: float | None = Field(
         None, ge=0, description="Largest change of any logit where a run's own residual is written into it."
     )
-    random_effect: ByLayer = Field(
-        (), description="Median effect at `next` of a random step as long as the one to the source, by layer."
-    )
-    n_random: Count = Field(0, description="How many pairs that median is over.")
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "PatchingRecord":

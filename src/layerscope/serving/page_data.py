@@ -84,6 +84,7 @@ def _run(look: Look, answer: Tracked | None, vocabulary: Vocabulary, by_lens: Ma
         probabilities=look.identity.ok,
         suppressed=False,
         statuses={lens: _statuses(look, lens) for lens in look.lens_names},
+        carried=None,  # a look is of one text, which has nothing to be patched with
         kl_bits=nice_bits(float(np.quantile(kl, 0.98)) or 1.0) if kl.size else 1.0,
         missing=None,
         prompts=(_prompt(look, answer, vocabulary, by_lens),),

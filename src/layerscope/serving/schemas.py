@@ -274,6 +274,7 @@ class RunTold(Told):
     statuses: dict[str, list[Status | None]] = Field(
         description="By lens and layer, what probabilities are: model, decoded or withheld; null where not read."
     )
+    carried: None = Field(description="Null: patches take two texts, and a look is of one.")
     kl_bits: float = Field(description="Where the colour scale of divergences ends.")
     missing: str | None
     prompts: list[PromptTold] = Field(min_length=1, max_length=1)

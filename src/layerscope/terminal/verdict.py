@@ -42,7 +42,7 @@ def verdict_of(verdict: Verdict, record: RunRecord, *, details: bool = False) ->
     headline = _wrapped(text.headline(), WIDTH)
     yield Text("\n".join(headline), style="bold")
     if text.names_layers:
-        summary = text.summary()
+        summary = text.summary(whole=details)
         yield _grid(summary if details else _in_short(text, summary, MOST_LINES - 1 - len(headline)))
         if details:
             yield _of_first_fact(text)

@@ -15,6 +15,7 @@ from layerscope.published.layout import (
     EXTENDED,
     N_ROWS_KEY,
     PAIRS,
+    PATCHES,
     RECORD_KEY,
     RECORDS,
     TABLES,
@@ -26,6 +27,7 @@ from layerscope.published.layout import (
 from layerscope.published.read.csv_table import ROW, check_table, frame_of, header_faults, note, sheet_of
 from layerscope.published.read.document import Block
 from layerscope.record.parts import ProblemRecord
+from layerscope.record.patches import PATCH_COLUMNS, patches_frame
 from layerscope.record.rows import COLUMNS, NEWER, rows_frame
 from layerscope.record.run_record import READABLE_VERSIONS, SCHEMA_VERSION, RunRecord
 
@@ -64,8 +66,10 @@ def read_extended(folder: Path, stem: str, document: Block) -> AnalysedRun:
         message = f"`{N_ROWS_KEY}` is {due}, but the tables of records hold {n_rows} rows that could be read"
         note(problems, document.file, [Fault(None, message)])
     _check_others(folder, stem, record, problems)
+    patches = _patches(folder / csv_name(stem, PATCHES), record, problems)
     record = record.model_copy(update={"problems": (*record.problems, *dict.fromkeys(problems))})
-    return AnalysedRun(rows_frame({c.name: [] if rows is None else rows[c.name] for c in COLUMNS}), record)
+    table = rows_frame({c.name: [] if rows is None else rows[c.name] for c in COLUMNS})
+    return AnalysedRun(table, record, patches=patches)
 
 
 def _record_of(document: Block) -> RunRecord:
@@ -109,6 +113,26 @@ def _records(path: Path, lens: str, problems: list[ProblemRecord], document: Blo
         for c in COLUMNS
     ]
     return frame.select(*ours, "row_in_run", ROW, pl.lit(path.name).alias(_FILE))
+
+
+def _patches(path: Path, record: RunRecord, problems: list[ProblemRecord]) -> pl.DataFrame | None:
+    """What came of every patch; None, and a problem, where the table is missing or not whole."""
+    patching = record.measured.patching
+    if patching is None or not patching.pairs:
+        return None
+    if not path.is_file():
+        note(problems, path.name, [Fault(None, "the file is missing, and with it what came of every patch")])
+        return None
+    sheet = sheet_of(path, EXTENDED, problems)
+    keys = [column.name for column in PATCH_COLUMNS if not column.nullable]
+    frame = None if sheet is None else frame_of(sheet, columns_of(PATCHES, EXTENDED), keys, path.name, [], least=None)
+    if frame is None:
+        return None  # why, the check of tables has noted
+    try:
+        return patches_frame({column.name: frame[column.name] for column in PATCH_COLUMNS})
+    except RunError as error:
+        note(problems, path.name, [Fault(None, f"{error}; nothing was read from it")])
+        return None
 
 
 def _list(name: str, columns: Sequence[TableColumn]) -> pl.Expr:

@@ -75,7 +75,8 @@ def read_published(path: str | Path, model: str | None = None) -> AnalysedRun:
         run = _read_generation(source, document)
     noted = list(run.record.problems)
     check_manifest(source.folder, source.stem, noted)
-    run = AnalysedRun(run.rows, run.record.model_copy(update={"problems": tuple(noted)}))
+    record = run.record.model_copy(update={"problems": tuple(noted)})
+    run = AnalysedRun(run.rows, record, patches=run.patches)
     if model is not None and "/" in model and "/" in run.record.model.id and model != run.record.model.id:
         raise RunError(f"{source.folder}: does not hold {model}; {document.file} is of {run.record.model.id}.")
     return run

@@ -16,6 +16,7 @@ from layerscope.published.layout import (
     NEXT,
     NEXT_TOKEN,
     PAIRS,
+    PATCHES,
     POSITIONS_TUNED_AUDIT,
     RAWLENS,
     RAWLENS_WINDOW,
@@ -70,6 +71,8 @@ def csv_tables(run: AnalysedRun, dialect: Dialect) -> Iterator[CsvTable]:
         yield _table(source, TUNED_VARIANTS, _variant_rows(source))
     if source.extended or is_read(source, "tuned"):
         yield _table(source, POSITIONS_TUNED_AUDIT, _position_rows(source))
+    if source.extended and len(run.patches):
+        yield _table(source, PATCHES, run.patches.iter_rows(named=True))
 
 
 def _table(

@@ -6,6 +6,7 @@ from operator import getitem
 
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.raw_comparison import SCORE_RULE
+from layerscope.analysis.verdict_json import plain
 from layerscope.published import members
 from layerscope.published.layout import DIALECT_KEY, FLAG_COLUMNS, N_ROWS_KEY, RECORD_KEY, Dialect
 from layerscope.published.write import (
@@ -96,6 +97,7 @@ def _whole(source: Source) -> Tree:
     """What published files do not hold."""
     return {
         "milestones": json_milestones.all_milestones(source),
+        "patching": plain(source.diagnostics.patching),
         "statistics": asdict(source.diagnostics.statistics),
     }
 

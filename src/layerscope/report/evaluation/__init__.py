@@ -2,6 +2,7 @@
 
 from layerscope.report.cited.document import Name, Report, Section, paragraph, sentence
 from layerscope.report.cited.evidence import Evidence
+from layerscope.report.evaluation.causal import causal
 from layerscope.report.evaluation.checklist import checklist
 from layerscope.report.evaluation.findings import layer_by_layer, milestones
 from layerscope.report.evaluation.lenses import fitted, raw_lens
@@ -56,6 +57,7 @@ def _findings(quotes: Quotes) -> Section:
         facts(quotes),
         raw_lens(quotes),
         fitted(quotes),
+        *causal(quotes),
         temperatures(quotes),
     )
     return Section(title, (), sections)

@@ -181,9 +181,16 @@ def _not_for_good(quotes: Quotes, under: str) -> tuple[doc.Part, ...]:
 
 
 def blindness(quotes: Quotes) -> Sentence | None:
-    """That the lens is far from the model before the onset; None where it is not, or that is not known."""
+    """That patches find the answer carried before the onset, or that the lens is far from the model there.
+
+    None where neither is so, or it is not known.
+    """
     found = quotes.diagnostics.blindness
-    template = onsets.template_of_blindness(found, quotes.record.protocol.lenses)
+    patching = quotes.diagnostics.patching
+    template = onsets.template_of_blindness(found, quotes.record.protocol.lenses, patching)
+    if patching is not None and template and patching.handover.layer is not None:
+        how, path = "median over pairs of the table of patches", ("patching", "handover", "layer")
+        return sentence(template, handover=quotes.figure("layer", patching.handover.layer, Unit.LAYER, path, how=how))
     if not template or found.first_layer is None or found.last_layer is None:
         return None
     counted = quotes.diagnostics.answered.counted

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from layerscope.analysis.chance import TOO_FEW, TOO_FEW_ALIKE, AgainstChance
+from layerscope.analysis.handover import Patching, PatchVerdict
 from layerscope.analysis.onsets import CLEARLY_AHEAD, Blindness, LayerOverFacts, LayersOfPrompt, LayersOverFacts
 from layerscope.report.sentences.lines import plural
 
@@ -97,18 +98,23 @@ def spread(layer: LayerOverFacts) -> str:
     return f"median of {n}, which range from {layer.least} to {layer.most}"
 
 
-def blind(blindness: Blindness, read: tuple[str, ...]) -> str:
-    """That the lens says little of the layers before the onset; empty where it does."""
-    return template_of_blindness(blindness, read).format(
+def blind(blindness: Blindness, read: tuple[str, ...], patching: Patching | None) -> str:
+    """That patches find the answer carried before the lens has it; where none were run, that the lens is far from the
+    model there. Empty where neither is so."""
+    return template_of_blindness(blindness, read, patching).format(
         lens=blindness.lens,
         bits="" if blindness.median_kl_bits is None else f"{blindness.median_kl_bits:.2g}",
         first=blindness.first_layer,
         last=blindness.last_layer,
+        handover=None if patching is None else patching.handover.layer,
     )
 
 
-def template_of_blindness(blindness: Blindness, read: tuple[str, ...]) -> str:
-    """The same with fields: lens, bits, first, last."""
+def template_of_blindness(blindness: Blindness, read: tuple[str, ...], patching: Patching | None) -> str:
+    """The same with fields: lens, bits, first, last, handover."""
+    if patching is not None and patching.handover.layer is not None:
+        late = patching.verdict_of(blindness.lens) == PatchVerdict.READS_LATE
+        return "By patching the answer is carried at the last token from layer {handover} on." if late else ""
     if not blindness.blind:
         return ""
     one = blindness.first_layer == blindness.last_layer

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from layerscope.analysis.consistency import OnsetGap
 from layerscope.analysis.curve import Row
 from layerscope.analysis.diagnostics import Verdict, protocol_in_force
-from layerscope.analysis.handover import handover
 from layerscope.analysis.milestones import NEVER as HOLDS_NOWHERE
 from layerscope.analysis.milestones import NO_TWO, NOT_MEASURED, NOT_TO_THE_END, Milestone
 from layerscope.analysis.onsets import ON_TOP_FOR_GOOD
@@ -101,7 +100,8 @@ class VerdictText:
         """The second half: that the lens is far from the model before that layer; empty where it is not."""
         if not self.names_layers or not self.trusted:
             return ""
-        return onsets.blind(self.diagnostics.blindness, self.record.protocol.lenses)
+        found = self.diagnostics
+        return onsets.blind(found.blindness, self.record.protocol.lenses, found.patching if self.ranked else None)
 
     def _over_facts(self) -> str:
         facts, under = self.diagnostics.answered, onsets.lens_name(self.diagnostics.headline)
@@ -177,8 +177,8 @@ class VerdictText:
 
     # In short
 
-    def summary(self) -> list[LabelledLine]:
-        """What bears on the headline, each in a line or two."""
+    def summary(self, *, whole: bool = True) -> list[LabelledLine]:
+        """What bears on the headline, each in a line or two; all that patches say, or in short."""
         diagnostics, lines = self.diagnostics, []
         if self.over_facts:
             lines.append(LabelledLine("first fact", self._first_fact()))
@@ -187,11 +187,9 @@ class VerdictText:
             lost = answers.all_lost(diagnostics.answered)
             lines += [LabelledLine("lost", lost)] if lost else []
         lines.append(LabelledLine("lenses", self._other_lenses()))
-        patched = self.record.measured.patching
-        if patched is not None and self.ranked:
-            found = handover(patched, self.n_layers)
-            told = patching.sentence(patched, found, self.layer(), diagnostics.headline)
-            lines.append(LabelledLine("patching", told))
+        if diagnostics.patching is not None and self.ranked:
+            told = patching.sentence if whole else patching.in_short
+            lines.append(LabelledLine("patching", told(diagnostics.patching, diagnostics.headline)))
         if diagnostics.wording.reason is None:
             lines.append(LabelledLine("wording", circumstances.wording(diagnostics.wording)))
         if diagnostics.controls.reason is None:

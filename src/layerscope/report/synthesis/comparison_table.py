@@ -14,6 +14,7 @@ from layerscope.record import milestone_names
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.sentences import answers
+from layerscope.report.synthesis.causal_section import patched
 from layerscope.report.synthesis.compared import Compared, compared
 from layerscope.report.synthesis.limits import gold_resolved, limits, reasons_of, warns
 from layerscope.report.synthesis.trust_sections import drift, risk_of
@@ -156,6 +157,23 @@ def _over_answered(layer: str, path: str) -> _Get:
     return lambda run: value_at(run, whole) if run.diagnostics.answered.n > 1 else None
 
 
+def _handover(name: str) -> _Get:
+    """Of the layer from which on patches carry the answer at the last token; None where nothing was patched."""
+    return lambda run: None if (found := patched(run)) is None else getattr(found.handover, name)
+
+
+def _handover_frac(run: Compared) -> float | None:
+    found = patched(run)
+    layer = None if found is None else found.handover.layer
+    return None if layer is None else round(layer / run.n_layers, 3)
+
+
+def _patch_verdict(run: Compared) -> str | None:
+    """Of the headline lens' layer over facts."""
+    found = patched(run)
+    return None if found is None else str(found.verdict_of(run.evidence.headline))
+
+
 def _rank_change(lens: str, rank: int) -> _Get:
     def get(run: Compared) -> int | None:
         audit = run.diagnostics.fitted_lenses.get(lens)
@@ -250,6 +268,9 @@ _COLUMNS: dict[str, tuple[_DataType, str | _Get]] = {
         f"answered_{name}_median": (_REAL, _over_answered(name, "summary.median"))
         for name in ("first_on_top", "on_top_for_good", "clearly_ahead")
     },
+    **{f"handover_{name}": (_INT, _handover(name)) for name in ("layer", "low", "high", "release", "n_pairs")},
+    "handover_layer_frac": (_REAL, _handover_frac),
+    "handover_verdict": (_TEXT, _patch_verdict),
     "answered_on_top_for_good_median_frac": (_REAL, _over_answered("on_top_for_good", "median_depth")),
 }
 """How a run gives the values of each column: by the path of a field, or by a function; `not_comparable` comes last."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from layerscope.report.cited.document import Bullets, Name, Report, Section, paragraph, sentence
+from layerscope.report.cited.document import Bullets, Name, Report, Section, Sentence, paragraph, sentence
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.findings import Finding
 from layerscope.report.synthesis import milestone_sections
+from layerscope.report.synthesis.causal_section import causal_section, patched
 from layerscope.report.synthesis.compared import Compared, by_family, compared, repeated
 from layerscope.report.synthesis.facts_section import facts_section
 from layerscope.report.synthesis.family_section import family_section
@@ -46,6 +47,7 @@ def synthesis(evidences: Sequence[Evidence], findings: Mapping[str, Sequence[Fin
         fitted_section(runs),
         family_section(runs, obstacles),
         facts_section(runs),
+        *causal_section(runs),
         misreadings_section(findings or {}),
         _limitations(runs),
     )
@@ -67,7 +69,7 @@ def _limitations(runs: Sequence[Compared]) -> Section:
             "A lens reads what the unembedding can read; that a token is readable at a layer is no proof that the "
             "model uses it there."
         ),
-        sentence("All of this is correlation: nothing was changed inside a model to see what follows."),
+        _correlation(runs),
         sentence("Only the residual stream was read, neither attention nor single neurons."),
     ]
     if all(run.diagnostics.statistics.n < 2 for run in runs):
@@ -80,3 +82,13 @@ def _limitations(runs: Sequence[Compared]) -> Section:
             )
         )
     return Section("Limitations", (Bullets(tuple(items)),))
+
+
+def _correlation(runs: Sequence[Compared]) -> Sentence:
+    """That lenses show no cause; the patches do, of the runs that have them."""
+    if any(patched(run) is not None for run in runs):
+        return sentence(
+            "All but the patches is correlation. A patch tells that a state is enough to carry the answer, given the "
+            "rest of the run, and not that it is the only one."
+        )
+    return sentence("All of this is correlation: nothing was changed inside a model to see what follows.")

@@ -5,6 +5,7 @@ from layerscope.view.charts.facts import facts
 from layerscope.view.charts.grid import grid
 from layerscope.view.charts.metrics import METRICS
 from layerscope.view.charts.models import across_models
+from layerscope.view.charts.patching import PATCHING, patching
 from layerscope.view.charts.theme import config
 from layerscope.view.charts.trajectories import trajectories
 from layerscope.view.charts.trust import LENS_TRUST, lens_trust
@@ -12,11 +13,13 @@ from layerscope.view.charts.trust import LENS_TRUST, lens_trust
 __all__ = [
     "LENS_TRUST",
     "METRICS",
+    "PATCHING",
     "ChartSpec",
     "across_models",
     "config",
     "facts",
     "grid",
     "lens_trust",
+    "patching",
     "trajectories",
 ]

@@ -89,14 +89,17 @@ def chart_sections(runs: Sequence[AnalysedRun], labels: Sequence[str]) -> list[S
     """Trajectories and lens trust of every run; where there are several runs, all of them side by side."""
     from altair.utils.schemapi import debug_mode
 
-    from layerscope.view.charts import LENS_TRUST, facts, lens_trust, trajectories
+    from layerscope.view.charts import LENS_TRUST, facts, lens_trust, patching, trajectories
+    from layerscope.view.charts.patching import EFFECTS, MAP
 
     def of_facts(run: AnalysedRun, metric: str) -> "ChartSpec | None":
         return facts(run, metric) if len(run.diagnostics.micro_suite.facts) > 1 else None
 
     by_layer = [(trajectories, name) for name in TRAJECTORIES] + [(of_facts, name) for name in FACTS]
     trust = [(lens_trust, name) for name in LENS_TRUST]
+    causal = [(patching, EFFECTS), (_of_all_positions, MAP)]
     named = list(enumerate(zip(runs, labels, strict=True)))
+    patched = [(at, named_run) for at, named_run in named if named_run[0].diagnostics.patching is not None]
     # Their own tests hold that the charts are valid; to check them here, part by part, would take seconds.
     with debug_mode(False):
         sections = [
@@ -106,6 +109,18 @@ def chart_sections(runs: Sequence[AnalysedRun], labels: Sequence[str]) -> list[S
                 "The first fact at its last position, one line for each lens; then all facts under the headline lens.",
                 tuple(_group(at, run, label, by_layer) for at, (run, label) in named),
             ),
+            *(
+                []
+                if not patched
+                else [
+                    Section(
+                        "patching",
+                        "Does the model use it?",
+                        "Residuals of one fact written into the run of another: where the answer goes with them.",
+                        tuple(_group(at, run, label, causal) for at, (run, label) in patched),
+                    )
+                ]
+            ),
             Section(
                 "trust",
                 "Lens trust",
@@ -114,6 +129,14 @@ def chart_sections(runs: Sequence[AnalysedRun], labels: Sequence[str]) -> list[S
             ),
         ]
         return sections + ([_across(runs)] if len(runs) > 1 else [])
+
+
+def _of_all_positions(run: AnalysedRun, metric: str) -> "ChartSpec | None":
+    """A map, where all positions were asked for."""
+    from layerscope.view.charts import patching
+
+    record = run.record.measured.patching
+    return patching(run, metric) if record is not None and record.positions == "all" else None
 
 
 def _group(

@@ -14,6 +14,7 @@ from layerscope.record.milestone_names import STRONG
 from layerscope.record.parts import PromptRecord
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.stored_rows import collected
+from layerscope.report.sentences import patching as patching_words
 from layerscope.report.sentences.lines import plural
 from layerscope.report.sentences.readable import rank_1
 from layerscope.view.page.blocks import Block, Key, Vocabulary, blocks, listed
@@ -62,6 +63,18 @@ class PromptData:
 
 
 @dataclass(frozen=True)
+class Carried:
+    """Median effects of patches by layer: what stands beside the grid's rows."""
+
+    next: tuple[float | None, ...]
+    """At the prompt's last token."""
+    subject: tuple[float | None, ...]
+    """At the subject's; empty where that was not patched."""
+    words: str
+    """What they amount to, in a sentence."""
+
+
+@dataclass(frozen=True)
 class RunData:
     """One run of a page."""
 
@@ -82,6 +95,8 @@ class RunData:
     """Whether the guidance forbids quoting them; they are shown with that said beside them."""
     statuses: Mapping[str, tuple[Status | None, ...]]
     """For each lens and layer what its probabilities are; None where there is no row."""
+    carried: Carried | None
+    """Where patches say that the answer is carried; None where nothing was patched."""
     kl_bits: float
     """Where the colour scale of divergences ends."""
     missing: str | None
@@ -210,10 +225,21 @@ def _run(
             lens: tuple(layer.status for layer in layers)
             for lens, layers in run.diagnostics.quotability.by_lens.items()
         },
+        carried=_carried(run),
         kl_bits=nice_bits(float(kl.quantile(0.98) or 1.0)) if len(kl) else 1.0,
         missing=missing_positions(run),
         prompts=tuple(_prompt(run, PromptKey(*key), rows, made, ids, vocabulary) for key, rows in by_prompt.items()),
     )
+
+
+def _carried(run: AnalysedRun) -> Carried | None:
+    found = run.diagnostics.patching
+    if found is None or found.reason is not None or not run.record.ranks_stand:
+        return None
+    shares = [
+        tuple(None if v is None else round(v, 3) for v in of) for of in (found.effects.next, found.effects.subject)
+    ]
+    return Carried(shares[0], shares[1], patching_words.sentence(found, run.record.protocol.headline_lens))
 
 
 def nice_bits(bits: float) -> float:

@@ -21,6 +21,18 @@ function bars(column, layer, limit) {
 }
 
 // What the probabilities of a layer are; nothing where none may be quoted, which the legend says once.
+// Median effects of patches at a layer: beside its number, and in words.
+function carriedAt({ subject, next }, layer) {
+  const both = [{ name: "at the subject", share: subject[layer] }, { name: "at the last token", share: next[layer] }];
+  return both.filter(({ share }) => share !== undefined && share !== null);
+}
+
+function swatch(share) {
+  const node = make("span");
+  node.style.opacity = Math.min(Math.max(share, 0), 1);
+  return make("span", { class: "effect" }, node);
+}
+
 function statusWords(run, lens, layer) {
   const status = run.statuses[lens]?.[layer];
   return run.probabilities && !run.suppressed && status ? PAGE.status_words[status] : null;

@@ -95,12 +95,16 @@ class Grid {
       const { run, lens } = this.columns[0] ?? { run: null };
       const words = run ? statusWords(run, lens, layer) : null;
       const sign = words ? make("span", { class: "status", text: STATUS_SIGNS[run.statuses[lens][layer]], "aria-hidden": "true" }) : null;
-      row.replaceChildren(make("span", { class: "mark", text: mark, "aria-hidden": "true" }), String(layer), sign ?? "");
+      const carried = run?.carried ?? null;
+      const effects = carried ? carriedAt(carried, layer) : [];
+      const strip = effects.length ? make("span", { class: "carried", "aria-hidden": "true" }, ...effects.map(({ share }) => swatch(share))) : "";
+      row.replaceChildren(make("span", { class: "mark", text: mark, "aria-hidden": "true" }), String(layer), sign ?? "", strip);
       const said = [
         `layer ${layer}`,
         first && "the answer is on top at the last position for the first time",
         strong && "it is clearly ahead for the first time",
         words && `probabilities at the last position: ${words}`,
+        effects.length && `effect of a patch here: ${effects.map(({ name, share }) => `${share.toFixed(2)} ${name}`).join(", ")}`,
       ];
       row.title = said.filter(Boolean).join("; ");
     });

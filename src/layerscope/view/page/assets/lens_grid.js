@@ -108,6 +108,16 @@ function statusLegend({ run, lens }) {
   node.textContent = `Probabilities at the last position are: ${told.join(" · ")}`;
 }
 
+// What the two bars beside a layer's number are, and what they amount to.
+function carriedLegend({ run }) {
+  const node = byId("carried-legend");
+  node.hidden = !run.carried;
+  if (!run.carried) return;
+  const which = run.carried.subject.length ? "left: at the subject's last token; right: at the prompt's last" : "at the prompt's last token";
+  const words = run.carried.words;
+  node.replaceChildren(swatch(1), ` Patches (${which}), the fuller the more of the answer is carried there: ${words}.`);
+}
+
 // Below 98 of 100 differences the scale's end, so that a few large ones do not pale all others.
 function widest(metric, own, other) {
   const sizes = [];
@@ -131,6 +141,7 @@ function repaint() {
   const most = difference ? widest(metric, own, other) : 0;
   legend(metric, difference, most);
   statusLegend(own);
+  carriedLegend(own);
   const counts = { cells: 0, total: 0, best: null, listed: 0 };
   for (const grid of grids.slice(0, difference || !other ? 1 : 2)) {
     const painter = { grid, metric, search, pinned, counts, most, other: difference ? other : null, empty: surface() };

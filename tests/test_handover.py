@@ -254,8 +254,6 @@ def test_the_headline_says_that_the_answer_is_carried_before_a_lens_has_it():
     late = found((0.0, 0.0, 0.9, 0.9, 1.0), lens_layer=4)
     told = onsets.blind(blind, ("logit",), late)
     assert told == "By patching the answer is carried at the last token from layer 2 on."
-        onsets.blind(blind, ("logit",), late) == "By patching the answer is carried at the last token from layer 2 on."
-    )
     at_once = found((0.0, 0.0, 0.0, 0.9, 1.0), lens_layer=4)
     assert onsets.blind(blind, ("logit",), at_once) == ""
     assert "a tuned lens or a patch would tell" in onsets.blind(blind, ("logit",), None)

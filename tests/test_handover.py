@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from layerscope import Run, load_suite
 from layerscope.analysis.handover import (
@@ -20,6 +21,7 @@ from layerscope.analysis.handover import (
 from layerscope.analysis.onsets import Blindness
 from layerscope.errors import RunError
 from layerscope.interventions.pairs import PairedFact, Place, pairs_of
+from layerscope.model.causal_lm import CausalLM
 from layerscope.probing.probe import probe
 from layerscope.published.layout import EXTENDED
 from layerscope.record.patches import METRICS, PATCH_COLUMNS, patches_frame
@@ -287,3 +289,25 @@ def test_the_page_has_the_carrier_beside_every_layer(bundled: Run):
     assert len(shown.next) == len(shown.subject) == bundled.record.model.n_layers + 1
     assert 'id="patching"' in page_html([bundled])
     assert 'id="patching"' not in page_html([probe(suite="berlin", lenses="logit", causal=False)])
+
+
+def test_where_weights_would_be_read_again_patches_ride_along_and_say_the_same(bundled: Run, monkeypatch):
+    passes: list[bool] = []
+    forward, apart = CausalLM.forward, CausalLM.run_patched
+
+    def counted(self, *args, riding=None, **kwargs):
+        passes.append(riding is not None)
+        return forward(self, *args, riding=riding, **kwargs)
+
+    monkeypatch.setattr(CausalLM, "forward", counted)
+    monkeypatch.setattr(CausalLM, "run_patched", lambda *args, **kwargs: pytest.fail("a pass of its own"))
+    monkeypatch.setattr(CausalLM, "patches_ride", True)
+    run = probe(suite="capitals", causal_positions="all")
+    monkeypatch.setattr(CausalLM, "run_patched", apart)
+    assert passes[0]
+    keys = ["kind", "pair", "base", "source", "place", "position", "from_end", "layer"]
+    assert run.patches.select(keys).equals(bundled.patches.select(keys))
+    logit = 50 * of_residual(n_blocks=run.record.model.n_layers, d_model=run.record.model.d_model)
+    assert_frame_equal(run.patches.select("effect"), bundled.patches.select("effect"), abs_tol=8 * logit)
+    assert run.record.measured.patching is not None
+    assert run.diagnostics.patching.handover == bundled.diagnostics.patching.handover

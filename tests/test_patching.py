@@ -1,5 +1,6 @@
 """Residuals of one run written into another: what Transformers computes with a hook that replaces the row."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from layerscope.errors import ModelError
 from layerscope.model import patching
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.patching import Patch, patch_trees
+from layerscope.model.patched_pass import PatchedPass
+from layerscope.model.patching import Patch, PatchTrees, patch_trees
 from rounding import of_residual
 from tiny_models import BLOCKS_AT, TINY, WINDOW, load_resident, reference
 
@@ -47,6 +49,53 @@ def test_a_patched_run_is_what_transformers_computes_with_the_row_replaced(name:
         written = references[patch.source][patch.layer, patch.source_position]
         expected = with_row(tiny(name), PROMPTS[patch.base], patch.layer, patch.position, written)
         assert (row - expected).abs().max() <= TOLERANCE * max(expected.abs().max(), written.abs().max())
+
+
+@EVERY
+def test_copies_that_ride_along_with_other_prompts_are_those_of_a_pass_of_their_own(name: str, tiny):
+    if name in UNRESUMED:
+        pytest.skip("its blocks cannot be resumed")
+    model = CausalLM.open(tiny(name), device="cpu")
+    patches = every_patch(model.n_layers)
+    last, patched = model.forward_patched(PROMPTS, patches)
+    others = [[0, 7, 12], [0, 7, 12, 88, 5, 301]]
+    alone = model.forward(others)
+    riding = PatchedPass(PROMPTS, patches, model.n_layers)
+    beside = model.forward(others, riding=riding)
+    largest = max(float(alone.values.abs().max()), float(patched.abs().max()))
+    assert (beside.values - alone.values).abs().max() <= TOLERANCE * largest
+    assert (beside.logits - alone.logits).abs().max() <= TOLERANCE * largest
+    assert (riding.own - last).abs().max() <= TOLERANCE * largest
+    assert (riding.patched - patched).abs().max() <= TOLERANCE * largest
+
+
+def test_where_copies_that_ride_along_fail_the_pass_fails_with_their_error(tiny, monkeypatch):
+    model = CausalLM.open(tiny("llama-biases"), device="cpu")
+    riding = PatchedPass(PROMPTS, every_patch(model.n_layers), model.n_layers)
+    monkeypatch.setattr("layerscope.model.patched_pass.write_copies", _fail_at_layer_2)
+    with pytest.raises(ModelError, match="layer 2"):
+        model.forward(PROMPTS, riding=riding)
+    monkeypatch.undo()
+    assert model.forward(PROMPTS).values.isfinite().all()
+
+
+def test_where_a_pass_fails_the_copies_that_ride_along_come_to_an_end(tiny):
+    model = CausalLM.open(tiny("llama-biases"), device="cpu")
+    riding = PatchedPass(PROMPTS, every_patch(model.n_layers), model.n_layers)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        model.forward(PROMPTS, riding=riding, progress=stop)
+    assert threading.active_count() == before
+    assert model.forward(PROMPTS).values.isfinite().all()
+
+
+def _fail_at_layer_2(stream: torch.Tensor, trees: PatchTrees, patches: list[Patch], layer: int) -> None:
+    if layer == 2:
+        raise ModelError("layer 2")
 
 
 def with_row(folder: Path, token_ids: list[int], layer: int, position: int, row: torch.Tensor) -> torch.Tensor:
@@ -92,7 +141,7 @@ def test_blocks_run_on_the_copies_made_so_far_and_no_others(tiny, monkeypatch):
     assert tuple(seen) == patch_trees(PROMPTS, patches, model.n_layers).widths
     assert sorted(seen) == seen
     assert len(set(seen)) == model.n_layers
-    monkeypatch.setattr("layerscope.model.causal_lm.first_nodes", lambda *args: None)
+    monkeypatch.setattr("layerscope.model.patched_pass.first_nodes", lambda *args: None)
     _, whole = model.forward_patched(PROMPTS, patches)
     assert (grown - whole).abs().max() <= 2 * TOLERANCE * whole.abs().max()
 

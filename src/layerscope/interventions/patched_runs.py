@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import polars as pl
 import torch
@@ -14,8 +15,9 @@ from layerscope.interventions.copies import SELF, Copies, Copy, Prompts
 from layerscope.interventions.effects import Asked, Decoded, compared, decode, rows_at_once
 from layerscope.interventions.pairs import Pair, PairedFact, pairs_of
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.patched_pass import PatchedPass
 from layerscope.model.patching import ROW_NODES, Patch, why_not_patched
-from layerscope.record.patches import METRICS, NEXT, RANDOM, no_patches, patches_frame
+from layerscope.record.patches import METRICS, NEXT, RANDOM, SAME_ANSWER, no_patches, patches_frame
 from layerscope.record.patching import PatchedPairRecord, PatchingRecord
 
 LEAST_DIFFERENCE = 2.0
@@ -50,33 +52,60 @@ class PatchedRuns:
         self.pairs, self.left_out = pairs_of(facts)
         self.prompts = Prompts.of(self.pairs)
         self.token_ids = self.prompts.token_ids
-        self.copies = Copies(self.pairs, self.prompts, model.n_layers, model.d_model, positions, seed)
+        self._copies = Copies(self.pairs, self.prompts, model.n_layers, model.d_model, positions, seed)
+
+    def riding(self, room_bytes: int) -> PatchedPass | None:
+        """All copies as one pass that may ride along with another; None where it would take more than there is.
+
+        Args:
+            room_bytes: what there is.
+        """
+        if self._why_not() is not None or self._bytes(self.copies) > min(PASS_BYTES, room_bytes):
+            return None
+        return self._pass_of(range(len(self.copies)))
 
     def run(
         self,
         prompt_variant: str,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        ridden: PatchedPass | None = None,
     ) -> Patched:
-        """Run them.
+        """Run them, or take what came of them where they rode along with another pass.
 
         Args:
             prompt_variant: the wording.
             progress: called with (blocks done, blocks to do).
+            ridden: the pass that `riding` gave, when it has run.
         """
         reason = self._why_not()
         if reason is not None:
             return Patched(self._record(prompt_variant, (), reason), no_patches())
-        copies = self.copies.all()
-        rows = self._run(copies, progress)
+        copies = self.copies
+        rows = self._run(copies, progress) if ridden is None else _Rows(ridden.own, ridden.patched)
         own = decode(rows.own, self.model.final_norm, self.model.unembedding)
         usable = [i for i, pair in enumerate(self.pairs) if self._is_usable(pair, own)]
-        table = self._table([(copy, rows.patched[i]) for i, copy in enumerate(copies) if copy.pair in usable], own)
+        answered = (own.linear.argmax(-1)).tolist()
+        kept = [
+            (copy, row)
+            for copy, row in zip(copies, rows.patched, strict=True)
+            if copy.pair in usable and (copy.kind != SAME_ANSWER or self._is_answered(copy, answered))
+        ]
+        table = self._table(kept, own)
         place = {pair: i for i, pair in enumerate(usable)}
         table = table.with_columns(pl.col("pair").replace_strict(place, return_dtype=pl.Int32)) if usable else table
         records = tuple(self._pair(self.pairs[i], own) for i in usable)
         record = self._record(prompt_variant, records, None if records else NO_PAIR)
         change = self._self_change(copies, rows, own)
         return Patched(record.model_copy(update={"self_patch_logit_change": change}), table)
+
+    @cached_property
+    def copies(self) -> list[Copy]:
+        """All that is written into any run."""
+        return self._copies.all()
+
+    def _is_answered(self, copy: Copy, top: Sequence[int]) -> bool:
+        """Whether the other wording has the base's answer on top."""
+        return copy.source is not None and top[copy.source] == self.pairs[copy.pair].base.answer_id
 
     def _why_not(self) -> str | None:
         if not self.pairs:
@@ -99,18 +128,24 @@ class PatchedRuns:
         own = torch.empty(len(self.token_ids), self.model.d_model, device=device)
         for done, group in enumerate(groups):
             used = self._used([copies[i] for i in group])
-            place = {row: i for i, row in enumerate(used)}
-            patches = [
-                Patch(p.layer, place[p.base], p.position, place[p.source], p.source_position, p.direction)
-                for p in (copies[i].patch for i in group)
-            ]
-            last, rows = self.model.forward_patched(
-                [self.token_ids[row] for row in used],
-                patches,
+            run = self._pass_of(group)
+            last, rows = self.model.run_patched(
+                run,
                 progress=lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
             )
             patched[group], own[used] = rows, last
         return _Rows(own, patched)
+
+    def _pass_of(self, group: Sequence[int]) -> PatchedPass:
+        """Some copies, with the prompts that they need."""
+        copies = [self.copies[i] for i in group]
+        used = self._used(copies)
+        place = {row: i for i, row in enumerate(used)}
+        patches = [
+            Patch(p.layer, place[p.base], p.position, place[p.source], p.source_position, p.direction)
+            for p in (copy.patch for copy in copies)
+        ]
+        return PatchedPass([self.token_ids[row] for row in used], patches, self.model.n_layers)
 
     def _used(self, copies: Sequence[Copy]) -> list[int]:
         return sorted({row for copy in copies for row in (copy.patch.base, copy.patch.source)})
@@ -187,10 +222,13 @@ class PatchedRuns:
         return patches_frame(given | measured)
 
     def _is_usable(self, pair: Pair, own: Decoded) -> bool:
-        """Whether both runs are finite and differ; counted where not."""
+        """Whether both runs are finite, have their answers, and differ; counted where not."""
         both = [self.prompts.row(fact) for fact in (pair.base, pair.source)]
         if not own.linear[both].isfinite().all():
             self.left_out["the output of a run is not finite"] += 1
+            return False
+        if own.linear[both].argmax(-1).tolist() != [pair.base.answer_id, pair.source.answer_id]:
+            self.left_out["the model does not answer one of both"] += 1
             return False
         ours, theirs = self._differences(pair, own)
         if abs(theirs - ours) <= LEAST_DIFFERENCE:

@@ -21,9 +21,11 @@ from layerscope.model.blockwise import run_blockwise
 from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
 from layerscope.model.families import BosRule, Family, bos_rule, family_bos, family_of
+from layerscope.model.in_step import InStep
 from layerscope.model.options import OpenOptions
 from layerscope.model.packing import Folding, Packed, fold, packed
-from layerscope.model.patching import Patch, PatchTrees, first_nodes, patch_trees, why_not_patched, write_copies
+from layerscope.model.patched_pass import PatchedPass
+from layerscope.model.patching import Patch, PatchTrees, why_not_patched
 from layerscope.model.placement import Placement, keeps_in_page_cache, place
 from layerscope.model.reading import ReadAhead
 from layerscope.model.residuals import Residuals
@@ -266,6 +268,7 @@ class CausalLM:
         *,
         n_logits: int | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        riding: PatchedPass | None = None,
     ) -> Residuals:
         """Run all prompts through the model together, visiting every weight once.
 
@@ -277,6 +280,8 @@ class CausalLM:
             token_ids: for each prompt what the model reads, BOS included; lengths may differ.
             n_logits: of how many prompts, from the first on, the model's own logits are kept; of all by default.
             progress: called with (blocks done, blocks to do) after every block.
+            riding: prompts and copies that go through every block right behind the prompts, while its weights are at
+                hand; filled in place.
         """
         lengths = tuple(len(ids) for ids in token_ids)
         device = self.placement.device
@@ -294,6 +299,7 @@ class CausalLM:
                 kept,
                 wanted or [0],  # the head needs at least one row
                 lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
+                riding if done == 0 else None,
             )
             if not alone:
                 residuals[group, :, :width] = kept
@@ -323,19 +329,21 @@ class CausalLM:
         kept: Float[Tensor, "prompt layer position d_model"],
         wanted: Sequence[int],
         progress: Callable[[int, int], None],
+        riding: PatchedPass | None,
     ) -> Float[Tensor, "some d_vocab"]:
         """One pass; fills `kept`, and returns the logits at the last token of the prompts `wanted`."""
         folding = self.folding(token_ids)
         if folding is not None:
             trees = packed(folding)
             last = [(int(trees.tree[row]), int(trees.nodes[row, -1])) for row in wanted]
-            logits = self._pass(_Input.of_trees(trees, self.placement), trees.unfold, kept, last, progress)
+            logits = self._pass(_Input.of_trees(trees, self.placement), trees.unfold, kept, last, progress, riding)
+            riding = None  # it has been where it wanted to go
             if kept.isfinite().all():
                 return logits
             # Within a tree one prompt's NaN is every prompt's: zero times NaN is NaN. Alone it is its own.
         last = [(row, len(token_ids[row]) - 1) for row in wanted]
         batch = _Input(_padded(token_ids).to(self.placement.device))
-        return self._pass(batch, lambda stream: stream, kept, last, progress)
+        return self._pass(batch, lambda stream: stream, kept, last, progress, riding)
 
     def _pass(
         self,
@@ -344,19 +352,25 @@ class CausalLM:
         kept: Float[Tensor, "prompt layer position d_model"],
         last: Sequence[tuple[int, int]],
         progress: Callable[[int, int], None],
+        riding: PatchedPass | None,
     ) -> Float[Tensor, "some d_vocab"]:
         reset_rope(self._module)
-        with self._past_the_page_cache() as names, self._watched(kept, unfold, last, progress, names):
+        with (
+            self._past_the_page_cache(twice=riding is not None) as names,
+            self._in_step(riding) as other,
+            self._watched(kept, unfold, last, progress, names, other),
+        ):
             return self._run(batch)[:, 0].float()
 
     @contextmanager
-    def _past_the_page_cache(self) -> Iterator[Mapping[int, Sequence[str]]]:
+    def _past_the_page_cache(self, *, twice: bool = False) -> Iterator[Mapping[int, Sequence[str]]]:
         """A weight is wanted once in a pass, so what cannot stay in the page cache need not come there.
 
-        Gives the names of the tensors that are still to be read ahead.
+        Gives the names of the tensors that are still to be read ahead. Where a block runs twice in turn, its weights
+        stay in the page cache in between.
         """
         on_cpu = self.placement.device.type == "cpu"
-        uncached = on_cpu and reads_uncached() and not keeps_in_page_cache(self.checkpoint.bytes_on_disk)
+        uncached = on_cpu and not twice and reads_uncached() and not keeps_in_page_cache(self.checkpoint.bytes_on_disk)
         with self._tiles.uncached() if uncached else nullcontext():
             yield self._loaded_names if uncached else self._block_names
 
@@ -381,70 +395,70 @@ class CausalLM:
         Raises:
             ModelError: a patch outside the model or its prompt, or a model whose blocks cannot be resumed.
         """
-        reason = why_not_patched(self.architecture, max(map(len, token_ids)))
+        return self.run_patched(PatchedPass(token_ids, patches, self.n_layers), progress=progress)
+
+    @torch.inference_mode()
+    def run_patched(
+        self, run: PatchedPass, *, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, "patch d_model"]]:
+        """The same of a pass that is laid out already."""
+        reason = why_not_patched(self.architecture, max(run.trees.lengths))
         if reason is not None:
             raise ModelError(f"{self.id} cannot be run with residuals replaced: {reason}.")
-        trees = patch_trees(token_ids, patches, self.n_layers)
-        device = self.placement.device
-        mask = trees.mask(self.placement.dtype, device)
-        batch = _Input(trees.token_ids.to(device), trees.positions.to(device), mask)
+
+        def after(i: int) -> None:
+            self._drop(i)
+            progress(i + 1, self.n_layers)
+
         reset_rope(self._module)
-        stream: list[Tensor] = []
-        with self._past_the_page_cache() as names, self._patched(trees, patches, stream, progress, names):
-            self._run(batch)
-        last = stream[0][list(trees.own_rows), [n - 1 for n in trees.lengths]].float()
-        nodes = [trees.last_node(patch, first) for patch, first in zip(patches, trees.firsts, strict=True)]
-        return last, stream[0][list(trees.rows), nodes].float()
+        with self._past_the_page_cache() as names, Hooks() as hooks:
+            run.hook(hooks, self._blocks, self._head, before=self._lend, after=after)
+            with self._reading(names):
+                self._run(_Input.of_copies(run.trees, self.placement))
+        return run.own, run.patched
+
+    @property
+    def patches_ride(self) -> bool:
+        """Whether patches had better go in the pass that reads a prompt: the weights would be read again for them."""
+        return not (self.resident or keeps_in_page_cache(self.checkpoint.bytes_on_disk))
 
     @contextmanager
-    def _patched(
-        self,
-        trees: PatchTrees,
-        patches: Sequence[Patch],
-        stream: list[Tensor],
-        progress: Callable[[int, int], None],
-        names: Mapping[int, Sequence[str]],
-    ) -> Iterator[None]:
-        """Hooks that run every block on the nodes there are so far; `stream` gets what leaves the last one."""
-        width = trees.token_ids.shape[1]
-
-        def enter(i: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-            def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                self._lend(i)
-                if i == 0:
-                    stream[:] = [(args[0] if args else kwargs["hidden_states"]).clone()]
-                write_copies(stream[0], trees, patches, i)
-                others = None if args[1:] else first_nodes(kwargs, trees.widths[i], width)
-                if others is None:
-                    return ((stream[0], *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": stream[0]})
-                here = stream[0][:, : trees.widths[i]]
-                return ((here,), others) if args else (args, others | {"hidden_states": here})
-
-            return before
-
-        def leave(i: int) -> Callable[..., Any]:
-            def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-                written = output[0] if isinstance(output, tuple) else output
-                stream[0][:, : written.shape[1]] = written
-                self._drop(i)
-                progress(i + 1, self.n_layers)
-                return (stream[0], *output[1:]) if isinstance(output, tuple) else stream[0]
-
-            return after
-
+    def _in_step(self, run: PatchedPass | None) -> Iterator[InStep | None]:
+        """A second forward over copies, if there is one, whose blocks run behind those of the first."""
+        if run is None:
+            yield None
+            return
+        other = InStep(lambda: self._run(_Input.of_copies(run.trees, self.placement)))
         with Hooks() as hooks:
-            for i, block in enumerate(self._module.get_submodule(self.architecture.blocks)):
-                hooks.before(block, enter(i))
-                hooks.after(block, leave(i))
-            # Nothing is decoded here; the head is called because the module's own forward calls it.
-            head = self._module.get_submodule(self._head_name)
-            hooks.before(head, lambda module, args, kwargs: ((args[0][:1, :1],), kwargs))
-            self._begin(names)
-            try:
-                yield
-                self._reader.wait()
-            finally:
-                self._let_go()
+            run.hook(
+                hooks,
+                self._blocks,
+                self._head,
+                before=lambda i: None,
+                after=lambda i: other.pause(),
+                is_this=lambda: other.is_this,
+            )
+            with other:
+                yield other
+
+    @contextmanager
+    def _reading(self, names: Mapping[int, Sequence[str]]) -> Iterator[None]:
+        """Weights are read ahead and let go of again."""
+        self._begin(names)
+        try:
+            yield
+            self._reader.wait()  # for the head, which is wanted next
+        finally:
+            self._let_go()
+
+    @property
+    def _blocks(self) -> list[nn.Module]:
+        return list(self._module.get_submodule(self.architecture.blocks).children())
+
+    @property
+    def _head(self) -> nn.Module:
+        head: nn.Module = self._module.get_submodule(self._head_name)
+        return head
 
     @torch.inference_mode()
     def forward_blockwise(
@@ -539,27 +553,29 @@ class CausalLM:
         last: Sequence[tuple[int, int]],
         progress: Callable[[int, int], None],
         names: Mapping[int, Sequence[str]],
+        other: InStep | None,
     ) -> Iterator[None]:
         """Hooks that keep the residual around every block, lend a block its parameters, and read the next one's.
 
         `last` gives, for the prompts whose logits are wanted, the place of the last token in what the model reads, and
-        `unfold` takes the stream there to that of every prompt. `names` are the tensors that are read ahead.
+        `unfold` takes the stream there to that of every prompt. `names` are the tensors that are read ahead, and
+        `other` is a second forward whose blocks run behind these.
         """
-        container = self._module.get_submodule(self.architecture.blocks)
-        head = self._module.get_submodule(self._head_name)
+
+        def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args: None if other is not None and other.is_this else hook(*args)
+
         with Hooks() as hooks:
-            for i, block in enumerate(container):
-                hooks.before(block, self._enter(i, residuals, unfold))
-                hooks.after(block, self._leave(i, residuals, unfold, progress))
+            for i, block in enumerate(self._blocks):
+                hooks.before(block, only_here(self._enter(i, residuals, unfold)))
+                hooks.after(block, only_here(self._leave(i, residuals, unfold, progress, other)))
             rows, positions = [row for row, _ in last], [position for _, position in last]
             # The model's own logits are wanted at a prompt's last token alone; whatever it does to them comes after.
-            hooks.before(head, lambda module, args, kwargs: ((args[0][rows, positions][:, None],), kwargs))
-            self._begin(names)
-            try:
+            hooks.before(
+                self._head, only_here(lambda module, args, kwargs: ((args[0][rows, positions][:, None],), kwargs))
+            )
+            with self._reading(names):
                 yield
-                self._reader.wait()  # for the head, which is wanted next
-            finally:
-                self._let_go()
 
     def _enter(self, i: int, residuals: Tensor, unfold: Callable[[Tensor], Tensor]) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -575,9 +591,12 @@ class CausalLM:
         residuals: Tensor,
         unfold: Callable[[Tensor], Tensor],
         progress: Callable[[int, int], None],
+        other: InStep | None,
     ) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             residuals[:, i + 1] = unfold(output[0] if isinstance(output, tuple) else output)
+            if other is not None:
+                other.step()
             self._drop(i)
             progress(i + 1, self.n_layers)
 
@@ -616,6 +635,13 @@ class _Input:
         """Prompts that share what they begin with."""
         device = placement.device
         return cls(trees.token_ids.to(device), trees.positions.to(device), trees.mask(placement.dtype, device))
+
+    @classmethod
+    def of_copies(cls, trees: PatchTrees, placement: Placement) -> "_Input":
+        """Prompts and copies of them with replaced residuals."""
+        device = placement.device
+        mask = trees.mask(placement.dtype, device)
+        return cls(trees.token_ids.to(device), trees.positions.to(device), mask)
 
     def arguments(self) -> dict[str, Tensor | None]:
         """By the names that Transformers has for them."""

@@ -9,6 +9,7 @@ from layerscope.interventions import Positions
 from layerscope.interventions.pairs import PairedFact
 from layerscope.interventions.patched_runs import Patched, PatchedRuns
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.patched_pass import PatchedPass
 from layerscope.model.placement import shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.probing.encode import Encoded
@@ -18,60 +19,111 @@ GAP = "\N{OBJECT REPLACEMENT CHARACTER}"
 """Stands for the subject in a template; no text has it."""
 
 
-def patched(model: CausalLM, encoded: Sequence[Encoded], positions: Positions, seed: int, watcher: Observer) -> Patched:
-    """Write residuals of facts of the primary prompt's wording into one another's runs.
+class Patching:
+    """The patches of a probe: in a pass of their own when answers are known, or along with the prompts.
+
+    A pass of their own takes the facts that the model answers. Where the weights would have to be read again for it,
+    the copies ride along with the prompts instead, and what the model does not answer is left out afterwards.
+    """
+
+    def __init__(self, model: CausalLM, positions: Positions, seed: int) -> None:
+        self.model, self.positions, self.seed = model, positions, seed
+        self._runs: PatchedRuns | None = None
+        self._ridden: PatchedPass | None = None
+
+    def riding(self, encoded: Sequence[Encoded], room_bytes: int) -> PatchedPass | None:
+        """The pass that rides along; None where it had better be one of its own.
+
+        Args:
+            encoded: the prompts of a suite.
+            room_bytes: what there is beside their own pass.
+        """
+        if self.model.patches_ride:
+            facts, _ = _facts(encoded, answered=False)
+            self._runs = PatchedRuns(self.model, facts, self.seed, self.positions)
+            self._ridden = self._runs.riding(room_bytes)
+        return self._ridden
+
+    def found(self, encoded: Sequence[Encoded], watcher: Observer) -> Patched:
+        """What came of the patches.
+
+        Args:
+            encoded: the prompts of the suite, with what the model says after them.
+            watcher: is told of blocks, and in a sentence why nothing is patched.
+        """
+        facts, left_out = _facts(encoded, answered=self._ridden is None)
+        runs = self._runs
+        if runs is None or self._ridden is None:
+            runs = PatchedRuns(self.model, facts, self.seed, self.positions)
+        device = self.model.placement.device
+        ran_out = f"The memory of {device} ran out while residuals were replaced; give a smaller --memory."
+        with shortage_explained(ran_out), reproducible(self.seed, device), torch.inference_mode():
+            found = runs.run(_variant(encoded), watcher.patches, self._ridden)
+        several = len({e.prompt.fact_index for e in _of_facts(encoded)}) > 1  # one has nothing to be patched with
+        if found.record.reason is not None and several:
+            watcher.plan(f"nothing is patched: {found.record.reason}")
+        return replace(found, record=found.record.model_copy(update={"left_out": left_out | found.record.left_out}))
+
+
+def _of_facts(encoded: Sequence[Encoded]) -> list[Encoded]:
+    return [e for e in encoded if e.prompt.prompt_id == "pos"]
+
+
+def _variant(encoded: Sequence[Encoded]) -> str:
+    """The primary prompt's wording."""
+    return next((e.prompt.prompt_variant for e in _of_facts(encoded)), "")
+
+
+def _facts(encoded: Sequence[Encoded], *, answered: bool) -> tuple[list[PairedFact], dict[str, int]]:
+    """The facts of that wording that may be paired, and how many may not, by reason.
 
     Args:
-        model: the model.
-        encoded: its prompts, with what it says after them.
-        positions: where residuals are written.
-        seed: of random steps.
-        watcher: is told of blocks, and in a sentence why nothing is patched.
+        encoded: the prompts of a suite.
+        answered: whether to ask that the model answers them, which is to be known then.
     """
-    of_facts = [e for e in encoded if e.prompt.prompt_id == "pos"]
-    variant = of_facts[0].prompt.prompt_variant if of_facts else ""
-    others = {e.prompt.fact_index: e for e in of_facts if e.prompt.prompt_variant != variant and _why_not(e) is None}
-    left_out: dict[str, int] = {}
-    facts: list[PairedFact] = []
-    for e in of_facts:
-        reason = _why_not(e)
-        if e.prompt.prompt_variant != variant:
-            continue
-        if reason is None:
-            facts.append(_fact(e, others.get(e.prompt.fact_index)))
-        else:
-            left_out[reason] = left_out.get(reason, 0) + 1
-    ran_out = f"The memory of {model.placement.device} ran out while residuals were replaced; give a smaller --memory."
-    runs = PatchedRuns(model, facts, seed, positions)
-    with shortage_explained(ran_out), reproducible(seed, model.placement.device), torch.inference_mode():
-        found = runs.run(variant, watcher.patches)
-    several = len({e.prompt.fact_index for e in of_facts}) > 1  # one fact has nothing to be patched with
-    if found.record.reason is not None and several:
-        watcher.plan(f"nothing is patched: {found.record.reason}")
-    return replace(found, record=found.record.model_copy(update={"left_out": left_out | found.record.left_out}))
+    variant, left_out, facts = _variant(encoded), dict[str, int](), list[PairedFact]()
+    others = {
+        e.prompt.fact_index: e
+        for e in _of_facts(encoded)
+        if e.prompt.prompt_variant != variant and _why_not(e, answered) is None
+    }
+    for e in _of_facts(encoded):
+        if e.prompt.prompt_variant == variant:
+            reason = _why_not(e, answered)
+            if reason is None:
+                facts.append(_fact(e, others.get(e.prompt.fact_index)))
+            else:
+                left_out[reason] = left_out.get(reason, 0) + 1
+    return facts, left_out
 
 
-def _why_not(e: Encoded) -> str | None:
+def _why_not(e: Encoded, answered: bool) -> str | None:
     if e.subject_end is None or e.prompt.subject is None or e.prompt.subject not in e.text:
         return "its subject is not known"
-    if e.output is None or e.output.answer_id is None:
-        return "its answer or what the model says is not known"
-    if e.output.answer_rank != 1 or e.output.top_ids[0] != e.output.answer_id:
+    if _answer(e) is None:
+        return "its answer is not known"
+    if answered and (e.output is None or not e.output.top_ids or e.output.top_ids[0] != _answer(e)):
         return "the model does not answer it"
     return None
+
+
+def _answer(e: Encoded) -> int | None:
+    """The token that the fact is answered by: the accepted answer that ranks best, or the first where none is known."""
+    if e.output is not None:
+        return e.output.answer_id
+    return next((answer.first_id for answer in e.answers if answer.first_id is not None), None)
 
 
 def _fact(e: Encoded, other: Encoded | None) -> PairedFact:
     """A fact as it is patched, with another wording that has the same first token of its answer."""
     before, _, after = e.text.rpartition(e.prompt.subject or "")
-    assert e.prompt.fact_index is not None and e.subject_end is not None and e.output is not None
-    assert e.output.answer_id is not None
-    same = other is not None and other.output is not None and other.output.answer_id == e.output.answer_id
+    answer = _answer(e)
+    assert e.prompt.fact_index is not None and e.subject_end is not None and answer is not None
     return PairedFact(
         fact_index=e.prompt.fact_index,
         token_ids=e.token_ids,
         template=f"{before}{GAP}{after}",
         subject_end=e.subject_end,
-        answer_id=e.output.answer_id,
-        paraphrase=other.token_ids if other is not None and same else None,
+        answer_id=answer,
+        paraphrase=other.token_ids if other is not None and _answer(other) == answer else None,
     )

@@ -15,6 +15,7 @@ from layerscope.errors import LensError, SuiteError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.families import rule_of_table
 from layerscope.model.identity import Identity
+from layerscope.model.patched_pass import PatchedPass
 from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.model.residuals import Residuals
@@ -30,7 +31,7 @@ from layerscope.probing.memory_plan import IDENTITY_PROMPTS, Batch, plan_line, p
 from layerscope.probing.opening import lens_names, opened
 from layerscope.probing.options import RENAMED, ProbeOptions
 from layerscope.probing.outputs import identity_of, with_outputs
-from layerscope.probing.patching import patched
+from layerscope.probing.patching import Patching
 from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis, planned_auxiliary_bytes
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, bos_against_family, run_metadata
@@ -121,13 +122,16 @@ def probe(request: ProbeRequest) -> Run:
     for line in (bos_against_family(model.tokens, encoded), *suite.notes, *chosen.passed_over, unread):
         if line is not None:
             watcher.plan(line)
-    result = _run_batches(model, encoded, settings, parts, auxiliary, seconds, watcher)
+    patching = Patching(model, request.causal_positions, request.seed) if request.causal else None
+    room = model.placement.memory - planned_bytes(parts)
+    riding = None if patching is None or len(parts) > 1 else patching.riding(encoded, room)
+    result = _run_batches(model, encoded, settings, parts, auxiliary, seconds, watcher, riding)
     measured = result.measured.model_copy(update={"fitted_lenses": chosen.records})
     patches = None
-    if request.causal:
+    if patching is not None:
         seconds.stages["patching_s"] = 0.0
         with seconds.stage("patching_s"):
-            found = patched(model, result.encoded, request.causal_positions, request.seed, watcher)
+            found = patching.found(result.encoded, watcher)
         measured, patches = measured.model_copy(update={"patching": found.record}), found.table
     record = run_metadata(
         model,
@@ -224,8 +228,12 @@ def _run_batches(
     auxiliary: AuxiliaryInputs,
     seconds: Seconds,
     watcher: Observer,
+    riding: PatchedPass | None,
 ) -> ProbeResult:
-    """Forward and sweep, part by part; the identity check, and all that is measured once, is made on the first."""
+    """Forward and sweep, part by part; the identity check, and all that is measured once, is made on the first.
+
+    Patches that ride along do so with the only part there is.
+    """
     rows, health = RowsInParts(warn=watcher.plan), list[pl.DataFrame]()
     told: list[Encoded] = []
     once: _Once | None = None
@@ -247,6 +255,7 @@ def _run_batches(
                     [*texts, *forcing.sequences],
                     n_logits=min(IDENTITY_PROMPTS, len(here)) if i == 0 else 0,
                     progress=lambda done, total, i=i: watcher.blocks(i * total + done, len(parts) * total),  # type: ignore[misc]
+                    riding=riding,
                 )
             with seconds.stage("sweep_s"):
                 identity = identity_of(model, residuals) if once is None else once.identity

@@ -1,0 +1,97 @@
+"""Prompts and copies with replaced residuals on their way through a model's blocks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from layerscope.model.patching import Patch, PatchTrees, first_nodes, patch_trees, write_copies
+from layerscope.model.streaming import Hooks
+
+
+class PatchedPass:
+    """One pass: what goes in, the hooks that make the copies, and what comes out."""
+
+    def __init__(self, token_ids: Sequence[Sequence[int]], patches: Sequence[Patch], n_layers: int) -> None:
+        """Lay them out.
+
+        Raises:
+            ModelError: a patch of a layer, prompt or position that there is not.
+        """
+        self.patches = patches
+        self.trees: PatchTrees = patch_trees(token_ids, patches, n_layers)
+        self._stream: Tensor | None = None
+
+    @property
+    def stream(self) -> Float[Tensor, "row node d_model"]:
+        """The residuals of all nodes there are so far."""
+        assert self._stream is not None, "no block has run yet"
+        return self._stream
+
+    @property
+    def own(self) -> Float[Tensor, "prompt d_model"]:
+        """The residual of every prompt at its last token, float32; after the last block, that at the output."""
+        rows, last = list(self.trees.own_rows), [n - 1 for n in self.trees.lengths]
+        return self.stream[rows, last].float()
+
+    @property
+    def patched(self) -> Float[Tensor, "patch d_model"]:
+        """The same of every patched run."""
+        firsts = zip(self.patches, self.trees.firsts, strict=True)
+        nodes = [self.trees.last_node(patch, first) for patch, first in firsts]
+        return self.stream[list(self.trees.rows), nodes].float()
+
+    def hook(
+        self,
+        hooks: Hooks,
+        blocks: Sequence[nn.Module],
+        head: nn.Module,
+        *,
+        before: Callable[[int], None],
+        after: Callable[[int], None],
+        is_this: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Run every block on the nodes that there are so far.
+
+        Args:
+            hooks: take the hooks, and take them away.
+            blocks: of the model.
+            head: of the model; nothing is decoded here, and it is called because the module's own forward calls it.
+            before: called with a block's index before it runs.
+            after: called when it has.
+            is_this: whether a call of the module is this pass.
+        """
+
+        def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args: hook(*args) if is_this() else None
+
+        for i, block in enumerate(blocks):
+            hooks.before(block, only_here(self._enter(i, before)))
+            hooks.after(block, only_here(self._leave(i, after)))
+        hooks.before(head, only_here(lambda module, args, kwargs: ((args[0][:1, :1],), kwargs)))
+
+    def _enter(self, i: int, before: Callable[[int], None]) -> Callable[..., Any]:
+        width = self.trees.token_ids.shape[1]
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            before(i)
+            if i == 0:
+                self._stream = (args[0] if args else kwargs["hidden_states"]).clone()
+            write_copies(self.stream, self.trees, self.patches, i)
+            others = None if args[1:] else first_nodes(kwargs, self.trees.widths[i], width)
+            if others is None:
+                return ((self.stream, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": self.stream})
+            here = self.stream[:, : self.trees.widths[i]]
+            return ((here,), others) if args else (args, others | {"hidden_states": here})
+
+        return enter
+
+    def _leave(self, i: int, after: Callable[[int], None]) -> Callable[..., Any]:
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            written = output[0] if isinstance(output, tuple) else output
+            self.stream[:, : written.shape[1]] = written
+            after(i)
+            return (self.stream, *output[1:]) if isinstance(output, tuple) else self.stream
+
+        return leave

@@ -17,6 +17,7 @@ from layerscope.errors import RunError
 from layerscope.published.layout import Dialect
 from layerscope.published.read.reader import holds_published, read_published
 from layerscope.published.write.writer import write_published
+from layerscope.record import writers
 from layerscope.record.rows import with_newer_columns
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
@@ -43,6 +44,8 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
     with new_folder(Path(path)) as folder:
         (folder / "run.json").write_bytes(run.record.model_dump_json(indent=2).encode() + b"\n")
         _write_rows(run, folder / "rows.parquet")
+        if run.writers is not None:
+            _write_table(run.writers, folder / writers.FILE)
         (folder / "verdict.json").write_text(verdict_text(run.verdict, run.record), encoding="utf-8")
         if published is not None:
             (folder / "published").mkdir()
@@ -51,10 +54,7 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
 
 def _write_rows(run: AnalysedRun, path: Path) -> None:
     if run.in_memory:
-        # Through memory: written by Polars itself, a full disk would come as an error without a number.
-        parquet = io.BytesIO()
-        run.rows.write_parquet(parquet, compression="zstd")
-        path.write_bytes(parquet.getbuffer())
+        _write_table(run.rows, path)
         return
     try:
         run.scan.sink_parquet(path, compression="zstd")
@@ -65,6 +65,13 @@ def _write_rows(run: AnalysedRun, path: Path) -> None:
         if number == errno.ENOENT:  # the rows' own file, for that of the folder has just been made
             raise unreadable(error) from error
         raise OSError(number, os.strerror(number)) from error
+
+
+def _write_table(table: pl.DataFrame, path: Path) -> None:
+    """Through memory: written by Polars itself, a full disk would come as an error without a number."""
+    parquet = io.BytesIO()
+    table.write_parquet(parquet, compression="zstd")
+    path.write_bytes(parquet.getbuffer())
 
 
 def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
@@ -88,8 +95,10 @@ def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
         raise RunError(f"{folder}: a run's own folder holds one model; leave the model out.")
     record = _read_record(folder / "run.json")
     rows = _read_rows(folder / "rows.parquet")
+    attributed = record.measured.sublayers is not None and bool(record.measured.sublayers.prompts)
+    table = _read_writers(folder / writers.FILE) if attributed else None
     try:
-        return AnalysedRun(rows, record)
+        return AnalysedRun(rows, record, writers=table)
     except RunError as error:
         raise RunError(f"{folder / 'rows.parquet'}: {error}") from error
     except pl.exceptions.PolarsError as error:
@@ -146,9 +155,22 @@ def _read_rows(path: Path) -> pl.DataFrame | pl.LazyFrame:
             return with_newer_columns(pl.scan_parquet(path))
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
             raise _damaged(path, error) from error
+    return with_newer_columns(_read_table(path))
+
+
+def _read_writers(path: Path) -> pl.DataFrame:
+    table = _read_table(path)
+    try:
+        writers.check_writers(table)
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
+    return table
+
+
+def _read_table(path: Path) -> pl.DataFrame:
     parquet = _bytes_of(path)
     try:
-        return with_newer_columns(pl.read_parquet(io.BytesIO(parquet)))
+        return pl.read_parquet(io.BytesIO(parquet))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise _damaged(path, error) from error
 

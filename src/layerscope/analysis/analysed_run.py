@@ -13,23 +13,35 @@ from layerscope.record.parts import ProblemRecord
 from layerscope.record.rows import check_rows
 from layerscope.record.run_record import RunRecord
 from layerscope.record.stored_rows import collected
+from layerscope.record.writers import check_writers
 
 
 class AnalysedRun:
     """What a run found, and how."""
 
-    def __init__(self, rows: pl.DataFrame | pl.LazyFrame, record: RunRecord, keep: object = None) -> None:
+    def __init__(
+        self,
+        rows: pl.DataFrame | pl.LazyFrame,
+        record: RunRecord,
+        keep: object = None,
+        writers: pl.DataFrame | None = None,
+    ) -> None:
         """Take a table of a run and its record.
 
         Args:
             rows: the columns of `layerscope.record.COLUMNS`; made by `rows_frame`, or read as far as it is asked for.
             record: everything that is not a row.
             keep: whatever has to live as long as the rows are read.
+            writers: the columns of `layerscope.record.writers`, where attention and MLPs were asked about.
 
         Raises:
-            RunError: the table is not a run's; naming the column.
+            RunError: a table is not a run's; naming the column.
         """
         check_rows(rows)
+        if writers is not None:
+            check_writers(writers)
+        self.writers = writers
+        """What attention, MLPs and heads add to the answers' leads, prompt by prompt; None where that was not asked."""
         self.record = record
         """Everything that is not a row."""
         self._table, self._keep = rows, keep
@@ -57,7 +69,12 @@ class AnalysedRun:
         """Equal rows in the same order, absent values being equal to each other, and equal records."""
         if not isinstance(other, AnalysedRun):
             return NotImplemented
-        return self.record == other.record and self.rows.equals(other.rows, null_equal=True)
+        if (self.writers is None) != (other.writers is None):
+            return False
+        same = self.record == other.record and self.rows.equals(other.rows, null_equal=True)
+        if self.writers is None or other.writers is None:
+            return same
+        return same and self.writers.equals(other.writers, null_equal=True)
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, NumericError, TokenizerError
 from layerscope.model.architecture import Architecture, architecture_of, batches, read_norm, reset_rope
+from layerscope.model.block_parts import Order, Sublayers, order_of, sublayers_of
 from layerscope.model.blockwise import run_blockwise
 from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
@@ -29,6 +30,7 @@ from layerscope.model.reading import ReadAhead
 from layerscope.model.residuals import Residuals
 from layerscope.model.shuffled_weights import Shuffle
 from layerscope.model.streaming import Hooks, StreamedLinear, map_names, stream_weights
+from layerscope.model.sublayers import WriteHooks, Writes
 from layerscope.model.tiles import Tiles
 from layerscope.model.tokens import Tokens
 from layerscope.model.uncached import reads_uncached
@@ -445,6 +447,94 @@ class CausalLM:
                 self._reader.wait()
             finally:
                 self._let_go()
+
+    @cached_property
+    def sublayers(self) -> tuple[Sublayers, ...]:
+        """Of every block the modules whose outputs are added to the stream.
+
+        Raises:
+            ModelError: a part that is not known, named; or a stream that is no sum of what is added to it.
+        """
+        container = self._module.get_submodule(self.architecture.blocks)
+        config = self._module.config.get_text_config()
+        kind = config.model_type
+        return tuple(sublayers_of(block, i, kind, config) for i, block in enumerate(container, start=1))
+
+    @property
+    def block_order(self) -> Order | None:
+        """Whether a block's MLP reads the state that its attention has written to; None where that is not known."""
+        config = self._module.config.get_text_config()
+        return order_of(config.model_type, config)
+
+    @torch.inference_mode()
+    def forward_writes(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        directions: Float[Tensor, "prompt d_model"],
+        *,
+        n_logits: int = 0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Writes:
+        """Run prompts, and keep at each one's last token what attention and MLP of every block add to the stream.
+
+        Args:
+            token_ids: for each prompt what the model reads, BOS included.
+            directions: for each prompt what is read in the write of every head, float64.
+            n_logits: of how many prompts, from the first on, the model's own logits are kept.
+            progress: called with (blocks done, blocks to do) after every block.
+
+        Raises:
+            ModelError: a part of a block that is not known, named; or a stream that is no sum of what is added to it.
+        """
+        groups = batches(self.architecture.rope, [len(ids) for ids in token_ids])
+        parts = list[tuple[list[int], Writes]]()
+        for done, group in enumerate(groups):
+            wanted = [row for row, i in enumerate(group) if i < n_logits]
+            writes = self._writes_of(
+                [token_ids[i] for i in group],
+                directions[group],
+                wanted,
+                lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
+            )
+            parts.append((group, writes))
+        return parts[0][1] if len(parts) == 1 else Writes.in_order(parts)
+
+    def _writes_of(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        directions: Float[Tensor, "prompt d_model"],
+        wanted: Sequence[int],
+        progress: Callable[[int, int], None],
+    ) -> Writes:
+        batch = _Input(_padded(token_ids).to(self.placement.device))
+        shape, rows = batch.token_ids.shape, torch.arange(len(token_ids))
+        at = torch.tensor([len(ids) - 1 for ids in token_ids])
+
+        def pick(values: Tensor) -> Tensor:  # some modules are called with all tokens of a batch in one row
+            return values.reshape(*shape, values.shape[-1])[rows, at]
+
+        hooks = WriteHooks(
+            self.sublayers,
+            [
+                None if part.post_norm is None else self._norm(f"{self.architecture.blocks}.{i}.{part.post_norm}")
+                for i, part in enumerate(self.sublayers)
+            ],
+            self.n_heads,
+            directions,
+            pick,
+            torch.finfo(self.placement.dtype).eps / 2,
+        )
+        states = torch.zeros(len(token_ids), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
+        last = [(row, len(token_ids[row]) - 1) for row in wanted or [0]]
+        with hooks.hooked():
+            logits = self._pass(batch, lambda stream: pick(stream)[:, None], states, last, progress)
+        return Writes(
+            states[:, :, 0],
+            torch.stack([hooks.attention[i] for i in range(self.n_layers)], dim=1),
+            torch.stack([hooks.mlp[i] for i in range(self.n_layers)], dim=1),
+            logits[: len(wanted)],
+            hooks.head_shares,
+        )
 
     @torch.inference_mode()
     def forward_blockwise(

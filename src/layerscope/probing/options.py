@@ -60,6 +60,8 @@ class ProbeOptions(OpenOptions):
     causal: bool = False
     """Write residuals of facts into the runs of others of the same template, at every layer, and see whether the answer
     goes with them."""
+    sublayers: bool = False
+    """Take the lead of each answer apart: what attention, MLP and heads of every block add to it at the last token."""
     second_forward: str = "auto"
     """A second forward pass, to see whether the first repeats: `auto` (where it might not), `always` or `off`."""
 

@@ -35,6 +35,7 @@ from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis,
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, bos_against_family, run_metadata
 from layerscope.probing.shuffled_control import asked_of_twin, control_scope, with_twin
+from layerscope.probing.sublayers import refuse_unknown_blocks, sublayers
 from layerscope.probing.whole_answers import Forcing, judged_by
 from layerscope.products import fastest
 from layerscope.progress import Observer, Silent
@@ -103,6 +104,8 @@ def probe(request: ProbeRequest) -> Run:
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.read_suite()
     model = _open(request, rules)
+    if request.sublayers:
+        refuse_unknown_blocks(model)
     encoded = judged_by(encode(suite, model, positions, _reading(request, rules)), request.judge)
     watcher = request.observer or Silent()
     chosen = choose_lenses(model, requested, rules.lenses, request.lens_dir, calibrating=request.calibrate is not None)
@@ -128,6 +131,12 @@ def probe(request: ProbeRequest) -> Run:
         with seconds.stage("patching_s"):
             patching = patched(model, result.encoded, request.seed, watcher)
         measured = measured.model_copy(update={"patching": patching})
+    writers = None
+    if request.sublayers:
+        seconds.stages["sublayers_s"] = 0.0
+        with seconds.stage("sublayers_s"):
+            found = sublayers(model, result.encoded, parts, request.seed, watcher)
+        measured, writers = measured.model_copy(update={"sublayers": found.record}), found.table
     record = run_metadata(
         model,
         suite,
@@ -145,7 +154,7 @@ def probe(request: ProbeRequest) -> Run:
             model.shuffled_twin(scope, request.seed), observer=watcher, **asked_of_twin(request, rules.headline)
         )
         record = with_twin(record, twin, scope)
-    return Run(result.rows.table(), record, keep=result.rows)
+    return Run(result.rows.table(), record, keep=result.rows, writers=writers)
 
 
 def _choices(options: ProbeOptions) -> tuple[Protocol, tuple[str, ...] | None]:

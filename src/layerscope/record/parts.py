@@ -341,4 +341,5 @@ class TimingsRecord(RecordModel):
     calibration_s: Seconds | None = Field(None, description="Fitting a ridge lens for this probe, in seconds.")
     control_s: Seconds | None = Field(None, description="All about a twin with shuffled weights, in seconds.")
     patching_s: Seconds | None = Field(None, description="Runs with residuals replaced, in seconds.")
+    sublayers_s: Seconds | None = Field(None, description="What attention, MLPs and heads add, in seconds.")
     total_s: Seconds = Field(description="From the start until everything was measured, in seconds.")

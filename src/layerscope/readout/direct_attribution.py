@@ -165,6 +165,8 @@ def shares_of(writes: Writes, directions: AnswerDirections, *, sequential: bool)
         directions: answer and rival of every prompt.
         sequential: whether MLPs read what attention has written, so that there is a state between them.
     """
+    # Added in float32, as blocks that compute in it do, so that an MLP that writes nothing steps nowhere.
+    mid = writes.states[:, :-1] + writes.attention
     states, attention, mlp = (_float64(x, directions) for x in (writes.states, writes.attention, writes.mlp))
     scale = directions.inverse_scale(states[:, -1])[:, None]
     heads = writes.heads
@@ -176,7 +178,7 @@ def shares_of(writes: Writes, directions: AnswerDirections, *, sequential: bool)
         heads=None if heads is None else scale[:, :, None] * heads.shares,
         head_rest=None if heads is None else scale * heads.rest,
         lens=directions.lens(states),
-        mid=directions.lens(states[:, :-1] + attention) if sequential else None,
+        mid=directions.lens_of(mid) if sequential else None,
         head_rounding=None if heads is None else scale * heads.rounding,
     )
 

@@ -200,10 +200,10 @@ def _faults(schema: Mapping[str, _DataType]) -> Iterator[pl.Expr]:
         yield odd.alias(f"odd {column.name}")
 
 
-def describe_columns() -> str:
+def describe_columns(columns: Sequence[Column] = COLUMNS) -> str:
     """The columns as a Markdown table: name, type, whether a value may be absent, unit, meaning."""
     lines = ["| column | type | null | unit | meaning |", "|---|---|---|---|---|"]
-    for column in COLUMNS:
+    for column in columns:
         null, meaning = "may be" if column.nullable else "never", column.meaning.replace("|", r"\|")
         lines.append(f"| `{column.name}` | {column.dtype} | {null} | {column.unit} | {meaning} |")
     return "\n".join(lines)

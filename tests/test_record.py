@@ -25,9 +25,9 @@ import layerscope.record.run_record as run_record
 from fitted_lenses import prism_lens_folder, tuned_lens_folder, variants
 from layerscope.errors import RunError
 from layerscope.record import COLUMNS, RunRecord, describe_columns, new_folder, rows_frame
-from layerscope.record.writers import WRITERS_COLUMNS
 from layerscope.record.measured import FittedLensRecord, MeasuredRecord, TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.parts import AlignmentRecord
+from layerscope.record.writers import WRITERS_COLUMNS
 from layerscope.run import Run
 from layerscope.run_folder import default_folder_name
 from properties import examples

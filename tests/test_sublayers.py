@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from layerscope import Prompt, Suite, probe
+from layerscope.analysis.writers import spearman
 from layerscope.errors import ModelError, RunError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.sublayers import Writes
@@ -27,6 +30,14 @@ from layerscope.readout.direct_attribution import (
     check_writes,
     shares_of,
 )
+from layerscope.record.sublayers import (
+    AnswerAndRivalRecord,
+    CheckedSumRecord,
+    SublayersRecord,
+    WordingWritersRecord,
+    WriterRecord,
+)
+from layerscope.report.sentences.writers import in_detail, in_short
 from layerscope.run import Run
 from rounding import FLOAT32, of_residual, same_order, same_rank
 from tiny_models import BLOCKS_AT, D_VOCAB, TINY, load_resident, observe, tiny_tokenizer
@@ -535,3 +546,88 @@ def test_memory_for_one_prompt_at_a_time_gives_the_same(attributed: Run, monkeyp
     )
     assert same.height == table.height
     assert (same["logit_difference"] - table["logit_difference"]).abs().max() <= 1e-3
+
+
+# What is said of it
+
+
+def means(shares: dict[str, list[float]], n: int = 4) -> WordingWritersRecord:
+    layers = len(shares["attention"])
+    writer = {
+        site: WriterRecord(dla=(None, *shares[site]), n_positive=(None, *(n * (v > 0) for v in shares[site])), step=())
+        for site in ("attention", "mlp")
+    }
+    return WordingWritersRecord(
+        prompt_id="pos", prompt_variant="orig", n=n, logit_difference=sum(map(sum, shares.values())), embedding=0.0,
+        constant=0.0, lens_logit_difference=(0.0,) * (layers + 1), **writer,
+    )  # fmt: skip
+
+
+def record(*sums: CheckedSumRecord, shares: dict[str, list[float]]) -> SublayersRecord:
+    wording = means(shares)
+    prompts = tuple(
+        AnswerAndRivalRecord(
+            prompt_id="pos", prompt_variant="orig", fact_index=i, answer_id=1, answer="a", rival_id=2, rival="b",
+            logit_difference=wording.logit_difference * (-1) ** (i == 3),
+        )
+        for i in range(wording.n)
+    )  # fmt: skip
+    return SublayersRecord(order="sequential", heads_reason="x", prompts=prompts, wordings=(wording,), sums=sums)
+
+
+SHARES = {"attention": [0.25, 3.0, -1.0], "mlp": [-0.5, 0.75, 1.5]}
+HOLDS = CheckedSumRecord(sum="shares", error=2e-6, bound=1e-3, n=4, ok=True)
+
+
+def test_the_largest_shares_are_named_by_part_and_layer():
+    found = record(HOLDS, shares=SHARES)
+    told = {line.label: line.text for line in in_detail(found, found.wordings[0])}
+    assert told["lead"] == "answer's logit less its rival's +4.00 nats, mean of 4 prompts, 3 of them answered"
+    assert (
+        told["writers"]
+        == "attention 2 +3.00 (4 of 4), MLP 3 +1.50 (4 of 4), MLP 2 +0.75 (4 of 4), attention 1 +0.25 (4 of 4)"
+    )
+    assert told["against"] == "attention 3 -1.00 (4 of 4), MLP 1 -0.50 (4 of 4)"
+    assert told["heads"] == "not told apart: x"
+    assert "2.0e-06 nats at most" in told["sums"]
+    assert "--causal" in told["cause"]
+    assert in_short(found, found.wordings[0]).startswith("attention 2 +3.00, MLP 3 +1.50, MLP 2 +0.75; ")
+
+
+def test_where_a_sum_does_not_hold_no_share_is_named():
+    broken = CheckedSumRecord(sum="shares", error=0.5, bound=1e-3, n=4, ok=False)
+    found = record(HOLDS.model_copy(update={"sum": "writes"}), broken, shares=SHARES)
+    (line,) = in_detail(found, found.wordings[0])
+    assert line.weight == "block"
+    assert line.text == (
+        "no share can be trusted: the shares miss the model's own logit difference by 0.500 nats, and rounding "
+        "explains 0.001"
+    )
+    assert "attention" not in in_short(found, found.wordings[0])
+
+
+def test_spearman_is_the_textbooks():
+    """Ranks 1 to 5 against 2, 1, 4, 3, 5: 1 - 6 * 4 / (5 * 24); ties have their mean rank."""
+    assert spearman(np.array([10.0, 20, 30, 40, 50]), np.array([0.2, 0.1, 0.4, 0.3, 9.0])) == pytest.approx(0.8)
+    assert spearman(np.array([1.0, 1.0, 2.0]), np.array([1.0, 3.0, 2.0])) == pytest.approx(0.0)
+    assert spearman(np.array([1.0, 2.0]), np.array([5.0, 5.0])) is None
+
+
+def test_shares_are_ranked_beside_what_patching_says_each_block_brings_in(attributed: Run):
+    found, patching, table = (
+        attributed.record.measured.sublayers,
+        attributed.record.measured.patching,
+        attributed.writers,
+    )
+    assert found is not None and patching is not None and table is not None and found.patching is not None
+    effects = [
+        median(c.effect[layer] for p in patching.pairs for c in p.curves if c.position == "next") for layer in range(13)
+    ]
+    assert None not in effects
+    brought = np.diff(np.array(effects))
+    wording = found.of_wording("pos", patching.prompt_variant)
+    assert wording is not None and wording.n == found.patching.n_facts  # all five are patched
+    shares = np.array(wording.attention.dla[1:]) + np.array(wording.mlp.dla[1:])
+    order = [np.argsort(np.argsort(values)) for values in (shares, brought)]
+    expected = 1 - 6 * float(((order[0] - order[1]) ** 2).sum()) / (12 * 143)  # no two are equal
+    assert found.patching.spearman == pytest.approx(expected)

@@ -88,6 +88,11 @@ def patch_verdict(layer: float | None, found: Handover) -> PatchVerdict:
     return PatchVerdict.READS_LATE if layer > found.layer else PatchVerdict.READS_AHEAD
 
 
+def median_effects(record: PatchingRecord, position: str) -> list[float | None]:
+    """Over pairs, by layer from 0 to n_layers; empty without pairs."""
+    return _medians(_effects(record.pairs, position))
+
+
 def _effects(pairs: Sequence[PatchedPairRecord], position: str) -> list[tuple[float | None, ...]]:
     return [curve.effect for pair in pairs for curve in pair.curves if curve.position == position]
 

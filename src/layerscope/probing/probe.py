@@ -135,7 +135,7 @@ def probe(request: ProbeRequest) -> Run:
     if request.sublayers:
         seconds.stages["sublayers_s"] = 0.0
         with seconds.stage("sublayers_s"):
-            found = sublayers(model, result.encoded, parts, request.seed, watcher)
+            found = sublayers(model, result.encoded, parts, request.seed, watcher).beside(measured.patching)
         measured, writers = measured.model_copy(update={"sublayers": found.record}), found.table
     record = run_metadata(
         model,

@@ -1,13 +1,14 @@
 """What wrote the answers of a suite's prompts: writes of attention and MLPs at the last token of each."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import polars as pl
 import torch
 from torch import Tensor
 
+from layerscope.analysis.writers import against_patching
 from layerscope.errors import ModelError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import shortage_explained
@@ -29,10 +30,12 @@ from layerscope.readout.direct_attribution import (
     check_writes,
     shares_of,
 )
+from layerscope.record.patching import PatchingRecord
 from layerscope.record.sublayers import (
     AnswerAndRivalRecord,
     CheckedSumRecord,
     HeadsRecord,
+    PatchAgreementRecord,
     SublayersRecord,
     WordingWritersRecord,
     WriterRecord,
@@ -236,6 +239,31 @@ class WhatWrote:
     record: SublayersRecord
     table: pl.DataFrame | None
     """The columns of `layerscope.record.writers`; None where no prompt's answer is known."""
+
+    def beside(self, patching: PatchingRecord | None) -> "WhatWrote":
+        """The same with the rank correlation of shares and effects, over the facts that have both."""
+        if patching is None or self.table is None:
+            return self
+        bases = sorted({pair.base for pair in patching.pairs})
+        shares = self.table.filter(
+            pl.col("site").is_in(["attn", "mlp"]),
+            pl.col("fact_index").is_in(bases),
+            kind="dla",
+            prompt_id="pos",
+            prompt_variant=patching.prompt_variant,
+        )
+        n_facts = shares["fact_index"].n_unique()
+        by_layer = shares.group_by("layer").agg(pl.col("logit_difference").sum() / n_facts).sort("layer")
+        rank_correlation = against_patching(by_layer["logit_difference"].to_list(), patching)
+        if rank_correlation is None:
+            return self
+        found = PatchAgreementRecord(
+            prompt_variant=patching.prompt_variant,
+            n_facts=n_facts,
+            n_blocks=by_layer.height,
+            spearman=rank_correlation,
+        )
+        return replace(self, record=self.record.model_copy(update={"patching": found}))
 
 
 def _checked(name: SumName, checks: Sequence[Check]) -> CheckedSumRecord:

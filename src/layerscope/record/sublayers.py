@@ -93,6 +93,20 @@ class AnswerAndRivalRecord(RecordModel):
     )
 
 
+class PatchAgreementRecord(RecordModel):
+    """Whether blocks that write the answer are those that bring it in by patching."""
+
+    prompt_variant: str = Field(description="The wording that was patched.")
+    n_facts: Positive = Field(description="How many facts were patched and attributed; shares are means over them.")
+    n_blocks: Positive = Field(description="How many blocks are ranked.")
+    spearman: float = Field(
+        ge=-1,
+        le=1,
+        description="Rank correlation, over blocks, of the share of attention and MLP together with the median effect "
+        "of a patch at `next` behind the block less that in front of it.",
+    )
+
+
 class SublayersRecord(RecordModel):
     """Which attention, MLP and head wrote the answer."""
 
@@ -109,6 +123,9 @@ class SublayersRecord(RecordModel):
     wordings: tuple[WordingWritersRecord, ...] = Field((), description="Means over the prompts of each wording.")
     left_out: dict[str, Count] = Field({}, description="Prompts that were left out: how many, by reason.")
     reason: str | None = Field(None, description="Why there is no prompt; null where there is one.")
+    patching: PatchAgreementRecord | None = Field(
+        None, description="Shares beside effects of patching; null where either was not measured."
+    )
     sums: tuple[CheckedSumRecord, ...] = Field((), description="What has to add up, and whether it does.")
 
     def of_wording(self, prompt_id: str, prompt_variant: str) -> WordingWritersRecord | None:

@@ -12,6 +12,7 @@ from layerscope.analysis.onsets import ON_TOP_FOR_GOOD
 from layerscope.analysis.statistics import entropy_fraction
 from layerscope.record.milestone_names import ONSET, STABLE, STRONG, MilestoneName, stable_twin
 from layerscope.record.run_record import RunRecord
+from layerscope.record.sublayers import WordingWritersRecord
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.sentences import (
     answers,
@@ -22,6 +23,7 @@ from layerscope.report.sentences import (
     onsets,
     patching,
     readable,
+    writers,
 )
 from layerscope.report.sentences.lines import LabelledLine, under_one_label
 from layerscope.report.sentences.lines import layers as layers_in_words
@@ -192,6 +194,9 @@ class VerdictText:
             found = handover(patched, self.n_layers)
             told = patching.sentence(patched, found, self.layer(), diagnostics.headline)
             lines.append(LabelledLine("patching", told))
+        attributed = self.record.measured.sublayers
+        if attributed is not None and self.ranked:
+            lines.append(LabelledLine("writers", writers.in_short(attributed, self._attributed())))
         if diagnostics.wording.reason is None:
             lines.append(LabelledLine("wording", circumstances.wording(diagnostics.wording)))
         if diagnostics.controls.reason is None:
@@ -202,6 +207,17 @@ class VerdictText:
         if self.guidance.suppress_abs_probs:
             quotable = NOT_TO_BE_REPORTED
         return [*lines, LabelledLine(P_IS, quotable)] if self.trusted else lines
+
+    def writers(self) -> list[LabelledLine]:
+        """What wrote the answer, where that was asked: over the prompts of the first fact's wording."""
+        found = self.record.measured.sublayers
+        return [] if found is None else writers.in_detail(found, self._attributed())
+
+    def _attributed(self) -> WordingWritersRecord | None:
+        found, primary = self.record.measured.sublayers, self.diagnostics.primary
+        if found is None or primary is None:
+            return None
+        return found.of_wording(primary.prompt_id, primary.prompt_variant)
 
     def cautions(self) -> list[str]:
         """Every reason for caution in a few words."""

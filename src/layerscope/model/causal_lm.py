@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, NumericError, TokenizerError
+from layerscope.model.ablation import Ablation, MeanHooks, ablate
 from layerscope.model.architecture import Architecture, architecture_of, batches, read_norm, reset_rope
 from layerscope.model.block_parts import Order, Sublayers, order_of, sublayers_of
 from layerscope.model.blockwise import run_blockwise
@@ -38,6 +39,9 @@ from layerscope.options import keywords
 from layerscope.unembedding import Norm, Unembedding
 
 log = logging.getLogger(__name__)
+
+MEAN_PROMPTS = 64
+"""Prompts that go through together where only means are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,7 @@ class CausalLM:
         family_verified: bool,
         trust_remote_code: bool = False,
         shuffle: Shuffle | None = None,
+        ablation: Ablation | None = None,
     ) -> None:
         """Take a model on the meta device and let it read its weights from `checkpoint`. Use `open`."""
         self.family_verified = family_verified
@@ -117,6 +122,10 @@ class CausalLM:
             device=placement.device,
         )
         _check_head(self.unembedding)
+        self.ablation = ablation
+        """Which parts of its blocks are put out of action; None of a model as it is."""
+        if ablation is not None:
+            ablate(ablation, self.sublayers, self.n_heads)
 
     @staticmethod
     @keywords(OpenRequest)
@@ -170,10 +179,30 @@ class CausalLM:
             ModelError: there is no such scope.
         """
         shuffle = Shuffle(scope, seed)
+        return self._twin(shuffle.name, shuffle, self.ablation)
+
+    def ablated(self, ablation: Ablation, token_ids: Sequence[Sequence[int]] = ()) -> "CausalLM":
+        """This model with parts of its blocks put out of action; its id says so (see `Ablation`).
+
+        Args:
+            ablation: which parts, and by what.
+            token_ids: what the model reads, where parts are set to their means over all its tokens.
+
+        Raises:
+            ModelError: the model is ablated already, lacks a part, or there is nothing to take a mean over.
+        """
+        if self.ablation is not None:
+            raise ModelError(f"{self.id} is ablated already; name all parts at once.")
+        if ablation.by == "mean":
+            ablation = replace(ablation, means=self._means(ablation, token_ids))
+        return self._twin(ablation.name, self.shuffle, ablation)
+
+    def _twin(self, name: str, shuffle: Shuffle | None, ablation: Ablation | None) -> "CausalLM":
+        """Another model over the same checkpoint."""
         folder, dtype = self.source.folder, self.placement.dtype
         return CausalLM(
             build_empty(self._module.config, folder, dtype, self.trust_remote_code),
-            replace(self.source, id=f"{self.source.id}-{shuffle.name}"),
+            replace(self.source, id=f"{self.source.id}-{name}"),
             self.checkpoint,
             self.tokens,
             self.placement,
@@ -181,7 +210,23 @@ class CausalLM:
             family_verified=self.family_verified,
             trust_remote_code=self.trust_remote_code,
             shuffle=shuffle,
+            ablation=ablation,
         )
+
+    @torch.inference_mode()
+    def _means(self, ablation: Ablation, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+        """What the parts write in the mean over all tokens of some prompts."""
+        hooks = MeanHooks(ablation, self.sublayers, self.n_heads)
+        for group in batches(self.architecture.rope, [len(ids) for ids in token_ids]):
+            for start in range(0, len(group), MEAN_PROMPTS):
+                prompts = [token_ids[i] for i in group[start : start + MEAN_PROMPTS]]
+                batch = _Input(_padded(prompts).to(self.placement.device))
+                width = batch.token_ids.shape[1]
+                real = torch.arange(width)[None] < torch.tensor([len(ids) for ids in prompts])[:, None]
+                kept = torch.zeros(len(prompts), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
+                with hooks.hooked(real):
+                    self._pass(batch, lambda stream: stream[:, :1], kept, [(0, 0)], lambda done, total: None)
+        return hooks.means
 
     @property
     def n_embeddings(self) -> int:
@@ -247,8 +292,9 @@ class CausalLM:
         A fine-tuned model may keep its head to the bit.
         """
         digest = hashlib.sha256()
-        if self.shuffle is not None:
-            digest.update(self.shuffle.name.encode())
+        for change in (self.shuffle, self.ablation):
+            if change is not None:
+                digest.update(change.name.encode())
         prefix = f"{self.architecture.blocks}."
         for name in sorted(name for name in self._stored if name.startswith(prefix)):
             for part in self._stored[name].names:
@@ -523,6 +569,7 @@ class CausalLM:
             directions,
             pick,
             torch.finfo(self.placement.dtype).eps / 2,
+            replaced=[] if self.ablation is None else self.ablation.blocks_without_attention,
         )
         states = torch.zeros(len(token_ids), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
         last = [(row, len(token_ids[row]) - 1) for row in wanted or [0]]

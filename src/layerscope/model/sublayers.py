@@ -1,7 +1,7 @@
 """What attention and MLP of every block add to the stream at one position of each prompt, caught where it is added."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +95,7 @@ class WriteHooks:
         directions: Float[Tensor, "prompt d_model"],
         pick: Callable[[Tensor], Tensor],
         unit: float,
+        replaced: Collection[int] = (),
     ) -> None:
         """Prepare for a pass.
 
@@ -105,7 +106,10 @@ class WriteHooks:
             directions: what is read in every head's write, float64.
             pick: takes what a module returns for all tokens to one row a prompt.
             unit: unit roundoff of the blocks' arithmetic.
+            replaced: blocks, counted from 0, whose attention is put out of action as a whole: what stands for it is no
+                head's.
         """
+        self._replaced = replaced
         self._blocks, self._post_norms, self._n_heads = blocks, post_norms, n_heads
         self._directions, self._pick, self._unit = directions, pick, unit
         self.attention: dict[int, Tensor] = {}
@@ -131,7 +135,9 @@ class WriteHooks:
             for i, block in enumerate(self._blocks):
                 hooks.after(block.attention, self._keep(self.attention, i, block.multiplier))
                 hooks.after(block.mlp, self._keep(self.mlp, i, block.multiplier))
-                if self._n_heads is not None and block.projection is not None:
+                if i in self._replaced:
+                    hooks.after(block.attention, self._keep_what_stands_for_heads(i))
+                elif self._n_heads is not None and block.projection is not None:
                     hooks.after(block.projection, self._keep_heads(i))
             yield
         for part, caught in (("attention", self.attention), ("MLP", self.mlp)):
@@ -168,6 +174,17 @@ class WriteHooks:
             back, row_norms = _through(module, directions)
             shares = (back * read).view(len(read), self._n_heads, -1).sum(-1)
             self.heads[i] = (shares, rest, self._rounding(directions, row_norms, read, written))
+
+        return after
+
+    def _keep_what_stands_for_heads(self, i: int) -> Callable[..., None]:
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self._n_heads is None:
+                return
+            written = self._pick(output[0] if isinstance(output, tuple) else output).to(self._directions.device)
+            terms = self._blocks[i].multiplier * self._directions * written.double()
+            none = terms.new_zeros(len(terms), self._n_heads)
+            self.heads[i] = (none, terms.sum(-1), STANDARD_DEVIATIONS * 4 * self._unit * terms.norm(dim=-1))
 
         return after
 

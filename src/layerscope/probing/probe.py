@@ -12,6 +12,7 @@ import torch
 
 from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, SuiteError
+from layerscope.model.ablation import Ablation
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.families import rule_of_table
 from layerscope.model.identity import Identity
@@ -101,12 +102,15 @@ def probe(request: ProbeRequest) -> Run:
     seconds, created = Seconds(), datetime.now(UTC)
     rules, requested = _choices(request)
     scope = control_scope(request.control)
+    ablation = Ablation.of(request.ablate, request.ablate_with) if request.ablate else None
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.read_suite()
     model = _open(request, rules)
     if request.sublayers:
         refuse_unknown_blocks(model)
     encoded = judged_by(encode(suite, model, positions, _reading(request, rules)), request.judge)
+    if ablation is not None:
+        model = model.ablated(ablation, [prompt.token_ids for prompt in encoded])
     watcher = request.observer or Silent()
     chosen = choose_lenses(model, requested, rules.lenses, request.lens_dir, calibrating=request.calibrate is not None)
     if request.calibrate is not None:

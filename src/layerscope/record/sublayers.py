@@ -43,7 +43,9 @@ class HeadsRecord(RecordModel):
 
     dla: tuple[tuple[float, ...], ...] = Field(description="Share of the final logit difference, in nats.")
     n_positive: tuple[tuple[Count, ...], ...] = Field(description="In how many prompts it is above zero.")
-    biases: ByLayer = Field(description="Share of the biases behind the heads, in nats.")
+    biases: ByLayer = Field(
+        description="Share of the biases behind the heads, or of what stands for an ablated attention, in nats."
+    )
 
 
 class WordingWritersRecord(RecordModel):

@@ -18,8 +18,8 @@ WRITERS_COLUMNS: tuple[Column, ...] = (
         _TEXT,
         "text",
         "`resid`: the state at the layer; `mid`: the state between the block's attention and MLP; `attn`, `mlp`: what "
-        "either adds; `head`: what one head adds; `head_biases`: what biases behind the heads add; `constant`: biases "
-        "of the final norm and the head, at the last layer.",
+        "either adds; `head`: what one head adds; `head_biases`: what biases behind the heads add, or what stands for "
+        "an ablated attention; `constant`: biases of the final norm and the head, at the last layer.",
         nullable=False,
     ),
     Column("head", _INT, "count from 0", "Which head of the block; null of every other site."),

@@ -93,6 +93,11 @@ class VerdictText:
 
     def statement(self) -> str:
         """The first half of it: what the model says, and from which layer on under which lens."""
+        ablation = self.record.model.ablation
+        without = "" if ablation is None else f"Ablated, {ablation.words}. "
+        return without + self._statement()
+
+    def _statement(self) -> str:
         if not self.ranked:
             return readable.NOTHING_STANDS
         if not self.milestones:

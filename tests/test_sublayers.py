@@ -39,6 +39,8 @@ from layerscope.record.sublayers import (
 )
 from layerscope.report.sentences.writers import in_detail, in_short
 from layerscope.run import Run
+from layerscope.view.charts import writer_shares
+from layerscope.view.page.view import page_html
 from rounding import FLOAT32, of_residual, same_order, same_rank
 from tiny_models import BLOCKS_AT, D_VOCAB, TINY, load_resident, observe, tiny_tokenizer
 
@@ -631,3 +633,31 @@ def test_shares_are_ranked_beside_what_patching_says_each_block_brings_in(attrib
     order = [np.argsort(np.argsort(values)) for values in (shares, brought)]
     expected = 1 - 6 * float(((order[0] - order[1]) ** 2).sum()) / (12 * 143)  # no two are equal
     assert found.patching.spearman == pytest.approx(expected)
+
+
+def test_the_chart_has_a_bar_for_each_part_of_each_block(attributed: Run):
+    chart = attributed.plot("writers")
+    found = attributed.record.measured.sublayers
+    assert found is not None
+    wording = found.of_wording("pos", "orig")
+    assert wording is not None
+    data = chart.to_dict()
+    (values,) = data["datasets"].values()
+    drawn = {(row["layer"], row["part"]): row["share"] for row in values}
+    due = {
+        (i, part): of.dla[i]
+        for part, of in (("attention", wording.attention), ("MLP", wording.mlp))
+        for i in range(1, 13)
+    }
+    assert drawn == pytest.approx(due, rel=1e-5)
+    spec = writer_shares(attributed)
+    assert "attention of layer 5" in spec.description and "5 prompts, of which 5 are answered" in spec.description
+    assert spec.svg().startswith("<svg")
+    assert 'id="writers"' in page_html([attributed])
+
+
+def test_without_shares_there_is_no_chart(tiny):
+    run = probe(tiny("qwen3"), suite=SUITE, lenses="logit")
+    with pytest.raises(RunError, match="probe with --sublayers"):
+        run.plot("writers")
+    assert 'id="writers"' not in page_html([run])

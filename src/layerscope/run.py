@@ -99,7 +99,8 @@ class Run(AnalysedRun):
         Args:
             kind: `grid`; a metric by layer, such as `entropy_bits`, `kl_to_final_bits`, `answer_rank`, `masses` or
                 `cosines`; the same over facts, as `facts:answer_rank`; a measure of lens trust, such as
-                `js_divergence_bits` or `decoding_point`; or `models`, which puts `others` beside this run.
+                `js_divergence_bits` or `decoding_point`; `writers`, after a probe with `sublayers`; or `models`, which
+                puts `others` beside this run.
             others: more runs, for `models`.
             options: of the function in `layerscope.view.charts` that draws it: `lens`, `lenses`, `prompt`, `colour`.
 
@@ -126,6 +127,8 @@ class Run(AnalysedRun):
             return charts.facts(self, metric or "answer_rank", **options)
         if kind == "grid":
             return charts.grid(self, **options)
+        if kind == "writers":
+            return charts.writer_shares(self, **options)
         if kind in charts.METRICS:
             return charts.trajectories(self, kind, **options)
         if kind in charts.LENS_TRUST:
@@ -138,4 +141,4 @@ def plots() -> Sequence[str]:
     from layerscope.view import charts
 
     single = [name for name, metric in charts.METRICS.items() if len(metric.quantities) == 1]
-    return ["grid", *charts.METRICS, *(f"facts:{name}" for name in single), *charts.LENS_TRUST, "models"]
+    return ["grid", *charts.METRICS, *(f"facts:{name}" for name in single), *charts.LENS_TRUST, "writers", "models"]

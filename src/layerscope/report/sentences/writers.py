@@ -20,7 +20,7 @@ _SUMS = {
 
 def in_short(found: SublayersRecord, wording: WordingWritersRecord | None) -> str:
     """The largest shares in a line, or why there are none."""
-    reason = _why_none(found, wording)
+    reason = why_none(found, wording)
     if reason is not None or wording is None:
         return reason or ""
     named = ", ".join(_named(writer) for writer in _positive(writers(wording))[:3])
@@ -34,7 +34,7 @@ def in_detail(found: SublayersRecord, wording: WordingWritersRecord | None) -> l
         found: what the probe says.
         wording: means over the prompts that the lines are about; None where it has none.
     """
-    reason = _why_none(found, wording)
+    reason = why_none(found, wording)
     if reason is not None or wording is None:
         return [LabelledLine("writers", reason or "", "block" if not found.adds_up else "")]
     n, parts, every_head = wording.n, writers(wording), heads(wording)
@@ -53,7 +53,8 @@ def in_detail(found: SublayersRecord, wording: WordingWritersRecord | None) -> l
     return lines
 
 
-def _why_none(found: SublayersRecord, wording: WordingWritersRecord | None) -> str | None:
+def why_none(found: SublayersRecord, wording: WordingWritersRecord | None) -> str | None:
+    """Why no share is named; None where shares are."""
     if found.reason is not None:
         return f"nothing is attributed: {found.reason}"
     if not found.adds_up:

@@ -8,6 +8,7 @@ from layerscope.view.charts.models import across_models
 from layerscope.view.charts.theme import config
 from layerscope.view.charts.trajectories import trajectories
 from layerscope.view.charts.trust import LENS_TRUST, lens_trust
+from layerscope.view.charts.writers import writer_shares
 
 __all__ = [
     "LENS_TRUST",
@@ -19,4 +20,5 @@ __all__ = [
     "grid",
     "lens_trust",
     "trajectories",
+    "writer_shares",
 ]

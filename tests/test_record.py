@@ -28,6 +28,7 @@ from layerscope.record import COLUMNS, RunRecord, describe_columns, new_folder, 
 from layerscope.record.measured import FittedLensRecord, MeasuredRecord, TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.parts import AlignmentRecord
 from layerscope.record.patches import PATCH_COLUMNS
+from layerscope.record.writers import WRITERS_COLUMNS
 from layerscope.run import Run
 from layerscope.run_folder import default_folder_name
 from properties import examples
@@ -439,11 +440,11 @@ def _change(saved: Path, **changes: object) -> None:
     (saved / "run.json").write_text(json.dumps(record | changes), encoding="utf-8")
 
 
-@pytest.mark.parametrize("version", ["1.0", "0.9", "2.5"])
+@pytest.mark.parametrize("version", ["1.0", "0.9", "2.6"])
 def test_another_version_says_which_layerscope_reads_it(saved, version):
     _change(saved, schema_version=version, layerscope_version="7.4.0", unheard_of=1)
     said = _refusal(saved)
-    assert f"`schema_version` is {version}, but this layerscope reads 2.4, 2.3, 2.2, 2.1, 2.0" in said
+    assert f"`schema_version` is {version}, but this layerscope reads 2.5, 2.4, 2.3, 2.2, 2.1, 2.0" in said
     assert "layerscope 7.4.0 wrote the folder and reads it" in said
 
 
@@ -466,7 +467,7 @@ def test_a_folder_of_2_0_is_read_as_one_without_fitted_lenses(saved):
     _with_former_keys(saved / "run.json", "2.0", without=("fitted_lenses", "tuned_variants"))
     found = Run.read(saved).record
     assert found == _record()
-    assert (found.schema_version, found.measured.fitted_lenses, found.measured.tuned_variants) == ("2.4", (), None)
+    assert (found.schema_version, found.measured.fitted_lenses, found.measured.tuned_variants) == ("2.5", (), None)
     assert found.measured.absent == {"position_readout": "a record made by hand"}
 
 
@@ -693,12 +694,14 @@ def _record_map() -> str:
 
 
 def _documented(text: str) -> str:
-    """The page with both tables as the code has them."""
-    for name, table in (
-        ("columns", describe_columns()),
-        ("patches", describe_columns(PATCH_COLUMNS)),
-        ("record", _record_map()),
-    ):
+    """The page with its tables as the code has them."""
+    tables = {
+        "columns": describe_columns(),
+        "patches": describe_columns(PATCH_COLUMNS),
+        "writers": describe_columns(WRITERS_COLUMNS),
+        "record": _record_map(),
+    }
+    for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, _, rest = text.partition(begin)
         text = before + begin + table + "\n" + end + rest.partition(end)[2]
@@ -708,7 +711,7 @@ def _documented(text: str) -> str:
 def test_the_page_lists_every_column_and_field_as_the_code_has_them():
     text = DOCS.read_text(encoding="utf-8")
     assert text == _documented(text)
-    assert all(f"\n| `{column.name}` |" in text for column in COLUMNS)
+    assert all(f"\n| `{column.name}` |" in text for column in (*COLUMNS, *WRITERS_COLUMNS))
 
 
 def test_the_pages_examples_run(tmp_path, monkeypatch, capsys):

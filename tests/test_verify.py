@@ -48,7 +48,7 @@ def test_files_that_the_version_before_wrote_hold(run: Path) -> None:
     path = run / "published" / "output-reference.json"
     text = path.read_text()
     for now, then in {
-        '"schema_version": "2.4"': '"schema_version": "2.1"',
+        '"schema_version": "2.5"': '"schema_version": "2.1"',
         "#/record/measured/fitted_lenses/": "#/record/measured/sidecars/",
         '"position_readout": {': '"close_up": {',
         '"fitted_lenses": [': '"sidecars": [',

@@ -77,7 +77,8 @@ class Run(AnalysedRun):
     def read(cls, path: str | Path, model: str | None = None) -> "Run":
         """Read a run's folder or published files; as `layerscope.run_folder.read_run`, which names the errors."""
         run = read_run(path, model)
-        read = cls(run.rows if run.in_memory else run.scan, run.record, patches=run.patches)
+        tables = {"patches": run.patches, "writers": run.writers}
+        read = cls(run.rows if run.in_memory else run.scan, run.record, **tables)
         if (Path(path) / "run.json").exists():  # and not published files, among which a page may be of other models
             read.folder = Path(path).absolute()
         return read
@@ -99,8 +100,8 @@ class Run(AnalysedRun):
         Args:
             kind: `grid`; a metric by layer, such as `entropy_bits`, `kl_to_final_bits`, `answer_rank`, `masses` or
                 `cosines`; the same over facts, as `facts:answer_rank`; a measure of lens trust, such as
-                `js_divergence_bits` or `decoding_point`; `patching:effects` or `patching:map`; or `models`, which puts
-                `others` beside this run.
+                `js_divergence_bits` or `decoding_point`; `patching:effects` or `patching:map`; `writers`, after a probe
+                with `sublayers`; or `models`, which puts `others` beside this run.
             others: more runs, for `models`.
             options: of the function in `layerscope.view.charts` that draws it: `lens`, `lenses`, `prompt`, `colour`.
 
@@ -127,6 +128,8 @@ class Run(AnalysedRun):
             return charts.facts(self, metric or "answer_rank", **options)
         if kind == "grid":
             return charts.grid(self, **options)
+        if kind == "writers":
+            return charts.writer_shares(self, **options)
         if kind in charts.METRICS:
             return charts.trajectories(self, kind, **options)
         if kind in charts.LENS_TRUST:
@@ -141,5 +144,5 @@ def plots() -> Sequence[str]:
     from layerscope.view import charts
 
     single = [name for name, metric in charts.METRICS.items() if len(metric.quantities) == 1]
-    patching = [f"patching:{name}" for name in charts.PATCHING]
-    return ["grid", *charts.METRICS, *(f"facts:{name}" for name in single), *charts.LENS_TRUST, *patching, "models"]
+    others = [*charts.LENS_TRUST, *(f"patching:{name}" for name in charts.PATCHING), "writers", "models"]
+    return ["grid", *charts.METRICS, *(f"facts:{name}" for name in single), *others]

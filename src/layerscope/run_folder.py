@@ -17,6 +17,7 @@ from layerscope.errors import RunError
 from layerscope.published.layout import Dialect
 from layerscope.published.read.reader import holds_published, read_published
 from layerscope.published.write.writer import write_published
+from layerscope.record import writers
 from layerscope.record.patches import check_patches
 from layerscope.record.rows import with_newer_columns
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
@@ -48,6 +49,8 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
         _write_rows(run, folder / "rows.parquet")
         if len(run.patches):
             _write_table(run.patches, folder / PATCHES)
+        if run.writers is not None:
+            _write_table(run.writers, folder / writers.FILE)
         (folder / "verdict.json").write_text(verdict_text(run.verdict, run.record), encoding="utf-8")
         if published is not None:
             (folder / "published").mkdir()
@@ -70,7 +73,7 @@ def _write_rows(run: AnalysedRun, path: Path) -> None:
 
 
 def _write_table(table: pl.DataFrame, path: Path) -> None:
-    # Through memory: written by Polars itself, a full disk would come as an error without a number.
+    """Through memory: written by Polars itself, a full disk would come as an error without a number."""
     parquet = io.BytesIO()
     table.write_parquet(parquet, compression="zstd")
     path.write_bytes(parquet.getbuffer())
@@ -98,8 +101,10 @@ def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
     record = _read_record(folder / "run.json")
     rows = _read_rows(folder / "rows.parquet")
     patches = _read_patches(folder / PATCHES, record)
+    attributed = record.measured.sublayers is not None and bool(record.measured.sublayers.prompts)
+    table = _read_writers(folder / writers.FILE) if attributed else None
     try:
-        return AnalysedRun(rows, record, patches=patches)
+        return AnalysedRun(rows, record, patches=patches, writers=table)
     except RunError as error:
         raise RunError(f"{folder / 'rows.parquet'}: {error}") from error
     except pl.exceptions.PolarsError as error:
@@ -170,6 +175,15 @@ def _read_patches(path: Path, record: RunRecord) -> pl.DataFrame | None:
     except RunError as error:
         raise RunError(f"{path}: {error}") from error
     return patches
+
+
+def _read_writers(path: Path) -> pl.DataFrame:
+    table = _read_table(path)
+    try:
+        writers.check_writers(table)
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
+    return table
 
 
 def _read_table(path: Path) -> pl.DataFrame:

@@ -40,6 +40,21 @@ class Norm:
             x = x * self.gain
         return x if self.bias is None else x + self.bias
 
+    def inverse_scale(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows 1"]:
+        """What a residual, centred by a layer norm, is multiplied by before the gain; in the dtype given."""
+        x = residual - residual.mean(-1, keepdim=True) if self.kind == "layer" else residual
+        return torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+    def pulled_back(self, direction: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """The direction g in front of the norm for which `inverse_scale * (g . x)` is `direction . norm(x)`.
+
+        But for `direction . bias`. Both are linear in x where the scale is held: the frozen norm of direct logit
+        attribution (Elhage et al. 2021, A Mathematical Framework for Transformer Circuits, "handling layer
+        normalization").
+        """
+        g = direction if self.gain is None else direction * self.gain.to(direction)
+        return g - g.mean(-1, keepdim=True) if self.kind == "layer" else g
+
 
 @dataclass(frozen=True)
 class HeadTransform:

@@ -15,6 +15,7 @@ from layerscope.record.patches import check_patches, no_patches
 from layerscope.record.rows import check_rows
 from layerscope.record.run_record import RunRecord
 from layerscope.record.stored_rows import collected
+from layerscope.record.writers import check_writers
 
 
 class AnalysedRun:
@@ -26,6 +27,7 @@ class AnalysedRun:
         record: RunRecord,
         keep: object = None,
         patches: pl.DataFrame | None = None,
+        writers: pl.DataFrame | None = None,
     ) -> None:
         """Take a table of a run and its record.
 
@@ -35,6 +37,7 @@ class AnalysedRun:
             keep: whatever has to live as long as the rows are read.
             patches: what came of every patch, the columns of `layerscope.record.patches.PATCH_COLUMNS`; without them
                 nothing is said of patching.
+            writers: the columns of `layerscope.record.writers`, where attention and MLPs were asked about.
 
         Raises:
             RunError: a table is not a run's; naming the column.
@@ -43,6 +46,10 @@ class AnalysedRun:
         self.patches = no_patches() if patches is None else patches
         """A row for every residual that was written into a run; empty where nothing was patched."""
         check_patches(self.patches)
+        if writers is not None:
+            check_writers(writers)
+        self.writers = writers
+        """What attention, MLPs and heads add to the answers' leads, prompt by prompt; None where that was not asked."""
         self.record = record
         """Everything that is not a row."""
         self._table, self._keep = rows, keep
@@ -70,7 +77,11 @@ class AnalysedRun:
         """Equal rows in the same order, absent values being equal to each other, and equal records."""
         if not isinstance(other, AnalysedRun):
             return NotImplemented
-        tables = ((self.rows, other.rows), (self.patches, other.patches))
+        tables = (
+            (self.rows, other.rows),
+            (self.patches, other.patches),
+            (_or_empty(self.writers), _or_empty(other.writers)),
+        )
         return self.record == other.record and all(ours.equals(theirs, null_equal=True) for ours, theirs in tables)
 
     __hash__ = None  # type: ignore[assignment]
@@ -134,3 +145,7 @@ def check_pairs(patches: pl.DataFrame, record: RunRecord) -> None:
             f"the record has {paired} patched pairs, but the table of patches is of {found}; take run.json and "
             "patches.parquet from one run"
         )
+
+
+def _or_empty(table: pl.DataFrame | None) -> pl.DataFrame:
+    return pl.DataFrame() if table is None else table

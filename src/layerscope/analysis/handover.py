@@ -157,6 +157,11 @@ def patch_verdict(layer: float | None, found: Handover) -> PatchVerdict:
     return PatchVerdict.READS_LATE if layer > found.layer else PatchVerdict.READS_AHEAD
 
 
+def median_effects(patches: pl.DataFrame, place: str, n_layers: int) -> tuple[float | None, ...]:
+    """Of the pairs' patches at a place, by layer from 0 to n_layers; nothing without pairs."""
+    return _medians(_curves(patches, PAIR, place, n_layers))
+
+
 def _against(layers: LayersOverFacts, found: Handover) -> dict[str, LayerAgainstPatches]:
     three = {
         "first_on_top": layers.first_on_top.summary.median,

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, NumericError, TokenizerError
+from layerscope.model.ablation import Ablation, MeanHooks, ablate
 from layerscope.model.architecture import Architecture, architecture_of, batches, read_norm, reset_rope
+from layerscope.model.block_parts import Order, Sublayers, order_of, sublayers_of
 from layerscope.model.blockwise import run_blockwise
 from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
@@ -31,6 +33,7 @@ from layerscope.model.reading import ReadAhead
 from layerscope.model.residuals import Residuals
 from layerscope.model.shuffled_weights import Shuffle
 from layerscope.model.streaming import Hooks, StreamedLinear, map_names, stream_weights
+from layerscope.model.sublayers import WriteHooks, Writes
 from layerscope.model.tiles import Tiles
 from layerscope.model.tokens import Tokens
 from layerscope.model.uncached import reads_uncached
@@ -38,6 +41,9 @@ from layerscope.options import keywords
 from layerscope.unembedding import Norm, Unembedding
 
 log = logging.getLogger(__name__)
+
+MEAN_PROMPTS = 64
+"""Prompts that go through together where only means are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +86,7 @@ class CausalLM:
         family_verified: bool,
         trust_remote_code: bool = False,
         shuffle: Shuffle | None = None,
+        ablation: Ablation | None = None,
     ) -> None:
         """Take a model on the meta device and let it read its weights from `checkpoint`. Use `open`."""
         self.family_verified = family_verified
@@ -117,6 +124,10 @@ class CausalLM:
             device=placement.device,
         )
         _check_head(self.unembedding)
+        self.ablation = ablation
+        """Which parts of its blocks are put out of action; None of a model as it is."""
+        if ablation is not None:
+            ablate(ablation, self.sublayers, self.n_heads)
 
     @staticmethod
     @keywords(OpenRequest)
@@ -170,10 +181,30 @@ class CausalLM:
             ModelError: there is no such scope.
         """
         shuffle = Shuffle(scope, seed)
+        return self._twin(shuffle.name, shuffle, self.ablation)
+
+    def ablated(self, ablation: Ablation, token_ids: Sequence[Sequence[int]] = ()) -> "CausalLM":
+        """This model with parts of its blocks put out of action; its id says so (see `Ablation`).
+
+        Args:
+            ablation: which parts, and by what.
+            token_ids: what the model reads, where parts are set to their means over all its tokens.
+
+        Raises:
+            ModelError: the model is ablated already, lacks a part, or there is nothing to take a mean over.
+        """
+        if self.ablation is not None:
+            raise ModelError(f"{self.id} is ablated already; name all parts at once.")
+        if ablation.by == "mean":
+            ablation = replace(ablation, means=self._means(ablation, token_ids))
+        return self._twin(ablation.name, self.shuffle, ablation)
+
+    def _twin(self, name: str, shuffle: Shuffle | None, ablation: Ablation | None) -> "CausalLM":
+        """Another model over the same checkpoint."""
         folder, dtype = self.source.folder, self.placement.dtype
         return CausalLM(
             build_empty(self._module.config, folder, dtype, self.trust_remote_code),
-            replace(self.source, id=f"{self.source.id}-{shuffle.name}"),
+            replace(self.source, id=f"{self.source.id}-{name}"),
             self.checkpoint,
             self.tokens,
             self.placement,
@@ -181,7 +212,23 @@ class CausalLM:
             family_verified=self.family_verified,
             trust_remote_code=self.trust_remote_code,
             shuffle=shuffle,
+            ablation=ablation,
         )
+
+    @torch.inference_mode()
+    def _means(self, ablation: Ablation, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+        """What the parts write in the mean over all tokens of some prompts."""
+        hooks = MeanHooks(ablation, self.sublayers, self.n_heads)
+        for group in batches(self.architecture.rope, [len(ids) for ids in token_ids]):
+            for start in range(0, len(group), MEAN_PROMPTS):
+                prompts = [token_ids[i] for i in group[start : start + MEAN_PROMPTS]]
+                batch = _Input(_padded(prompts).to(self.placement.device))
+                width = batch.token_ids.shape[1]
+                real = torch.arange(width)[None] < torch.tensor([len(ids) for ids in prompts])[:, None]
+                kept = torch.zeros(len(prompts), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
+                with hooks.hooked(real):
+                    self._pass(batch, lambda stream: stream[:, :1], kept, [(0, 0)], lambda done, total: None)
+        return hooks.means
 
     @property
     def n_embeddings(self) -> int:
@@ -247,8 +294,9 @@ class CausalLM:
         A fine-tuned model may keep its head to the bit.
         """
         digest = hashlib.sha256()
-        if self.shuffle is not None:
-            digest.update(self.shuffle.name.encode())
+        for change in (self.shuffle, self.ablation):
+            if change is not None:
+                digest.update(change.name.encode())
         prefix = f"{self.architecture.blocks}."
         for name in sorted(name for name in self._stored if name.startswith(prefix)):
             for part in self._stored[name].names:
@@ -352,7 +400,7 @@ class CausalLM:
         kept: Float[Tensor, "prompt layer position d_model"],
         last: Sequence[tuple[int, int]],
         progress: Callable[[int, int], None],
-        riding: PatchedPass | None,
+        riding: PatchedPass | None = None,
     ) -> Float[Tensor, "some d_vocab"]:
         reset_rope(self._module)
         with (
@@ -459,6 +507,95 @@ class CausalLM:
     def _head(self) -> nn.Module:
         head: nn.Module = self._module.get_submodule(self._head_name)
         return head
+
+    @cached_property
+    def sublayers(self) -> tuple[Sublayers, ...]:
+        """Of every block the modules whose outputs are added to the stream.
+
+        Raises:
+            ModelError: a part that is not known, named; or a stream that is no sum of what is added to it.
+        """
+        container = self._module.get_submodule(self.architecture.blocks)
+        config = self._module.config.get_text_config()
+        kind = config.model_type
+        return tuple(sublayers_of(block, i, kind, config) for i, block in enumerate(container, start=1))
+
+    @property
+    def block_order(self) -> Order | None:
+        """Whether a block's MLP reads the state that its attention has written to; None where that is not known."""
+        config = self._module.config.get_text_config()
+        return order_of(config.model_type, config)
+
+    @torch.inference_mode()
+    def forward_writes(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        directions: Float[Tensor, "prompt d_model"],
+        *,
+        n_logits: int = 0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Writes:
+        """Run prompts, and keep at each one's last token what attention and MLP of every block add to the stream.
+
+        Args:
+            token_ids: for each prompt what the model reads, BOS included.
+            directions: for each prompt what is read in the write of every head, float64.
+            n_logits: of how many prompts, from the first on, the model's own logits are kept.
+            progress: called with (blocks done, blocks to do) after every block.
+
+        Raises:
+            ModelError: a part of a block that is not known, named; or a stream that is no sum of what is added to it.
+        """
+        groups = batches(self.architecture.rope, [len(ids) for ids in token_ids])
+        parts = list[tuple[list[int], Writes]]()
+        for done, group in enumerate(groups):
+            wanted = [row for row, i in enumerate(group) if i < n_logits]
+            writes = self._writes_of(
+                [token_ids[i] for i in group],
+                directions[group],
+                wanted,
+                lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
+            )
+            parts.append((group, writes))
+        return parts[0][1] if len(parts) == 1 else Writes.in_order(parts)
+
+    def _writes_of(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        directions: Float[Tensor, "prompt d_model"],
+        wanted: Sequence[int],
+        progress: Callable[[int, int], None],
+    ) -> Writes:
+        batch = _Input(_padded(token_ids).to(self.placement.device))
+        shape, rows = batch.token_ids.shape, torch.arange(len(token_ids))
+        at = torch.tensor([len(ids) - 1 for ids in token_ids])
+
+        def pick(values: Tensor) -> Tensor:  # some modules are called with all tokens of a batch in one row
+            return values.reshape(*shape, values.shape[-1])[rows, at]
+
+        hooks = WriteHooks(
+            self.sublayers,
+            [
+                None if part.post_norm is None else self._norm(f"{self.architecture.blocks}.{i}.{part.post_norm}")
+                for i, part in enumerate(self.sublayers)
+            ],
+            self.n_heads,
+            directions,
+            pick,
+            torch.finfo(self.placement.dtype).eps / 2,
+            replaced=[] if self.ablation is None else self.ablation.blocks_without_attention,
+        )
+        states = torch.zeros(len(token_ids), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
+        last = [(row, len(token_ids[row]) - 1) for row in wanted or [0]]
+        with hooks.hooked():
+            logits = self._pass(batch, lambda stream: pick(stream)[:, None], states, last, progress)
+        return Writes(
+            states[:, :, 0],
+            torch.stack([hooks.attention[i] for i in range(self.n_layers)], dim=1),
+            torch.stack([hooks.mlp[i] for i in range(self.n_layers)], dim=1),
+            logits[: len(wanted)],
+            hooks.head_shares,
+        )
 
     @torch.inference_mode()
     def forward_blockwise(

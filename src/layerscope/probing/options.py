@@ -64,6 +64,13 @@ class ProbeOptions(OpenOptions):
     causal_positions: Positions = "default"
     """Where they are written: `default` (the subject's last token and the prompt's last one) or `all` (a map of layers
     and positions)."""
+    sublayers: bool = False
+    """Take the lead of each answer apart: what attention, MLP and heads of every block add to it at the last token."""
+    ablate: Sequence[str] | None = None
+    """Put a part out of action and read everything without it: `block:12.attn`, `block:12.mlp`, `head:12.7` or
+    `neurons:12:5,77`; repeatable. Blocks are counted by the layer that they write, from 1; heads and neurons from 0."""
+    ablate_with: str = "zero"
+    """What stands for the parts: `zero`, or their `mean` over all tokens of the run's prompts."""
     second_forward: str = "auto"
     """A second forward pass, to see whether the first repeats: `auto` (where it might not), `always` or `off`."""
 

@@ -12,6 +12,7 @@ import torch
 
 from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, SuiteError
+from layerscope.model.ablation import Ablation
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.families import rule_of_table
 from layerscope.model.identity import Identity
@@ -36,6 +37,7 @@ from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis,
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, bos_against_family, run_metadata
 from layerscope.probing.shuffled_control import asked_of_twin, control_scope, with_twin
+from layerscope.probing.sublayers import refuse_unknown_blocks, sublayers
 from layerscope.probing.whole_answers import Forcing, judged_by
 from layerscope.products import fastest
 from layerscope.progress import Observer, Silent
@@ -101,10 +103,15 @@ def probe(request: ProbeRequest) -> Run:
     seconds, created = Seconds(), datetime.now(UTC)
     rules, requested = _choices(request)
     scope = control_scope(request.control)
+    ablation = Ablation.of(request.ablate, request.ablate_with) if request.ablate else None
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.read_suite()
     model = _open(request, rules)
+    if request.sublayers:
+        refuse_unknown_blocks(model)
     encoded = judged_by(encode(suite, model, positions, _reading(request, rules)), request.judge)
+    if ablation is not None:
+        model = model.ablated(ablation, [prompt.token_ids for prompt in encoded])
     watcher = request.observer or Silent()
     chosen = choose_lenses(model, requested, rules.lenses, request.lens_dir, calibrating=request.calibrate is not None)
     if request.calibrate is not None:
@@ -133,6 +140,12 @@ def probe(request: ProbeRequest) -> Run:
         with seconds.stage("patching_s"):
             found = patching.found(result.encoded, watcher)
         measured, patches = measured.model_copy(update={"patching": found.record}), found.table
+    writers = None
+    if request.sublayers:
+        seconds.stages["sublayers_s"] = 0.0
+        with seconds.stage("sublayers_s"):
+            wrote = sublayers(model, result.encoded, parts, request.seed, watcher).beside(measured.patching, patches)
+        measured, writers = measured.model_copy(update={"sublayers": wrote.record}), wrote.table
     record = run_metadata(
         model,
         suite,
@@ -150,7 +163,7 @@ def probe(request: ProbeRequest) -> Run:
             model.shuffled_twin(scope, request.seed), observer=watcher, **asked_of_twin(request, rules.headline)
         )
         record = with_twin(record, twin, scope)
-    return Run(result.rows.table(), record, keep=result.rows, patches=patches)
+    return Run(result.rows.table(), record, keep=result.rows, patches=patches, writers=writers)
 
 
 def _choices(options: ProbeOptions) -> tuple[Protocol, tuple[str, ...] | None]:

@@ -69,6 +69,9 @@ def run_metadata(
             f"{n_unread} of {len(encoded)} prompts have an answer that was not read to its end: it is too long for the "
             "model's context, has tokens that the model does not know, or goes on the prompt's last word"
         )
+    ablation = _ablation(model)
+    if ablation is not None:
+        flags["model_ablated"] = f"{ablation.words}; every number is of the model without it, not of {ablation.base_id}"
     if not identity.ok:
         flags["identity_failed"] = identity.note
     if numeric.any_nan or numeric.any_inf:
@@ -90,7 +93,7 @@ def run_metadata(
         model=_model(model),
         suite=_suite(suite, encoded, model),
         lens_sources={lens.name: tuple(map(lens.source, range(model.n_layers + 1))) for lens in settings.lenses},
-        identity=_identity(identity),
+        identity=_identity(identity, ablated=ablation is not None),
         numeric_health=numeric,
         flags=flags,
         measured=measured,
@@ -186,6 +189,18 @@ def _model(model: CausalLM) -> parts.ModelRecord:
         head_transform=transform,
         tokenizer_sha256=model.tokens.sha256,
         bos=parts.BosRecord.of(model.tokens.begins, id=model.tokens.bos_id),
+        ablation=_ablation(model),
+    )
+
+
+def _ablation(model: CausalLM) -> parts.AblationRecord | None:
+    ablation = model.ablation
+    if ablation is None:
+        return None
+    return parts.AblationRecord(
+        base_id=model.id.removesuffix(f"-{ablation.name}"),
+        parts=tuple(parts.AblatedPartRecord.of(part) for part in ablation.parts),
+        by=ablation.by,
     )
 
 
@@ -219,13 +234,15 @@ def _alignment(alignment: Alignment) -> parts.AlignmentRecord:
     return parts.AlignmentRecord.of(alignment, ok=alignment.status == "ok", forms=forms)
 
 
-def _identity(identity: Identity) -> parts.IdentityRecord:
+def _identity(identity: Identity, *, ablated: bool) -> parts.IdentityRecord:
     fitted = identity.fitted
+    note = f"{identity.note} That is the ablated model, whose own output it was compared with." if ablated else None
     return parts.IdentityRecord.of(
         identity,
         explanation=identity.note if fitted is not None or identity.fitted_bias else None,
         fitted_scale=None if fitted is None else fitted.scale,
         fitted_softcap=None if fitted is None else fitted.softcap,
+        **({} if note is None else {"note": note}),
     )
 
 

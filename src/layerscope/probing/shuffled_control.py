@@ -57,6 +57,8 @@ def asked_of_twin(options: ProbeOptions, headline: str) -> dict[str, Any]:
         "second_forward": "off",
         "control": "none",
         "causal": False,
+        "sublayers": False,
+        "ablate": None,
     }
 
 

@@ -108,6 +108,16 @@ class Readout:
                 values[field.name] = value[positions] if field.name.startswith("final_") else value[:, positions]
         return Readout(**values)
 
+    def of_groups(self, groups: slice) -> "Readout":
+        """The numbers of some groups."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            if name == "known_log_probs":
+                values[name] = tuple(known[groups] for known in value)
+            elif not name.startswith("final_"):
+                values[name] = value[groups]
+        return Readout(**values)
+
 
 @dataclass
 class _Block:

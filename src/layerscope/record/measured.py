@@ -20,6 +20,7 @@ from layerscope.lens_words import Placement
 from layerscope.record.by_layer import ByLayer, CountByLayer
 from layerscope.record.parts import Fraction, Utc
 from layerscope.record.patching import PatchingRecord
+from layerscope.record.sublayers import SublayersRecord
 
 FORMER_KEYS = {"close_up": "position_readout", "sidecars": "fitted_lenses"}
 """Keys of `measured` up to schema 2.1, and what they are called now."""
@@ -358,6 +359,9 @@ class MeasuredRecord(RecordModel):
     )
     patching: PatchingRecord | None = Field(
         None, description="Runs with residuals of other facts written into them; null where none were asked for."
+    )
+    sublayers: SublayersRecord | None = Field(
+        None, description="What attention, MLPs and heads add to the answers' leads; null where that was not asked for."
     )
     absent: Annotated[dict[str, str], BeforeValidator(_with_present_keys)] = Field(
         {}, description="For each block that is null or empty, the reason in words."

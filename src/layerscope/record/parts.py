@@ -59,6 +59,41 @@ class BosRecord(RecordModel):
     note: str = Field(description="The rule and its outcome in words.")
 
 
+class AblatedPartRecord(RecordModel):
+    """A part of a block that was put out of action."""
+
+    site: Literal["attn", "mlp", "head", "neurons"] = Field(description="What it is.")
+    layer: Positive = Field(description="The layer that its block writes; the first block is that of layer 1.")
+    indices: tuple[Count, ...] = Field((), description="Which heads or neurons of it, counted from 0.")
+
+    @property
+    def words(self) -> str:
+        """For people: `head 12.7`, `attention 12`."""
+        if self.site == "head":
+            return f"head {self.layer}.{self.indices[0]}"
+        if self.site == "neurons":
+            which = ", ".join(map(str, self.indices))
+            return f"neuron{'s' if len(self.indices) > 1 else ''} {which} of layer {self.layer}"
+        return f"{'attention' if self.site == 'attn' else 'MLP'} {self.layer}"
+
+
+class AblationRecord(RecordModel):
+    """What was put out of action: every number of the run is of the model without it."""
+
+    base_id: str = Field(description="Id of the model as it is.")
+    parts: tuple[AblatedPartRecord, ...] = Field(min_length=1, description="Which parts.")
+    by: Literal["zero", "mean"] = Field(
+        description="What stands for them: zero, or their mean over all tokens of the run's own prompts."
+    )
+
+    @property
+    def words(self) -> str:
+        """For people: `head 12.7 and MLP 30 set to zero`."""
+        named = [part.words for part in self.parts]
+        listed = ", ".join(named[:-1]) + (" and " if named[1:] else "") + named[-1]
+        return f"{listed} set to {'zero' if self.by == 'zero' else 'the mean over the prompts'}"
+
+
 class ModelRecord(RecordModel):
     """Which model was read."""
 
@@ -83,6 +118,9 @@ class ModelRecord(RecordModel):
     )
     tokenizer_sha256: Sha256 | None = Field(None, description="SHA-256 of the tokenizer.")
     bos: BosRecord | None = Field(None, description="What every prompt is made to begin with.")
+    ablation: AblationRecord | None = Field(
+        None, description="Which parts of its blocks were put out of action; null of a model as it is."
+    )
     trust_remote_code: bool | None = Field(None, description="Whether code that came with the checkpoint was run.")
 
 
@@ -341,4 +379,5 @@ class TimingsRecord(RecordModel):
     calibration_s: Seconds | None = Field(None, description="Fitting a ridge lens for this probe, in seconds.")
     control_s: Seconds | None = Field(None, description="All about a twin with shuffled weights, in seconds.")
     patching_s: Seconds | None = Field(None, description="Runs with residuals replaced, in seconds.")
+    sublayers_s: Seconds | None = Field(None, description="What attention, MLPs and heads add, in seconds.")
     total_s: Seconds = Field(description="From the start until everything was measured, in seconds.")

@@ -16,7 +16,7 @@ from layerscope.report.text import printable
 
 MOST_LINES = 16
 """Of a verdict without its details."""
-_LEFT_OUT_FIRST = ("lenses", "lost", "first fact", "control", "twin", P_IS, "wording", "chance")
+_LEFT_OUT_FIRST = ("lenses", "lost", "first fact", "control", "twin", "writers", P_IS, "wording", "chance")
 """Labels of what has to wait for the details where lines are short."""
 WIDTH = 80
 LABEL_WIDTH = 11
@@ -49,6 +49,9 @@ def verdict_of(verdict: Verdict, record: RunRecord, *, details: bool = False) ->
             yield _grid(text.strength())
             yield _lens_table(text)
             yield _grid(text.circumstances())
+            if written := text.writers():
+                yield Text("what wrote the answer", style="bold")
+                yield _grid(written)
     if details or not text.names_layers:
         yield _grid(reporting(verdict.guidance, verdict.diagnostics.headline, ranked=text.ranked))
 

@@ -131,7 +131,8 @@ def identity(record: RunRecord) -> str:
         return "none: the run was read from published files"
     if check.ok:
         over = f"over {check.n_prompts} {plural('prompt', check.n_prompts)} (tolerance {check.tolerance_bits:.0e})"
-        return f"passed · KL {check.kl_bits:.1e} bits {over}"
+        of = "" if record.model.ablation is None else " · of the ablated model, against its own output"
+        return f"passed · KL {check.kl_bits:.1e} bits {over}{of}"
     if check.kl_bits is None:
         return f"FAILED · KL not finite · {check.note} Probabilities are withheld."
     left = "Probabilities are withheld; ranks stand."

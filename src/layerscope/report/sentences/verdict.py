@@ -11,6 +11,7 @@ from layerscope.analysis.onsets import ON_TOP_FOR_GOOD
 from layerscope.analysis.statistics import entropy_fraction
 from layerscope.record.milestone_names import ONSET, STABLE, STRONG, MilestoneName, stable_twin
 from layerscope.record.run_record import RunRecord
+from layerscope.record.sublayers import WordingWritersRecord
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.sentences import (
     answers,
@@ -21,6 +22,7 @@ from layerscope.report.sentences import (
     onsets,
     patching,
     readable,
+    writers,
 )
 from layerscope.report.sentences.lines import LabelledLine, under_one_label
 from layerscope.report.sentences.lines import layers as layers_in_words
@@ -90,6 +92,11 @@ class VerdictText:
 
     def statement(self) -> str:
         """The first half of it: what the model says, and from which layer on under which lens."""
+        ablation = self.record.model.ablation
+        without = "" if ablation is None else f"Ablated, {ablation.words}. "
+        return without + self._statement()
+
+    def _statement(self) -> str:
         if not self.ranked:
             return readable.NOTHING_STANDS
         if not self.milestones:
@@ -190,6 +197,9 @@ class VerdictText:
         if diagnostics.patching is not None and self.ranked:
             told = patching.sentence if whole else patching.in_short
             lines.append(LabelledLine("patching", told(diagnostics.patching, diagnostics.headline)))
+        attributed = self.record.measured.sublayers
+        if attributed is not None and self.ranked:
+            lines.append(LabelledLine("writers", writers.in_short(attributed, self._attributed())))
         if diagnostics.wording.reason is None:
             lines.append(LabelledLine("wording", circumstances.wording(diagnostics.wording)))
         if diagnostics.controls.reason is None:
@@ -200,6 +210,17 @@ class VerdictText:
         if self.guidance.suppress_abs_probs:
             quotable = NOT_TO_BE_REPORTED
         return [*lines, LabelledLine(P_IS, quotable)] if self.trusted else lines
+
+    def writers(self) -> list[LabelledLine]:
+        """What wrote the answer, where that was asked: over the prompts of the first fact's wording."""
+        found = self.record.measured.sublayers
+        return [] if found is None else writers.in_detail(found, self._attributed())
+
+    def _attributed(self) -> WordingWritersRecord | None:
+        found, primary = self.record.measured.sublayers, self.diagnostics.primary
+        if found is None or primary is None:
+            return None
+        return found.of_wording(primary.prompt_id, primary.prompt_variant)
 
     def cautions(self) -> list[str]:
         """Every reason for caution in a few words."""

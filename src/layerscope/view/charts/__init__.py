@@ -9,6 +9,7 @@ from layerscope.view.charts.patching import PATCHING, patching
 from layerscope.view.charts.theme import config
 from layerscope.view.charts.trajectories import trajectories
 from layerscope.view.charts.trust import LENS_TRUST, lens_trust
+from layerscope.view.charts.writers import writer_shares
 
 __all__ = [
     "LENS_TRUST",
@@ -22,4 +23,5 @@ __all__ = [
     "lens_trust",
     "patching",
     "trajectories",
+    "writer_shares",
 ]

@@ -89,7 +89,7 @@ def chart_sections(runs: Sequence[AnalysedRun], labels: Sequence[str]) -> list[S
     """Trajectories and lens trust of every run; where there are several runs, all of them side by side."""
     from altair.utils.schemapi import debug_mode
 
-    from layerscope.view.charts import LENS_TRUST, facts, lens_trust, patching, trajectories
+    from layerscope.view.charts import LENS_TRUST, facts, lens_trust, patching, trajectories, writer_shares
     from layerscope.view.charts.patching import EFFECTS, MAP
 
     def of_facts(run: AnalysedRun, metric: str) -> "ChartSpec | None":
@@ -128,6 +128,16 @@ def chart_sections(runs: Sequence[AnalysedRun], labels: Sequence[str]) -> list[S
                 tuple(_group(at, run, label, trust) for at, (run, label) in named),
             ),
         ]
+        if any(run.record.measured.sublayers is not None for run in runs):
+            written = [(lambda run, _: writer_shares(run), "writers")]
+            sections.append(
+                Section(
+                    "writers",
+                    "What wrote the answer",
+                    "Direct logit attribution at the last position: what each block adds to the answer's lead.",
+                    tuple(_group(at, run, label, written) for at, (run, label) in named),
+                )
+            )
         return sections + ([_across(runs)] if len(runs) > 1 else [])
 
 

@@ -1,0 +1,119 @@
+"""What wrote the answer, in a few lines."""
+
+from collections.abc import Sequence
+
+from layerscope.analysis.writers import Writer, heads, n_answered, writers
+from layerscope.record.sublayers import CheckedSumRecord, SublayersRecord, WordingWritersRecord
+from layerscope.report.numbers import short_text
+from layerscope.report.sentences.lines import LabelledLine, plural
+
+MOST = 5
+"""How many writers are named."""
+MOST_AGAINST = 3
+_SUMS = {
+    "writes": ("the writes", "the final residual", "of its largest entry"),
+    "shares": ("the shares", "the model's own logit difference", "nats"),
+    "steps": ("the steps", "the model's own logit difference", "nats"),
+    "heads": ("the heads", "their attention's share", "nats"),
+}
+
+
+def in_short(found: SublayersRecord, wording: WordingWritersRecord | None) -> str:
+    """The largest shares in a line, or why there are none."""
+    reason = why_none(found, wording)
+    if reason is not None or wording is None:
+        return reason or ""
+    named = ", ".join(_named(writer) for writer in _positive(writers(wording))[:3])
+    return f"{named or 'no part writes towards the answer'}; {_difference(wording)}"
+
+
+def in_detail(found: SublayersRecord, wording: WordingWritersRecord | None) -> list[LabelledLine]:
+    """Shares, heads and sums, a line each.
+
+    Args:
+        found: what the probe says.
+        wording: means over the prompts that the lines are about; None where it has none.
+    """
+    reason = why_none(found, wording)
+    if reason is not None or wording is None:
+        return [LabelledLine("writers", reason or "", "block" if not found.adds_up else "")]
+    n, parts, every_head = wording.n, writers(wording), heads(wording)
+    told = f"{_difference(wording)}, mean of {n} {plural('prompt', n)}, {n_answered(found, wording)} of them answered"
+    lines = [LabelledLine("lead", told)]
+    lines.append(LabelledLine("writers", _listed(_positive(parts)[:MOST], n) or "none writes towards the answer"))
+    against = _listed(_negative(parts)[:MOST_AGAINST], n)
+    lines += [LabelledLine("against", against)] if against else []
+    if found.heads_reason is not None:
+        lines.append(LabelledLine("heads", f"not told apart: {found.heads_reason}"))
+    else:
+        of_heads = [*_positive(every_head)[:MOST], *_negative(every_head)[:MOST_AGAINST]]
+        lines.append(LabelledLine("heads", _listed(of_heads, n)))
+    lines.append(LabelledLine("sums", _sums(found.sums)))
+    lines.append(LabelledLine("cause", _cause(found)))
+    return lines
+
+
+def why_none(found: SublayersRecord, wording: WordingWritersRecord | None) -> str | None:
+    """Why no share is named; None where shares are."""
+    if found.reason is not None:
+        return f"nothing is attributed: {found.reason}"
+    if not found.adds_up:
+        return f"no share can be trusted: {_sums(found.sums)}"
+    return "no prompt of this wording has an answer that is known" if wording is None else None
+
+
+def _difference(wording: WordingWritersRecord) -> str:
+    return f"answer's logit less its rival's {wording.logit_difference:+.2f} nats"
+
+
+def _positive(parts: Sequence[Writer]) -> list[Writer]:
+    return [writer for writer in parts if writer.share > 0]
+
+
+def _negative(parts: Sequence[Writer]) -> list[Writer]:
+    """The most negative first."""
+    return [writer for writer in reversed(parts) if writer.share < 0]
+
+
+def _listed(parts: Sequence[Writer], n: int) -> str:
+    """Shares, and in how many prompts each has the sign that it has in the mean."""
+    return ", ".join(
+        f"{_named(writer)} ({writer.n_positive if writer.share > 0 else n - writer.n_positive} of {n})"
+        for writer in parts
+    )
+
+
+def _named(writer: Writer) -> str:
+    where = f"head {writer.layer}.{writer.part}" if writer.part.isdecimal() else f"{writer.part} {writer.layer}"
+    return f"{where} {writer.share:+.2f}"
+
+
+def _sums(sums: Sequence[CheckedSumRecord]) -> str:
+    broken = [checked for checked in sums if not checked.ok]
+    if not broken:
+        shares = next((checked for checked in sums if checked.sum == "shares"), None)
+        told = "" if shares is None else f"; shares miss the model's own by {_number(shares.error)} nats at most"
+        return f"all that has to add up does{told}"
+    parts = []
+    for checked in broken:
+        what, whole, unit = _SUMS[checked.sum]
+        parts.append(
+            f"{what} miss {whole} by {_number(checked.error)} {unit}, and rounding explains {_number(checked.bound)}"
+        )
+    return "; ".join(parts)
+
+
+def _number(value: float) -> str:
+    return short_text(value) if value >= 0.001 else f"{value:.1e}"
+
+
+def _cause(found: SublayersRecord) -> str:
+    if found.patching is None:
+        return "a share is what was written, not what was used; --causal asks that"
+    agreement = found.patching
+    facts = plural("fact", agreement.n_facts)
+    return (
+        f"over {agreement.n_blocks} blocks shares and effects of patching have a rank correlation of "
+        f"{agreement.spearman:.2f} (Spearman, {agreement.n_facts} {facts}); a share is what was written, not what was "
+        "used"
+    )

@@ -214,18 +214,29 @@ def _head_norm(call: NormCall, rows: Tensor) -> _HeadNorm | None:
 
 
 def _rotary(path: HeadPath, behind_norm: Tensor | None) -> _Rotary | None:
-    """The pattern and factors by which a head's rows are made, read off one head; None where there are no such."""
+    """The pattern and factors by which a head's rows are made; None where there are no such.
+
+    Every head of every sequence is asked for another feature, so that few questions answer for all.
+    """
     rows = path.rows
-    d_head = rows.shape[-1]
-    cotangents = torch.zeros(d_head, *rows.shape, device=rows.device)
-    features = torch.arange(d_head, device=rows.device)
-    cotangents[features, 0, 0, :, features] = 1.0
-    if behind_norm is None:
-        own = path.pull(cotangents)[:, 0, 0]  # [d_head, position, d_own]
-    else:
-        pulled: Tensor = torch.func.vmap(lambda one: _gradient(rows, behind_norm, one))(cotangents)
-        turned = pulled.transpose(2, 3) if pulled.shape[1:] != rows.shape[:] else pulled
-        own = turned[:, 0, 0]
+    n_sequences, n_heads, _, d_head = rows.shape
+    own = []
+    for start in range(0, d_head, n_sequences * n_heads):
+        asked = torch.arange(start, min(start + n_sequences * n_heads, d_head), device=rows.device)
+        sequence, head = (asked - start) // n_heads, (asked - start) % n_heads
+        cotangent = torch.zeros_like(rows)
+        cotangent[sequence, head, :, asked] = 1.0
+        if behind_norm is None:
+            pulled = path.pull(cotangent)
+        else:
+            pulled = _gradient(rows, behind_norm, cotangent)
+            pulled = pulled if pulled.shape == rows.shape else pulled.transpose(1, 2)
+        own.append(pulled[sequence, head])
+    return _pattern(torch.cat(own))
+
+
+def _pattern(own: Float[Tensor, "d_head position d_own"]) -> _Rotary | None:
+    """From what every feature of a row is made of."""
     reached = (own != 0).any(1)  # [d_head, d_own]
     if int(reached.sum(0).max()) > 2:
         return None

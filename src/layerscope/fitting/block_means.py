@@ -13,7 +13,7 @@ whose targets are weighted by one over the size of what the norm reads.
 from dataclasses import dataclass, field, fields
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from layerscope.errors import ModelError
@@ -90,14 +90,14 @@ class BlockGatherer:
         self._coords: Tensor | None = None
         self.shape: BlockShape | None = None
 
-    def gather(self, anatomy: BlockAnatomy) -> "BlockSums":
-        """The sums of some sequences.
+    def gather(self, anatomy: BlockAnatomy, chosen: Bool[Tensor, " sequence"]) -> "BlockSums":
+        """The sums of some of the sequences that a block was run on.
 
         Raises:
             ModelError: a branch that is not of the known form.
         """
-        attention, parts = self._attention(anatomy)
-        mlp = self._mlp(anatomy.mlp)
+        attention, parts = self._attention(anatomy, chosen)
+        mlp = self._mlp(anatomy.mlp, chosen)
         if self.shape is None:
             self.shape = BlockShape(
                 _branch_shape(anatomy.attention, parts), _branch_shape(anatomy.mlp, ()), anatomy.parallel
@@ -106,7 +106,7 @@ class BlockGatherer:
 
     # MLP
 
-    def _mlp(self, branch: Branch) -> BranchSums:
+    def _mlp(self, branch: Branch, chosen: Tensor) -> BranchSums:
         inner = branch.last.read
         gave = [projection.gave for projection in branch.first]
         width = inner.shape[-1]
@@ -114,10 +114,9 @@ class BlockGatherer:
         if self.shape is None:
             _check_elementwise(inner, gave, slopes)
         counted = self._counted
-        norm = _Standard.of(branch, counted)
-        target = _Target.of(branch, counted)
+        norm, target = _Standard.of(branch, counted, chosen), _Target.of(branch, counted, chosen)
         weights = (norm.inverse * target.inverse)[..., None]
-        sums = BranchSums(n=norm.inverse.numel())
+        sums = BranchSums(n=int(chosen.sum()) * norm.inverse.shape[1])
         sums.inner = [(_counted(slope, branch, counted) * weights).double().sum((0, 1)) for slope in slopes]
         if norm.standard is not None:
             moved = torch.zeros_like(_counted(inner, branch, counted))
@@ -126,14 +125,14 @@ class BlockGatherer:
                 step = _counted(slope * without_bias, branch, counted)
                 moved += step.unflatten(-1, (-1, width)).sum(-2)
             sums.along = _outer(moved * weights, norm.standard)
-        sums.post, sums.post_inverse = target.outer, float(target.inverse.double().sum())
+        sums.post, sums.post_inverse = target.outer, target.sum_of_inverses
         return sums
 
     # Attention
 
-    def _attention(self, anatomy: BlockAnatomy) -> tuple[BranchSums, tuple[_Part, ...]]:
+    def _attention(self, anatomy: BlockAnatomy, chosen: Tensor) -> tuple[BranchSums, tuple[_Part, ...]]:
         branch, attended, counted = anatomy.attention, anatomy.attended, self._counted
-        norm, target = _Standard.of(branch, counted), _Target.of(branch, counted)
+        norm, target = _Standard.of(branch, counted, chosen), _Target.of(branch, counted, chosen)
         value, key = attended.value.detach(), attended.key.detach()
         groups = attended.query.shape[1] // key.shape[1]
         values, keys = value.repeat_interleave(groups, 1), key.repeat_interleave(groups, 1)
@@ -149,12 +148,12 @@ class BlockGatherer:
         one_pull = paths.query.pull(_widened((moved @ keys) * inverse, counted, value.shape[2]))
         of_queries = _pairs(values, paths.query.pull_sum(q_weights, keys)) - _pairs(outputs, one_pull[:, :, counted])
         of_keys = self._keys(paths.key, moved, norm.inverse, queries, values, outputs, groups)
-        sums = BranchSums(n=norm.inverse.numel(), inner=[of_values, of_queries, of_keys])
+        sums = BranchSums(n=int(chosen.sum()) * norm.inverse.shape[1], inner=[of_values, of_queries, of_keys])
         if norm.standard is not None:
             tangents = paths.tangents(branch.norm)
             along = self._along(tangents, seen, moved, queries, keys, values, outputs, groups)
             sums.along = _outer(along * norm.inverse[..., None], norm.standard)
-        sums.post, sums.post_inverse = target.outer, float(target.inverse.double().sum())
+        sums.post, sums.post_inverse = target.outer, target.sum_of_inverses
         return sums, paths.parts(groups)
 
     def _keys(
@@ -253,14 +252,16 @@ class _Standard:
     standard: Float[Tensor, "sequence counted d_model"] | None
     """`x̂`; None where there is no norm."""
     inverse: Float[Tensor, "sequence counted"]
-    """`1 / r`; one where there is no norm."""
+    """`1 / r`, or one where there is no norm; zero for sequences that are not chosen, so that they give no source."""
 
     @classmethod
-    def of(cls, branch: Branch, counted: slice) -> "_Standard":
+    def of(cls, branch: Branch, counted: slice, chosen: Tensor) -> "_Standard":
         stream = branch.stream[:, counted].detach().float()
+        counts = chosen.to(stream)[:, None]
         if branch.norm is None:
-            return cls(None, torch.ones(stream.shape[:2], device=stream.device))
-        return cls(*_standardised(stream, branch.norm))
+            return cls(None, counts.expand(stream.shape[:2]))
+        standard, inverse = _standardised(stream, branch.norm)
+        return cls(standard, inverse * counts)
 
 
 @dataclass(frozen=True)
@@ -268,15 +269,19 @@ class _Target:
     """What a norm behind a branch makes of counted positions."""
 
     inverse: Float[Tensor, "sequence counted"]
+    """`1 / r`, or one where there is no norm."""
+    sum_of_inverses: float
+    """Over chosen sequences."""
     outer: Float[Tensor, "d_model d_model"] | None
 
     @classmethod
-    def of(cls, branch: Branch, counted: slice) -> "_Target":
+    def of(cls, branch: Branch, counted: slice, chosen: Tensor) -> "_Target":
         gave = branch.last.gave.detach().reshape(branch.stream.shape)[:, counted].float()
         if branch.post is None:
-            return cls(torch.ones(gave.shape[:2], device=gave.device), None)
+            return cls(torch.ones(gave.shape[:2], device=gave.device), 0.0, None)
         standard, inverse = _standardised(gave, branch.post)
-        return cls(inverse, _outer(standard * inverse[..., None], standard))
+        outer = _outer((standard * inverse[..., None])[chosen], standard[chosen])
+        return cls(inverse, float(inverse[chosen].double().sum()), outer)
 
 
 @dataclass
@@ -285,6 +290,11 @@ class BlockSums:
 
     attention: BranchSums = field(default_factory=BranchSums)
     mlp: BranchSums = field(default_factory=BranchSums)
+
+    @property
+    def n(self) -> int:
+        """Source positions."""
+        return self.attention.n
 
     def add(self, other: "BlockSums") -> None:
         """Take in the sums of other sequences."""

@@ -1,0 +1,68 @@
+"""What exact rows of Jacobians say: how much prompts differ, and how far a chain of block means is off."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Rows averaged over prompts, and how much prompts differ from that mean; by layer, in float64."""
+
+    n: int
+    """Prompts."""
+    means: Float[Tensor, "layer row d_model"]
+    squares: Float[Tensor, " layer"]
+    """Sum over prompts of the squared norm of all rows."""
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "layer row prompt d_model"]) -> "Spread":
+        """Of rows prompt by prompt."""
+        exact = rows.double()
+        return cls(rows.shape[2], exact.mean(2), exact.square().sum((1, 2, 3)))
+
+    @classmethod
+    def none(cls, n_layers: int, d_model: int) -> "Spread":
+        """Of all rows of no prompt."""
+        means = torch.zeros(n_layers, d_model, d_model, dtype=torch.float64)
+        return cls(0, means, torch.zeros(n_layers, dtype=torch.float64))
+
+    def joined(self, other: "Spread") -> "Spread":
+        """Of the prompts of both."""
+        n = self.n + other.n
+        return Spread(n, (self.n * self.means + other.n * other.means) / n, self.squares + other.squares)
+
+    def relative(self, layer: int) -> float | None:
+        """Standard deviation between prompts over the norm of their mean, both without the bias of few prompts.
+
+        None of a single prompt, and where the mean is no larger than chance makes it.
+        """
+        if self.n < 2:
+            return None
+        of_mean = float(self.means[layer].square().sum())
+        variance = (float(self.squares[layer]) - self.n * of_mean) / (self.n - 1)
+        signal = of_mean - variance / self.n
+        return math.sqrt(max(0.0, variance) / signal) if signal > 0 else None
+
+
+@dataclass(frozen=True)
+class ExactRows:
+    """Exact rows, averaged over a few prompts, and a chain's rows of the same prompts, so that only its bias remains."""
+
+    means: Float[Tensor, "layer row d_model"]
+    chain: Float[Tensor, "layer row d_model"]
+
+    @classmethod
+    def of(
+        cls, rows: Float[Tensor, "layer row prompt d_model"], chain: Float[Tensor, "layer row d_model"]
+    ) -> "ExactRows":
+        """From rows prompt by prompt."""
+        return cls(rows.double().mean(2), chain)
+
+    def bias(self, layer: int) -> float | None:
+        """Distance of the chain's rows from the exact ones over the norm of those; None where that is zero."""
+        norm = float(self.means[layer].norm())
+        return float((self.chain[layer] - self.means[layer]).norm()) / norm if norm > 0 else None

@@ -1,4 +1,4 @@
-"""The commands about fitted lenses: fit a tuned, ridge or prism lens, show what there is, import what others fitted."""
+"""The commands about fitted lenses: fit one of the four kinds, show what there is, import what others fitted."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from layerscope.cli.console import (
 )
 from layerscope.cli.options import Model, command, option
 from layerscope.errors import CorpusError, LensError
-from layerscope.fitting.options import FitOptions, PrismSettings, RidgeSettings, TunedSettings
+from layerscope.fitting.options import FitOptions, JacobianSettings, PrismSettings, RidgeSettings, TunedSettings
 from layerscope.model.options import OpenOptions
 
 if TYPE_CHECKING:  # types alone: help and mistakes need not wait for the tensor library
@@ -33,6 +33,8 @@ LENSES = Path("lenses")
 """Where fitted lenses go, and are looked for, unless another place is named."""
 SEQ_LEN = 512
 """Positions of a sequence, for models that read as many."""
+SEQ_LEN_JACOBIAN = 128
+"""The same of a Jacobian lens, whose matrices belong to prompts of one length: that of published ones."""
 FEWEST_POSITIONS = 3
 """Of a sequence: one that is left out, one to fit to, and the token that follows it."""
 LONGEST_NAME = 200
@@ -143,6 +145,33 @@ def prism(
     _print_fitted(fitted)
 
 
+@fit_app.command(
+    epilog="Examples (my.txt holds text of yours, blank lines between documents):\n\n"
+    "layerscope fit jacobian --text my.txt --seq-len 32 --first-position 8 --probe-rows 8\n\n"
+    "layerscope fit jacobian --text my.txt --seq-len 32 --prompts 8 --probe-rows 0 --name quick\n\n"
+    "layerscope fit jacobian --text my.txt --seq-len 24 --prompts 4 --method exact --out exact"
+)
+@command(last="seed trust_remote_code")
+def jacobian(
+    *,
+    model: Model = None,
+    text: FitOptions,
+    settings: JacobianSettings,
+    out: Out = LENSES,
+    name: Name = None,
+    opening: OpenOptions,
+) -> None:
+    """Fit a Jacobian lens: for each layer what its residual does, on average, to the model's output from there on."""
+    _refuse_below_one(prompts=settings.prompts)
+    request = _FitRequest("jacobian", model, text, settings.seed, out, name, opening)
+    with _fit_session(request) as observer:
+        from layerscope.fitting.jacobian import fit_jacobian, refuse_settings
+
+        model_text_folder = request.prepare(observer, lambda m: refuse_settings(settings, m.d_model))
+        fitted = fit_jacobian(*model_text_folder, settings, observer=observer)
+    _print_fitted(fitted)
+
+
 @lens_app.command(
     epilog="Examples (after `layerscope fit tuned`):\n\nlayerscope lens show\n\n"
     "layerscope lens show lenses/reference-tuned\n\n"
@@ -219,13 +248,18 @@ def import_(
 class _FitRequest:
     """What every fit is given, whatever its kind."""
 
-    kind: Literal["tuned", "prism", "ridge"]
+    kind: Literal["tuned", "prism", "ridge", "jacobian"]
     model: str | None
     text: FitOptions
     seed: int
     out: Path
     name: str | None
     opening: OpenOptions
+
+    @property
+    def seq_len(self) -> int:
+        """Positions of a sequence where none were asked for."""
+        return SEQ_LEN_JACOBIAN if self.kind == "jacobian" else SEQ_LEN
 
     def refuse_early(self) -> None:
         """Refuse what can be refused without the model.
@@ -266,7 +300,7 @@ class _FitRequest:
             self.text.text,
             opened.tokens,
             n_tokens=n_tokens,
-            seq_len=_sequence(self.text.seq_len, opened.n_context),
+            seq_len=_sequence(self.text.seq_len, opened.n_context, self.seq_len),
             n_embeddings=opened.n_embeddings,
             field=self.text.field,
             progress=observer.tokens,
@@ -296,10 +330,10 @@ def _refuse_k(k: int | None, d_model: int) -> None:
         raise LensError(f"k should be between 1 and d_model = {d_model}, but it is {k}.")
 
 
-def _sequence(seq_len: int | None, n_context: int | None) -> int:
+def _sequence(seq_len: int | None, n_context: int | None, default: int) -> int:
     """Positions of a sequence; a model is not read beyond what it was made for."""
     if seq_len is None:
-        return min(SEQ_LEN, n_context or SEQ_LEN)
+        return min(default, n_context or default)
     if seq_len < FEWEST_POSITIONS:
         raise CorpusError(f"--seq-len is {seq_len}, but a sequence has at least {FEWEST_POSITIONS} positions.")
     if n_context is not None and seq_len > n_context:

@@ -1,10 +1,10 @@
 """The mean Jacobian of one block, from sums over positions that are gathered while text streams forward.
 
-A branch is `last(inner(first(norm(x))))`. Its Jacobian at one position is `W_last G W_first D` with `D` that of the norm,
-`(gain / r) (I - x̂ x̂ᵀ / d)`, and `G` what the inner part does: a diagonal for an MLP, three maps for attention, by its
-values, queries and keys. `G / r` averages to small matrices, and what lies along `x̂` to one matrix of inner width by
-d_model, so that the mean needs no cotangent of model width. With attention, effects on all later counted positions are
-added up, as a Jacobian lens has it. Sums of two corpora added give those of both.
+A branch is `last(inner(first(norm(x))))`. Its Jacobian at one position is `W_last G W_first D`, with `D` that of the
+norm, `(gain / r) (I - u u' / d)` where `u` is the standardised stream, and `G` what the inner part does: a diagonal for
+an MLP, three maps for attention, by its values, queries and keys. `G / r` averages to small matrices, and what lies along
+`u` to one matrix of inner width by d_model, so that the mean needs no cotangent of model width. With attention, effects
+on all later counted positions are added up, as a Jacobian lens has it. Sums of two corpora added give those of both.
 
 A norm behind a branch is a junction of its own: its mean derivative is taken apart from that of the branch before it,
 whose targets are weighted by one over the size of what the norm reads.
@@ -32,9 +32,9 @@ class BranchSums:
     """For every part of the inner map the sum of `G / r`: of an MLP a diagonal for each first projection; of attention
     a number a head for values, then `[head, d_head, d_own]` for queries and for keys."""
     along: Float[Tensor, "d_inner d_model"] | None = None
-    """Sum of `(G W_first n) x̂ᵀ / r`, n the normed stream without its bias; None where there is no norm."""
+    """Sum of `(G W_first n) u' / r`, n the normed stream without its bias; None where there is no norm."""
     post: Float[Tensor, "d_model d_model"] | None = None
-    """Sum of `ŷ ŷᵀ / r` of what a norm behind the branch reads, over targets;"""
+    """Sum of `u u' / r` of what a norm behind the branch reads, over targets;"""
     post_inverse: float = 0.0
     """and of `1 / r`."""
 
@@ -123,7 +123,7 @@ class BlockGatherer:
             for projection, slope in zip(branch.first, slopes, strict=True):
                 without_bias = projection.gave.detach() - _of_bias(projection, branch.norm)
                 step = _counted(slope * without_bias, branch, counted)
-                moved += step.unflatten(-1, (-1, width)).sum(-2)
+                moved += step.view(*step.shape[:-1], -1, width).sum(-2)
             sums.along = _outer(moved * weights, norm.standard)
         sums.post, sums.post_inverse = target.outer, target.sum_of_inverses
         return sums
@@ -227,7 +227,7 @@ class _Paths:
     branch: Branch
 
     def tangents(self, norm: Norm | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Of values, queries and keys, where the projections grow in proportion to what they made of the normed stream."""
+        """Of values, queries and keys, where projections grow in proportion to what they made of the normed stream."""
 
         def grown(name: str) -> Tensor:
             projection = self.branch.first[self.first[name]]
@@ -250,7 +250,7 @@ class _Standard:
     """What a norm in front makes of counted positions."""
 
     standard: Float[Tensor, "sequence counted d_model"] | None
-    """`x̂`; None where there is no norm."""
+    """`u`; None where there is no norm."""
     inverse: Float[Tensor, "sequence counted"]
     """`1 / r`, or one where there is no norm; zero for sequences that are not chosen, so that they give no source."""
 
@@ -302,7 +302,7 @@ class BlockSums:
             getattr(self, part.name).add(getattr(other, part.name))
 
     def matrix(self, shape: BlockShape) -> Float[Tensor, "d_model d_model"]:
-        """The block's mean Jacobian, acting on columns: `(I + M)(I + A)`, or `I + A + M` of parallel branches; float64."""
+        """The block's mean Jacobian, on columns, in float64: `(I + M)(I + A)`, or `I + A + M` of parallel branches."""
         attention = _attention_matrix(self.attention, shape.attention)
         mlp = _mlp_matrix(self.mlp, shape.mlp)
         whole = attention + mlp if shape.parallel else attention + mlp + mlp @ attention
@@ -324,7 +324,7 @@ def _mlp_matrix(sums: BranchSums, shape: BranchShape) -> Float[Tensor, "d_model 
     width = shape.last.shape[1]
     inner = torch.zeros(width, shape.first[0].shape[1], dtype=torch.float64, device=shape.last.device)
     for diagonal, matrix in zip(sums.inner, shape.first, strict=True):
-        inner += ((diagonal / sums.n)[:, None] * matrix.double()).unflatten(0, (-1, width)).sum(0)
+        inner += ((diagonal / sums.n)[:, None] * matrix.double()).view(-1, *inner.shape).sum(0)
     return _outside(inner, sums, shape)
 
 

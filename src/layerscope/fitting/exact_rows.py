@@ -50,7 +50,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ExactRows:
-    """Exact rows, averaged over a few prompts, and a chain's rows of the same prompts, so that only its bias remains."""
+    """Exact rows, averaged over a few prompts, and a chain's of the same prompts, so that only its bias remains."""
 
     means: Float[Tensor, "layer row d_model"]
     chain: Float[Tensor, "layer row d_model"]

@@ -1,7 +1,7 @@
-"""What stands between a projection and the heads it feeds: a norm for each head, rotary angles, a scale; token by token.
+"""What stands between a projection and the heads that it feeds: norms, rotary angles, a scale; token by token.
 
-Followed by gradients whatever it is. Where it is rotary angles, alone or behind a norm, sums over tokens are products of
-matrices, which is much faster, and are taken only where they agree with the gradients.
+Followed by gradients whatever it is. Where it is rotary angles, alone or behind a norm of each head, sums over tokens
+are products of matrices, which is much faster, and are taken only where they agree with the gradients.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,8 @@ class HeadPath:
 
     coords: Int[Tensor, "head d_own"]
     """For every head those features of the projection that it depends on."""
+    is_apart: bool
+    """Whether no two heads share any."""
 
     def __init__(
         self,
@@ -42,7 +44,8 @@ class HeadPath:
             like: the same path for other sequences of this length, which spares finding out most of it.
         """
         self.gave, self.rows = gave, rows
-        self.coords, self.is_apart = self._coordinates() if like is None else (like.coords, like.is_apart)
+        coords, is_apart = self._coordinates() if like is None else (like.coords, like.is_apart)
+        self.coords, self.is_apart = coords, is_apart
         self._rotary: _Rotary | None = None
         self._norm: _HeadNorm | None = None
         if self.is_apart and (like is None or like._rotary is not None):
@@ -65,7 +68,9 @@ class HeadPath:
             parts.append(self._back(alone))
         return torch.stack(parts, -3)
 
-    def push(self, tangents: Float[Tensor, "sequence position d_out"]) -> Float[Tensor, "sequence head position d_head"]:
+    def push(
+        self, tangents: Float[Tensor, "sequence position d_out"]
+    ) -> Float[Tensor, "sequence head position d_head"]:
         """How the heads' rows change with the projection, to first order."""
         with torch.enable_grad():
             dummy = torch.zeros_like(self.rows, requires_grad=True)
@@ -139,7 +144,7 @@ def selection(gave: Tensor, rows: Float[Tensor, "sequence head position d_head"]
     Raises:
         ModelError: something is done to them on the way.
     """
-    _, n_heads, n_positions, d_head = rows.shape
+    _, n_heads, _, d_head = rows.shape
     numbers = torch.arange(1, n_heads * d_head + 1, device=rows.device, dtype=rows.dtype).view(n_heads, 1, d_head)
     by_feature = _gradient(rows, gave, numbers.expand(rows.shape).contiguous())[0]
     found = by_feature[0].round().long()
@@ -156,7 +161,7 @@ def selection(gave: Tensor, rows: Float[Tensor, "sequence head position d_head"]
 
 @dataclass(frozen=True)
 class _Rotary:
-    """Every feature of what a head's rows are made of goes into two features of the row at most, by token-wise factors."""
+    """Every feature that a head's rows are made of goes into two features of a row at most, by factors of the token."""
 
     first: Int[Tensor, " d_own"]
     second: Int[Tensor, " d_own"]

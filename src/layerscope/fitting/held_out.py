@@ -1,4 +1,4 @@
-"""What lenses are worth at held-out positions: their divergence from the model, and how often the same token is on top."""
+"""What lenses are worth at held-out positions: divergence from the model, and how often the same token is on top."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -40,9 +40,13 @@ MOST_HELD_OUT = 512
 """Positions at which every layer is measured."""
 HELD_OUT_FROM = 1
 """The first position of a sequence attracts attention whatever stands there; nothing is measured at it."""
+ROWS_BYTES = 1 << 30
+"""What exact rows on their way back may take, even where there is room for more."""
+ROW_COPIES = 12
+"""Of a row's cotangents while they pass a block, roughly: its own, and those of wider features on the way."""
 POSITIONS_RULE = (
-    "mean over prompts, and over counted source positions, of the effects on the last block's output summed over counted "
-    "target positions"
+    "mean over prompts, and over counted source positions, of the effects on the last block's output, summed over "
+    "counted target positions"
 )
 
 
@@ -85,7 +89,8 @@ class _JacobianFitter(Fit[JacobianSettings]):
     def __init__(
         self, model: CausalLM, corpus: Corpus, out: Path, settings: JacobianSettings, observer: FitObserver
     ) -> None:
-        _check(settings, corpus, model.d_model)
+        refuse_settings(settings, model.d_model)
+        _refuse_short(settings, corpus.fit.shape[1])
         super().__init__(model, corpus, out, settings, observer)
         self.counted = slice(settings.first_position, corpus.fit.shape[1] - 1)
         generator = torch.Generator().manual_seed(settings.seed)
@@ -173,7 +178,7 @@ class _JacobianFitter(Fit[JacobianSettings]):
     def _rows(
         self, prompts: Tensor, rows: Tensor, begun: float, ended: float
     ) -> Float[Tensor, "layer row sequence d_model"]:
-        """Rows of every layer's Jacobian, prompt by prompt; progress goes from one share of the second half to another."""
+        """Rows of every layer's Jacobian by prompt; progress goes from one share of the second half to another."""
         n = self.model.n_layers
 
         def told(done: int, total: int) -> None:
@@ -273,14 +278,9 @@ class _JacobianFitter(Fit[JacobianSettings]):
         if needed > self.host_memory():
             raise PlacementError(
                 f"Fitting a Jacobian lens needs {format_bytes(needed)} (the text {format_bytes(stream)}, matrices "
-                f"{format_bytes(matrices)}), but {format_bytes(self.host_memory())} can be had; give fewer --prompts, or "
-                "raise --memory."
+                f"{format_bytes(matrices)}), but {format_bytes(self.host_memory())} can be had; give fewer --prompts, "
+                "or raise --memory."
             )
-
-
-ROWS_BYTES = 1 << 30
-ROW_COPIES = 12
-"""Of a row's cotangents while they pass a block, roughly: its own, and those of wider features on the way."""
 
 
 class _SumsOfBlock:
@@ -298,7 +298,11 @@ class _SumsOfBlock:
 
     def visit(self, block: BlockInHand) -> None:
         """Gather what a batch says of a block."""
-        first, n_probes, n_prompts = block.batch * self._stream.per_batch, self._fitter.n_probes, len(self._fitter.prompts)
+        first, n_probes, n_prompts = (
+            block.batch * self._stream.per_batch,
+            self._fitter.n_probes,
+            len(self._fitter.prompts),
+        )
         place = torch.arange(first, first + self._stream.per_batch)
         kinds: list[tuple[Bool[Tensor, " sequence"], BlockSums]] = [
             (place < n_probes, self._probes),
@@ -356,23 +360,23 @@ def _sequences(n_positions: int, seq_len: int) -> int:
     return max(1, -(-4 * n_positions // seq_len))
 
 
-def _check(settings: JacobianSettings, corpus: Corpus, d_model: int) -> None:
-    """Refuse numbers that cannot be.
+def refuse_settings(settings: JacobianSettings, d_model: int) -> None:
+    """Refuse numbers that cannot be, whatever the text.
 
     Raises:
-        LensError: they are below what makes sense, or leave no position to count.
+        LensError: no such method, a number below what makes sense, or more rows than there are.
     """
     if settings.method not in get_args(JacobianMethod):
-        raise LensError(
-            f"There is no method '{settings.method}'; choose from {', '.join(get_args(JacobianMethod))}."
-        )
+        raise LensError(f"There is no method '{settings.method}'; choose from {', '.join(get_args(JacobianMethod))}.")
     for name, least in (("prompts", 1), ("first_position", 0), ("probe_rows", 0), ("probe_prompts", 2)):
         value = getattr(settings, name)
         if value < least:
             raise LensError(f"{name} should be at least {least}, but it is {value}.")
     if settings.probe_rows > d_model:
-        raise LensError(f"There are {d_model} rows, but {settings.probe_rows} were asked for.")
-    seq_len = corpus.fit.shape[1]
+        raise LensError(f"There are {d_model} rows, but {settings.probe_rows} were asked for; give fewer --probe-rows.")
+
+
+def _refuse_short(settings: JacobianSettings, seq_len: int) -> None:
     if settings.first_position > seq_len - 2:
         raise LensError(
             f"Sequences of {seq_len} positions have none to count from position {settings.first_position} on, the last "

@@ -15,9 +15,9 @@ class JacobianLens:
     """`J_l h`, then the final norm with that row's own statistics; the last layer is the model itself.
 
     `J_l` is the mean over positions and prompts of the change of the last block's output, summed over this and all
-    later counted positions, with the residual at layer l. The size of `J_l h` therefore says nothing, and the norm takes
-    it away. A lens for what a state disposes the model to say somewhere later, not a calibrated read-out of the next
-    token. Source: Gurnee et al., "Verbalizable Representations Form a Global Workspace in Language Models", 2026.
+    later counted positions, with the residual at layer l. The size of `J_l h` therefore says nothing, and the norm
+    takes it away. A lens for what a state disposes the model to say somewhere later, not a calibrated read-out of the
+    next token. Source: Gurnee et al., "Verbalizable Representations Form a Global Workspace in Language Models", 2026.
     """
 
     final_norm: Norm | None

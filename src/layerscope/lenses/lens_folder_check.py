@@ -124,7 +124,9 @@ def _check_jacobian(fit: JacobianFit, model: FittedModel, where: str) -> None:
 
 def _jacobian_shapes(fit: JacobianFit, model: FittedModel) -> dict[str, tuple[int, ...]]:
     d_model = model.d_model
-    named: dict[str, tuple[int, ...]] = {f"layers.{layer.layer:03d}.jacobian": (d_model, d_model) for layer in fit.layers}
+    named: dict[str, tuple[int, ...]] = {
+        f"layers.{layer.layer:03d}.jacobian": (d_model, d_model) for layer in fit.layers
+    }
     if fit.probe is not None:
         named[PROBE_ROWS] = (model.n_layers, len(fit.probe.rows), d_model)
         named[PROBE_IDS] = (fit.probe.n_prompts, fit.seq_len or 0)

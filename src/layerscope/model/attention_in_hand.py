@@ -29,8 +29,8 @@ class AttentionInHand:
     weights: Float[Tensor, "sequence head position position"]
     """`A[t, s]`: of target t on source s; rows add up to one."""
     slope: Float[Tensor, "sequence head position position"]
-    """By how much the score of t on s, before softmax and mask, grows with `q_t . k_s`: the scaling, less where a softcap
-    bends it."""
+    """By how much the score of t on s, before softmax and mask, grows with `q_t . k_s`: the scaling, less where a
+    softcap bends it."""
 
 
 class AttentionRecorder:

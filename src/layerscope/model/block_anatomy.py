@@ -1,7 +1,7 @@
-"""A block taken apart while it runs: an attention and an MLP branch, each with its norms, first and last projections.
+"""A block taken apart while it runs: attention and MLP, each with its norms and its first and last projections.
 
-Found by what happens, not by names: which projection reads what, which of them feed attention, and whether the parts put
-together again give what the block gave.
+Found by what happens, not by names: which projection reads what, which of them feed attention, and whether the parts
+put together again give what the block gave.
 """
 
 from collections.abc import Sequence
@@ -229,9 +229,7 @@ def _posted(gave: Tensor, post: Norm | None) -> Tensor:
     return gave.detach() if post is None else post(gave.detach())
 
 
-def gradients(
-    of: Tensor, by: Sequence[Tensor], cotangent: Tensor | None = None
-) -> tuple[Tensor | None, ...]:
+def gradients(of: Tensor, by: Sequence[Tensor], cotangent: Tensor | None = None) -> tuple[Tensor | None, ...]:
     """Of the sum of a tensor's numbers, or of their product with a cotangent; None by what it does not depend on."""
     if not of.requires_grad:
         return (None,) * len(by)

@@ -40,8 +40,8 @@ from layerscope.unembedding import Norm, Unembedding
 log = logging.getLogger(__name__)
 
 WRITTEN_OUT = 1e-3, 5e-2
-"""How far, relative to its norm, the last residual may lie off where attention is written out: rounding over many blocks
-in float32, and in a coarser dtype."""
+"""How far, relative to its norm, the last residual may lie off where attention is written out: rounding over many
+blocks in float32, and in a coarser dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from layerscope.errors import LensError
 from layerscope.lens_record import FITTED_NAMES, ImportedLens, JacobianFit, Kind, PrismFit, RidgeFit, TunedFit
 from layerscope.lenses import Lens, bind_lenses
 from layerscope.lenses.binding import check_names
-from layerscope.lenses.lens_folder import FittedLens, find_lens_of, look_for, read_fitted_lens
 from layerscope.lenses.jacobian_lens import JacobianLens
+from layerscope.lenses.lens_folder import FittedLens, find_lens_of, look_for, read_fitted_lens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import CausalLM
@@ -55,7 +55,9 @@ class Chosen:
         """The lenses, bound to the model's norms, on its device."""
         bound = bind_lenses(self.names, final_norm=model.final_norm, next_norms=model.next_norms, fitted=self.fitted)
         device = model.placement.device
-        return tuple(lens.to(device) if isinstance(lens, TunedLens | PrismLens | JacobianLens) else lens for lens in bound)
+        return tuple(
+            lens.to(device) if isinstance(lens, TunedLens | PrismLens | JacobianLens) else lens for lens in bound
+        )
 
     @property
     def without_fit(self) -> bool:

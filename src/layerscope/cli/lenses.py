@@ -167,8 +167,8 @@ def jacobian(
     with _fit_session(request) as observer:
         from layerscope.fitting.jacobian import fit_jacobian, refuse_settings
 
-        model_text_folder = request.prepare(observer, lambda m: refuse_settings(settings, m.d_model))
-        fitted = fit_jacobian(*model_text_folder, settings, observer=observer)
+        refuse_settings(settings)
+        fitted = fit_jacobian(*request.prepare(observer, lambda _: None), settings, observer=observer)
     _print_fitted(fitted)
 
 

@@ -2,9 +2,10 @@
 
 A branch is `last(inner(first(norm(x))))`. Its Jacobian at one position is `W_last G W_first D`, with `D` that of the
 norm, `(gain / r) (I - u u' / d)` where `u` is the standardised stream, and `G` what the inner part does: a diagonal for
-an MLP, three maps for attention, by its values, queries and keys. `G / r` averages to small matrices, and what lies along
-`u` to one matrix of inner width by d_model, so that the mean needs no cotangent of model width. With attention, effects
-on all later counted positions are added up, as a Jacobian lens has it. Sums of two corpora added give those of both.
+an MLP, three maps for attention, by its values, queries and keys. `G / r` averages to small matrices, and what lies
+along `u` to one matrix of inner width by d_model, so that the mean needs no cotangent of model width. With attention,
+effects on all later counted positions are added up, as a Jacobian lens has it. Sums of two corpora added give those of
+both.
 
 A norm behind a branch is a junction of its own: its mean derivative is taken apart from that of the branch before it,
 whose targets are weighted by one over the size of what the norm reads.
@@ -61,7 +62,7 @@ class BranchShape:
     """One branch's maps."""
 
     norm: Norm | None
-    first: tuple[Float[Tensor, "d_out d_model"], ...]
+    first: tuple[Float[Tensor, "_ d_model"], ...]
     last: Float[Tensor, "d_model d_inner"]
     post: Norm | None
     scale: float

@@ -89,7 +89,7 @@ class _JacobianFitter(Fit[JacobianSettings]):
     def __init__(
         self, model: CausalLM, corpus: Corpus, out: Path, settings: JacobianSettings, observer: FitObserver
     ) -> None:
-        refuse_settings(settings, model.d_model)
+        refuse_settings(settings)
         _refuse_short(settings, corpus.fit.shape[1])
         super().__init__(model, corpus, out, settings, observer)
         self.counted = slice(settings.first_position, corpus.fit.shape[1] - 1)
@@ -360,11 +360,11 @@ def _sequences(n_positions: int, seq_len: int) -> int:
     return max(1, -(-4 * n_positions // seq_len))
 
 
-def refuse_settings(settings: JacobianSettings, d_model: int) -> None:
+def refuse_settings(settings: JacobianSettings) -> None:
     """Refuse numbers that cannot be, whatever the text.
 
     Raises:
-        LensError: no such method, a number below what makes sense, or more rows than there are.
+        LensError: no such method, or a number below what makes sense.
     """
     if settings.method not in get_args(JacobianMethod):
         raise LensError(f"There is no method '{settings.method}'; choose from {', '.join(get_args(JacobianMethod))}.")
@@ -372,8 +372,6 @@ def refuse_settings(settings: JacobianSettings, d_model: int) -> None:
         value = getattr(settings, name)
         if value < least:
             raise LensError(f"{name} should be at least {least}, but it is {value}.")
-    if settings.probe_rows > d_model:
-        raise LensError(f"There are {d_model} rows, but {settings.probe_rows} were asked for; give fewer --probe-rows.")
 
 
 def _refuse_short(settings: JacobianSettings, seq_len: int) -> None:

@@ -71,7 +71,8 @@ class JacobianSettings:
     first_position: int = 16
     """First position of a prompt that is counted; the last one is not."""
     probe_rows: int = 64
-    """Output features whose rows are computed exactly too, by which the chain's bias is measured; 0 for none."""
+    """Output features, of d_model at most, whose rows are computed exactly too, by which the chain's bias is measured;
+    0 for none."""
     probe_prompts: int = 4
     """Prompts on which they are computed."""
     seed: int = 316

@@ -31,10 +31,10 @@ class Projection:
     """A linear map inside a block, and what it gave, from which on gradients are followed."""
 
     module: nn.Module
-    read: Float[Tensor, "sequence position d_in"]
-    gave: Float[Tensor, "sequence position d_out"]
+    read: Float[Tensor, "*rows d_in"]
+    gave: Float[Tensor, "*rows d_out"]
     """Requires a gradient, and depends on nothing;"""
-    handed: Float[Tensor, "sequence position d_out"]
+    handed: Float[Tensor, "*rows d_out"]
     """the same as what reads it was handed it, which may change it in place."""
 
     @property
@@ -189,11 +189,11 @@ class Anatomist:
         )
         parallel = not depends(of_mlp[0].read, of_attention[-1].gave)
         if parallel:
-            scales = _fit([output - stream], posted)
+            scales = _fit(output - stream, posted)
             reads_m, norm_m = stream, norm_a if norm_m is None else norm_m
         else:
             reads_m = self._between(seen, of_mlp[0].read, norm_m).reshape(stream.shape)
-            scales = (*_fit([reads_m - stream], posted[:1]), *_fit([output - reads_m], posted[1:]))
+            scales = (*_fit(reads_m - stream, posted[:1]), *_fit(output - reads_m, posted[1:]))
         attention = Branch(
             "attention", stream, norm_a, tuple(of_attention[:-1]), of_attention[-1], written[0], scales[0]
         )
@@ -242,11 +242,16 @@ def depends(tensor: Tensor, on: Tensor) -> bool:
     return tensor is on or gradients(tensor, [on])[0] is not None
 
 
-def _fit(wanted: list[Tensor], parts: tuple[Tensor, ...]) -> tuple[float, ...]:
-    """Factors by which parts add up to something, by least squares; whether they do is judged where all is known."""
+def _fit(wanted: Tensor, parts: tuple[Tensor, ...]) -> tuple[float, ...]:
+    """Factors by which parts add up to something, by least squares; whether they do is judged where all is known.
+
+    A part that is zero throughout has a factor of one.
+    """
     columns = torch.stack([part.detach().double().flatten() for part in parts], 1)
-    right = wanted[0].detach().double().flatten()
-    scales = torch.linalg.solve(columns.T @ columns, columns.T @ right)
+    there = columns.abs().amax(0) > 0
+    scales = torch.ones(len(parts), dtype=torch.float64, device=columns.device)
+    some, right = columns[:, there], wanted.detach().double().flatten()
+    scales[there] = torch.linalg.solve(some.T @ some, some.T @ right)
     return tuple(1.0 if abs(scale - 1) < AGREES else scale for scale in scales.tolist())
 
 

@@ -533,7 +533,8 @@ class CausalLM:
         blocks: list[BlockInHand] = []
         inputs: list[Tensor] = []
         device = self.placement.device
-        residuals, own = (torch.empty(1, *token_ids.shape, self.d_model, device=device) for _ in range(2))
+        with torch.inference_mode(False):
+            residuals, own = (torch.empty(1, *token_ids.shape, self.d_model, device=device) for _ in range(2))
         self.forward_blockwise(token_ids[None], own, lambda layer: None)
 
         def visit(block: BlockInHand) -> None:

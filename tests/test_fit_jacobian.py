@@ -158,7 +158,7 @@ def test_a_killed_chain_goes_on_and_ends_with_the_same_lens(
 # What it says of itself
 
 
-def test_its_held_out_figures_are_those_of_transformers_own_logits(fitted: FittedLens, corpus: Corpus, model: CausalLM):
+def test_its_held_out_figures_are_those_of_transformers_own_logits(fitted: FittedLens, corpus: Corpus):
     own = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
     with torch.inference_mode():
         said = own(corpus.held_out, output_hidden_states=True)
@@ -255,10 +255,7 @@ def test_a_probe_reads_through_it_and_takes_its_headline_elsewhere(probed: Run, 
 
 def test_no_verdict_of_a_run_comes_from_it(probed: Run):
     without = probe(suite="berlin", positions="last", lenses="logit,next_norm,raw")
-    found, wanted = probed.milestones, without.milestones
-    headline = {key: curve for key, curve in found.by_curve.items() if key[1] == "logit"}
-    assert headline == {key: curve for key, curve in wanted.by_curve.items() if key[1] == "logit"}
-    assert replace(found, by_curve={}) == replace(wanted, by_curve={})
+    assert replace(probed.milestones, by_curve={}) == replace(without.milestones, by_curve={})
     assert probed.guidance.preferred_lens == without.guidance.preferred_lens != "jacobian"
 
 

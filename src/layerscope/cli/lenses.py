@@ -219,6 +219,12 @@ def import_(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Open .pt files, of which only tensors and plain values are taken.")
     ] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Take a Jacobian lens that is still being fitted as far as it has come.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option(help="Hold a Jacobian lens against exact rows of the model: 16 of them on four prompts.")
+    ] = True,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -234,8 +240,18 @@ def import_(
 
     opened = _open(model, OpenOptions(device="cpu", revision=revision, trust_remote_code=trust_remote_code))
     record, tensors = import_lens(
-        path, model=model_signature(opened), allow_pickle=allow_pickle, unembedding=opened.unembedding.weight
+        path,
+        model=model_signature(opened),
+        allow_pickle=allow_pickle,
+        unembedding=opened.unembedding.weight,
+        unfinished=unfinished,
     )
+    if record.kind == "jacobian":
+        from layerscope.fitting.imported_check import check_jacobian
+
+        note = "It was not held against exact rows: nothing shows that it belongs to these weights."
+        note = check_jacobian(opened, record, tensors, str(path)).in_words if check else note
+        record = record.model_copy(update={"notes": (*record.notes, note)})
     kind = record.kind if record.imported is None else record.imported.format
     folder = _free(parent / (folder_name or f"{_last_part(opened.id)}-{kind}"))
     _print_fitted(write_fitted_lens(folder, record, tensors))

@@ -122,7 +122,7 @@ def test_the_bias_is_the_chains_distance_from_exact_rows_that_the_lens_keeps(fit
 
 
 def test_the_spread_is_that_of_prompts_without_the_bias_of_few():
-    """Rows 3 +- 1 in one place: mean 3, variance 2 of two prompts; of the mean's square 9, 2 / 2 is the spread's own."""
+    """Rows 3 +- 1 in one place: mean 3, variance 2 of two prompts; of the mean's square 9, 2 / 2 is the spread's."""
     rows = torch.tensor([2.0, 4.0]).view(1, 1, 2, 1)
     assert Spread.of(rows).relative(0) == pytest.approx(math.sqrt(2 / 8))
     assert Spread.of(torch.tensor([-1.0, 1.0]).view(1, 1, 2, 1)).relative(0) is None

@@ -1,4 +1,4 @@
-"""An imported Jacobian lens is held against exact rows: what belongs to the model passes, and nothing that looks alike."""
+"""An imported Jacobian lens is held against exact rows: one of the model passes, and nothing that looks alike."""
 
 from pathlib import Path
 
@@ -72,5 +72,5 @@ def test_layers_that_are_counted_otherwise_are_refused(
 
 def test_a_lens_of_another_model_of_equal_shape_is_refused(model: CausalLM, matrices: Matrices, tmp_path: Path):
     other = _matrices(model.shuffled_twin("blocks", 1))
-    with pytest.raises(LensError, match="it was fitted to other weights, or to another layer's output|better "):
+    with pytest.raises(LensError, match=r"it was fitted to other weights, or to another layer's output|better "):
         _checked(model, other, tmp_path)

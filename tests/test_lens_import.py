@@ -18,11 +18,10 @@ from torch import nn
 
 from layerscope.errors import LensError
 from layerscope.lens_record import FittedModel
-from layerscope.lenses import LogitLens, TunedLens, read_fitted_lens, write_fitted_lens
-from layerscope.lenses.importing import import_lens, unembedding_hash
+from layerscope.lenses import LogitLens, read_fitted_lens, write_fitted_lens
 from layerscope.lenses.binding import bind_lenses
+from layerscope.lenses.importing import import_lens, unembedding_hash
 from layerscope.lenses.lens import Lens
-from layerscope.lenses.lens_folder import tuned_lens
 from layerscope.unembedding import Norm
 
 D, N = 6, 4
@@ -218,9 +217,15 @@ def test_the_embedding_has_no_matrix_in_a_file_and_is_read_as_by_the_logit_lens(
 
 def test_an_unfinished_lens_is_taken_only_where_that_was_asked_for_and_then_as_a_mean(tmp_path: Path):
     sums = {block: 12.0 * matrix.float() for block, matrix in _jacobians().items()}
-    said = {"jacobian_sum": sums, "n_done": 12, "next_idx": 12, "source_layers": list(range(N - 1)), "target_layer": N - 1}
+    said = {
+        "jacobian_sum": sums,
+        "n_done": 12,
+        "next_idx": 12,
+        "source_layers": list(range(N - 1)),
+        "target_layer": N - 1,
+    }
     torch.save(said, tmp_path / "checkpoint.pt")
-    with pytest.raises(LensError, match="still being fitted; import the finished lens, .* with `--unfinished`"):
+    with pytest.raises(LensError, match=r"still being fitted; import the finished lens, .* with `--unfinished`"):
         import_lens(tmp_path / "checkpoint.pt", model=MODEL, allow_pickle=True)
     record, tensors = import_lens(tmp_path / "checkpoint.pt", model=MODEL, allow_pickle=True, unfinished=True)
     assert record.jacobian is not None and (record.jacobian.n_prompts, record.jacobian.target_layer) == (12, N)
@@ -264,7 +269,10 @@ def test_a_lens_file_is_found_in_its_folder(tmp_path: Path):
         ({"J": {"0": torch.zeros(D, D)}}, "a matrix for block 0, but"),
         ({"J": {0: torch.zeros(D, D)}}, "`source_layers` lists other blocks than `J` has"),
         ({"J": _jacobians() | {0: torch.zeros(D, 2)}}, r"`J\[0\]` should be .* \(6, 6\), but it is .* \(6, 2\)"),
-        ({"J": {b: m for b, m in _jacobians().items() if b != 1}, "source_layers": [0, 2]}, "no matrix for block 1, but"),
+        (
+            {"J": {b: m for b, m in _jacobians().items() if b != 1}, "source_layers": [0, 2]},
+            "no matrix for block 1, but",
+        ),
         ({"J": {b: 100.0 * m for b, m in _jacobians().items()}}, r"but that of `J\[2\]` is \d+ \(a sum over prompts"),
         ({"J": _jacobians() | {0: torch.full((D, D), torch.nan)}}, r"`J\[0\]` holds values that are not finite"),
         ({"source_means": {0: torch.zeros(D)}}, "it holds `source_means` too, and what that does to a reading"),

@@ -40,7 +40,7 @@ FEWEST_POSITIONS = 3
 LONGEST_NAME = 200
 """Bytes of a lens' own name, so that the hidden folders beside it still have one that a filesystem takes."""
 INTERRUPTED = "interrupted: the same command goes on after the layers that were kept"
-INTERRUPTED_RIDGE = "interrupted: nothing was kept, and the same command begins anew"
+INTERRUPTED_ANEW = "interrupted: nothing was kept, and the same command begins anew"
 
 fit_app = typer.Typer(
     help="Fit a lens to a model on text of your own.",
@@ -105,7 +105,7 @@ def ridge(
     opening: OpenOptions,
 ) -> None:
     """Fit a ridge lens: for each layer the regression of the final residual on its own, in one pass over the text."""
-    request = _FitRequest("ridge", model, text, settings.seed, out, name, opening)
+    request = _FitRequest("ridge", model, text, settings.seed, out, name, opening, keeps=False)
     with _fit_session(request) as observer:
         from layerscope.fitting.ridge import fit_ridge
 
@@ -163,7 +163,8 @@ def jacobian(
 ) -> None:
     """Fit a Jacobian lens: for each layer what its residual does, on average, to the model's output from there on."""
     _refuse_below_one(prompts=settings.prompts)
-    request = _FitRequest("jacobian", model, text, settings.seed, out, name, opening)
+    keeps = settings.method == "chain"
+    request = _FitRequest("jacobian", model, text, settings.seed, out, name, opening, keeps=keeps)
     with _fit_session(request) as observer:
         from layerscope.fitting.jacobian import fit_jacobian, refuse_settings
 
@@ -220,7 +221,8 @@ def import_(
         bool, typer.Option("--allow-pickle", help="Open .pt files, of which only tensors and plain values are taken.")
     ] = False,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Take a Jacobian lens that is still being fitted as far as it has come.")
+        bool,
+        typer.Option("--unfinished", help="Take a Jacobian lens that is still being fitted as far as it has come."),
     ] = False,
     check: Annotated[
         bool, typer.Option(help="Hold a Jacobian lens against exact rows of the model: 16 of them on four prompts.")
@@ -271,6 +273,8 @@ class _FitRequest:
     out: Path
     name: str | None
     opening: OpenOptions
+    keeps: bool = True
+    """Whether an interrupted fit goes on where it was."""
 
     @property
     def seq_len(self) -> int:
@@ -454,6 +458,6 @@ def _fit_session(request: _FitRequest) -> Iterator[Bars | LogLines]:
         with watching() as observer:
             yield observer
     except KeyboardInterrupt:
-        words = INTERRUPTED_RIDGE if request.kind == "ridge" else INTERRUPTED
+        words = INTERRUPTED if request.keeps else INTERRUPTED_ANEW
         Console(stderr=True, highlight=False, soft_wrap=True).print(words, style="yellow", markup=False)
         raise typer.Exit(130) from None

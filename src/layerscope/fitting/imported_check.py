@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.lenses.lens_folder_check import jacobian_fit
 from layerscope.lens_record import LensRecord
+from layerscope.lenses.lens_folder_check import jacobian_fit
 from layerscope.model.causal_lm import CausalLM
 from layerscope.suite.auxiliary_texts import check_prompts
 
@@ -23,8 +23,8 @@ LONGEST = 128
 """Tokens of a prompt that are read."""
 FIRST_POSITION = 16
 AGREES = 0.5
-"""Least cosine, as a median over the later half of the layers, of a lens that belongs to the model. Prompts that differ by
-as much as their mean leave a mean over four of them at 0.9; independent rows of width d are at one over its root."""
+"""Least cosine, as a median over the later half of the layers, of a lens that belongs to the model. Prompts that differ
+by as much as their mean leave a mean over four of them at 0.9; independent rows of width d are at one over its root."""
 SEED = 316
 
 
@@ -35,7 +35,7 @@ class Agreement:
     as_is: float
     """Over the later half of the layers."""
     by_reading: dict[str, float]
-    """Over all layers, of every way to read the file: `as it is`, `transposed`, and with its layers counted otherwise."""
+    """Over all layers, of every way to read the file: as it is, transposed, and with its layers counted otherwise."""
 
     @property
     def best(self) -> str:
@@ -71,9 +71,7 @@ def check_jacobian(model: CausalLM, record: LensRecord, tensors: dict[str, Tenso
     features = torch.randperm(model.d_model, generator=torch.Generator().manual_seed(SEED))[:ROWS]
     identity = torch.eye(model.d_model, dtype=torch.float64)[features]
     ids = _prompts(model)
-    exact = model.pull_back(
-        ids, identity.float(), slice(FIRST_POSITION, ids.shape[1] - 1), rows_at_once=ROWS
-    ).mean(2)
+    exact = model.pull_back(ids, identity.float(), slice(FIRST_POSITION, ids.shape[1] - 1), rows_at_once=ROWS).mean(2)
 
     def rows(layer: int, *, transposed: bool = False) -> Float[Tensor, "row d_model"]:
         matrix = tensors[f"layers.{layer:03d}.jacobian"]
@@ -98,9 +96,9 @@ def check_jacobian(model: CausalLM, record: LensRecord, tensors: dict[str, Tenso
     )
     if found.as_is < AGREES and found.best == _PLAIN:
         raise LensError(
-            f"{name}: its rows should agree with exact ones of {model.id}, but their cosine is {found.as_is:.2f} in the "
-            "later half of the layers: it was fitted to other weights, or to another layer's output; open the model that "
-            "it was fitted to."
+            f"{name}: its rows should agree with exact ones of {model.id}, but their cosine is {found.as_is:.2f} in "
+            "the later half of the layers: it was fitted to other weights, or to another layer's output; open the "
+            "model that it was fitted to."
         )
     if found.best != _PLAIN:
         raise LensError(

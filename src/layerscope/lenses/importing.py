@@ -155,8 +155,11 @@ def _as_far_as_it_has_come(weights: ForeignWeights) -> ForeignWeights:
         )
     tensors = {block: value / n_done if isinstance(value, Tensor) else value for block, value in sums.items()}
     widths = {value.shape[-1] for value in tensors.values() if isinstance(value, Tensor) and value.ndim}
-    kept = {key: weights.content[key] for key in ("source_layers", "target_layer", "skip_first") if key in weights.content}
-    known: dict[object, object] = {"J": tensors, "n_prompts": n_done, "d_model": max(widths, default=None), **kept}
+    kept = {
+        key: weights.content[key] for key in ("source_layers", "target_layer", "skip_first") if key in weights.content
+    }
+    known: dict[object, object] = {"J": tensors, "n_prompts": n_done, "d_model": max(widths, default=None)}
+    known.update(kept)
     return ForeignWeights(weights.path, known, weights.sha256)
 
 
@@ -212,7 +215,9 @@ def _jacobian(
 
 def _jacobian_layer(layer: int, matrix: Float[Tensor, "d_model d_model"], weights: ForeignWeights) -> JacobianLayer:
     if not bool(torch.isfinite(matrix).all()):
-        raise LensError(f"{weights.path}: `J[{layer - 1}]` holds values that are not finite; take it from its source again.")
+        raise LensError(
+            f"{weights.path}: `J[{layer - 1}]` holds values that are not finite; take it from its source again."
+        )
     norm = float(matrix.double().norm()) / len(matrix) ** 0.5
     unknown = dict.fromkeys(
         ("beta", "sigma", "standard_error", "logit_bits", "jacobian_bits", "logit_top1", "jacobian_top1")
@@ -229,9 +234,9 @@ def _check_scale(last: JacobianLayer, weights: ForeignWeights) -> None:
     least, most = SCALE
     if not least <= last.norm <= most:
         raise LensError(
-            f"{weights.path}: just before the last block a mean Jacobian is near the identity, whose norm over the root "
-            f"of d_model is 1, but that of `J[{last.layer - 1}]` is {last.norm:.3g} (a sum over prompts is as many times "
-            "as large); take the finished lens."
+            f"{weights.path}: just before the last block a mean Jacobian is near the identity, whose norm over the "
+            f"root of d_model is 1, but that of `J[{last.layer - 1}]` is {last.norm:.3g} (a sum over prompts is as "
+            "many times as large); take the finished lens."
         )
 
 

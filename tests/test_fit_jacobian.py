@@ -155,6 +155,33 @@ def test_a_killed_chain_goes_on_and_ends_with_the_same_lens(
     assert not list(tmp_path.glob(".jacobian*"))
 
 
+def test_a_killed_exact_fit_goes_on_behind_the_prompts_that_are_done(tmp_path: Path, text: Path):
+    tiny = CausalLM.open(TINY["phi"].build(tmp_path / "model"), device="cpu")
+    corpus = corpus_for(tiny, text, 12)
+    settings = JacobianSettings(method="exact", prompts=6, first_position=4)
+    whole = fit_jacobian(tiny, corpus, tmp_path / "whole", settings)
+    shares: list[float] = []
+
+    class Killed(SilentFit):
+        def blocks(self, done: int, total: int) -> None:
+            if done == total:  # the last rows have come back, and are not kept yet
+                raise KeyboardInterrupt
+
+    class Told(SilentFit):
+        def blocks(self, done: int, total: int) -> None:
+            shares.append(done / total)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_jacobian(tiny, corpus, tmp_path / "lens", settings, observer=Killed())
+    assert [path.name for path in tmp_path.glob(".lens.fit-*/rows-*")] == ["rows-000004.safetensors"]
+    again = fit_jacobian(tiny, corpus, tmp_path / "lens", settings, observer=Told())
+    behind = [share for share in shares if share > 0.5]
+    assert min(behind) >= 0.5 + 0.5 * 4 / 6
+    assert again.record.weights_sha256 == whole.record.weights_sha256
+    (part,) = [fit_jacobian(tiny, corpus, tmp_path / "part", replace(settings, prompts=2))]
+    assert off(_matrix(part, 0), _matrix(whole, 0)) > TOLERANCE  # other prompts, another mean
+
+
 # What it says of itself
 
 

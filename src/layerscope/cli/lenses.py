@@ -163,8 +163,7 @@ def jacobian(
 ) -> None:
     """Fit a Jacobian lens: for each layer what its residual does, on average, to the model's output from there on."""
     _refuse_below_one(prompts=settings.prompts)
-    keeps = settings.method == "chain"
-    request = _FitRequest("jacobian", model, text, settings.seed, out, name, opening, keeps=keeps)
+    request = _FitRequest("jacobian", model, text, settings.seed, out, name, opening)
     with _fit_session(request) as observer:
         from layerscope.fitting.jacobian import fit_jacobian, refuse_settings
 

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from layerscope.errors import LensError
+from layerscope.fitting.workspace import ROWS, Workspace
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,45 @@ class Spread:
         """Of all rows of no prompt."""
         means = torch.zeros(n_layers, d_model, d_model, dtype=torch.float64)
         return cls(0, means, torch.zeros(n_layers, dtype=torch.float64))
+
+    @classmethod
+    def kept(cls, workspace: Workspace) -> "Spread | None":
+        """As an interrupted fit left it; None where none did.
+
+        Raises:
+            LensError: its file is damaged.
+        """
+        files = sorted(workspace.folder.glob(ROWS.format("*")))
+        if not files:
+            return None
+        n = int(files[-1].stem.rpartition("-")[2])
+        try:
+            tensors = load_file(files[-1])
+            return cls(n, tensors["means"], tensors["squares"])
+        except (OSError, SafetensorError, KeyError) as error:
+            raise LensError(
+                f"The unfinished fit in '{workspace.folder}' is damaged after {n} prompts; delete that folder to start "
+                "anew."
+            ) from error
+
+    def keep(self, workspace: Workspace) -> None:
+        """Write it, under its name only when whole; what was kept before goes.
+
+        Raises:
+            LensError: there is no room for it, or the folder cannot be written to.
+        """
+        folder = workspace.room()
+        before = list(folder.glob(ROWS.format("*")))
+        try:
+            save_file({"means": self.means, "squares": self.squares}, folder / "rows.partial")
+            (folder / "rows.partial").replace(folder / ROWS.format(f"{self.n:06d}"))
+        except (OSError, SafetensorError) as error:
+            raise LensError(
+                f"The rows of {self.n} prompts could not be kept in '{folder}' ({error}); make room on that disk, and "
+                "the same command goes on from there."
+            ) from error
+        for path in before:
+            path.unlink()
 
     def joined(self, other: "Spread") -> "Spread":
         """Of the prompts of both."""

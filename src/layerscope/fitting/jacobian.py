@@ -42,6 +42,8 @@ HELD_OUT_FROM = 1
 """The first position of a sequence attracts attention whatever stands there; nothing is measured at it."""
 ROWS_BYTES = 1 << 30
 """What exact rows on their way back may take, even where there is room for more."""
+MOST_PROMPTS = 4
+"""Prompts whose rows go back together: after these an exact fit is kept."""
 ROW_COPIES = 12
 """Of a row's cotangents while they pass a block, roughly: its own, and those of wider features on the way."""
 POSITIONS_RULE = (
@@ -60,8 +62,9 @@ def fit_jacobian(
 ) -> FittedLens:
     """Fit a Jacobian lens and write it into a folder.
 
-    While the text of a chain goes through the blocks, it is kept beside `out` how far it has come; called again with
-    the same model, text and settings after it was interrupted, the fit goes on from there.
+    While the text of a chain goes through the blocks, it is kept beside `out` how far it has come, and of an exact fit
+    after every few prompts; called again with the same model, text and settings after it was interrupted, the fit goes
+    on from there.
 
     Args:
         model: the model.
@@ -169,10 +172,13 @@ class _JacobianFitter(Fit[JacobianSettings]):
 
     def _exact(self) -> Spread:
         """All rows of all prompts, a batch of prompts at a time."""
-        rows, spread = torch.eye(self.model.d_model), Spread.none(self.model.n_layers, self.model.d_model)
-        batches = torch.split(self.prompts, max(1, min(len(self.prompts), self._prompts_at_once)))
-        for i, batch in enumerate(batches):
-            spread = spread.joined(Spread.of(self._rows(batch, rows, i / len(batches), (i + 1) / len(batches))))
+        spread = Spread.kept(self.workspace) or Spread.none(self.model.n_layers, self.model.d_model)
+        rows, n = torch.eye(self.model.d_model), len(self.prompts)
+        while spread.n < n:
+            batch = self.prompts[spread.n : spread.n + max(1, min(MOST_PROMPTS, self._prompts_at_once))]
+            found = self._rows(batch, rows, spread.n / n, (spread.n + len(batch)) / n)
+            spread = spread.joined(Spread.of(found))
+            spread.keep(self.workspace)
         return spread
 
     def _rows(

@@ -5,6 +5,7 @@ Tolerances are those of `jacobian_reference` for matrices, and bits are means ov
 """
 
 import math
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +229,14 @@ def test_numbers_that_cannot_be_are_refused(
 ):
     with pytest.raises(LensError, match=message):
         fit_jacobian(model, corpus, tmp_path / "lens", settings)
+
+
+def test_blocks_that_compute_in_less_than_float32_are_refused(model: CausalLM, corpus: Corpus, tmp_path: Path):
+    """As an accelerator's may; on a CPU all models compute in float32."""
+    coarse = copy(model)
+    coarse.placement = replace(model.placement, dtype=torch.bfloat16)
+    with pytest.raises(LensError, match="fitted in float32, but the blocks compute in bfloat16"):
+        fit_jacobian(coarse, corpus, tmp_path / "lens", FEW)
 
 
 def test_a_model_without_a_closed_form_is_refused_by_the_chain_and_fitted_exactly(tmp_path: Path, text: Path):

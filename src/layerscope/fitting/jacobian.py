@@ -74,7 +74,8 @@ def fit_jacobian(
         observer: is told how it goes.
 
     Raises:
-        LensError: `out` is already there; numbers that cannot be; too little text.
+        LensError: `out` is already there; numbers that cannot be; too little text; blocks that compute in less than
+            float32.
         ModelError: blocks whose mean Jacobian has no closed form here, and which part is missing; attention that
             cannot be differentiated.
         PlacementError: the matrices or the text do not fit the memory.
@@ -93,6 +94,11 @@ class _JacobianFitter(Fit[JacobianSettings]):
         self, model: CausalLM, corpus: Corpus, out: Path, settings: JacobianSettings, observer: FitObserver
     ) -> None:
         refuse_settings(settings)
+        if model.placement.dtype != torch.float32:
+            raise LensError(
+                f"A Jacobian lens is fitted in float32, but the blocks compute in {model.placement.dtype_name}, whose "
+                "rounding is larger than what a chain is held to; give --dtype float32."
+            )
         _refuse_short(settings, corpus.fit.shape[1])
         super().__init__(model, corpus, out, settings, observer)
         self.counted = slice(settings.first_position, corpus.fit.shape[1] - 1)
@@ -202,7 +208,13 @@ class _JacobianFitter(Fit[JacobianSettings]):
 
     @property
     def _prompts_at_once(self) -> int:
-        return self._rows_memory // (16 * 4 * self.model.d_model * self.corpus.fit.shape[1] * ROW_COPIES)
+        by_rows = self._rows_memory // (16 * 4 * self.model.d_model * self.corpus.fit.shape[1] * ROW_COPIES)
+        return min(by_rows, self.host_memory() // (4 * self._bytes_of_rows))
+
+    @property
+    def _bytes_of_rows(self) -> int:
+        """Of all rows of all layers of one prompt, in float64."""
+        return 8 * self.model.n_layers * self.model.d_model**2
 
     # What it is worth
 
@@ -279,7 +291,12 @@ class _JacobianFitter(Fit[JacobianSettings]):
         d, n = self.model.d_model, self.model.n_layers
         stream = stream_bytes(text.fit.numel() + text.held_out.numel(), d)
         # Blocks and their products in float32, and once more for the prompts with exact rows; sums of one block.
-        matrices = 4 * d * d * n * (3 if self.n_probes else 2) + 8 * d * 4 * self.model.widest_activation
+        if self.settings.method == "chain":
+            matrices = 4 * d * d * n * (3 if self.n_probes else 2) + 8 * d * 4 * self.model.widest_activation
+        else:
+            matrices = (
+                4 * self._bytes_of_rows
+            )  # their mean, those of a prompt, and both once more where they are joined
         needed = stream + matrices + 3 * self.block_bytes() + 2 * 4 * d * MOST_HELD_OUT * (n + 1) + self._rows_memory
         if needed > self.host_memory():
             raise PlacementError(

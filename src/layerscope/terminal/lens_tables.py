@@ -33,8 +33,8 @@ def lens_table(record: lens_record.LensRecord) -> Iterator[RenderableType]:
         yield _caption(record.jacobian.n_held_out)
         yield _jacobian_table(record.jacobian)
         yield Text(
-            "top-1: share with the model's own first token on top · beta: relative bias of the chain · sigma: relative "
-            "spread between prompts",
+            "top-1: share with the model's own first token on top\nbeta: relative bias of the chain · sigma: relative spread "
+            "between prompts",
             style="dim",
         )
     elif record.prism is not None:
@@ -170,7 +170,7 @@ def _ridge_table(fit: lens_record.RidgeFit) -> Table:
 
 
 def _jacobian_table(fit: lens_record.JacobianFit) -> Table:
-    table = _table("layer", "logit", "jacobian", "top-1 logit", "jacobian", "beta", "sigma", "norm")
+    table = _table("layer", "logit", "jacobian", "logit top-1", "jacobian top-1", "beta", "sigma", "norm")
     for layer in fit.layers:
         table.add_row(
             str(layer.layer),

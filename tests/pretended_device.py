@@ -226,9 +226,10 @@ def check_families(*names: str) -> None:
 
 
 def check_fits() -> None:
-    """A tuned and a prism lens of the bundled model."""
+    """A tuned, a prism and a Jacobian lens of the bundled model."""
     from fit_texts import corpus_for, write_text
     from layerscope.bundled import BUNDLED
+    from layerscope.fitting.jacobian import JacobianSettings, fit_jacobian
     from layerscope.fitting.prism import PrismSettings, fit_prism
     from layerscope.fitting.tuned import TunedSettings, fit_tuned
     from layerscope.model.causal_lm import CausalLM
@@ -240,6 +241,11 @@ def check_fits() -> None:
         tuned = fit_tuned(model, corpus, folder / "tuned", TunedSettings(steps=4, batch=128))
         assert all(layer.tuned_bits <= layer.logit_bits for layer in tuned.record.tuned.layers)
         fit_prism(model, corpus, folder / "prism", PrismSettings())
+        settings = JacobianSettings(prompts=6, first_position=8, probe_rows=8)
+        there = fit_jacobian(model, corpus, folder / "there", settings)
+        here = fit_jacobian(CausalLM.open(BUNDLED, device="cpu"), corpus, folder / "here", settings)
+        for name, matrix in here.tensors.items():
+            assert torch.allclose(there.tensors[name], matrix, rtol=1e-3, atol=1e-3 * float(matrix.abs().max())), name
 
 
 CHECKS = {"probe": check_probe, "families": check_families, "fits": check_fits}

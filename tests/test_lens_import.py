@@ -18,9 +18,10 @@ from torch import nn
 
 from layerscope.errors import LensError
 from layerscope.lens_record import FittedModel
-from layerscope.lenses import LogitLens, TunedLens, read_fitted_lens, write_fitted_lens
+from layerscope.lenses import LogitLens, read_fitted_lens, write_fitted_lens
+from layerscope.lenses.binding import bind_lenses
 from layerscope.lenses.importing import import_lens, unembedding_hash
-from layerscope.lenses.lens_folder import tuned_lens
+from layerscope.lenses.lens import Lens
 from layerscope.unembedding import Norm
 
 D, N = 6, 4
@@ -76,11 +77,12 @@ def _save_jacobian(path: Path, **changes) -> Path:
     return path
 
 
-def _lens(path: Path, folder: Path, **arguments) -> TunedLens:
+def _lens(path: Path, folder: Path, **arguments) -> Lens:
     """Import, write, read back, bind: the whole way."""
     record, tensors = import_lens(path, model=MODEL, allow_pickle=True, **arguments)
     write_fitted_lens(folder, record, tensors)
-    return tuned_lens(read_fitted_lens(folder), NORM)
+    fitted = {record.kind: read_fitted_lens(folder)}
+    return bind_lenses((record.kind,), final_norm=NORM, next_norms=(NORM,) * (N + 1), fitted=fitted)[0]
 
 
 # The tuned-lens library
@@ -205,14 +207,34 @@ def test_an_imported_jacobian_lens_sends_the_residual_after_a_block_through_that
         assert torch.allclose(lens(RESIDUAL, block + 1), NORM(columns.T.float()), atol=1e-4)
 
 
-def test_layers_without_a_matrix_are_decoded_as_by_the_logit_lens_and_named(tmp_path: Path):
-    some = {block: matrix for block, matrix in _jacobians().items() if block != 1}
-    path = _save_jacobian(tmp_path / "lens.pt", J=some, source_layers=[0, 2])
-    lens = _lens(path, tmp_path / "ours")
-    for layer in (0, 2, N):
+def test_the_embedding_has_no_matrix_in_a_file_and_is_read_as_by_the_logit_lens(tmp_path: Path):
+    lens = _lens(_save_jacobian(tmp_path / "lens.pt"), tmp_path / "ours")
+    for layer in (0, N):
         assert torch.equal(lens(RESIDUAL, layer), LogitLens(NORM)(RESIDUAL, layer))
-    assert not torch.allclose(lens(RESIDUAL, 1), NORM(RESIDUAL), atol=0.1)
-    assert any("no map for layers 0, 2, which" in note for note in read_fitted_lens(tmp_path / "ours").record.notes)
+    notes = read_fitted_lens(tmp_path / "ours").record.notes
+    assert any("no matrix for layer 0, which is read as by the logit lens" in note for note in notes)
+
+
+def test_an_unfinished_lens_is_taken_only_where_that_was_asked_for_and_then_as_a_mean(tmp_path: Path):
+    sums = {block: 12.0 * matrix.float() for block, matrix in _jacobians().items()}
+    said = {
+        "jacobian_sum": sums,
+        "n_done": 12,
+        "next_idx": 12,
+        "source_layers": list(range(N - 1)),
+        "target_layer": N - 1,
+    }
+    torch.save(said, tmp_path / "checkpoint.pt")
+    with pytest.raises(LensError, match=r"still being fitted; import the finished lens, .* with `--unfinished`"):
+        import_lens(tmp_path / "checkpoint.pt", model=MODEL, allow_pickle=True)
+    record, tensors = import_lens(tmp_path / "checkpoint.pt", model=MODEL, allow_pickle=True, unfinished=True)
+    assert record.jacobian is not None and (record.jacobian.n_prompts, record.jacobian.target_layer) == (12, N)
+    assert "still being fitted" in record.notes[0]
+    for block, matrix in _jacobians().items():
+        torch.testing.assert_close(tensors[f"layers.{block + 1:03d}.jacobian"], matrix.float())
+    torch.save(said | {"n_done": 0}, tmp_path / "none.pt")
+    with pytest.raises(LensError, match="count its prompts in `n_done`, but that is 0"):
+        import_lens(tmp_path / "none.pt", model=MODEL, allow_pickle=True, unfinished=True)
 
 
 def test_the_record_of_a_jacobian_lens_says_what_its_file_says(tmp_path: Path):
@@ -246,7 +268,13 @@ def test_a_lens_file_is_found_in_its_folder(tmp_path: Path):
         ({"J": {3: torch.zeros(D, D)}}, "a matrix for block 3, but those of some/model before the last are 0 to 2"),
         ({"J": {"0": torch.zeros(D, D)}}, "a matrix for block 0, but"),
         ({"J": {0: torch.zeros(D, D)}}, "`source_layers` lists other blocks than `J` has"),
-        ({"J": {0: torch.zeros(D, 2)}, "source_layers": [0]}, r"`J\[0\]` should be .* \(6, 6\), but it is .* \(6, 2\)"),
+        ({"J": _jacobians() | {0: torch.zeros(D, 2)}}, r"`J\[0\]` should be .* \(6, 6\), but it is .* \(6, 2\)"),
+        (
+            {"J": {b: m for b, m in _jacobians().items() if b != 1}, "source_layers": [0, 2]},
+            "no matrix for block 1, but",
+        ),
+        ({"J": {b: 100.0 * m for b, m in _jacobians().items()}}, r"but that of `J\[2\]` is \d+ \(a sum over prompts"),
+        ({"J": _jacobians() | {0: torch.full((D, D), torch.nan)}}, r"`J\[0\]` holds values that are not finite"),
         ({"source_means": {0: torch.zeros(D)}}, "it holds `source_means` too, and what that does to a reading"),
     ],
 )

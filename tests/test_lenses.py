@@ -63,12 +63,16 @@ def test_lenses_come_in_the_order_asked_for():
 
 
 def test_an_unknown_lens_is_refused_with_the_choices():
-    with pytest.raises(LensError, match=r"no lens called 'norm'; choose from logit, .*, tuned, prism, ridge\."):
+    with pytest.raises(
+        LensError, match=r"no lens called 'norm'; choose from logit, .*, tuned, prism, ridge, jacobian\."
+    ):
         _bind("logit", "norm")
 
 
 def test_a_lens_asked_for_twice_and_no_lens_at_all_are_refused():
     with pytest.raises(LensError, match=r"once, but the list is raw, raw\."):
         _bind("raw", "raw")
-    with pytest.raises(LensError, match=r"No lens was asked for; choose from logit, .*, tuned, prism, ridge\."):
+    with pytest.raises(
+        LensError, match=r"No lens was asked for; choose from logit, .*, tuned, prism, ridge, jacobian\."
+    ):
         _bind()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from layerscope.errors import LayerscopeError as LayerscopeError
     from layerscope.fitting.corpus import Corpus as Corpus
     from layerscope.fitting.corpus import read_corpus as read_corpus
+    from layerscope.fitting.jacobian import fit_jacobian as fit_jacobian
+    from layerscope.fitting.options import JacobianSettings as JacobianSettings
     from layerscope.fitting.options import PrismSettings as PrismSettings
     from layerscope.fitting.options import RidgeSettings as RidgeSettings
     from layerscope.fitting.options import TunedSettings as TunedSettings
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from layerscope.fitting.ridge import fit_ridge as fit_ridge
     from layerscope.fitting.tuned import fit_tuned as fit_tuned
     from layerscope.lenses import FittedLens as FittedLens
+    from layerscope.lenses import JacobianLens as JacobianLens
     from layerscope.lenses import Lens as Lens
     from layerscope.lenses import LogitLens as LogitLens
     from layerscope.lenses import NextNormLens as NextNormLens
@@ -59,11 +62,12 @@ _NAMES = {
     "layerscope.audit.audit_report": "audit_report",
     "layerscope.errors": "LayerscopeError",
     "layerscope.fitting.corpus": "Corpus read_corpus",
-    "layerscope.fitting.options": "PrismSettings RidgeSettings TunedSettings",
+    "layerscope.fitting.jacobian": "fit_jacobian",
+    "layerscope.fitting.options": "JacobianSettings PrismSettings RidgeSettings TunedSettings",
     "layerscope.fitting.prism": "fit_prism",
     "layerscope.fitting.ridge": "fit_ridge",
     "layerscope.fitting.tuned": "fit_tuned",
-    "layerscope.lenses": "FittedLens Lens LogitLens NextNormLens PrismLens RawLens TunedLens bind_lenses "
+    "layerscope.lenses": "FittedLens JacobianLens Lens LogitLens NextNormLens PrismLens RawLens TunedLens bind_lenses "
     "read_fitted_lens",
     "layerscope.looking.difference": "Difference difference",
     "layerscope.looking.look": "Look",

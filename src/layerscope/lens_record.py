@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from layerscope.lens_words import Placement
 
 FORMAT = "layerscope-lens"
-SCHEMA_VERSION = "1.1"
-READABLE_VERSIONS = (SCHEMA_VERSION, "1.0")
-"""All are read; 1.0 has no ridge lens, and no refinement on drawn ids."""
+SCHEMA_VERSION = "1.2"
+READABLE_VERSIONS = (SCHEMA_VERSION, "1.1", "1.0")
+"""All are read; 1.1 has no Jacobian lens, and 1.0 besides no ridge lens, and no refinement on drawn ids."""
 
-Kind: TypeAlias = Literal["tuned", "prism", "ridge"]
-FITTED_NAMES: tuple[Kind, ...] = ("tuned", "prism", "ridge")
+Kind: TypeAlias = Literal["tuned", "prism", "ridge", "jacobian"]
+FITTED_NAMES: tuple[Kind, ...] = ("tuned", "prism", "ridge", "jacobian")
 """Fitted lenses by their names, which are their kinds."""
 SplitName: TypeAlias = Literal["fit", "select", "held_out"]
 """Tokens that are fitted to, tokens by which ridge and stopping are chosen, tokens that only measure."""
@@ -255,6 +255,72 @@ class PrismFit(_Record):
     n_held_out: int
 
 
+BIASED = 0.1
+"""Relative bias above which a layer of a chain is only approximate, and nothing should be claimed by it."""
+
+
+class JacobianLayer(_Record):
+    """One layer's mean Jacobian, how far it can be trusted, and what it is worth as a read-out of the next token."""
+
+    layer: int
+    norm: float
+    """Frobenius norm over the root of d_model: 1 for the identity."""
+    beta: float | None
+    """Relative bias of the chain: its distance from exact rows on the same prompts, over their norm; None where there
+    is no chain or no probe row."""
+    sigma: float | None
+    """Relative spread between prompts, by exact rows; None where they are too few to tell the mean from its spread."""
+    standard_error: float | None
+    """`sigma` over the root of the number of prompts."""
+    logit_bits: float | None
+    """Mean KL(model || lens) in bits over held-out positions: of the logit lens,"""
+    jacobian_bits: float | None
+    """and of this one; None where nothing was measured."""
+    logit_top1: float | None
+    """Share of held-out positions with the model's own first token on top: of the logit lens,"""
+    jacobian_top1: float | None
+    """and of this one."""
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether exact rows show the chain to be further off than claims allow."""
+        return self.beta is not None and self.beta > BIASED
+
+
+class ProbeRows(_Record):
+    """Rows of the Jacobians that were computed exactly, and are kept beside the lens so that anyone can compute them
+    again."""
+
+    rows: tuple[int, ...]
+    """Which output features."""
+    n_prompts: int
+    """Over the first so many of the prompts."""
+
+
+class JacobianFit(_Record):
+    """The mean Jacobian of the last block's output by each layer's residual."""
+
+    method: Literal["chain", "exact", "imported"]
+    target_layer: int | None
+    """Whose residual is differentiated: n_layers is the last block's output; None where a file does not say."""
+    seq_len: int | None
+    """Positions of a prompt, BOS included."""
+    first_position: int | None
+    """Positions before it are counted neither as sources nor as targets; nor is the last."""
+    positions_rule: str | None
+    """What is averaged and what is summed, in words."""
+    n_prompts: int | None
+    prompts_sha256: str | None
+    """Over their token ids."""
+    probe: ProbeRows | None
+    transformers: str | None
+    """Version of Transformers."""
+    n_held_out: int | None
+    """Positions at which the result is measured."""
+    layers: tuple[JacobianLayer, ...]
+    """Those that have a matrix: 0 to n_layers - 1 of a fit, from 1 on as others publish them."""
+
+
 class ImportedFrom(ImportedLens):
     """The same, with what its own files say of it, unchecked."""
 
@@ -277,6 +343,7 @@ class LensRecord(_Record):
     tuned: TunedFit | None
     prism: PrismFit | None
     ridge: RidgeFit | None = None
+    jacobian: JacobianFit | None = None
     imported: ImportedFrom | None
     notes: tuple[str, ...]
     """What a reader has to know, in sentences: a reduced k, a stopped fit, a text that is too short."""
@@ -285,7 +352,7 @@ class LensRecord(_Record):
     def new(cls, kind: Kind, model: FittedModel, **parts: object) -> "LensRecord":
         """The record of a lens made now, whose weights are not written yet; parts that are not given are None."""
         known = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "kind": kind, "model": model, "weights_sha256": ""}
-        absent = dict.fromkeys(("settings", "corpus", "tuned", "prism", "ridge", "imported"))
+        absent = dict.fromkeys(("settings", "corpus", "tuned", "prism", "ridge", "jacobian", "imported"))
         return cls.model_validate(absent | known | {"created_utc": utc_stamp(datetime.now(UTC))} | parts)
 
 

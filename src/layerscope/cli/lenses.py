@@ -1,4 +1,4 @@
-"""The commands about fitted lenses: fit a tuned, ridge or prism lens, show what there is, import what others fitted."""
+"""The commands about fitted lenses: fit one of the four kinds, show what there is, import what others fitted."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from layerscope.cli.console import (
 )
 from layerscope.cli.options import Model, command, option
 from layerscope.errors import CorpusError, LensError
-from layerscope.fitting.options import FitOptions, PrismSettings, RidgeSettings, TunedSettings
+from layerscope.fitting.options import FitOptions, JacobianSettings, PrismSettings, RidgeSettings, TunedSettings
 from layerscope.model.options import OpenOptions
 
 if TYPE_CHECKING:  # types alone: help and mistakes need not wait for the tensor library
@@ -33,12 +33,14 @@ LENSES = Path("lenses")
 """Where fitted lenses go, and are looked for, unless another place is named."""
 SEQ_LEN = 512
 """Positions of a sequence, for models that read as many."""
+SEQ_LEN_JACOBIAN = 128
+"""The same of a Jacobian lens, whose matrices belong to prompts of one length: that of published ones."""
 FEWEST_POSITIONS = 3
 """Of a sequence: one that is left out, one to fit to, and the token that follows it."""
 LONGEST_NAME = 200
 """Bytes of a lens' own name, so that the hidden folders beside it still have one that a filesystem takes."""
 INTERRUPTED = "interrupted: the same command goes on after the layers that were kept"
-INTERRUPTED_RIDGE = "interrupted: nothing was kept, and the same command begins anew"
+INTERRUPTED_ANEW = "interrupted: nothing was kept, and the same command begins anew"
 
 fit_app = typer.Typer(
     help="Fit a lens to a model on text of your own.",
@@ -103,7 +105,7 @@ def ridge(
     opening: OpenOptions,
 ) -> None:
     """Fit a ridge lens: for each layer the regression of the final residual on its own, in one pass over the text."""
-    request = _FitRequest("ridge", model, text, settings.seed, out, name, opening)
+    request = _FitRequest("ridge", model, text, settings.seed, out, name, opening, keeps=False)
     with _fit_session(request) as observer:
         from layerscope.fitting.ridge import fit_ridge
 
@@ -140,6 +142,33 @@ def prism(
             )
         model_text_folder = request.prepare(observer, lambda m: _refuse_k(settings.k, m.d_model))
         fitted = fit_prism(*model_text_folder, settings, observer=observer)
+    _print_fitted(fitted)
+
+
+@fit_app.command(
+    epilog="Examples (my.txt holds text of yours, blank lines between documents):\n\n"
+    "layerscope fit jacobian --text my.txt --seq-len 32 --first-position 8 --probe-rows 8\n\n"
+    "layerscope fit jacobian --text my.txt --seq-len 32 --prompts 8 --probe-rows 0 --name quick\n\n"
+    "layerscope fit jacobian --text my.txt --seq-len 24 --prompts 4 --method exact --out exact"
+)
+@command(last="seed trust_remote_code")
+def jacobian(
+    *,
+    model: Model = None,
+    text: FitOptions,
+    settings: JacobianSettings,
+    out: Out = LENSES,
+    name: Name = None,
+    opening: OpenOptions,
+) -> None:
+    """Fit a Jacobian lens: for each layer what its residual does, on average, to the model's output from there on."""
+    _refuse_below_one(prompts=settings.prompts)
+    request = _FitRequest("jacobian", model, text, settings.seed, out, name, opening)
+    with _fit_session(request) as observer:
+        from layerscope.fitting.jacobian import fit_jacobian, refuse_settings
+
+        refuse_settings(settings)
+        fitted = fit_jacobian(*request.prepare(observer, lambda _: None), settings, observer=observer)
     _print_fitted(fitted)
 
 
@@ -190,6 +219,13 @@ def import_(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Open .pt files, of which only tensors and plain values are taken.")
     ] = False,
+    unfinished: Annotated[
+        bool,
+        typer.Option("--unfinished", help="Take a Jacobian lens that is still being fitted as far as it has come."),
+    ] = False,
+    check: Annotated[
+        bool, typer.Option(help="Hold a Jacobian lens against exact rows of the model: 16 of them on four prompts.")
+    ] = True,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -205,8 +241,18 @@ def import_(
 
     opened = _open(model, OpenOptions(device="cpu", revision=revision, trust_remote_code=trust_remote_code))
     record, tensors = import_lens(
-        path, model=model_signature(opened), allow_pickle=allow_pickle, unembedding=opened.unembedding.weight
+        path,
+        model=model_signature(opened),
+        allow_pickle=allow_pickle,
+        unembedding=opened.unembedding.weight,
+        unfinished=unfinished,
     )
+    if record.kind == "jacobian":
+        from layerscope.fitting.imported_check import check_jacobian
+
+        note = "It was not held against exact rows: nothing shows that it belongs to these weights."
+        note = check_jacobian(opened, record, tensors, str(path)).in_words if check else note
+        record = record.model_copy(update={"notes": (*record.notes, note)})
     kind = record.kind if record.imported is None else record.imported.format
     folder = _free(parent / (folder_name or f"{_last_part(opened.id)}-{kind}"))
     _print_fitted(write_fitted_lens(folder, record, tensors))
@@ -219,13 +265,20 @@ def import_(
 class _FitRequest:
     """What every fit is given, whatever its kind."""
 
-    kind: Literal["tuned", "prism", "ridge"]
+    kind: Literal["tuned", "prism", "ridge", "jacobian"]
     model: str | None
     text: FitOptions
     seed: int
     out: Path
     name: str | None
     opening: OpenOptions
+    keeps: bool = True
+    """Whether an interrupted fit goes on where it was."""
+
+    @property
+    def seq_len(self) -> int:
+        """Positions of a sequence where none were asked for."""
+        return SEQ_LEN_JACOBIAN if self.kind == "jacobian" else SEQ_LEN
 
     def refuse_early(self) -> None:
         """Refuse what can be refused without the model.
@@ -266,7 +319,7 @@ class _FitRequest:
             self.text.text,
             opened.tokens,
             n_tokens=n_tokens,
-            seq_len=_sequence(self.text.seq_len, opened.n_context),
+            seq_len=_sequence(self.text.seq_len, opened.n_context, self.seq_len),
             n_embeddings=opened.n_embeddings,
             field=self.text.field,
             progress=observer.tokens,
@@ -296,10 +349,10 @@ def _refuse_k(k: int | None, d_model: int) -> None:
         raise LensError(f"k should be between 1 and d_model = {d_model}, but it is {k}.")
 
 
-def _sequence(seq_len: int | None, n_context: int | None) -> int:
+def _sequence(seq_len: int | None, n_context: int | None, default: int) -> int:
     """Positions of a sequence; a model is not read beyond what it was made for."""
     if seq_len is None:
-        return min(SEQ_LEN, n_context or SEQ_LEN)
+        return min(default, n_context or default)
     if seq_len < FEWEST_POSITIONS:
         raise CorpusError(f"--seq-len is {seq_len}, but a sequence has at least {FEWEST_POSITIONS} positions.")
     if n_context is not None and seq_len > n_context:
@@ -404,6 +457,6 @@ def _fit_session(request: _FitRequest) -> Iterator[Bars | LogLines]:
         with watching() as observer:
             yield observer
     except KeyboardInterrupt:
-        words = INTERRUPTED_RIDGE if request.kind == "ridge" else INTERRUPTED
+        words = INTERRUPTED if request.keeps else INTERRUPTED_ANEW
         Console(stderr=True, highlight=False, soft_wrap=True).print(words, style="yellow", markup=False)
         raise typer.Exit(130) from None

@@ -159,6 +159,17 @@ class Head:
             logits = logits + self.unembedding.bias[token_ids.to(self.unembedding.bias.device)]
         return self.unembedding.transform.apply_(logits) - log_sum_exp
 
+    def top1(self, lens_rows: Float[Tensor, "n d_model"]) -> Int[Tensor, " n"]:
+        """The id of the largest logit of each row; the first of several."""
+        rows = self.unembedding.head_input(lens_rows)
+        best = rows.new_full((len(rows),), -torch.inf)
+        top, start = torch.zeros(len(rows), dtype=torch.long, device=rows.device), 0
+        for tile in self._tiles(len(rows)):
+            value, at = tile.shifted_(self._logits(rows, tile)).max(-1)
+            top = torch.where(value > best, at + start, top)
+            best, start = torch.maximum(best, value), start + len(tile.weight)
+        return top
+
     def _tiles(self, n: int) -> Iterator["_Tile"]:
         """A tile of ids at a time."""
         head = self.unembedding

@@ -1,4 +1,4 @@
-"""What a fit can be asked for: the text, and the settings of a tuned, a ridge and a prism lens."""
+"""What a fit can be asked for: the text, and the settings of a tuned, a ridge, a prism and a Jacobian lens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 from layerscope.lens_words import Placement
 
 Method: TypeAlias = Literal["procrustes_to_final", "by_rank"]
+JacobianMethod: TypeAlias = Literal["chain", "exact"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,8 @@ class FitOptions:
     tokens: str = "2M"
     """How much text to read, as 500k or 2M tokens."""
     seq_len: int | None = None
-    """Positions of a sequence; default: 512, or as many as the model reads if that is fewer."""
+    """Positions of a sequence; default: 512, or 128 for a Jacobian lens, or as many as the model reads if
+    that is fewer."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,26 @@ class RidgeSettings:
     """What is mapped: `raw` (the residual), or `normed` (what the final norm makes of it)."""
     first_position: int = 1
     """First position that is fitted to; whatever stands at the very first attracts attention."""
+    seed: int = 316
+    """Seed of every random draw; recorded."""
+
+
+@dataclass(frozen=True)
+class JacobianSettings:
+    """How a Jacobian lens is fitted."""
+
+    method: JacobianMethod = "chain"
+    """`chain` (the product of every block's mean Jacobian, found in closed form in one pass forward), or `exact`
+    (every row pulled back through all blocks, prompt by prompt: hours where the chain takes minutes)."""
+    prompts: int = 100
+    """Prompts to average over: sequences drawn from the text that is fitted to."""
+    first_position: int = 16
+    """First position of a prompt that is counted; the last one is not."""
+    probe_rows: int = 64
+    """Output features, of d_model at most, whose rows are computed exactly too, by which the chain's bias is measured;
+    0 for none."""
+    probe_prompts: int = 4
+    """Prompts on which they are computed."""
     seed: int = 316
     """Seed of every random draw; recorded."""
 

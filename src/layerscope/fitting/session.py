@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.divergence import DECODED_TOGETHER, Head, Targets
-from layerscope.fitting.options import PrismSettings, RidgeSettings, TunedSettings
+from layerscope.fitting.options import JacobianSettings, PrismSettings, RidgeSettings, TunedSettings
 from layerscope.fitting.stream import BATCH_TOKENS
 from layerscope.fitting.workspace import Workspace
-from layerscope.lens_record import Kind, LensRecord, PrismFit, RidgeFit, Settings, TunedFit
+from layerscope.lens_record import JacobianFit, Kind, LensRecord, PrismFit, RidgeFit, Settings, TunedFit
 from layerscope.lenses.lens_folder import FittedLens, write_fitted_lens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import free_memory, shortage_explained
@@ -24,13 +25,15 @@ from layerscope.model.reproducible import reproducible
 from layerscope.model.signature import model_signature
 from layerscope.progress import FitObserver
 
-S = TypeVar("S", bound=TunedSettings | RidgeSettings | PrismSettings)
+S = TypeVar("S", bound=TunedSettings | RidgeSettings | PrismSettings | JacobianSettings)
 
 
 class Fit(ABC, Generic[S]):
     """One fit: what it is given, the room it may take, the folder it works in, and what is written at its end."""
 
     kind: ClassVar[Kind]
+    differentiates: ClassVar[bool] = False
+    """Whether it asks for gradients, which nothing that was made in inference mode has."""
     settings: S
 
     def __init__(self, model: CausalLM, corpus: Corpus, out: Path, settings: S, observer: FitObserver) -> None:
@@ -54,7 +57,7 @@ class Fit(ABC, Generic[S]):
             "--batch, or a smaller --memory, so that the text goes to the disk."
         )
         with self.workspace.held():
-            with shortage_explained(shortage), reproducible(self.settings.seed, self.device), torch.inference_mode():
+            with shortage_explained(shortage), reproducible(self.settings.seed, self.device), self._no_gradients():
                 fit, notes, tensors = self.fitted()
             parts = {self.kind: fit, "settings": self.machine, "corpus": self.corpus.record, "notes": notes}
             record = LensRecord.new(self.kind, model_signature(self.model), **parts)
@@ -63,8 +66,11 @@ class Fit(ABC, Generic[S]):
         return lens
 
     @abstractmethod
-    def fitted(self) -> tuple[TunedFit | RidgeFit | PrismFit, tuple[str, ...], dict[str, Tensor]]:
+    def fitted(self) -> tuple[TunedFit | RidgeFit | PrismFit | JacobianFit, tuple[str, ...], dict[str, Tensor]]:
         """What the lens' record says of the fit, what its reader has to know, and the lens' tensors."""
+
+    def _no_gradients(self) -> AbstractContextManager[object]:
+        return torch.no_grad() if self.differentiates else torch.inference_mode()
 
     def host_memory(self) -> int:
         """Bytes that text may take beside the model."""

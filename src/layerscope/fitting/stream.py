@@ -13,6 +13,7 @@ from torch import Tensor
 from layerscope.errors import NO_ROOM, PlacementError
 from layerscope.fitting.corpus import PARTS, Corpus
 from layerscope.lens_record import SplitName
+from layerscope.model.blockwise import Visit
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes
 
@@ -76,12 +77,14 @@ class Stream:
         *,
         keep: bool = False,
         reached: int | None = None,
+        visit: Visit | None = None,
     ) -> None:
         """Run the model, calling `after` with every layer that the residuals have reached.
 
         Args:
             keep: hold every layer but the last in memory until `visit_again`.
             reached: the layer that the residuals hold already, where they do; those behind it follow.
+            visit: called with every block and batch while the residuals hold what the block reads.
         """
 
         def arrived(layer: int) -> None:
@@ -89,7 +92,9 @@ class Stream:
                 self._kept.append(self.residuals.clone())
             after(layer)
 
-        self.model.forward_blockwise(self.token_ids, self.residuals, arrived, n_blocks=n_blocks, reached=reached)
+        self.model.forward_blockwise(
+            self.token_ids, self.residuals, arrived, n_blocks=n_blocks, reached=reached, visit=visit
+        )
 
     def visit_again(self, after: Callable[[int], None]) -> None:
         """Every layer but the last once more: as it was kept, which gives its room back, or by running the model."""

@@ -25,7 +25,9 @@ if sys.platform != "win32":
 
 REACHED = "reached-{}.f32"
 """Name of the residual stream at a layer, where a pass over the blocks is kept."""
-_HOLD_WORK = "layer-*.json", REACHED.format("*")
+ROWS = "rows-{}.safetensors"
+"""Name of rows of Jacobians, summed over so many prompts."""
+_HOLD_WORK = "layer-*.json", REACHED.format("*"), ROWS.format("*")
 """Files for which a folder is worth keeping."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 

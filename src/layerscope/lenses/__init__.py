@@ -2,6 +2,7 @@
 
 from layerscope.lens_record import FITTED_NAMES
 from layerscope.lenses.binding import bind_lenses
+from layerscope.lenses.jacobian_lens import JacobianLens
 from layerscope.lenses.lens import LENS_NAMES, Lens
 from layerscope.lenses.lens_folder import (
     FittedLens,
@@ -18,6 +19,7 @@ __all__ = [
     "FITTED_NAMES",
     "LENS_NAMES",
     "FittedLens",
+    "JacobianLens",
     "Lens",
     "LogitLens",
     "NextNormLens",

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from layerscope.errors import LensError
 from layerscope.lens_record import FITTED_NAMES
 from layerscope.lenses.lens import LENS_NAMES, Lens
-from layerscope.lenses.lens_folder import FittedLens, prism_lens, ridge_lens, tuned_lens
+from layerscope.lenses.lens_folder import FittedLens, jacobian_lens, prism_lens, ridge_lens, tuned_lens
 from layerscope.lenses.lens_folder_check import prism_fit
 from layerscope.lenses.logit_lens import LogitLens, NextNormLens, RawLens
 from layerscope.lenses.prism_lens import PrismLens
@@ -48,6 +48,8 @@ def bind_lenses(
         made["tuned"] = tuned_lens(chosen["tuned"], final_norm)
     if "ridge" in chosen:
         made["ridge"] = ridge_lens(chosen["ridge"], final_norm)
+    if "jacobian" in chosen:
+        made["jacobian"] = jacobian_lens(chosen["jacobian"], final_norm)
     if "prism" in chosen:
         made["prism"] = _prism_lens(chosen["prism"], plain)
     return tuple(made[name] for name in names)

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,11 @@ class ForeignWeights:
         return "J" in self.content
 
     @property
+    def is_unfinished(self) -> bool:
+        """Whether these are sums of a Jacobian lens that is still being fitted."""
+        return "jacobian_sum" in self.content
+
+    @property
     def is_tuned(self) -> bool:
         """Whether these are linear layers under their numbers, as the tuned-lens library saves them."""
         return bool(self.content) and all(_LINEAR.fullmatch(str(key)) for key in self.content)
@@ -67,7 +73,8 @@ def read_weights(path: Path, allow_pickle: bool) -> ForeignWeights:
         if file.suffix == ".safetensors":
             content = load_file(file)
         elif allow_pickle:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            # Mapped where it can be: a large lens is read matrix by matrix.
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         else:
             raise LensError(
                 f"{file} has to be opened as a pickle, which can run code that someone put into it; allow it with "
@@ -115,9 +122,9 @@ def _keys_in_words(weights: ForeignWeights) -> str:
 
 def neither(weights: ForeignWeights) -> LensError:
     """The refusal of a file that is of no kind known here."""
-    if "jacobian_sum" in weights.content:
+    if weights.is_unfinished:
         return LensError(
             f"{weights.path}: a checkpoint of a Jacobian lens that is still being fitted; import the finished lens, "
-            "whose matrices are called `J`."
+            "whose matrices are called `J`, or take this one as far as it has come with `--unfinished`."
         )
     return LensError(f"{weights.path}: {_keys_in_words(weights)}, but {_KINDS}.")

@@ -1,4 +1,4 @@
-"""Lenses that others fitted: the files of the tuned-lens library and of Jacobian lenses, made into tuned lenses."""
+"""Lenses that others fitted: the files of the tuned-lens library, and of Jacobian lenses."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.lens_record import FittedModel, ImportedFrom, LensRecord, TunedFit
+from layerscope.lens_record import FittedModel, ImportedFrom, JacobianFit, JacobianLayer, LensRecord, TunedFit
 from layerscope.lenses.foreign_files import ForeignWeights, neither, read_weights
-from layerscope.lenses.lens_folder import tuned_tensors
+from layerscope.lenses.lens_folder import jacobian_tensors, tuned_tensors
 from layerscope.lenses.tuned_lens import Translator
 
 _Plain = str | int | float | bool | None
@@ -27,6 +27,7 @@ def import_lens(
     model: FittedModel,
     allow_pickle: bool,
     unembedding: Float[Tensor, "d_vocab d_head"] | None = None,
+    unfinished: bool = False,
 ) -> tuple[LensRecord, dict[str, Tensor]]:
     """Read a lens that another program saved, whichever of the two kinds it is.
 
@@ -35,6 +36,7 @@ def import_lens(
         model: the open model that it is taken to belong to.
         allow_pickle: open `.pt` files, of which only tensors and plain values are then accepted.
         unembedding: the model's head as stored, to compare with the hash that a tuned-lens file may give.
+        unfinished: take a Jacobian lens that is still being fitted as far as it has come.
 
     Returns:
         Record and tensors for `write_fitted_lens`.
@@ -43,8 +45,10 @@ def import_lens(
         LensError: it is neither, is a pickle that was not allowed, is damaged, or does not fit the model.
     """
     weights = read_weights(path, allow_pickle)
+    if weights.is_unfinished and unfinished:
+        return _jacobian(_as_far_as_it_has_come(weights), model, _UNFINISHED)
     if weights.is_jacobian:
-        return _jacobian(weights, model)
+        return _jacobian(weights, model, ())
     if weights.is_tuned:
         return _tuned(weights, model, unembedding)
     raise neither(weights)
@@ -78,7 +82,7 @@ def _tuned(
     base = config.get("base_model_name_or_path")
     if base and base != model.id:
         notes.append(f"Its own config says that it belongs to {base}; it was imported for {model.id}.")
-    return _imported("tuned-lens", weights, model, translators, _plain_parts(config), notes)
+    return _imported(weights, model, translators, _plain_parts(config), notes)
 
 
 def _tuned_config(path: Path, model: FittedModel) -> dict[str, object]:
@@ -131,7 +135,37 @@ def unembedding_hash(weight: Float[Tensor, "d_vocab d_head"]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _jacobian(weights: ForeignWeights, model: FittedModel) -> tuple[LensRecord, dict[str, Tensor]]:
+_UNFINISHED = ("It was still being fitted: its sums were divided by the prompts that were done.",)
+SCALE = 0.1, 10.0
+"""Norm over the root of d_model that a matrix just before the last block may have: it is near one there, and a sum over
+prompts is as many times as large."""
+
+
+def _as_far_as_it_has_come(weights: ForeignWeights) -> ForeignWeights:
+    """A checkpoint of a fit as if it were finished.
+
+    Raises:
+        LensError: it does not say how many prompts were done, or has no matrices.
+    """
+    sums, n_done = weights.content["jacobian_sum"], weights.content.get("n_done")
+    if not isinstance(sums, Mapping) or not isinstance(n_done, int) or n_done < 1:
+        raise LensError(
+            f"{weights.path}: a checkpoint should map blocks to matrices in `jacobian_sum` and count its prompts in "
+            f"`n_done`, but that is {n_done}; take the finished lens."
+        )
+    tensors = {block: value / n_done if isinstance(value, Tensor) else value for block, value in sums.items()}
+    widths = {value.shape[-1] for value in tensors.values() if isinstance(value, Tensor) and value.ndim}
+    kept = {
+        key: weights.content[key] for key in ("source_layers", "target_layer", "skip_first") if key in weights.content
+    }
+    known: dict[object, object] = {"J": tensors, "n_prompts": n_done, "d_model": max(widths, default=None)}
+    known.update(kept)
+    return ForeignWeights(weights.path, known, weights.sha256)
+
+
+def _jacobian(
+    weights: ForeignWeights, model: FittedModel, notes: tuple[str, ...]
+) -> tuple[LensRecord, dict[str, Tensor]]:
     """A Jacobian lens: a file with `J`, a matrix for each block, and `d_model`, `source_layers`, `n_prompts`.
 
     `J[b]` sends the column that leaves block b, our layer b + 1, to the residual after the last block; final norm and
@@ -147,25 +181,68 @@ def _jacobian(weights: ForeignWeights, model: FittedModel) -> tuple[LensRecord, 
         raise LensError(f"{weights.path}: a lens with d_model {d_model}, but {model.id} has {d}; open its own model.")
     _check_keys(weights)
     blocks = _blocks(weights, matrices, model)
-    translators = []
-    for layer in range(model.n_layers):
-        full = torch.zeros(d, d)
-        if layer in blocks:
-            full = _tensor(weights, blocks[layer], f"J[{layer - 1}]", (d, d)).T.contiguous() - torch.eye(d)
-        translators.append(Translator(torch.zeros(d), 1.0, full=full))
-    absent = [str(layer) for layer in range(model.n_layers) if layer not in blocks]
-    notes = [
-        "Its maps are average Jacobians, not fitted to the model's distribution; the file does not say to which block "
-        "they lead, and the last is taken.",
-        f"It has no map for layers {', '.join(absent)}, which are decoded as by the logit lens.",
-    ]
+    jacobians = {i: _tensor(weights, blocks[i], f"J[{i - 1}]", (d, d)) for i in sorted(blocks)}
+    layers = tuple(_jacobian_layer(i, matrix, weights) for i, matrix in jacobians.items())
+    _check_scale(layers[-1], weights)
+    target, n_prompts = weights.content.get("target_layer"), weights.content.get("n_prompts")
+    fit = JacobianFit(
+        method="imported",
+        target_layer=target + 1 if isinstance(target, int) else None,
+        seq_len=None,
+        first_position=None,
+        positions_rule=None,
+        n_prompts=n_prompts if isinstance(n_prompts, int) else None,
+        prompts_sha256=None,
+        probe=None,
+        transformers=None,
+        n_held_out=None,
+        layers=layers,
+    )
+    said = "" if fit.target_layer is not None else " The file does not say to which block its matrices lead."
+    notes = (
+        *notes,
+        "Average Jacobians show what a state disposes the model to say from here on, and are no read-out of the next "
+        f"token.{said}",
+        "It has no matrix for layer 0, which is read as by the logit lens.",
+    )
     stated = _plain_parts({key: value for key, value in weights.content.items() if key not in ("J", "source_layers")})
-    return _imported("jacobian-lens", weights, model, translators, stated, notes)
+    imported = ImportedFrom(
+        format="jacobian-lens", name=_name("jacobian-lens", weights.path), sha256=weights.sha256, stated=stated
+    )
+    record = LensRecord.new("jacobian", model, jacobian=fit, imported=imported, notes=notes)
+    return record, jacobian_tensors(jacobians)
+
+
+def _jacobian_layer(layer: int, matrix: Float[Tensor, "d_model d_model"], weights: ForeignWeights) -> JacobianLayer:
+    if not bool(torch.isfinite(matrix).all()):
+        raise LensError(
+            f"{weights.path}: `J[{layer - 1}]` holds values that are not finite; take it from its source again."
+        )
+    norm = float(matrix.double().norm()) / len(matrix) ** 0.5
+    unknown = dict.fromkeys(
+        ("beta", "sigma", "standard_error", "logit_bits", "jacobian_bits", "logit_top1", "jacobian_top1")
+    )
+    return JacobianLayer.model_validate({"layer": layer, "norm": norm, **unknown})
+
+
+def _check_scale(last: JacobianLayer, weights: ForeignWeights) -> None:
+    """Refuse a sum that was published as a mean, or matrices of nothing.
+
+    Raises:
+        LensError: the last matrix has another size than a mean Jacobian of a single block.
+    """
+    least, most = SCALE
+    if not least <= last.norm <= most:
+        raise LensError(
+            f"{weights.path}: just before the last block a mean Jacobian is near the identity, whose norm over the "
+            f"root of d_model is 1, but that of `J[{last.layer - 1}]` is {last.norm:.3g} (a sum over prompts is as "
+            "many times as large); take the finished lens."
+        )
 
 
 def _check_keys(weights: ForeignWeights) -> None:
     """Refuse what would have to be applied beside `J`."""
-    known = {"J", "n_prompts", "source_layers", "d_model", "metadata", "provenance"}
+    known = {"J", "n_prompts", "source_layers", "d_model", "metadata", "provenance", "target_layer", "skip_first"}
     for key in sorted(weights.content.keys() - known, key=str):
         if not isinstance(weights.content[key], str | int | float | None):
             raise LensError(
@@ -182,9 +259,15 @@ def _blocks(weights: ForeignWeights, matrices: Mapping[object, object], model: F
                 f"{weights.path}: it has a matrix for block {block}, but those of {model.id} before the last are 0 to "
                 f"{model.n_layers - 2}; open the model that it was fitted to."
             )
+    absent = [block for block in range(model.n_layers - 1) if block not in matrices]
     listed = weights.content.get("source_layers", list(matrices))
     if not isinstance(listed, list | tuple) or set(listed) != set(matrices):
         raise LensError(f"{weights.path}: `source_layers` lists other blocks than `J` has; it is damaged.")
+    if absent:
+        raise LensError(
+            f"{weights.path}: it has no matrix for block {absent[0]}, but a Jacobian lens of {model.id} has one for "
+            f"every block from 0 to {model.n_layers - 2}; open the model that it was fitted to, or take the whole lens."
+        )
     return {block + 1: matrix for block, matrix in matrices.items() if isinstance(block, int)}
 
 
@@ -208,7 +291,6 @@ def _plain_parts(content: Mapping[object, object] | Mapping[str, object]) -> dic
 
 
 def _imported(
-    kind: Literal["tuned-lens", "jacobian-lens"],
     weights: ForeignWeights,
     model: FittedModel,
     translators: list[Translator],
@@ -227,7 +309,8 @@ def _imported(
         layers=(),
         skip_layers=(),
     )
-    imported = ImportedFrom(format=kind, name=_name(kind, weights.path), sha256=weights.sha256, stated=stated)
+    name = _name("tuned-lens", weights.path)
+    imported = ImportedFrom(format="tuned-lens", name=name, sha256=weights.sha256, stated=stated)
     record = LensRecord.new("tuned", model, tuned=fit, imported=imported, notes=tuple(notes))
     return record, tuned_tensors(translators)
 

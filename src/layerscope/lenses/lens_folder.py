@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from layerscope.errors import NO_ROOM, LensError
 from layerscope.lens_record import FORMAT, READABLE_VERSIONS, SCHEMA_VERSION, FittedModel, Kind, LensFolder, LensRecord
+from layerscope.lenses.jacobian_lens import JacobianLens
 from layerscope.lenses.lens import Lens
-from layerscope.lenses.lens_folder_check import check_tensors, prism_fit, ridge_fit, tuned_fit
+from layerscope.lenses.lens_folder_check import check_tensors, jacobian_fit, prism_fit, ridge_fit, tuned_fit
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.tuned_lens import Translator, TunedLens, translator_shapes
 from layerscope.unembedding import Norm
@@ -101,6 +102,24 @@ def ridge_lens(lens: FittedLens, final_norm: Norm | None) -> TunedLens:
         for i in range(model.n_layers)
     )
     return TunedLens(final_norm, translators, fit.placement, name="ridge")
+
+
+def jacobian_tensors(jacobians: Mapping[int, Float[Tensor, "d_model d_model"]]) -> dict[str, Tensor]:
+    """The tensors of a Jacobian lens by layer: `layers.003.jacobian`, acting on columns."""
+    return {f"layers.{layer:03d}.jacobian": matrix for layer, matrix in jacobians.items()}
+
+
+def jacobian_lens(lens: FittedLens, final_norm: Norm | None) -> JacobianLens:
+    """A Jacobian lens, round a model's final norm.
+
+    Raises:
+        LensError: it holds a lens of another kind.
+    """
+    layers = {layer.layer for layer in jacobian_fit(lens.record).layers}
+    matrices = (
+        lens.tensors[f"layers.{i:03d}.jacobian"] if i in layers else None for i in range(lens.record.model.n_layers)
+    )
+    return JacobianLens(final_norm, tuple(matrices))
 
 
 def prism_tensors(

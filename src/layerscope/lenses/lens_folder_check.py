@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from layerscope.errors import LensError
-from layerscope.lens_record import FITTED_NAMES, FittedModel, LensRecord, PrismFit, RidgeFit, TunedFit
+from layerscope.lens_record import FITTED_NAMES, FittedModel, JacobianFit, LensRecord, PrismFit, RidgeFit, TunedFit
 from layerscope.lenses.tuned_lens import translator_shapes
 
+PROBE_ROWS, PROBE_IDS = "probe.rows", "probe.token_ids"
+"""Exact rows of a Jacobian lens, by layer, their mean over prompts; and those prompts."""
+_OTHER_DTYPES = {"temperatures": torch.float64, PROBE_IDS: torch.int64}
 ORTHOGONAL = 1e-3
 """Largest Frobenius norm of Q^T Q - I at which a matrix counts as a rotation."""
 
@@ -46,6 +49,17 @@ def ridge_fit(record: LensRecord) -> RidgeFit:
     return record.ridge
 
 
+def jacobian_fit(record: LensRecord) -> JacobianFit:
+    """What the record of a Jacobian lens says of the fit.
+
+    Raises:
+        LensError: it is of a lens of another kind.
+    """
+    if record.kind != "jacobian" or record.jacobian is None:
+        raise LensError(f"A Jacobian lens was expected, but the record is of a {record.kind} lens.")
+    return record.jacobian
+
+
 def check_tensors(record: LensRecord, tensors: dict[str, Tensor], where: str, *, finite: bool) -> None:
     """Compare tensors with the record.
 
@@ -65,6 +79,9 @@ def check_tensors(record: LensRecord, tensors: dict[str, Tensor], where: str, *,
         parts = {"full": (d_model, d_model), "bias": (d_model,), "mean": (d_model,)}
         layers = range(record.model.n_layers)
         _check_shapes(tensors, {f"layers.{i:03d}.{part}": parts[part] for i in layers for part in parts}, where)
+    if record.jacobian is not None:
+        _check_jacobian(record.jacobian, record.model, where)
+        _check_shapes(tensors, _jacobian_shapes(record.jacobian, record.model), where)
     if record.prism is not None:
         _check_shapes(tensors, {"mean": (d_model,), "variance": (d_model,), "rotation": (d_model, d_model)}, where)
         if not record.prism.orthogonality_error < ORTHOGONAL:
@@ -95,8 +112,29 @@ def _tuned_shapes(fit: TunedFit, model: FittedModel, has_means: bool) -> dict[st
     return {**named, "temperatures": (model.n_layers + 1,)}
 
 
+def _check_jacobian(fit: JacobianFit, model: FittedModel, where: str) -> None:
+    """Every layer before the last has a matrix, but the embedding's may be absent."""
+    layers = [layer.layer for layer in fit.layers]
+    if layers not in (list(range(model.n_layers)), list(range(1, model.n_layers))):
+        raise LensError(
+            f"{where}: a Jacobian lens of {model.id} has matrices for layers 0 or 1 to {model.n_layers - 1}, but this "
+            f"has them for {', '.join(map(str, layers)) or 'none'}; fit the lens again."
+        )
+
+
+def _jacobian_shapes(fit: JacobianFit, model: FittedModel) -> dict[str, tuple[int, ...]]:
+    d_model = model.d_model
+    named: dict[str, tuple[int, ...]] = {
+        f"layers.{layer.layer:03d}.jacobian": (d_model, d_model) for layer in fit.layers
+    }
+    if fit.probe is not None:
+        named[PROBE_ROWS] = (model.n_layers, len(fit.probe.rows), d_model)
+        named[PROBE_IDS] = (fit.probe.n_prompts, fit.seq_len or 0)
+    return named
+
+
 def _check_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    """Names, shapes and dtypes: float32, but for the temperatures, which have to equal the record's."""
+    """Names, shapes and dtypes: float32, but for the temperatures, which have to equal the record's, and for ids."""
     for words, names in (
         ("lacks", shapes.keys() - tensors.keys()),
         ("should not have", tensors.keys() - shapes.keys()),
@@ -104,7 +142,7 @@ def _check_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
         if names:
             raise LensError(f"{where}: by its record the lens {words} the tensor `{min(names)}`; fit the lens again.")
     for name, shape in shapes.items():
-        dtype = torch.float64 if name == "temperatures" else torch.float32
+        dtype = _OTHER_DTYPES.get(name, torch.float32)
         tensor = tensors[name]
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             wanted, came = f"{dtype} of shape {shape}", f"{tensor.dtype} of shape {tuple(tensor.shape)}"

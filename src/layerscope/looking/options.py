@@ -30,7 +30,7 @@ class LookOptions(OpenOptions):
     template_options: Mapping[str, bool | int | float | str] | Sequence[str] | None = None
     """Arguments of the chat template, each as enable_thinking=false; repeatable."""
     lenses: str | LensChoice | Sequence[LensChoice] = "logit"
-    """Lenses, comma-separated, of logit, next_norm, raw, tuned, ridge and prism; a grid for each. In Python
+    """Lenses, comma-separated, of logit, next_norm, raw, tuned, ridge, prism and jacobian; a grid for each. In Python
     also objects of your own that are a `Lens`."""
     lens_dir: Path | str | None = None
     """Folder of fitted lenses, or of a single one (the bundled model has its own)."""

@@ -8,7 +8,7 @@ from layerscope.report.numbers import short_text
 from layerscope.report.text import printable, visible
 
 _MOST_OF_TEXT = 200
-MODEL_AT_THE_END = ("logit", "next_norm", "tuned", "ridge")
+MODEL_AT_THE_END = ("logit", "next_norm", "tuned", "ridge", "jacobian")
 """Lenses that are the model itself behind the last block."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -45,6 +45,24 @@ class BlockCall:
         return _same((self.args, self.kwargs), (other.args, other.kwargs))
 
 
+@dataclass(frozen=True)
+class BlockInHand:
+    """A block that has its parameters, and the batch that it is about to change."""
+
+    index: int
+    """Of the block, from 0: it reads layer `index` and writes the next."""
+    block: nn.Module
+    call: BlockCall
+    batch: int
+
+    def __call__(self, stream: Tensor) -> Tensor:
+        """The stream after the block."""
+        return self.call(self.block, stream)
+
+
+Visit: TypeAlias = Callable[[BlockInHand], None]
+
+
 def stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The residual stream among a block's arguments."""
     stream: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -62,6 +80,7 @@ def run_blockwise(
     after: Callable[[int], None],
     n_blocks: int | None = None,
     reached: int | None = None,
+    visit: Visit | None = None,
 ) -> None:
     """Run every block on all batches before the next block, in place.
 
@@ -79,6 +98,7 @@ def run_blockwise(
         n_blocks: how many blocks to run; all of them where not given.
         reached: the layer that `residuals` hold already, where they do. Blocks before it run on the first batch alone,
             for what the model hands the later ones, and `after` is not called for them.
+        visit: called with every block and batch while `residuals` still hold what the block reads.
 
     Raises:
         ModelError: the model hands its blocks something that depends on the text.
@@ -106,8 +126,12 @@ def run_blockwise(
                 drop(i)
                 return
             stream = output[0] if isinstance(output, tuple) else output
+            if visit is not None:
+                visit(BlockInHand(i, block, call, 0))
             residuals[0] = stream
             for batch in range(1, len(token_ids)):
+                if visit is not None:
+                    visit(BlockInHand(i, block, call, batch))
                 residuals[batch] = call(block, residuals[batch].to(device, stream.dtype))
             drop(i)
             after(i + 1)

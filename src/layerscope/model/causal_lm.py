@@ -18,8 +18,9 @@ from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, NumericError, TokenizerError
 from layerscope.model.ablation import Ablation, MeanHooks, ablate
 from layerscope.model.architecture import Architecture, architecture_of, batches, read_norm, reset_rope
+from layerscope.model.attention_in_hand import AttentionRecorder, attention_in_hand
 from layerscope.model.block_parts import Order, Sublayers, order_of, sublayers_of
-from layerscope.model.blockwise import run_blockwise
+from layerscope.model.blockwise import BlockInHand, Visit, run_blockwise
 from layerscope.model.checkpoint import Checkpoint, Source, locate
 from layerscope.model.config import build_empty, read_config
 from layerscope.model.families import BosRule, Family, bos_rule, family_bos, family_of
@@ -29,6 +30,7 @@ from layerscope.model.packing import Folding, Packed, fold, packed
 from layerscope.model.patched_pass import PatchedPass
 from layerscope.model.patching import Patch, PatchTrees, why_not_patched
 from layerscope.model.placement import Placement, keeps_in_page_cache, place
+from layerscope.model.pulled_back import pull_back
 from layerscope.model.reading import ReadAhead
 from layerscope.model.residuals import Residuals
 from layerscope.model.shuffled_weights import Shuffle
@@ -44,6 +46,9 @@ log = logging.getLogger(__name__)
 
 MEAN_PROMPTS = 64
 """Prompts that go through together where only means are kept."""
+WRITTEN_OUT = 1e-3, 5e-2
+"""How far, relative to its norm, the last residual may lie off where attention is written out: rounding over many
+blocks in float32, and in a coarser dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -597,7 +602,6 @@ class CausalLM:
             hooks.head_shares,
         )
 
-    @torch.inference_mode()
     def forward_blockwise(
         self,
         token_ids: Int[Tensor, "batch sequence position"],
@@ -606,6 +610,7 @@ class CausalLM:
         *,
         n_blocks: int | None = None,
         reached: int | None = None,
+        visit: Visit | None = None,
     ) -> None:
         """Run much text through the model, one block after the other, reading every weight once.
 
@@ -615,6 +620,8 @@ class CausalLM:
             after: called with each layer, 0 to n_layers, while `residuals` holds the stream there.
             n_blocks: how many blocks to run; all of them where not given.
             reached: the layer that `residuals` hold already; `after` is then called with those behind it.
+            visit: called with every block and batch while `residuals` hold what the block reads, so that the block may
+                be called, and differentiated, there.
 
         Raises:
             ModelError: the model's blocks cannot be run one after the other, or do not read so many positions.
@@ -628,19 +635,96 @@ class CausalLM:
         container = self._module.get_submodule(self.architecture.blocks)
         self._begin(self._block_names)
         try:
-            run_blockwise(
-                self._module,
-                list(container),
-                token_ids.to(self.placement.device),
-                residuals,
-                lend=self._lend,
-                drop=self._drop,
-                after=after,
-                n_blocks=n_blocks,
-                reached=reached,
-            )
+            # What is made in inference mode can never be differentiated.
+            with torch.inference_mode(visit is None), torch.no_grad():
+                run_blockwise(
+                    self._module,
+                    list(container),
+                    token_ids.to(self.placement.device),
+                    residuals,
+                    lend=self._lend,
+                    drop=self._drop,
+                    after=after,
+                    n_blocks=n_blocks,
+                    reached=reached,
+                    visit=visit,
+                )
         finally:
             self._let_go()
+
+    def pull_back(
+        self,
+        token_ids: Int[Tensor, "sequence position"],
+        rows: Float[Tensor, "row d_model"],
+        counted: slice,
+        *,
+        rows_at_once: int,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Float[Tensor, "layer row sequence d_model"]:
+        """How a direction of the last block's output, summed over later positions, depends on every layer's residuals.
+
+        Exact, block by block, with no more than one block's graph in memory.
+
+        Args:
+            token_ids: sequences of one length without padding.
+            rows: directions `u`.
+            counted: positions that are counted as targets and as sources.
+            rows_at_once: how many directions go through the blocks together.
+            progress: called with (directions done, directions to do).
+
+        Returns:
+            For layers 0 to n_layers - 1 the mean over counted positions t of
+            `sum_{t' >= t} d (u . h_n[t']) / d h_l[t]`, float64 on the CPU.
+
+        Raises:
+            ModelError: attention of a kind that cannot be differentiated here, or that is another where it is written
+                out.
+        """
+        blocks: list[BlockInHand] = []
+        inputs: list[Tensor] = []
+        device = self.placement.device
+        with torch.inference_mode(False):
+            residuals, own = (torch.empty(1, *token_ids.shape, self.d_model, device=device) for _ in range(2))
+        self.forward_blockwise(token_ids[None], own, lambda layer: None)
+
+        def visit(block: BlockInHand) -> None:
+            blocks.append(block)
+            inputs.append(residuals[0].clone())
+
+        def pulled(some: Tensor) -> Tensor:
+            lend, drop = (lambda i: self._loaders[i].load()), (lambda i: self._loaders[i].drop())
+            return pull_back(blocks, inputs, some.to(device), counted, lend=lend, drop=drop)
+
+        with torch.inference_mode(False), torch.no_grad(), attention_in_hand(self._module):
+            self.forward_blockwise(token_ids[None], residuals, lambda layer: None, visit=visit)
+            self._check_written_out(residuals, own)
+            parts = []
+            try:
+                for some in torch.split(rows.clone(), rows_at_once):
+                    parts.append(pulled(some))
+                    progress(sum(part.shape[1] for part in parts), len(rows))
+            finally:
+                self._let_go()
+        return torch.cat(parts, 1)
+
+    def _check_written_out(self, residuals: Tensor, own: Tensor) -> None:
+        """Some families' plain attention is not the one that they use.
+
+        Raises:
+            ModelError: the residuals after the last block are others than the model's own.
+        """
+        difference = float((residuals - own).norm() / own.norm())
+        if not difference <= WRITTEN_OUT[self.placement.dtype != torch.float32]:
+            raise ModelError(
+                f"With its attention written out, as differentiating it asks for, this '{self.family}' model ends in "
+                f"residuals that are {difference:.1%} off its own, so no Jacobian of it can be had."
+            )
+
+    @contextmanager
+    def attention_in_hand(self) -> Iterator[AttentionRecorder]:
+        """Until the end of the `with` the model attends by plain products, and what it attends with may be kept."""
+        with attention_in_hand(self._module) as recorder:
+            yield recorder
 
     def _begin(self, names: Mapping[int, Sequence[str]]) -> None:
         # Weights that an accelerator keeps were read when the model was opened, and are not read again.

@@ -141,6 +141,12 @@ class StreamedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Linear`: `[..., in_features]` to `[..., out_features]`."""
+        if x.requires_grad and torch.is_grad_enabled():
+            out: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+            return out
+        return self._multiply(x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).to(self._compute)
         if self.stored.device.type != "cpu" and self.stored.dtype == self._compute:
             # On an accelerator that keeps the weight as it is multiplied nothing is cast, and one launch does it.
@@ -151,6 +157,21 @@ class StreamedLinear(nn.Module):
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], self.out_features)
+
+
+class _Product(torch.autograd.Function):
+    """A streamed linear as a function of its input alone: a weight that stays in its file has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: StreamedLinear) -> Tensor:
+        ctx.linear = linear
+        return linear._multiply(x).clone()  # a view may not be changed in place, as falcon changes its own
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        linear: StreamedLinear = ctx.linear
+        by_input = linear._tiles.multiply_back(gradients[0], linear.stored)
+        return by_input, None
 
 
 class _Gather(nn.Embedding):

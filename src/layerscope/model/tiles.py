@@ -33,7 +33,8 @@ class TileBuffer:
         if stored.dtype == self._dtype and stored.device == self._device:
             return stored
         if stored.numel() > self._memory.numel():
-            self._memory = torch.empty(stored.numel(), dtype=self._dtype, device=self._device)
+            with torch.inference_mode(False):  # a tensor made in inference mode could not be filled outside of it
+                self._memory = torch.empty(stored.numel(), dtype=self._dtype, device=self._device)
         return self._memory[: stored.numel()].view(stored.shape).copy_(stored, non_blocking=True)
 
 
@@ -71,6 +72,16 @@ class Tiles:
         finally:
             self._uncached = None
             files.close()
+
+    def multiply_back(
+        self, gradients: Float[Tensor, "*rows d_out"], stored: Float[Tensor, "d_out d_in"]
+    ) -> Float[Tensor, "*rows d_in"]:
+        """Gradients of rows, from those of their products with a weight as it is stored.
+
+        Nothing is written in place, so that a whole batch of gradients may be pulled back at once (`torch.vmap`).
+        """
+        parts = (gradients[..., tile] @ self._buffer.cast(stored[tile]) for tile in _tiles(stored, TILE_BYTES))
+        return sum(parts, start=next(parts))
 
     def multiply(
         self,

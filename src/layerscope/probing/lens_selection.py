@@ -7,9 +7,10 @@ from pathlib import Path
 
 from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError
-from layerscope.lens_record import FITTED_NAMES, ImportedLens, Kind, PrismFit, RidgeFit, TunedFit
+from layerscope.lens_record import FITTED_NAMES, ImportedLens, JacobianFit, Kind, PrismFit, RidgeFit, TunedFit
 from layerscope.lenses import Lens, bind_lenses
 from layerscope.lenses.binding import check_names
+from layerscope.lenses.jacobian_lens import JacobianLens
 from layerscope.lenses.lens_folder import FittedLens, find_lens_of, look_for, read_fitted_lens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.lenses.tuned_lens import TunedLens
@@ -18,6 +19,7 @@ from layerscope.model.signature import model_signature
 from layerscope.record.measured import (
     FittedLensRecord,
     HeldOutRecord,
+    JacobianFitRecord,
     PrismFitRecord,
     RidgeFitRecord,
     SkipLayersRecord,
@@ -26,7 +28,7 @@ from layerscope.record.measured import (
 
 BUNDLED_LENSES = BUNDLED / "lenses"
 """Fitted lenses of the bundled model."""
-ON_DEMAND: tuple[Kind, ...] = ("ridge",)
+ON_DEMAND: tuple[Kind, ...] = ("ridge", "jacobian")
 """Kinds whose absence is nothing to tell of: a folder that holds none was made for others."""
 CALIBRATED: Kind = "ridge"
 """The kind that is fitted for a single probe."""
@@ -53,7 +55,9 @@ class Chosen:
         """The lenses, bound to the model's norms, on its device."""
         bound = bind_lenses(self.names, final_norm=model.final_norm, next_norms=model.next_norms, fitted=self.fitted)
         device = model.placement.device
-        return tuple(lens.to(device) if isinstance(lens, TunedLens | PrismLens) else lens for lens in bound)
+        return tuple(
+            lens.to(device) if isinstance(lens, TunedLens | PrismLens | JacobianLens) else lens for lens in bound
+        )
 
     @property
     def without_fit(self) -> bool:
@@ -188,6 +192,7 @@ def fitted_lens_record(lens: FittedLens, *, named: bool = True) -> FittedLensRec
         tuned=None if record.tuned is None else _tuned_record(record.tuned),
         prism=None if record.prism is None else _prism_record(record.prism),
         ridge=None if record.ridge is None else _ridge_record(record.ridge),
+        jacobian=None if record.jacobian is None else _jacobian_record(record.jacobian, record.model.n_layers),
         imported=None if record.imported is None else ImportedLens.of(record.imported),
     )
 
@@ -231,4 +236,28 @@ def _ridge_record(fit: RidgeFit) -> RidgeFitRecord:
         map_norms=by_layer("map_norm", None),
         bias_norms=by_layer("bias_norm", None),
         held_out=held_out,
+    )
+
+
+def _jacobian_record(fit: JacobianFit, n_layers: int) -> JacobianFitRecord:
+    of_layer = {layer.layer: layer for layer in fit.layers}
+
+    def by_layer(name: str, last: float | None) -> tuple[float | None, ...]:
+        return (*(getattr(of_layer.get(layer), name, None) for layer in range(n_layers)), last)
+
+    held_out = HeldOutRecord(  # at n_layers the lens is the model itself
+        n_positions=fit.n_held_out,
+        logit_bits=by_layer("logit_bits", 0.0),
+        lens_bits=by_layer("jacobian_bits", 0.0),
+        logit_top1=by_layer("logit_top1", 1.0),
+        lens_top1=by_layer("jacobian_top1", 1.0),
+    )
+    return JacobianFitRecord.of(
+        fit,
+        n_probe_rows=None if fit.probe is None else len(fit.probe.rows),
+        n_probe_prompts=None if fit.probe is None else fit.probe.n_prompts,
+        norms=by_layer("norm", None),
+        betas=by_layer("beta", None),
+        sigmas=by_layer("sigma", None),
+        held_out=None if fit.n_held_out is None else held_out,
     )

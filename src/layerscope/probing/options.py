@@ -29,8 +29,8 @@ class ProbeOptions(OpenOptions):
     sample: int | None = None
     """Ask only so many facts, drawn with `seed`; default: all."""
     lenses: str | Sequence[str] | None = None
-    """Lenses, comma-separated, of logit, next_norm, raw, tuned, ridge and prism; default: the protocol's own, and the
-    fitted ones that `lens_dir` holds for the model."""
+    """Lenses, comma-separated, of logit, next_norm, raw, tuned, ridge, prism and jacobian; default: the
+    protocol's own, and the fitted ones that `lens_dir` holds for the model."""
     lens_dir: Path | str | None = None
     """Folder of fitted lenses, or of a single one (the bundled model has its own)."""
     calibrate: Path | str | None = None

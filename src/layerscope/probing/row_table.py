@@ -8,7 +8,7 @@ from layerscope.model.causal_lm import CausalLM
 from layerscope.probing.encode import Encoded
 from layerscope.record.rows import rows_frame
 
-OF_EACH_LAYER = ("tuned", "ridge")
+OF_EACH_LAYER = ("tuned", "ridge", "jacobian")
 """Fitted lenses with a map of each layer's own."""
 
 

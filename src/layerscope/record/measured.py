@@ -179,6 +179,10 @@ class HeldOutRecord(RecordModel):
     lens_bits: ByLayer = Field(description="Of the fitted lens as it was kept.")
     bias_bits: ByLayer = Field((), description="Of a bias and a temperature alone; empty where none was measured.")
     closed_form_bits: ByLayer = Field((), description="Of the ridge regression; empty where none was measured.")
+    logit_top1: ByLayer = Field(
+        (), description="Share of positions with the model's first token on top of the logit lens; empty as above."
+    )
+    lens_top1: ByLayer = Field((), description="The same of the fitted lens.")
 
 
 class SkipLayersRecord(RecordModel, SkipLayers):
@@ -222,6 +226,24 @@ class RidgeFitRecord(RecordModel):
     held_out: HeldOutRecord | None = Field(None, description="What it is worth on other text.")
 
 
+class JacobianFitRecord(RecordModel):
+    """The mean Jacobian of the last block's output by each layer's residual; by layer from 0, null where none is."""
+
+    method: Literal["chain", "exact", "imported"] = Field(
+        description="`chain`: the product of every block's mean; `exact`: pulled back through all blocks."
+    )
+    target_layer: Count | None = Field(None, description="Whose residual is differentiated; null where nobody says.")
+    seq_len: Positive | None = Field(None, description="Positions of a prompt, BOS included.")
+    first_position: Count | None = Field(None, description="Positions of a prompt before it were not counted.")
+    n_prompts: Count | None = Field(None, description="Prompts that were averaged.")
+    n_probe_rows: Count | None = Field(None, description="Output features whose rows were computed exactly.")
+    n_probe_prompts: Count | None = Field(None, description="Prompts on which they were.")
+    norms: ByLayer = Field((), description="Frobenius norm over the root of d_model: 1 for the identity.")
+    betas: ByLayer = Field((), description="Relative bias of the chain by exact rows; above 0.1 it is approximate.")
+    sigmas: ByLayer = Field((), description="Relative spread between prompts by exact rows.")
+    held_out: HeldOutRecord | None = Field(None, description="What it is worth on other text.")
+
+
 class PrismFitRecord(RecordModel):
     """One standardisation and rotation for all layers, and how it was found."""
 
@@ -260,6 +282,7 @@ class FittedLensRecord(RecordModel):
     tuned: TunedFitRecord | None = Field(None, description="Of a tuned lens.")
     prism: PrismFitRecord | None = Field(None, description="Of a prism lens.")
     ridge: RidgeFitRecord | None = Field(None, description="Of a ridge lens.")
+    jacobian: JacobianFitRecord | None = Field(None, description="Of a Jacobian lens.")
     imported: ImportedLens | None = Field(None, description="Of a lens fitted elsewhere.")
     notes: tuple[str, ...] = Field((), description="What its own record warns of, in sentences.")
 

@@ -1,4 +1,4 @@
-"""Texts that go through a model beside a suite: prompts for its head alone, and a passage to fit temperatures on."""
+"""Texts that go through a model beside a suite: prompts for its head, a passage to fit temperatures on, and checks."""
 
 from importlib import resources
 
@@ -11,6 +11,11 @@ def published_test_prompts() -> tuple[str, ...]:
 def calibration_passage() -> str:
     """Plain prose that no suite asks about."""
     return _text("calibration.txt").strip()
+
+
+def check_prompts() -> tuple[str, ...]:
+    """Four passages of plain prose, of some 130 words each, on which an imported Jacobian lens is checked."""
+    return tuple(_text("check_prompts.txt").strip().split("\n\n"))
 
 
 def _text(name: str) -> str:

@@ -29,6 +29,14 @@ def lens_table(record: lens_record.LensRecord) -> Iterator[RenderableType]:
     elif record.ridge is not None:
         yield _caption(record.ridge.n_held_out)
         yield _ridge_table(record.ridge)
+    elif record.jacobian is not None and record.jacobian.n_held_out is not None:
+        yield _caption(record.jacobian.n_held_out)
+        yield _jacobian_table(record.jacobian)
+        yield Text(
+            "top-1: share with the model's own first token on top\nbeta: relative bias of the chain · sigma: relative "
+            "spread between prompts",
+            style="dim",
+        )
     elif record.prism is not None:
         yield _caption(record.prism.n_held_out)
         yield _prism_table(record.prism)
@@ -46,6 +54,8 @@ def lens_lines(record: lens_record.LensRecord) -> Table:
         lines += _tuned_lines(record.tuned)
     if record.ridge is not None:
         lines += _ridge_lines(record.ridge)
+    if record.jacobian is not None:
+        lines += _jacobian_lines(record.jacobian)
     if record.prism is not None:
         lines += _prism_lines(record.prism)
     if record.corpus is not None:
@@ -87,6 +97,10 @@ def held_out_means(record: lens_record.LensRecord) -> tuple[float | None, float 
     if record.ridge is not None:
         regressions = record.ridge.layers
         return fmean(fit.logit_bits for fit in regressions), fmean(fit.ridge_bits for fit in regressions)
+    if record.jacobian is not None and record.jacobian.n_held_out is not None:
+        measured = record.jacobian.layers
+        logit = [layer.logit_bits for layer in measured if layer.logit_bits is not None]
+        return fmean(logit), fmean(layer.jacobian_bits for layer in measured if layer.jacobian_bits is not None)
     if record.prism is not None:
         return fmean(record.prism.logit_bits[:-1]), fmean(record.prism.held_out_bits[:-1])
     return None, None
@@ -108,6 +122,8 @@ def _title(record: lens_record.LensRecord) -> str:
         return f"{title} · {shape} · placement {record.tuned.placement}"
     if record.ridge is not None:
         return f"{title} · full rank · placement {record.ridge.placement}"
+    if record.jacobian is not None:
+        return f"{title} · {record.jacobian.method}"
     if record.prism is not None:
         return f"{title} · {record.prism.method} · k {record.prism.k}"
     return title
@@ -151,6 +167,24 @@ def _ridge_table(fit: lens_record.RidgeFit) -> Table:
     means = fmean(layer.logit_bits for layer in fit.layers), fmean(layer.ridge_bits for layer in fit.layers)
     table.add_row("mean", *map(short_text, means), _share(*means), style="bold")
     return table
+
+
+def _jacobian_table(fit: lens_record.JacobianFit) -> Table:
+    table = _table("layer", "logit", "jacobian", "logit top-1", "jacobian top-1", "beta", "sigma", "norm")
+    for layer in fit.layers:
+        table.add_row(
+            str(layer.layer),
+            *(short_text(value) for value in (layer.logit_bits, layer.jacobian_bits)),
+            *(_percent(value) for value in (layer.logit_top1, layer.jacobian_top1)),
+            *(short_text(value) for value in (layer.beta, layer.sigma)),
+            f"{layer.norm:.2g}",
+            style="yellow" if layer.is_approximate else None,
+        )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{share:.0%}"
 
 
 def _prism_table(fit: lens_record.PrismFit) -> Table:
@@ -211,6 +245,14 @@ def _ridge_lines(fit: lens_record.RidgeFit) -> list[LabelledLine]:
         f"{_left_out(fit.first_position)}"
     )
     return [LabelledLine("positions", positions)]
+
+
+def _jacobian_lines(fit: lens_record.JacobianFit) -> list[LabelledLine]:
+    prompts = f"{_count(fit.n_prompts)} of {_count(fit.seq_len)} positions{_left_out(fit.first_position)}"
+    probe = fit.probe
+    rows = "none" if probe is None else f"{len(probe.rows)} output features on {probe.n_prompts} of the prompts"
+    exact = [] if fit.method == "exact" else [LabelledLine("exact rows", rows)]
+    return [LabelledLine("prompts", prompts), *exact]
 
 
 def _left_out(first_position: int | None) -> str:

@@ -31,6 +31,7 @@ LENSES = {
     "tuned": Look(GREEN, (10, 3, 2, 3), "diamond"),
     "prism": Look(PURPLE, (5, 2, 1, 2, 1, 2), "cross"),
     "ridge": Look(ORANGE, (4, 4), "triangle-down"),
+    "jacobian": Look(SKY, (12, 3), "triangle-left"),
 }
 SERIES = (
     Look(BLUE, SOLID, "circle"),

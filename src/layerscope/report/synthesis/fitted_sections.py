@@ -26,13 +26,17 @@ def fitted_section(runs: Sequence[Compared]) -> Section:
         "change of a layer is the fitted lens less the headline one, so negative is earlier. Changes in bits belong to "
         "one model each.",
     )
-    ridge = of_runs(
-        "A ridge lens was read too for {}; published files have no table of its rows, so no figure of it stands here.",
-        [run for run in runs if "ridge" in run.diagnostics.fitted_lenses],
-    )
+    untabled = [
+        of_runs(
+            f"A {name} lens was read too for {{}}; published files have no table of its rows, so no figure of it "
+            "stands here.",
+            [run for run in runs if kind in run.diagnostics.fitted_lenses],
+        )
+        for kind, name in (("ridge", "ridge"), ("jacobian", "Jacobian"))
+    ]
     return Section(
         "Prism and tuned lenses",
-        (paragraph(signs), *remarks(ridge)),
+        (paragraph(signs), *remarks(*untabled)),
         tuple(_lens_section(runs, lens) for lens in ("prism", "tuned")),
     )
 

@@ -189,7 +189,7 @@ def _held_out(run: AnalysedRun) -> ChartSpec:
 
 
 def _held_out_of(lens: FittedLensRecord) -> HeldOutRecord | None:
-    fit = lens.tuned or lens.prism or lens.ridge
+    fit = lens.tuned or lens.prism or lens.ridge or lens.jacobian
     return None if fit is None or lens.status != "loaded" else fit.held_out
 
 

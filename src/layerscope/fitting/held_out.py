@@ -1,0 +1,55 @@
+"""What lenses are worth at held-out positions: divergence from the model, and how often the same token is on top."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from layerscope.fitting.divergence import DECODED_TOGETHER, Head
+from layerscope.fitting.objective import LN2
+from layerscope.fitting.session import final_rows
+from layerscope.lenses.lens import Lens
+from layerscope.model.causal_lm import CausalLM
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One lens at one layer."""
+
+    bits: float
+    """Mean KL(model || lens) in bits."""
+    top1: float
+    """Share of positions with the model's own first token on top."""
+
+
+def measured(
+    model: CausalLM,
+    lenses: Sequence[Lens],
+    held: Float[Tensor, "layer held d_model"],
+    finals: Float[Tensor, "held d_model"],
+) -> list[tuple[HeldOut, ...]]:
+    """Read residuals through lenses, and hold what they say against the model.
+
+    Args:
+        model: whose head decodes.
+        lenses: bound to it, on its device.
+        held: residuals by layer, from 0.
+        finals: those after the last block.
+
+    Returns:
+        For every layer, what each lens is worth.
+    """
+    head, n = Head(model.unembedding), len(finals)
+    sums = torch.zeros(len(held), len(lenses), 2, dtype=torch.float64)
+    for chunk in torch.split(torch.arange(n), DECODED_TOGETHER):
+        rows = final_rows(model, finals[chunk])
+        targets, top = head.targets(rows), head.top1(rows)
+        for layer, residuals in enumerate(held):
+            for i, lens in enumerate(lenses):
+                decoded = lens(residuals[chunk].to(rows.device), layer).float()
+                nats = head.divergence(decoded, targets, gradient=False).nats
+                sums[layer, i, 0] += nats.double().sum().cpu() / LN2
+                sums[layer, i, 1] += (head.top1(decoded) == top).sum().cpu()
+    return [tuple(HeldOut(max(0.0, bits / n), same / n) for bits, same in layer) for layer in sums.tolist()]

@@ -1,7 +1,10 @@
 """What attention, MLPs and heads add: against Transformers' own additions, and against models worked out by hand."""
 
 import functools
+import json
 import math
+import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -247,6 +250,33 @@ def reads_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
         yield read
     finally:
         handle.remove()
+
+
+PEERS = Path(os.environ.get("PEERS", Path(__file__).parent.parent / ".venv-peers")) / "bin" / "python"
+"""An interpreter with the libraries of `benchmarks/peers.txt`."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS.exists(), reason="needs the environment that `make peers` makes")
+@pytest.mark.parametrize("name", ["gpt2", "llama-biases", "qwen3", "gpt_neox", "llama-rope3"])
+def test_shares_are_those_of_transformer_lens(name: str, tiny):
+    """After its own folding of norms into matrices: another route to the same numbers."""
+    model, writes, directions = run_of(tiny(name))
+    shares = shares_of(writes, directions, sequential=name not in PARALLEL)
+    words = (tiny(name), json.dumps(PROMPTS[1]), ANSWERS[1], RIVALS[1])
+    script = Path(__file__).with_name("transformer_lens_shares.py")
+    done = subprocess.run([PEERS, script, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    theirs, heads = found["component"], found["head"]
+    embedding = sum(value for label, value in theirs.items() if "embed" in label)
+    assert float(shares.embedding[1]) == pytest.approx(embedding, abs=10 * TOLERANCE)
+    assert shares.heads is not None
+    for i in range(model.n_layers):
+        assert float(shares.attention[1, i]) == pytest.approx(theirs[f"{i}_attn_out"], abs=10 * TOLERANCE)
+        assert float(shares.mlp[1, i]) == pytest.approx(theirs[f"{i}_mlp_out"], abs=10 * TOLERANCE)
+        for h, share in enumerate(shares.heads[1, i].tolist()):
+            assert share == pytest.approx(heads[f"L{i}H{h}"], abs=10 * TOLERANCE)
 
 
 def changed(name: str, folder: Path, change: Any, **config: Any) -> CausalLM:

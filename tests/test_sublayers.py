@@ -178,6 +178,27 @@ def test_a_sum_that_lacks_a_write_is_found_out(name: str, tiny):
     assert heads is not None and not heads.ok
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gpt2"])
+def test_prompts_that_share_what_they_begin_with_have_the_writes_that_each_has_alone(name: str, tiny):
+    begin = [0, 301, 12] if name == "gemma2" else [0, *range(5, 45)]
+    prompts = [[*begin, last] for last in (7, 9, 11)]
+    model = CausalLM.open(tiny(name), device="cpu")
+    directions = AnswerDirections.of(model.unembedding, ANSWERS, RIVALS).directions
+    assert model.folding(prompts) is not None
+    together = model.forward_writes(prompts, directions, n_logits=2)
+    for i, token_ids in enumerate(prompts):
+        alone = model.forward_writes([token_ids], directions[i : i + 1], n_logits=1)
+        size = float(alone.states.abs().max())
+        for ours, own in (
+            (together.states, alone.states),
+            (together.mlp, alone.mlp),
+            (together.attention, alone.attention),
+        ):
+            assert (ours[i] - own[0]).abs().max() <= 2 * TOLERANCE * size
+        if i < 2:
+            assert (together.logits[i] - alone.logits[0]).abs().max() <= 50 * TOLERANCE
+
+
 def frozen(model: PreTrainedModel, rows: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
     """Rows behind the model's own final norm, its statistics those of `final`, and any projection; without biases."""
     config, rows, final = model.config, rows.double(), final.double()

@@ -40,9 +40,6 @@ from layerscope.unembedding import Norm, Unembedding
 
 log = logging.getLogger(__name__)
 
-MEAN_PROMPTS = 64
-"""Prompts that go through together where only means are kept."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class OpenRequest(OpenOptions):
@@ -218,11 +215,15 @@ class CausalLM:
         """What the parts write in the mean over all tokens of some prompts."""
         hooks = MeanHooks(ablation, self.sublayers, self.n_heads)
         for group in batches(self.architecture.rope, [len(ids) for ids in token_ids]):
-            for start in range(0, len(group), MEAN_PROMPTS):
-                prompts = [token_ids[i] for i in group[start : start + MEAN_PROMPTS]]
+            width = max(len(token_ids[i]) for i in group)
+            numbers = width * (self.widest_activation + (self.n_heads or 0) * width)
+            step = max(1, self.placement.memory // (4 * 4 * numbers))
+            for start in range(0, len(group), step):
+                prompts = [token_ids[i] for i in group[start : start + step]]
                 batch = _Input(_padded(prompts).to(self.placement.device))
-                width = batch.token_ids.shape[1]
-                real = torch.arange(width)[None] < torch.tensor([len(ids) for ids in prompts])[:, None]
+                real = (
+                    torch.arange(batch.token_ids.shape[1])[None] < torch.tensor([len(ids) for ids in prompts])[:, None]
+                )
                 kept = torch.zeros(len(prompts), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
                 with hooks.hooked(real):
                     self._pass(batch, lambda stream: stream[:, :1], kept, [(0, 0)], lambda done, total: None)
@@ -552,12 +553,33 @@ class CausalLM:
         wanted: Sequence[int],
         progress: Callable[[int, int], None],
     ) -> Writes:
+        """One pass, packed as `_forward_group` packs it."""
+        folding = self.folding(token_ids)
+        if folding is not None:
+            trees = packed(folding)
+            rows, nodes = trees.tree.tolist(), trees.nodes[:, -1].tolist()
+            places = list(zip(rows, nodes, strict=True))
+            writes = self._writes_at(_Input.of_trees(trees, self.placement), places, directions, wanted, progress)
+            if writes.states.isfinite().all():
+                return writes
         batch = _Input(_padded(token_ids).to(self.placement.device))
-        shape, rows = batch.token_ids.shape, torch.arange(len(token_ids))
-        at = torch.tensor([len(ids) - 1 for ids in token_ids])
+        places = [(row, len(ids) - 1) for row, ids in enumerate(token_ids)]
+        return self._writes_at(batch, places, directions, wanted, progress)
+
+    def _writes_at(
+        self,
+        batch: "_Input",
+        places: Sequence[tuple[int, int]],
+        directions: Float[Tensor, "prompt d_model"],
+        wanted: Sequence[int],
+        progress: Callable[[int, int], None],
+    ) -> Writes:
+        """One pass; `places` are row and position of every prompt's last token."""
+        shape = batch.token_ids.shape
+        rows, positions = (torch.tensor(values) for values in zip(*places, strict=True))
 
         def pick(values: Tensor) -> Tensor:  # some modules are called with all tokens of a batch in one row
-            return values.reshape(*shape, values.shape[-1])[rows, at]
+            return values.reshape(*shape, values.shape[-1])[rows, positions]
 
         hooks = WriteHooks(
             self.sublayers,
@@ -571,8 +593,8 @@ class CausalLM:
             torch.finfo(self.placement.dtype).eps / 2,
             replaced=[] if self.ablation is None else self.ablation.blocks_without_attention,
         )
-        states = torch.zeros(len(token_ids), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
-        last = [(row, len(token_ids[row]) - 1) for row in wanted or [0]]
+        states = torch.zeros(len(places), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
+        last = [places[prompt] for prompt in wanted or [0]]
         with hooks.hooked():
             logits = self._pass(batch, lambda stream: pick(stream)[:, None], states, last, progress)
         return Writes(

@@ -75,6 +75,8 @@ def sublayers(
     """
     left_out: dict[str, int] = {}
     batches: list[list[Encoded]] = []
+    # States and writes of every block, once in float32 and a few times in float64 while sums are taken.
+    most = max(1, model.placement.memory // (2 * 80 * model.d_model * (model.n_layers + 1)))
     for part in parts:
         here: list[Encoded] = []
         for prompt in encoded[part.prompts]:
@@ -83,7 +85,7 @@ def sublayers(
                 here.append(prompt)
             else:
                 left_out[reason] = left_out.get(reason, 0) + 1
-        batches += [here] if here else []
+        batches += [here[i : i + most] for i in range(0, len(here), most)]
     found = _Found(model)
     ran_out = f"The memory of {model.placement.device} ran out while writes were read; give a smaller --memory."
     with shortage_explained(ran_out), reproducible(seed, model.placement.device), torch.inference_mode():

@@ -29,8 +29,9 @@ class AnswerDirections:
     """Times the norm's inverse scale and a residual: the logit difference, but for the constant. Nats."""
     constants: Float[Tensor, " prompt"]
     """What the norm's and the head's biases add to it."""
-    sizes: Float[Tensor, " prompt"]
-    """Lengths of both rows of the unembedding, scaled and added up: what the head's rounding grows with."""
+    rows: Float[Tensor, "prompt 2 d_model"]
+    """Both rows of the unembedding, scaled, as they read what leaves the final norm: what the head's rounding grows
+    with."""
     unembedding: Unembedding
 
     @classmethod
@@ -47,16 +48,16 @@ class AnswerDirections:
         if unembedding.bias is not None:
             bias = unembedding.bias.to(device).double()
             constants += scale * (bias[both[0]] - bias[both[1]])
-        sizes = scale * sum(row.norm(dim=-1) for row in rows)
+        both_rows = scale * torch.stack(rows, dim=1)
         if norm is None:
-            return cls(both[0], both[1], difference, constants, sizes, unembedding)
+            return cls(both[0], both[1], difference, constants, both_rows, unembedding)
         if norm.bias is not None:
             constants += difference @ norm.bias.to(device).double()
-        return cls(both[0], both[1], norm.pulled_back(difference), constants, sizes, unembedding)
+        return cls(both[0], both[1], norm.pulled_back(difference), constants, both_rows, unembedding)
 
     def of_prompts(self, rows: Sequence[int]) -> "AnswerDirections":
         """Of some of the prompts."""
-        names = ("answers", "rivals", "directions", "constants", "sizes")
+        names = ("answers", "rivals", "directions", "constants", "rows")
         return replace(self, **{name: getattr(self, name)[list(rows)] for name in names})
 
     def inverse_scale(self, rows: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows"]:
@@ -276,8 +277,9 @@ def _readout_rounding(writes: Writes, directions: AnswerDirections, unit: float)
     terms = (directions.directions * final).norm(dim=-1)
     norm = (root * FLOAT32 + 4 * unit) * ((directions.directions * final).sum(-1).abs() + terms)
     end = directions.unembedding.final_norm
-    row = (final if end is None else _float64(end(writes.states[:, -1]), directions)).norm(dim=-1)
-    head = (root * FLOAT32 + 2 * unit) * directions.sizes * row
+    read = (final if end is None else _float64(end(writes.states[:, -1]), directions))[:, None]
+    products = root * FLOAT32 * directions.rows.norm(dim=-1) * read.norm(dim=-1)
+    head = (products + 2 * unit * (directions.rows * read).norm(dim=-1)).sum(-1)
     rounding: Tensor = scale * stream + STANDARD_DEVIATIONS * (scale * norm + head)
     return rounding
 

@@ -92,8 +92,12 @@ def _sums(sums: Sequence[CheckedSumRecord]) -> str:
     broken = [checked for checked in sums if not checked.ok]
     if not broken:
         shares = next((checked for checked in sums if checked.sum == "shares"), None)
-        told = "" if shares is None else f"; shares miss the model's own by {_number(shares.error)} nats at most"
-        return f"all that has to add up does{told}"
+        if shares is None:
+            return "all that has to add up does"
+        return (
+            f"all that has to add up does; nearest to its bound, a prompt's shares miss the model's own difference by "
+            f"{_number(shares.error)} nats, where rounding explains {_number(shares.bound)}"
+        )
     parts = []
     for checked in broken:
         what, whole, unit = _SUMS[checked.sum]

@@ -507,6 +507,15 @@ class CausalLM:
         kind = config.model_type
         return tuple(sublayers_of(block, i, kind, config) for i, block in enumerate(container, start=1))
 
+    @cached_property
+    def _norms_behind(self) -> tuple[tuple[Norm | None, Norm | None], ...]:
+        """For every block the norms between attention's and the MLP's last matrix and the sum."""
+
+        def norm(i: int, path: str | None) -> Norm | None:
+            return None if path is None else self._norm(f"{self.architecture.blocks}.{i}.{path}")
+
+        return tuple((norm(i, part.post_norm), norm(i, part.mlp_norm)) for i, part in enumerate(self.sublayers))
+
     @property
     def block_order(self) -> Order | None:
         """Whether a block's MLP reads the state that its attention has written to; None where that is not known."""
@@ -520,6 +529,7 @@ class CausalLM:
         directions: Float[Tensor, "prompt d_model"],
         *,
         n_logits: int = 0,
+        neurons: bool = False,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Writes:
         """Run prompts, and keep at each one's last token what attention and MLP of every block add to the stream.
@@ -528,6 +538,7 @@ class CausalLM:
             token_ids: for each prompt what the model reads, BOS included.
             directions: for each prompt what is read in the write of every head, float64.
             n_logits: of how many prompts, from the first on, the model's own logits are kept.
+            neurons: whether the directions are read in the write of every MLP neuron too.
             progress: called with (blocks done, blocks to do) after every block.
 
         Raises:
@@ -541,6 +552,7 @@ class CausalLM:
                 [token_ids[i] for i in group],
                 directions[group],
                 wanted,
+                neurons,
                 lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
             )
             parts.append((group, writes))
@@ -551,6 +563,7 @@ class CausalLM:
         token_ids: Sequence[Sequence[int]],
         directions: Float[Tensor, "prompt d_model"],
         wanted: Sequence[int],
+        neurons: bool,
         progress: Callable[[int, int], None],
     ) -> Writes:
         """One pass, packed as `_forward_group` packs it."""
@@ -559,12 +572,14 @@ class CausalLM:
             trees = packed(folding)
             rows, nodes = trees.tree.tolist(), trees.nodes[:, -1].tolist()
             places = list(zip(rows, nodes, strict=True))
-            writes = self._writes_at(_Input.of_trees(trees, self.placement), places, directions, wanted, progress)
+            writes = self._writes_at(
+                _Input.of_trees(trees, self.placement), places, directions, wanted, neurons, progress
+            )
             if writes.states.isfinite().all():
                 return writes
         batch = _Input(_padded(token_ids).to(self.placement.device))
         places = [(row, len(ids) - 1) for row, ids in enumerate(token_ids)]
-        return self._writes_at(batch, places, directions, wanted, progress)
+        return self._writes_at(batch, places, directions, wanted, neurons, progress)
 
     def _writes_at(
         self,
@@ -572,6 +587,7 @@ class CausalLM:
         places: Sequence[tuple[int, int]],
         directions: Float[Tensor, "prompt d_model"],
         wanted: Sequence[int],
+        neurons: bool,
         progress: Callable[[int, int], None],
     ) -> Writes:
         """One pass; `places` are row and position of every prompt's last token."""
@@ -583,15 +599,17 @@ class CausalLM:
 
         hooks = WriteHooks(
             self.sublayers,
-            [
-                None if part.post_norm is None else self._norm(f"{self.architecture.blocks}.{i}.{part.post_norm}")
-                for i, part in enumerate(self.sublayers)
-            ],
+            self._norms_behind,
             self.n_heads,
             directions,
             pick,
             torch.finfo(self.placement.dtype).eps / 2,
-            replaced=[] if self.ablation is None else self.ablation.blocks_without_attention,
+            replaced=[] if self.ablation is None else self.ablation.blocks_without("attn"),
+            without_neurons=None
+            if not neurons
+            else []
+            if self.ablation is None
+            else self.ablation.blocks_without("mlp"),
         )
         states = torch.zeros(len(places), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
         last = [places[prompt] for prompt in wanted or [0]]
@@ -603,6 +621,7 @@ class CausalLM:
             torch.stack([hooks.mlp[i] for i in range(self.n_layers)], dim=1),
             logits[: len(wanted)],
             hooks.head_shares,
+            hooks.neuron_shares,
         )
 
     @torch.inference_mode()

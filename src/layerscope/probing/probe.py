@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from layerscope.bundled import BUNDLED
-from layerscope.errors import LensError, SuiteError
+from layerscope.errors import LensError, ModelError, SuiteError
 from layerscope.model.ablation import Ablation
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.families import rule_of_table
@@ -102,6 +102,8 @@ def probe(request: ProbeRequest) -> Run:
     seconds, created = Seconds(), datetime.now(UTC)
     rules, requested = _choices(request)
     scope = control_scope(request.control)
+    if request.neurons and not request.sublayers:
+        raise ModelError("Neurons are named among what attention and MLPs add; ask for `sublayers` too.")
     ablation = Ablation.of(request.ablate, request.ablate_with) if request.ablate else None
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.read_suite()
@@ -139,7 +141,8 @@ def probe(request: ProbeRequest) -> Run:
     if request.sublayers:
         seconds.stages["sublayers_s"] = 0.0
         with seconds.stage("sublayers_s"):
-            found = sublayers(model, result.encoded, parts, request.seed, watcher).beside(measured.patching)
+            found = sublayers(model, result.encoded, parts, request.seed, watcher, neurons=request.neurons)
+            found = found.beside(measured.patching)
         measured, writers = measured.model_copy(update={"sublayers": found.record}), found.table
     record = run_metadata(
         model,

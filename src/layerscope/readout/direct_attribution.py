@@ -249,6 +249,68 @@ def check_heads(shares: Shares) -> Check | None:
     return Check(error.flatten(), shares.head_rounding.flatten())
 
 
+def check_neurons(shares: Shares, writes: Writes, directions: AnswerDirections) -> Check | None:
+    """The same of the neurons of those MLPs that were taken apart."""
+    neurons = writes.neurons
+    if neurons is None:
+        return None
+    scale = directions.inverse_scale(_float64(writes.states[:, -1], directions))[:, None]
+    by_block = torch.split(neurons.shares, list(neurons.widths.values()), dim=1)
+    total = torch.stack([block.sum(-1) for block in by_block], dim=1) + neurons.rest
+    error = (scale * total - shares.mlp[:, list(neurons.widths)]).abs()
+    return Check(error.flatten(), (scale * neurons.rounding).flatten())
+
+
+@dataclass(frozen=True)
+class NeuronMean:
+    """A neuron's mean share."""
+
+    layer: int
+    """The layer that its block writes, from 1."""
+    neuron: int
+    """Counted from 0."""
+    dla: float
+    """In nats."""
+    n_positive: int
+    """In how many prompts it is above zero."""
+
+
+@dataclass(frozen=True)
+class NeuronSums:
+    """Shares of neurons in nats, added up over prompts."""
+
+    total: Float[Tensor, " neuron"]
+    n_positive: Int[Tensor, " neuron"]
+    n: int
+    """How many prompts."""
+    widths: dict[int, int]
+    """How many neurons there are in each of these blocks, counted from 0."""
+
+    @classmethod
+    def of(cls, writes: Writes, directions: AnswerDirections) -> "NeuronSums | None":
+        """Over the prompts of one pass; None where no neuron is known."""
+        neurons = writes.neurons
+        if neurons is None:
+            return None
+        shares = directions.inverse_scale(_float64(writes.states[:, -1], directions))[:, None] * neurons.shares
+        return cls(shares.sum(0).cpu(), (shares > 0).sum(0).cpu(), len(shares), neurons.widths)
+
+    def added_to(self, others: "NeuronSums | None") -> "NeuronSums":
+        """Over more prompts."""
+        if others is None:
+            return self
+        return NeuronSums(
+            self.total + others.total, self.n_positive + others.n_positive, self.n + others.n, self.widths
+        )
+
+    def largest(self, k: int) -> list[NeuronMean]:
+        """Those with the largest mean shares by size, largest first."""
+        places = [(block + 1, i) for block, width in self.widths.items() for i in range(width)]
+        order = self.total.abs().sort(descending=True, stable=True).indices[:k].tolist()
+        means = self.total / self.n
+        return [NeuronMean(places[at][0], places[at][1], float(means[at]), int(self.n_positive[at])) for at in order]
+
+
 def _interleaved(lens: Float[Tensor, "prompt layer"], mid: Float[Tensor, "prompt block"]) -> Tensor:
     pairs = torch.stack([mid, lens[:, 1:]], dim=-1).flatten(1)
     return torch.cat([lens[:, :1], pairs], dim=1)

@@ -230,6 +230,11 @@ class CausalLM:
         return hooks.means
 
     @property
+    def is_as_stored(self) -> bool:
+        """Whether nothing in it was changed, such as by shuffling weights or putting parts out of action."""
+        return self.shuffle is None and self.ablation is None
+
+    @property
     def n_embeddings(self) -> int:
         """How many token ids the model can read."""
         return int(self._module.get_input_embeddings().num_embeddings)

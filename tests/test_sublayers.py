@@ -1,7 +1,10 @@
 """What attention, MLPs and heads add: against Transformers' own additions, and against models worked out by hand."""
 
 import functools
+import json
 import math
+import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,12 +22,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from layerscope import Prompt, Suite, probe
 from layerscope.analysis.writers import spearman
 from layerscope.errors import ModelError, RunError
+from layerscope.model.ablation import Ablation
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.sublayers import Writes
 from layerscope.readout.direct_attribution import (
     AnswerDirections,
     check_blocks,
     check_heads,
+    check_neurons,
     check_steps,
     check_total,
     check_writes,
@@ -122,7 +127,7 @@ def run_of(folder: Path) -> tuple[CausalLM, Writes, AnswerDirections]:
 
 def run_through(model: CausalLM) -> tuple[Writes, AnswerDirections]:
     directions = AnswerDirections.of(model.unembedding, ANSWERS, RIVALS)
-    return model.forward_writes(PROMPTS, directions.directions, n_logits=len(PROMPTS)), directions
+    return model.forward_writes(PROMPTS, directions.directions, n_logits=len(PROMPTS), neurons=True), directions
 
 
 @EVERY
@@ -152,6 +157,7 @@ def test_every_sum_holds_that_has_to(name: str, tiny):
         check_total(shares, writes, directions, FLOAT32),
         check_steps(shares, writes, directions, FLOAT32),
         check_heads(shares),
+        *([] if name == "mixtral" else [check_neurons(shares, writes, directions)]),  # whose experts have no one matrix
     ]
     for check in checks:
         assert check is not None
@@ -173,6 +179,27 @@ def test_a_sum_that_lacks_a_write_is_found_out(name: str, tiny):
     heads = check_heads(shares)
     assert total is not None and not total.ok
     assert heads is not None and not heads.ok
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt2"])
+def test_prompts_that_share_what_they_begin_with_have_the_writes_that_each_has_alone(name: str, tiny):
+    begin = [0, 301, 12] if name == "gemma2" else [0, *range(5, 45)]
+    prompts = [[*begin, last] for last in (7, 9, 11)]
+    model = CausalLM.open(tiny(name), device="cpu")
+    directions = AnswerDirections.of(model.unembedding, ANSWERS, RIVALS).directions
+    assert model.folding(prompts) is not None
+    together = model.forward_writes(prompts, directions, n_logits=2)
+    for i, token_ids in enumerate(prompts):
+        alone = model.forward_writes([token_ids], directions[i : i + 1], n_logits=1)
+        size = float(alone.states.abs().max())
+        for ours, own in (
+            (together.states, alone.states),
+            (together.mlp, alone.mlp),
+            (together.attention, alone.attention),
+        ):
+            assert (ours[i] - own[0]).abs().max() <= 2 * TOLERANCE * size
+        if i < 2:
+            assert (together.logits[i] - alone.logits[0]).abs().max() <= 50 * TOLERANCE
 
 
 def frozen(model: PreTrainedModel, rows: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
@@ -239,6 +266,37 @@ def test_heads_are_what_the_output_matrix_gives_with_the_others_at_zero(name: st
             assert shares.heads[0, 1, h] == pytest.approx(float(expected), abs=TOLERANCE * 50)
 
 
+@EVERY
+def test_neurons_are_what_the_last_matrix_gives_with_the_others_at_zero(name: str, tiny):
+    """A norm behind the matrix is applied with the statistics of all neurons together."""
+    _, writes, directions = run_of(tiny(name))
+    layer = 1
+    if writes.neurons is None or layer not in writes.neurons.widths:
+        assert name == "mixtral"
+        return
+    resident = load_resident(tiny(name))
+    blocks: Any = resident.get_submodule(BLOCKS_AT.get(resident.config.model_type, "model.layers"))
+    matrix = blocks[layer].get_submodule(
+        {"gpt2": "mlp.c_proj", "gptj": "mlp.fc_out", "gpt_neox": "mlp.dense_4h_to_h", "phi": "mlp.fc2", "opt": "fc2",
+         "falcon": "mlp.dense_4h_to_h", "bloom": "mlp.dense_4h_to_h", "starcoder2": "mlp.c_proj"}.get(
+            resident.config.model_type, "mlp.down_proj")
+    )  # fmt: skip
+    with torch.no_grad(), reads_of(matrix) as read:
+        resident(torch.tensor([PROMPTS[0]]), use_cache=False)
+        z = read[0].reshape(-1, read[0].shape[-1])[-1]
+        none, behind = matrix(torch.zeros_like(z)[None])[0], torch.ones(()).double()
+        if "gemma" in name or "olmo" in name:
+            gain = blocks[layer].post_feedforward_layernorm.weight.double() + (1.0 if "gemma" in name else 0.0)
+            behind = gain / (matrix(z[None])[0].double().square().mean() + resident.config.rms_norm_eps).sqrt()
+        behind = behind * getattr(resident.config, "residual_multiplier", 1.0)
+        alone = (matrix(torch.diag(z)) - none).double() * behind
+        expected = alone @ directions.directions[0]
+        widths = list(writes.neurons.widths.items())
+        start = sum(width for block, width in widths if block < layer)
+        ours = writes.neurons.shares[0, start : start + len(z)]
+        assert (ours - expected).abs().max() <= TOLERANCE * 50
+
+
 @contextmanager
 def reads_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
     read: list[torch.Tensor] = []
@@ -247,6 +305,33 @@ def reads_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
         yield read
     finally:
         handle.remove()
+
+
+PEERS = Path(os.environ.get("PEERS", Path(__file__).parent.parent / ".venv-peers")) / "bin" / "python"
+"""An interpreter with the libraries of `benchmarks/peers.txt`."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS.exists(), reason="needs the environment that `make peers` makes")
+@pytest.mark.parametrize("name", ["gpt2", "llama-biases", "qwen3", "gpt_neox", "llama-rope3"])
+def test_shares_are_those_of_transformer_lens(name: str, tiny):
+    """After its own folding of norms into matrices: another route to the same numbers."""
+    model, writes, directions = run_of(tiny(name))
+    shares = shares_of(writes, directions, sequential=name not in PARALLEL)
+    words = (tiny(name), json.dumps(PROMPTS[1]), ANSWERS[1], RIVALS[1])
+    script = Path(__file__).with_name("transformer_lens_shares.py")
+    done = subprocess.run([PEERS, script, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    theirs, heads = found["component"], found["head"]
+    embedding = sum(value for label, value in theirs.items() if "embed" in label)
+    assert float(shares.embedding[1]) == pytest.approx(embedding, abs=10 * TOLERANCE)
+    assert shares.heads is not None
+    for i in range(model.n_layers):
+        assert float(shares.attention[1, i]) == pytest.approx(theirs[f"{i}_attn_out"], abs=10 * TOLERANCE)
+        assert float(shares.mlp[1, i]) == pytest.approx(theirs[f"{i}_mlp_out"], abs=10 * TOLERANCE)
+        for h, share in enumerate(shares.heads[1, i].tolist()):
+            assert share == pytest.approx(heads[f"L{i}H{h}"], abs=10 * TOLERANCE)
 
 
 def changed(name: str, folder: Path, change: Any, **config: Any) -> CausalLM:
@@ -509,6 +594,36 @@ def test_single_writes_and_states_between_are_what_the_models_own_head_makes_of_
             assert row["logit_difference"] == pytest.approx(difference, abs=20 * TOLERANCE)
 
 
+def test_the_neurons_with_the_largest_shares_are_named():
+    run = probe(suite="capitals", sublayers=True, neurons=True, lenses="logit", positions="last", limit=3)
+    found = run.record.measured.sublayers
+    assert found is not None and found.adds_up and "neurons" in {checked.sum for checked in found.sums}
+    wording = found.of_wording("pos", "orig")
+    assert wording is not None and len(wording.neurons) == 20
+    sizes = [abs(neuron.dla) for neuron in wording.neurons]
+    assert sizes == sorted(sizes, reverse=True)
+    told = {line.label: line.text for line in in_detail(found, wording)}
+    first = wording.neurons[0]
+    assert told["neurons"].startswith(f"neuron {first.neuron} of layer {first.layer} {first.dla:+.2f} (")
+    # What the largest writes is gone without it, and the lead with it: no other part of its block is touched.
+    model = CausalLM.open(device="cpu")
+    prompts = [
+        list(p.token_ids or ()) for p in run.record.suite.prompts if p.prompt_id == "pos" and p.prompt_variant == "orig"
+    ]
+    pairs = [p for p in found.prompts if p.prompt_id == "pos" and p.prompt_variant == "orig"]
+    directions = AnswerDirections.of(model.unembedding, [p.answer_id for p in pairs], [p.rival_id for p in pairs])
+    twin = model.ablated(Ablation.of([f"neurons:{first.layer}:{first.neuron}"], "zero"))
+    whole, without = (m.forward_writes(prompts, directions.directions) for m in (model, twin))
+    scale = directions.inverse_scale(whole.states[:, -1].double())
+    gone = directions.read((whole.mlp - without.mlp)[:, first.layer - 1 : first.layer].double())[:, 0]
+    assert float((scale * gone).mean()) == pytest.approx(first.dla, abs=50 * of_residual(n_blocks=12, d_model=96))
+
+
+def test_neurons_are_named_among_sublayers_alone():
+    with pytest.raises(ModelError, match="ask for `sublayers` too"):
+        probe(suite=SUITE, neurons=True)
+
+
 def test_a_folder_keeps_the_table_and_is_refused_without_it(attributed: Run, tmp_path: Path):
     attributed.save(tmp_path / "run")
     assert Run.read(tmp_path / "run") == attributed
@@ -591,7 +706,7 @@ def test_the_largest_shares_are_named_by_part_and_layer():
     )
     assert told["against"] == "attention 3 -1.00 (4 of 4), MLP 1 -0.50 (4 of 4)"
     assert told["heads"] == "not told apart: x"
-    assert "2.0e-06 nats at most" in told["sums"]
+    assert told["sums"].endswith("by 2.0e-06 nats, where rounding explains 0.001")
     assert "--causal" in told["cause"]
     assert in_short(found, found.wordings[0]).startswith("attention 2 +3.00, MLP 3 +1.50, MLP 2 +0.75; ")
 

@@ -84,10 +84,9 @@ class Ablation:
             raise ModelError(f"'{texts[parts.index(twice)]}' is to be ablated twice; name each part once.")
         return cls(parts, "mean" if by == "mean" else "zero")
 
-    @property
-    def blocks_without_attention(self) -> list[int]:
-        """Blocks, counted from 0, whose attention is put out of action as a whole."""
-        return [part.layer - 1 for part in self.parts if part.site == "attn"]
+    def blocks_without(self, site: Site) -> list[int]:
+        """Blocks, counted from 0, whose attention or MLP is put out of action as a whole."""
+        return [part.layer - 1 for part in self.parts if part.site == site]
 
     @property
     def name(self) -> str:

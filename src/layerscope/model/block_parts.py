@@ -94,6 +94,8 @@ class Sublayers:
     """Reads the heads side by side; None where no such matrix is known."""
     post_norm: str | None
     """Path in the block of a norm between `projection` and the sum; None where there is none."""
+    mlp_norm: str | None
+    """The same of a norm between `down` and the sum."""
     down: nn.Module | None
     """Reads the neurons; None where no such matrix is known (experts)."""
     multiplier: float
@@ -139,6 +141,7 @@ def sublayers_of(block: nn.Module, layer: int, model_type: str, config: Any) -> 
         mlp=_needed(block, parts.mlp, "MLP", layer, model_type),
         projection=projection,
         post_norm=parts.attention if normed else None,
+        mlp_norm=parts.mlp if normed else None,
         down=None if parts.down is None else _module(block, parts.down),
         multiplier=float(getattr(block, "residual_multiplier", 1.0)),
     )

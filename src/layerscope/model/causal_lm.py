@@ -44,8 +44,6 @@ from layerscope.unembedding import Norm, Unembedding
 
 log = logging.getLogger(__name__)
 
-MEAN_PROMPTS = 64
-"""Prompts that go through together where only means are kept."""
 WRITTEN_OUT = 1e-3, 5e-2
 """How far, relative to its norm, the last residual may lie off where attention is written out: rounding over many
 blocks in float32, and in a coarser dtype."""
@@ -225,15 +223,24 @@ class CausalLM:
         """What the parts write in the mean over all tokens of some prompts."""
         hooks = MeanHooks(ablation, self.sublayers, self.n_heads)
         for group in batches(self.architecture.rope, [len(ids) for ids in token_ids]):
-            for start in range(0, len(group), MEAN_PROMPTS):
-                prompts = [token_ids[i] for i in group[start : start + MEAN_PROMPTS]]
+            width = max(len(token_ids[i]) for i in group)
+            numbers = width * (self.widest_activation + (self.n_heads or 0) * width)
+            step = max(1, self.placement.memory // (4 * 4 * numbers))
+            for start in range(0, len(group), step):
+                prompts = [token_ids[i] for i in group[start : start + step]]
                 batch = _Input(_padded(prompts).to(self.placement.device))
-                width = batch.token_ids.shape[1]
-                real = torch.arange(width)[None] < torch.tensor([len(ids) for ids in prompts])[:, None]
+                real = (
+                    torch.arange(batch.token_ids.shape[1])[None] < torch.tensor([len(ids) for ids in prompts])[:, None]
+                )
                 kept = torch.zeros(len(prompts), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
                 with hooks.hooked(real):
                     self._pass(batch, lambda stream: stream[:, :1], kept, [(0, 0)], lambda done, total: None)
         return hooks.means
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether nothing in it was changed, such as by shuffling weights or putting parts out of action."""
+        return self.shuffle is None and self.ablation is None
 
     @property
     def n_embeddings(self) -> int:
@@ -525,6 +532,15 @@ class CausalLM:
         kind = config.model_type
         return tuple(sublayers_of(block, i, kind, config) for i, block in enumerate(container, start=1))
 
+    @cached_property
+    def _norms_behind(self) -> tuple[tuple[Norm | None, Norm | None], ...]:
+        """For every block the norms between attention's and the MLP's last matrix and the sum."""
+
+        def norm(i: int, path: str | None) -> Norm | None:
+            return None if path is None else self._norm(f"{self.architecture.blocks}.{i}.{path}")
+
+        return tuple((norm(i, part.post_norm), norm(i, part.mlp_norm)) for i, part in enumerate(self.sublayers))
+
     @property
     def block_order(self) -> Order | None:
         """Whether a block's MLP reads the state that its attention has written to; None where that is not known."""
@@ -538,6 +554,7 @@ class CausalLM:
         directions: Float[Tensor, "prompt d_model"],
         *,
         n_logits: int = 0,
+        neurons: bool = False,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Writes:
         """Run prompts, and keep at each one's last token what attention and MLP of every block add to the stream.
@@ -546,6 +563,7 @@ class CausalLM:
             token_ids: for each prompt what the model reads, BOS included.
             directions: for each prompt what is read in the write of every head, float64.
             n_logits: of how many prompts, from the first on, the model's own logits are kept.
+            neurons: whether the directions are read in the write of every MLP neuron too.
             progress: called with (blocks done, blocks to do) after every block.
 
         Raises:
@@ -559,6 +577,7 @@ class CausalLM:
                 [token_ids[i] for i in group],
                 directions[group],
                 wanted,
+                neurons,
                 lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
             )
             parts.append((group, writes))
@@ -569,29 +588,56 @@ class CausalLM:
         token_ids: Sequence[Sequence[int]],
         directions: Float[Tensor, "prompt d_model"],
         wanted: Sequence[int],
+        neurons: bool,
         progress: Callable[[int, int], None],
     ) -> Writes:
+        """One pass, packed as `_forward_group` packs it."""
+        folding = self.folding(token_ids)
+        if folding is not None:
+            trees = packed(folding)
+            rows, nodes = trees.tree.tolist(), trees.nodes[:, -1].tolist()
+            places = list(zip(rows, nodes, strict=True))
+            writes = self._writes_at(
+                _Input.of_trees(trees, self.placement), places, directions, wanted, neurons, progress
+            )
+            if writes.states.isfinite().all():
+                return writes
         batch = _Input(_padded(token_ids).to(self.placement.device))
-        shape, rows = batch.token_ids.shape, torch.arange(len(token_ids))
-        at = torch.tensor([len(ids) - 1 for ids in token_ids])
+        places = [(row, len(ids) - 1) for row, ids in enumerate(token_ids)]
+        return self._writes_at(batch, places, directions, wanted, neurons, progress)
+
+    def _writes_at(
+        self,
+        batch: "_Input",
+        places: Sequence[tuple[int, int]],
+        directions: Float[Tensor, "prompt d_model"],
+        wanted: Sequence[int],
+        neurons: bool,
+        progress: Callable[[int, int], None],
+    ) -> Writes:
+        """One pass; `places` are row and position of every prompt's last token."""
+        shape = batch.token_ids.shape
+        rows, positions = (torch.tensor(values) for values in zip(*places, strict=True))
 
         def pick(values: Tensor) -> Tensor:  # some modules are called with all tokens of a batch in one row
-            return values.reshape(*shape, values.shape[-1])[rows, at]
+            return values.reshape(*shape, values.shape[-1])[rows, positions]
 
         hooks = WriteHooks(
             self.sublayers,
-            [
-                None if part.post_norm is None else self._norm(f"{self.architecture.blocks}.{i}.{part.post_norm}")
-                for i, part in enumerate(self.sublayers)
-            ],
+            self._norms_behind,
             self.n_heads,
             directions,
             pick,
             torch.finfo(self.placement.dtype).eps / 2,
-            replaced=[] if self.ablation is None else self.ablation.blocks_without_attention,
+            replaced=[] if self.ablation is None else self.ablation.blocks_without("attn"),
+            without_neurons=None
+            if not neurons
+            else []
+            if self.ablation is None
+            else self.ablation.blocks_without("mlp"),
         )
-        states = torch.zeros(len(token_ids), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
-        last = [(row, len(token_ids[row]) - 1) for row in wanted or [0]]
+        states = torch.zeros(len(places), self.n_layers + 1, 1, self.d_model, device=self.placement.device)
+        last = [places[prompt] for prompt in wanted or [0]]
         with hooks.hooked():
             logits = self._pass(batch, lambda stream: pick(stream)[:, None], states, last, progress)
         return Writes(
@@ -600,6 +646,7 @@ class CausalLM:
             torch.stack([hooks.mlp[i] for i in range(self.n_layers)], dim=1),
             logits[: len(wanted)],
             hooks.head_shares,
+            hooks.neuron_shares,
         )
 
     def forward_blockwise(

@@ -37,6 +37,18 @@ class HeadShares:
 
 
 @dataclass(frozen=True)
+class NeuronShares:
+    """The same of each neuron of MLPs whose last matrix is known, block by block side by side."""
+
+    shares: Float[Tensor, "prompt neuron"]
+    rest: Float[Tensor, "prompt some"]
+    """Of what no neuron adds, by block."""
+    rounding: Float[Tensor, "prompt some"]
+    widths: dict[int, int]
+    """How many neurons there are in each of these blocks, counted from 0."""
+
+
+@dataclass(frozen=True)
 class Writes:
     """A stream and what was added to it; float32."""
 
@@ -48,16 +60,21 @@ class Writes:
     """The model's own of the first prompts, head transform included."""
     heads: HeadShares | None
     """None where heads cannot be told apart."""
+    neurons: NeuronShares | None = None
+    """None where they were not asked for, or no block has any that are known."""
 
     def of(self, rows: Sequence[int]) -> "Writes":
         """Of some of the prompts, in ascending order."""
-        own, heads = list(rows), self.heads
+        own, heads, neurons = list(rows), self.heads, self.neurons
         return Writes(
             self.states[own],
             self.attention[own],
             self.mlp[own],
             self.logits[[row for row in own if row < len(self.logits)]],
             None if heads is None else HeadShares(heads.shares[own], heads.rest[own], heads.rounding[own]),
+            None
+            if neurons is None
+            else NeuronShares(neurons.shares[own], neurons.rest[own], neurons.rounding[own], neurons.widths),
         )
 
     @classmethod
@@ -67,6 +84,7 @@ class Writes:
         order = places.argsort()
         with_logits = torch.tensor([place for group, part in parts for place in group[: len(part.logits)]])
         heads = [part.heads for _, part in parts if part.heads is not None]
+        neurons = [part.neurons for _, part in parts if part.neurons is not None]
 
         def whole(values: Sequence[Tensor], by: Tensor = order) -> Tensor:
             return torch.cat(list(values))[by]
@@ -81,6 +99,14 @@ class Writes:
             else HeadShares(
                 whole([h.shares for h in heads]), whole([h.rest for h in heads]), whole([h.rounding for h in heads])
             ),
+            None
+            if len(neurons) < len(parts)
+            else NeuronShares(
+                whole([n.shares for n in neurons]),
+                whole([n.rest for n in neurons]),
+                whole([n.rounding for n in neurons]),
+                neurons[0].widths,
+            ),
         )
 
 
@@ -90,31 +116,34 @@ class WriteHooks:
     def __init__(
         self,
         blocks: Sequence[Sublayers],
-        post_norms: Sequence[Norm | None],
+        post_norms: Sequence[tuple[Norm | None, Norm | None]],
         n_heads: int | None,
         directions: Float[Tensor, "prompt d_model"],
         pick: Callable[[Tensor], Tensor],
         unit: float,
         replaced: Collection[int] = (),
+        without_neurons: Collection[int] | None = None,
     ) -> None:
         """Prepare for a pass.
 
         Args:
             blocks: the modules of every block.
-            post_norms: for every block the norm between its heads and the sum.
+            post_norms: for every block the norms between its heads and the sum, and between its neurons and the sum.
             n_heads: heads of a block; None where heads are not wanted.
             directions: what is read in every head's write, float64.
             pick: takes what a module returns for all tokens to one row a prompt.
             unit: unit roundoff of the blocks' arithmetic.
             replaced: blocks, counted from 0, whose attention is put out of action as a whole: what stands for it is no
                 head's.
+            without_neurons: blocks, counted from 0, whose neurons are not wanted; None where none at all are.
         """
-        self._replaced = replaced
+        self._replaced, self._without_neurons = replaced, without_neurons
         self._blocks, self._post_norms, self._n_heads = blocks, post_norms, n_heads
         self._directions, self._pick, self._unit = directions, pick, unit
         self.attention: dict[int, Tensor] = {}
         self.mlp: dict[int, Tensor] = {}
         self.heads: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.neurons: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def head_shares(self) -> HeadShares | None:
@@ -123,6 +152,16 @@ class WriteHooks:
             return None
         columns = zip(*(self.heads[i] for i in range(len(self._blocks))), strict=True)
         return HeadShares(*(torch.stack(column, dim=1) for column in columns))
+
+    @property
+    def neuron_shares(self) -> NeuronShares | None:
+        """Of the blocks that have any."""
+        if not self.neurons:
+            return None
+        found = [self.neurons[i] for i in sorted(self.neurons)]
+        widths = {i: self.neurons[i][0].shape[1] for i in sorted(self.neurons)}
+        shares, rest, rounding = zip(*found, strict=True)
+        return NeuronShares(torch.cat(shares, dim=1), torch.stack(rest, dim=1), torch.stack(rounding, dim=1), widths)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -138,7 +177,12 @@ class WriteHooks:
                 if i in self._replaced:
                     hooks.after(block.attention, self._keep_what_stands_for_heads(i))
                 elif self._n_heads is not None and block.projection is not None:
-                    hooks.after(block.projection, self._keep_heads(i))
+                    hooks.after(
+                        block.projection, self._keep_split(self.heads, i, self._post_norms[i][0], self._n_heads)
+                    )
+                wanted = self._without_neurons is not None and i not in self._without_neurons
+                if wanted and block.down is not None:
+                    hooks.after(block.down, self._keep_split(self.neurons, i, self._post_norms[i][1], None))
             yield
         for part, caught in (("attention", self.attention), ("MLP", self.mlp)):
             unseen = [i + 1 for i in range(len(self._blocks)) if i not in caught]
@@ -155,15 +199,18 @@ class WriteHooks:
 
         return after
 
-    def _keep_heads(self, i: int) -> Callable[..., None]:
+    def _keep_split(
+        self, caught: dict[int, tuple[Tensor, Tensor, Tensor]], i: int, norm: Norm | None, n_parts: int | None
+    ) -> Callable[..., None]:
+        """What a matrix writes, split by which of so many equal stretches of its input it comes from; None: each."""
+
         def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             device = self._directions.device
             read, written = (self._pick(value).to(device).double() for value in (args[0], output))
-            if self._n_heads is None or read.shape[-1] % self._n_heads:
+            if n_parts is not None and read.shape[-1] % n_parts:
                 return
             directions = self._directions * self._blocks[i].multiplier
             rest = directions.new_zeros(len(directions))
-            norm = self._post_norms[i]
             if norm is not None:
                 if norm.bias is not None:
                     rest = directions @ norm.bias.to(directions)
@@ -172,8 +219,8 @@ class WriteHooks:
             if bias is not None:
                 rest = rest + directions @ bias.to(directions)
             back, row_norms = _through(module, directions)
-            shares = (back * read).view(len(read), self._n_heads, -1).sum(-1)
-            self.heads[i] = (shares, rest, self._rounding(directions, row_norms, read, written))
+            shares = (back * read).view(len(read), n_parts or read.shape[-1], -1).sum(-1)
+            caught[i] = (shares, rest, self._rounding(directions, row_norms, read, written))
 
         return after
 

@@ -66,6 +66,8 @@ class ProbeOptions(OpenOptions):
     and positions)."""
     sublayers: bool = False
     """Take the lead of each answer apart: what attention, MLP and heads of every block add to it at the last token."""
+    neurons: bool = False
+    """With `sublayers`: name the MLP neurons with the largest shares too."""
     ablate: Sequence[str] | None = None
     """Put a part out of action and read everything without it: `block:12.attn`, `block:12.mlp`, `head:12.7` or
     `neurons:12:5,77`; repeatable. Blocks are counted by the layer that they write, from 1; heads and neurons from 0."""

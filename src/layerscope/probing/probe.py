@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from layerscope.bundled import BUNDLED
-from layerscope.errors import LensError, SuiteError
+from layerscope.errors import LensError, ModelError, SuiteError
 from layerscope.model.ablation import Ablation
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.families import rule_of_table
@@ -103,6 +103,8 @@ def probe(request: ProbeRequest) -> Run:
     seconds, created = Seconds(), datetime.now(UTC)
     rules, requested = _choices(request)
     scope = control_scope(request.control)
+    if request.neurons and not request.sublayers:
+        raise ModelError("Neurons are named among what attention and MLPs add; ask for `sublayers` too.")
     ablation = Ablation.of(request.ablate, request.ablate_with) if request.ablate else None
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.read_suite()
@@ -111,7 +113,7 @@ def probe(request: ProbeRequest) -> Run:
         refuse_unknown_blocks(model)
     encoded = judged_by(encode(suite, model, positions, _reading(request, rules)), request.judge)
     if ablation is not None:
-        model = model.ablated(ablation, [prompt.token_ids for prompt in encoded])
+        model = _ablated(model, ablation, encoded, request.seed)
     watcher = request.observer or Silent()
     chosen = choose_lenses(model, requested, rules.lenses, request.lens_dir, calibrating=request.calibrate is not None)
     if request.calibrate is not None:
@@ -125,7 +127,7 @@ def probe(request: ProbeRequest) -> Run:
     auxiliary_bytes = planned_auxiliary_bytes(model, auxiliary)
     parts = plan_memory(model, encoded, len(bound), request.top_k, rules, auxiliary.token_ids, auxiliary_bytes)
     watcher.plan(plan_line(model, parts, suite))
-    unread = fit_line(model) if requested is None and chosen.without_fit and model.shuffle is None else None
+    unread = fit_line(model) if requested is None and chosen.without_fit and model.is_as_stored else None
     for line in (bos_against_family(model.tokens, encoded), *suite.notes, *chosen.passed_over, unread):
         if line is not None:
             watcher.plan(line)
@@ -144,7 +146,8 @@ def probe(request: ProbeRequest) -> Run:
     if request.sublayers:
         seconds.stages["sublayers_s"] = 0.0
         with seconds.stage("sublayers_s"):
-            wrote = sublayers(model, result.encoded, parts, request.seed, watcher).beside(measured.patching, patches)
+            wrote = sublayers(model, result.encoded, parts, request.seed, watcher, neurons=request.neurons)
+            wrote = wrote.beside(measured.patching, patches)
         measured, writers = measured.model_copy(update={"sublayers": wrote.record}), wrote.table
     record = run_metadata(
         model,
@@ -208,6 +211,14 @@ def _open(request: ProbeRequest, rules: Protocol) -> CausalLM:
     """The model, reading what the protocol wants at the beginning of a prompt."""
     model = opened(request.model, request)
     return model if rules.bos_of_tokenizer else model.reading(rule_of_table(model.tokens.bos))
+
+
+def _ablated(model: CausalLM, ablation: Ablation, encoded: Sequence[Encoded], seed: int) -> CausalLM:
+    """The model with parts put out of action; their means, where these stand for them, are over the prompts."""
+    device = model.placement.device
+    ran_out = f"The memory of {device} ran out while means of parts were taken; give a smaller --memory."
+    with shortage_explained(ran_out), reproducible(seed, device):
+        return model.ablated(ablation, [prompt.token_ids for prompt in encoded])
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def asked_of_twin(options: ProbeOptions, headline: str) -> dict[str, Any]:
         "control": "none",
         "causal": False,
         "sublayers": False,
+        "neurons": False,
         "ablate": None,
     }
 

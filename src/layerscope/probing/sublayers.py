@@ -23,9 +23,11 @@ from layerscope.readout.decode import Question, decode
 from layerscope.readout.direct_attribution import (
     AnswerDirections,
     Check,
+    NeuronSums,
     Shares,
     check_blocks,
     check_heads,
+    check_neurons,
     check_steps,
     check_total,
     check_writes,
@@ -37,16 +39,19 @@ from layerscope.record.sublayers import (
     AnswerAndRivalRecord,
     CheckedSumRecord,
     HeadsRecord,
+    NeuronRecord,
     PatchAgreementRecord,
     SublayersRecord,
     WordingWritersRecord,
     WriterRecord,
 )
 
-SumName = Literal["writes", "shares", "steps", "heads"]
+SumName = Literal["writes", "shares", "steps", "heads", "neurons"]
 NO_PROMPT = "no prompt has an answer that is known"
 PARALLEL = "attention and MLP of a block read the same state, so there is none between them"
 UNKNOWN_ORDER = "whether the MLP reads what attention has written is not known of this family"
+NEURONS = 20
+"""How many neurons of a wording are recorded."""
 UNKNOWN_HEADS = "the matrix behind the heads is not known, or cannot be split by head"
 
 
@@ -61,7 +66,13 @@ def refuse_unknown_blocks(model: CausalLM) -> None:
 
 
 def sublayers(
-    model: CausalLM, encoded: Sequence[Encoded], parts: Sequence[Batch], seed: int, watcher: Observer
+    model: CausalLM,
+    encoded: Sequence[Encoded],
+    parts: Sequence[Batch],
+    seed: int,
+    watcher: Observer,
+    *,
+    neurons: bool = False,
 ) -> "WhatWrote":
     """Take the answers' logit differences apart, at the last token of every prompt whose answer is known.
 
@@ -71,12 +82,16 @@ def sublayers(
         parts: which of them go through it together.
         seed: of every generator; nothing here is random.
         watcher: is told of blocks, and in a sentence where nothing can be said.
+        neurons: whether MLPs are taken apart too.
 
     Raises:
         ModelError: a part of a block that is not known, named; or blocks whose writes are not what they add.
     """
     left_out: dict[str, int] = {}
     batches: list[list[Encoded]] = []
+    # States and writes of every block, once in float32 and a few times in float64 while sums are taken.
+    per_block = 80 * model.d_model + (4 * 8 * model.widest_activation if neurons else 0)
+    most = max(1, model.placement.memory // (2 * per_block * (model.n_layers + 1)))
     for part in parts:
         here: list[Encoded] = []
         for prompt in encoded[part.prompts]:
@@ -85,8 +100,8 @@ def sublayers(
                 here.append(prompt)
             else:
                 left_out[reason] = left_out.get(reason, 0) + 1
-        batches += [here] if here else []
-    found = _Found(model)
+        batches += [here[i : i + most] for i in range(0, len(here), most)]
+    found = _Found(model, neurons)
     ran_out = f"The memory of {model.placement.device} ran out while writes were read; give a smaller --memory."
     with shortage_explained(ran_out), reproducible(seed, model.placement.device), torch.inference_mode():
         for i, batch in enumerate(batches):
@@ -113,8 +128,9 @@ def _answer_and_rival(prompt: Encoded) -> tuple[int, int]:
 class _Found:
     """What the passes gave so far."""
 
-    def __init__(self, model: CausalLM) -> None:
-        self._model = model
+    def __init__(self, model: CausalLM, neurons: bool) -> None:
+        self._model, self._neurons = model, neurons
+        self._by_wording: dict[tuple[str, str], NeuronSums] = {}
         self._order = model.block_order
         self._unit = torch.finfo(model.placement.dtype).eps / 2
         self._prompts: list[AnswerAndRivalRecord] = []
@@ -131,6 +147,7 @@ class _Found:
             [prompt.token_ids for prompt in batch],
             directions.directions,
             n_logits=min(len(batch), IDENTITY_PROMPTS),
+            neurons=self._neurons,
             progress=progress,
         )
         finite = writes.states.isfinite().all(-1).all(-1)
@@ -144,6 +161,7 @@ class _Found:
         self._shares.append(shares)
         self._check(shares, writes, directions)
         prompts = [batch[i] for i in kept]
+        self._add_neurons(prompts, writes, directions)
         self._read(prompts, shares, writes, directions)
         self._name(prompts, shares, directions.capped(writes.states[:, -1]))
 
@@ -170,10 +188,20 @@ class _Found:
             "shares": check_total(shares, writes, directions, self._unit),
             "steps": check_steps(shares, writes, directions, self._unit),
             "heads": check_heads(shares),
+            "neurons": check_neurons(shares, writes, directions),
         }
         for name, check in checks.items():
             if check is not None:
                 self._checks.setdefault(name, []).append(check)
+
+    def _add_neurons(self, prompts: Sequence[Encoded], writes: Writes, directions: AnswerDirections) -> None:
+        rows: dict[tuple[str, str], list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            rows.setdefault((prompt.prompt.prompt_id, prompt.prompt.prompt_variant), []).append(i)
+        for key, chosen in rows.items():
+            sums = NeuronSums.of(writes.of(chosen), directions.of_prompts(chosen))
+            if sums is not None:
+                self._by_wording[key] = sums.added_to(self._by_wording.get(key))
 
     def _read(self, prompts: Sequence[Encoded], shares: Shares, writes: Writes, directions: AnswerDirections) -> None:
         """States and single writes through the logit lens, in one sweep."""
@@ -231,7 +259,7 @@ class _Found:
         if not rows:
             return ()
         shares = Shares.together(self._shares)
-        return tuple(_wording(*key, shares.of(chosen)) for key, chosen in rows.items())
+        return tuple(_wording(*key, shares.of(chosen), self._by_wording.get(key)) for key, chosen in rows.items())
 
 
 @dataclass(frozen=True)
@@ -275,7 +303,7 @@ def _checked(name: SumName, checks: Sequence[Check]) -> CheckedSumRecord:
     return CheckedSumRecord(sum=name, error=error, bound=bound, n=len(check.error), ok=check.ok)
 
 
-def _wording(prompt_id: str, prompt_variant: str, shares: Shares) -> WordingWritersRecord:
+def _wording(prompt_id: str, prompt_variant: str, shares: Shares, neurons: NeuronSums | None) -> WordingWritersRecord:
     """Means over some prompts."""
     attention_steps, mlp_steps = shares.steps()
     return WordingWritersRecord(
@@ -288,6 +316,7 @@ def _wording(prompt_id: str, prompt_variant: str, shares: Shares) -> WordingWrit
         attention=_writer(shares.attention, attention_steps),
         mlp=_writer(shares.mlp, mlp_steps),
         heads=_heads(shares),
+        neurons=() if neurons is None else tuple(NeuronRecord.of(found) for found in neurons.largest(NEURONS)),
         lens_logit_difference=tuple(shares.lens.mean(0).tolist()),
     )
 

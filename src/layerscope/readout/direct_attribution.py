@@ -29,8 +29,9 @@ class AnswerDirections:
     """Times the norm's inverse scale and a residual: the logit difference, but for the constant. Nats."""
     constants: Float[Tensor, " prompt"]
     """What the norm's and the head's biases add to it."""
-    sizes: Float[Tensor, " prompt"]
-    """Lengths of both rows of the unembedding, scaled and added up: what the head's rounding grows with."""
+    rows: Float[Tensor, "prompt 2 d_model"]
+    """Both rows of the unembedding, scaled, as they read what leaves the final norm: what the head's rounding grows
+    with."""
     unembedding: Unembedding
 
     @classmethod
@@ -47,16 +48,16 @@ class AnswerDirections:
         if unembedding.bias is not None:
             bias = unembedding.bias.to(device).double()
             constants += scale * (bias[both[0]] - bias[both[1]])
-        sizes = scale * sum(row.norm(dim=-1) for row in rows)
+        both_rows = scale * torch.stack(rows, dim=1)
         if norm is None:
-            return cls(both[0], both[1], difference, constants, sizes, unembedding)
+            return cls(both[0], both[1], difference, constants, both_rows, unembedding)
         if norm.bias is not None:
             constants += difference @ norm.bias.to(device).double()
-        return cls(both[0], both[1], norm.pulled_back(difference), constants, sizes, unembedding)
+        return cls(both[0], both[1], norm.pulled_back(difference), constants, both_rows, unembedding)
 
     def of_prompts(self, rows: Sequence[int]) -> "AnswerDirections":
         """Of some of the prompts."""
-        names = ("answers", "rivals", "directions", "constants", "sizes")
+        names = ("answers", "rivals", "directions", "constants", "rows")
         return replace(self, **{name: getattr(self, name)[list(rows)] for name in names})
 
     def inverse_scale(self, rows: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows"]:
@@ -248,6 +249,68 @@ def check_heads(shares: Shares) -> Check | None:
     return Check(error.flatten(), shares.head_rounding.flatten())
 
 
+def check_neurons(shares: Shares, writes: Writes, directions: AnswerDirections) -> Check | None:
+    """The same of the neurons of those MLPs that were taken apart."""
+    neurons = writes.neurons
+    if neurons is None:
+        return None
+    scale = directions.inverse_scale(_float64(writes.states[:, -1], directions))[:, None]
+    by_block = torch.split(neurons.shares, list(neurons.widths.values()), dim=1)
+    total = torch.stack([block.sum(-1) for block in by_block], dim=1) + neurons.rest
+    error = (scale * total - shares.mlp[:, list(neurons.widths)]).abs()
+    return Check(error.flatten(), (scale * neurons.rounding).flatten())
+
+
+@dataclass(frozen=True)
+class NeuronMean:
+    """A neuron's mean share."""
+
+    layer: int
+    """The layer that its block writes, from 1."""
+    neuron: int
+    """Counted from 0."""
+    dla: float
+    """In nats."""
+    n_positive: int
+    """In how many prompts it is above zero."""
+
+
+@dataclass(frozen=True)
+class NeuronSums:
+    """Shares of neurons in nats, added up over prompts."""
+
+    total: Float[Tensor, " neuron"]
+    n_positive: Int[Tensor, " neuron"]
+    n: int
+    """How many prompts."""
+    widths: dict[int, int]
+    """How many neurons there are in each of these blocks, counted from 0."""
+
+    @classmethod
+    def of(cls, writes: Writes, directions: AnswerDirections) -> "NeuronSums | None":
+        """Over the prompts of one pass; None where no neuron is known."""
+        neurons = writes.neurons
+        if neurons is None:
+            return None
+        shares = directions.inverse_scale(_float64(writes.states[:, -1], directions))[:, None] * neurons.shares
+        return cls(shares.sum(0).cpu(), (shares > 0).sum(0).cpu(), len(shares), neurons.widths)
+
+    def added_to(self, others: "NeuronSums | None") -> "NeuronSums":
+        """Over more prompts."""
+        if others is None:
+            return self
+        return NeuronSums(
+            self.total + others.total, self.n_positive + others.n_positive, self.n + others.n, self.widths
+        )
+
+    def largest(self, k: int) -> list[NeuronMean]:
+        """Those with the largest mean shares by size, largest first."""
+        places = [(block + 1, i) for block, width in self.widths.items() for i in range(width)]
+        order = self.total.abs().sort(descending=True, stable=True).indices[:k].tolist()
+        means = self.total / self.n
+        return [NeuronMean(places[at][0], places[at][1], float(means[at]), int(self.n_positive[at])) for at in order]
+
+
 def _interleaved(lens: Float[Tensor, "prompt layer"], mid: Float[Tensor, "prompt block"]) -> Tensor:
     pairs = torch.stack([mid, lens[:, 1:]], dim=-1).flatten(1)
     return torch.cat([lens[:, :1], pairs], dim=1)
@@ -276,8 +339,9 @@ def _readout_rounding(writes: Writes, directions: AnswerDirections, unit: float)
     terms = (directions.directions * final).norm(dim=-1)
     norm = (root * FLOAT32 + 4 * unit) * ((directions.directions * final).sum(-1).abs() + terms)
     end = directions.unembedding.final_norm
-    row = (final if end is None else _float64(end(writes.states[:, -1]), directions)).norm(dim=-1)
-    head = (root * FLOAT32 + 2 * unit) * directions.sizes * row
+    read = (final if end is None else _float64(end(writes.states[:, -1]), directions))[:, None]
+    products = root * FLOAT32 * directions.rows.norm(dim=-1) * read.norm(dim=-1)
+    head = (products + 2 * unit * (directions.rows * read).norm(dim=-1)).sum(-1)
     rounding: Tensor = scale * stream + STANDARD_DEVIATIONS * (scale * norm + head)
     return rounding
 

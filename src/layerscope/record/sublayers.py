@@ -11,16 +11,16 @@ from layerscope.record.by_layer import ByLayer, CountByLayer
 class CheckedSumRecord(RecordModel):
     """A sum that has to hold, at the case that comes nearest to what rounding explains, or lies furthest beyond."""
 
-    sum: Literal["writes", "shares", "steps", "heads"] = Field(
+    sum: Literal["writes", "shares", "steps", "heads", "neurons"] = Field(
         description="`writes`: embedding and writes are the final residual; `shares`: shares and constant are the "
         "model's own logit difference; `steps`: the lens at the embedding and every step are it too; `heads`: heads "
-        "and the biases behind them are their attention's share."
+        "and the biases behind them are their attention's share; `neurons`: the same of their MLP's."
     )
     error: float = Field(
         ge=0, description="How far it misses: in nats; of `writes`, as a share of the residual's largest entry."
     )
     bound: float = Field(ge=0, description="What rounding explains, in the same unit: ten standard deviations.")
-    n: Positive = Field(description="How many cases: prompts; of `heads`, blocks of all prompts.")
+    n: Positive = Field(description="How many cases: prompts; of `heads` and `neurons`, blocks of all prompts.")
     ok: bool = Field(description="Whether no case is beyond its bound.")
 
 
@@ -48,6 +48,15 @@ class HeadsRecord(RecordModel):
     )
 
 
+class NeuronRecord(RecordModel):
+    """A neuron of an MLP, as its last matrix reads it."""
+
+    layer: Positive = Field(description="The layer that its block writes.")
+    neuron: Count = Field(description="Which of the block's, counted from 0.")
+    dla: float = Field(description="Share of the final logit difference, in nats: mean over prompts.")
+    n_positive: Count = Field(description="In how many prompts it is above zero.")
+
+
 class WordingWritersRecord(RecordModel):
     """The prompts of one wording at their last token: means over them, which add up as each prompt's own shares do."""
 
@@ -63,6 +72,9 @@ class WordingWritersRecord(RecordModel):
     attention: WriterRecord = Field(description="Of every block.")
     mlp: WriterRecord = Field(description="Of every block.")
     heads: HeadsRecord | None = Field(None, description="Of every block; null where heads are not told apart.")
+    neurons: tuple[NeuronRecord, ...] = Field(
+        (), description="Those with the largest shares by size, largest first; empty where they were not asked for."
+    )
     lens_logit_difference: ByLayer = Field(
         description="Of the logit lens at layers 0 to n_layers, before any softcap, in nats."
     )

@@ -15,6 +15,7 @@ _SUMS = {
     "shares": ("the shares", "the model's own logit difference", "nats"),
     "steps": ("the steps", "the model's own logit difference", "nats"),
     "heads": ("the heads", "their attention's share", "nats"),
+    "neurons": ("the neurons", "their MLP's share", "nats"),
 }
 
 
@@ -48,6 +49,9 @@ def in_detail(found: SublayersRecord, wording: WordingWritersRecord | None) -> l
     else:
         of_heads = [*_positive(every_head)[:MOST], *_negative(every_head)[:MOST_AGAINST]]
         lines.append(LabelledLine("heads", _listed(of_heads, n)))
+    if wording.neurons:
+        parts = [Writer(f"neuron {i.neuron}", i.layer, i.dla, i.n_positive) for i in wording.neurons[:MOST]]
+        lines.append(LabelledLine("neurons", _listed(parts, n)))
     lines.append(LabelledLine("sums", _sums(found.sums)))
     lines.append(LabelledLine("cause", _cause(found)))
     return lines
@@ -85,6 +89,8 @@ def _listed(parts: Sequence[Writer], n: int) -> str:
 
 def _named(writer: Writer) -> str:
     where = f"head {writer.layer}.{writer.part}" if writer.part.isdecimal() else f"{writer.part} {writer.layer}"
+    if writer.part.startswith("neuron"):
+        where = f"{writer.part} of layer {writer.layer}"
     return f"{where} {writer.share:+.2f}"
 
 
@@ -92,8 +98,12 @@ def _sums(sums: Sequence[CheckedSumRecord]) -> str:
     broken = [checked for checked in sums if not checked.ok]
     if not broken:
         shares = next((checked for checked in sums if checked.sum == "shares"), None)
-        told = "" if shares is None else f"; shares miss the model's own by {_number(shares.error)} nats at most"
-        return f"all that has to add up does{told}"
+        if shares is None:
+            return "all that has to add up does"
+        return (
+            f"all that has to add up does; nearest to its bound, a prompt's shares miss the model's own difference by "
+            f"{_number(shares.error)} nats, where rounding explains {_number(shares.bound)}"
+        )
     parts = []
     for checked in broken:
         what, whole, unit = _SUMS[checked.sum]

@@ -190,6 +190,9 @@ def test_patches_are_saved_and_read_with_the_run_and_missed_where_they_are_not(b
     table.filter(pl.col("pair") > 0).write_parquet(tmp_path / "run" / "patches.parquet")
     with pytest.raises(RunError, match=r"patches\.parquet: the record has 20 patched pairs, .* is of 19"):
         Run.read(tmp_path / "run")
+    alone = Run(bundled.rows, bundled.record)
+    alone.save(tmp_path / "alone", published=EXTENDED)
+    assert Run.read(tmp_path / "alone") == alone == Run.read(tmp_path / "alone" / "published")
     table.with_columns(kind=pl.lit("guess")).write_parquet(tmp_path / "run" / "patches.parquet")
     with pytest.raises(RunError, match="column `kind` of patches should be one of"):
         Run.read(tmp_path / "run")

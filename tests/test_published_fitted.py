@@ -83,7 +83,9 @@ def _changed(run: Run, *sidecars: FittedLensRecord, without: str | None = None) 
         update={"fitted_lenses": sidecars, **({"tuned_variants": None} if without == "tuned" else {})}
     )
     fields = {"protocol": protocol, "lens_sources": sources, "measured": measured}
-    return Run(run.rows.filter(pl.col("lens") != (without or "")), record.model_copy(update=fields))
+    return Run(
+        run.rows.filter(pl.col("lens") != (without or "")), record.model_copy(update=fields), patches=run.patches
+    )
 
 
 def _primary(run: Run, lens: str) -> Iterator[dict]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
-from layerscope.analysis.analysed_run import AnalysedRun, check_pairs
+from layerscope.analysis.analysed_run import AnalysedRun, check_pairs, n_pairs
 from layerscope.analysis.verdict_json import verdict_text
 from layerscope.errors import RunError
 from layerscope.published.layout import Dialect
@@ -47,7 +47,7 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
     with new_folder(Path(path)) as folder:
         (folder / "run.json").write_bytes(run.record.model_dump_json(indent=2).encode() + b"\n")
         _write_rows(run, folder / "rows.parquet")
-        if len(run.patches):
+        if run.has_pairs:
             _write_table(run.patches, folder / PATCHES)
         if run.writers is not None:
             _write_table(run.writers, folder / writers.FILE)
@@ -166,7 +166,7 @@ def _read_rows(path: Path) -> pl.DataFrame | pl.LazyFrame:
 
 def _read_patches(path: Path, record: RunRecord) -> pl.DataFrame | None:
     """What came of the record's pairs; None where it has none."""
-    if record.measured.patching is None or not record.measured.patching.pairs:
+    if n_pairs(record) == 0:
         return None
     patches = _read_table(path)
     try:

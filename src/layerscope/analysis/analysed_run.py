@@ -64,6 +64,11 @@ class AnalysedRun:
         """Whether the rows are; if not, they are read from files as far as they are asked for."""
         return isinstance(self._table, pl.DataFrame)
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether any facts were patched into one another."""
+        return n_pairs(self.record) > 0
+
     @cached_property
     def n_rows(self) -> int:
         """How many rows there are."""
@@ -132,15 +137,19 @@ class AnalysedRun:
         return self.record.problems
 
 
+def n_pairs(record: RunRecord) -> int:
+    """How many pairs were patched."""
+    return 0 if record.measured.patching is None else len(record.measured.patching.pairs)
+
+
 def check_pairs(patches: pl.DataFrame, record: RunRecord) -> None:
-    """Whether the patches are of the record's pairs.
+    """Whether the patches are of the record's pairs; a run may have been made without its patches.
 
     Raises:
         RunError: they are not.
     """
-    paired = 0 if record.measured.patching is None else len(record.measured.patching.pairs)
-    found = patches["pair"].n_unique()
-    if found != paired:
+    paired, found = n_pairs(record), patches["pair"].n_unique()
+    if found not in (0, paired):
         raise RunError(
             f"the record has {paired} patched pairs, but the table of patches is of {found}; take run.json and "
             "patches.parquet from one run"

@@ -82,9 +82,12 @@ class Copies:
             first.setdefault(pair.base.fact_index, (i, pair))
         return dict(first.values())
 
-    def places(self, pair: Pair) -> tuple[Place, ...]:
-        """Where a pair is patched."""
-        return pair.every_place if self.positions == "all" else pair.subject_and_next
+    def places(self, i: int) -> tuple[Place, ...]:
+        """Where a pair is patched: at the subject, whose copies are long, with a fact's nearest neighbours alone."""
+        pair = self.pairs[i]
+        if self.positions == "all":
+            return pair.every_place
+        return pair.subject_and_next if pair.nearest else pair.subject_and_next[-1:]
 
     def _layers(
         self, kind: str, i: int, place: Place, source: int, steps: Sequence[torch.Tensor] | None = None
@@ -97,7 +100,7 @@ class Copies:
 
     def _of_pairs(self) -> Iterator[Copy]:
         for i, pair in enumerate(self.pairs):
-            for place in self.places(pair):
+            for place in self.places(i):
                 yield from self._layers(PAIR, i, place, self.prompts.row(pair.source))
 
     def _same_answer(self) -> Iterator[Copy]:
@@ -128,5 +131,5 @@ class Copies:
     def _selves(self) -> Iterator[Copy]:
         """The first pair's base written into itself, wherever that pair is patched."""
         base = self.prompts.row(self.pairs[0].base)
-        for place in self.places(self.pairs[0]):
+        for place in self.places(0):
             yield from self._layers(SELF, 0, Place(place.name, place.position, place.position), base)

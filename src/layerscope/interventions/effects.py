@@ -10,7 +10,7 @@ from torch import Tensor
 from layerscope.unembedding import Norm, Unembedding
 
 BITS = 1 / math.log(2)
-ROWS_BYTES = 256 << 20
+ROWS_BYTES = 64 << 20
 """What the logits of the rows decoded at once may take, with what is made of them."""
 
 

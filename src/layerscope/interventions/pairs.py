@@ -44,6 +44,8 @@ class Pair:
 
     base: PairedFact
     source: PairedFact
+    nearest: bool = True
+    """Whether they are neighbours among the facts of their template, in order of their length."""
 
     @property
     def alignment(self) -> Literal["position", "from_the_right"]:
@@ -104,7 +106,7 @@ def pairs_of(facts: Sequence[PairedFact], *, enough: int = ENOUGH_PAIRS) -> tupl
                 if base.answer_id == source.answer_id:
                     left_out["both answers begin with the same token"] += 1
                 else:
-                    pairs.append(Pair(base, source))
+                    pairs.append(Pair(base, source, nearest=step == 1))
     return pairs, left_out
 
 

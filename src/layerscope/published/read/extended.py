@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
-from layerscope.analysis.analysed_run import AnalysedRun
+from layerscope.analysis.analysed_run import AnalysedRun, n_pairs
 from layerscope.errors import RunError
 from layerscope.published.dialect import Fault
 from layerscope.published.layout import (
@@ -117,8 +117,7 @@ def _records(path: Path, lens: str, problems: list[ProblemRecord], document: Blo
 
 def _patches(path: Path, record: RunRecord, problems: list[ProblemRecord]) -> pl.DataFrame | None:
     """What came of every patch; None, and a problem, where the table is missing or not whole."""
-    patching = record.measured.patching
-    if patching is None or not patching.pairs:
+    if n_pairs(record) == 0:
         return None
     if not path.is_file():
         note(problems, path.name, [Fault(None, "the file is missing, and with it what came of every patch")])

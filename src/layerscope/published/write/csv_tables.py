@@ -71,7 +71,7 @@ def csv_tables(run: AnalysedRun, dialect: Dialect) -> Iterator[CsvTable]:
         yield _table(source, TUNED_VARIANTS, _variant_rows(source))
     if source.extended or is_read(source, "tuned"):
         yield _table(source, POSITIONS_TUNED_AUDIT, _position_rows(source))
-    if source.extended and len(run.patches):
+    if source.extended and run.has_pairs:
         yield _table(source, PATCHES, run.patches.iter_rows(named=True))
 
 

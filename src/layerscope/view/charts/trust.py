@@ -165,7 +165,7 @@ def _held_out(run: AnalysedRun) -> ChartSpec:
         parts[kind] = record.lens_bits
         parts |= {f"{kind}, bias alone": record.bias_bits} if record.bias_bits else {}
         parts |= {f"{kind}, closed form": record.closed_form_bits} if record.closed_form_bits else {}
-    taken = {look.colour for look in LENSES.values()}
+    taken = {LENSES[name].colour for name in parts if name in LENSES}
     free = cycle(look for look in SERIES if look.colour not in taken)
     lines = [
         Line(name, LENSES[name] if name in LENSES else next(free), tuple(enumerate(values)), name in loaded)

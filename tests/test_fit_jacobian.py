@@ -31,6 +31,7 @@ from layerscope.published.layout import Dialect
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import markdown
 from layerscope.report.evaluation import evaluation
+from layerscope.report.sentences.verdict import VerdictText
 from layerscope.report.synthesis import synthesis
 from layerscope.view.page.view import page_html
 from tiny_models import TINY
@@ -214,6 +215,8 @@ def test_its_record_says_what_belongs_to_a_jacobian_lens(fitted: FittedLens, cor
     for layer in fit.layers:
         if layer.sigma is not None:
             assert layer.standard_error == pytest.approx(layer.sigma / 2)
+    loose = [str(layer.layer) for layer in fit.layers if (layer.standard_error or 0) > 0.05]
+    assert loose and any(f"At layers {', '.join(loose)} the standard error" in note for note in record.notes)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +296,19 @@ def test_no_verdict_of_a_run_comes_from_it(probed: Run):
     without = probe(suite="berlin", positions="last", lenses="logit,next_norm,raw")
     assert replace(probed.milestones, by_curve={}) == replace(without.milestones, by_curve={})
     assert probed.guidance.preferred_lens == without.guidance.preferred_lens != "jacobian"
+
+
+def test_the_verdict_names_layers_that_are_only_approximate(probed: Run, fitted: FittedLens):
+    fit = fitted.record.jacobian
+    assert fit is not None
+    rough = [layer.layer for layer in fit.layers if layer.is_approximate]
+    assert rough == list(range(len(rough)))
+    text = VerdictText(probed.verdict, probed.record)
+    shown = " ".join(line.text for line in (*text.summary(), *text.circumstances()))
+    assert f"jacobian approximate at layers 0 to {rough[-1]}: its chain is more than 10% off there" in shown
+    layers = probed.diagnostics.layers_by_lens["jacobian"].on_top_for_good.summary.median
+    assert layers is not None
+    assert (f"jacobian {layers:g} (approximate)" in shown) == (int(layers) in rough)
 
 
 def test_a_run_read_through_it_is_saved_reported_and_shown(probed: Run, tmp_path: Path):

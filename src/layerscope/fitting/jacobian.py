@@ -423,8 +423,8 @@ def _notes(fit: JacobianFit, asked: int) -> tuple[str, ...]:
     loose = [str(layer.layer) for layer in fit.layers if (layer.standard_error or 0.0) > LOOSE]
     if loose:
         notes.append(
-            f"At layers {', '.join(loose)} the standard error over prompts is above {LOOSE:.0%}: other prompts would give "
-            "others, and more of them better ones."
+            f"At layers {', '.join(loose)} the standard error over prompts is above {LOOSE:.0%}: other prompts would "
+            "give others, and more of them better ones."
         )
     if fit.method == "chain" and fit.probe is None:
         notes.append("No exact rows were computed, so nobody knows how far the chain is off.")

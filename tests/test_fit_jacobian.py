@@ -90,7 +90,7 @@ def test_an_exact_fit_is_the_mean_of_whole_graphs_over_its_prompts(tmp_path: Pat
         assert fit.layers[layer].norm == pytest.approx(float(matrix.norm()) / math.sqrt(len(matrix)), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "phi"])
+@pytest.mark.parametrize("name", ["gemma3", pytest.param("phi", marks=pytest.mark.slow)])
 def test_at_one_position_of_one_prompt_the_chain_is_exact_at_every_layer(name: str, tmp_path: Path, text: Path):
     tiny = CausalLM.open(TINY[name].build(tmp_path / "model"), device="cpu")
     corpus = corpus_for(tiny, text, 12)
@@ -110,8 +110,9 @@ def test_the_bias_is_the_chains_distance_from_exact_rows_that_the_lens_keeps(fit
     assert fit is not None and fit.probe is not None
     rows, ids = fitted.tensors["probe.rows"], fitted.tensors["probe.token_ids"]
     own = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
-    wanted = jacobians(own, ids, slice(8, SEQ_LEN - 1))[:, list(fit.probe.rows)]
-    assert off(rows, wanted) < TOLERANCE
+    some = [3, 9]
+    wanted = jacobians(own, ids, slice(8, SEQ_LEN - 1), some)[:, list(fit.probe.rows)]
+    assert off(rows[some], wanted) < TOLERANCE
     for layer in fit.layers:
         chain = _matrix(fitted, layer.layer)[list(fit.probe.rows)]
         assert layer.beta == pytest.approx(off(chain, rows[layer.layer]), rel=1e-3, abs=1e-5)
@@ -292,6 +293,7 @@ def test_a_probe_reads_through_it_and_takes_its_headline_elsewhere(probed: Run, 
     assert middle[0] != middle[1]
 
 
+@pytest.mark.slow  # probes once more
 def test_no_verdict_of_a_run_comes_from_it(probed: Run):
     without = probe(suite="berlin", positions="last", lenses="logit,next_norm,raw")
     assert replace(probed.milestones, by_curve={}) == replace(without.milestones, by_curve={})

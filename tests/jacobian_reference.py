@@ -4,7 +4,7 @@ Nothing here knows layerscope: the same vector is added to the residual stream a
 and the change of the last block's output is added up over the counted positions and divided by their number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ TOLERANCE = 2e-5
 have up to 80 terms; the errors of independent terms add up like the root of their number."""
 
 
-def jacobians(model: PreTrainedModel, ids: Tensor, counted: slice) -> Tensor:
-    """`[layer, d_out, d_in]`, layers 0 to n_layers - 1, averaged over prompts."""
+def jacobians(model: PreTrainedModel, ids: Tensor, counted: slice, layers: Sequence[int] | None = None) -> Tensor:
+    """`[layer, d_out, d_in]`, layers 0 to n_layers - 1 or some of them, averaged over prompts."""
     model.config._attn_implementation = "eager"  # the fused one knows no rows at once
     model.config._experts_implementation = "eager"  # nor does the grouped product
     blocks = model.get_submodule(BLOCKS_AT.get(model.config.model_type, "model.layers"))
@@ -51,7 +51,7 @@ def jacobians(model: PreTrainedModel, ids: Tensor, counted: slice) -> Tensor:
 
         return rows_of(shifted, d_model)
 
-    return torch.stack([from_layer(layer) for layer in range(len(blocks))])
+    return torch.stack([from_layer(layer) for layer in (range(len(blocks)) if layers is None else layers)])
 
 
 def rows_of(function: Callable[[Tensor], Tensor], d_model: int) -> Tensor:

@@ -28,7 +28,7 @@ OTHERS = {
 """What blocks without a closed form lack."""
 CLOSED = [name for name in TINY if name.partition("-")[0] not in OTHERS and name not in OTHERS]
 CLOSED.remove("llama-dynamic-rope")  # reads no nine tokens
-AT_ONE, AVERAGED = ("gemma2", "gemma3", "olmo2", "phi", "opt"), ("qwen3", "gpt2", "granite")
+AT_ONE, AVERAGED = ("gemma2", "gemma3", "olmo2", "opt"), ("qwen3", "gpt2")
 """Between them q/k norms of both kinds and forms, softcap, windows, post-norms, parallel branches, fused projections,
 partial angles, scales, biases."""
 AFTER_BRANCHES = ("gemma2", "gemma3", "olmo2", "olmo3")

@@ -40,7 +40,7 @@ FEWEST_POSITIONS = 3
 LONGEST_NAME = 200
 """Bytes of a lens' own name, so that the hidden folders beside it still have one that a filesystem takes."""
 INTERRUPTED = "interrupted: the same command goes on after the layers that were kept"
-INTERRUPTED_ANEW = "interrupted: nothing was kept, and the same command begins anew"
+INTERRUPTED_RIDGE = "interrupted: nothing was kept, and the same command begins anew"
 
 fit_app = typer.Typer(
     help="Fit a lens to a model on text of your own.",
@@ -105,7 +105,7 @@ def ridge(
     opening: OpenOptions,
 ) -> None:
     """Fit a ridge lens: for each layer the regression of the final residual on its own, in one pass over the text."""
-    request = _FitRequest("ridge", model, text, settings.seed, out, name, opening, keeps=False)
+    request = _FitRequest("ridge", model, text, settings.seed, out, name, opening)
     with _fit_session(request) as observer:
         from layerscope.fitting.ridge import fit_ridge
 
@@ -248,10 +248,11 @@ def import_(
         unfinished=unfinished,
     )
     if record.kind == "jacobian":
-        from layerscope.fitting.imported_check import check_jacobian
+        from layerscope.fitting.imported_check import OwnRows, check_jacobian
 
         note = "It was not held against exact rows: nothing shows that it belongs to these weights."
-        note = check_jacobian(opened, record, tensors, str(path)).in_words if check else note
+        if check:
+            note = check_jacobian(OwnRows.of(opened), record, tensors, str(path)).in_words
         record = record.model_copy(update={"notes": (*record.notes, note)})
     kind = record.kind if record.imported is None else record.imported.format
     folder = _free(parent / (folder_name or f"{_last_part(opened.id)}-{kind}"))
@@ -272,8 +273,6 @@ class _FitRequest:
     out: Path
     name: str | None
     opening: OpenOptions
-    keeps: bool = True
-    """Whether an interrupted fit goes on where it was."""
 
     @property
     def seq_len(self) -> int:
@@ -457,6 +456,6 @@ def _fit_session(request: _FitRequest) -> Iterator[Bars | LogLines]:
         with watching() as observer:
             yield observer
     except KeyboardInterrupt:
-        words = INTERRUPTED if request.keeps else INTERRUPTED_ANEW
+        words = INTERRUPTED_RIDGE if request.kind == "ridge" else INTERRUPTED
         Console(stderr=True, highlight=False, soft_wrap=True).print(words, style="yellow", markup=False)
         raise typer.Exit(130) from None

@@ -55,11 +55,36 @@ class Agreement:
 _PLAIN = "as it is"
 
 
-def check_jacobian(model: CausalLM, record: LensRecord, tensors: dict[str, Tensor], name: str) -> Agreement:
+@dataclass(frozen=True)
+class OwnRows:
+    """A few rows of a model's Jacobians, computed exactly on our own prompts."""
+
+    model_id: str
+    features: Int[Tensor, " row"]
+    """Of the last block's output."""
+    rows: Float[Tensor, "layer row d_model"]
+    """Their mean over prompts, layers 0 to n_layers - 1, float64."""
+
+    @classmethod
+    def of(cls, model: CausalLM) -> "OwnRows":
+        """Run the model forward and back.
+
+        Raises:
+            LensError: it reads too few positions.
+            ModelError: attention that cannot be differentiated.
+        """
+        features = torch.randperm(model.d_model, generator=torch.Generator().manual_seed(SEED))[:ROWS]
+        ids = _prompts(model)
+        counted = slice(FIRST_POSITION, ids.shape[1] - 1)
+        pulled = model.pull_back(ids, torch.eye(model.d_model)[features], counted, rows_at_once=ROWS)
+        return cls(model.id, features, pulled.mean(2))
+
+
+def check_jacobian(own: OwnRows, record: LensRecord, tensors: dict[str, Tensor], name: str) -> Agreement:
     """Hold a lens against exact rows of the model it is taken to belong to.
 
     Args:
-        model: opened.
+        own: rows of that model.
         record: of the lens.
         tensors: of the lens.
         name: of its file, for messages.
@@ -68,10 +93,8 @@ def check_jacobian(model: CausalLM, record: LensRecord, tensors: dict[str, Tenso
         LensError: it does not agree, or agrees better when read otherwise.
     """
     layers = [layer.layer for layer in jacobian_fit(record).layers]
-    features = torch.randperm(model.d_model, generator=torch.Generator().manual_seed(SEED))[:ROWS]
-    identity = torch.eye(model.d_model, dtype=torch.float64)[features]
-    ids = _prompts(model)
-    exact = model.pull_back(ids, identity.float(), slice(FIRST_POSITION, ids.shape[1] - 1), rows_at_once=ROWS).mean(2)
+    exact, features = own.rows, own.features
+    identity = torch.eye(exact.shape[-1], dtype=torch.float64)[features]
 
     def rows(layer: int, *, transposed: bool = False) -> Float[Tensor, "row d_model"]:
         matrix = tensors[f"layers.{layer:03d}.jacobian"]
@@ -96,13 +119,13 @@ def check_jacobian(model: CausalLM, record: LensRecord, tensors: dict[str, Tenso
     )
     if found.as_is < AGREES and found.best == _PLAIN:
         raise LensError(
-            f"{name}: its rows should agree with exact ones of {model.id}, but their cosine is {found.as_is:.2f} in "
-            "the later half of the layers: it was fitted to other weights, or to another layer's output; open the "
+            f"{name}: its rows should agree with exact ones of {own.model_id}, but their cosine is {found.as_is:.2f} "
+            "in the later half of the layers: it was fitted to other weights, or to another layer's output; open the "
             "model that it was fitted to."
         )
     if found.best != _PLAIN:
         raise LensError(
-            f"{name}: its rows agree with exact ones of {model.id} better {found.best} "
+            f"{name}: its rows agree with exact ones of {own.model_id} better {found.best} "
             f"({found.by_reading[found.best]:.2f}) than as it is ({found.by_reading[_PLAIN]:.2f}); it is not in the "
             "published layout, rows being outputs and block b's matrix reading what leaves block b."
         )

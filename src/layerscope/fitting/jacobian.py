@@ -46,6 +46,8 @@ MOST_PROMPTS = 4
 """Prompts whose rows go back together: after these an exact fit is kept."""
 ROW_COPIES = 12
 """Of a row's cotangents while they pass a block, roughly: its own, and those of wider features on the way."""
+LOOSE = 0.05
+"""Relative standard error above which a mean over prompts is said not to have settled."""
 POSITIONS_RULE = (
     "mean over prompts, and over counted source positions, of the effects on the last block's output, summed over "
     "counted target positions"
@@ -417,6 +419,12 @@ def _notes(fit: JacobianFit, asked: int) -> tuple[str, ...]:
         notes.append(
             f"At layers {', '.join(approximate)} exact rows show the chain to be more than {BIASED:.0%} off: those are "
             "approximate, and nothing should be claimed by them."
+        )
+    loose = [str(layer.layer) for layer in fit.layers if (layer.standard_error or 0.0) > LOOSE]
+    if loose:
+        notes.append(
+            f"At layers {', '.join(loose)} the standard error over prompts is above {LOOSE:.0%}: other prompts would "
+            "give others, and more of them better ones."
         )
     if fit.method == "chain" and fit.probe is None:
         notes.append("No exact rows were computed, so nobody knows how far the chain is off.")

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
 
 from layerscope.lens_record import (
+    BIASED,
     FITTED_NAMES,
     CorpusRecord,
     Count,
@@ -242,6 +243,11 @@ class JacobianFitRecord(RecordModel):
     betas: ByLayer = Field((), description="Relative bias of the chain by exact rows; above 0.1 it is approximate.")
     sigmas: ByLayer = Field((), description="Relative spread between prompts by exact rows.")
     held_out: HeldOutRecord | None = Field(None, description="What it is worth on other text.")
+
+    @property
+    def approximate(self) -> tuple[int, ...]:
+        """Layers at which exact rows show the chain to be further off than claims allow."""
+        return tuple(layer for layer, beta in enumerate(self.betas) if beta is not None and beta > BIASED)
 
 
 class PrismFitRecord(RecordModel):

@@ -33,8 +33,8 @@ def lens_table(record: lens_record.LensRecord) -> Iterator[RenderableType]:
         yield _caption(record.jacobian.n_held_out)
         yield _jacobian_table(record.jacobian)
         yield Text(
-            "top-1: share with the model's own first token on top\nbeta: relative bias of the chain · sigma: relative "
-            "spread between prompts",
+            "top-1: share with the model's own first token on top\n"
+            "beta: relative bias of the chain · sigma: relative spread between prompts",
             style="dim",
         )
     elif record.prism is not None:

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 
 from layerscope.analysis.acceptance import Acceptance, Direction
+from layerscope.analysis.curve_shapes import stretches
 from layerscope.analysis.diagnostics import Diagnostics
 from layerscope.analysis.fitted_lens_audit import AttributedGain
-from layerscope.record.measured import FittedLensRecord, HeldOutRecord
+from layerscope.lens_record import BIASED
+from layerscope.record.measured import FittedLensRecord, HeldOutRecord, JacobianFitRecord
+from layerscope.report.sentences.answers import layer_ranges
 from layerscope.report.text import printable
 
 _WEIGHED: dict[Direction, str] = {
@@ -23,11 +26,22 @@ def lines(diagnostics: Diagnostics, records: Sequence[FittedLensRecord]) -> list
     texts = [f"against {diagnostics.headline}: {', '.join(verdicts)}"] if verdicts else []
     refused = [lens for lens in records if lens.status == "refused" and lens.kind not in diagnostics.fitted_lenses]
     texts += [printable(f"{lens.kind} was refused: {lens.reason}") for lens in refused]
+    texts += [
+        _approximate(lens.jacobian)
+        for lens in records
+        if lens.status == "loaded" and lens.jacobian is not None and lens.jacobian.approximate
+    ]
     if diagnostics.attribution is not None:
         held_out = next((lens.tuned.held_out for lens in records if lens.status == "loaded" and lens.tuned), None)
         gain = _gain(diagnostics.attribution.percentiles["p50"])
         texts += filter(None, [gain, _worth(diagnostics, held_out)])
     return texts
+
+
+def _approximate(fit: JacobianFitRecord) -> str:
+    """At which layers exact rows show a Jacobian lens' chain to be too far off for claims."""
+    layers = layer_ranges([(run[0], run[-1]) for run in stretches(fit.approximate)])
+    return f"jacobian approximate at {layers}: its chain is more than {BIASED:.0%} off there"
 
 
 def _gain(gain: AttributedGain) -> str:

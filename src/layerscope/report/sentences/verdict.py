@@ -1,5 +1,6 @@
 """A run's verdict in sentences: what the model says, from which layer on, how well that is borne out."""
 
+import math
 from collections.abc import Sequence
 
 from layerscope.analysis.consistency import OnsetGap
@@ -243,10 +244,18 @@ class VerdictText:
             held = summary.n - summary.n_missing
             some = f" ({held} of {summary.n})" if held < summary.n else ""
             none = UNKNOWN if layers.on_top_for_good.n_undetermined else NONE
-            parts.append(f"{lens} {none if summary.median is None else f'{summary.median:g}{some}'}")
+            rough = (
+                " (approximate)" if summary.median is not None and self._is_approximate(lens, summary.median) else ""
+            )
+            parts.append(f"{lens} {none if summary.median is None else f'{summary.median:g}{some}{rough}'}")
         if not parts:
             return "none was read"
         return f"on top for good from {', '.join(parts)}" if self.diagnostics.answered.counted else "no fact to compare"
+
+    def _is_approximate(self, lens: str, layer: float) -> bool:
+        """Whether a lens' matrices are known to be too far off there for claims."""
+        records = (fitted.jacobian for fitted in self.record.measured.fitted_lenses if fitted.kind == lens)
+        return any(record is not None and math.floor(layer) in record.approximate for record in records)
 
     # How strong, and how well confirmed
 

@@ -60,7 +60,7 @@ class PatchedRuns:
         Args:
             room_bytes: what there is.
         """
-        if self._why_not() is not None or self._bytes(self.copies) > min(PASS_BYTES, room_bytes):
+        if self._why_not() is not None or self.planned_bytes > min(PASS_BYTES, room_bytes):
             return None
         return self._pass_of(range(len(self.copies)))
 
@@ -97,6 +97,11 @@ class PatchedRuns:
         record = self._record(prompt_variant, records, None if records else NO_PAIR)
         change = self._self_change(copies, rows, own)
         return Patched(record.model_copy(update={"self_patch_logit_change": change}), table)
+
+    @property
+    def planned_bytes(self) -> int:
+        """Memory of all copies in one pass."""
+        return self._bytes(self.copies)
 
     @cached_property
     def copies(self) -> list[Copy]:

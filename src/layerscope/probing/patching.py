@@ -10,7 +10,7 @@ from layerscope.interventions.pairs import PairedFact
 from layerscope.interventions.patched_runs import Patched, PatchedRuns
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.patched_pass import PatchedPass
-from layerscope.model.placement import shortage_explained
+from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.probing.encode import Encoded
 from layerscope.progress import Observer
@@ -31,17 +31,21 @@ class Patching:
         self._runs: PatchedRuns | None = None
         self._ridden: PatchedPass | None = None
 
-    def riding(self, encoded: Sequence[Encoded], room_bytes: int) -> PatchedPass | None:
+    def riding(self, encoded: Sequence[Encoded], room_bytes: int, watcher: Observer) -> PatchedPass | None:
         """The pass that rides along; None where it had better be one of its own.
 
         Args:
             encoded: the prompts of a suite.
             room_bytes: what there is beside their own pass.
+            watcher: is told what the copies take.
         """
         if self.model.patches_ride:
             facts, _ = _facts(encoded, answered=False)
             self._runs = PatchedRuns(self.model, facts, self.seed, self.positions)
             self._ridden = self._runs.riding(room_bytes)
+            if self._ridden is not None:
+                n, size = len(self._runs.copies), format_bytes(self._runs.planned_bytes)
+                watcher.plan(f"{n:,} patched runs ride along with the prompts: {size} more")
         return self._ridden
 
     def found(self, encoded: Sequence[Encoded], watcher: Observer) -> Patched:

@@ -133,7 +133,7 @@ def probe(request: ProbeRequest) -> Run:
             watcher.plan(line)
     patching = Patching(model, request.causal_positions, request.seed) if request.causal else None
     room = model.placement.memory - planned_bytes(parts)
-    riding = None if patching is None or len(parts) > 1 else patching.riding(encoded, room)
+    riding = None if patching is None or len(parts) > 1 else patching.riding(encoded, room, watcher)
     result = _run_batches(model, encoded, settings, parts, auxiliary, seconds, watcher, riding)
     measured = result.measured.model_copy(update={"fitted_lenses": chosen.records})
     patches = None

@@ -10,6 +10,7 @@ from layerscope.interventions.pairs import Pair, PairedFact, Place
 from layerscope.model.patching import Patch
 from layerscope.record.patches import NEXT, PAIR, RANDOM, SAME_ANSWER, UNRELATED
 
+SELF_LAYERS = 5
 SELF = "self"
 """A run's own residual written into it; not a row of the table, for nothing may come of it."""
 
@@ -129,7 +130,9 @@ class Copies:
             yield from self._layers(RANDOM, i, pair.subject_and_next[-1], self.prompts.row(pair.source), steps)
 
     def _selves(self) -> Iterator[Copy]:
-        """The first pair's base written into itself, wherever that pair is patched."""
+        """The first pair's base written into itself, wherever that pair is patched, at a few layers."""
         base = self.prompts.row(self.pairs[0].base)
+        layers = {round(i * (self.n_layers - 1) / (SELF_LAYERS - 1)) for i in range(SELF_LAYERS)}
         for place in self.places(0):
-            yield from self._layers(SELF, 0, Place(place.name, place.position, place.position), base)
+            copies = self._layers(SELF, 0, Place(place.name, place.position, place.position), base)
+            yield from (copy for copy in copies if copy.patch.layer in layers)

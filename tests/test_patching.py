@@ -18,7 +18,11 @@ from tiny_models import BLOCKS_AT, TINY, WINDOW, load_resident, reference
 TOLERANCE = of_residual(n_blocks=4, d_model=64)
 PROMPTS = [[0, 301, 12, 88], [0, 55, 12, 88], [0, 9, 5]]
 UNRESUMED = {"bloom", "falcon-alibi", "llama-dynamic-rope", "phi3-longrope", "phi3-longrope-switching"}
-EVERY = pytest.mark.parametrize("name", TINY)
+IN_SHORT = {"llama-biases", "gemma3", "gpt2", "gpt_neox", "olmo2", "phi3-longrope", "qwen3_moe", "bloom"}
+"""Post-norms, windows, parallel blocks, experts, learned positions, and what cannot be resumed; the others are slow."""
+EVERY = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in IN_SHORT else pytest.mark.slow) for name in TINY]
+)
 
 
 def every_patch(n_layers: int) -> list[Patch]:

@@ -171,6 +171,7 @@ def test_other_answers_directions_do_about_what_random_ones_do(bundled):
             assert medians[0] > max(medians[1:]) + 0.1
 
 
+@pytest.mark.slow
 def test_groups_of_exchanges_give_what_one_pass_gives(bundled, monkeypatch):
     _, _, interchange, lenses, table = bundled
     monkeypatch.setattr("layerscope.interventions.interchange.PASS_BYTES", 1 << 24)

@@ -32,6 +32,17 @@ class Patch:
     source_position: int
     direction: Float[Tensor, " d_model"] | None = None
     """Of length one: the base's own residual takes a step this way, as long as the one to the source's, instead."""
+    row: Float[Tensor, " d_model"] | None = None
+    """What is written, where it is known beforehand; source and direction then say nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse two rules for one residual.
+
+        Raises:
+            ModelError: both a direction and a row.
+        """
+        if self.direction is not None and self.row is not None:
+            raise ModelError("A patch writes a row, or takes a step in a direction, but both came; give one of them.")
 
 
 ROW_NODES = 192
@@ -161,11 +172,21 @@ def write_copies(
             continue
         n = trees.lengths[patch.base] - patch.position
         stream[row, first : first + n] = stream[row, patch.position : patch.position + n]
-        written = stream[trees.own_rows[patch.source], patch.source_position]
-        if patch.direction is not None:
-            own = stream[row, patch.position]
-            written = own + patch.direction.to(stream) * (written - own).norm()
-        stream[row, first] = written
+        stream[row, first] = _written(stream, trees, patch, row)
+
+
+def _written(
+    stream: Float[Tensor, "row node d_model"], trees: PatchTrees, patch: Patch, row: int
+) -> Float[Tensor, " d_model"]:
+    """What a patch writes; the base stands in `row`."""
+    if patch.row is not None:
+        return patch.row.to(stream)
+    source: Tensor = stream[trees.own_rows[patch.source], patch.source_position]
+    if patch.direction is None:
+        return source
+    own: Tensor = stream[row, patch.position]
+    stepped: Tensor = own + patch.direction.to(stream) * (source - own).norm()
+    return stepped
 
 
 def first_nodes(kwargs: Mapping[str, Any], n: int, width: int) -> dict[str, Any] | None:

@@ -10,14 +10,14 @@ from layerscope.model.options import OpenOptions
 from layerscope.suite import Suite, SuiteSource
 from layerscope.suite.suite import AnswerForm, Judge
 
-_Options = TypeVar("_Options", bound="ProbeOptions")
+_Options = TypeVar("_Options", bound="SuiteOptions")
 RENAMED = {"sidecars": "lens_dir"}
 """Old names of options, which still work."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeOptions(OpenOptions):
-    """How a model is probed."""
+class SuiteOptions(OpenOptions):
+    """What a model is asked, and the lenses that it is read through."""
 
     suite: SuiteSource = "capitals"
     """A built-in suite, or a file of facts: .toml, .jsonl, .json, .csv, .tsv or .txt; in Python also a list of them."""
@@ -33,6 +33,28 @@ class ProbeOptions(OpenOptions):
     protocol's own, and the fitted ones that `lens_dir` holds for the model."""
     lens_dir: Path | str | None = None
     """Folder of fitted lenses, or of a single one (the bundled model has its own)."""
+    seed: int = 316
+    """Seed of every random generator; recorded."""
+
+    def read_suite(self) -> Suite:
+        """The suite, or so much of it as is to be asked.
+
+        Raises:
+            SuiteError: it cannot be found, read or asked.
+        """
+        from layerscope.suite import load_suite  # here, for it loads a library that help need not wait for
+
+        return load_suite(self.suite, columns=self.columns, limit=self.limit, sample=self.sample, seed=self.seed)
+
+    def with_suite_read(self: _Options) -> _Options:
+        """The same options with the suite read already; raises like `read_suite`."""
+        return replace(self, suite=self.read_suite(), columns=None, limit=None, sample=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(SuiteOptions):
+    """How a model is probed."""
+
     calibrate: Path | str | None = None
     """Text to fit a `ridge` lens on first and read through it too: a .txt, .jsonl or .parquet file, or a data set's id
     on the Hub."""
@@ -53,8 +75,6 @@ class ProbeOptions(OpenOptions):
     """How many of the largest logits a row lists."""
     protocol: str = "standard"
     """Definitions: `standard`, or `published` (those of the published tables)."""
-    seed: int = 316
-    """Seed of every random generator; recorded."""
     control: str = "none"
     """Ask a twin with shuffled weights too: `none`, `shuffled-weights` (those of the blocks), or
     `shuffled-weights:all` (embedding and unembedding too)."""
@@ -75,17 +95,3 @@ class ProbeOptions(OpenOptions):
     """What stands for the parts: `zero`, or their `mean` over all tokens of the run's prompts."""
     second_forward: str = "auto"
     """A second forward pass, to see whether the first repeats: `auto` (where it might not), `always` or `off`."""
-
-    def read_suite(self) -> Suite:
-        """The suite, or so much of it as is to be asked.
-
-        Raises:
-            SuiteError: it cannot be found, read or asked.
-        """
-        from layerscope.suite import load_suite  # here, for it loads a library that help need not wait for
-
-        return load_suite(self.suite, columns=self.columns, limit=self.limit, sample=self.sample, seed=self.seed)
-
-    def with_suite_read(self: _Options) -> _Options:
-        """The same options with the suite read already; raises like `read_suite`."""
-        return replace(self, suite=self.read_suite(), columns=None, limit=None, sample=None)

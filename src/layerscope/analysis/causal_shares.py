@@ -1,0 +1,118 @@
+"""Whether the model uses the directions along which a lens reads two answers: medians, intervals, verdicts."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from layerscope.analysis.handover import CARRIED, PAIRS_FOR_A_CLAIM, RESAMPLES, SEED
+from layerscope.record.shares import COMPLEMENT, FULL, OTHERS, RANDOM, SPAN
+
+MATERIAL = 0.1
+"""Share of the logit difference that an effect has to differ by; below it two count as equal."""
+
+
+class DirectionVerdict(StrEnum):
+    """What the exchanges say of a lens' directions."""
+
+    USED = "used"
+    DORMANT = "dormant path"
+    NOT_USED = "not used"
+    NOT_CARRIED = "not carried"
+    UNDETERMINED = "undetermined"
+
+
+@dataclass(frozen=True)
+class Median:
+    """Over pairs, with its 95 % interval: percentile bootstrap over pairs."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class CausalShare:
+    """One lens over some layers; of each pair the mean over these."""
+
+    lens: str
+    layers: tuple[int, ...]
+    n_pairs: int
+    """Pairs with every effect at every one of these layers; the others are left out."""
+    full: Median
+    span: Median
+    complement: Median
+    random: Median
+    others: Median | None
+    """None where there are not two further answers."""
+    gain: Median
+    """The span's effect less the random step's, pair by pair."""
+    loss: Median
+    """The whole step's effect less the complement's, pair by pair."""
+    verdict: DirectionVerdict
+
+
+def causal_share(shares: pl.DataFrame, lens: str, layers: tuple[int, ...]) -> CausalShare | None:
+    """Sum up a lens' exchanges over some layers; None where no pair has all effects there.
+
+    The directions are used where the span does more than a random step of its length (`gain`) and its absence costs the
+    rest something (`loss`), both by more than `MATERIAL` at the lower end of their intervals. A gain without a loss,
+    the whole interval of which lies below `MATERIAL`, is the dormant path of Makelov et al. 2023 (arXiv:2311.17030).
+    Neither, both intervals below, is `not used`. Anything else, and fewer than `PAIRS_FOR_A_CLAIM` pairs, is
+    undetermined; where the whole state carries less than half of the answer, there is nothing to ask.
+
+    Args:
+        shares: the columns of `layerscope.record.shares.SHARE_COLUMNS`.
+        lens: its name.
+        layers: at least one.
+    """
+    here = shares.filter(pl.col("layer").is_in(layers), pl.col("lens").is_null() | (pl.col("lens") == lens))
+    by_pair = {kind: _by_pair(here, kind, len(layers)) for kind in (FULL, SPAN, COMPLEMENT, RANDOM, OTHERS)}
+    asked = [FULL, SPAN, COMPLEMENT, RANDOM, *([OTHERS] if by_pair[OTHERS] else [])]
+    pairs = sorted(set.intersection(*(set(by_pair[kind]) for kind in asked)))
+    if not pairs:
+        return None
+    effects = {kind: np.array([by_pair[kind][pair] for pair in pairs]) for kind in asked}
+    full, gain = _median(effects[FULL]), _median(effects[SPAN] - effects[RANDOM])
+    loss = _median(effects[FULL] - effects[COMPLEMENT])
+    return CausalShare(
+        lens=lens,
+        layers=layers,
+        n_pairs=len(pairs),
+        full=full,
+        span=_median(effects[SPAN]),
+        complement=_median(effects[COMPLEMENT]),
+        random=_median(effects[RANDOM]),
+        others=_median(effects[OTHERS]) if OTHERS in effects else None,
+        gain=gain,
+        loss=loss,
+        verdict=_verdict(full, gain, loss, len(pairs)),
+    )
+
+
+def _by_pair(shares: pl.DataFrame, kind: str, n_layers: int) -> dict[int, float]:
+    """Mean effects over the layers, of the pairs that have one at each."""
+    known = shares.filter(pl.col("kind") == kind, pl.col("effect").is_not_null())
+    means = known.group_by("pair").agg(pl.col("effect").mean(), n=pl.len()).filter(pl.col("n") == n_layers)
+    return dict(zip(means["pair"].to_list(), means["effect"].to_list(), strict=True))
+
+
+def _median(values: NDArray[np.float64]) -> Median:
+    drawn = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(values[drawn], axis=1), [2.5, 97.5])
+    return Median(float(np.median(values)), float(low), float(high))
+
+
+def _verdict(full: Median, gain: Median, loss: Median, n_pairs: int) -> DirectionVerdict:
+    if full.value < CARRIED:
+        return DirectionVerdict.NOT_CARRIED
+    if n_pairs >= PAIRS_FOR_A_CLAIM:
+        if gain.low > MATERIAL and loss.low > MATERIAL:
+            return DirectionVerdict.USED
+        if gain.low > MATERIAL and loss.high < MATERIAL:
+            return DirectionVerdict.DORMANT
+        if gain.high < MATERIAL and loss.high < MATERIAL:
+            return DirectionVerdict.NOT_USED
+    return DirectionVerdict.UNDETERMINED

@@ -29,6 +29,8 @@ def table(effects: tuple[float | None, ...], n_pairs: int = 20) -> pl.DataFrame:
     [
         ((1.0, 0.9, 0.1, 0.0, 0.0), "used"),
         ((1.0, 0.5, 0.98, 0.0, 0.0), "dormant path"),
+        ((1.0, 1.6, -0.6, 0.0, 0.0), "overshoots"),
+        ((1.0, 1.4, -0.4, 0.0, 0.0), "used"),
         ((1.0, 0.02, 0.98, 0.0, 0.0), "not used"),
         ((1.0, 0.02, 0.5, 0.0, 0.0), "undetermined"),  # needed, and not enough
         ((0.4, 0.4, 0.0, 0.0, 0.0), "not carried"),

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from layerscope.looking.options import LookOptions as LookOptions
     from layerscope.model.causal_lm import CausalLM as CausalLM
     from layerscope.model.residuals import Residuals as Residuals
+    from layerscope.probing.bakeoff import bakeoff as bakeoff
     from layerscope.probing.probe import probe as probe
     from layerscope.published.read.reader import read_published as read_published
     from layerscope.report.cited.archive import Archive as Archive
@@ -75,6 +76,7 @@ _NAMES = {
     "layerscope.looking.options": "LookOptions",
     "layerscope.model.causal_lm": "CausalLM",
     "layerscope.model.residuals": "Residuals",
+    "layerscope.probing.bakeoff": "bakeoff",
     "layerscope.probing.probe": "probe",
     "layerscope.published.read.reader": "read_published",
     "layerscope.report.cited.archive": "Archive",

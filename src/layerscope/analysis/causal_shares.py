@@ -12,12 +12,15 @@ from layerscope.record.shares import COMPLEMENT, FULL, OTHERS, RANDOM, SPAN
 
 MATERIAL = 0.1
 """Share of the logit difference that an effect has to differ by; below it two count as equal."""
+OVERSHOT = 1.5
+"""Times the whole state's effect from which a span's is one that the rest undoes, and no share of the whole."""
 
 
 class DirectionVerdict(StrEnum):
     """What the exchanges say of a lens' directions."""
 
     USED = "used"
+    OVERSHOOTS = "overshoots"
     DORMANT = "dormant path"
     NOT_USED = "not used"
     NOT_CARRIED = "not carried"
@@ -60,6 +63,7 @@ def causal_share(shares: pl.DataFrame, lens: str, layers: tuple[int, ...]) -> Ca
     The directions are used where the span does more than a random step of its length (`gain`) and its absence costs the
     rest something (`loss`), both by more than `MATERIAL` at the lower end of their intervals. A gain without a loss,
     the whole interval of which lies below `MATERIAL`, is the dormant path of Makelov et al. 2023 (arXiv:2311.17030).
+    A span whose whole interval lies above `OVERSHOT` times the whole state's effect overshoots: it is no share of it.
     Neither, both intervals below, is `not used`. Anything else, and fewer than `PAIRS_FOR_A_CLAIM` pairs, is
     undetermined; where the whole state carries less than half of the answer, there is nothing to ask.
 
@@ -88,7 +92,7 @@ def causal_share(shares: pl.DataFrame, lens: str, layers: tuple[int, ...]) -> Ca
         others=_median(effects[OTHERS]) if OTHERS in effects else None,
         gain=gain,
         loss=loss,
-        verdict=_verdict(full, gain, loss, len(pairs)),
+        verdict=_verdict(full, _median(effects[SPAN]), gain, loss, len(pairs)),
     )
 
 
@@ -105,10 +109,12 @@ def _median(values: NDArray[np.float64]) -> Median:
     return Median(float(np.median(values)), float(low), float(high))
 
 
-def _verdict(full: Median, gain: Median, loss: Median, n_pairs: int) -> DirectionVerdict:
+def _verdict(full: Median, span: Median, gain: Median, loss: Median, n_pairs: int) -> DirectionVerdict:
     if full.value < CARRIED:
         return DirectionVerdict.NOT_CARRIED
     if n_pairs >= PAIRS_FOR_A_CLAIM:
+        if span.low > OVERSHOT * full.value:
+            return DirectionVerdict.OVERSHOOTS
         if gain.low > MATERIAL and loss.low > MATERIAL:
             return DirectionVerdict.USED
         if gain.low > MATERIAL and loss.high < MATERIAL:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from layerscope.cli.bakeoff import bakeoff
 from layerscope.cli.console import (
     folder_for_runs,
     free_name,
@@ -48,6 +49,10 @@ app.command(
     'layerscope look MODEL "The capital of Germany is" --against "The capital of France is" --track Berlin,Paris\n\n'
     'layerscope look MODEL "Name a city." --chat --json'
 )(look)
+app.command(
+    epilog="Examples:\n\nlayerscope bakeoff\n\nlayerscope bakeoff MODEL --suite capitals-20 --lens-dir lenses\n\n"
+    "layerscope bakeoff MODEL --lens raw,logit --json"
+)(bakeoff)
 app.command(
     epilog="Examples:\n\nlayerscope serve MODEL\n\nlayerscope serve MODEL OTHER --lens-dir lenses\n\n"
     "layerscope serve --port 8421 --no-open"

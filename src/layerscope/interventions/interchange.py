@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerscope.interventions.lens_directions import Directions, Spans, answer_directions, random_spans, spans
+from layerscope.interventions import Directions
+from layerscope.interventions.lens_directions import Spans, answer_directions, random_spans, spans
 from layerscope.lenses.lens import Lens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.patching import ROW_NODES, Patch

@@ -1,17 +1,14 @@
 """The directions in which a lens reads two answers, and the part of a step that lies in their span."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from layerscope.interventions import Directions
 from layerscope.lenses.lens import Lens
 from layerscope.unembedding import Unembedding
-
-Directions: TypeAlias = Literal["both", "difference"]
-"""Of which directions the span is taken: each answer's, or that of the difference of their logits alone."""
 
 NEARLY_PARALLEL = 0.95
 """Cosine from which two directions are one: the plane through them would hang on the little in which they differ."""

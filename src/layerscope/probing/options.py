@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from layerscope.interventions import Positions
+from layerscope.interventions import Directions, Positions
 from layerscope.model.options import OpenOptions
 from layerscope.suite import Suite, SuiteSource
 from layerscope.suite.suite import AnswerForm, Judge
@@ -49,6 +49,14 @@ class SuiteOptions(OpenOptions):
     def with_suite_read(self: _Options) -> _Options:
         """The same options with the suite read already; raises like `read_suite`."""
         return replace(self, suite=self.read_suite(), columns=None, limit=None, sample=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakeoffOptions(SuiteOptions):
+    """How lenses are held against each other."""
+
+    directions: Directions = "both"
+    """What is exchanged: the span of `both` answers' directions, or the one of their `difference`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from layerscope.analysis.handover import (
     patch_verdict,
 )
 from layerscope.analysis.onsets import Blindness
-from layerscope.errors import RunError
+from layerscope.errors import ModelError, RunError
 from layerscope.interventions.pairs import PairedFact, Place, pairs_of
 from layerscope.model.causal_lm import CausalLM
 from layerscope.probing.probe import probe
@@ -123,6 +123,20 @@ def test_every_position_from_the_first_difference_on_is_patched_where_all_are_as
     pairs, _ = pairs_of([base, source])
     due = [("other", 2, 2), ("subject", 3, 3), ("other", 4, 4), ("next", 5, 5)]
     assert places(pairs[0].every_place) == due
+
+
+def test_where_the_subject_ends_the_prompt_the_last_position_alone_is_patched():
+    short = PairedFact(0, (1, 2, 7), "t", 2, 100)
+    long = PairedFact(1, (1, 2, 9, 6), "t", 3, 101)
+    pairs, _ = pairs_of([short, long])
+    assert [places(pair.every_place) for pair in pairs] == [[("next", 2, 3)], [("next", 3, 2)]]
+
+
+def test_of_many_facts_every_so_many_are_paired():
+    pairs, left_out = pairs_of([fact(i) for i in range(1000)])
+    assert len(pairs) == 76
+    assert len({pair.base.fact_index for pair in pairs}) == 38
+    assert left_out == {"there are more facts than are needed": 962}
 
 
 def places(of: Sequence[Place]) -> list[tuple[str, int, int]]:
@@ -256,10 +270,10 @@ def test_published_files_hold_every_patch_and_reports_cite_them(bundled: Run, tm
 
 def test_the_headline_says_that_the_answer_is_carried_before_a_lens_has_it():
     blind = Blindness("logit", 4, 0, 3, 9.0, 5, 1.0, None)
-    late = found((0.0, 0.0, 0.9, 0.9, 1.0), lens_layer=4)
+    late = found(*[(0.0, 0.0, 0.9, 0.9, 1.0)] * 20, lens_layer=4)
     told = onsets.blind(blind, ("logit",), late)
     assert told == "By patching the answer is carried at the last token from layer 2 on."
-    at_once = found((0.0, 0.0, 0.0, 0.9, 1.0), lens_layer=4)
+    at_once = found(*[(0.0, 0.0, 0.0, 0.9, 1.0)] * 20, lens_layer=4)
     assert onsets.blind(blind, ("logit",), at_once) == ""
     assert "a tuned lens or a patch would tell" in onsets.blind(blind, ("logit",), None)
 
@@ -314,3 +328,33 @@ def test_where_weights_would_be_read_again_patches_ride_along_and_say_the_same(b
     assert_frame_equal(run.patches.select("effect"), bundled.patches.select("effect"), abs_tol=8 * logit)
     assert run.record.measured.patching is not None
     assert run.diagnostics.patching.handover == bundled.diagnostics.patching.handover
+
+
+def test_patches_that_fail_lose_no_row_that_was_measured(monkeypatch):
+    def fails(*args: object, **kwargs: object) -> None:
+        raise ModelError("a block is strange")
+
+    monkeypatch.setattr(CausalLM, "run_patched", fails)
+    run = probe(suite="capitals", lenses="logit", positions="last")
+    assert len(run.rows) > 0 and len(run.patches) == 0
+    assert run.diagnostics.patching is not None
+    assert run.diagnostics.patching.reason == "the patches failed (a block is strange)"
+
+
+def test_facts_with_several_accepted_answers_are_patched_when_it_is_known_which_one_is_said(bundled: Run, monkeypatch):
+    suite = load_suite("capitals")
+    prompts = tuple(
+        replace(p, answers=(" Bonn", *p.answers)) if p.subject == "Germany" and p.prompt_id == "pos" else p
+        for p in suite.prompts
+    )
+    monkeypatch.setattr(CausalLM, "patches_ride", True)
+    run = probe(suite=replace(suite, prompts=prompts), lenses="logit", positions="last")
+    assert run.record.measured.patching is not None
+    assert len(run.record.measured.patching.pairs) == 20
+
+
+def test_a_headline_is_made_of_enough_pairs_alone():
+    few = replace(found((0.0, 0.0, 0.9, 0.9, 1.0), lens_layer=4).handover, n_pairs=19)
+    assert not few.supports_a_claim
+    assert replace(few, n_pairs=20).supports_a_claim
+    assert not replace(few, n_pairs=20, layer=0).supports_a_claim

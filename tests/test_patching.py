@@ -10,6 +10,7 @@ import torch
 from layerscope.errors import ModelError
 from layerscope.model import patching
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.in_step import InStep
 from layerscope.model.patched_pass import PatchedPass
 from layerscope.model.patching import Patch, PatchTrees, patch_trees
 from rounding import of_residual
@@ -95,6 +96,14 @@ def test_where_a_pass_fails_the_copies_that_ride_along_come_to_an_end(tiny):
         model.forward(PROMPTS, riding=riding, progress=stop)
     assert threading.active_count() == before
     assert model.forward(PROMPTS).values.isfinite().all()
+
+
+@pytest.mark.parametrize(("pauses", "steps"), [(3, 2), (2, 4)])
+def test_two_forwards_of_different_lengths_end_in_an_error_and_not_in_waiting(pauses: int, steps: int):
+    other = InStep(lambda: [other.pause() for _ in range(pauses)])
+    with pytest.raises(RuntimeError, match="as many"), other:
+        for _ in range(steps):
+            other.step()
 
 
 def _fail_at_layer_2(stream: torch.Tensor, trees: PatchTrees, patches: list[Patch], layer: int) -> None:

@@ -707,7 +707,7 @@ def test_the_largest_shares_are_named_by_part_and_layer():
     assert told["against"] == "attention 3 -1.00 (4 of 4), MLP 1 -0.50 (4 of 4)"
     assert told["heads"] == "not told apart: x"
     assert told["sums"].endswith("by 2.0e-06 nats, where rounding explains 0.001")
-    assert "--causal" in told["cause"]
+    assert "patches ask that" in told["cause"]
     assert in_short(found, found.wordings[0]).startswith("attention 2 +3.00, MLP 3 +1.50, MLP 2 +0.75; ")
 
 

@@ -49,8 +49,9 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
         _write_rows(run, folder / "rows.parquet")
         if run.has_pairs:
             _write_table(run.patches, folder / PATCHES)
-        if run.writers is not None:
-            _write_table(run.writers, folder / writers.FILE)
+        if run.writers is not None or _attributed(run.record):
+            table = pl.DataFrame(schema=writers.SCHEMA) if run.writers is None else run.writers
+            _write_table(table, folder / writers.FILE)
         (folder / "verdict.json").write_text(verdict_text(run.verdict, run.record), encoding="utf-8")
         if published is not None:
             (folder / "published").mkdir()
@@ -101,8 +102,7 @@ def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
     record = _read_record(folder / "run.json")
     rows = _read_rows(folder / "rows.parquet")
     patches = _read_patches(folder / PATCHES, record)
-    attributed = record.measured.sublayers is not None and bool(record.measured.sublayers.prompts)
-    table = _read_writers(folder / writers.FILE) if attributed else None
+    table = _read_writers(folder / writers.FILE) if _attributed(record) else None
     try:
         return AnalysedRun(rows, record, patches=patches, writers=table)
     except RunError as error:
@@ -177,13 +177,19 @@ def _read_patches(path: Path, record: RunRecord) -> pl.DataFrame | None:
     return patches
 
 
-def _read_writers(path: Path) -> pl.DataFrame:
+def _attributed(record: RunRecord) -> bool:
+    """Whether attention and MLPs were asked about."""
+    return record.measured.sublayers is not None and bool(record.measured.sublayers.prompts)
+
+
+def _read_writers(path: Path) -> pl.DataFrame | None:
+    """The table; None where the run was saved without it."""
     table = _read_table(path)
     try:
         writers.check_writers(table)
     except RunError as error:
         raise RunError(f"{path}: {error}") from error
-    return table
+    return table if len(table) else None
 
 
 def _read_table(path: Path) -> pl.DataFrame:

@@ -54,6 +54,11 @@ class Handover:
         return self.layer == self.n_layers
 
     @property
+    def supports_a_claim(self) -> bool:
+        """Whether pairs are enough; at layer 0 the last token is the subject's own, which needs no handover."""
+        return bool(self.layer) and self.n_pairs >= PAIRS_FOR_A_CLAIM
+
+    @property
     def tolerance(self) -> float:
         """Layers by which a milestone may miss it and be confirmed."""
         return max(1.0, 0.03 * self.n_layers)

@@ -10,6 +10,8 @@ from layerscope.record.patches import NEXT, OTHER, SUBJECT
 ENOUGH_PAIRS = 38
 """Pairs are drawn until there are so many, or no more: twice the facts of a suite of about twenty."""
 
+MORE_THAN_ENOUGH = "there are more facts than are needed"
+
 
 @dataclass(frozen=True)
 class PairedFact:
@@ -64,14 +66,16 @@ class Pair:
 
     @property
     def every_place(self) -> tuple[Place, ...]:
-        """Every position from the first at which both differ; behind both subjects where they are aligned from the
-        right."""
+        """Every position from the first at which both differ, the last one in any case.
+
+        Where prompts are aligned from the right, those behind both subjects.
+        """
         base, source = self.base.token_ids, self.source.token_ids
         shift = len(source) - len(base)
         if self.alignment == "position":
             first = next(i for i, (ours, theirs) in enumerate(zip(base, source, strict=True)) if ours != theirs)
         else:
-            first = max(self.base.subject_end, self.source.subject_end - shift) + 1
+            first = min(max(self.base.subject_end, self.source.subject_end - shift) + 1, len(base) - 1)
         named = {place.position: place.name for place in self.subject_and_next}
         return tuple(Place(named.get(i, OTHER), i, i + shift) for i in range(first, len(base)))
 
@@ -89,11 +93,16 @@ def pairs_of(facts: Sequence[PairedFact], *, enough: int = ENOUGH_PAIRS) -> tupl
     pairs: list[Pair] = []
     templates = Counter(fact.template for fact in facts)
     rings = []
+    room = enough
     for template, n in templates.items():
-        if n == 1:
-            left_out["no other fact of its template is answered"] += 1
+        if n == 1 or room < 2:
+            left_out["no other fact of its template is answered" if n == 1 else MORE_THAN_ENOUGH] += n
             continue
         ring = [fact for fact in facts if fact.template == template]
+        if n > room:  # every so many, for every fact is patched with two others at least
+            left_out[MORE_THAN_ENOUGH] += n - room
+            ring = [ring[i * n // room] for i in range(room)]
+        room -= len(ring)
         rings.append(sorted(ring, key=lambda fact: (len(fact.token_ids), fact.subject_end, fact.fact_index)))
     for step in range(1, max(map(len, rings), default=1)):
         if len(pairs) >= enough:

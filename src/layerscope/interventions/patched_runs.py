@@ -23,7 +23,7 @@ from layerscope.record.patching import PatchedPairRecord, PatchingRecord
 LEAST_DIFFERENCE = 2.0
 """Nats by which the logit difference of base and source must differ: an effect is a share of it."""
 PASS_BYTES = 1 << 30
-"""What one pass may take, even where there is room for more."""
+"""What one pass may take, even where there is room for more, as long as weights are at hand."""
 NO_PAIR = "no two facts of one template that the model answers with different tokens"
 
 
@@ -60,7 +60,7 @@ class PatchedRuns:
         Args:
             room_bytes: what there is.
         """
-        if self._why_not() is not None or self.planned_bytes > min(PASS_BYTES, room_bytes):
+        if self._why_not() is not None or self.planned_bytes > room_bytes // 2:
             return None
         return self._pass_of(range(len(self.copies)))
 
@@ -158,7 +158,9 @@ class PatchedRuns:
     def _groups(self, order: list[int], copies: Sequence[Copy]) -> list[list[int]]:
         """Halved until a half fits; a base's copies stay together as far as that goes."""
         memory = self.model.placement.memory
-        room = min(PASS_BYTES, (memory - self.model.largest_block_bytes) // 2)
+        room = (memory - self.model.largest_block_bytes) // 2
+        if not self.model.patches_ride:  # else every pass reads all weights again
+            room = min(PASS_BYTES, room)
         if len(order) == 1 or self._bytes([copies[i] for i in order]) <= room:
             return [order]
         half = len(order) // 2
@@ -186,8 +188,9 @@ class PatchedRuns:
         last = [copy for copy in copies if copy.patch.layer == self.model.n_layers - 1 and copy.kind != RANDOM]
         outputs = [copy.source if copy.place.name == NEXT else copy.patch.base for copy in last]
         asked = self._asked(self._pairs_of(last))
-        at_last = compared(own[torch.tensor(outputs, device=asked.base.device)], own, asked)
-        columns = {name: values.cpu() for name, values in at_last.items()}
+        rows, step = torch.tensor(outputs, device=asked.base.device), rows_at_once(self.model.unembedding)
+        parts = [compared(own[rows[i : i + step]], own, asked[i : i + step]) for i in range(0, len(rows), step)]
+        columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in METRICS}
         return pl.concat([table, self._frame(last, [self.model.n_layers] * len(last), columns)])
 
     def _metrics(self, rows: Float[Tensor, "copy d_model"], asked: Asked, own: Decoded) -> dict[str, Tensor]:

@@ -309,6 +309,8 @@ class CausalLM:
         for change in (self.shuffle, self.ablation):
             if change is not None:
                 digest.update(change.name.encode())
+        for mean in () if self.ablation is None else self.ablation.means:  # which the run's own prompts have made
+            digest.update(_bytes_of(mean))
         prefix = f"{self.architecture.blocks}."
         for name in sorted(name for name in self._stored if name.startswith(prefix)):
             for part in self._stored[name].names:

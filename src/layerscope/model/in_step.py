@@ -22,7 +22,7 @@ class InStep:
         """Take the second forward; its hooks call `pause` behind every block."""
         self._forward = forward
         self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
-        self._broken_off = False
+        self._broken_off = self._ended = False
         self._thread: int | None = None
         self._executor = ThreadPoolExecutor(1)
         self._future: Future[None] | None = None
@@ -35,7 +35,7 @@ class InStep:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._broken_off = error is not None
+        self._broken_off, self._ended = error is not None, True
         self._go.release()
         self._executor.shutdown()
         if error is None:
@@ -52,12 +52,16 @@ class InStep:
         Raises:
             Exception: whatever it raised.
         """
+        if self._future is not None and self._future.done():
+            raise RuntimeError("The second forward has ended before the first one; they should run as many blocks.")
         self._go.release()
         self._paused.acquire()
         self._raise()
 
     def pause(self) -> None:
         """Wait until the first forward has run its next block, or has come to its end; for the second one."""
+        if self._ended:
+            raise RuntimeError("The second forward runs more blocks than the first one; they should run as many.")
         self._paused.release()
         self._wait()
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from layerscope.errors import LayerscopeError
 from layerscope.interventions import Positions
 from layerscope.interventions.pairs import PairedFact
 from layerscope.interventions.patched_runs import Patched, PatchedRuns
@@ -14,6 +15,8 @@ from layerscope.model.placement import format_bytes, shortage_explained
 from layerscope.model.reproducible import reproducible
 from layerscope.probing.encode import Encoded
 from layerscope.progress import Observer
+from layerscope.record.patches import no_patches
+from layerscope.record.patching import PatchingRecord
 
 GAP = "\N{OBJECT REPLACEMENT CHARACTER}"
 """Stands for the subject in a template; no text has it."""
@@ -39,7 +42,9 @@ class Patching:
             room_bytes: what there is beside their own pass.
             watcher: is told what the copies take.
         """
-        if self.model.patches_ride:
+        # Which of several accepted answers a fact is about is known only when the model has said it.
+        several = any(len({a.first_id for a in e.answers} - {None}) > 1 for e in _of_facts(encoded))
+        if self.model.patches_ride and not several:
             facts, _ = _facts(encoded, answered=False)
             self._runs = PatchedRuns(self.model, facts, self.seed, self.positions)
             self._ridden = self._runs.riding(room_bytes)
@@ -63,8 +68,12 @@ class Patching:
         ran_out = f"The memory of {device} ran out while residuals were replaced; give a smaller --memory."
         # An observer of a script's own need not know of patches, and nothing that was measured is lost for that.
         told = getattr(watcher, "patches", lambda done, total: None)
-        with shortage_explained(ran_out), reproducible(self.seed, device), torch.inference_mode():
-            found = runs.run(_variant(encoded), told, self._ridden)
+        try:
+            with shortage_explained(ran_out), reproducible(self.seed, device), torch.inference_mode():
+                found = runs.run(_variant(encoded), told, self._ridden)
+        except LayerscopeError as error:  # all rows are measured by now, and shall not be lost for what was not asked
+            reason = f"the patches failed ({error})"
+            found = Patched(PatchingRecord(prompt_variant=_variant(encoded), pairs=(), reason=reason), no_patches())
         several = len({e.prompt.fact_index for e in _of_facts(encoded)}) > 1  # one has nothing to be patched with
         if found.record.reason is not None and several:
             watcher.plan(f"nothing is patched: {found.record.reason}")

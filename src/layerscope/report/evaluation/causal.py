@@ -24,8 +24,8 @@ EFFECTS = (
     "the source's run. The last columns are controls at the last token."
 )
 LENSES = (
-    "Each lens' layer over the answered facts, and what patching says of it: confirmed within {} layers of the one "
-    "from which on the answer is carried."
+    "Each lens' layer over the answered facts, and what patching says of it: confirmed where it is at most {} from the "
+    "one from which on the answer is carried."
 )
 
 

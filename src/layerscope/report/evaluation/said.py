@@ -188,7 +188,7 @@ def blindness(quotes: Quotes) -> Sentence | None:
     found = quotes.diagnostics.blindness
     patching = quotes.diagnostics.patching
     template = onsets.template_of_blindness(found, quotes.record.protocol.lenses, patching)
-    if patching is not None and template and patching.handover.layer is not None:
+    if patching is not None and template and patching.handover.supports_a_claim:
         how, path = "median over pairs of the table of patches", ("patching", "handover", "layer")
         return sentence(template, handover=quotes.figure("layer", patching.handover.layer, Unit.LAYER, path, how=how))
     if not template or found.first_layer is None or found.last_layer is None:

@@ -112,7 +112,7 @@ def blind(blindness: Blindness, read: tuple[str, ...], patching: Patching | None
 
 def template_of_blindness(blindness: Blindness, read: tuple[str, ...], patching: Patching | None) -> str:
     """The same with fields: lens, bits, first, last, handover."""
-    if patching is not None and patching.handover.layer is not None:
+    if patching is not None and patching.handover.supports_a_claim:
         late = patching.verdict_of(blindness.lens) == PatchVerdict.READS_LATE
         return "By patching the answer is carried at the last token from layer {handover} on." if late else ""
     if not blindness.blind:

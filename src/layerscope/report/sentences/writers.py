@@ -119,7 +119,7 @@ def _number(value: float) -> str:
 
 def _cause(found: SublayersRecord) -> str:
     if found.patching is None:
-        return "a share is what was written, not what was used; --causal asks that"
+        return "a share is what was written, not what was used; patches ask that"
     agreement = found.patching
     facts = plural("fact", agreement.n_facts)
     return (

@@ -134,7 +134,13 @@ def _map(run: AnalysedRun, found: Patching) -> ChartSpec:
         f"{model_name(run)} · median of {found.handover.n_pairs} pairs",
         "Tokens are those of the first fact's prompt",
     ]
-    description = sentences([MEANS, _reached(cells), "Positions before the first difference are equal, and left out."])
+    description = sentences(
+        [
+            MEANS,
+            _reached(cells),
+            "Positions before the first difference are equal, and left out; of two lengths all up to the subject.",
+        ]
+    )
     layers = [
         ground.encode(x, y, color=alt.Color("shown:Q", scale=scale, legend=legend), tooltip=tips),
         labels.encode(x, y_at(0), alt.Text("token:N")),

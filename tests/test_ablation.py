@@ -12,6 +12,10 @@ from layerscope import Prompt, Suite, probe
 from layerscope.errors import LensError, ModelError
 from layerscope.model.ablation import Ablation, Part
 from layerscope.model.causal_lm import CausalLM
+from layerscope.published.layout import EXTENDED
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.markdown import markdown
+from layerscope.report.evaluation import evaluation
 from layerscope.report.sentences.guidance import identity
 from layerscope.report.sentences.verdict import VerdictText
 from layerscope.run import Run
@@ -218,6 +222,13 @@ def test_an_ablated_run_is_compared_and_shown_as_any_other(ablated: Run, tmp_pat
     page = layerscope("view", "ablated", "--out", "page.html", "--no-open", cwd=tmp_path)
     assert page.returncode == 0, page.stderr
     assert "Ablated, head 5.2 and attention 4" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_evaluation_says_first_that_the_model_is_ablated(ablated: Run, tmp_path: Path):
+    ablated.save(tmp_path / "ablated", published=EXTENDED)
+    text = markdown(evaluation(Evidence.of(tmp_path / "ablated")))
+    overview = text.split("## Overview", 1)[1].strip()
+    assert overview.startswith("This is the model with head 5.2 and attention 4 set to the mean over the prompts")
 
 
 def test_a_name_spells_out_three_neurons_at_most():

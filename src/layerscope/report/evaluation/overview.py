@@ -13,11 +13,15 @@ from layerscope.report.sentences.circumstances import GAP, GAP_LAYERS, ONE_NORM
 from layerscope.report.sentences.guidance import FORBIDDEN, PREFERRED
 from layerscope.report.sentences.weaknesses import weaknesses
 
+ABLATED = "This is the model with {}: every number is of the ablated model, and none of {}."
+
 
 def overview(quotes: Quotes) -> Section:
     """The section: first what the model says, then how it was decoded, then from which layer on it is on top."""
     answer = sentence("{}.", said.of_prompt(quotes)) if quotes.ranked else None
-    first = paragraph(_model(quotes), _prompt(quotes), answer)
+    ablation = quotes.record.model.ablation
+    without = None if ablation is None else sentence(ABLATED, Name(ablation.words), Name(ablation.base_id))
+    first = paragraph(without, _model(quotes), _prompt(quotes), answer)
     return Section(
         "Overview", (first, doc.Paragraph(tuple(decoding_point(quotes))), doc.Paragraph(tuple(_result(quotes))))
     )

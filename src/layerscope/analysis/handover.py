@@ -47,6 +47,8 @@ class Handover:
     """Last layer with a median effect of at least a half at the subject; None where there is none."""
     n_pairs: int
     n_layers: int
+    n_subject_pairs: int = 0
+    """Pairs that were patched at the subject; fewer, for those are the nearest neighbours of equal length alone."""
 
     @property
     def at_the_output(self) -> bool:
@@ -142,9 +144,9 @@ def handover(patches: pl.DataFrame, n_layers: int) -> Handover:
         found = [_first_for_good(_medians(at_next[rows])) for rows in drawn]
         known = [n_layers if first is None else first for first in found]
         low, high = (round(percentile(known, q) or 0) for q in (0.025, 0.975))
-    at_subject = _medians(_curves(patches, PAIR, SUBJECT, n_layers))
-    carried = [i for i, value in enumerate(at_subject) if value is not None and value >= CARRIED]
-    return Handover(layer, low, high, carried[-1] if carried else None, len(at_next), n_layers)
+    at_subject = _curves(patches, PAIR, SUBJECT, n_layers)
+    carried = [i for i, value in enumerate(_medians(at_subject)) if value is not None and value >= CARRIED]
+    return Handover(layer, low, high, carried[-1] if carried else None, len(at_next), n_layers, len(at_subject))
 
 
 def patch_verdict(layer: float | None, found: Handover) -> PatchVerdict:

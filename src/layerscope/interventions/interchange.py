@@ -24,13 +24,11 @@ from torch import Tensor
 
 from layerscope.interventions import Directions
 from layerscope.interventions.lens_directions import Spans, answer_directions, random_spans, spans
+from layerscope.interventions.patched_runs import PASS_BYTES
 from layerscope.lenses.lens import Lens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.patching import ROW_NODES, Patch
 from layerscope.record.shares import COMPLEMENT, FULL, OTHERS, RANDOM, SPAN, shares_frame
-
-PASS_BYTES = 1 << 30
-"""What one pass may take, even where there is room for more."""
 
 
 @dataclass(frozen=True)

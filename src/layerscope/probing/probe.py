@@ -135,20 +135,8 @@ def probe(request: ProbeRequest) -> Run:
     room = model.placement.memory - planned_bytes(parts)
     riding = None if patching is None or len(parts) > 1 else patching.riding(encoded, room, watcher)
     result = _run_batches(model, encoded, settings, parts, auxiliary, seconds, watcher, riding)
-    measured = result.measured.model_copy(update={"fitted_lenses": chosen.records})
-    patches = None
-    if patching is not None:
-        seconds.stages["patching_s"] = 0.0
-        with seconds.stage("patching_s"):
-            found = patching.found(result.encoded, watcher)
-        measured, patches = measured.model_copy(update={"patching": found.record}), found.table
-    writers = None
-    if request.sublayers:
-        seconds.stages["sublayers_s"] = 0.0
-        with seconds.stage("sublayers_s"):
-            wrote = sublayers(model, result.encoded, parts, request.seed, watcher, neurons=request.neurons)
-            wrote = wrote.beside(measured.patching, patches)
-        measured, writers = measured.model_copy(update={"sublayers": wrote.record}), wrote.table
+    beside = _behind_the_rows(model, result, parts, request, patching, seconds, watcher)
+    measured = beside.measured.model_copy(update={"fitted_lenses": chosen.records})
     record = run_metadata(
         model,
         suite,
@@ -166,7 +154,40 @@ def probe(request: ProbeRequest) -> Run:
             model.shuffled_twin(scope, request.seed), observer=watcher, **asked_of_twin(request, rules.headline)
         )
         record = with_twin(record, twin, scope)
-    return Run(result.rows.table(), record, keep=result.rows, patches=patches, writers=writers)
+    return Run(result.rows.table(), record, keep=result.rows, patches=beside.patches, writers=beside.writers)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What is measured when all rows are: patches and shares, which want to know what the model says."""
+
+    measured: MeasuredRecord
+    patches: pl.DataFrame | None
+    writers: pl.DataFrame | None
+
+
+def _behind_the_rows(
+    model: CausalLM,
+    result: "ProbeResult",
+    parts: Sequence[Batch],
+    request: ProbeRequest,
+    patching: Patching | None,
+    seconds: Seconds,
+    watcher: Observer,
+) -> _Beside:
+    measured, patches, writers = result.measured, None, None
+    if patching is not None:
+        seconds.stages["patching_s"] = 0.0
+        with seconds.stage("patching_s"):
+            found = patching.found(result.encoded, watcher)
+        measured, patches = measured.model_copy(update={"patching": found.record}), found.table
+    if request.sublayers:
+        seconds.stages["sublayers_s"] = 0.0
+        with seconds.stage("sublayers_s"):
+            wrote = sublayers(model, result.encoded, parts, request.seed, watcher, neurons=request.neurons)
+            wrote = wrote.beside(measured.patching, patches)
+        measured, writers = measured.model_copy(update={"sublayers": wrote.record}), wrote.table
+    return _Beside(measured, patches, writers)
 
 
 def _choices(options: ProbeOptions) -> tuple[Protocol, tuple[str, ...] | None]:

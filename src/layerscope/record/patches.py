@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from layerscope.errors import RunError
-from layerscope.record.rows import Column
+from layerscope.record.rows import Column, table_of
 
 PAIR, SAME_ANSWER, UNRELATED, RANDOM = "pair", "same_answer", "unrelated", "random"
 KINDS = (PAIR, SAME_ANSWER, UNRELATED, RANDOM)
@@ -50,13 +50,7 @@ def patches_frame(columns: Mapping[str, Sequence[object] | pl.Series]) -> pl.Dat
     Raises:
         RunError: a column is missing or unknown, or does not hold what it should.
     """
-    names = [column.name for column in PATCH_COLUMNS]
-    if sorted(columns) != sorted(names):
-        raise RunError(f"patches have the columns {', '.join(names)}; given were {', '.join(columns)}")
-    try:
-        frame = pl.DataFrame([pl.Series(c.name, columns[c.name]).cast(c.dtype) for c in PATCH_COLUMNS])
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"patches do not hold what their columns should: {error}") from error
+    frame = table_of("patches", PATCH_COLUMNS, columns)
     check_patches(frame)
     return frame
 

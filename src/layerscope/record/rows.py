@@ -200,6 +200,26 @@ def _faults(schema: Mapping[str, _DataType]) -> Iterator[pl.Expr]:
         yield odd.alias(f"odd {column.name}")
 
 
+def table_of(what: str, spec: Sequence[Column], columns: Mapping[str, Values]) -> pl.DataFrame:
+    """A table beside the rows, with the types of its columns.
+
+    Args:
+        what: it holds, for errors.
+        spec: its columns in their order.
+        columns: their values.
+
+    Raises:
+        RunError: a column is missing or unknown, or does not hold what it should.
+    """
+    names = [column.name for column in spec]
+    if sorted(columns) != sorted(names):
+        raise RunError(f"{what} have the columns {', '.join(names)}; given were {', '.join(columns)}")
+    try:
+        return pl.DataFrame([pl.Series(c.name, columns[c.name]).cast(c.dtype) for c in spec])
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise RunError(f"{what} do not hold what their columns should: {error}") from error
+
+
 def describe_columns(columns: Sequence[Column] = COLUMNS) -> str:
     """Columns as a Markdown table: name, type, whether a value may be absent, unit, meaning."""
     lines = ["| column | type | null | unit | meaning |", "|---|---|---|---|---|"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from layerscope.errors import RunError
-from layerscope.record.rows import Column
+from layerscope.record.rows import Column, table_of
 
 FULL, SPAN, COMPLEMENT, RANDOM, OTHERS = "full", "span", "complement", "random", "others"
 KINDS = (FULL, SPAN, COMPLEMENT, RANDOM, OTHERS)
@@ -38,13 +38,7 @@ def shares_frame(columns: Mapping[str, Sequence[object] | pl.Series]) -> pl.Data
     Raises:
         RunError: a column is missing or unknown, or does not hold what it should.
     """
-    names = [column.name for column in SHARE_COLUMNS]
-    if sorted(columns) != sorted(names):
-        raise RunError(f"shares have the columns {', '.join(names)}; given were {', '.join(columns)}")
-    try:
-        frame = pl.DataFrame([pl.Series(c.name, columns[c.name]).cast(c.dtype) for c in SHARE_COLUMNS])
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"shares do not hold what their columns should: {error}") from error
+    frame = table_of("shares", SHARE_COLUMNS, columns)
     for column in SHARE_COLUMNS:
         if not column.nullable and frame[column.name].null_count():
             raise RunError(f"column `{column.name}` of shares has no value in {frame[column.name].null_count()} rows")

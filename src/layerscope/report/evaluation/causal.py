@@ -16,7 +16,7 @@ CARRIED_NOWHERE = (
     "Written into another fact's run, the residual at the last token carries half of the answer at no layer before the "
     "output (median over {} pairs)."
 )
-RELEASED = "At the subject's last token it does so up to layer {}."
+RELEASED = "At the subject's last token it does so up to layer {} (median over {} pairs)."
 FEW = "That is an illustration: a claim takes {} pairs."
 UNSURE = "Of {} patched runs from there on, {} are less certain than both runs that they mix, by over a bit."
 EFFECTS = (
@@ -57,7 +57,11 @@ def _carried(quotes: Quotes, found: Patching) -> list[Sentence]:
         )
         told = [sentence(CARRIED_FROM, layer, pairs, Name("95 %"), low, high)]
     if at.release is not None:
-        told.append(sentence(RELEASED, _figure(quotes, "release", at.release, Unit.LAYER, "handover", "release")))
+        layer, n = (
+            _figure(quotes, name, getattr(at, name), unit, "handover", name)
+            for name, unit in (("release", Unit.LAYER), ("n_subject_pairs", Unit.COUNT))
+        )
+        told.append(sentence(RELEASED, layer, n))
     if at.n_pairs < PAIRS_FOR_A_CLAIM:
         told.append(sentence(FEW, Name(str(PAIRS_FOR_A_CLAIM))))
     if found.n_unsure:

@@ -31,7 +31,8 @@ def sentence(found: Patching, lens: str) -> str:
         return in_short(found, lens)
     told = carried(found)
     if at.release is not None:
-        told += f", at its subject up to {at.release}"
+        fewer = "" if at.n_subject_pairs == at.n_pairs else f" ({at.n_subject_pairs} pairs)"
+        told += f", at its subject up to {at.release}{fewer}"
     fitted = (name for name in OTHER_LENSES if name in found.by_lens)
     told += "".join(f"; {against}" for against in _against(found, (lens, *fitted)))
     if found.n_from_handover and found.n_unsure >= UNSURE_SHARE * found.n_from_handover:

@@ -52,4 +52,5 @@ def measured(
                 nats = head.divergence(decoded, targets, gradient=False).nats
                 sums[layer, i, 0] += nats.double().sum().cpu() / LN2
                 sums[layer, i, 1] += (head.top1(decoded) == top).sum().cpu()
-    return [tuple(HeldOut(max(0.0, bits / n), same / n) for bits, same in layer) for layer in sums.tolist()]
+    # What rounding leaves below zero is zero; what is no number is not: `max(0.0, nan)` would be 0.
+    return [tuple(HeldOut(0.0 if bits < 0 else bits / n, same / n) for bits, same in layer) for layer in sums.tolist()]

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.errors import LensError
+from layerscope.fitting.held_out_text import own_passages
 from layerscope.lens_record import LensRecord
 from layerscope.lenses.lens_folder_check import jacobian_fit
 from layerscope.model.causal_lm import CausalLM
@@ -134,16 +135,14 @@ def check_jacobian(own: OwnRows, record: LensRecord, tensors: dict[str, Tensor],
 
 def _prompts(model: CausalLM) -> Int[Tensor, "prompt position"]:
     """Our own prompts, cut to the length of the shortest."""
-    begin = list(model.tokens.begins.ids)
-    most = LONGEST if model.n_context is None else min(LONGEST, model.n_context)
-    ids = [[*begin, *model.tokens.context_ids(text)][:most] for text in check_prompts()]
-    n = min(map(len, ids))
+    ids = own_passages(model, LONGEST)
+    n = ids.shape[1]
     if n < FIRST_POSITION + 2:
         raise LensError(
             f"{model.id} reads {n} positions of the check's prompts, but a Jacobian lens is checked from position "
             f"{FIRST_POSITION} on; leave the check out with --no-check."
         )
-    return torch.tensor([one[:n] for one in ids])
+    return ids
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:

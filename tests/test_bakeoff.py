@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import layerscope
 from fit_texts import write_text
-from layerscope.analysis.bakeoff import Entrant, Seen
+from layerscope.analysis.bakeoff import Entrant, Seen, bands
 from layerscope.analysis.causal_shares import causal_share
 from layerscope.cli.main import app
 from layerscope.errors import CorpusError, LensError, RunError
@@ -21,6 +21,8 @@ from layerscope.fitting.held_out_text import held_out_text, own_passages
 from layerscope.fitting.ridge import fit_ridge
 from layerscope.probing.bakeoff import BakeoffResult, bakeoff, seen_by
 from layerscope.record.shares import FULL, SHARE_COLUMNS
+from layerscope.view.charts.bakeoff import bakeoff_charts
+from layerscope.view.page.bakeoff_page import write_bakeoff_page
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +158,41 @@ def test_the_command_prints_a_line_a_lens_within_eighty_columns(tmp_path: Path):
 def test_what_cannot_be_compared_is_refused_in_a_sentence(asked, error, words):
     with pytest.raises(error, match=words):
         bakeoff(**asked)
+
+
+def test_layers_are_cut_into_bands_of_neighbours():
+    assert bands(tuple(range(5, 12))) == ((5, 6, 7), (8, 9), (10, 11))
+    assert bands((3, 4)) == ((3,), (4,)) and bands((3,)) == ()
+
+
+def test_charts_draw_every_lens_with_its_interval_and_its_distance(held: BakeoffResult):
+    *shares, text = bakeoff_charts(held.summary)
+    assert [chart.name for chart in shares] == [f"bakeoff-shares-{ends}" for ends in ("5-11", "5-7", "8-9", "10-11")]
+    for chart, layers in zip(shares, ((5, 12), (5, 8), (8, 10), (10, 12)), strict=True):
+        assert len(chart.table) == 5 * 7 and not chart.table.null_count().sum_horizontal().item()
+        for lens in held.summary.lenses:
+            share = causal_share(held.shares, lens.lens, tuple(range(*layers)))
+            assert share is not None
+            row = chart.table.row(by_predicate=(pl.col("lens") == lens.lens) & (pl.col("part") == "rest"), named=True)
+            rest = share.complement
+            assert (row["median"], row["low"], row["high"]) == (rest.value, rest.low, rest.high)
+    drawn = text.chart.to_dict()  # valid, for it is checked here
+    series = {row["series"] for rows in drawn["datasets"].values() for row in rows if "series" in row}
+    assert series == {"raw", "logit", "tuned", "tuned, rank 8"}  # a null's distance is in the table alone
+    assert set(text.table["lens"]) == {lens.lens for lens in held.summary.lenses}
+    assert "raw: above" in str(drawn["title"])
+
+
+def test_the_page_holds_the_table_and_says_what_it_is_measured_on(held: BakeoffResult, tmp_path: Path):
+    path = write_bakeoff_page(held.summary, tmp_path / "page.html")
+    html = path.read_text("utf-8")
+    share = next(lens.share for lens in held.summary.lenses if lens.lens == "tuned")
+    assert share is not None
+    assert f">{share.span.value:.2f} [{share.span.low:.2f}, {share.span.high:.2f}]</td>" in html
+    for words in ('<th scope="row">tuned, shuffled</th>', "504 positions of passages of layerscope", "default-src"):
+        assert words in html
+    assert html.count("<figure") == 5
+    assert write_bakeoff_page(held.summary, path) == path  # one of ours is replaced
+    (tmp_path / "theirs.html").write_text("mine")
+    with pytest.raises(RunError, match="not written as a view by layerscope"):
+        write_bakeoff_page(held.summary, tmp_path / "theirs.html")

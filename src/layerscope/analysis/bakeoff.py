@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import pairwise
 
 import polars as pl
 
@@ -11,6 +12,9 @@ from layerscope.analysis.causal_shares import CausalShare, Median, causal_share,
 from layerscope.analysis.handover import Handover, PatchVerdict
 from layerscope.analysis.percentiles import median
 from layerscope.record.prompt_key import PromptKey
+
+BANDS = 3
+"""Parts into which the layers are cut that carry the answer."""
 
 
 class Entrant(StrEnum):
@@ -65,17 +69,6 @@ class Taker:
 
 
 @dataclass(frozen=True)
-class LayerShare:
-    """One lens at one layer, as `CausalShare` has it over several."""
-
-    layer: int
-    n_pairs: int
-    full: Median
-    span: Median
-    complement: Median
-
-
-@dataclass(frozen=True)
 class LensInBakeoff:
     """One lens, over the layers at which the answer is carried at the last token."""
 
@@ -101,8 +94,8 @@ class LensInBakeoff:
     onset_verdict: PatchVerdict
     share: CausalShare | None
     """None where no pair has all of its effects."""
-    by_layer: tuple[LayerShare, ...]
-    """The same layer by layer, where there are such pairs."""
+    by_band: tuple[CausalShare, ...]
+    """The same over each of `bands` of these layers, where a pair has all effects; empty where there is one band."""
     over_shuffled: Median | None
     """The span's effect less that of the same lens with shuffled weights, pair by pair; None without one."""
 
@@ -184,13 +177,16 @@ def _lens(
         onset_error_layers=error,
         onset_verdict=PatchVerdict.NOT_APPLICABLE if found is None else found.verdict_of(lens),
         share=causal_share(shares, lens, layers),
-        by_layer=tuple(
-            LayerShare(layer, here.n_pairs, here.full, here.span, here.complement)
-            for layer in layers
-            if (here := causal_share(shares, lens, (layer,))) is not None
-        ),
+        by_band=tuple(share for band in bands(layers) if (share := causal_share(shares, lens, band)) is not None),
         over_shuffled=None,
     )
+
+
+def bands(layers: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Some layers in up to `BANDS` parts of neighbours, as equal as can be, the first the largest; none of one."""
+    n = min(BANDS, len(layers))
+    ends = [-(-len(layers) * i // n) for i in range(n + 1)]
+    return tuple(layers[start:stop] for start, stop in pairwise(ends)) if n > 1 else ()
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

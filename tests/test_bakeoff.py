@@ -136,12 +136,14 @@ def test_a_folder_holds_summary_exchanges_and_probe(held: BakeoffResult, tmp_pat
 
 def test_the_command_prints_a_line_a_lens_within_eighty_columns(tmp_path: Path):
     words = ["bakeoff", "--suite", "capitals", "--lens", "raw,logit", "--out", str(tmp_path)]
+    words += ["--page", str(tmp_path / "page.html")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert sum(line.startswith(("raw ", "logit ")) for line in lines) == 4  # how each reads, and what is used
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line and "·" not in line)
     assert len(list(tmp_path.glob("*/shares.parquet"))) == 1
+    assert "What directions carry" in (tmp_path / "page.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,14 @@ class CausalLM:
             digest.update(_bytes_of(self._stored[name].tensor()) if name in self._stored else b"-")
         return digest.hexdigest()
 
+    @property
+    def changed(self) -> str | None:
+        """What was done to the model after it was read, as what follows its name; None where nothing was."""
+        done = [] if self.shuffle is None else [f"shuffled weights ({self.shuffle.name})"]
+        if self.ablation is not None:
+            done.append(f"parts put out of action ({self.ablation.name})")
+        return f"has {' and '.join(done)}" if done else None
+
     @cached_property
     def blocks_fingerprint(self) -> str:
         """sha256 over names, shapes and a few rows of every tensor of the blocks: what a layer's lens depends on.

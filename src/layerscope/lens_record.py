@@ -272,7 +272,11 @@ class JacobianLayer(_Record):
     """Frobenius norm over the root of d_model: 1 for the identity."""
     beta: float | None
     """Relative bias of the chain: its distance from exact rows on the same prompts, over their norm; None where there
-    is no chain or no probe row."""
+    is no chain or no probe row, and where the chain was corrected, which has no bias."""
+    base_beta: float | None = None
+    """The same of a chain before it was corrected."""
+    corrected_error: float | None = None
+    """Relative standard error of a corrected chain, of its prompts and of the rows drawn from them; None without."""
     sigma: float | None
     """Relative spread between prompts, by exact rows; None where they are too few to tell the mean from its spread."""
     standard_error: float | None
@@ -297,12 +301,17 @@ class JacobianLayer(_Record):
 
     @property
     def is_approximate(self) -> bool:
-        """Whether exact rows show the chain to be further off than claims allow."""
-        return self.beta is not None and self.beta > BIASED
+        """Whether exact rows show the chain, or its own noise a corrected one, to be further off than claims allow."""
+        return max(self.beta or 0.0, self.corrected_error or 0.0) > BIASED
+
+    @property
+    def error(self) -> float | None:
+        """Relative standard error of what was fitted; None where nothing tells it."""
+        return self.standard_error if self.corrected_error is None else self.corrected_error
 
     def settled(self, at: float) -> bool:
         """Whether standard error and agreement of halves are within a tolerance."""
-        error, same = self.standard_error, self.half_agreement
+        error, same = self.error, self.half_agreement
         return error is not None and error <= at and same is not None and same >= 1 - at
 
 
@@ -325,6 +334,15 @@ class ProbeRows(_Record):
     """Over the first so many of the prompts."""
 
 
+class Correction(_Record):
+    """Exact rows that took a chain's bias away."""
+
+    rows: Positive
+    """Of every prompt, drawn at random;"""
+    n_prompts: Positive
+    """of so many prompts."""
+
+
 class JacobianFit(_Record):
     """The mean Jacobian of the last block's output by each layer's residual."""
 
@@ -341,6 +359,8 @@ class JacobianFit(_Record):
     prompts_sha256: str | None
     """Over their token ids."""
     probe: ProbeRows | None
+    correction: Correction | None = None
+    """None where the chain was left as it is."""
     stop: StopRule | None = None
     """None where all prompts were to be read."""
     transformers: str | None

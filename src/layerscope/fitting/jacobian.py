@@ -18,6 +18,7 @@ from torch import Tensor
 from layerscope.errors import LensError, PlacementError
 from layerscope.fitting.chain_sums import ChainSums, products, rows_of_chain
 from layerscope.fitting.checkpoint import Checkpoint, Gathered
+from layerscope.fitting.control_variate import ControlVariate
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.exact_rows import ExactRows, Halves, Spread, relative_difference_and_cosine
 from layerscope.fitting.finite import refuse_non_finite
@@ -26,7 +27,7 @@ from layerscope.fitting.jacobian_notes import notes
 from layerscope.fitting.options import JacobianMethod, JacobianSettings
 from layerscope.fitting.session import Fit, drawn
 from layerscope.fitting.stream import Stream, stream_bytes
-from layerscope.lens_record import JacobianFit, JacobianLayer, ProbeRows, StopRule
+from layerscope.lens_record import Correction, JacobianFit, JacobianLayer, ProbeRows, StopRule
 from layerscope.lenses.derived import shuffled
 from layerscope.lenses.jacobian_lens import JacobianLens
 from layerscope.lenses.lens_folder import FittedLens, jacobian_tensors
@@ -110,6 +111,15 @@ class _JacobianFitter(Fit[JacobianSettings]):
                 f"stop_from should be a layer from 0 to {model.n_layers - 1}, those that have a matrix, but it is "
                 f"{settings.stop_from}."
             )
+        if settings.correct > model.d_model:
+            raise LensError(
+                f"correct should be at most d_model = {model.d_model}, the rows that there are, but it is "
+                f"{settings.correct}."
+            )
+        if settings.correct and min(settings.prompts, len(corpus.fit)) < 2:
+            raise LensError(
+                "A chain is corrected on two prompts at least, whose rows show its noise; give more --prompts, or text."
+            )
         super().__init__(model, corpus, out, settings, observer)
         self.counted = slice(settings.first_position, corpus.fit.shape[1] - 1)
         generator = torch.Generator().manual_seed(settings.seed)
@@ -133,7 +143,7 @@ class _JacobianFitter(Fit[JacobianSettings]):
         held_at = drawn(stream.positions("held_out", HELD_OUT_FROM), MOST_HELD_OUT, self.generator)
         gathered = self._pass(stream, held_at, chain)
         held = torch.stack([layer.pop("held") for layer in gathered])
-        found = self._chain(gathered) if chain else self._exact(held)
+        found = self._chain(gathered, held) if chain else self._exact(held)
         worth = self._measured(held, found, stream.rows(held_at))
         fit = self._fit_record(found, worth, len(held_at))
         tensors = jacobian_tensors(dict(enumerate(found.matrices)))
@@ -174,15 +184,18 @@ class _JacobianFitter(Fit[JacobianSettings]):
 
     @property
     def _choices(self) -> dict[str, slice]:
-        """Over which prompts a chain averages: all, those with exact rows, and halves where there are two prompts."""
+        """Over which prompts a chain averages: all, those with exact rows, and halves where there are two prompts.
+
+        Of a corrected chain the corrections have halves.
+        """
         n = len(self.prompts)
-        half = n // 2
+        half = 0 if self.settings.correct else n // 2
         halves = {HALVES[0]: slice(0, half), HALVES[1]: slice(half, n)} if half else {}
         return {WHOLE: slice(0, n)} | halves | ({PROBED: slice(0, self.n_probes)} if self.n_probes else {})
 
     # The matrices
 
-    def _chain(self, gathered: list[Gathered]) -> "_Found":
+    def _chain(self, gathered: list[Gathered], held: Float[Tensor, "layer held d_model"]) -> "_Found":
         """Products of block means, and exact rows of a few prompts beside the chain's of the same prompts."""
 
         def taken(name: str) -> list[Tensor]:
@@ -191,36 +204,71 @@ class _JacobianFitter(Fit[JacobianSettings]):
         matrices = products(taken(WHOLE))
         first, second = (taken(name) for name in HALVES)
         halves = (products(first), products(second)) if first else None
-        blocks = taken(PROBED)
-        if not blocks:
-            return _Found(matrices, halves, None, len(self.prompts))
-        rows = torch.eye(self.model.d_model)[self.features]
-        exact = self._rows(self.prompts[: self.n_probes], rows, 0.0, 1.0)
-        probed = ExactRows.of(exact, rows_of_chain(blocks, rows))
-        return _Found(matrices, halves, Spread.of(exact), len(self.prompts), probed)
+        found = _Found(matrices, halves, None, len(self.prompts))
+        blocks, correct = taken(PROBED), self.settings.correct
+        n_probed, n_drawn = len(self.features) * self.n_probes, correct * len(self.prompts)
+        if blocks:
+            rows = torch.eye(self.model.d_model)[self.features]
+            exact = self._rows(self.prompts[: self.n_probes], rows, 0.0, n_probed / (n_probed + n_drawn))
+            probed = ExactRows.of(exact, rows_of_chain(blocks, rows))
+            found = replace(found, spread=Spread.of(exact), exact=probed)
+        if not correct:
+            return found
+        variate = ControlVariate.drawn(matrices, len(self.prompts), correct, self.settings.seed)
+        corrections = self._pulled(held, variate, n_probed / (n_probed + n_drawn))
+        whole, errors = corrections.whole, range(self.model.n_layers)
+        return replace(
+            found,
+            matrices=variate.corrected(whole),
+            halves=_matrices(corrections, variate),
+            errors=[variate.error(whole, layer) for layer in errors],
+            correction=Correction(rows=correct, n_prompts=whole.n),
+        )
 
     def _exact(self, held: Float[Tensor, "layer held d_model"]) -> "_Found":
-        """All rows of prompts, a batch of prompts at a time, until all are read or the mean has settled."""
+        """The mean of all rows of prompts."""
+        halves = self._pulled(held, None, 0.0)
+        whole = halves.whole
+        return _Found([mean.float() for mean in whole.means], _matrices(halves, None), whole, halves.n)
+
+    def _pulled(
+        self, held: Float[Tensor, "layer held d_model"], variate: ControlVariate | None, begun: float
+    ) -> Halves:
+        """All rows of prompts, or what drawn ones add to a chain, until all prompts are read or the mean has settled.
+
+        Args:
+            held: residuals by which lenses of the halves are compared.
+            variate: the chain and the rows that are drawn; None for all rows.
+            begun: share of the work that is done before.
+        """
         model, n = self.model, len(self.prompts)
         halves = Halves.kept(self.workspace) or Halves.none(model.n_layers, model.d_model)
-        rows = torch.eye(model.d_model)
-        while halves.n < n and not self._settled(halves, held):
-            batch = self.prompts[halves.n : halves.n + max(1, min(MOST_PROMPTS, self._prompts_at_once))]
-            found = self._rows(batch, rows, halves.n / n, (halves.n + len(batch)) / n)
-            halves = halves.with_prompts(found)
+        while halves.n < n and not self._settled(halves, held, variate):
+            first = halves.n
+            batch = self.prompts[first : first + max(1, min(MOST_PROMPTS, self._prompts_at_once))]
+            rows = torch.eye(model.d_model) if variate is None else variate.rows(first, len(batch))
+            shares = (begun + (1 - begun) * done / n for done in (first, first + len(batch)))
+            found = self._rows(batch, rows, *shares)
+            if variate is None:
+                halves = halves.with_prompts(found)
+            else:
+                for i in range(len(batch)):
+                    halves = halves.with_prompts(variate.correction(first + i, found[:, :, i]))
             halves.keep(self.workspace)
-        whole = halves.whole
-        return _Found([mean.float() for mean in whole.means], _matrices(halves), whole, halves.n)
+        return halves
 
-    def _settled(self, halves: Halves, held: Float[Tensor, "layer held d_model"]) -> bool:
+    def _settled(
+        self, halves: Halves, held: Float[Tensor, "layer held d_model"], variate: ControlVariate | None
+    ) -> bool:
         """Whether at every layer that is asked the mean has settled, and reads the same whichever half it is of."""
         stop_at = self.settings.stop_at
         if stop_at is None or halves.n < FEWEST_PROMPTS:
             return False
         asked, whole = range(self.settings.stop_from, self.model.n_layers), halves.whole
-        if any(not _within(whole.standard_error(layer), stop_at) for layer in asked):
+        errors = [whole.standard_error(i) if variate is None else variate.error(whole, i) for i in asked]
+        if any(error is None or error > stop_at for error in errors):
             return False
-        matrices = _matrices(halves)
+        matrices = _matrices(halves, variate)
         return matrices is not None and min(self._same_top(matrices, held, asked)) >= 1 - stop_at
 
     def _same_top(self, halves: "_Pair", held: Float[Tensor, "layer held d_model"], layers: range) -> list[float]:
@@ -282,11 +330,14 @@ class _JacobianFitter(Fit[JacobianSettings]):
         layers = []
         for layer, (matrix, here) in enumerate(zip(found.matrices, worth, strict=True)):
             sigma = None if found.spread is None else found.spread.relative(layer)
+            beta = None if found.exact is None else found.exact.bias(layer)
             layers.append(
                 JacobianLayer(
                     layer=layer,
                     norm=float(matrix.double().norm()) / len(matrix) ** 0.5,
-                    beta=None if found.exact is None else found.exact.bias(layer),
+                    beta=beta if found.correction is None else None,
+                    base_beta=None if found.correction is None else beta,
+                    corrected_error=None if found.errors is None else found.errors[layer],
                     sigma=sigma,
                     standard_error=None if sigma is None else sigma / found.n_prompts**0.5,
                     half_difference=here.halves[0],
@@ -310,6 +361,7 @@ class _JacobianFitter(Fit[JacobianSettings]):
             n_prompts=len(prompts),
             prompts_sha256=hashlib.sha256(prompts.numpy().astype("<i8").tobytes()).hexdigest(),
             probe=None if exact is None else ProbeRows(rows=tuple(self.features.tolist()), n_prompts=self.n_probes),
+            correction=found.correction,
             stop=None if settings.stop_at is None else StopRule(at=settings.stop_at, first_layer=settings.stop_from),
             transformers=version("transformers"),
             n_held_out=n_held_out,
@@ -324,6 +376,7 @@ class _JacobianFitter(Fit[JacobianSettings]):
             f"jacobian lens of {self.model.id} · {self.settings.method} · {len(self.prompts)} prompts of "
             f"{self.corpus.fit.shape[1]}, positions {self.counted.start} to {self.counted.stop - 1}"
             + (f" · {probe}" if self.settings.method == "chain" else "")
+            + (f" · corrected by {self.settings.correct} drawn rows of each" if self.settings.correct else "")
             + (f" · goes on behind layer {n_passed - 1}" if n_passed else "")
             + self.leftovers()
         )
@@ -336,12 +389,14 @@ class _JacobianFitter(Fit[JacobianSettings]):
         """
         d, n = self.model.d_model, self.model.n_layers
         stream = stream_bytes(text.fit.numel() + text.held_out.numel(), d)
+        # Means of halves and of both, a prompt's, and room to join them.
+        pulled = 6 * self._bytes_of_rows if self.settings.correct or self.settings.method == "exact" else 0
+        chained = 0
         if self.settings.method == "chain":
             # Blocks and products of all prompts and of halves in float32, blocks of those with exact rows; the sums of
             # one block, of at most three sets of prompts.
-            matrices = 4 * d * d * n * (4 if self.n_probes else 3) + 8 * d * 6 * self.model.widest_activation
-        else:
-            matrices = 6 * self._bytes_of_rows  # means of halves and of both, a prompt's, and room to join them
+            chained = 4 * d * d * n * (4 if self.n_probes else 3) + 8 * d * 6 * self.model.widest_activation
+        matrices = chained + pulled
         needed = stream + matrices + 3 * self.block_bytes() + 2 * 4 * d * MOST_HELD_OUT * (n + 1) + self._rows_memory
         if needed > self.host_memory():
             raise PlacementError(
@@ -367,6 +422,10 @@ class _Found:
     n_prompts: int
     exact: ExactRows | None = None
     """Beside those of a chain."""
+    errors: list[float | None] | None = None
+    """Relative standard errors of a corrected chain, by layer;"""
+    correction: Correction | None = None
+    """and what corrected it."""
 
 
 @dataclass(frozen=True)
@@ -381,20 +440,18 @@ class _Worth:
     half_agreement: float | None
 
 
-def _matrices(halves: Halves) -> _Pair | None:
+def _matrices(halves: Halves, variate: ControlVariate | None) -> _Pair | None:
     """In float32; None where one half has no prompt yet."""
     if not halves.second.n:
         return None
+    if variate is not None:
+        return variate.corrected(halves.first), variate.corrected(halves.second)
     return [mean.float() for mean in halves.first.means], [mean.float() for mean in halves.second.means]
 
 
 def _compared(halves: tuple[Tensor, Tensor] | None) -> tuple[float | None, float | None]:
     """Relative difference and cosine of two matrices, where there are two and neither is zero."""
     return (None, None) if halves is None else relative_difference_and_cosine(*halves)
-
-
-def _within(value: float | None, most: float) -> bool:
-    return value is not None and value <= most
 
 
 def _in_random_order(n: int, most: int, generator: torch.Generator) -> Int[Tensor, " some"]:
@@ -415,11 +472,13 @@ def refuse_settings(settings: JacobianSettings) -> None:
     """
     if settings.method not in get_args(JacobianMethod):
         raise LensError(f"There is no method '{settings.method}'; choose from {', '.join(get_args(JacobianMethod))}.")
-    least = {"prompts": 1, "first_position": 0, "probe_rows": 0, "probe_prompts": 2, "stop_from": 0}
+    least = {"prompts": 1, "first_position": 0, "probe_rows": 0, "probe_prompts": 2, "correct": 0, "stop_from": 0}
     for name, smallest in least.items():
         value = getattr(settings, name)
         if value < smallest:
             raise LensError(f"{name} should be at least {smallest}, but it is {value}.")
+    if settings.correct and settings.method != "chain":
+        raise LensError("An exact fit has no bias to correct; leave out --correct, or choose --method chain.")
     if settings.stop_at is not None and not 0 < settings.stop_at < 1:
         raise LensError(f"stop_at is a share between 0 and 1, as 0.05, but it is {settings.stop_at}.")
 

@@ -1,6 +1,8 @@
 """What a reader of a Jacobian lens has to know of its fit, in sentences."""
 
-from layerscope.lens_record import BIASED, JacobianFit, StopRule
+import math
+
+from layerscope.lens_record import BIASED, JacobianFit, JacobianLayer, StopRule
 
 LOOSE = 0.05
 """Relative standard error above which a mean over prompts is said not to have settled."""
@@ -24,11 +26,21 @@ def notes(fit: JacobianFit, asked: int, given: int) -> tuple[str, ...]:
         notes.append(_stopped(fit, fit.stop, given))
     approximate = [str(layer.layer) for layer in fit.layers if layer.is_approximate]
     if approximate:
-        notes.append(
-            f"At layers {', '.join(approximate)} exact rows show the chain to be more than {BIASED:.0%} off: those are "
-            "approximate, and nothing should be claimed by them."
+        why = (
+            f"exact rows show the chain to be more than {BIASED:.0%} off"
+            if fit.correction is None
+            else f"the standard error of the corrected chain is above {BIASED:.0%}"
         )
-    loose = [str(layer.layer) for layer in fit.layers if (layer.standard_error or 0.0) > LOOSE]
+        notes.append(
+            f"At layers {', '.join(approximate)} {why}: those are approximate, and nothing should be claimed by them."
+        )
+    noisy = [str(layer.layer) for layer in fit.layers if _noisier_than_its_chain(layer)]
+    if noisy:
+        notes.append(
+            f"At layers {', '.join(noisy)} the drawn rows bring in more noise than the bias that they take away: the "
+            "chain alone is nearer there; more rows or prompts make less noise."
+        )
+    loose = [str(layer.layer) for layer in fit.layers if (layer.error or 0.0) > LOOSE]
     if loose:
         notes.append(
             f"At layers {', '.join(loose)} the standard error over prompts is above {LOOSE:.0%}: other prompts would "
@@ -57,6 +69,13 @@ def notes(fit: JacobianFit, asked: int, given: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _noisier_than_its_chain(layer: JacobianLayer) -> bool:
+    """Whether the chain alone, bias and spread of its prompts together, is expected to be nearer to the truth."""
+    if layer.corrected_error is None or layer.base_beta is None:
+        return False
+    return layer.corrected_error > math.hypot(layer.base_beta, layer.standard_error or 0.0)
+
+
 def _few(fit: JacobianFit) -> str:
     return f"the {fit.n_prompts if fit.probe is None else fit.probe.n_prompts} with exact rows"
 
@@ -69,11 +88,13 @@ def _stopped(fit: JacobianFit, rule: StopRule, given: int) -> str:
         f"a standard error of at most {rule.at:g}, and halves with the same token on top at {1 - rule.at:g} of the "
         f"positions, from layer {rule.first_layer} on"
     )
-    if fit.n_prompts is not None and fit.n_prompts < given:
-        return f"It ended after {fit.n_prompts} of {given} prompts, by the rule that it was given: {goal}."
+    read = fit.n_prompts if fit.correction is None else fit.correction.n_prompts
+    if read is not None and read < given:
+        rows = "" if fit.correction is None else "Drawing of exact rows "
+        return f"{rows or 'It '}ended after {read} of {given} prompts, by the rule that it was given: {goal}."
     whole = (
         "A chain takes all prompts through a block together, so it could not end early. "
-        if fit.method == "chain"
+        if fit.method == "chain" and fit.correction is None
         else ""
     )
     reached = f"not reached at layers {', '.join(open_at)}" if open_at else "reached"

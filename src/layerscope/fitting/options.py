@@ -75,10 +75,13 @@ class JacobianSettings:
     0 for none."""
     probe_prompts: int = 4
     """Prompts on which they are computed."""
+    correct: int = 0
+    """Of a chain: so many rows of every prompt, drawn at random, are computed exactly and take its bias away, at the
+    price of noise."""
     stop_at: float | None = None
     """Read no more prompts once, at every layer asked, the standard error is at most this and halves of the prompts
-    have the same token on top at all but this share of held-out positions, as 0.05; only `exact` reads prompts in
-    portions, a chain says how far it came. Default: read all."""
+    have the same token on top at all but this share of held-out positions, as 0.05. Prompts are read in portions by
+    `exact` and --correct; a chain alone says how far it came. Default: read all."""
     stop_from: int = 0
     """First layer that --stop-at asks of: early layers take many more prompts than late ones."""
     seed: int = 316

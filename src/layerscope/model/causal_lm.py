@@ -419,7 +419,7 @@ class CausalLM:
     def pull_back(
         self,
         token_ids: Int[Tensor, "sequence position"],
-        rows: Float[Tensor, "row d_model"],
+        rows: Float[Tensor, "row *own d_model"],
         counted: slice,
         *,
         rows_at_once: int,
@@ -431,7 +431,7 @@ class CausalLM:
 
         Args:
             token_ids: sequences of one length without padding.
-            rows: directions `u`.
+            rows: directions `u`; `[row, sequence, d_model]` where each sequence has its own.
             counted: positions that are counted as targets and as sources.
             rows_at_once: how many directions go through the blocks together.
             progress: called with (directions done, directions to do).

@@ -19,7 +19,7 @@ blocks in float32, and in a coarser dtype."""
 def pull_back_through(
     streamed: StreamedModule,
     token_ids: Int[Tensor, "sequence position"],
-    rows: Float[Tensor, "row d_model"],
+    rows: Float[Tensor, "row *own d_model"],
     counted: slice,
     *,
     rows_at_once: int,
@@ -69,7 +69,7 @@ def _check_written_out(streamed: StreamedModule, residuals: Tensor, own: Tensor)
 def pull_back(
     blocks: Sequence[BlockInHand],
     inputs: Sequence[Float[Tensor, "sequence position d_model"]],
-    rows: Float[Tensor, "row d_model"],
+    rows: Float[Tensor, "row *own d_model"],
     counted: slice,
     *,
     lend: Callable[[int], None],
@@ -83,7 +83,8 @@ def pull_back(
     Args:
         blocks: every block with what the model hands it for sequences of this shape.
         inputs: what every block reads.
-        rows: `u`; each starts as the cotangent of every counted position of the last block's output.
+        rows: `u`, or `[row, sequence, d_model]` where each sequence has its own; each starts as the cotangent of every
+            counted position of the last block's output.
         counted: the positions that are counted, as targets and as sources.
         lend: called before a block, to give it its parameters.
         drop: called after it.
@@ -94,7 +95,8 @@ def pull_back(
     """
     n_rows, (n_sequences, n_positions, d_model) = len(rows), inputs[0].shape
     cotangents = inputs[0].new_zeros(n_rows, n_sequences, n_positions, d_model)
-    cotangents[:, :, counted] = rows.to(cotangents)[:, None, None]
+    of_sequence = rows[:, None] if rows.ndim == 2 else rows
+    cotangents[:, :, counted] = of_sequence.to(cotangents)[:, :, None]
     pulled = torch.empty(len(blocks), n_rows, n_sequences, d_model, dtype=torch.float64)
     for block, stream in zip(reversed(blocks), reversed(inputs), strict=True):
         lend(block.index)

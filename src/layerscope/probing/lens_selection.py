@@ -261,5 +261,7 @@ def _jacobian_record(fit: JacobianFit, n_layers: int) -> JacobianFitRecord:
         norms=by_layer("norm", None),
         betas=by_layer("beta", None),
         sigmas=by_layer("sigma", None),
+        corrected_errors=() if fit.correction is None else by_layer("corrected_error", None),
+        n_corrected_rows=None if fit.correction is None else fit.correction.rows,
         held_out=None if fit.n_held_out is None else held_out,
     )

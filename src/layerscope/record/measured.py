@@ -242,12 +242,17 @@ class JacobianFitRecord(RecordModel):
     norms: ByLayer = Field((), description="Frobenius norm over the root of d_model: 1 for the identity.")
     betas: ByLayer = Field((), description="Relative bias of the chain by exact rows; above 0.1 it is approximate.")
     sigmas: ByLayer = Field((), description="Relative spread between prompts by exact rows.")
+    corrected_errors: ByLayer = Field(
+        (), description="Relative standard error of a chain without bias; above 0.1 it is approximate."
+    )
+    n_corrected_rows: Count | None = Field(None, description="Exact rows a prompt by which the bias was taken away.")
     held_out: HeldOutRecord | None = Field(None, description="What it is worth on other text.")
 
     @property
     def approximate(self) -> tuple[int, ...]:
-        """Layers at which exact rows show the chain to be further off than claims allow."""
-        return tuple(layer for layer, beta in enumerate(self.betas) if beta is not None and beta > BIASED)
+        """Layers at which the chain is further off than claims allow: by its bias, or by its noise once corrected."""
+        off = (*enumerate(self.betas), *enumerate(self.corrected_errors))
+        return tuple(sorted({layer for layer, value in off if value is not None and value > BIASED}))
 
 
 class PrismFitRecord(RecordModel):

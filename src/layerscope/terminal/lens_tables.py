@@ -124,7 +124,9 @@ def _title(record: lens_record.LensRecord) -> str:
     if record.ridge is not None:
         return f"{title} · full rank · placement {record.ridge.placement}"
     if record.jacobian is not None:
-        return f"{title} · {record.jacobian.method}"
+        correction = record.jacobian.correction
+        rows = "" if correction is None else f", corrected by {correction.rows} rows a prompt"
+        return f"{title} · {record.jacobian.method}{rows}"
     if record.prism is not None:
         return f"{title} · {record.prism.method} · k {record.prism.k}"
     return title

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from layerscope.model.residuals import Residuals as Residuals
     from layerscope.probing.bakeoff import bakeoff as bakeoff
     from layerscope.probing.probe import probe as probe
+    from layerscope.probing.word_search import WordSearch as WordSearch
+    from layerscope.probing.word_search import word_search as word_search
     from layerscope.published.read.reader import read_published as read_published
     from layerscope.report.cited.archive import Archive as Archive
     from layerscope.run import Run as Run
@@ -78,6 +80,7 @@ _NAMES = {
     "layerscope.model.residuals": "Residuals",
     "layerscope.probing.bakeoff": "bakeoff",
     "layerscope.probing.probe": "probe",
+    "layerscope.probing.word_search": "WordSearch word_search",
     "layerscope.published.read.reader": "read_published",
     "layerscope.report.cited.archive": "Archive",
     "layerscope.run": "Run",

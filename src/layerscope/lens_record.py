@@ -282,8 +282,8 @@ class JacobianLayer(_Record):
     standard_error: float | None
     """`sigma` over the root of the number of prompts."""
     half_difference: float | None = None
-    """Of fits to two halves of the prompts, their distance over the norm of their mean: twice the standard error, as
-    measured. None of one prompt, and of a lens fitted elsewhere;"""
+    """Of fits to two halves of the prompts, their distance over the norm of their mean: twice the standard error of
+    what was fitted. None of one prompt, and of a lens fitted elsewhere;"""
     half_cosine: float | None = None
     """the cosine of their entries;"""
     half_agreement: float | None = None

@@ -7,10 +7,12 @@ Tolerances are those of `jacobian_reference` for matrices, and bits are means ov
 import math
 from copy import copy
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from fit_texts import corpus_for, write_text
@@ -33,6 +35,7 @@ from layerscope.report.cited.markdown import markdown
 from layerscope.report.evaluation import evaluation
 from layerscope.report.sentences.verdict import VerdictText
 from layerscope.report.synthesis import synthesis
+from layerscope.terminal.lens_tables import lens_table
 from layerscope.view.page.view import page_html
 from tiny_models import TINY
 
@@ -293,6 +296,21 @@ def test_its_record_says_what_belongs_to_a_jacobian_lens(fitted: FittedLens, cor
             assert layer.standard_error == pytest.approx(layer.sigma / 2)
     loose = [str(layer.layer) for layer in fit.layers if (layer.standard_error or 0) > 0.05]
     assert loose and any(f"At layers {', '.join(loose)} the standard error" in note for note in record.notes)
+
+
+def test_its_table_shows_large_figures_whole_in_80_columns(fitted: FittedLens):
+    fit = fitted.record.jacobian
+    assert fit is not None
+    large = {"logit_bits": 1730.891, "jacobian_bits": 1547.098, "norm": 1234.5, "beta": 12.325, "sigma": 12.482}
+    layers = (
+        fit.layers[0].model_copy(update=large | {"jacobian_top1": 1.0, "half_difference": 12.073}),
+        *fit.layers[1:],
+    )
+    console = Console(width=80, record=True, file=StringIO())
+    for part in lens_table(fitted.record.model_copy(update={"jacobian": fit.model_copy(update={"layers": layers})})):
+        console.print(part)
+    shown = console.export_text()
+    assert "…" not in shown and "1730.891" in shown and "12.073" in shown
 
 
 @pytest.mark.parametrize(

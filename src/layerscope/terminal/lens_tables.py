@@ -174,7 +174,9 @@ def _ridge_table(fit: lens_record.RidgeFit) -> Table:
 
 def _jacobian_table(fit: lens_record.JacobianFit) -> Table:
     top1 = "logit\ntop-1", "lens\ntop-1"
-    table = _table("layer", "logit", "jacobian", *top1, "beta", "sigma", "halves\noff", "cosine", "same\ntop-1", "norm")
+    table = _table(
+        "layer", "logit", "jacobian", *top1, "beta", "sigma", "halves\noff", "cosine", "same\ntop-1", "norm", gap=1
+    )
     for layer in fit.layers:
         table.add_row(
             str(layer.layer),
@@ -183,7 +185,7 @@ def _jacobian_table(fit: lens_record.JacobianFit) -> Table:
             *(short_text(value) for value in (layer.beta, layer.sigma, layer.half_difference)),
             ABSENT if layer.half_cosine is None else f"{layer.half_cosine:.4f}",
             _percent(layer.half_agreement),
-            f"{layer.norm:.2g}",
+            f"{layer.norm:.3g}",
             style="yellow" if layer.is_approximate else None,
         )
     return table
@@ -204,8 +206,8 @@ def _prism_table(fit: lens_record.PrismFit) -> Table:
     return table
 
 
-def _table(*headers: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+def _table(*headers: str, gap: int = 2) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     return table

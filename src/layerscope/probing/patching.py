@@ -142,3 +142,12 @@ def _fact(e: Encoded, other: Encoded | None) -> PairedFact:
         answer_id=answer,
         paraphrase=other.token_ids if other is not None and _answer(other) == answer else None,
     )
+
+
+def paired_facts(encoded: Sequence[Encoded]) -> dict[int, PairedFact]:
+    """The facts that may be paired, by `fact_index`.
+
+    Args:
+        encoded: the prompts of a suite, with what the model says after them.
+    """
+    return {fact.fact_index: fact for fact in _facts(encoded, answered=False)[0]}

@@ -1,6 +1,6 @@
 """Effects of replaced writes over pairs, and how their order agrees with that of shares."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -28,35 +28,17 @@ class Effect:
     """Median over pairs, a share of the logit difference between both facts."""
     n_positive: int
     """In how many pairs it is above zero."""
-    share: float | None
-    """Of the answer's logit less its rival's, in nats, in the mean; None where it is not known."""
 
 
-def effects(found: WritePatchingRecord, shares: Mapping[str, ByLayer]) -> list[Effect]:
-    """Attention and MLP of every block at the prompt's last token, the largest effect first.
-
-    Args:
-        found: what was measured.
-        shares: mean shares of `attention` and `MLP`, by layer from 0.
-    """
+def effects(found: WritePatchingRecord) -> list[Effect]:
+    """Attention and MLP of every block at the prompt's last token, the largest effect first."""
     listed = [
-        Effect(part, layer, effect, n or 0, shares[part][layer])
+        Effect(part, layer, effect, n or 0)
         for part, of in ((ATTENTION, found.attention), (MLP, found.mlp))
         for layer, (effect, n) in enumerate(zip(of.next, of.n_positive, strict=True))
         if effect is not None
     ]
     return sorted(listed, key=lambda one: -one.effect)
-
-
-def at_subject(found: WritePatchingRecord) -> list[tuple[str, int, float]]:
-    """Part, layer and median effect at the subject, the largest first; nothing where no pair was patched there."""
-    listed = [
-        (part, layer, effect)
-        for part, of in ((ATTENTION, found.attention), (MLP, found.mlp))
-        for layer, effect in enumerate(of.subject)
-        if effect is not None
-    ]
-    return sorted(listed, key=lambda one: -one[2])
 
 
 def of_table(

@@ -39,7 +39,7 @@ def _dense(
     lens_transform: HeadTransform | None = None,
 ) -> dict[str, np.ndarray]:
     """The same numbers from whole rows of logits in float64; `answers` has a set of ids for each position."""
-    head = unembedding.weight.double()
+    head = unembedding.weight.tensor.double()
     if unembedding.projection is not None:
         head = head @ unembedding.projection.double()
     bias = torch.zeros(len(head)).double() if unembedding.bias is None else unembedding.bias.double()

@@ -248,6 +248,6 @@ def test_draws_include_ids_as_often_as_they_say_and_are_the_same_whichever_step_
     for step in range(n):
         head = draws.at(step).head
         assert head.offset is not None
-        counts[(head.unembedding.weight[:, None, 0] == unembedding.weight[:, 0]).nonzero()[:, 1]] += 1
+        counts[(head.unembedding.weight.tensor[:, None, 0] == unembedding.weight.tensor[:, 0]).nonzero()[:, 1]] += 1
     spread = (n * inclusion * (1 - inclusion)).sqrt()
     assert float(((counts - n * inclusion).abs() / spread).max()) < 5

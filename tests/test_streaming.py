@@ -28,6 +28,7 @@ from layerscope.model.checkpoint import Checkpoint, Piece, Place
 from layerscope.model.streaming import StreamedLinear
 from layerscope.model.tiles import Tiles
 from layerscope.model.uncached import Room, UncachedFiles, reads_uncached
+from layerscope.stored.weight import DenseWeight
 from properties import examples
 from rounding import SINGLE, of_product, of_residual
 from tiny_models import PROMPTS, TINY, tiny_tokenizer
@@ -58,7 +59,7 @@ def test_a_streamed_linear_equals_a_resident_one(
     x = torch.randn(*batch, n_in, generator=generator)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(tiles, "TILE_BYTES", tile_bytes)  # from less than a row to all rows at once
-        streamed = StreamedLinear(stored, bias, torch.float32, CPU, Tiles(torch.float32, CPU))
+        streamed = StreamedLinear(DenseWeight(stored), bias, torch.float32, CPU, Tiles(torch.float32, CPU))
         found, expected = streamed(x), resident(x)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=0, atol=2 * of_product(x, resident.weight.detach()) + SINGLE)
@@ -69,7 +70,7 @@ def test_a_streamed_linear_equals_a_resident_one(
 def test_linears_of_several_widths_share_one_buffer():
     shared = Tiles(torch.float32, CPU)
     wide, narrow = torch.randn(7, 5).bfloat16(), torch.randn(3, 2).half()
-    layers = [StreamedLinear(stored, None, torch.float32, CPU, shared) for stored in (wide, narrow)]
+    layers = [StreamedLinear(DenseWeight(stored), None, torch.float32, CPU, shared) for stored in (wide, narrow)]
     for _ in range(2):
         for layer, stored in zip(layers, (wide, narrow), strict=True):
             x = torch.randn(4, stored.shape[1])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from layerscope.errors import ModelError
 from layerscope.products import product
+from layerscope.stored.weight import DenseWeight, StoredWeight
 
 LOGITS_TILE_BYTES = 8 << 20
 """A piece of the weight in float32, small enough to stay in the cache between its cast and its product."""
@@ -99,14 +100,19 @@ class Unembedding:
     `Unembedding` costs no memory.
     """
 
-    weight: Float[Tensor, "d_vocab d_head"]
-    """The head's weight, one row a vocabulary id (`W_U` transposed)."""
+    weight: StoredWeight
+    """The head's weight, one row a vocabulary id (`W_U` transposed). A plain tensor is taken as it is."""
     final_norm: Norm | None
     bias: Float[Tensor, " d_vocab"] | None = None
     transform: HeadTransform = field(default_factory=HeadTransform)
     projection: Float[Tensor, "d_head d_model"] | None = None
     """A linear map between final norm and head where a model has one (the 350M OPT); None elsewhere."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        """Take a plain tensor too."""
+        if isinstance(self.weight, Tensor):
+            object.__setattr__(self, "weight", DenseWeight(self.weight))
 
     @property
     def d_vocab(self) -> int:
@@ -126,14 +132,13 @@ class Unembedding:
         self, start: int, stop: int, out: Float[Tensor, "tile d_head"] | None = None
     ) -> Float[Tensor, "ids d_head"]:
         """Rows `start..stop` of the weight in float32, in `out` where a buffer is given."""
-        stored = self.weight[start:stop]
         if out is None:
-            return stored.to(self.device, torch.float32)
-        return out[: stop - start].copy_(stored)
+            out = torch.empty(stop - start, self.d_head, device=self.device)
+        return self.weight.rows(start, stop, out)
 
     def columns(self, token_ids: Int[Tensor, " ids"]) -> Float[Tensor, "ids d_head"]:
         """The weight's rows of a few ids, in float32."""
-        return self.weight[token_ids.to(self.weight.device)].to(self.device, torch.float32)
+        return self.weight.gather(token_ids, torch.float32, self.device)
 
     def linear_logits(
         self, rows: Float[Tensor, "rows d_head"], token_ids: Int[Tensor, " ids"]

@@ -40,6 +40,7 @@ from layerscope.model.tiles import Tiles
 from layerscope.model.tokens import Tokens
 from layerscope.model.uncached import reads_uncached
 from layerscope.options import keywords
+from layerscope.stored.weight import DenseWeight, bytes_of
 from layerscope.unembedding import Norm, Unembedding
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class CausalLM:
         projection = None if family.projection is None else _optional(module, family.projection)
         head: StreamedLinear | nn.Linear = module.get_submodule(self._head_name)
         self.unembedding = Unembedding(
-            weight=head.stored if isinstance(head, StreamedLinear) else head.weight.detach(),
+            weight=head.stored if isinstance(head, StreamedLinear) else DenseWeight(head.weight.detach()),
             final_norm=self.next_norms[-1],
             bias=None if head.bias is None else head.bias.detach().float(),
             transform=self.architecture.transform,
@@ -278,7 +279,7 @@ class CausalLM:
     @cached_property
     def stored_dtype(self) -> str:
         """Dtype of the weights on disk, by the unembedding's."""
-        return str(self.unembedding.weight.dtype).removeprefix("torch.")
+        return self.unembedding.weight.storage
 
     @cached_property
     def fingerprint(self) -> str:
@@ -288,15 +289,15 @@ class CausalLM:
         """
         digest = hashlib.sha256()
         weight = self.unembedding.weight
-        step = max(1, weight.numel() * weight.element_size() // (64 << 20))
-        digest.update(f"{tuple(weight.shape)} {weight.dtype} {step}".encode())
+        step = max(1, weight.nbytes // (64 << 20))
+        digest.update(f"{weight.shape} torch.{weight.storage} {step}".encode())
         for start in range(0, len(weight), 1024 * step):
-            digest.update(_bytes_of(weight[start : start + 1024 * step : step]))
+            digest.update(weight.raw_rows(slice(start, start + 1024 * step, step)))
         norm = self.final_norm
         digest.update(b"no norm" if norm is None else f"{norm.kind} {norm.eps}".encode())
         at = self.architecture.final_norm
         for name in (f"{self._head_name}.bias", f"{at}.weight", f"{at}.bias"):
-            digest.update(_bytes_of(self._stored[name].tensor()) if name in self._stored else b"-")
+            digest.update(bytes_of(self._stored[name].tensor()) if name in self._stored else b"-")
         return digest.hexdigest()
 
     @cached_property
@@ -310,14 +311,11 @@ class CausalLM:
             if change is not None:
                 digest.update(change.name.encode())
         for mean in () if self.ablation is None else self.ablation.means:  # which the run's own prompts have made
-            digest.update(_bytes_of(mean))
+            digest.update(bytes_of(mean))
         prefix = f"{self.architecture.blocks}."
         for name in sorted(name for name in self._stored if name.startswith(prefix)):
             for part in self._stored[name].names:
-                tensor = self.checkpoint.tensor(part)
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
-                digest.update(_bytes_of(rows[:: max(1, len(rows) // 4), :1024]))
+                digest.update(f"{name} ".encode() + self.checkpoint.excerpt(part))
         return digest.hexdigest()
 
     def _norm(self, path: str | None) -> Norm | None:
@@ -927,10 +925,6 @@ def _padded(token_ids: Sequence[Sequence[int]]) -> Int[Tensor, "prompt position"
     """
     width = max(map(len, token_ids))
     return torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids in token_ids])
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _optional(module: nn.Module, path: str) -> Any:

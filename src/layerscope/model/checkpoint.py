@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from layerscope.errors import CheckpointError
+from layerscope.stored.weight import DenseWeight, StoredWeight, bytes_of
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -230,6 +231,25 @@ class Checkpoint:
                 "float16 is expected; quantised checkpoints are not read: use the unquantised one."
             )
         return tensor
+
+    def weight(self, name: str) -> StoredWeight:
+        """A matrix that gives some of its rows as floats.
+
+        Raises:
+            CheckpointError: as `tensor`.
+        """
+        return DenseWeight(self.tensor(name))
+
+    def excerpt(self, name: str) -> bytes:
+        """Shape, dtype and a few rows of a tensor, to tell it from another.
+
+        Raises:
+            CheckpointError: as `tensor`.
+        """
+        tensor = self.tensor(name)
+        rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
+        few = rows[:: max(1, len(rows) // 4), :1024]
+        return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + bytes_of(few)
 
     def place(self, name: str) -> Place:
         """Where a tensor lies."""

@@ -16,6 +16,7 @@ from layerscope.errors import CheckpointError
 from layerscope.model.checkpoint import Checkpoint, Place
 from layerscope.model.tiles import Tiles
 from layerscope.products import product
+from layerscope.stored.weight import DenseWeight, StoredWeight
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Stored:
     def tensor(self) -> Tensor:
         """The tensor in its stored dtype; memory-mapped where nothing has to be converted."""
         return self.checkpoint.tensor(self.names[0]) if self.convert is None else self.convert()
+
+    def weight(self) -> StoredWeight:
+        """A matrix that gives its rows; read when they are wanted where nothing has to be converted."""
+        return self.checkpoint.weight(self.names[0]) if self.convert is None else DenseWeight(self.convert())
 
     @property
     def place(self) -> Place | None:
@@ -119,7 +124,7 @@ class StreamedLinear(nn.Module):
 
     def __init__(
         self,
-        stored: Tensor,
+        stored: StoredWeight,
         bias: Tensor | None,
         compute: torch.dtype,
         device: torch.device,
@@ -137,7 +142,7 @@ class StreamedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole weight in the compute dtype: a copy, made for modules that read it instead of calling the layer."""
-        return self.stored.to(self._device, self._compute)
+        return self.stored.whole(self._compute, self._device)
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Linear`: `[..., in_features]` to `[..., out_features]`."""
@@ -148,9 +153,10 @@ class StreamedLinear(nn.Module):
 
     def _multiply(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).to(self._compute)
-        if self.stored.device.type != "cpu" and self.stored.dtype == self._compute:
+        kept = self.stored.tensor if isinstance(self.stored, DenseWeight) else None
+        if kept is not None and kept.device.type != "cpu" and kept.dtype == self._compute:
             # On an accelerator that keeps the weight as it is multiplied nothing is cast, and one launch does it.
-            out = product(rows, self.stored)
+            out = product(rows, kept)
         else:
             out = torch.empty(len(rows), self.out_features, dtype=self._compute, device=x.device)
             self._tiles.multiply(rows, self.stored, out, self.place)
@@ -177,21 +183,20 @@ class _Product(torch.autograd.Function):
 class _Gather(nn.Embedding):
     """An embedding whose table stays in the file; only the rows asked for are read and cast."""
 
-    _stored: Tensor
+    _stored: StoredWeight
 
     def forward(self, input: Tensor) -> Tensor:
-        rows = self._stored[input.to(self._stored.device)]
-        return rows.to(input.device, self.weight.dtype)
+        return self._stored.gather(input, self.weight.dtype, input.device)
 
 
-def stream_embedding(module: nn.Embedding, stored: Tensor) -> None:
+def stream_embedding(module: nn.Embedding, stored: StoredWeight) -> None:
     """Let an embedding, or a family's subclass of one, gather its rows from the file.
 
     The class is put *behind* the family's own in the order of methods, so a scaled or shifted embedding keeps its own
     forward and only the look-up at its end changes.
     """
     family_class = type(module)
-    module._stored = stored
+    module._stored = stored  # type: ignore[assignment]
     module.__class__ = (
         _Gather
         if family_class is nn.Embedding
@@ -282,13 +287,13 @@ def stream_weights(
         name = f"{path}.weight"
         in_blocks = name.startswith(f"{blocks}.")
         if isinstance(module, nn.Embedding) and name in stored:
-            stream_embedding(module, stored[name].tensor())
+            stream_embedding(module, stored[name].weight())
         elif type(module) in linears and name in stored and (stored[name].convert is None or not in_blocks):
             bias = None if module.bias is None else _read(stored[f"{path}.bias"], compute, device)
             parent, _, leaf = path.rpartition(".")
-            weight = stored[name].tensor()
+            weight = stored[name].weight()
             if resident:
-                streamed = StreamedLinear(weight.to(device), bias, compute, device, tiles)
+                streamed = StreamedLinear(weight.to(device, compute), bias, compute, device, tiles)
             else:
                 # The head's is wanted again by the sweep, and is better kept where it is mapped.
                 place = stored[name].place if in_blocks else None

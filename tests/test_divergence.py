@@ -17,7 +17,7 @@ def unembedding_of(kind: str) -> Unembedding:
     generator = torch.Generator().manual_seed(3)
     projected = kind == "projection"
     weight = torch.randn(D_VOCAB, D_HEAD if projected else D_MODEL, generator=generator)
-    return Unembedding(
+    return Unembedding.of(
         weight=weight,
         final_norm=Norm("rms", None, None, 1e-6, "norm"),
         bias=torch.randn(D_VOCAB, generator=generator) if kind in ("bias", "all") else None,

@@ -37,7 +37,7 @@ class Planted:
         rotation, _ = torch.linalg.qr(torch.randn(D, D, generator=generator))
         self.map, self.bias, self.temperature = 1.7 * rotation, torch.randn(D, generator=generator), temperature
         weight = torch.randn(D_VOCAB, D, generator=generator)
-        self.head = Head(Unembedding(weight, norm, transform=HeadTransform(softcap=softcap)))
+        self.head = Head(Unembedding.of(weight, norm, transform=HeadTransform(softcap=softcap)))
         self.objective = Objective(self.head, norm, "raw")
         self.final = self.x @ self.map + self.bias
         self.norm = norm

@@ -1,7 +1,7 @@
 """The end of a model as plain tensors: final norm, unembedding, head transform; a slice of the vocabulary at a time."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -101,7 +101,7 @@ class Unembedding:
     """
 
     weight: StoredWeight
-    """The head's weight, one row a vocabulary id (`W_U` transposed). A plain tensor is taken as it is."""
+    """The head's weight, one row a vocabulary id (`W_U` transposed)."""
     final_norm: Norm | None
     bias: Float[Tensor, " d_vocab"] | None = None
     transform: HeadTransform = field(default_factory=HeadTransform)
@@ -109,10 +109,12 @@ class Unembedding:
     """A linear map between final norm and head where a model has one (the 350M OPT); None elsewhere."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def __post_init__(self) -> None:
-        """Take a plain tensor too."""
-        if isinstance(self.weight, Tensor):
-            object.__setattr__(self, "weight", DenseWeight(self.weight))
+    @classmethod
+    def of(
+        cls, weight: Float[Tensor, "d_vocab d_head"], final_norm: Norm | None = None, **options: Any
+    ) -> "Unembedding":
+        """Of a plain matrix; `options` are the other fields."""
+        return cls(DenseWeight(weight), final_norm, **options)
 
     @property
     def d_vocab(self) -> int:

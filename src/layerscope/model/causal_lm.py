@@ -36,6 +36,7 @@ from layerscope.model.residuals import Residuals
 from layerscope.model.shuffled_weights import Shuffle
 from layerscope.model.streaming import Hooks, StreamedLinear, map_names, stream_weights
 from layerscope.model.sublayers import WriteHooks, Writes
+from layerscope.model.tensor_files import TensorFiles
 from layerscope.model.tiles import Tiles
 from layerscope.model.tokens import Tokens
 from layerscope.model.uncached import reads_uncached
@@ -82,7 +83,7 @@ class CausalLM:
         self,
         module: Any,
         source: Source,
-        checkpoint: Checkpoint,
+        checkpoint: TensorFiles,
         tokens: Tokens,
         placement: Placement,
         family: Family,

@@ -13,7 +13,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from layerscope.errors import CheckpointError
-from layerscope.model.checkpoint import Checkpoint, Place
+from layerscope.model.tensor_files import Place, TensorFiles
 from layerscope.model.tiles import Tiles
 from layerscope.products import product
 from layerscope.stored.weight import DenseWeight, StoredWeight
@@ -23,7 +23,7 @@ from layerscope.stored.weight import DenseWeight, StoredWeight
 class Stored:
     """Where one of the model's tensors comes from: a stored tensor, or several and their conversion."""
 
-    checkpoint: Checkpoint
+    checkpoint: TensorFiles
     names: tuple[str, ...]
     convert: Callable[[], Tensor] | None = None
     """Makes the tensor from stored ones (fused experts, shuffled weights); None where the stored tensor is the
@@ -43,7 +43,7 @@ class Stored:
         return self.checkpoint.place(self.names[0]) if self.convert is None else None
 
 
-def map_names(model: Any, checkpoint: Checkpoint) -> dict[str, Stored]:
+def map_names(model: Any, checkpoint: TensorFiles) -> dict[str, Stored]:
     """For every parameter and buffer of the model that the checkpoint holds, where it comes from.
 
     Follows Transformers' own conversion mapping, because the names in a checkpoint are not always those of the module
@@ -76,7 +76,7 @@ def map_names(model: Any, checkpoint: Checkpoint) -> dict[str, Stored]:
 
 
 def _converted(
-    model: Any, checkpoint: Checkpoint, converter: Any, first: str, sources: list[tuple[str, str]]
+    model: Any, checkpoint: TensorFiles, converter: Any, first: str, sources: list[tuple[str, str]]
 ) -> dict[str, Stored]:
     """The targets of one conversion. One set of sources may give several tensors (a fused qkv split in three)."""
     names = tuple(name for _, name in sources)

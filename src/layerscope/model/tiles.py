@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from layerscope.model.checkpoint import Place
+from layerscope.model.tensor_files import Place
 from layerscope.model.uncached import Room, UncachedFiles
 from layerscope.products import product
 from layerscope.stored.weight import StoredWeight

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from layerscope.model.checkpoint import Place, cut_short
+from layerscope.model.tensor_files import Place, cut_short
 
 _ALIGNMENT = 4096
 """Of what a disk transfers by itself: bytes in the file and in memory begin and end at multiples of it."""

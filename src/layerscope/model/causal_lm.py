@@ -21,10 +21,12 @@ from layerscope.model.architecture import Architecture, architecture_of, batches
 from layerscope.model.attention_in_hand import AttentionRecorder, attention_in_hand
 from layerscope.model.block_parts import Order, Sublayers, order_of, sublayers_of
 from layerscope.model.blockwise import BlockInHand, Visit, run_blockwise
-from layerscope.model.checkpoint import Checkpoint, Source, locate
-from layerscope.model.config import build_empty, read_config
+from layerscope.model.checkpoint import Source, locate
+from layerscope.model.config import build_empty
 from layerscope.model.families import BosRule, Family, bos_rule, family_bos, family_of
 from layerscope.model.in_step import InStep
+from layerscope.model.model_files import open_files
+from layerscope.model.names import map_names
 from layerscope.model.options import OpenOptions
 from layerscope.model.packing import Folding, Packed, fold, packed
 from layerscope.model.patched_pass import PatchedPass
@@ -34,7 +36,7 @@ from layerscope.model.pulled_back import pull_back
 from layerscope.model.reading import ReadAhead
 from layerscope.model.residuals import Residuals
 from layerscope.model.shuffled_weights import Shuffle
-from layerscope.model.streaming import Hooks, StreamedLinear, map_names, stream_weights
+from layerscope.model.streaming import Hooks, StreamedLinear, stream_weights
 from layerscope.model.sublayers import WriteHooks, Writes
 from layerscope.model.tensor_files import TensorFiles
 from layerscope.model.tiles import Tiles
@@ -151,11 +153,12 @@ class CausalLM:
         source = locate(request.model, revision=request.revision, with_code=trusted)
         if source.folder == BUNDLED:
             source = Source(BUNDLED, BUNDLED_ID, None, None)
-        config = read_config(source.folder, trusted)
+        files = open_files(source, trusted)
+        config = files.config
         family, verified = family_of(config)
         rule = bos_rule(request.bos, family_bos(config))
-        checkpoint = Checkpoint(source.folder)
-        tokens = Tokens(source.folder, rule, trust_remote_code=trusted)
+        checkpoint = files.checkpoint
+        tokens = Tokens(source.folder, rule, trust_remote_code=trusted, made=files.tokenizer)
         if request.bos == "yes" and tokens.bos_id is None:
             raise TokenizerError("BOS was asked for, but the tokenizer defines none; leave --bos out.")
         return CausalLM(

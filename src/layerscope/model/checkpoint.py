@@ -16,6 +16,8 @@ from layerscope.model.tensor_files import Place, TensorFiles, page_of
 from layerscope.stored.weight import DenseWeight, StoredWeight, bytes_of
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+"""How the parts of a split GGUF file are named."""
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 """Files of a Hub repository that a probe may need; pickles never are."""
 UNWANTED = ["*/*", "consolidated*", "adapter_*"]
@@ -33,6 +35,8 @@ class Source:
     """The revision asked for."""
     commit: str | None
     """The Hub commit it resolved to; None for a local folder."""
+    gguf: Path | None = None
+    """The GGUF file that is the whole model; None of a folder with config.json and safetensors."""
 
 
 def locate(model: str | Path, *, revision: str | None = None, with_code: bool = False) -> Source:
@@ -52,9 +56,13 @@ def locate(model: str | Path, *, revision: str | None = None, with_code: bool = 
             raise CheckpointError(
                 f"A revision belongs to a Hub id, but '{model}' is a folder; leave --revision out, or give the Hub id."
             )
-        return Source(folder, folder.resolve().name, None, None)
+        return Source(folder, folder.resolve().name, None, None, _gguf_in(folder))
     if folder.exists():
-        raise CheckpointError(f"'{model}' is a file; give the folder that holds config.json and *.safetensors.")
+        if folder.suffix.lower() == ".gguf":
+            return Source(folder.parent, _stem(folder), None, None, folder)
+        raise CheckpointError(
+            f"'{model}' is a file; give a GGUF file, or the folder that holds config.json and *.safetensors."
+        )
     if not HUB_ID.fullmatch(str(model)):
         raise CheckpointError(
             f"There is no folder '{model}'; give a folder with config.json, a tokenizer and *.safetensors, "
@@ -79,6 +87,8 @@ def locate(model: str | Path, *, revision: str | None = None, with_code: bool = 
 
 class Checkpoint(TensorFiles):
     """The safetensors files of a folder, memory-mapped: a tensor costs no memory until its pages are read."""
+
+    format = "safetensors"
 
     def __init__(self, folder: Path) -> None:
         """Open every shard and check that each is whole.
@@ -138,6 +148,29 @@ class Checkpoint(TensorFiles):
         rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
         few = rows[:: max(1, len(rows) // 4), :1024]
         return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + bytes_of(few)
+
+
+def _stem(file: Path) -> str:
+    """A GGUF file's name without its ending and, of a split one, without its number."""
+    match = SPLIT.fullmatch(file.name)
+    return file.stem if match is None else match["stem"]
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The GGUF file of a folder that holds no other weights.
+
+    Raises:
+        CheckpointError: several models in GGUF, of which one has to be named.
+    """
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return None
+    files = sorted(file for file in folder.glob("*.gguf") if not file.name.lower().startswith("mmproj"))
+    models = {_stem(file): file for file in reversed(files)}
+    if len(models) > 1:
+        raise CheckpointError(
+            f"The folder '{folder.name}' holds {len(models)} GGUF models ({', '.join(sorted(models))}); name the file."
+        )
+    return next(iter(models.values()), None)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 
@@ -124,6 +125,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 class TensorFiles(ABC):
     """The files that hold a model's tensors, memory-mapped: a tensor costs no memory until its pages are read."""
 
+    format: ClassVar[Literal["safetensors", "gguf"]]
     _places: Mapping[str, Place]
     """By tensor, in the files' order."""
     _mapped_at: Mapping[Path, int | None]

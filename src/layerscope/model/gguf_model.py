@@ -1,14 +1,18 @@
 """A GGUF file's own config and tokenizer, as Transformers understands its header; and its rotary frequencies."""
 
+import functools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
+from transformers.integrations import GGUF_CONFIG_MAPPING
 from transformers.integrations.gguf import get_gguf_config, is_gguf_arch_supported, read_gguf_metadata
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -21,7 +25,7 @@ FREQUENCY_FACTORS = "rope_freqs.weight"
 _BY_LENGTH = ("rope_factors_long.weight", "rope_factors_short.weight")
 _INT, _FLOAT, _BOOL, _TEXT, _LIST = 5, 6, 7, 8, 9
 """Types of GGUF values."""
-_reader_lent = threading.Lock()
+_package_lent = threading.RLock()
 
 
 def gguf_config(header: GgufHeader) -> Any:
@@ -112,9 +116,14 @@ def gguf_tokenizer(header: GgufHeader) -> Any:
     Raises:
         ValueError, KeyError, TypeError, AttributeError, OSError: it cannot be made.
     """
-    file = header.files[0]
-    with _header_at_hand(header):
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    with TemporaryDirectory() as alone, _header_at_hand(header):
+        # In a folder of its own: Transformers would take a tokenizer.json beside the file in the place of the header.
+        link = Path(alone) / "model.gguf"
+        link.symlink_to(header.files[0].resolve())
+        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=link.name)
+    for name in ("name_or_path", "gguf_file", "is_local", "local_files_only"):  # nothing of that folder
+        tokenizer.init_kwargs.pop(name, None)
+    tokenizer.name_or_path = ""
     if header.metadata.get("tokenizer.ggml.pre") == "smollm":
         _split_digits(tokenizer, bool(header.metadata.get("tokenizer.ggml.add_space_prefix")))
     return tokenizer
@@ -147,7 +156,7 @@ class _Field:
         kind = next(kind for of, kind in kinds if isinstance(values[0] if values else 0, of))
         if not isinstance(value, list):
             return cls([value.encode() if kind == _TEXT else [value]], [kind])
-        if kind == _TEXT:  # a vocabulary or merges, of which only the number is asked for
+        if kind == _TEXT:  # a vocabulary, of which only the number is asked for
             return cls([[0]] * len(values), [_LIST, _INT])
         return cls([[entry] for entry in values], [_LIST, kind])
 
@@ -163,20 +172,48 @@ class _Tensor:
 def _header_at_hand(header: GgufHeader) -> Iterator[None]:
     """Until the end of the `with` Transformers is given this header where it would read the file once more.
 
-    The package's own reader takes 2 to 5 seconds for a vocabulary of 262,144 tokens, and is called twice.
+    The `gguf` package's own reader takes seconds for a large vocabulary, and would be called twice.
     """
 
     class Reader:
-        fields: Mapping[str, _Field] = {key: _Field.of(value) for key, value in header.metadata.items()}
+        fields = _fields(header)
         tensors = tuple(_Tensor(name) for name in header.tensors)
 
         def __init__(self, path: object) -> None:
             pass
 
-    with _reader_lent:
-        own = gguf.GGUFReader
-        gguf.GGUFReader = Reader  # type: ignore[misc, assignment]
+    with _gguf_with(GGUFReader=Reader):
+        yield
+
+
+@contextmanager
+def _gguf_with(**names: Any) -> Iterator[None]:
+    """Until the end of the `with` these names of the `gguf` package are others."""
+    with _package_lent:
+        own = {name: getattr(gguf, name) for name in names}
         try:
+            for name, value in names.items():
+                setattr(gguf, name, value)
             yield
         finally:
-            gguf.GGUFReader = own  # type: ignore[misc]
+            for name, value in own.items():
+                setattr(gguf, name, value)
+
+
+@contextmanager
+def tensor_names_kept() -> Iterator[None]:
+    """Until the end of the `with` a family's table of names is made once, not once for every module of a model."""
+    with _gguf_with(get_tensor_name_map=functools.cache(gguf.get_tensor_name_map)):
+        yield
+
+
+def _fields(header: GgufHeader) -> dict[str, _Field]:
+    """The header's values for a config. The vocabulary counts alone, by a key of the family's own."""
+    values = {key: value for key, value in header.metadata.items() if not key.startswith("tokenizer.")}
+    tokens = header.metadata.get("tokenizer.ggml.tokens", [])
+    size = f"{header.architecture}.vocab_size"
+    if size not in values and "vocab_size" in GGUF_CONFIG_MAPPING.get(header.architecture, {}):
+        values[size] = len(tokens)
+    elif size not in values:
+        values["tokenizer.ggml.tokens"] = tokens
+    return {key: _Field.of(value) for key, value in values.items()}

@@ -15,6 +15,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from layerscope.errors import ModelError
 from layerscope.model.gguf_checkpoint import GgufCheckpoint
+from layerscope.model.gguf_model import tensor_names_kept
 from layerscope.model.stored_tensors import Stored, stored_by
 from layerscope.model.tensor_files import TensorFiles
 
@@ -34,7 +35,8 @@ def gguf_stored(model: Any, checkpoint: TensorFiles) -> dict[str, Stored]:
         return stored_by(get_gguf_conversion_mapping(architecture, model.config), model, checkpoint)
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=_sizes(model.config))
     try:
-        names = get_gguf_hf_weights_map(model, processor)
+        with tensor_names_kept():
+            names = get_gguf_hf_weights_map(model, processor)
     except NotImplementedError as error:
         raise ModelError(
             f"The installed `gguf` package has no names for the tensors of a '{model.config.model_type}' model; update "

@@ -44,6 +44,9 @@ def gguf_config(header: GgufHeader) -> Any:
         else:
             with _header_at_hand(header):
                 values = load_gguf_checkpoint(str(header.files[0]), return_tensors=False)["config"]
+        width = header.metadata.get(f"{architecture}.attention.key_length")
+        if "head_dim" not in values and isinstance(width, int):  # which some of Transformers' tables leave out
+            values["head_dim"] = width
         config = AutoConfig.for_model(**values)
     except ValueError as error:
         raise ModelError(
@@ -60,7 +63,7 @@ def gguf_config(header: GgufHeader) -> Any:
 
 
 def _scale_rope(config: Any, header: GgufHeader) -> None:
-    """Enter a linear or YaRN scaling of positions that the header states and Transformers' reading leaves out.
+    """Enter a linear or YaRN scaling of positions, which the header states and Transformers' reading leaves out.
 
     Raises:
         ModelError: a scaling that is not known here.
@@ -69,23 +72,30 @@ def _scale_rope(config: Any, header: GgufHeader) -> None:
     kind = header.metadata.get(f"{of}.type", "none")
     factor = header.metadata.get(f"{of}.factor", header.metadata.get(f"{header.architecture}.rope.scale_linear", 1.0))
     missing = [name for name in _BY_LENGTH if name in header.tensors]
-    text = config.get_text_config()
-    rope = getattr(text, "rope_parameters", None) or {}
-    nested = all(isinstance(value, Mapping) for value in rope.values()) and rope  # one for each kind of layer
-    stated = [rope[key] for key in rope] if nested else [rope]
-    if missing or kind not in ("none", "linear", "yarn") or (nested and kind != "none"):
+    if missing or kind not in ("none", "linear", "yarn"):
         what = missing[0] if missing else f"{of}.type = {kind}"
         raise ModelError(
             f"{header.files[0].name} scales its rotary positions ({what}) in a way that is not read from GGUF files "
             "here, and without it every number would be of another model; use the model's safetensors."
         )
-    if kind == "none" or factor == 1.0 or any(entry.get("rope_type", "default") != "default" for entry in stated):
+    if kind == "none" or factor == 1.0:
         return
     added: dict[str, Any] = {"rope_type": kind, "factor": float(factor)}
-    if kind == "yarn":
-        length = header.metadata.get(f"{of}.original_context_length")
-        added |= {} if length is None else {"original_max_position_embeddings": int(length)}
-    text.rope_parameters = {**rope, **added}
+    length = header.metadata.get(f"{of}.original_context_length")
+    if kind == "yarn" and length is not None:
+        added["original_max_position_embeddings"] = int(length)
+    text = config.get_text_config()
+    rope = dict(getattr(text, "rope_parameters", None) or {})
+    if "full_attention" in rope:  # layers with a sliding window have frequencies of their own, which nothing scales
+        rope["full_attention"] = _scaled(rope["full_attention"], added)
+    else:
+        rope = _scaled(rope, added)
+    text.rope_parameters = rope
+
+
+def _scaled(rope: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of rotary positions with a scaling, unless they have one already."""
+    return {**rope, **added} if rope.get("rope_type", "default") == "default" else dict(rope)
 
 
 def divide_frequencies(model: nn.Module, checkpoint: TensorFiles) -> None:

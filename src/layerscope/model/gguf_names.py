@@ -84,7 +84,7 @@ def _changes_nothing(processor: Any, name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _processed(processor: Any, values: np.ndarray, name: str) -> np.ndarray:
-    result = processor.process(weights=values, name=name, tensor_key_mapping={}, parsed_parameters={})
+    result = processor.process(weights=values, name=name, tensor_key_mapping={}, parsed_parameters={"tensors": {}})
     processed: np.ndarray = result.weights
     return processed
 

@@ -9,10 +9,10 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from gguf_files import ARCHITECTURES, SIZES, split, write_gguf
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from gguf_files import ARCHITECTURES, SIZES, split, write_gguf
 from layerscope.errors import CheckpointError, ModelError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.gguf_header import read_header
@@ -86,7 +86,7 @@ def test_a_split_file_is_read_as_one_whichever_part_is_named(tmp_path: Path):
         model = CausalLM.open(part, device="cpu")
         assert model.id == "made" and torch.equal(model.forward(PROMPTS).logits, due)
     parts[1].unlink()
-    with pytest.raises(CheckpointError, match="one of 3 parts, but 1 of them are not beside it.*00002-of-00003"):
+    with pytest.raises(CheckpointError, match=r"one of 3 parts, but 1 of them are not beside it.*00002-of-00003"):
         CausalLM.open(parts[0], device="cpu")
 
 

@@ -48,7 +48,8 @@ class GgufCheckpoint(TensorFiles):
     def weight(self, name: str) -> StoredWeight:
         """A matrix as it is stored."""
         tensor = self.header.tensors[name]
-        return gguf_weight(self._raw(tensor), tensor.type, tensor.shape[-1])
+        raw = self._raw(tensor)
+        return gguf_weight(raw.reshape(-1), int(tensor.type), (len(raw), tensor.shape[-1]))
 
     def tensor(self, name: str) -> torch.Tensor:
         """The whole tensor, decoded: float32 but for what is stored as 16-bit floats."""

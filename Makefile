@@ -5,7 +5,12 @@ PEERS ?= .venv-peers
 BROWSER := chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all browser bench peers guidance-bench check clean
+# What is compiled once is kept: the tests start many interpreters, and rewrite every module that asserts.
+unexport PYTHONDONTWRITEBYTECODE
+# What waits for a package or a type checker leaves a core to something else.
+MAKEFLAGS += --jobs=2
+
+.PHONY: demo test test-all browser bench peers guidance-bench check compiled clean
 
 demo: .venv/user
 	$(BIN)/layerscope probe
@@ -14,12 +19,16 @@ demo: .venv/user
 # The file that takes longest comes early in the alphabet, and so does its turn: neither worker waits for it at the end.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --quiet
 
-test: .venv/dev check browser
+test: .venv/dev check compiled browser
 	$(PYTEST)
 
 # Everything but what needs an accelerator, with long properties and every type checked: before a change is called done.
 test-all: .venv/dev check browser
 	HYPOTHESIS_PROFILE=thorough $(PYTEST) -m "not gpu" --jaxtyping-packages=layerscope,beartype.beartype
+
+# Bytecode of what the tests import, which two workers would otherwise make side by side. What fails here is told by the tests.
+compiled: .venv/dev
+	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null || true
 
 # For the tests of the page; where it cannot be had they say so. The fonts are for tokens in other scripts than Latin.
 browser:

@@ -203,8 +203,11 @@ def test_shares_of_an_ablated_model_add_up(ablated: Run):
 
 
 def test_a_fitted_lens_of_the_model_is_none_of_the_ablated_one():
-    with pytest.raises(LensError, match=r"reference-without-head-5\.2"):
+    with pytest.raises(LensError, match=r"reference-without-head-5\.2") as refusal:
         probe(suite="capitals", lenses="tuned", ablate=["head:5.2"])
+    cause = "of layerscope/reference as it is, but this model has parts put out of action (without-head-5.2)"
+    assert cause in str(refusal.value) and "fine-tuned" not in str(refusal.value)
+    assert "`layerscope fit" not in str(refusal.value)  # which would fit another of the whole model
 
 
 def test_an_ablated_run_is_compared_and_shown_as_any_other(ablated: Run, tmp_path: Path):

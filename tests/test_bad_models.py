@@ -44,7 +44,7 @@ from layerscope.errors import (
     SuiteError,
     TokenizerError,
 )
-from layerscope.model import causal_lm
+from layerscope.model import packing
 from layerscope.model.answer_forms import Form
 from layerscope.model.causal_lm import CausalLM
 from layerscope.record.rows import COLUMNS
@@ -370,7 +370,7 @@ def test_a_verified_type_with_code_of_its_own_gets_whole_prompts(home_made: Path
 
 
 def test_trusted_code_is_run_and_recorded(home_made: Path, tmp_path: Path, tiny, monkeypatch):
-    monkeypatch.setattr(causal_lm, "fold", lambda token_ids: None)  # prompts of verified families alone are folded
+    monkeypatch.setattr(packing, "fold", lambda token_ids: None)  # prompts of verified families alone are folded
     run = probe(home_made, suite=SUITE, positions="last", trust_remote_code=True, bos="yes", device="cpu")
     assert (tmp_path / "ran").exists()
     assert run.record.model.trust_remote_code is True
@@ -399,7 +399,7 @@ def flagged(run: Run) -> set[tuple[str, int]]:
 
 @pytest.mark.parametrize("value", [NAN, INF], ids=["nan", "inf"])
 def test_a_block_that_is_not_finite_spoils_its_own_layer_and_those_above_alone(value: float, folder: Path, monkeypatch):
-    monkeypatch.setattr(causal_lm, "fold", lambda token_ids: None)  # the broken model's prompts are not folded either
+    monkeypatch.setattr(packing, "fold", lambda token_ids: None)  # the broken model's prompts are not folded either
     whole = probe(folder, suite=SUITE, positions="all", device="cpu")
     name = "model.layers.2.mlp.down_proj.weight"
     run = probe(damaged(folder, lambda w: w[name][0, 0].fill_(value)), suite=SUITE, positions="all", device="cpu")

@@ -1,34 +1,53 @@
 """Lenses held against each other, from the command line and in Python."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import layerscope
+from fit_texts import write_text
+from layerscope.analysis.bakeoff import Entrant, Seen, bands
 from layerscope.analysis.causal_shares import causal_share
 from layerscope.cli.main import app
-from layerscope.errors import LensError, RunError
-from layerscope.probing.bakeoff import BakeoffResult, bakeoff
+from layerscope.errors import CorpusError, LensError, RunError
+from layerscope.fitting.corpus import read_corpus
+from layerscope.fitting.held_out_text import held_out_text, own_passages
+from layerscope.fitting.ridge import fit_ridge
+from layerscope.probing.bakeoff import BakeoffResult, bakeoff, seen_by
 from layerscope.record.shares import FULL, SHARE_COLUMNS
+from layerscope.view.charts.bakeoff import bakeoff_charts
+from layerscope.view.page.bakeoff_page import write_bakeoff_page
 
 
 @pytest.fixture(scope="module")
 def held() -> BakeoffResult:
-    return bakeoff(suite="capitals", lenses="raw,logit,tuned")
+    return bakeoff(suite="capitals", lenses="raw,logit,tuned", rank=8)
+
+
+PROBED = {"raw", "logit", "tuned"}
 
 
 def test_every_lens_has_its_share_over_the_layers_that_carry_the_answer(held: BakeoffResult):
     found, patching = held.summary, held.run.diagnostics.patching
     assert patching is not None and patching.handover.layer is not None
     assert found.layers == tuple(range(patching.handover.layer, 12))
-    assert {lens.lens for lens in found.lenses} == {"raw", "logit", "tuned"}
+    assert {lens.lens: lens.of for lens in found.lenses} == dict.fromkeys(PROBED) | {
+        "tuned_rank8": "tuned", "tuned_shuffled": "tuned"
+    }  # fmt: skip
     off = [abs(lens.share.full.value - lens.share.span.value) for lens in found.lenses if lens.share is not None]
-    assert len(off) == 3 and off == sorted(off)
+    assert len(off) == 5 and off[:4] == sorted(off[:4])
+    assert found.lenses[-1].entrant is Entrant.NULL
     for lens in found.lenses:
         assert lens.share == causal_share(held.shares, lens.lens, found.layers)
+        if lens.entrant is not Entrant.LENS:
+            assert (lens.onset, lens.kl_to_final_bits, lens.top1_agreement) == (None, None, None)
+            continue
         assert lens.onset == patching.by_lens[lens.lens]["on_top_for_good"].layer
         assert lens.onset is not None and lens.onset_error_layers == lens.onset - patching.handover.layer
 
@@ -37,7 +56,7 @@ def test_reading_is_measured_on_the_answered_facts_at_these_layers(held: Bakeoff
     rows = held.run.rows.filter(
         pl.col("is_next"), pl.col("layer").is_in(held.summary.layers), prompt_id="pos", prompt_variant="orig"
     )
-    for lens in held.summary.lenses:
+    for lens in (lens for lens in held.summary.lenses if lens.lens in PROBED):
         of_lens = rows.filter(lens=lens.lens)
         assert len(of_lens) == held.summary.n_facts * len(held.summary.layers)
         assert lens.kl_to_final_bits == pytest.approx(of_lens["kl_to_final_bits"].median())
@@ -47,6 +66,54 @@ def test_reading_is_measured_on_the_answered_facts_at_these_layers(held: Bakeoff
         )
         agree = (of_lens["top1_id"] == final["top1_id"]).mean()
         assert lens.top1_agreement == pytest.approx(agree)
+
+
+def test_on_text_a_lens_is_measured_as_a_softmax_over_the_vocabulary_says(held: BakeoffResult):
+    model = layerscope.CausalLM.open(device="cpu")
+    ids = own_passages(model)
+    found = model.forward(ids.tolist())
+    rows = torch.cat([found.of_prompt(i)[:, 1:-1] for i in range(len(ids))], 1)
+    assert model.final_norm is not None and held.summary.n_text_positions == rows.shape[1]
+
+    def log_probs(residuals: torch.Tensor, *, normed: bool) -> torch.Tensor:
+        row = model.final_norm(residuals) if normed else residuals
+        return (row @ model.unembedding.weight.tensor.float().T).double().log_softmax(-1)
+
+    output = log_probs(rows[-1], normed=True)
+    for name, normed in (("logit", True), ("raw", False)):
+        lens = next(lens for lens in held.summary.lenses if lens.lens == name)
+        assert lens.text.seen is Seen.NO_FIT
+        for layer in (0, 5, 12):
+            read = log_probs(rows[layer], normed=normed)
+            bits = float((output.exp() * (output - read)).sum(-1).mean()) / math.log(2)
+            assert lens.text.bits[layer] == pytest.approx(bits, rel=1e-4, abs=1e-5)
+            agree = float((read.argmax(-1) == output.argmax(-1)).double().mean())
+            assert lens.text.top1[layer] == pytest.approx(agree)
+        assert lens.text_bits == pytest.approx(sum(lens.text.bits[5:12]) / 7)
+
+
+def test_a_text_that_a_fit_read_is_measured_where_that_fit_held_it_out(tmp_path: Path):
+    text = write_text(tmp_path / "text.txt")
+    model = layerscope.CausalLM.open(device="cpu")
+    corpus = read_corpus([text], model.tokens, n_tokens=6_000, seq_len=24, n_embeddings=model.n_embeddings)
+    lens = fit_ridge(model, corpus, tmp_path / "lens")
+    other = lens.record.corpus.model_copy(update={"sources": ()})
+    for n_tokens, seen in ((6_000, Seen.HELD_OUT), (8_000, Seen.PERHAPS)):
+        read = held_out_text(model, [str(text)], "text", n_tokens).record
+        assert seen_by(lens, read) is seen
+    assert seen_by(replace(lens, record=lens.record.model_copy(update={"corpus": other})), read) is Seen.OTHER
+    assert seen_by(lens, None) is Seen.OTHER and seen_by(None, read) is Seen.NO_FIT
+
+
+def test_a_span_is_held_against_that_of_the_shuffled_lens_pair_by_pair(held: BakeoffResult):
+    of_layers = held.shares.filter(pl.col("layer").is_in(held.summary.layers), kind="span")
+    means = of_layers.group_by("lens", "pair").agg(pl.col("effect").mean()).sort("pair")
+    tuned, null = (means.filter(lens=name)["effect"] for name in ("tuned", "tuned_shuffled"))
+    by_name = {lens.lens: lens for lens in held.summary.lenses}
+    over = by_name["tuned"].over_shuffled
+    assert over is not None and over.value == pytest.approx((tuned - null).median())
+    assert over.low <= over.value <= over.high
+    assert [lens.lens for lens in held.summary.lenses if lens.over_shuffled is not None] == ["tuned"]
 
 
 def test_the_whole_states_effects_are_those_of_the_probes_own_patches(held: BakeoffResult):
@@ -69,12 +136,14 @@ def test_a_folder_holds_summary_exchanges_and_probe(held: BakeoffResult, tmp_pat
 
 def test_the_command_prints_a_line_a_lens_within_eighty_columns(tmp_path: Path):
     words = ["bakeoff", "--suite", "capitals", "--lens", "raw,logit", "--out", str(tmp_path)]
+    words += ["--page", str(tmp_path / "page.html")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
-    assert sum(line.startswith(("raw ", "logit ")) for line in lines) == 2
+    assert sum(line.startswith(("raw ", "logit ")) for line in lines) == 4  # how each reads, and what is used
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line and "·" not in line)
     assert len(list(tmp_path.glob("*/shares.parquet"))) == 1
+    assert "What directions carry" in (tmp_path / "page.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -83,8 +152,49 @@ def test_the_command_prints_a_line_a_lens_within_eighty_columns(tmp_path: Path):
         ({"suite": "berlin"}, RunError, "there are none to exchange: no two facts of one template"),
         ({"suite": "capitals", "lenses": "logit,lamp"}, LensError, "lamp"),
         ({"suite": "capitals", "lenses": "logit,tuned", "lens_dir": "nowhere"}, LensError, "nowhere"),
+        ({"rank": -1}, LensError, "at least 1, or 0 for none, but it is -1"),
+        ({"tokens": "some"}, CorpusError, "'some' is no number of tokens"),
+        ({"text": ["nowhere.txt"]}, CorpusError, "no file 'nowhere.txt'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(asked, error, words):
     with pytest.raises(error, match=words):
         bakeoff(**asked)
+
+
+def test_layers_are_cut_into_bands_of_neighbours():
+    assert bands(tuple(range(5, 12))) == ((5, 6, 7), (8, 9), (10, 11))
+    assert bands((3, 4)) == ((3,), (4,)) and bands((3,)) == ()
+
+
+def test_charts_draw_every_lens_with_its_interval_and_its_distance(held: BakeoffResult):
+    *shares, text = bakeoff_charts(held.summary)
+    assert [chart.name for chart in shares] == [f"bakeoff-shares-{ends}" for ends in ("5-11", "5-7", "8-9", "10-11")]
+    for chart, layers in zip(shares, ((5, 12), (5, 8), (8, 10), (10, 12)), strict=True):
+        assert len(chart.table) == 5 * 7 and not chart.table.null_count().sum_horizontal().item()
+        for lens in held.summary.lenses:
+            share = causal_share(held.shares, lens.lens, tuple(range(*layers)))
+            assert share is not None
+            row = chart.table.row(by_predicate=(pl.col("lens") == lens.lens) & (pl.col("part") == "rest"), named=True)
+            rest = share.complement
+            assert (row["median"], row["low"], row["high"]) == (rest.value, rest.low, rest.high)
+    drawn = text.chart.to_dict()  # valid, for it is checked here
+    series = {row["series"] for rows in drawn["datasets"].values() for row in rows if "series" in row}
+    assert series == {"raw", "logit", "tuned", "tuned, rank 8"}  # a null's distance is in the table alone
+    assert set(text.table["lens"]) == {lens.lens for lens in held.summary.lenses}
+    assert "raw: above" in str(drawn["title"])
+
+
+def test_the_page_holds_the_table_and_says_what_it_is_measured_on(held: BakeoffResult, tmp_path: Path):
+    path = write_bakeoff_page(held.summary, tmp_path / "page.html")
+    html = path.read_text("utf-8")
+    share = next(lens.share for lens in held.summary.lenses if lens.lens == "tuned")
+    assert share is not None
+    assert f">{share.span.value:.2f} [{share.span.low:.2f}, {share.span.high:.2f}]</td>" in html
+    for words in ('<th scope="row">tuned, shuffled</th>', "504 positions of passages of layerscope", "default-src"):
+        assert words in html
+    assert html.count("<figure") == 5
+    assert write_bakeoff_page(held.summary, path) == path  # one of ours is replaced
+    (tmp_path / "theirs.html").write_text("mine")
+    with pytest.raises(RunError, match="not written as a view by layerscope"):
+        write_bakeoff_page(held.summary, tmp_path / "theirs.html")

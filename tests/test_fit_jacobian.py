@@ -196,6 +196,9 @@ def test_its_held_out_figures_are_those_of_transformers_own_logits(fitted: Fitte
         log_p = said.logits.double().log_softmax(-1)[:, 1:-1]
         moved = own.model.norm(state @ _matrix(fitted, LAYER).T)
         read = {"jacobian": own.lm_head(moved), "logit": own.lm_head(own.model.norm(state))}
+        added = _matrix(fitted, LAYER) - torch.eye(own.config.hidden_size)
+        order = torch.randperm(len(added), generator=torch.Generator().manual_seed(316 + LAYER))
+        read["shuffled"] = own.lm_head(own.model.norm(state + state @ added[order].T))
     fit = fitted.record.jacobian
     assert fit is not None and fit.n_held_out == log_p[..., 0].numel()
     for name, logits in read.items():
@@ -203,7 +206,18 @@ def test_its_held_out_figures_are_those_of_transformers_own_logits(fitted: Fitte
         bits = float((log_p.exp() * (log_p - log_q)).sum(-1).mean()) / math.log(2)
         same = float((log_q.argmax(-1) == log_p.argmax(-1)).double().mean())
         assert getattr(fit.layers[LAYER], f"{name}_bits") == pytest.approx(bits, rel=1e-3)
-        assert getattr(fit.layers[LAYER], f"{name}_top1") == pytest.approx(same, abs=2 / fit.n_held_out)
+        if name != "shuffled":
+            assert getattr(fit.layers[LAYER], f"{name}_top1") == pytest.approx(same, abs=2 / fit.n_held_out)
+
+
+def test_a_layer_that_reads_no_better_than_shuffled_is_named(fitted: FittedLens):
+    fit = fitted.record.jacobian
+    assert fit is not None
+    for layer in fit.layers:
+        assert layer.shuffled_bits is not None and layer.shuffled_bits != layer.jacobian_bits
+    said = [note for note in fitted.record.notes if "weights shuffled" in note]
+    named = [layer.layer for layer in fit.layers if layer.jacobian_bits >= layer.shuffled_bits]
+    assert [f"At layers {', '.join(map(str, named))} it is no nearer" in note for note in said] == [True] * bool(named)
 
 
 def test_its_record_says_what_belongs_to_a_jacobian_lens(fitted: FittedLens, corpus: Corpus):

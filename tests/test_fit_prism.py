@@ -26,6 +26,7 @@ from layerscope.lenses.logit_lens import RawLens
 from layerscope.lenses.prism_lens import PrismLens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.progress import SilentFit
+from properties import slow
 
 FEW = PrismSettings(k=10, vectors=2000)
 
@@ -113,8 +114,17 @@ def undisturbed(bundled: CausalLM, text: Path, tmp_path_factory: pytest.TempPath
     return fit_prism(bundled, corpus_for(bundled, text), tmp_path_factory.mktemp("whole") / "lens", FEW).record
 
 
-@pytest.mark.parametrize("at", [0, 5, 12])
-@pytest.mark.parametrize("method", ["procrustes_to_final", "by_rank"])
+@pytest.mark.parametrize(
+    ("method", "at"),
+    [
+        ("procrustes_to_final", 5),
+        ("by_rank", 0),
+        ("by_rank", 12),
+        slow("procrustes_to_final", 0),
+        slow("procrustes_to_final", 12),
+        slow("by_rank", 5),
+    ],
+)
 def test_an_interrupted_fit_goes_on_behind_the_layer_reached_to_the_same_lens(
     at: int, method: str, bundled: CausalLM, text: Path, tmp_path: Path, monkeypatch
 ):
@@ -145,6 +155,7 @@ from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.bundled import BUNDLED
 from layerscope.model.causal_lm import CausalLM
 from layerscope.progress import SilentFit
+from properties import slow
 
 class Killer(SilentFit):
     def blocks(self, done, total):

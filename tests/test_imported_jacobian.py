@@ -59,6 +59,7 @@ def test_a_lens_of_the_model_passes_and_the_note_says_how_well(
     found = _checked(model, own, matrices, tmp_path)
     assert found.as_is > AGREES and found.best == "as it is"
     assert f"cosine {found.as_is:.2f} in the later half of the layers" in found.in_words
+    assert abs(found.by_chance) < 0.3 and f"rows of other features {found.by_chance:.2f}" in found.in_words
 
 
 def test_a_transposed_file_is_refused(model: CausalLM, own: OwnRows, matrices: Matrices, tmp_path: Path):

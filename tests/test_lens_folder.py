@@ -262,10 +262,10 @@ def _replace(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
         ({"format": None}, "field `format` should be layerscope-lens, but it is None"),
         (
             {"schema_version": "1.7"},
-            r"`schema_version` is 1\.7, but this layerscope reads 1\.2; a newer layerscope wrote",
+            r"`schema_version` is 1\.7, but this layerscope reads 1\.3; a newer layerscope wrote",
         ),
         ({"schema_version": "10.0"}, "a newer layerscope wrote it"),
-        ({"schema_version": "0.9"}, r"is 0\.9, but this layerscope reads 1\.2; fit the lens again"),
+        ({"schema_version": "0.9"}, r"is 0\.9, but this layerscope reads 1\.3; fit the lens again"),
         ({"schema_version": None}, "`schema_version` is None, but this layerscope reads"),
         ({"kind": "other"}, "kind: Input should be 'tuned', 'prism', 'ridge' or 'jacobian'"),
         ({"kind": "prism"}, "says that it is of a prism lens, but its parts are not"),
@@ -426,6 +426,14 @@ def test_other_blocks_under_the_same_head_are_noticed_where_both_models_state_th
     )
     assert mismatch(fitted, _model(blocks_fingerprint="1" * 64)) == ""
     assert mismatch(fitted, _model()) == mismatch(_model(), fitted) == mismatch(_model(), _model()) == ""
+    ablated = _model(blocks_fingerprint="3" * 64, changed="has parts put out of action (without-attn-2)")
+    assert mismatch(fitted, ablated) == (
+        "of some/model as it is, but this model has parts put out of action (without-attn-2)"
+    )
+    assert mismatch(ablated, fitted) == (
+        "of some/model, which has parts put out of action (without-attn-2), but this model is as it was read"
+    )
+    assert mismatch(ablated, ablated) == ""
     _write_tuned(tmp_path / "lens", model=fitted)
     assert find_lens_of(tmp_path, "tuned", fitted).record.model.blocks_fingerprint == "1" * 64
     with pytest.raises(LensError, match=r"There are: .*lens: of some/model, the same head .* \(fine-tuned or merged\)"):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerscope.model import causal_lm, packing
+from layerscope.model import packing
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.packing import fold, packed
 from properties import examples
@@ -64,7 +64,7 @@ def test_folded_prompts_get_what_transformers_computes_for_each_alone(name: str,
 
 @EVERY
 def test_padded_prompts_do_so_too(name: str, tiny, monkeypatch):
-    monkeypatch.setattr(causal_lm, "fold", lambda token_ids: None)
+    monkeypatch.setattr(packing, "fold", lambda token_ids: None)
     assert_as_transformers(CausalLM.open(tiny(name), device="cpu"), PROMPTS, name, tiny)
 
 

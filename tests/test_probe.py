@@ -127,8 +127,8 @@ def test_another_unembedding_has_another_fingerprint(model: CausalLM, tiny):
 
 
 @pytest.mark.parametrize("positions", ["auto", "last", "all"])
-def test_the_positions_asked_for_have_a_row_for_each_lens_and_layer(positions: str, model: CausalLM):
-    found = probe(model, suite="capitals", positions=positions)
+def test_the_positions_asked_for_have_a_row_for_each_lens_and_layer(positions: str, run: Run, model: CausalLM):
+    found = run if positions == "all" else probe(model, suite="capitals", positions=positions)
     for i, (asked, own) in enumerate(zip(found.record.suite.prompts, prompts_of(found)["position"], strict=True)):
         length = len(asked.token_ids)
         whole = positions == "all" or (positions == "auto" and i == 0)
@@ -151,10 +151,14 @@ def test_the_last_position_reads_the_same_whatever_else_is_decoded(run: Run, mod
 
 
 def test_prompts_read_together_equal_prompts_read_one_by_one(run: Run, model: CausalLM):
+    lengths = [len(p.token_ids) for p in run.record.suite.prompts]
+    one_of_each_length = sorted(map(lengths.index, set(lengths)))
+    assert len(one_of_each_length) > 1  # else nothing would be padded
     prompts = load_suite("capitals").prompts
-    assert len({len(p.token_ids) for p in run.record.suite.prompts}) > 1  # else nothing would be padded
-    frames = [probe(model, suite=Suite("one", "", (prompt,)), positions="all").rows for prompt in prompts]
-    assert_same_rows(pl.concat(frames), run.rows)
+    together = run.rows.partition_by(["fact_index", "prompt_id", "prompt_variant"], maintain_order=True)
+    for i in one_of_each_length:
+        alone = probe(model, suite=Suite("one", "", (prompts[i],)), positions="all")
+        assert_same_rows(alone.rows, together[i])
 
 
 def test_every_column_is_filled_somewhere(run: Run):

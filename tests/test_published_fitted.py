@@ -22,6 +22,7 @@ from layerscope.published.write.writer import write_published
 from layerscope.record import COLUMNS
 from layerscope.record.measured import FittedLensRecord
 from layerscope.run import Run
+from properties import slow
 
 VARIANTS, POSITIONS = "pure-next-token-tuned-variants", "positions-tuned-audit"
 NUMBERS = [
@@ -321,10 +322,16 @@ def test_what_a_lens_was_fitted_on_is_told_in_short(standard, extended_folder, m
     assert (provenance["training"]["seed"], provenance["training"]["tokens_seen"]) == (316, 30_000)
 
 
-@pytest.mark.parametrize("dialect", [EXTENDED, GENERATION_M], ids=lambda d: d.value)
 @pytest.mark.parametrize(
-    ("status", "said", "mode"),
-    [("missing", "missing", "auto"), ("refused", "error", "auto"), ("off", "disabled", "off")],
+    ("status", "said", "mode", "dialect"),
+    [
+        ("missing", "missing", "auto", EXTENDED),
+        ("refused", "error", "auto", GENERATION_M),
+        ("off", "disabled", "off", EXTENDED),
+        slow("missing", "missing", "auto", GENERATION_M),
+        slow("refused", "error", "auto", EXTENDED),
+        slow("off", "disabled", "off", GENERATION_M),
+    ],
 )
 def test_a_lens_that_was_not_read_through_says_why(published, tmp_path, dialect, status, said, mode):
     n = published.record.model.n_layers

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from layerscope.errors import CheckpointError
-from layerscope.model import causal_lm, tiles
+from layerscope.model import lent_weights, tiles
 from layerscope.model import tensor_files as tensor_files_module
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.checkpoint import Checkpoint
@@ -317,7 +317,7 @@ def test_copies_of_tensors_are_read_ahead_and_never_emptied(tiny, monkeypatch):
 
 @pytest.mark.parametrize("uncached", [True, False])
 def test_what_leaves_the_page_cache_can_be_read_again(uncached: bool, tiny, monkeypatch):
-    monkeypatch.setattr(causal_lm, "reads_uncached", lambda: uncached and reads_uncached())
+    monkeypatch.setattr(lent_weights, "reads_uncached", lambda: uncached and reads_uncached())
     model = CausalLM.open(tiny("mixtral"), device="cpu")
     kept = model.forward(PROMPTS).values
     gone: list[str] = []
@@ -330,7 +330,7 @@ def test_what_leaves_the_page_cache_can_be_read_again(uncached: bool, tiny, monk
     monkeypatch.setattr(Checkpoint, "let_go", noted)
     assert torch.equal(model.forward(PROMPTS).values, kept)
     assert gone == []  # it is small: another pass finds it in memory
-    monkeypatch.setattr(causal_lm, "keeps_in_page_cache", lambda weight_bytes: False)
+    monkeypatch.setattr(lent_weights, "keeps_in_page_cache", lambda weight_bytes: False)
     for _ in range(2):
         assert_same_pass(model, model.forward(PROMPTS).values, kept)
     past = {m.place.name for m in model._module.modules() if isinstance(m, StreamedLinear) and m.place is not None}
@@ -399,7 +399,7 @@ def test_a_model_that_is_not_kept_is_read_past_the_page_cache(name: str, tiny, m
     """It gives the same, and what is read so is not read ahead besides."""
     model = CausalLM.open(tiny(name), device="cpu")
     kept = model.forward(PROMPTS[:2])
-    monkeypatch.setattr(causal_lm, "keeps_in_page_cache", lambda weight_bytes: False)
+    monkeypatch.setattr(lent_weights, "keeps_in_page_cache", lambda weight_bytes: False)
     ahead: list[str] = []
     past: set[str] = set()
     bring_in, rows = Piece.bring_in, UncachedFiles.rows
@@ -430,7 +430,7 @@ def test_a_model_read_past_the_page_cache_leaves_nothing_open_and_says_what_is_c
     refused: str, tmp_path: Path, monkeypatch
 ):
     refuse_direct_reads(refused, monkeypatch)
-    monkeypatch.setattr(causal_lm, "keeps_in_page_cache", lambda weight_bytes: False)
+    monkeypatch.setattr(lent_weights, "keeps_in_page_cache", lambda weight_bytes: False)
     folder = large_checkpoint(tmp_path)
     model = CausalLM.open(folder, device="cpu")
     descriptors = Path("/proc/self/fd")

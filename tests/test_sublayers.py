@@ -3,8 +3,6 @@
 import functools
 import json
 import math
-import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +44,7 @@ from layerscope.report.sentences.writers import in_detail, in_short
 from layerscope.run import Run
 from layerscope.view.charts import writer_shares
 from layerscope.view.page.view import page_html
+from peers import needs_peers, told_by
 from rounding import FLOAT32, of_residual, same_order, same_rank
 from tiny_models import BLOCKS_AT, D_VOCAB, TINY, load_resident, observe, tiny_tokenizer
 
@@ -307,22 +306,15 @@ def reads_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-PEERS = Path(os.environ.get("PEERS", Path(__file__).parent.parent / ".venv-peers")) / "bin" / "python"
-"""An interpreter with the libraries of `benchmarks/peers.txt`."""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not PEERS.exists(), reason="needs the environment that `make peers` makes")
+@needs_peers
 @pytest.mark.parametrize("name", ["gpt2", "llama-biases", "qwen3", "gpt_neox", "llama-rope3"])
 def test_shares_are_those_of_transformer_lens(name: str, tiny):
     """After its own folding of norms into matrices: another route to the same numbers."""
     model, writes, directions = run_of(tiny(name))
     shares = shares_of(writes, directions, sequential=name not in PARALLEL)
     words = (tiny(name), json.dumps(PROMPTS[1]), ANSWERS[1], RIVALS[1])
-    script = Path(__file__).with_name("transformer_lens_shares.py")
-    done = subprocess.run([PEERS, script, *map(str, words)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(told_by("transformer_lens_shares.py", *words))
     theirs, heads = found["component"], found["head"]
     embedding = sum(value for label, value in theirs.items() if "embed" in label)
     assert float(shares.embedding[1]) == pytest.approx(embedding, abs=10 * TOLERANCE)

@@ -64,7 +64,7 @@ def test_the_text_comes_to_the_tokens_asked_for_and_not_a_document_more():
     ("family", "kind"),
     [
         ("gpt2", GPT2LMHeadModel),
-        ("llama", LlamaForCausalLM),
+        slow("llama", LlamaForCausalLM),
         slow("gpt_neox", GPTNeoXForCausalLM),
         slow("olmo2", Olmo2ForCausalLM),
     ],

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from layerscope.lens_words import Placement
 
 FORMAT = "layerscope-lens"
-SCHEMA_VERSION = "1.2"
-READABLE_VERSIONS = (SCHEMA_VERSION, "1.1", "1.0")
-"""All are read; 1.1 has no Jacobian lens, and 1.0 besides no ridge lens, and no refinement on drawn ids."""
+SCHEMA_VERSION = "1.3"
+READABLE_VERSIONS = (SCHEMA_VERSION, "1.2", "1.1", "1.0")
+"""All are read; 1.2 says neither whether its model was ablated or shuffled, nor what a Jacobian lens is worth with its
+weights shuffled; 1.1 has no Jacobian lens, and 1.0 besides no ridge lens, and no refinement on drawn ids."""
 
 Kind: TypeAlias = Literal["tuned", "prism", "ridge", "jacobian"]
 FITTED_NAMES: tuple[Kind, ...] = ("tuned", "prism", "ridge", "jacobian")
@@ -137,6 +138,9 @@ class FittedModel(_Record):
     blocks_fingerprint: str | None = None
     """sha256 over samples of every block's weights; None where it was not taken."""
     tokenizer_sha256: str
+    changed: str | None = None
+    """What was done to the model after it was read, as what follows its name: `has parts put out of action (...)`, `has
+    shuffled weights (...)`; None where nothing was."""
 
 
 class LayerFit(_Record):
@@ -280,6 +284,8 @@ class JacobianLayer(_Record):
     """Share of held-out positions with the model's own first token on top: of the logit lens,"""
     jacobian_top1: float | None
     """and of this one."""
+    shuffled_bits: float | None = None
+    """The divergence of a null: this lens with what its matrix adds to the identity written to other features."""
 
     @property
     def is_approximate(self) -> bool:

@@ -96,6 +96,21 @@ def causal_share(shares: pl.DataFrame, lens: str, layers: tuple[int, ...]) -> Ca
     )
 
 
+def over(shares: pl.DataFrame, lens: str, other: str, layers: tuple[int, ...]) -> Median | None:
+    """How much more one lens' span does than another's, pair by pair; None where no pair has both.
+
+    Args:
+        shares: the columns of `layerscope.record.shares.SHARE_COLUMNS`.
+        lens: its name.
+        other: the name of the one that is taken off.
+        layers: of each pair the mean over these.
+    """
+    here = shares.filter(pl.col("layer").is_in(layers))
+    ours, theirs = (_by_pair(here.filter(lens=name), SPAN, len(layers)) for name in (lens, other))
+    pairs = sorted(ours.keys() & theirs.keys())
+    return _median(np.array([ours[pair] - theirs[pair] for pair in pairs])) if pairs else None
+
+
 def _by_pair(shares: pl.DataFrame, kind: str, n_layers: int) -> dict[int, float]:
     """Mean effects over the layers, of the pairs that have one at each."""
     known = shares.filter(pl.col("kind") == kind, pl.col("effect").is_not_null())

@@ -24,10 +24,17 @@ def bakeoff(
     *,
     options: BakeoffOptions,
     out: Annotated[Path, typer.Option(help="Folder in which the bake-off's own folder is made.")] = Path("bakeoffs"),
+    page: Annotated[
+        Path | None, typer.Option(help="Write one page too, with the table and charts, into this file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, with intervals.")] = False,
 ) -> None:
     """Hold a model's lenses against each other: how well and early each reads, and whether the model uses it."""
     parent = folder_for_runs(out)
+    if page is not None:
+        from layerscope.view.page.document import check_ours
+
+        check_ours(page)  # before the work, not after it
     options = options.with_suite_read()
     with collection_paused():
         from layerscope.probing.bakeoff import bakeoff as held
@@ -39,6 +46,10 @@ def bakeoff(
         found = held(BUNDLED if model is None else model, observer=observer, **vars(options))
     folder = free_name(parent / default_folder_name(found.run.record))
     found.save(folder)
+    if page is not None:
+        from layerscope.view.page.bakeoff_page import write_bakeoff_page
+
+        print_line(f"page · {write_bakeoff_page(found.summary, page)}", err=as_json)
     if as_json:
         typer.echo(found.json, nl=False)
     else:

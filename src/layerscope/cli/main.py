@@ -51,7 +51,7 @@ app.command(
 )(look)
 app.command(
     epilog="Examples:\n\nlayerscope bakeoff\n\nlayerscope bakeoff MODEL --suite capitals-20 --lens-dir lenses\n\n"
-    "layerscope bakeoff MODEL --lens raw,logit --json"
+    "layerscope bakeoff MODEL --lens raw,logit --page bakeoff.html"
 )(bakeoff)
 app.command(
     epilog="Examples:\n\nlayerscope serve MODEL\n\nlayerscope serve MODEL OTHER --lens-dir lenses\n\n"

@@ -46,10 +46,14 @@ def measured(
     for chunk in torch.split(torch.arange(n), DECODED_TOGETHER):
         rows = final_rows(model, finals[chunk])
         targets, top = head.targets(rows), head.top1(rows)
+        of_all, top_of_all = targets.at(torch.arange(len(rows)).repeat(len(lenses))), top.repeat(len(lenses))
         for layer, residuals in enumerate(held):
-            for i, lens in enumerate(lenses):
-                decoded = lens(residuals[chunk].to(rows.device), layer).float()
-                nats = head.divergence(decoded, targets, gradient=False).nats
-                sums[layer, i, 0] += nats.double().sum().cpu() / LN2
-                sums[layer, i, 1] += (head.top1(decoded) == top).sum().cpu()
-    return [tuple(HeldOut(max(0.0, bits / n), same / n) for bits, same in layer) for layer in sums.tolist()]
+            here = residuals[chunk].to(rows.device)
+            # All lenses together, for where positions are few a visit of the vocabulary costs what its weights cost.
+            decoded = torch.cat([lens(here, layer).float() for lens in lenses])
+            nats = head.divergence(decoded, of_all, gradient=False).nats
+            same = head.top1(decoded) == top_of_all
+            sums[layer, :, 0] += nats.double().view(len(lenses), -1).sum(-1).cpu() / LN2
+            sums[layer, :, 1] += same.view(len(lenses), -1).sum(-1).cpu()
+    # What rounding leaves below zero is zero; what is no number is not: `max(0.0, nan)` would be 0.
+    return [tuple(HeldOut(0.0 if bits < 0 else bits / n, same / n) for bits, same in layer) for layer in sums.tolist()]

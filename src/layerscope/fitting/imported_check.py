@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.errors import LensError
+from layerscope.fitting.held_out_text import own_passages
 from layerscope.lens_record import LensRecord
 from layerscope.lenses.lens_folder_check import jacobian_fit
 from layerscope.model.causal_lm import CausalLM
@@ -37,6 +38,9 @@ class Agreement:
     by_reading: dict[str, float]
     """Over all layers, of every way to read the file: as it is, transposed, and with its layers counted otherwise."""
 
+    by_chance: float
+    """The same over all layers of a null: exact rows against the file's rows of other output features."""
+
     @property
     def best(self) -> str:
         """The reading that agrees best."""
@@ -48,7 +52,8 @@ class Agreement:
         others = ", ".join(f"{name} {value:.2f}" for name, value in self.by_reading.items() if name != _PLAIN)
         return (
             f"Exact rows of {ROWS} output features on {len(check_prompts())} prompts agree with its own: cosine "
-            f"{self.as_is:.2f} in the later half of the layers, {self.by_reading[_PLAIN]:.2f} over all ({others})."
+            f"{self.as_is:.2f} in the later half of the layers, {self.by_reading[_PLAIN]:.2f} over all ({others}; rows "
+            f"of other features {self.by_chance:.2f})."
         )
 
 
@@ -96,6 +101,9 @@ def check_jacobian(own: OwnRows, record: LensRecord, tensors: dict[str, Tensor],
     exact, features = own.rows, own.features
     identity = torch.eye(exact.shape[-1], dtype=torch.float64)[features]
 
+    def of_others(layer: int) -> Float[Tensor, "row d_model"]:
+        return rows(layer).roll(1, 0)  # every exact row beside the one of the feature before it
+
     def rows(layer: int, *, transposed: bool = False) -> Float[Tensor, "row d_model"]:
         matrix = tensors[f"layers.{layer:03d}.jacobian"]
         return (matrix[:, features].T if transposed else matrix[features]).double() - identity
@@ -115,7 +123,9 @@ def check_jacobian(own: OwnRows, record: LensRecord, tensors: dict[str, Tensor],
         "with its layers one too high": cosines(1),
     }
     found = Agreement(
-        median(plain[len(plain) // 2 :]), {name: median(values) for name, values in readings.items() if values}
+        median(plain[len(plain) // 2 :]),
+        {name: median(values) for name, values in readings.items() if values},
+        median([_cosine(exact[layer] - identity, of_others(layer)) for layer in layers]),
     )
     if found.as_is < AGREES and found.best == _PLAIN:
         raise LensError(
@@ -134,16 +144,14 @@ def check_jacobian(own: OwnRows, record: LensRecord, tensors: dict[str, Tensor],
 
 def _prompts(model: CausalLM) -> Int[Tensor, "prompt position"]:
     """Our own prompts, cut to the length of the shortest."""
-    begin = list(model.tokens.begins.ids)
-    most = LONGEST if model.n_context is None else min(LONGEST, model.n_context)
-    ids = [[*begin, *model.tokens.context_ids(text)][:most] for text in check_prompts()]
-    n = min(map(len, ids))
+    ids = own_passages(model, LONGEST)
+    n = ids.shape[1]
     if n < FIRST_POSITION + 2:
         raise LensError(
             f"{model.id} reads {n} positions of the check's prompts, but a Jacobian lens is checked from position "
             f"{FIRST_POSITION} on; leave the check out with --no-check."
         )
-    return torch.tensor([one[:n] for one in ids])
+    return ids
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:

@@ -26,6 +26,7 @@ from layerscope.fitting.options import JacobianMethod, JacobianSettings
 from layerscope.fitting.session import Fit, drawn
 from layerscope.fitting.stream import Stream, stream_bytes
 from layerscope.lens_record import BIASED, JacobianFit, JacobianLayer, ProbeRows
+from layerscope.lenses.derived import shuffled
 from layerscope.lenses.jacobian_lens import JacobianLens
 from layerscope.lenses.lens_folder import FittedLens, jacobian_tensors
 from layerscope.lenses.lens_folder_check import PROBE_IDS, PROBE_ROWS
@@ -222,27 +223,29 @@ class _JacobianFitter(Fit[JacobianSettings]):
 
     def _measured(
         self, held: Float[Tensor, "layer held d_model"], jacobians: list[Tensor], stream: Stream, held_at: Tensor
-    ) -> list[tuple[HeldOut, HeldOut]]:
-        """Of every layer before the last the logit lens, and this one."""
+    ) -> list[tuple[HeldOut, HeldOut, HeldOut]]:
+        """Of every layer before the last the logit lens, this one, and this one with its weights shuffled."""
         final_norm = self.model.final_norm
-        lenses = (LogitLens(final_norm), JacobianLens(final_norm, tuple(jacobians)).to(self.device))
+        lens = JacobianLens(final_norm, tuple(jacobians)).to(self.device)
+        lenses = (LogitLens(final_norm), lens, shuffled(lens, self.settings.seed))
         finals = stream.rows(held_at)
         found = measured(self.model, lenses, held[:-1], finals)
-        for layer, (logit, jacobian) in enumerate(found):
-            self.observer.layer(layer, f"held-out KL {jacobian.bits:.3f} bits (logit {logit.bits:.3f})")
-        return [(logit, jacobian) for logit, jacobian in found]
+        for layer, (logit, jacobian, null) in enumerate(found):
+            words = f"held-out KL {jacobian.bits:.3f} bits (logit {logit.bits:.3f}, shuffled {null.bits:.3f})"
+            self.observer.layer(layer, words)
+        return [(logit, jacobian, null) for logit, jacobian, null in found]
 
     def _fit_record(
         self,
         jacobians: list[Tensor],
         spread: Spread | None,
-        worth: list[tuple[HeldOut, HeldOut]],
+        worth: list[tuple[HeldOut, HeldOut, HeldOut]],
         n_held_out: int,
         exact: ExactRows | None,
     ) -> JacobianFit:
         n_prompts = len(self.prompts)
         layers = []
-        for layer, (matrix, (logit, jacobian)) in enumerate(zip(jacobians, worth, strict=True)):
+        for layer, (matrix, (logit, jacobian, null)) in enumerate(zip(jacobians, worth, strict=True)):
             sigma = None if spread is None else spread.relative(layer)
             layers.append(
                 JacobianLayer(
@@ -255,6 +258,7 @@ class _JacobianFitter(Fit[JacobianSettings]):
                     jacobian_bits=jacobian.bits,
                     logit_top1=logit.top1,
                     jacobian_top1=jacobian.top1,
+                    shuffled_bits=null.bits,
                 )
             )
         probe = None if exact is None else ProbeRows(rows=tuple(self.features.tolist()), n_prompts=self.n_probes)
@@ -425,6 +429,18 @@ def _notes(fit: JacobianFit, asked: int) -> tuple[str, ...]:
         notes.append(
             f"At layers {', '.join(loose)} the standard error over prompts is above {LOOSE:.0%}: other prompts would "
             "give others, and more of them better ones."
+        )
+    no_better = [
+        str(layer.layer)
+        for layer in fit.layers
+        if layer.jacobian_bits is not None
+        and layer.shuffled_bits is not None
+        and layer.jacobian_bits >= layer.shuffled_bits
+    ]
+    if no_better:
+        notes.append(
+            f"At layers {', '.join(no_better)} it is no nearer to the model on held-out text than the same lens with "
+            "its weights shuffled: as a read-out of the next token its matrices say nothing there."
         )
     if fit.method == "chain" and fit.probe is None:
         notes.append("No exact rows were computed, so nobody knows how far the chain is off.")

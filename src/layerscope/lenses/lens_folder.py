@@ -286,6 +286,8 @@ def find_lens_of(folder: Path, kind: Kind, model: FittedModel) -> LensFolder:
             f"{folder}: {len(fitting)} {kind} lenses belong to {model.id}; name the folder of one: {names}."
         )
     fit = f"`layerscope fit {kind} MODEL --text FILE --out {folder}` fits one"
+    if model.changed is not None:
+        fit = f"it {model.changed}, and a lens of the model as it was read is none of it: leave the lens out"
     others = [f"{lens.folder}: {mismatch(lens.record.model, model)}" for lens in folders]
     others += [str(error).removesuffix(".") for error in unreadable]
     if not others:
@@ -303,14 +305,18 @@ def mismatch(of: FittedModel, model: FittedModel) -> str:
     shapes = ("d_model", "n_layers", "d_vocab")
     if any(getattr(of, name) != getattr(model, name) for name in shapes):
         return f"of {_words(of)}"
+    same_blocks = None in (blocks := {of.blocks_fingerprint, model.blocks_fingerprint}) or len(blocks) == 1
+    if of.fingerprint == model.fingerprint and same_blocks:
+        return ""
+    if of.changed != model.changed:  # which other weights may come from too, but this is known
+        whose = f"of {of.id} as it is" if of.changed is None else f"of {of.id}, which {of.changed}"
+        return f"{whose}, but this model {'is as it was read' if model.changed is None else model.changed}"
     if of.fingerprint != model.fingerprint:
         return (
             f"of {of.id}, the same shapes but another head or final norm: its weights were changed (fine-tuned, "
             "quantised or another revision)"
         )
-    if None not in (blocks := {of.blocks_fingerprint, model.blocks_fingerprint}) and len(blocks) > 1:
-        return f"of {of.id}, the same head and final norm, but other weights in its blocks (fine-tuned or merged)"
-    return ""
+    return f"of {of.id}, the same head and final norm, but other weights in its blocks (fine-tuned or merged)"
 
 
 def _words(model: FittedModel) -> str:

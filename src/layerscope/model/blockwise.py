@@ -1,8 +1,8 @@
 """Many batches through a model, block after block: every weight is read once, however much text there is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -10,6 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from layerscope.errors import ModelError
+from layerscope.model.architecture import reset_rope
+from layerscope.model.lent_weights import LentWeights
+from layerscope.model.streamed_module import StreamedModule
 from layerscope.model.streaming import Hooks
 
 
@@ -70,81 +73,89 @@ def stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def run_blockwise(
-    module: nn.Module,
-    blocks: Sequence[nn.Module],
+    streamed: StreamedModule,
     token_ids: Int[Tensor, "batch sequence position"],
     residuals: Float[Tensor, "batch sequence position d_model"],
-    *,
-    lend: Callable[[int], None],
-    drop: Callable[[int], None],
     after: Callable[[int], None],
+    *,
     n_blocks: int | None = None,
     reached: int | None = None,
     visit: Visit | None = None,
 ) -> None:
-    """Run every block on all batches before the next block, in place.
-
-    The module's own forward over the first batch leads: whatever it hands a block (masks, rotary angles) is the same
-    for every batch of that shape, so each block is called for the others with the same arguments.
-
-    Args:
-        module: the model; its forward is used as it is.
-        blocks: its blocks.
-        token_ids: batches of equal shape, without padding.
-        residuals: filled with the stream, layer after layer, in float32; may lie on another device than the model.
-        lend: called before block i, to give it its parameters.
-        drop: called after block i, to take them back.
-        after: called with the layer that `residuals` now holds, 0 to the number of blocks.
-        n_blocks: how many blocks to run; all of them where not given.
-        reached: the layer that `residuals` hold already, where they do. Blocks before it run on the first batch alone,
-            for what the model hands the later ones, and `after` is not called for them.
-        visit: called with every block and batch while `residuals` still hold what the block reads.
+    """Run every block on all batches before the next block, in place: `CausalLM.forward_blockwise`.
 
     Raises:
-        ModelError: the model hands its blocks something that depends on the text.
+        ModelError: the model hands its blocks something that depends on the text, or does not read so many positions.
     """
-    device = token_ids.device
-    if reached is None:
-        _embed(module, blocks[0], token_ids, residuals)
-        after(0)
-    start, last = reached or 0, (len(blocks) if n_blocks is None else n_blocks) - 1
-    if last < start:
-        return
-    calls: dict[int, BlockCall] = {}
+    if streamed.n_context is not None and token_ids.shape[-1] > streamed.n_context:
+        raise ModelError(
+            f"The model reads {streamed.n_context} positions at most, but sequences of {token_ids.shape[-1]} came; "
+            "give shorter ones."
+        )
+    reset_rope(streamed.module)
+    blocks, token_ids = streamed.blocks, token_ids.to(streamed.placement.device)
+    first, end = reached or 0, len(blocks) if n_blocks is None else n_blocks
+    # What is made in inference mode can never be differentiated.
+    with streamed.weights.reading(), torch.inference_mode(visit is None), torch.no_grad():
+        if reached is None:
+            _embed(streamed.module, blocks[0], token_ids, residuals)
+            after(0)
+        if first < end:
+            walk = _Walk(residuals, token_ids.device, streamed.weights, after, visit, range(first, end))
+            with Hooks() as hooks:
+                for i, block in enumerate(blocks):
+                    walk.hook(hooks, i, block)
+                _forward(streamed.module, token_ids[0])
 
-    def enter(i: int) -> Callable[..., None]:
+
+@dataclass(frozen=True)
+class _Walk:
+    """Takes all batches through each block while the module's own forward over the first one stands there.
+
+    Whatever that hands a block (masks, rotary angles) is the same for every batch of its shape, so each block is called
+    for the others with the same arguments.
+    """
+
+    residuals: Float[Tensor, "batch sequence position d_model"]
+    """What the next block reads; may lie on another device than the model."""
+    device: torch.device
+    weights: LentWeights
+    after: Callable[[int], None]
+    visit: Visit | None
+    wanted: range
+    """Blocks that change the residuals. Those before run on the first batch alone, for what the module hands the later
+    ones; the forward ends behind the last."""
+    calls: dict[int, BlockCall] = field(default_factory=dict)
+    """Of the block that is running."""
+
+    def hook(self, hooks: Hooks, i: int, block: nn.Module) -> None:
+        """Of one block."""
+
         def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[i] = BlockCall.of(args, kwargs)
-            lend(i)
+            self.calls[i] = BlockCall.of(args, kwargs)
+            self.weights.lend(i)
 
-        return before
-
-    def leave(i: int) -> Callable[..., None]:
         def behind(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            call = calls.pop(i)
-            if i < start:
-                drop(i)
-                return
-            stream = output[0] if isinstance(output, tuple) else output
-            if visit is not None:
-                visit(BlockInHand(i, block, call, 0))
-            residuals[0] = stream
-            for batch in range(1, len(token_ids)):
-                if visit is not None:
-                    visit(BlockInHand(i, block, call, batch))
-                residuals[batch] = call(block, residuals[batch].to(device, stream.dtype))
-            drop(i)
-            after(i + 1)
-            if i == last:
+            call = self.calls.pop(i)
+            if i in self.wanted:
+                self._change(i, block, call, output[0] if isinstance(output, tuple) else output)
+            self.weights.drop(i)
+            if i in self.wanted:
+                self.after(i + 1)
+            if i == self.wanted[-1]:
                 raise _EnoughError
 
-        return behind
+        hooks.before(block, before)
+        hooks.after(block, behind)
 
-    with Hooks() as hooks:
-        for i, block in enumerate(blocks):
-            hooks.before(block, enter(i))
-            hooks.after(block, leave(i))
-        _forward(module, token_ids[0])
+    def _change(self, i: int, block: nn.Module, call: BlockCall, stream: Tensor) -> None:
+        """The residuals from what a block reads to what it writes; `stream` is the first batch's already."""
+        for batch in range(len(self.residuals)):
+            if self.visit is not None:
+                self.visit(BlockInHand(i, block, call, batch))
+            self.residuals[batch] = (
+                stream if batch == 0 else call(block, self.residuals[batch].to(self.device, stream.dtype))
+            )
 
 
 def _embed(

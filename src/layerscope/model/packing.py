@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from layerscope.model.architecture import Architecture
+
 PACK_TOKENS = 256
 """Tokens of a tree, as a rule: attention within a tree grows with their square. A longer prompt's tree takes as many
 beside it, so that short prompts need not stand in a row of that length."""
@@ -85,6 +87,14 @@ class Folding:
     def n_tokens(self) -> int:
         """What the model reads, filling up included."""
         return len(self.trees) * self.width
+
+
+def folding_of(token_ids: Sequence[Sequence[int]], architecture: Architecture) -> Folding | None:
+    """How prompts would share what they begin with; None where they go through the model one beside the other."""
+    limit = architecture.folds_up_to
+    if architecture.rope is not None or (limit is not None and max(map(len, token_ids)) > limit):
+        return None
+    return fold(token_ids)
 
 
 def fold(token_ids: Sequence[Sequence[int]]) -> Folding | None:

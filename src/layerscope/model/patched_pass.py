@@ -1,12 +1,18 @@
 """Prompts and copies with replaced residuals on their way through a model's blocks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from layerscope.model.patching import Patch, PatchTrees, first_nodes, patch_trees, write_copies
+from layerscope.errors import ModelError
+from layerscope.model.architecture import reset_rope
+from layerscope.model.in_step import InStep
+from layerscope.model.model_input import ModelInput
+from layerscope.model.patching import Patch, PatchTrees, first_nodes, patch_trees, why_not_patched, write_copies
+from layerscope.model.streamed_module import Progress, StreamedModule
 from layerscope.model.streaming import Hooks
 
 
@@ -95,3 +101,44 @@ class PatchedPass:
             return (self.stream, *output[1:]) if isinstance(output, tuple) else self.stream
 
         return leave
+
+
+def run_patched(streamed: StreamedModule, run: PatchedPass, name: str, progress: Progress) -> None:
+    """Run a pass of its own; `run` then holds what came of it.
+
+    Raises:
+        ModelError: the blocks of the model, which goes by `name`, cannot be resumed.
+    """
+    reason = why_not_patched(streamed.architecture, max(run.trees.lengths))
+    if reason is not None:
+        raise ModelError(f"{name} cannot be run with residuals replaced: {reason}.")
+
+    def after(i: int) -> None:
+        streamed.weights.drop(i)
+        progress(i + 1, streamed.n_layers)
+
+    reset_rope(streamed.module)
+    with streamed.weights.past_the_page_cache() as names, Hooks() as hooks:
+        run.hook(hooks, streamed.blocks, streamed.head, before=streamed.weights.lend, after=after)
+        with streamed.weights.reading(names, head_next=True):
+            streamed.run(ModelInput.of_copies(run.trees, streamed.placement))
+
+
+@contextmanager
+def in_step(streamed: StreamedModule, run: PatchedPass | None) -> Iterator[InStep | None]:
+    """A second forward over copies, if there is one, whose blocks run behind those of the first."""
+    if run is None:
+        yield None
+        return
+    other = InStep(lambda: streamed.run(ModelInput.of_copies(run.trees, streamed.placement)))
+    with Hooks() as hooks:
+        run.hook(
+            hooks,
+            streamed.blocks,
+            streamed.head,
+            before=lambda i: None,
+            after=lambda i: other.pause(),
+            is_this=lambda: other.is_this,
+        )
+        with other:
+            yield other

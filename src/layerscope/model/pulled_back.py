@@ -3,10 +3,67 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerscope.model.blockwise import BlockInHand
+from layerscope.errors import ModelError
+from layerscope.model.attention_in_hand import attention_in_hand
+from layerscope.model.blockwise import BlockInHand, run_blockwise
+from layerscope.model.streamed_module import Progress, StreamedModule
+
+WRITTEN_OUT = 1e-3, 5e-2
+"""How far, relative to its norm, the last residual may lie off where attention is written out: rounding over many
+blocks in float32, and in a coarser dtype."""
+
+
+def pull_back_through(
+    streamed: StreamedModule,
+    token_ids: Int[Tensor, "sequence position"],
+    rows: Float[Tensor, "row d_model"],
+    counted: slice,
+    *,
+    rows_at_once: int,
+    progress: Progress,
+) -> Float[Tensor, "layer row sequence d_model"]:
+    """Pull rows back through a whole model, so many at once: `CausalLM.pull_back`."""
+    blocks: list[BlockInHand] = []
+    inputs: list[Tensor] = []
+    device, weights = streamed.placement.device, streamed.weights
+    with torch.inference_mode(False):
+        shape = (1, *token_ids.shape, streamed.d_model)
+        residuals, own = (torch.empty(shape, device=device) for _ in range(2))
+    run_blockwise(streamed, token_ids[None], own, lambda layer: None)
+
+    def visit(block: BlockInHand) -> None:
+        blocks.append(block)
+        inputs.append(residuals[0].clone())
+
+    with torch.inference_mode(False), torch.no_grad(), attention_in_hand(streamed.module):
+        run_blockwise(streamed, token_ids[None], residuals, lambda layer: None, visit=visit)
+        _check_written_out(streamed, residuals, own)
+        parts = []
+        try:
+            for some in torch.split(rows.clone(), rows_at_once):
+                lend, drop = weights.lend_again, weights.drop_again
+                parts.append(pull_back(blocks, inputs, some.to(device), counted, lend=lend, drop=drop))
+                progress(sum(part.shape[1] for part in parts), len(rows))
+        finally:
+            weights.let_go()
+    return torch.cat(parts, 1)
+
+
+def _check_written_out(streamed: StreamedModule, residuals: Tensor, own: Tensor) -> None:
+    """Some families' plain attention is not the one that they use.
+
+    Raises:
+        ModelError: the residuals after the last block are others than the model's own.
+    """
+    difference = float((residuals - own).norm() / own.norm())
+    if not difference <= WRITTEN_OUT[streamed.placement.dtype != torch.float32]:
+        raise ModelError(
+            f"With its attention written out, as differentiating it asks for, this '{streamed.architecture.family}' "
+            f"model ends in residuals that are {difference:.1%} off its own, so no Jacobian of it can be had."
+        )
 
 
 def pull_back(

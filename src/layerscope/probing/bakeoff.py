@@ -1,17 +1,28 @@
-"""A bake-off: a probe through several lenses, then facts exchanged along the directions that each of them reads."""
+"""A bake-off: a probe and a text read through several lenses, then facts exchanged along each lens' directions."""
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 import torch
 
-from layerscope.analysis.bakeoff import Bakeoff, bakeoff_of
+from layerscope.analysis.bakeoff import Bakeoff, Entrant, Seen, Taker, Text, TextReading, bakeoff_of
 from layerscope.analysis.verdict_json import plain
 from layerscope.bundled import BUNDLED
-from layerscope.errors import RunError
+from layerscope.errors import LensError, RunError
+from layerscope.fitting.corpus import parse_tokens
+from layerscope.fitting.held_out_text import HeldOutText, held_out_text, measured_on_text
 from layerscope.interventions.interchange import AnsweredFact, Interchange
+from layerscope.lens_record import CorpusRecord
+from layerscope.lenses.derived import of_rank, shuffled
+from layerscope.lenses.jacobian_lens import JacobianLens
+from layerscope.lenses.lens import Lens
+from layerscope.lenses.lens_folder import FittedLens
+from layerscope.lenses.prism_lens import PrismLens
+from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.reproducible import reproducible
 from layerscope.options import keywords
@@ -73,7 +84,11 @@ def bakeoff(request: BakeoffRequest) -> BakeoffResult:
         RunError: ranks of the run do not stand, no two facts can be patched, or nothing before the output carries the
             answer.
     """
+    if request.rank < 0:
+        raise LensError(f"The rank that maps are held to is at least 1, or 0 for none, but it is {request.rank}.")
+    n_tokens = parse_tokens(request.tokens)
     model = opened(request.model, request)
+    text = held_out_text(model, request.text, request.field, n_tokens)
     watcher = request.observer or Silent()
     run = probe(
         model,
@@ -94,12 +109,73 @@ def bakeoff(request: BakeoffRequest) -> BakeoffResult:
     if found.handover.layer is None or found.handover.at_the_output:
         raise RunError("Nothing before the output carries the answer at the last token, so no lens can read it there.")
     names = run.record.protocol.lenses
-    bound = choose_lenses(model, names, names, request.lens_dir, calibrating=False).bind(model)
+    chosen = choose_lenses(model, names, names, request.lens_dir, calibrating=False)
+    takers, lenses = _entrants(chosen.bind(model), request)  # outside inference mode, for they are differentiated
     with reproducible(request.seed, model.placement.device), torch.inference_mode():
+        measured = _read_text(model, lenses, text, chosen.fitted, takers, request.seed)
         exchange = Interchange(model, _pairs(run, patching), request.seed)
         told = getattr(watcher, "patches", lambda done, total: None)
-        shares = exchange.run(bound, request.directions, told)
-    return BakeoffResult(bakeoff_of(run, found.handover, shares), shares, run)
+        shares = exchange.run(lenses, request.directions, told)
+    return BakeoffResult(bakeoff_of(run, found.handover, shares, takers, measured), shares, run)
+
+
+def _entrants(bound: Sequence[Lens], request: BakeoffOptions) -> tuple[list[Taker], list[Lens]]:
+    """The lenses that the probe was read through, and what is made of the fitted ones among them."""
+    takers, lenses = [Taker(lens.name) for lens in bound], list(bound)
+    for lens in bound:
+        if not isinstance(lens, TunedLens | JacobianLens | PrismLens):
+            continue
+        thin = of_rank(lens, request.rank) if request.rank and isinstance(lens, TunedLens) else None
+        if thin is not None and lens.name == "tuned":
+            takers.append(Taker(thin.name, Entrant.DERIVED, lens.name))
+            lenses.append(thin)
+        if request.nulls:
+            null = shuffled(lens, request.seed)
+            takers.append(Taker(null.name, Entrant.NULL, lens.name))
+            lenses.append(null)
+    return takers, lenses
+
+
+def _read_text(
+    model: CausalLM,
+    lenses: Sequence[Lens],
+    text: HeldOutText,
+    fitted: Mapping[str, FittedLens],
+    takers: Sequence[Taker],
+    seed: int,
+) -> Text:
+    """What every lens is worth on the text, and what its fit had to do with it."""
+    n_positions, layers = measured_on_text(model, lenses, text, seed)
+    by_lens = {
+        taker.lens: TextReading(
+            tuple(layer[i].bits if math.isfinite(layer[i].bits) else None for layer in layers),
+            tuple(layer[i].top1 for layer in layers),
+            seen_by(fitted.get(taker.of or taker.lens), text.record),
+        )
+        for i, taker in enumerate(takers)
+    }
+    return Text(text.names, n_positions, by_lens)
+
+
+def seen_by(lens: FittedLens | None, text: CorpusRecord | None) -> Seen:
+    """Whether a fit held this text out: where the same documents were cut into the same parts, whatever the length of
+    its sequences; a source in common that was cut otherwise may have been fitted to."""
+    if lens is None:
+        return Seen.NO_FIT
+    corpus = lens.record.corpus
+    if corpus is None:
+        return Seen.UNKNOWN
+    if text is None:
+        return Seen.OTHER
+    if corpus.sources == text.sources and _parts(corpus) == _parts(text):
+        return Seen.HELD_OUT
+    shared = {source.name for source in corpus.sources} & {source.name for source in text.sources}
+    return Seen.PERHAPS if shared else Seen.OTHER
+
+
+def _parts(corpus: CorpusRecord) -> dict[str, tuple[int, int]]:
+    """Documents and tokens of each part."""
+    return {name: (part.n_documents, part.n_tokens) for name, part in corpus.splits.items()}
 
 
 def _pairs(run: Run, patching: PatchingRecord) -> list[tuple[AnsweredFact, AnsweredFact]]:

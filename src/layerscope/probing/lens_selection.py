@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from layerscope.bundled import BUNDLED
@@ -197,10 +198,13 @@ def fitted_lens_record(lens: FittedLens, *, named: bool = True) -> FittedLensRec
     )
 
 
-def _tuned_record(fit: TunedFit) -> TunedFitRecord:
-    def by_layer(name: str, last: float | None) -> tuple[float | None, ...]:
-        return (*(getattr(layer, name) for layer in fit.layers), last) if fit.layers else ()
+def _by_layer(layers: Sequence[object], name: str, last: float | None) -> tuple[float | None, ...]:
+    """A figure of every layer of a fit, and what it is at n_layers; empty where the fit tells of no layer."""
+    return (*(getattr(layer, name) for layer in layers), last) if layers else ()
 
+
+def _tuned_record(fit: TunedFit) -> TunedFitRecord:
+    by_layer = partial(_by_layer, fit.layers)
     held_out = HeldOutRecord(  # at n_layers the lens is the model itself
         n_positions=fit.n_held_out,
         logit_bits=by_layer("logit_bits", 0.0),
@@ -224,9 +228,7 @@ def _prism_record(fit: PrismFit) -> PrismFitRecord:
 
 
 def _ridge_record(fit: RidgeFit) -> RidgeFitRecord:
-    def by_layer(name: str, last: float | None) -> tuple[float | None, ...]:
-        return (*(getattr(layer, name) for layer in fit.layers), last)
-
+    by_layer = partial(_by_layer, fit.layers)
     held_out = HeldOutRecord(  # at n_layers the lens is the model itself
         n_positions=fit.n_held_out, logit_bits=by_layer("logit_bits", 0.0), lens_bits=by_layer("ridge_bits", 0.0)
     )

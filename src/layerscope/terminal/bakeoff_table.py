@@ -1,51 +1,60 @@
 """A bake-off for a console of 80 columns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from layerscope.analysis.bakeoff import Bakeoff, LensInBakeoff
+from layerscope.report.sentences.bakeoff import about, how_read, how_used, lens_words
 from layerscope.report.text import printable
 
-_HEADERS = ("KL\nbits", "top 1", "on top\nless handover", "span", "rest", "random", "others", "directions")
+_READ = ("text\nKL bits", "text\ntop 1", "prompts\nKL bits", "prompts\ntop 1", "on top\nless handover")
+_USED = ("span", "rest", "random", "others", "over\nshuffled", "directions")
 
 
 def bakeoff_table(found: Bakeoff) -> Iterator[RenderableType]:
-    """A line a lens, and what it is about."""
-    at = found.handover
+    """What it is about, a line a lens on how it reads, and a line a lens on what the model uses."""
     yield Text(printable(f"bake-off · {found.suite} · {found.model}"), style="bold")
-    full = next((lens.share.full.value for lens in found.lenses if lens.share is not None), None)
-    whole = "" if full is None else f", where the whole state has {full:.2f}"
-    yield Text(
-        f"The answer is carried at the last token from layer {at.layer} on (median of {at.n_pairs} pairs); over layers "
-        f"{found.layers[0]} to {found.layers[-1]}{whole}:"
-    )
+    yield Text(about(found))
+    yield _table(_READ, [(lens, _reading(lens)) for lens in found.lenses])
+    yield Text(printable(how_read(found)), style="dim")
+    yield _table(_USED, [(lens, _use(lens)) for lens in found.lenses])
+    yield Text(f"{how_used(found)} Medians over pairs; intervals: --json, --page.", style="dim")
+
+
+def _table(headers: Sequence[str], rows: Sequence[tuple[LensInBakeoff, list[str]]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("lens", no_wrap=True, vertical="bottom")
-    for header in _HEADERS:
-        table.add_column(header, justify="left" if header == _HEADERS[-1] else "right", vertical="bottom")
-    for lens in found.lenses:
-        table.add_row(printable(lens.lens), *_cells(lens))
-    yield table
-    yield Text(
-        f"KL, top 1, on top for good: over {found.n_facts} answered facts. span: effect of the source's state along "
-        "the lens' directions alone; rest: of all but that; random: of a random step as long; others: along two other "
-        "answers' directions. used: the span does more than a random step, and the rest less than the whole state; "
-        "overshoots: the span does far more than the whole state, and the rest undoes it. "
-        "Medians over pairs; intervals: --json.",
-        style="dim",
-    )
+    for header in headers:
+        table.add_column(header, justify="left" if header == "directions" else "right", vertical="bottom")
+    for lens, cells in rows:
+        table.add_row(printable(lens_words(lens)), *cells)
+    return table
 
 
-def _cells(lens: LensInBakeoff) -> list[str]:
+def _reading(lens: LensInBakeoff) -> list[str]:
+    probed = lens.kl_to_final_bits is not None or lens.top1_agreement is not None
+    error = ("none" if probed else "") if lens.onset_error_layers is None else f"{lens.onset_error_layers:+g}"
+    return [
+        *(_bits(lens.text_bits), _share(lens.text_top1)),
+        *(_bits(lens.kl_to_final_bits), _share(lens.top1_agreement)),
+        error,
+    ]
+
+
+def _use(lens: LensInBakeoff) -> list[str]:
     share = lens.share
-    agreement = "" if lens.top1_agreement is None else f"{100 * lens.top1_agreement:.0f}%"
-    error = "none" if lens.onset_error_layers is None else f"{lens.onset_error_layers:+g}"
-    bits = "" if lens.kl_to_final_bits is None else f"{lens.kl_to_final_bits:.2g}"
     if share is None:
-        return [bits, agreement, error, "", "", "", "", "not known"]
-    others = "" if share.others is None else f"{share.others.value:.2f}"
-    effects = (share.span, share.complement, share.random)
-    return [bits, agreement, error, *(f"{effect.value:.2f}" for effect in effects), others, str(share.verdict)]
+        return ["", "", "", "", "", "not known"]
+    effects = (share.span, share.complement, share.random, share.others, lens.over_shuffled)
+    return [*("" if effect is None else f"{effect.value:.2f}" for effect in effects), str(share.verdict)]
+
+
+def _bits(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f}%"

@@ -163,11 +163,12 @@ def _group(
             notes.append(str(error))
             continue
         if chart is not None:
-            charts.append(_figure(chart, f"chart-{place}-{chart.name}", f"{chart.name}-{label}"))
+            charts.append(figure_of(chart, f"chart-{place}-{chart.name}", f"{chart.name}-{label}"))
     return Group(place, tuple(charts), tuple(dict.fromkeys(notes)))
 
 
-def _figure(chart: "ChartSpec", place: str, name: str, wide: bool = False) -> Figure:
+def figure_of(chart: "ChartSpec", place: str, name: str, wide: bool = False) -> Figure:
+    """A chart as the page holds it, by the name of its scripts and that of its files."""
     spec = safe_json(chart.chart.to_dict(validate=False)).encode()
     return Figure(
         place, name, chart.title, chart.description, wide, packed(spec), packed(chart.table.write_csv().encode())
@@ -182,7 +183,7 @@ def _across(runs: Sequence[AnalysedRun]) -> Section:
     except RunError as error:
         group, table = Group(None, (), (str(error),)), None
     else:
-        group, table = Group(None, (_figure(chart, "chart-all-models", chart.name, wide=True),), ()), _sheet(chart)
+        group, table = Group(None, (figure_of(chart, "chart-all-models", chart.name, wide=True),), ()), _sheet(chart)
     return Section(
         "models",
         "Across models",

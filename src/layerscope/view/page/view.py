@@ -65,7 +65,7 @@ def page_html(runs: Sequence[AnalysedRun]) -> str:
         raise RunError("A page shows at least one run, and none was given.")
     names = labels(runs)
     with ThreadPoolExecutor(1) as pool:
-        runtime = pool.submit(_vega)
+        runtime = pool.submit(vega_runtime)
         shown, sections = payload(runs), chart_sections(runs, names)
     script, vega, style = _script(), runtime.result(), asset("page.css")
     template = environment().get_template("page.html.j2")
@@ -147,7 +147,7 @@ def _script() -> str:
 
 
 @cache
-def _vega() -> str:
+def vega_runtime() -> str:
     """The runtime of the charts as one script.
 
     Raises:

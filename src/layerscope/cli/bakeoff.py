@@ -18,7 +18,8 @@ def bakeoff(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Hub id, or a folder with config.json, tokenizer and *.safetensors.", show_default="the bundled model"
+            help="Hub id, GGUF file, or a folder with config.json and *.safetensors.",
+            show_default="the bundled model",
         ),
     ] = None,
     *,

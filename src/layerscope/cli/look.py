@@ -34,7 +34,7 @@ Texts = Annotated[
     spelled={"lenses": "--lens", "template_options": "--template-option"},
 )
 def look(
-    model: Annotated[str, typer.Argument(help="Hub id, or a folder with config.json, tokenizer and *.safetensors.")],
+    model: Annotated[str, typer.Argument(help="Hub id, GGUF file, or a folder with config.json and *.safetensors.")],
     texts: Texts = None,
     *,
     options: LookOptions,

@@ -27,7 +27,7 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="Hub ids, or folders with config.json, tokenizer and *.safetensors.",
+            help="Hub ids, GGUF files, or folders with config.json and *.safetensors.",
             show_default="the bundled model",
         ),
     ] = None,

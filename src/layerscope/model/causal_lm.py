@@ -50,7 +50,7 @@ class OpenRequest(OpenOptions):
     """The model to open, and how."""
 
     model: str | Path = field(default=BUNDLED, kw_only=False)
-    """A folder with config.json, tokenizer and *.safetensors, or a Hub id; default: the bundled model."""
+    """A folder with config.json, tokenizer and *.safetensors, a GGUF file, or a Hub id; default: the bundled model."""
 
 
 class CausalLM:
@@ -61,7 +61,7 @@ class CausalLM:
     """
 
     id: str
-    """Hub id, or the folder's name."""
+    """Hub id, or the folder's or the GGUF file's name."""
     family: str
     """The config's `model_type`."""
     n_layers: int

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from layerscope.stored.weight import DenseWeight, StoredWeight, bytes_of
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 """How the parts of a split GGUF file are named."""
+HUB_FILE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^\\]+\.gguf)", re.IGNORECASE)
+"""A GGUF file on the Hub: owner, repository, path in it."""
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 """Files of a Hub repository that a probe may need; pickles never are."""
 UNWANTED = ["*/*", "consolidated*", "adapter_*"]
@@ -43,13 +47,17 @@ def locate(model: str | Path, *, revision: str | None = None, with_code: bool = 
     """Find a model's folder, downloading it into the Hub's cache where `model` is a Hub id.
 
     Args:
-        model: a folder, or a Hub id such as `Qwen/Qwen3-8B`.
+        model: a folder, a GGUF file, a Hub id such as `Qwen/Qwen3-8B`, or a GGUF file on the Hub as
+            `hf:owner/name/file.gguf`.
         revision: branch, tag or commit on the Hub.
         with_code: also fetch the repository's own Python files.
 
     Raises:
         CheckpointError: no such folder, an id the Hub does not know, or a revision given for a folder.
     """
+    named = HUB_FILE.fullmatch(str(model))
+    if named is not None:
+        return _hub_file(named["repo"], named["file"], revision)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -61,28 +69,61 @@ def locate(model: str | Path, *, revision: str | None = None, with_code: bool = 
         if folder.suffix.lower() == ".gguf":
             return Source(folder.parent, _stem(folder), None, None, folder)
         raise CheckpointError(
-            f"'{model}' is a file; give a GGUF file, or the folder that holds config.json and *.safetensors."
+            f"'{model}' is no GGUF file; give one, or the folder that holds config.json and *.safetensors."
         )
     if not HUB_ID.fullmatch(str(model)):
         raise CheckpointError(
             f"There is no folder '{model}'; give a folder with config.json, a tokenizer and *.safetensors, "
-            "or a Hub id such as Qwen/Qwen3-8B."
+            "a GGUF file, a Hub id such as Qwen/Qwen3-8B, or hf:owner/name/file.gguf."
         )
     patterns = [*WANTED, "*.py"] if with_code else WANTED
-    try:
+    with _hub_explained(f"'{model}' is neither a folder here nor a model", revision):
         snapshot = Path(
             huggingface_hub.snapshot_download(
                 str(model), revision=revision, allow_patterns=patterns, ignore_patterns=UNWANTED
             )
         )
+    return Source(snapshot, str(model), revision, snapshot.name)
+
+
+def _hub_file(repo: str, name: str, revision: str | None) -> Source:
+    """A GGUF file on the Hub, and the other parts where it is one of several.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    folder, _, last = name.rpartition("/")
+    match = SPLIT.fullmatch(last)
+    count = 1 if match is None else int(match["count"])
+    parts = (
+        [last] if match is None else [f"{match['stem']}-{i:05}-of-{match['count']}.gguf" for i in range(1, count + 1)]
+    )
+    with _hub_explained(f"'hf:{repo}/{name}' is no file", revision):
+        found = [
+            Path(huggingface_hub.hf_hub_download(repo, f"{folder}/{part}" if folder else part, revision=revision))
+            for part in parts
+        ]
+    file = found[0]
+    commit = file.parents[folder.count("/") + 1 if folder else 0].name  # .../snapshots/<commit>/<path in repository>
+    return Source(file.parent, _stem(file), revision, commit, file)
+
+
+@contextmanager
+def _hub_explained(what: str, revision: str | None) -> Iterator[None]:
+    """Say in a sentence why something could not be had from the Hub.
+
+    Raises:
+        CheckpointError: it could not.
+    """
+    try:
+        yield
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision '{revision}'" if revision else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"'{model}' is neither a folder here nor a model that could be had from the Hub{at} ({reason}); "
-            "check the name, log in with `hf auth login` if it is gated, or give a folder."
+            f"{what} that could be had from the Hub{at} ({reason}); check the name, log in with `hf auth login` if it "
+            "is gated, or give a folder."
         ) from error
-    return Source(snapshot, str(model), revision, snapshot.name)
 
 
 class Checkpoint(TensorFiles):

@@ -58,7 +58,8 @@ class ProbeRequest(ProbeOptions):
     """The model to probe, and how."""
 
     model: str | Path | CausalLM = field(default=BUNDLED, kw_only=False)
-    """A folder with config.json, tokenizer and *.safetensors, a Hub id, or an open model; default: the bundled one."""
+    """A folder with config.json, tokenizer and *.safetensors, a GGUF file, a Hub id, or an open model; default: the
+    bundled one."""
     observer: Observer | None = None
     """Is told the plan and the progress."""
 

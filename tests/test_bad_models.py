@@ -92,14 +92,14 @@ def refused_model(error: type[LayerscopeError], model: str | Path, **options: An
 def test_a_folder_that_is_not_there_is_named_with_what_to_give(tmp_path: Path):
     assert refused_model(CheckpointError, tmp_path / "nothing") == (
         f"There is no folder '{tmp_path / 'nothing'}'; give a folder with config.json, a tokenizer and *.safetensors, "
-        "or a Hub id such as Qwen/Qwen3-8B."
+        "a GGUF file, a Hub id such as Qwen/Qwen3-8B, or hf:owner/name/file.gguf."
     )
 
 
 def test_a_file_in_place_of_the_folder_is_refused(folder: Path):
     file = folder / "config.json"
     assert refused_model(CheckpointError, file) == (
-        f"'{file}' is a file; give the folder that holds config.json and *.safetensors."
+        f"'{file}' is no GGUF file; give one, or the folder that holds config.json and *.safetensors."
     )
 
 

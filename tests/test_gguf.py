@@ -98,6 +98,22 @@ def test_a_folder_with_one_gguf_model_is_that_model_and_of_two_one_has_to_be_nam
         CausalLM.open(tmp_path, device="cpu")
 
 
+def test_a_file_of_the_hub_is_had_with_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    snapshot = tmp_path / "models--some--model-GGUF" / "snapshots" / "abc123"
+    (snapshot / "Q8").mkdir(parents=True)
+    split(write_gguf(tmp_path / "whole.gguf"), snapshot / "Q8" / "model-Q8", 2)
+    asked: list[tuple[str, str, str | None]] = []
+
+    def download(repo: str, name: str, revision: str | None = None) -> str:
+        asked.append((repo, name, revision))
+        return str(snapshot / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    model = CausalLM.open("hf:some/model-GGUF/Q8/model-Q8-00001-of-00002.gguf", device="cpu", revision="main")
+    assert asked == [("some/model-GGUF", f"Q8/model-Q8-{i:05}-of-00002.gguf", "main") for i in (1, 2)]
+    assert (model.id, model.source.commit, model.source.revision) == ("model-Q8", "abc123", "main")
+
+
 def test_the_tokenizer_is_the_files_own_whatever_lies_beside_it(tmp_path: Path, tiny):
     shutil.copytree(tiny("llama-biases"), tmp_path / "both", dirs_exist_ok=True)
     file = write_gguf(tmp_path / "both" / "model.gguf")

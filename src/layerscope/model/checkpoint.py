@@ -93,15 +93,10 @@ def _hub_file(repo: str, name: str, revision: str | None) -> Source:
         CheckpointError: it cannot be had.
     """
     folder, _, last = name.rpartition("/")
-    match = SPLIT.fullmatch(last)
-    count = 1 if match is None else int(match["count"])
-    parts = (
-        [last] if match is None else [f"{match['stem']}-{i:05}-of-{match['count']}.gguf" for i in range(1, count + 1)]
-    )
     with _hub_explained(f"'hf:{repo}/{name}' is no file", revision):
         found = [
             Path(huggingface_hub.hf_hub_download(repo, f"{folder}/{part}" if folder else part, revision=revision))
-            for part in parts
+            for part in parts_of(last)
         ]
     file = found[0]
     commit = file.parents[folder.count("/") + 1 if folder else 0].name  # .../snapshots/<commit>/<path in repository>
@@ -189,6 +184,14 @@ class Checkpoint(TensorFiles):
         rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
         few = rows[:: max(1, len(rows) // 4), :1024]
         return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + bytes_of(few)
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """Names of all parts of a split GGUF file in order; the name alone where it is no part."""
+    match = SPLIT.fullmatch(name)
+    if match is None:
+        return (name,)
+    return tuple(f"{match['stem']}-{i:05}-of-{match['count']}.gguf" for i in range(1, int(match["count"]) + 1))
 
 
 def _stem(file: Path) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from layerscope.errors import CheckpointError
-from layerscope.model.checkpoint import SPLIT
+from layerscope.model.checkpoint import parts_of
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -101,15 +101,11 @@ def read_header(file: Path) -> GgufHeader:
 
 def _parts(file: Path) -> tuple[Path, ...]:
     """All parts of a split file in order; the file alone where it is no part."""
-    match = SPLIT.fullmatch(file.name)
-    if match is None:
-        return (file,)
-    count = int(match["count"])
-    parts = tuple(file.with_name(f"{match['stem']}-{i:05}-of-{match['count']}.gguf") for i in range(1, count + 1))
+    parts = tuple(file.with_name(name) for name in parts_of(file.name))
     missing = [part.name for part in parts if not part.is_file()]
     if missing or not parts:
         raise CheckpointError(
-            f"{file.name} is one of {count} parts, but {len(missing)} of them are not beside it (first: "
+            f"{file.name} is one of {len(parts)} parts, but {len(missing)} of them are not beside it (first: "
             f"{missing[0] if missing else 'none is counted'}); complete the download."
         )
     return parts

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from layerscope.model.checkpoint import Checkpoint, Source
+from layerscope.model.checkpoint import Checkpoint, Source, parts_of
 from layerscope.model.config import read_config
 from layerscope.model.tensor_files import TensorFiles
 
@@ -18,6 +18,17 @@ class ModelFiles:
     checkpoint: TensorFiles
     tokenizer: Callable[[], Any] | None
     """Makes the tokenizer; None where it lies in files of its own."""
+
+
+def bytes_of_weights(source: Source) -> int:
+    """Size of a model's files of weights.
+
+    Raises:
+        CheckpointError: files missing, incomplete or damaged.
+    """
+    if source.gguf is None:
+        return Checkpoint(source.folder).bytes_on_disk
+    return sum(source.gguf.with_name(name).stat().st_size for name in parts_of(source.gguf.name))
 
 
 def open_files(source: Source, trust_remote_code: bool) -> ModelFiles:

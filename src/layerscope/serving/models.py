@@ -13,7 +13,8 @@ from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError
 from layerscope.lenses.lens import LENS_NAMES
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.checkpoint import Checkpoint, locate
+from layerscope.model.checkpoint import locate
+from layerscope.model.model_files import bytes_of_weights
 from layerscope.model.placement import free_memory
 from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.opening import opened
@@ -113,7 +114,7 @@ class OpenModels:
     def _first_opening(self, source: str | Path | CausalLM) -> None:
         if not isinstance(source, CausalLM):
             found = locate(source, revision=self._options.revision, with_code=self._options.trust_remote_code)
-            self._make_room(Checkpoint(found.folder).bytes_on_disk)
+            self._make_room(bytes_of_weights(found))
         model = source if isinstance(source, CausalLM) else opened(source, self._options)
         name = self._free_name(BUNDLED_ID if model.source.folder == BUNDLED else model.id)
         self._keep(name, model)

@@ -34,7 +34,7 @@ def whole_logits(head: Unembedding, rows: Tensor) -> Tensor:
     """Straight from the definition, in float64."""
     if head.projection is not None:
         rows = rows @ head.projection.double().T
-    z = rows @ head.weight.double().T
+    z = rows @ head.weight.tensor.double().T
     if head.bias is not None:
         z = z + head.bias.double()
     z = z * (head.transform.scale or 1.0)
@@ -55,7 +55,7 @@ class Error:
         readout = of_readout(head, *rows)
         sums = of_sum(D_VOCAB, 1.0)
         # A gradient is a mean of the head's rows, whose weights are off by these shares, less another such mean.
-        largest = float(head.weight.abs().max()) * abs(head.transform.scale or 1.0)
+        largest = float(head.weight.tensor.abs().max()) * abs(head.transform.scale or 1.0)
         if head.projection is not None:
             largest *= float(head.projection.abs().sum(0).max())
         shares = readout.relative + 2 * sums

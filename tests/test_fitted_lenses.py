@@ -230,7 +230,7 @@ def test_a_reason_names_folders_wherever_they_lie_and_is_otherwise_as_it_was(
     assert found["tuned"] == (
         "refused: here: no tuned lens in it belongs to layerscope/reference (n_layers 12, d_model 96, d_vocab 2048); "
         "`layerscope fit tuned MODEL --text FILE --out here` fits one. There are: here/v1.0/lens.json: field "
-        "`schema_version` is 99.0, but this layerscope reads 1.2; a newer layerscope wrote it and reads it, so update."
+        "`schema_version` is 99.0, but this layerscope reads 1.3; a newer layerscope wrote it and reads it, so update."
     )
     assert str(tmp_path) not in "".join(found.values())
 

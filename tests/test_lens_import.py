@@ -139,8 +139,8 @@ def test_a_hash_of_the_head_is_compared_and_a_difference_noted(tmp_path: Path):
     said = hashlib.sha256(np.array_str(head.numpy(), precision=1).encode()).hexdigest()
     folder = _save_tuned(tmp_path / "theirs", unembed_hash=said)
 
-    def notes(unembedding: torch.Tensor) -> tuple[str, ...]:
-        head = DenseWeight(unembedding)
+    def notes(unembedding: torch.Tensor | None) -> tuple[str, ...]:
+        head = None if unembedding is None else DenseWeight(unembedding)
         return import_lens(folder, model=MODEL, allow_pickle=True, unembedding=head)[0].notes
 
     assert notes(head) == ()

@@ -352,7 +352,7 @@ class _Drifting(Unembedding):
 
 
 def test_a_second_decode_that_differs_is_reported():
-    head = _Drifting(torch.tensor([[3.0], [2.0], [1.0], [0.5]]), None)
+    head = _Drifting.of(torch.tensor([[3.0], [2.0], [1.0], [0.5]]))
     found = _look(torch.ones(2, 1), head, views={"plain": PLAIN}, answer_ids=())
     assert len(head.sweeps) == 2
     assert found.views["plain"].top1_id == (0, 0)

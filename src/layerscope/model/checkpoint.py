@@ -134,7 +134,12 @@ class Checkpoint(TensorFiles):
         """
         self.folder = folder
         self._handles: dict[Path, Any] = {file: _open(file) for file in _shards(folder)}
-        self._file_of = {name: file for file, handle in self._handles.items() for name in handle.keys()}  # noqa: SIM118
+        self._file_of: dict[str, Path] = {}
+        for file, handle in self._handles.items():
+            for name in handle.keys():  # noqa: SIM118
+                if name in self._file_of:
+                    raise _twice(name, self._file_of[name], file)
+                self._file_of[name] = file
         self._places = {name: place for file in self._handles for name, place in _places(file)}
         # Where a file's first byte is mapped: told by any of its tensors that is not empty.
         one_of = {place.file: name for name, place in self._places.items() if place.start < place.stop}
@@ -184,6 +189,13 @@ class Checkpoint(TensorFiles):
         rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
         few = rows[:: max(1, len(rows) // 4), :1024]
         return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + bytes_of(few)
+
+
+def _twice(name: str, first: Path, second: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{first.name} and {second.name} both hold tensor '{name}', and no model.safetensors.index.json says which of "
+        "them the model is; leave one of them in the folder, or name it model.safetensors."
+    )
 
 
 def parts_of(name: str) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ def bakeoff_table(found: Bakeoff) -> Iterator[RenderableType]:
     full = next((lens.share.full.value for lens in found.lenses if lens.share is not None), None)
     whole = "" if full is None else f", where the whole state has {full:.2f}"
     yield Text(
-        f"The answer is carried at the last token from layer {at.layer} on (median of {at.n_pairs} pairs); over layers "
-        f"{found.layers[0]} to {found.layers[-1]}{whole}:"
+        f"The answer is carried at the last token from layer {at.layer} on (median over {at.n_facts} facts in "
+        f"{at.n_pairs} pairs); over layers {found.layers[0]} to {found.layers[-1]}{whole}:"
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("lens", no_wrap=True, vertical="bottom")

@@ -73,7 +73,7 @@ class Handover:
     n_facts: int = 0
     """Facts that those pairs are of."""
     n_subject_pairs: int = 0
-    """Pairs that were patched at the subject; fewer, for those are the nearest neighbours of equal length alone."""
+    """Pairs that were patched at the subject; fewer, for every fact has one source there, the next of equal length."""
     n_subject_facts: int = 0
     effect_from: int | None = None
     """First layer from which on the median effect alone is at least a half, whatever a third fact's does."""

@@ -31,6 +31,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _LOW, _TWO, _SIX, _ONE = np.int32(15), np.int32(3), np.int32(63), np.int32(1)
 """Masks of four bits, of two, of six and of one."""
+_FOUR, _MIDDLE, _TOP = np.int32(4), np.int32(32), np.int32(48)
+"""Half the range of three bits and of six; a mask of the upper two of six."""
 _MAGNITUDE, _INFINITE, _NORMAL = np.uint32(0x7FFF), np.uint32(0x7C00), np.uint32(0x0400)
 _SIGN, _INFINITE_32, _REBIASED = np.uint32(0x8000), np.uint32(0x7F800000), np.uint32(112 << 23)
 _SMALLEST_HALF = np.float32(2.0**-24)
@@ -66,10 +68,9 @@ def _half(block: Array, at: int) -> np.float32:
 def decode_q4_0(raw: Array, out: Array) -> None:
     """Scale; 32 codes less 8: the low halves of 16 bytes, then the high ones."""
     for b in range(raw.shape[0]):
-        block, floats = raw[b], out[b]
-        d = _half(block, 0)
-        for j in range(16):
-            q = np.int32(block[2 + j])
+        floats, d, codes = out[b], _half(raw[b], 0), raw[b, 2:]
+        for j in range(len(codes)):
+            q = np.int32(codes[j])
             floats[j] = d * np.float32(np.int32((q & _LOW) - np.int32(8)))
             floats[j + 16] = d * np.float32(np.int32((q >> np.int32(4)) - np.int32(8)))
 
@@ -79,10 +80,9 @@ def decode_q4_0(raw: Array, out: Array) -> None:
 def decode_q4_1(raw: Array, out: Array) -> None:
     """Scale and minimum; 32 codes: the low halves of 16 bytes, then the high ones."""
     for b in range(raw.shape[0]):
-        block, floats = raw[b], out[b]
-        d, m = _half(block, 0), _half(block, 2)
-        for j in range(16):
-            q = np.int32(block[4 + j])
+        floats, d, m, codes = out[b], _half(raw[b], 0), _half(raw[b], 2), raw[b, 4:]
+        for j in range(len(codes)):
+            q = np.int32(codes[j])
             floats[j] = d * np.float32(np.int32(q & _LOW)) + m
             floats[j + 16] = d * np.float32(np.int32(q >> np.int32(4))) + m
 
@@ -138,45 +138,76 @@ def decode_q5_1(raw: Array, out: Array) -> None:
 def decode_q8_0(raw: Array, out: Array) -> None:
     """Scale; 32 signed bytes."""
     for b in range(raw.shape[0]):
-        block, floats = raw[b], out[b]
-        d = _half(block, 0)
-        codes = block[2:].view(np.int8)
-        for j in range(32):
+        floats, d, codes = out[b], _half(raw[b], 0), raw[b, 2:].view(np.int8)
+        for j in range(len(codes)):
             floats[j] = np.float32(np.int32(codes[j])) * d
 
 
 @_compiled
 @no_type_check
+def _scale_and_minimum_q2_k(block: Array, s: int, d: np.float32, dmin: np.float32) -> tuple[np.float32, np.float32]:
+    """Scale and minimum `s` of 16, times their own scales."""
+    both = np.int32(block[s])
+    return d * np.float32(np.int32(both & _LOW)), dmin * np.float32(np.int32(both >> np.int32(4)))
+
+
+@_compiled
+@no_type_check
 def decode_q2_k(raw: Array, out: Array) -> None:
-    """16 scales and minima of four bits; 256 codes of two bits; the scales' scale and the minima's."""
+    """16 scales and minima of four bits; 256 codes of two bits; the scales' scale and the minima's.
+
+    Of 128 floats, group g of 32 takes the pair of bits g of 32 bytes; a scale is for half a group.
+    """
     for b in range(raw.shape[0]):
-        block, floats = raw[b], out[b]
-        d, dmin = _half(block, 80), _half(block, 82)
-        for s in range(16):  # 16 floats each: half s % 2 of a group of 32 bytes, whose pair of bits is s // 2 % 4
-            scale = np.int32(block[s])
-            dl, ml = d * np.float32(np.int32(scale & _LOW)), dmin * np.float32(np.int32(scale >> np.int32(4)))
-            codes, part, shift = block[16 + 32 * (s // 8) + 16 * (s % 2) :], floats[16 * s :], np.int32(s // 2 % 4 * 2)
+        d, dmin = _half(raw[b], 80), _half(raw[b], 82)
+        for s in range(4):
+            half, at = s // 2, 16 * (s % 2)
+            codes, part, first = raw[b, 16 + 32 * half + at :], out[b, 128 * half + at :], 8 * half + s % 2
+            d0, m0 = _scale_and_minimum_q2_k(raw[b], first, d, dmin)
+            d1, m1 = _scale_and_minimum_q2_k(raw[b], first + 2, d, dmin)
+            d2, m2 = _scale_and_minimum_q2_k(raw[b], first + 4, d, dmin)
+            d3, m3 = _scale_and_minimum_q2_k(raw[b], first + 6, d, dmin)
             for j in range(16):
-                part[j] = dl * np.float32(np.int32((np.int32(codes[j]) >> shift) & _TWO)) - ml
+                q = np.int32(codes[j])
+                part[j] = d0 * np.float32(np.int32(q & _TWO)) - m0
+                part[j + 32] = d1 * np.float32(np.int32((q >> np.int32(2)) & _TWO)) - m1
+                part[j + 64] = d2 * np.float32(np.int32((q >> np.int32(4)) & _TWO)) - m2
+                part[j + 96] = d3 * np.float32(np.int32(q >> np.int32(6))) - m3
+
+
+@_compiled
+@no_type_check
+def _scale_q3_k(block: Array, s: int) -> np.float32:
+    """Scale `s` of 16: its low half and its high pair, less 32."""
+    low = np.int32(block[96 + s % 8]) >> np.int32(s // 8 * 4)
+    high = np.int32(block[104 + s % 4]) >> np.int32(s // 4 * 2)
+    return np.float32(np.int32(((low & _LOW) | ((high & _TWO) << np.int32(4))) - np.int32(32)))
 
 
 @_compiled
 @no_type_check
 def decode_q3_k(raw: Array, out: Array) -> None:
-    """Highest bits of 256 codes, their low pairs; 16 scales of six bits less 32; the scales' scale."""
+    """Highest bits of 256 codes, their low pairs; 16 scales of six bits; the scales' scale; less 4 without a high bit.
+
+    Of 128 floats, group g of 32 takes the pair of bits g of 32 bytes; a scale is for half a group.
+    """
     for b in range(raw.shape[0]):
-        block, floats = raw[b], out[b]
-        d = _half(block, 108)
-        for s in range(16):
-            low = np.int32(block[96 + s % 8]) >> np.int32(s // 8 * 4)
-            high = np.int32(block[104 + s % 4]) >> np.int32(s // 4 * 2)
-            dl = d * np.float32(np.int32(((low & _LOW) | ((high & _TWO) << np.int32(4))) - np.int32(32)))
-            codes, part, shift = block[32 + 32 * (s // 8) + 16 * (s % 2) :], floats[16 * s :], np.int32(s // 2 % 4 * 2)
-            tops, top = block[16 * (s % 2) :], np.int32(s // 2)
+        d = _half(raw[b], 108)
+        for s in range(4):
+            half, at = s // 2, 16 * (s % 2)
+            codes, tops, part = raw[b, 32 + 32 * half + at :], raw[b, at:], out[b, 128 * half + at :]
+            first, top = 8 * half + s % 2, np.int32(4 * half)
+            d0, d1 = d * _scale_q3_k(raw[b], first), d * _scale_q3_k(raw[b], first + 2)
+            d2, d3 = d * _scale_q3_k(raw[b], first + 4), d * _scale_q3_k(raw[b], first + 6)
             for j in range(16):
-                without = np.int32(((np.int32(tops[j]) >> top) & _ONE) ^ _ONE)
-                q = np.int32((np.int32(codes[j]) >> shift) & _TWO) - np.int32(without << np.int32(2))
-                part[j] = dl * np.float32(np.int32(q))
+                q = np.int32(codes[j])
+                t = np.int32(np.int32(tops[j]) >> top)
+                part[j] = d0 * np.float32(np.int32((q & _TWO) + ((t & _ONE) << np.int32(2)) - _FOUR))
+                part[j + 32] = d1 * np.float32(
+                    np.int32(((q >> np.int32(2)) & _TWO) + ((t << np.int32(1)) & _FOUR) - _FOUR)
+                )
+                part[j + 64] = d2 * np.float32(np.int32(((q >> np.int32(4)) & _TWO) + (t & _FOUR) - _FOUR))
+                part[j + 96] = d3 * np.float32(np.int32((q >> np.int32(6)) + ((t >> np.int32(1)) & _FOUR) - _FOUR))
 
 
 @_compiled
@@ -186,10 +217,9 @@ def _scale_and_minimum(block: Array, s: int) -> tuple[np.int32, np.int32]:
     if s < 4:
         return np.int32(np.int32(block[4 + s]) & _SIX), np.int32(np.int32(block[8 + s]) & _SIX)
     low, scale, minimum = np.int32(block[8 + s]), np.int32(block[s]), np.int32(block[4 + s])
-    top = np.int32(48)
     return (
-        np.int32((low & _LOW) | ((scale >> np.int32(2)) & top)),
-        np.int32((low >> np.int32(4)) | ((minimum >> np.int32(2)) & top)),
+        np.int32((low & _LOW) | ((scale >> np.int32(2)) & _TOP)),
+        np.int32((low >> np.int32(4)) | ((minimum >> np.int32(2)) & _TOP)),
     )
 
 
@@ -198,14 +228,17 @@ def _scale_and_minimum(block: Array, s: int) -> tuple[np.int32, np.int32]:
 def decode_q4_k(raw: Array, out: Array) -> None:
     """The scales' scale and the minima's; 8 scales and minima; 256 codes of four bits."""
     for b in range(raw.shape[0]):
-        block, floats = raw[b], out[b]
-        d, dmin = _half(block, 0), _half(block, 2)
-        for s in range(8):  # 32 floats each: the low or the high halves of 32 bytes
-            scale, minimum = _scale_and_minimum(block, s)
-            dl, ml = d * np.float32(scale), dmin * np.float32(minimum)
-            codes, part, shift = block[16 + 32 * (s // 2) :], floats[32 * s :], np.int32(s % 2 * 4)
-            for j in range(32):
-                part[j] = dl * np.float32(np.int32((np.int32(codes[j]) >> shift) & _LOW)) - ml
+        d, dmin = _half(raw[b], 0), _half(raw[b], 2)
+        for s in range(0, 8, 2):  # the low halves of 32 bytes, then the high ones
+            scale, minimum = _scale_and_minimum(raw[b], s)
+            d0, m0 = d * np.float32(scale), dmin * np.float32(minimum)
+            scale, minimum = _scale_and_minimum(raw[b], s + 1)
+            d1, m1 = d * np.float32(scale), dmin * np.float32(minimum)
+            codes, part = raw[b, 16 + 16 * s : 48 + 16 * s], out[b, 32 * s :]
+            for j in range(len(codes)):
+                q = np.int32(codes[j])
+                part[j] = d0 * np.float32(np.int32(q & _LOW)) - m0
+                part[j + 32] = d1 * np.float32(np.int32(q >> np.int32(4))) - m1
 
 
 @_compiled
@@ -228,21 +261,24 @@ def decode_q5_k(raw: Array, out: Array) -> None:
 @_compiled
 @no_type_check
 def decode_q6_k(raw: Array, out: Array) -> None:
-    """Low halves of 256 codes, their high pairs; 16 signed scales; the scales' scale; codes count less 32."""
+    """Low halves of 256 codes, their high pairs; 16 signed scales; the scales' scale; codes count less 32.
+
+    Of 128 floats, groups of 32 take the low halves of 64 bytes, then their high ones; a scale is for half a group.
+    """
     for b in range(raw.shape[0]):
-        block, floats = raw[b], out[b]
-        d, scales = _half(block, 208), block[192:208].view(np.int8)
-        for s in range(16):
-            # 16 floats each. Of 128 floats, groups of 32 take low halves of 64 bytes, then their high ones.
-            dl = d * np.float32(np.int32(scales[s]))
-            half, group, at = s // 8, s // 2 % 4, 16 * (s % 2)
-            codes, shift = block[64 * half + 32 * (group % 2) + at :], np.int32(group // 2 * 4)
-            tops, top = block[128 + 32 * half + at :], np.int32(group * 2)
-            part = floats[16 * s :]
+        d, scales = _half(raw[b], 208), raw[b, 192:208].view(np.int8)
+        for s in range(4):
+            half, at = s // 2, 16 * (s % 2)
+            codes, tops = raw[b, 64 * half + at :], raw[b, 128 + 32 * half + at :]
+            part, first = out[b, 128 * half + at :], 8 * half + s % 2
+            d0, d1 = d * np.float32(np.int32(scales[first])), d * np.float32(np.int32(scales[first + 2]))
+            d2, d3 = d * np.float32(np.int32(scales[first + 4])), d * np.float32(np.int32(scales[first + 6]))
             for j in range(16):
-                high = np.int32(((np.int32(tops[j]) >> top) & _TWO) << np.int32(4))
-                q = np.int32(((np.int32(codes[j]) >> shift) & _LOW) | high)
-                part[j] = dl * np.float32(np.int32(q - np.int32(32)))
+                p, q, t = np.int32(codes[j]), np.int32(codes[j + 32]), np.int32(tops[j])
+                part[j] = d0 * np.float32(np.int32(((p & _LOW) | ((t << np.int32(4)) & _TOP)) - _MIDDLE))
+                part[j + 32] = d1 * np.float32(np.int32(((q & _LOW) | ((t << np.int32(2)) & _TOP)) - _MIDDLE))
+                part[j + 64] = d2 * np.float32(np.int32(((p >> np.int32(4)) | (t & _TOP)) - _MIDDLE))
+                part[j + 96] = d3 * np.float32(np.int32(((q >> np.int32(4)) | ((t >> np.int32(2)) & _TOP)) - _MIDDLE))
 
 
 def interpreted() -> bool:

@@ -246,13 +246,14 @@ def test_a_missing_tensor_is_named(name: str, folder: Path):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn], ids=["int8", "uint8", "fp8"])
-def test_a_quantised_tensor_is_refused_with_its_dtype(dtype: torch.dtype, folder: Path):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=["int8", "uint8"])
+def test_codes_without_their_scales_are_refused_with_their_dtype(dtype: torch.dtype, folder: Path):
     name = "model.layers.1.mlp.up_proj.weight"
     damaged(folder, lambda w: w.update({name: torch.ones(56, 48).to(dtype)}))
     assert refused_model(CheckpointError, folder) == (
-        f"Tensor '{name}' is stored as {str(dtype).removeprefix('torch.')}, but float32, bfloat16 or float16 is "
-        "expected; quantised checkpoints are not read: use the unquantised one."
+        f"Tensor '{name}' is stored as {str(dtype).removeprefix('torch.')} [56, 48] without what would tell its form: "
+        "weights are read as floats, or in fp8, NF4, GPTQ, AWQ, compressed-tensors, MXFP4, NVFP4, MLX or GGUF; take "
+        "the unquantised checkpoint."
     )
 
 
@@ -647,9 +648,32 @@ def test_any_accepted_answer_that_does_not_align_may_be_spelled_by_the_top_token
     assert run.rows.filter(lens="logit", layer=0)["is_answer"].item() is spelled
 
 
-def test_a_config_that_asks_for_quantised_weights_is_refused(folder: Path):
+def test_a_flag_left_behind_on_plain_weights_is_noted_and_does_no_harm(folder: Path):
+    plain = CausalLM.open(folder, device="cpu").forward([[0, 45]]).logits
     change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-    assert "asks for quantised weights" in refused_model(ModelError, folder)
+    model = CausalLM.open(folder, device="cpu")
+    assert model.checkpoint.notes == (
+        "config.json asks for bitsandbytes, but no weight is quantised: its `quantization_config` is ignored.",
+    )
+    assert torch.equal(model.forward([[0, 45]]).logits, plain)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod."])
+def test_what_wrapped_models_put_before_names_is_taken_off_and_noted(prefix: str, folder: Path):
+    plain = CausalLM.open(folder, device="cpu").forward([[0, 45]]).logits
+    weights = load_file(folder / "model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+    model = CausalLM.open(folder, device="cpu")
+    assert model.checkpoint.notes == (f"Names of tensors held '{prefix}', which was taken off.",)
+    assert torch.equal(model.forward([[0, 45]]).logits, plain)
+
+
+def test_two_sets_of_the_same_weights_are_refused(folder: Path):
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    shutil.copy(folder / "model.fp16.safetensors", folder / "model.fp32.safetensors")
+    sentence = refused_model(CheckpointError, folder)
+    assert "model.fp16.safetensors and model.fp32.safetensors both hold tensor" in sentence
+    assert "leave one of them in the folder" in sentence
 
 
 def test_bos_that_the_tokenizer_does_not_have_is_refused_if_asked_for(tiny):

@@ -244,7 +244,7 @@ class CausalLM:
     @cached_property
     def stored_dtype(self) -> str:
         """Dtype of the weights on disk, by the unembedding's."""
-        return self.unembedding.weight.storage
+        return self.checkpoint.storage or self.unembedding.weight.storage
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from layerscope.errors import CheckpointError
+from layerscope.model.packed_weights import packed_weights
 from layerscope.model.tensor_files import Place, TensorFiles, page_of
+from layerscope.stored.recognise import Available, recognise, unused_flag
 from layerscope.stored.weight import DenseWeight, StoredWeight, bytes_of
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -122,52 +125,113 @@ def _hub_explained(what: str, revision: str | None) -> Iterator[None]:
 
 
 class Checkpoint(TensorFiles):
-    """The safetensors files of a folder, memory-mapped: a tensor costs no memory until its pages are read."""
+    """The safetensors files of a folder, memory-mapped: a tensor costs no memory until its pages are read.
+
+    Quantised weights are found by their tensors, and go by the name of the weight that they are.
+    """
 
     format = "safetensors"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quantization: Mapping[str, Any] | None = None) -> None:
         """Open every shard and check that each is whole.
 
+        Args:
+            folder: where they lie.
+            quantization: what config.json says of how weights are quantised.
+
         Raises:
-            CheckpointError: no safetensors, a shard that the index names but the folder lacks, or a damaged file.
+            CheckpointError: no safetensors, a shard that the index names but the folder lacks, a damaged file, two
+                files with the same tensors, or weights in a form that is not read.
         """
-        self.folder = folder
+        self.folder, self._quantization = folder, quantization
         self._handles: dict[Path, Any] = {file: _open(file) for file in _shards(folder)}
-        self._file_of: dict[str, Path] = {}
-        for file, handle in self._handles.items():
-            for name in handle.keys():  # noqa: SIM118
-                if name in self._file_of:
-                    raise _twice(name, self._file_of[name], file)
-                self._file_of[name] = file
-        self._places = {name: place for file in self._handles for name, place in _places(file)}
+        places = [place for file in self._handles for place in _places(file)]
+        self._plain = plain_names([place.name for place in places])
+        self._places: dict[str, Place] = {}
+        for place in places:
+            name = self._plain[place.name]
+            if name in self._places:
+                raise _twice(name, self._places[name].file, place.file)
+            self._places[name] = place
         # Where a file's first byte is mapped: told by any of its tensors that is not empty.
-        one_of = {place.file: name for name, place in self._places.items() if place.start < place.stop}
+        one_of = {place.file: place for place in places if place.start < place.stop}
         self._mapped_at = {
-            file: page_of(self._handles[file].get_tensor(name).data_ptr() - self._places[name].start)
-            for file, name in one_of.items()
+            file: page_of(self._mapped(place).data_ptr() - place.start) for file, place in one_of.items()
         }
+        self._packed = packed_weights(self._available, quantization, self._by_name)
+
+    @cached_property
+    def _available(self) -> Available:
+        tensors = ((name, self._mapped(place)) for name, place in self._places.items())
+        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors}
+
+    def _mapped(self, place: Place) -> torch.Tensor:
+        tensor: torch.Tensor = self._handles[place.file].get_tensor(place.name)
+        return tensor
+
+    def _by_name(self, name: str) -> torch.Tensor:
+        return self._mapped(self._places[name])
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All shards."""
         return tuple(self._handles)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
-        return tuple(self._handles[self._file_of[name]].get_slice(name).get_shape())
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors, a quantised weight's being one."""
+        taken = {part for packed in self._packed.values() for part in packed.recognised.names} - self._packed.keys()
+        return (*(name for name in self._places if name not in taken), *(self._packed.keys() - self._places.keys()))
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as stored, its memory being the file's pages.
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was taken off the names, and a flag left behind in config.json."""
+        flag = unused_flag(self._quantization, [packed.recognised for packed in self._packed.values()])
+        taken_off = sorted({stored.removesuffix(plain) for stored, plain in self._plain.items() if stored != plain})
+        named = [f"Names of tensors held '{part or COMPILED}', which was taken off." for part in taken_off]
+        return (*named, *([] if flag is None else [flag]))
+
+    @property
+    def storage(self) -> str | None:
+        """The forms of its quantised weights, those with the most bytes first; None where there are none."""
+        sizes: dict[str, int] = {}
+        for packed in self._packed.values():
+            sizes[packed.made.storage] = sizes.get(packed.made.storage, 0) + packed.made.nbytes
+        return ", ".join(sorted(sizes, key=lambda storage: -sizes[storage])) or None
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Tensors of which a quantised weight is made; itself where it is none."""
+        return tuple(sorted(self._packed[name].recognised.names)) if name in self._packed else (name,)
+
+    def explain_missing(self, name: str) -> None:
+        """Say so where a weight is there in a form that is not read.
 
         Raises:
-            CheckpointError: a dtype that is neither float nor understood here (quantised checkpoints).
+            CheckpointError: it is.
         """
-        tensor: torch.Tensor = self._handles[self._file_of[name]].get_tensor(name)
+        recognise(name, self._available, self._quantization)
+
+    def place(self, name: str) -> Place | None:
+        """Where a tensor lies; None of a quantised weight, which does not lie in one place."""
+        return None if name in self._packed else self._places[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        return self._packed[name].shape if name in self._packed else tuple(self._available[name][0])
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor as stored, its memory being the file's pages; of a quantised weight its floats.
+
+        Raises:
+            CheckpointError: numbers that are no floats and no quantised weight.
+        """
+        if name in self._packed:
+            return self._packed[name].whole()
+        tensor = self._by_name(name)
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise CheckpointError(
                 f"Tensor '{name}' is stored as {str(tensor.dtype).removeprefix('torch.')}, but float32, bfloat16 or "
-                "float16 is expected; quantised checkpoints are not read: use the unquantised one."
+                "float16 is expected, or a quantised form that is known; use the unquantised checkpoint."
             )
         return tensor
 
@@ -177,18 +241,33 @@ class Checkpoint(TensorFiles):
         Raises:
             CheckpointError: as `tensor`.
         """
-        return DenseWeight(self.tensor(name))
+        packed = self._packed.get(name)
+        return DenseWeight(self.tensor(name)) if packed is None or packed.stack is not None else packed.made
 
     def excerpt(self, name: str) -> bytes:
-        """Shape, dtype and a few rows of a tensor, to tell it from another.
+        """Shape, dtype and a few rows of a tensor, or of those that a quantised weight is made of."""
+        return b"".join(_excerpt(self._by_name(part)) for part in self.parts(name))
 
-        Raises:
-            CheckpointError: as `tensor`.
-        """
-        tensor = self.tensor(name)
-        rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
-        few = rows[:: max(1, len(rows) // 4), :1024]
-        return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + bytes_of(few)
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts before names, or between their parts."""
+_WRAPPERS = ("module.", "base_model.model.")
+"""What others put before every name: torch's parallel wrappers, PEFT."""
+
+
+def plain_names(stored: Sequence[str]) -> dict[str, str]:
+    """Names as a model knows them, by those that wrapped models were saved under."""
+    plain = {name: name.replace(COMPILED, "") for name in stored}
+    for wrapper in (*_WRAPPERS, *_WRAPPERS):  # one may lie in the other
+        if plain and all(name.startswith(wrapper) for name in plain.values()):
+            plain = {name: shorter.removeprefix(wrapper) for name, shorter in plain.items()}
+    return plain
+
+
+def _excerpt(tensor: torch.Tensor) -> bytes:
+    rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
+    few = rows[:: max(1, len(rows) // 4), :1024]
+    return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + bytes_of(few)
 
 
 def _twice(name: str, first: Path, second: Path) -> CheckpointError:
@@ -272,14 +351,14 @@ def _open(file: Path) -> Any:
         ) from error
 
 
-def _places(file: Path) -> list[tuple[str, Place]]:
+def _places(file: Path) -> list[Place]:
     """Byte ranges from the header: its length as 8 bytes, then JSON with offsets relative to what follows it."""
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(length))
     base = 8 + length
     return [
-        (name, Place(name, file, base + entry["data_offsets"][0], base + entry["data_offsets"][1]))
+        Place(name, file, base + entry["data_offsets"][0], base + entry["data_offsets"][1])
         for name, entry in header.items()
         if name != "__metadata__"
     ]

@@ -55,11 +55,6 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
             f"This '{config.model_type}' model is an encoder-decoder, but layerscope probes decoders only; give a "
             "decoder-only model."
         )
-    if getattr(config, "quantization_config", None):
-        raise ModelError(
-            "The checkpoint's config asks for quantised weights, which layerscope does not read; use the unquantised "
-            "checkpoint."
-        )
     saved_from = set(config.architectures or ())
     if saved_from and not saved_from & classes(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) and not wants_code and not wrapped:
         raise ModelError(
@@ -72,6 +67,16 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
             "model."
         )
     return config
+
+
+def quantization_of(config: Any) -> dict[str, Any] | None:
+    """What a config says of how weights are quantised; MLX has a word of its own for it. None where it says nothing."""
+    for holder in (config, config.get_text_config()):
+        for key in ("quantization_config", "quantization"):
+            said = getattr(holder, key, None)
+            if said:
+                return dict(said) if isinstance(said, Mapping) else dict(said.to_dict())
+    return None
 
 
 def build_empty(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:

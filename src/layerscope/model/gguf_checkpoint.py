@@ -38,8 +38,8 @@ class GgufCheckpoint(TensorFiles):
 
     @property
     def storage(self) -> str:
-        """How most of its bytes are stored: `GGUF Q4_K`."""
-        return f"GGUF {next(iter(self.header.type_counts), 'empty')}"
+        """Types of its tensors, those with the most bytes first: `GGUF Q4_K, Q6_K, F32`."""
+        return f"GGUF {', '.join(self.header.type_counts)}"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape in floats."""

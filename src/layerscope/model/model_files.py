@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from layerscope.model.checkpoint import Checkpoint, Source, parts_of
-from layerscope.model.config import read_config
+from layerscope.model.config import quantization_of, read_config
 from layerscope.model.tensor_files import TensorFiles
 
 
@@ -40,7 +40,7 @@ def open_files(source: Source, trust_remote_code: bool) -> ModelFiles:
     """
     if source.gguf is None:
         config = read_config(source.folder, trust_remote_code)
-        return ModelFiles(config, Checkpoint(source.folder), None)
+        return ModelFiles(config, Checkpoint(source.folder, quantization_of(config)), None)
     # Only here, because the package behind them takes half a second to import.
     from layerscope.model.gguf_checkpoint import GgufCheckpoint
     from layerscope.model.gguf_header import read_header

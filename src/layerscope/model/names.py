@@ -22,5 +22,5 @@ def map_names(model: Any, checkpoint: TensorFiles) -> dict[str, Stored]:
         from layerscope.model.gguf_names import gguf_stored
 
         divide_frequencies(model, checkpoint)
-        return completed(model, gguf_stored(model, checkpoint))
-    return completed(model, stored_by(get_model_conversion_mapping(model), model, checkpoint))
+        return completed(model, checkpoint, gguf_stored(model, checkpoint))
+    return completed(model, checkpoint, stored_by(get_model_conversion_mapping(model), model, checkpoint))

@@ -95,7 +95,7 @@ def _converted(
     }
 
 
-def completed(model: Any, stored: dict[str, Stored]) -> dict[str, Stored]:
+def completed(model: Any, checkpoint: TensorFiles, stored: dict[str, Stored]) -> dict[str, Stored]:
     """What was found, and tied tensors under all their names.
 
     Raises:
@@ -110,7 +110,7 @@ def completed(model: Any, stored: dict[str, Stored]) -> dict[str, Stored]:
             stored[source] = stored[name]
     missing = [name for name, tensor in wanted.items() if name not in stored and tensor.is_meta]
     if missing:
-        raise CheckpointError(
+        raise checkpoint.refusal(missing[0]) or CheckpointError(
             f"The model needs {len(wanted)} tensors, but {len(missing)} of them are not in the checkpoint "
             f"(first: {missing[0]}); use the checkpoint that belongs to this config.json."
         )

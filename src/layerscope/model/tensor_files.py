@@ -136,6 +136,20 @@ class TensorFiles(ABC):
     def files(self) -> tuple[Path, ...]:
         """All files."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how they were read."""
+        return ()
+
+    @property
+    def storage(self) -> str | None:
+        """In what forms matrices are stored, those with the most bytes first; None where all are plain floats."""
+        return None
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Names in the files of what together is a tensor."""
+        return (name,)
+
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
@@ -169,25 +183,29 @@ class TensorFiles(ABC):
         """Size of all files."""
         return sum(file.stat().st_size for file in self.files)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """All tensor names, in the files' order."""
         return tuple(self._places)
 
-    def place(self, name: str) -> Place:
-        """Where a tensor lies."""
-        return self._places[name]
+    def refusal(self, name: str) -> CheckpointError | None:
+        """Why a weight is missed although something of that name is there; None where nothing is."""
+        return None
+
+    def place(self, name: str) -> Place | None:
+        """Where a tensor lies; None where it does not lie in one place."""
+        return self._places.get(name)
 
     def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
         """The bytes of some tensors, in parts that are read at once."""
-        for name in names:
-            place = self._places[name]
+        for part in (part for name in names for part in self.parts(name)):
+            place = self._places[part]
             if place.start == place.stop:
                 continue
             base = self._mapped_at[place.file]
             for start in range(place.start, place.stop, PIECE_BYTES):
                 size = min(PIECE_BYTES, place.stop - start)
-                yield Piece(name, place.file, start, None if base is None else base + start, size)
+                yield Piece(part, place.file, start, None if base is None else base + start, size)
 
     def let_go(self, names: Iterable[str]) -> None:
         """Let the page cache forget some tensors, so that others' files stay in it; they can still be read."""

@@ -88,6 +88,11 @@ class Recognised:
     """The names of its tensors, by what they are."""
 
     @property
+    def is_packed(self) -> bool:
+        """Whether it is anything but plain floats."""
+        return self.storage.name != _PLAIN
+
+    @property
     def names(self) -> frozenset[str]:
         """All tensors that belong to it."""
         return frozenset(self.parts.values())
@@ -352,6 +357,7 @@ REFUSED = (
     Refused("BitNet", methods=("bitnet",)),
     Refused("HIGGS", methods=("higgs",)),
     Refused("Quanto", ("weight._data",), ("quanto",)),
+    Refused("codes of GPTQ or AWQ without their scales", ("qweight",)),
 )
 
 

@@ -327,7 +327,7 @@ class Refused:
         """
         by_tensors = bool(self.parts) and all(weight.there(end) for end in self.parts)
         method = str(weight.config.get("quant_method", "")).lower()
-        if by_tensors or (method in self.methods and not weight.there("weight")):
+        if by_tensors or method in self.methods:  # plain floats have been recognised before
             raise CheckpointError(
                 f"'{weight.name}' is stored as {self.name}, which is not read: take the unquantised checkpoint, or a "
                 f"variant in {_READABLE}."
@@ -348,10 +348,10 @@ REFUSED = (
     Refused("GPTQ for Marlin", ("B", "s")),
     Refused("a sparse form of compressed-tensors", ("weight_packed", "meta")),
     Refused("a sparse form of compressed-tensors", ("weight.compressed", "weight.bitmask")),
-    Refused("MLX's floats of four bits", ("weight", "scales")),
     Refused("BitNet", methods=("bitnet",)),
     Refused("HIGGS", methods=("higgs",)),
     Refused("Quanto", ("weight._data",), ("quanto",)),
+    Refused("MLX's floats of four bits", ("weight", "scales")),
 )
 
 

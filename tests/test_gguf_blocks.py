@@ -25,6 +25,8 @@ HALVES = {  # where the float16 scales of a block are
     "Q4_K": [0, 2],
     "Q5_K": [0, 2],
     "Q6_K": [208],
+    "IQ4_NL": [0],
+    "IQ4_XS": [0],
 }
 EXTREME = np.array(
     [0, 0x8000, 1, 0x8001, 0x03FF, 0x83FF, 0x0400, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7C01, 0x7E00, 0xFFFF]
@@ -68,7 +70,7 @@ def test_rows_are_those_of_the_package_gguf_bit_for_bit(name: str):
         assert np.isnan(due).any() and np.isinf(due).any()
 
 
-@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("name", [*HALVES, "MXFP4"])
 def test_a_compiled_loop_decodes_each_common_type(name: str):
     raw = torch.from_numpy(random_blocks(name, 2, 1))
     assert GgufWeight(raw, GGML_QUANT_SIZES[GGMLQuantizationType[name]][0], GGMLQuantizationType[name].value)._loop

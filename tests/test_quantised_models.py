@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import PROMPTS, tiny_tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from layerscope import probe
 from layerscope.model.causal_lm import CausalLM
 from layerscope.stored.recognise import recognise
+from tiny_models import PROMPTS, tiny_tokenizer
 
 GENERATOR = torch.Generator().manual_seed(5)
 TEXT = {

@@ -241,11 +241,17 @@ def test_plain_floats_are_floats_whatever_the_config_says():
         ("torchao", ["_weight_qdata"], None),
         ("HQQ", [], {"quant_method": "hqq"}),
         ("Quanto", ["weight._data", "weight._scale"], None),
+        ("BitNet", ["weight", "weight_scale"], {"quant_method": "bitnet"}),
+        ("HIGGS", ["weight", "scales"], {"quant_method": "higgs"}),
+        ("MLX's floats of four bits", ["weight", "scales"], None),
+        ("a packing of GPTQ or AWQ for one kind of kernel", ["qweight", "qzeros", "scales"], None),
+        ("a sparse form of compressed-tensors", ["weight_packed", "meta"], None),
+        ("GPTQ for Marlin", ["B", "s"], None),
     ],
 )
 def test_forms_that_are_not_read_are_refused_by_their_names(name: str, ends: list[str], config: dict | None):
     with pytest.raises(CheckpointError, match=f"'m.weight' is stored as {name}, .*take the unquantised"):
-        recognise("m.weight", {f"m.{end}": ((8, 8), torch.int32) for end in ends}, config)
+        recognise("m.weight", {f"m.{end}": ((8, 8 + i), torch.int32) for i, end in enumerate(ends)}, config)
 
 
 def test_bytes_that_nothing_explains_and_tensors_that_do_not_go_together_are_refused():

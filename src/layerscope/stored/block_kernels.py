@@ -281,6 +281,54 @@ def decode_q6_k(raw: Array, out: Array) -> None:
                 part[j + 96] = d3 * np.float32(np.int32(((q >> np.int32(4)) | ((t >> np.int32(2)) & _TOP)) - _MIDDLE))
 
 
+_UNEVEN = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+"""What the codes of IQ4_NL and IQ4_XS stand for."""
+_E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+"""What the codes of MXFP4 stand for, twice."""
+
+
+@_compiled
+@no_type_check
+def _by_halves(codes: Array, values: Array, d: np.float32, floats: Array) -> None:
+    """32 floats from 16 bytes by a table: their low halves, then the high ones."""
+    for j in range(16):
+        q = np.int32(codes[j])
+        floats[j] = d * values[q & _LOW]
+        floats[j + 16] = d * values[q >> np.int32(4)]
+
+
+@_compiled
+@no_type_check
+def decode_iq4_nl(raw: Array, out: Array) -> None:
+    """Scale; 32 codes of an uneven table."""
+    for b in range(raw.shape[0]):
+        _by_halves(raw[b, 2:], _UNEVEN, _half(raw[b], 0), out[b])
+
+
+@_compiled
+@no_type_check
+def decode_iq4_xs(raw: Array, out: Array) -> None:
+    """The scales' scale; high pairs and low halves of 8 scales less 32; 256 codes of the same table."""
+    for b in range(raw.shape[0]):
+        d, highs = _half(raw[b], 0), np.int32(raw[b, 2]) | np.int32(np.int32(raw[b, 3]) << np.int32(8))
+        for s in range(8):
+            low = (np.int32(raw[b, 4 + s // 2]) >> np.int32(s % 2 * 4)) & _LOW
+            scale = np.int32((low | (((highs >> np.int32(2 * s)) & _TWO) << np.int32(4))) - np.int32(32))
+            _by_halves(raw[b, 8 + 16 * s :], _UNEVEN, d * np.float32(scale), out[b, 32 * s :])
+
+
+@_compiled
+@no_type_check
+def decode_mxfp4(raw: Array, out: Array) -> None:
+    """A power of two, here halved; 32 codes of floats of four bits, here doubled."""
+    for b in range(raw.shape[0]):
+        e = np.uint32(raw[b, 0])
+        bits = (
+            np.uint32(np.uint32(0x00200000) << e) if e < 2 else np.uint32(np.uint32(e - np.uint32(1)) << np.uint32(23))
+        )
+        _by_halves(raw[b, 1:], _E2M1_DOUBLED, _float_of_bits(bits), out[b])
+
+
 def interpreted() -> bool:
     """Whether the compiler was told to compile nothing (`NUMBA_DISABLE_JIT`), and the loops would take hours."""
     return bool(numba.config.DISABLE_JIT)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, no_type_check
 
 import numba
+import numpy as np
 
 Array = Any
 """A NumPy array; the compiler knows its type, and no other checker of types has a say in what it compiles."""
@@ -58,6 +59,27 @@ def scaled(codes: Array, table: Array, bits: Array, floats: Array, scale: Array,
         group, s, b = floats[g], scale[g], bias[g]
         for j in range(len(group)):
             group[j] = group[j] * s + b
+
+
+@_compiled
+@no_type_check
+def by_column(floats: Array, scale: Array, zero: Array, group_of: Array) -> None:
+    """In place, `(floats[r, j] - zero[r, g]) scale[r, g]` with g the group of column j."""
+    for r in range(floats.shape[0]):
+        row, s, z = floats[r], scale[r], zero[r]
+        for j in range(len(group_of)):
+            g = group_of[j]
+            row[j] = (row[j] - z[g]) * s[g]
+
+
+@_compiled
+@no_type_check
+def half_bytes(words: Array, place: Array, shift: Array, codes: Array) -> None:
+    """`codes[r, j]`, four bits of the 32 in `words[place[r], j]`, from `shift[r]` on."""
+    for r in range(codes.shape[0]):
+        some, row, s = words[place[r]], codes[r], shift[r]
+        for j in range(len(row)):
+            row[j] = np.uint8(np.uint32(some[j] >> s) & np.uint32(15))
 
 
 def interpreted() -> bool:

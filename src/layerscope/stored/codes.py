@@ -23,6 +23,8 @@ class CodedWeight(StoredWeight):
 
     group: int
     """Neighbours in a row that share a scale; 1 where scales are given entry by entry."""
+    group_of: Int[Tensor, " d_in"] | None = None
+    """The group of each column, where groups are not of neighbours."""
 
     def __init__(
         self,
@@ -83,7 +85,12 @@ class CodedWeight(StoredWeight):
         else:
             kind = torch.int64 if floats == 2 else torch.int32
             table, bits = self._table.view(kind).flatten().numpy(), out.view(kind)
-            if self.group > 1 and scale.shape[1] * self.group == self.shape[1] and self.group % floats == 0:
+            if (
+                self.group_of is None
+                and self.group > 1
+                and scale.shape[1] * self.group == self.shape[1]
+                and self.group % floats == 0
+            ):
                 other = bias if bias is not None else torch.zeros_like(scale) if zero is None else zero
                 (kernels.centred if bias is None else kernels.scaled)(
                     codes.reshape(scale.numel(), -1).numpy(),
@@ -95,6 +102,10 @@ class CodedWeight(StoredWeight):
                 )
                 return
             kernels.look_up(codes.contiguous().numpy(), table, bits.numpy())
+            if self.group_of is not None and bias is None:
+                other = torch.zeros_like(scale) if zero is None else zero
+                kernels.by_column(out.numpy(), scale.numpy(), other.numpy(), self.group_of.numpy())
+                return
         if zero is not None:
             out -= self._spread(zero)
         out *= self._spread(scale)
@@ -103,6 +114,8 @@ class CodedWeight(StoredWeight):
 
     def _spread(self, values: Float[Tensor, "rows groups"]) -> Float[Tensor, "rows d_in"]:
         """A value for each entry."""
+        if self.group_of is not None:
+            return values[:, self.group_of]
         return values.repeat_interleave(self.group, 1)[:, : self.shape[1]] if self.group > 1 else values
 
 

@@ -36,13 +36,13 @@ class PackQuantizedWeight(CodedWeight):
         """
         self._packed, self._zero, self._bits = packed, zero, bits
         self._scale = scale.reshape(-1, 1).expand(len(packed), -1) if scale.numel() == 1 else _columns(scale)
-        self._group_of = None if group_of is None or bool((group_of < 0).any()) else group_of.long()
+        self.group_of = None if group_of is None or bool((group_of < 0).any()) else group_of.long()
         super().__init__(
             (len(packed), n_columns),
             f"compressed-tensors int{bits}",
             (packed, scale, zero, group_of),
             integers(bits, 0 if zero is not None else 1 << (bits - 1)),
-            1 if self._group_of is not None else -(-n_columns // self._scale.shape[1]),
+            -(-n_columns // self._scale.shape[1]),
         )
 
     def codes(self, rows: Rows) -> Tensor:
@@ -50,19 +50,16 @@ class PackQuantizedWeight(CodedWeight):
         return self._packed[rows].contiguous().view(torch.uint8)
 
     def scales(self, rows: Rows) -> Float[Tensor, "rows groups"]:
-        """The groups' scales, or each column's own."""
-        return self._by_column(as_scales(self._scale[rows]))
+        """The groups' scales."""
+        return as_scales(self._scale[rows])
 
     def zeros(self, rows: Rows) -> Float[Tensor, "rows groups"] | None:
-        """The groups' zero points, or each column's own."""
+        """The groups' zero points."""
         if self._zero is None:
             return None
         at = numbers(rows) * self._bits
         words = self._zero[at // 32] >> (at % 32).int()[:, None]
-        return self._by_column((words & ((1 << self._bits) - 1)).float())
-
-    def _by_column(self, values: Float[Tensor, "rows groups"]) -> Float[Tensor, "rows columns"]:
-        return values if self._group_of is None else values[:, self._group_of]
+        return (words & ((1 << self._bits) - 1)).float()
 
 
 class MlxWeight(CodedWeight):

@@ -4,7 +4,6 @@ What a config says (`quantization_config`) only settles what the tensors leave o
 weights does no harm, and packed weights without a flag are read.
 """
 
-import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,13 +46,9 @@ class Weight:
         """The name of a tensor that belongs to it: `+_blocks` is appended, `weight_scale` stands beside the weight."""
         return self.name + end[1:] if end.startswith("+") else f"{self.name.removesuffix('weight')}{end}"
 
-    def there(self, pattern: str) -> str | None:
-        """What a part is called that is there, `*` standing for anything."""
-        if "*" not in pattern:
-            return pattern if self.part(pattern) in self.available else None
-        whole = self.part(pattern)
-        found = next((name for name in self.available if fnmatch.fnmatchcase(name, whole)), None)
-        return None if found is None else found.removeprefix(self.part(""))
+    def there(self, end: str) -> bool:
+        """Whether a part is there."""
+        return self.part(end) in self.available
 
     def size(self, end: str) -> tuple[int, ...]:
         """The shape of a part."""
@@ -133,10 +128,9 @@ def recognise(
     """
     weight = Weight(name, available, config or {}, shape)
     for storage in STORAGES:
-        ends = [weight.there(end) for end in storage.parts]
-        if all(end is not None for end in ends) and storage.fits(weight):
-            found = [*ends, *(weight.there(end) for end in storage.others)]
-            return Recognised(weight, storage, {end: weight.part(end) for end in found if end is not None})
+        if all(weight.there(end) for end in storage.parts) and storage.fits(weight):
+            found = [*storage.parts, *(end for end in storage.others if weight.there(end))]
+            return Recognised(weight, storage, {end: weight.part(end) for end in found})
     for refused in REFUSED:
         refused.check(weight)
     if name in available:
@@ -270,6 +264,17 @@ def _inputs_in_words(weight: Weight) -> bool:
     return weight.size("qweight")[1] == weight.size("scales")[1]
 
 
+def _bitsandbytes(kind: str) -> Storage:
+    """The row of one table of four bits, which the name of a tensor says."""
+    return Storage(
+        f"bitsandbytes {kind.upper()}",
+        ("weight", "weight.absmax", "weight.quant_map", f"weight.quant_state.bitsandbytes__{kind}"),
+        _bitsandbytes_float4,
+        _has("weight", torch.uint8),
+        ("weight.nested_absmax", "weight.nested_quant_map"),
+    )
+
+
 _PLAIN = "floats"
 STORAGES = (
     Storage(_PLAIN, ("weight",), _plain, _has("weight", *_FLOATS)),
@@ -296,13 +301,8 @@ STORAGES = (
         _has("weight_packed", torch.int32),
         ("weight_zero_point", "weight_g_idx"),
     ),
-    Storage(
-        "bitsandbytes NF4 and FP4",
-        ("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__*"),
-        _bitsandbytes_float4,
-        _has("weight", torch.uint8),
-        ("weight.nested_absmax", "weight.nested_quant_map"),
-    ),
+    _bitsandbytes("nf4"),
+    _bitsandbytes("fp4"),
     Storage("GPTQ", ("qweight", "qzeros", "scales"), _gptq, _inputs_in_words, ("g_idx",)),
     Storage("AWQ", ("qweight", "qzeros", "scales"), _awq, _outputs_in_words),
     Storage("NVFP4", ("weight_packed", "weight_scale", "weight_global_scale"), _nvfp4),
@@ -332,7 +332,7 @@ class Refused:
         """
         by_tensors = bool(self.parts) and all(weight.there(end) for end in self.parts)
         method = str(weight.config.get("quant_method", "")).lower()
-        if by_tensors or (method in self.methods and not weight.there("weight")):
+        if by_tensors or method in self.methods:  # plain floats have been recognised before
             raise CheckpointError(
                 f"'{weight.name}' is stored as {self.name}, which is not read: take the unquantised checkpoint, or a "
                 f"variant in {_READABLE}."
@@ -347,16 +347,17 @@ REFUSED = (
     Refused("VPTQ", ("indices", "centroids"), ("vptq",)),
     Refused("SpQR", ("dense_weights", "row_offsets"), ("spqr",)),
     Refused("HQQ", ("W_q",), ("hqq",)),
-    Refused("torchao", ("weight:*",), ("torchao",)),
-    Refused("torchao", ("_weight_*",), ("torchao",)),
+    Refused("torchao", ("weight:_data",), ("torchao",)),
+    Refused("torchao", ("weight:qdata",)),
+    Refused("torchao", ("_weight_qdata",)),
     Refused("a packing of GPTQ or AWQ for one kind of kernel", ("qweight", "scales")),
     Refused("GPTQ for Marlin", ("B", "s")),
     Refused("a sparse form of compressed-tensors", ("weight_packed", "meta")),
     Refused("a sparse form of compressed-tensors", ("weight.compressed", "weight.bitmask")),
-    Refused("MLX's floats of four bits", ("weight", "scales")),
     Refused("BitNet", methods=("bitnet",)),
     Refused("HIGGS", methods=("higgs",)),
     Refused("Quanto", ("weight._data",), ("quanto",)),
+    Refused("MLX's floats of four bits", ("weight", "scales")),
     Refused("codes of GPTQ or AWQ without their scales", ("qweight",)),
 )
 

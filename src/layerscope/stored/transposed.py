@@ -6,6 +6,7 @@ from torch import Tensor
 
 from layerscope.stored.codes import CodedWeight, Rows, numbers, of_bytes
 from layerscope.stored.integers import integers
+from layerscope.stored.loops import loops
 
 
 class GptqWeight(CodedWeight):
@@ -34,7 +35,7 @@ class GptqWeight(CodedWeight):
         d_in = len(qweight) * 32 // bits
         group = -(-d_in // n_groups)
         in_order = group_of is None or torch.equal(group_of.long(), torch.arange(d_in) // group)
-        self._group_of = None if group_of is None or in_order else group_of.long()
+        self.group_of = None if group_of is None or in_order else group_of.long()
         self._qweight, self._scales, self._bits, self._less = qweight, scales, bits, int(first_version)
         self._zeros = qzeros.contiguous().view(torch.uint8)
         super().__init__(
@@ -42,7 +43,7 @@ class GptqWeight(CodedWeight):
             f"GPTQ int{bits}",
             (qweight, qzeros, scales, group_of),
             integers(bits),
-            group if in_order else 1,
+            group,
         )
 
     def codes(self, rows: Rows) -> Tensor:
@@ -50,17 +51,14 @@ class GptqWeight(CodedWeight):
         return self._qweight[:, rows].T.contiguous().view(torch.uint8)
 
     def scales(self, rows: Rows) -> Float[Tensor, "rows groups"]:
-        """The groups' scales, or each input's own."""
-        return self._by_input(self._scales[:, rows].T.float())
+        """The groups' scales."""
+        return self._scales[:, rows].T.float().contiguous()
 
     def zeros(self, rows: Rows) -> Float[Tensor, "rows groups"]:
-        """The groups' zero points, or each input's own; one that was stored as -1 has turned into the largest code."""
+        """The groups' zero points; one that was stored as -1 has turned into the largest code."""
         at, largest = numbers(rows) * self._bits, (1 << self._bits) - 1
         codes = self._zeros[:, at // 8].int() >> (at % 8).int()
-        return self._by_input(((codes + self._less) & largest).T.float())
-
-    def _by_input(self, values: Float[Tensor, "rows groups"]) -> Float[Tensor, "rows inputs"]:
-        return (values if self._group_of is None else values[:, self._group_of]).contiguous()
+        return ((codes + self._less) & largest).T.float().contiguous()
 
 
 _AWQ_SHIFTS = 4 * torch.tensor([0, 4, 1, 5, 2, 6, 3, 7], dtype=torch.int32)
@@ -105,4 +103,9 @@ def _of_words(words: Int[Tensor, "inputs words"], rows: Rows) -> Tensor:
     at = numbers(rows)
     found, place = torch.unique_consecutive(at // 8, return_inverse=True)
     turned = words[:, found].T.contiguous()
+    kernels = loops("code_kernels")
+    if kernels is not None:
+        codes = torch.empty(len(at), len(words), dtype=torch.uint8)
+        kernels.half_bytes(turned.numpy(), place.numpy(), _AWQ_SHIFTS[at % 8].numpy(), codes.numpy())
+        return codes
     return ((turned[place] >> _AWQ_SHIFTS[at % 8][:, None]) & 15).to(torch.uint8)

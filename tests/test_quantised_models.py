@@ -1,6 +1,7 @@
 """Checkpoints with quantised weights, and language models inside others, opened and held to what they are."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from layerscope import probe
+from layerscope.errors import CheckpointError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.stored.recognise import recognise
 from tiny_models import PROMPTS, tiny_tokenizer
@@ -133,3 +135,90 @@ def test_a_language_model_inside_another_reads_text_as_the_whole_does(kind: str,
             state = theirs.hidden_states[layer][0]
             assert torch.allclose(found.values[i, layer, : len(ids)], state, atol=2e-5 * state.abs().max().item())
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [type(whole).__name__]
+
+
+RANK, ALPHA = 3, 5.0
+
+
+def _save_adapter(folder: Path, weights: dict[str, Tensor], **config: object) -> Path:
+    folder.mkdir()
+    said = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "base_model_name_or_path": "some/base"} | config
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    save_file(weights, folder / "adapter_model.safetensors")
+    return folder
+
+
+def _low_rank(weights: dict[str, Tensor], module: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    d_out, d_in = weights[f"{module}.weight"].shape
+    up, down = torch.randn(d_out, RANK, generator=generator), torch.randn(RANK, d_in, generator=generator)
+    return up * 0.1, down * 0.1
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "whole"])
+def test_an_adapter_is_its_formula_applied_to_the_weights(kind: str, tiny, tmp_path: Path):
+    """Held to a checkpoint into which the formulas of the papers were written."""
+    merged = tmp_path / "merged"
+    shutil.copytree(tiny("llama-biases"), merged)
+    weights = {name: tensor.float() for name, tensor in load_file(merged / "model.safetensors").items()}
+    generator, saved = torch.Generator().manual_seed(8), {}
+    scale = ALPHA / RANK**0.5 if kind == "rslora" else ALPHA / RANK
+    for name in [name for name in weights if re.search(r"(q|v|down)_proj\.weight|embed_tokens\.weight", name)]:
+        module = name.removesuffix(".weight")
+        up, down = _low_rank(weights, module, generator)
+        if module.endswith("embed_tokens"):
+            saved |= {
+                f"base_model.model.{module}.lora_embedding_{part}": value.T.contiguous()
+                for part, value in {"A": up, "B": down}.items()
+            }
+        else:
+            saved |= {f"base_model.model.{module}.lora_A.weight": down, f"base_model.model.{module}.lora_B.weight": up}
+        weights[name] = weights[name] + scale * up @ down
+        if kind == "dora" and not module.endswith("embed_tokens"):
+            lengths = torch.rand(len(up), generator=generator) + 0.5
+            saved[f"base_model.model.{module}.lora_magnitude_vector.weight"] = lengths
+            weights[name] *= (lengths / weights[name].norm(dim=1))[:, None]
+    if kind == "whole":
+        head = torch.randn(weights["lm_head.weight"].shape, generator=generator)
+        saved["base_model.model.lm_head.weight"] = weights["lm_head.weight"] = head
+    save_file(weights, merged / "model.safetensors")
+    adapter = _save_adapter(tmp_path / "tuned", saved, use_rslora=kind == "rslora", use_dora=kind == "dora")
+    model = CausalLM.open(tiny("llama-biases"), adapter=adapter, device="cpu")
+    due = CausalLM.open(merged, device="cpu").forward(PROMPTS).logits
+    assert torch.allclose(model.forward(PROMPTS).logits, due, atol=2e-5 * due.abs().max().item())
+    plain = CausalLM.open(tiny("llama-biases"), device="cpu")
+    assert model.id == f"{plain.id}-tuned" and model.blocks_fingerprint != plain.blocks_fingerprint
+    assert model.notes[0].startswith("The adapter 'tuned', trained on some/base was applied (sha256 ")
+
+
+def test_an_adapter_given_as_the_model_is_read_with_the_model_it_names(tiny, tmp_path: Path):
+    base = tiny("llama-biases")
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_"
+    weights = {f"{name}A.weight": torch.ones(RANK, 48), f"{name}B.weight": torch.ones(56, RANK)}
+    adapter = _save_adapter(tmp_path / "mine", weights, base_model_name_or_path=str(base))
+    given = CausalLM.open(adapter, device="cpu")
+    named = CausalLM.open(base, adapter=adapter, device="cpu")
+    assert given.id == named.id and torch.equal(given.forward(PROMPTS).logits, named.forward(PROMPTS).logits)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(CheckpointError, match=r"is an adapter and no model.*--adapter"):
+        CausalLM.open(adapter, device="cpu")
+
+
+def test_adapters_that_do_not_fit_are_refused_by_what_does_not(tiny, tmp_path: Path):
+    base = tiny("llama-biases")
+    name = "base_model.model.model.layers.{}.mlp.up_proj.lora_"
+    for layer, d_in, said in ((99, 48, "has a module 'model.layers.99.mlp.up_proj'"), (0, 40, "[56, 40] for a matrix")):
+        part = name.format(layer)
+        weights = {f"{part}A.weight": torch.ones(RANK, d_in), f"{part}B.weight": torch.ones(56, RANK)}
+        with pytest.raises(CheckpointError, match=re.escape(said)):
+            CausalLM.open(base, adapter=_save_adapter(tmp_path / f"a{layer}", weights), device="cpu")
+    with pytest.raises(CheckpointError, match="of type IA3, but LoRA"):
+        CausalLM.open(base, adapter=_save_adapter(tmp_path / "ia3", weights, peft_type="IA3"), device="cpu")
+    with pytest.raises(CheckpointError, match=r"holds no adapter_config\.json"):
+        CausalLM.open(base, adapter=tmp_path, device="cpu")
+
+
+def test_an_adapter_beside_the_weights_is_not_passed_over_in_silence(tiny, tmp_path: Path):
+    folder = tmp_path / "both"
+    shutil.copytree(tiny("llama-biases"), folder)
+    (folder / "adapter_config.json").write_text("{}")
+    assert "was not applied; --adapter FOLDER" in CausalLM.open(folder, device="cpu").notes[0]

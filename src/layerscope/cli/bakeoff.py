@@ -13,7 +13,7 @@ from layerscope.model.lean_imports import collection_paused
 from layerscope.probing.options import BakeoffOptions
 
 
-@command(last="device dtype memory out revision bos seed trust_remote_code", spelled={"lenses": "--lens"})
+@command(last="device dtype memory out revision adapter bos seed trust_remote_code", spelled={"lenses": "--lens"})
 def bakeoff(
     model: Annotated[
         str | None,

@@ -30,7 +30,7 @@ Texts = Annotated[
 
 
 @command(
-    last="device dtype memory revision bos trust_remote_code",
+    last="device dtype memory revision adapter bos trust_remote_code",
     spelled={"lenses": "--lens", "template_options": "--template-option"},
 )
 def look(

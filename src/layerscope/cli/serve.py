@@ -21,7 +21,7 @@ NEEDED = ("starlette", "uvicorn")
 """Packages of the extra `serve`."""
 
 
-@command(last="device dtype memory revision bos trust_remote_code")
+@command(last="device dtype memory revision adapter bos trust_remote_code")
 def serve(
     models: Annotated[
         list[str] | None,

@@ -15,6 +15,7 @@ from torch import Tensor
 from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, TokenizerError
 from layerscope.model.ablation import Ablation, ablate
+from layerscope.model.adapter import Adapter, with_base
 from layerscope.model.architecture import Architecture, architecture_of
 from layerscope.model.attention_in_hand import AttentionRecorder, attention_in_hand
 from layerscope.model.block_parts import Order, Sublayers
@@ -86,6 +87,7 @@ class CausalLM:
         trust_remote_code: bool = False,
         shuffle: Shuffle | None = None,
         ablation: Ablation | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         """Take a model on the meta device and let it read its weights from `checkpoint`. Use `open`."""
         self.family_verified = family_verified
@@ -93,6 +95,10 @@ class CausalLM:
         self.trust_remote_code = trust_remote_code
         self._module, self._family = module, family
         self._stored = map_names(module, checkpoint)
+        self.adapter = adapter
+        """What changes the weights as they are read; None of a model as it is stored."""
+        if adapter is not None:
+            self._stored = adapter.apply(self._stored)
         self.architecture: Architecture = architecture_of(module, family, self.family_verified, self._stored)
         self.shuffle = shuffle
         """How the weights are permuted; None of a model as it is."""
@@ -125,12 +131,15 @@ class CausalLM:
             PlacementError: a device or dtype that cannot be had.
             NumericError: a final norm or a head bias that is not finite.
         """
+        model, adapter = with_base(request.model, request.adapter)
         placement = place(request.device, request.dtype, request.memory)
         trusted = request.trust_remote_code
-        source = locate(request.model, revision=request.revision, with_code=trusted)
+        source = locate(model, revision=request.revision, with_code=trusted)
         if source.folder == BUNDLED:
             source = Source(BUNDLED, BUNDLED_ID, None, None)
         files = open_files(source, trusted)
+        if adapter is not None:
+            source = replace(source, id=f"{source.id}-{adapter.name}")
         config = files.config
         family, verified = family_of(config)
         rule = bos_rule(request.bos, family_bos(config))
@@ -147,6 +156,7 @@ class CausalLM:
             family,
             family_verified=verified,
             trust_remote_code=trusted,
+            adapter=adapter,
         )
 
     def reading(self, bos: BosRule) -> "CausalLM":
@@ -199,7 +209,13 @@ class CausalLM:
             trust_remote_code=self.trust_remote_code,
             shuffle=shuffle,
             ablation=ablation,
+            adapter=self.adapter,
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was taken off names, set aside or applied when its files were read, in sentences."""
+        return (*self.checkpoint.notes, *(() if self.adapter is None else (self.adapter.note,)))
 
     @property
     def is_as_stored(self) -> bool:
@@ -271,7 +287,10 @@ class CausalLM:
             self._stored,
             f"{self.architecture.blocks}.",
             self.checkpoint,
-            [change.name for change in (self.shuffle, self.ablation) if change is not None],
+            [
+                *([] if self.adapter is None else [self.adapter.sha256]),
+                *(change.name for change in (self.shuffle, self.ablation) if change is not None),
+            ],
             () if self.ablation is None else self.ablation.means,  # which the run's own prompts have made
         )
 

@@ -189,7 +189,9 @@ class Checkpoint(TensorFiles):
         flag = unused_flag(self._quantization, [packed.recognised for packed in self._packed.values()])
         taken_off = sorted({stored.removesuffix(plain) for stored, plain in self._plain.items() if stored != plain})
         named = [f"Names of tensors held '{part or COMPILED}', which was taken off." for part in taken_off]
-        return (*named, *([] if flag is None else [flag]))
+        adapter = (self.folder / "adapter_config.json").is_file()
+        beside = "An adapter lies beside the weights and was not applied; --adapter FOLDER applies it."
+        return (*named, *([] if flag is None else [flag]), *([beside] if adapter else []))
 
     @property
     def storage(self) -> str | None:
@@ -324,7 +326,7 @@ def _shards(folder: Path) -> list[Path]:
                 f"(first: {missing[0]}); complete the download."
             )
         return [folder / name for name in named]
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_"))
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if files:

@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -26,11 +27,15 @@ class Stored:
     tensor."""
     order: Int[Tensor, " row"] | None = None
     """For each row of the tensor its number as stored; None where rows are in order."""
+    adapted: Callable[[StoredWeight], StoredWeight] | None = None
+    """What an adapter makes of the matrix; None where there is none."""
 
     def tensor(self) -> Tensor:
         """The tensor in its stored dtype; memory-mapped where nothing has to be converted."""
         if self.convert is not None:
             return self.convert()
+        if self.adapted is not None:
+            return self.weight().whole(torch.float32, torch.device("cpu"))
         tensor = self.checkpoint.tensor(self.names[0])
         return tensor if self.order is None else tensor[self.order]
 
@@ -39,12 +44,14 @@ class Stored:
         if self.convert is not None:
             return DenseWeight(self.convert())
         weight = self.checkpoint.weight(self.names[0])
-        return weight if self.order is None else ReorderedWeight(weight, self.order)
+        weight = weight if self.order is None else ReorderedWeight(weight, self.order)
+        return weight if self.adapted is None else self.adapted(weight)
 
     @property
     def place(self) -> Place | None:
         """Where it lies; None where it has to be made."""
-        return self.checkpoint.place(self.names[0]) if self.convert is None and self.order is None else None
+        as_stored = self.convert is None and self.order is None and self.adapted is None
+        return self.checkpoint.place(self.names[0]) if as_stored else None
 
 
 def stored_by(mapping: Sequence[Any], model: Any, checkpoint: TensorFiles) -> dict[str, Stored]:

@@ -130,7 +130,7 @@ def probe(request: ProbeRequest) -> Run:
     watcher.plan(plan_line(model, parts, suite))
     unread = fit_line(model) if requested is None and chosen.without_fit and model.is_as_stored else None
     for line in (
-        *model.checkpoint.notes,
+        *model.notes,
         bos_against_family(model.tokens, encoded),
         *suite.notes,
         *chosen.passed_over,

@@ -113,7 +113,7 @@ class ModelRecord(RecordModel):
     stored_dtype: str | None = Field(None, description="Number format of the checkpoint's weights.")
     bytes_on_disk: Count | None = Field(None, description="Size of the checkpoint's weights, in bytes.")
     notes: tuple[str, ...] = Field(
-        (), description="What was taken off names or set aside when its files were read, in sentences."
+        (), description="What was taken off names, set aside or applied when its files were read, in sentences."
     )
     head_transform: HeadTransformRecord | None = Field(None, description="What the model does to its logits.")
     fingerprint: Sha256 | None = Field(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,14 @@ def test_a_folder_whose_tokenizer_cannot_be_read_is_refused(damage: str, folder:
 
 
 # --- Weights
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed, and reads the file")
+def test_a_sentencepiece_file_alone_says_what_reads_it(folder: Path):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    assert "pip install sentencepiece protobuf" in refused_model(TokenizerError, folder)
 
 
 def test_a_shard_that_the_index_names_and_the_folder_lacks_is_named(tmp_path: Path):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ class Beginning:
         return bool(self.ids) != (self.family_rule == "always")
 
 
+def _wants_sentencepiece(folder: Path) -> bool:
+    """Whether a folder's only tokenizer is a SentencePiece file, and nothing is installed that reads one."""
+    file = folder / "tokenizer.model"
+    if (folder / "tokenizer.json").is_file() or not file.is_file() or find_spec("sentencepiece") is not None:
+        return False
+    with file.open("rb") as handle:
+        return handle.read(1) == b"\n"  # the tag of the first piece; a tiktoken file, also called so, is text
+
+
 class Tokens:
     """A model's tokenizer with its rule of what begins a prompt."""
 
@@ -74,6 +84,12 @@ class Tokens:
                 else made()
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if made is None and _wants_sentencepiece(folder):
+                raise TokenizerError(
+                    "The model's folder has its tokenizer in tokenizer.model, a SentencePiece file, which is read with "
+                    "the packages sentencepiece and protobuf: pip install sentencepiece protobuf, or put tokenizer.json "
+                    "beside config.json."
+                ) from error
             # Transformers says "no tokenizer here" in every one of these ways.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TokenizerError(

@@ -12,8 +12,8 @@ import torch
 from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError
 from layerscope.lenses.lens import LENS_NAMES
-from layerscope.model.causal_lm import CausalLM
 from layerscope.model.adapter import with_base
+from layerscope.model.causal_lm import CausalLM
 from layerscope.model.checkpoint import locate
 from layerscope.model.model_files import bytes_of_weights
 from layerscope.model.placement import free_memory

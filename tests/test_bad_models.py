@@ -206,7 +206,7 @@ def test_a_sentencepiece_file_alone_says_what_reads_it(folder: Path):
     for file in folder.glob("tokenizer*"):
         file.unlink()
     (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    assert "pip install sentencepiece protobuf" in refused_model(TokenizerError, folder)
+    assert "the packages sentencepiece and protobuf" in refused_model(TokenizerError, folder)
 
 
 def test_a_shard_that_the_index_names_and_the_folder_lacks_is_named(tmp_path: Path):

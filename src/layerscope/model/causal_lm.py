@@ -248,6 +248,11 @@ class CausalLM:
         return self._streamed.weights.resident
 
     @property
+    def resident_bytes(self) -> int:
+        """What an accelerator holds of the weights; zero where it keeps none."""
+        return self.checkpoint.bytes_kept(self.placement.dtype.itemsize) if self.resident else 0
+
+    @property
     def largest_block_bytes(self) -> int:
         """Memory that the parameters of one block take while it computes, beyond what is streamed."""
         return self._streamed.weights.largest_block_bytes

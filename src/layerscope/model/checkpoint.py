@@ -201,6 +201,11 @@ class Checkpoint(TensorFiles):
             sizes[packed.made.storage] = sizes.get(packed.made.storage, 0) + packed.made.nbytes
         return ", ".join(sorted(sizes, key=lambda storage: -sizes[storage])) or None
 
+    def bytes_kept(self, itemsize: int) -> int:
+        """What lies in the files, but for quantised weights, which are floats of that many bytes."""
+        packed = [packed.made for packed in self._packed.values()]
+        return self.bytes_on_disk + sum(itemsize * made.numel() - made.nbytes for made in packed)
+
     def parts(self, name: str) -> tuple[str, ...]:
         """Tensors of which a quantised weight is made; itself where it is none."""
         return tuple(sorted(self._packed[name].recognised.names)) if name in self._packed else (name,)

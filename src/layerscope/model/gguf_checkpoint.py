@@ -41,6 +41,10 @@ class GgufCheckpoint(TensorFiles):
         """Types of its tensors, those with the most bytes first: `GGUF Q4_K, Q6_K, F32`."""
         return f"GGUF {', '.join(self.header.type_counts)}"
 
+    def bytes_kept(self, itemsize: int) -> int:
+        """As if all were floats of that many bytes."""
+        return itemsize * sum(prod(tensor.shape) for tensor in self.header.tensors.values())
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape in floats."""
         return self.header.tensors[name].shape

@@ -42,7 +42,7 @@ class LentWeights:
         """
         self._stored, self._checkpoint, self._placement = stored, checkpoint, placement
         self._prefix, self._head = f"{blocks}.", head
-        self.resident = placement.holds(checkpoint.bytes_on_disk)
+        self.resident = placement.holds(checkpoint.bytes_kept(placement.dtype.itemsize))
         self._tiles = Tiles(placement.dtype, placement.device)
         self._loaders = stream_weights(
             module, stored, blocks, placement.dtype, placement.device, self._tiles, resident=self.resident

@@ -183,6 +183,10 @@ class TensorFiles(ABC):
         """Size of all files."""
         return sum(file.stat().st_size for file in self.files)
 
+    def bytes_kept(self, itemsize: int) -> int:
+        """What an accelerator takes that keeps all weights: quantised ones are floats there, of that many bytes."""
+        return self.bytes_on_disk
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """All tensor names, in the files' order."""

@@ -87,7 +87,8 @@ class Tokens:
             if made is None and _wants_sentencepiece(folder):
                 raise TokenizerError(
                     "The model's folder has its tokenizer in tokenizer.model, a SentencePiece file, which is read "
-                    "with the packages sentencepiece and protobuf: pip install them, or put tokenizer.json beside config.json."
+                    "with the packages sentencepiece and protobuf: pip install them, or put tokenizer.json beside "
+                    "config.json."
                 ) from error
             # Transformers says "no tokenizer here" in every one of these ways.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from layerscope import probe
 from layerscope.errors import CheckpointError
@@ -222,3 +223,31 @@ def test_an_adapter_beside_the_weights_is_not_passed_over_in_silence(tiny, tmp_p
     shutil.copytree(tiny("llama-biases"), folder)
     (folder / "adapter_config.json").write_text("{}")
     assert "was not applied; --adapter FOLDER" in CausalLM.open(folder, device="cpu").notes[0]
+
+
+def test_gpt_oss_is_read_as_transformers_decodes_its_experts(tmp_path: Path):
+    sizes = TEXT | {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "num_local_experts": 4}
+    torch.manual_seed(2)
+    whole = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes, num_experts_per_tok=2)).eval()
+    whole = whole.float()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.normal_(std=0.2) if parameter.ndim > 1 else parameter.add_(0.1)
+    whole.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in weights if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        n_experts, d_in, d_out = weights.pop(name).shape
+        blocks = torch.randint(0, 256, (n_experts, d_out, d_in // 32, 16), dtype=torch.uint8, generator=GENERATOR)
+        scales = torch.randint(120, 125, blocks.shape[:-1], dtype=torch.uint8, generator=GENERATOR)
+        weights |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        decoded = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        whole.get_parameter(name).data.copy_(decoded)
+    save_file(weights, tmp_path / "model.safetensors")
+    model = CausalLM.open(tmp_path, device="cpu")
+    found = model.forward(PROMPTS).logits
+    for i, ids in enumerate(PROMPTS):
+        with torch.inference_mode():
+            due = whole(input_ids=torch.tensor([ids])).logits[0, -1]
+        assert torch.allclose(found[i], due, atol=2e-5 * due.abs().max().item())
+    assert model.stored_dtype == "MXFP4"

@@ -158,7 +158,7 @@ class WritePatches:
 
     def _table(self, copies: Sequence[_Copy], rows: _Rows, own: Decoded) -> pl.DataFrame:
         asked = self._asked([self.pairs[copy.pair] for copy in copies])
-        step, parts = rows_at_once(self.model.unembedding), list[dict[str, Tensor]]()
+        step, parts = rows_at_once(self.model.unembedding, self.model.placement.memory), list[dict[str, Tensor]]()
         for start in range(0, len(copies), step):
             here = slice(start, start + step)
             patched = decode(rows.patched[here], self.model.final_norm, self.model.unembedding)

@@ -151,7 +151,8 @@ class WritePatchedPass(PatchedPass):
         for i in chosen:
             patch = self._writes[i]
             copy = (self.trees.rows[i], self.trees.firsts[i])
-            yield i, copy, (self.trees.own_rows[patch.source], patch.source_position)
+            first = self.trees.own_firsts[patch.source]
+            yield i, copy, (self.trees.own_rows[patch.source], first + patch.source_position)
 
 
 def _head_size(block: Sublayers, patch: WritePatch, n_heads: int | None) -> int:

@@ -49,7 +49,7 @@ class Patching:
             self._runs = PatchedRuns(self.model, facts, self.seed, self.positions)
             self._ridden = self._runs.riding(room_bytes)
             if self._ridden is not None:
-                n, size = len(self._runs.copies), format_bytes(self._runs.planned_bytes)
+                n, size = len(self._runs.patches), format_bytes(self._runs.planned_bytes)
                 watcher.plan(f"{n:,} patched runs ride along with the prompts: {size} more")
         return self._ridden
 

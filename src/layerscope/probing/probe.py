@@ -59,7 +59,8 @@ class ProbeRequest(ProbeOptions):
     """The model to probe, and how."""
 
     model: str | Path | CausalLM = field(default=BUNDLED, kw_only=False)
-    """A folder with config.json, tokenizer and *.safetensors, a Hub id, or an open model; default: the bundled one."""
+    """A folder with config.json, tokenizer and *.safetensors, a GGUF file, a Hub id, or an open model; default: the
+    bundled one."""
     observer: Observer | None = None
     """Is told the plan and the progress."""
 
@@ -129,7 +130,13 @@ def probe(request: ProbeRequest) -> Run:
     parts = plan_memory(model, encoded, len(bound), request.top_k, rules, auxiliary.token_ids, auxiliary_bytes)
     watcher.plan(plan_line(model, parts, suite))
     unread = fit_line(model) if requested is None and chosen.without_fit and model.is_as_stored else None
-    for line in (bos_against_family(model.tokens, encoded), *suite.notes, *chosen.passed_over, unread):
+    for line in (
+        *model.notes,
+        bos_against_family(model.tokens, encoded),
+        *suite.notes,
+        *chosen.passed_over,
+        unread,
+    ):
         if line is not None:
             watcher.plan(line)
     patching = Patching(model, request.causal_positions, request.seed) if request.causal else None

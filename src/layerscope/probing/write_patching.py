@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import polars as pl
 import torch
 
-from layerscope.analysis.handover import PAIRS_FOR_A_CLAIM
 from layerscope.analysis.write_effects import largest_heads, of_table
 from layerscope.errors import LayerscopeError
 from layerscope.interventions.pairs import Pair
@@ -19,7 +18,7 @@ from layerscope.progress import Observer
 from layerscope.record.patching import PatchingRecord
 from layerscope.record.sublayers import SublayersRecord
 
-PAIRS = PAIRS_FOR_A_CLAIM
+PAIRS = 20
 """How many pairs are run at most: each costs two runs for every block and position, twice those of whole residuals."""
 HEADS = 10
 """How many heads are replaced one at a time: those with the largest shares."""

@@ -19,7 +19,7 @@ from layerscope import Run, fit_jacobian, probe, read_fitted_lens
 from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError, ModelError
 from layerscope.fitting.corpus import Corpus
-from layerscope.fitting.exact_rows import Spread
+from layerscope.fitting.exact_rows import Spread, relative_difference_and_cosine
 from layerscope.fitting.options import JacobianSettings
 from layerscope.lens_record import BIASED
 from layerscope.lenses.jacobian_lens import JacobianLens
@@ -88,6 +88,67 @@ def test_an_exact_fit_is_the_mean_of_whole_graphs_over_its_prompts(tmp_path: Pat
         assert off(_matrix(lens, layer), matrix) < TOLERANCE
         assert fit.layers[layer].beta is None
         assert fit.layers[layer].norm == pytest.approx(float(matrix.norm()) / math.sqrt(len(matrix)), rel=1e-4)
+    first, second = (
+        jacobians(TINY["qwen3"].resident(), corpus.fit[order[:3][turn::2]], slice(4, 11)) for turn in (0, 1)
+    )
+    for layer, (a, b) in enumerate(zip(first.double(), second.double(), strict=True)):
+        assert fit.layers[layer].half_difference == pytest.approx(float((a - b).norm() / (a + b).norm()) * 2, rel=1e-3)
+        assert fit.layers[layer].half_cosine == pytest.approx(
+            float(a.flatten() @ b.flatten() / a.norm() / b.norm()), abs=1e-5
+        )
+
+
+def test_halves_of_a_chain_are_chains_of_half_the_prompts(tmp_path: Path, text: Path):
+    """Each fitted once more by itself, and read by Transformers' own norm and head."""
+    tiny = CausalLM.open(TINY["qwen3"].build(tmp_path / "model"), device="cpu")
+    corpus = corpus_for(tiny, text, 12)
+    settings = JacobianSettings(prompts=5, first_position=4, probe_rows=4, probe_prompts=3)
+    fit = fit_jacobian(tiny, corpus, tmp_path / "lens", settings).record.jacobian
+    assert fit is not None
+    order = torch.randperm(len(corpus.fit), generator=torch.Generator().manual_seed(settings.seed))[:5]
+    halves = []
+    for name, places in (("first", order[:2]), ("second", order[2:])):
+        alone = replace(settings, prompts=len(places), probe_rows=0)
+        halves.append(fit_jacobian(tiny, replace(corpus, fit=corpus.fit[places]), tmp_path / name, alone))
+    own, rows = TINY["qwen3"].resident(), corpus.held_out[:86]
+    with torch.inference_mode():
+        state = own(rows, output_hidden_states=True).hidden_states[1][:, 1:-1].flatten(0, 1)
+        tops = [own.lm_head(own.model.norm(state @ _matrix(half, 1).T)).argmax(-1) for half in halves]
+    for layer in fit.layers:
+        a, b = (_matrix(half, layer.layer).double() for half in halves)
+        assert layer.half_difference == pytest.approx(float((a - b).norm() / (a + b).norm()) * 2, rel=1e-3)
+        assert layer.half_cosine == pytest.approx(float((a * b).sum() / a.norm() / b.norm()), abs=1e-5)
+    assert fit.layers[1].half_agreement == pytest.approx(float((tops[0] == tops[1]).double().mean()), abs=0.05)
+
+
+def test_halves_apart_and_alike():
+    """(3, 0) and (0, 4): apart by 5, their mean (1.5, 2) of norm 2.5, at right angles."""
+    first, second = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    assert relative_difference_and_cosine(first, second) == (pytest.approx(2.0), 0.0)
+    assert relative_difference_and_cosine(first, 2 * first) == (pytest.approx(2 / 3), pytest.approx(1.0))
+    assert relative_difference_and_cosine(first, -first) == (None, pytest.approx(-1.0))
+
+
+def test_an_exact_fit_ends_once_its_mean_has_settled(tmp_path: Path, text: Path):
+    tiny = CausalLM.open(TINY["qwen3"].build(tmp_path / "model"), device="cpu")
+    corpus = corpus_for(tiny, text, 12)
+    exact = JacobianSettings(method="exact", prompts=12, first_position=4, stop_from=3)
+    lenses = {at: fit_jacobian(tiny, corpus, tmp_path / str(at), replace(exact, stop_at=at)) for at in (0.4, 0.0001)}
+    ended, whole = lenses[0.4].record, lenses[0.0001].record
+    assert ended.jacobian is not None and whole.jacobian is not None
+    assert (ended.jacobian.n_prompts, whole.jacobian.n_prompts) == (8, 12)
+    assert ended.jacobian.prompts_sha256 != whole.jacobian.prompts_sha256
+    assert any("ended after 8 of 12 prompts, by the rule" in note for note in ended.notes)
+    assert any("at most 0.0001" in note and note.endswith("not reached at layers 3.") for note in whole.notes)
+    plain = fit_jacobian(tiny, corpus, tmp_path / "plain", replace(exact, prompts=8))
+    assert off(_matrix(lenses[0.4], 0), _matrix(plain, 0)) < TOLERANCE
+
+
+def test_a_chain_says_that_it_could_not_end_early(tmp_path: Path, text: Path):
+    tiny = CausalLM.open(TINY["qwen3"].build(tmp_path / "model"), device="cpu")
+    settings = JacobianSettings(prompts=4, first_position=4, probe_rows=4, stop_at=0.0001)
+    lens = fit_jacobian(tiny, corpus_for(tiny, text, 12), tmp_path / "lens", settings)
+    assert any("could not end early" in note and "not reached at layers 0, 1" in note for note in lens.record.notes)
 
 
 @pytest.mark.parametrize("name", ["gemma3", pytest.param("phi", marks=pytest.mark.slow)])
@@ -239,6 +300,8 @@ def test_its_record_says_what_belongs_to_a_jacobian_lens(fitted: FittedLens, cor
     [
         (JacobianSettings(prompts=0), "prompts should be at least 1"),
         (JacobianSettings(probe_prompts=1), "probe_prompts should be at least 2"),
+        (JacobianSettings(stop_at=1.5), "stop_at is a share between 0 and 1"),
+        (JacobianSettings(stop_at=0.1, stop_from=99), "stop_from should be a layer from 0 to"),
         (JacobianSettings(first_position=SEQ_LEN - 1), "have none to count from position 23 on"),
     ],
 )

@@ -13,7 +13,8 @@ FORMAT = "layerscope-lens"
 SCHEMA_VERSION = "1.3"
 READABLE_VERSIONS = (SCHEMA_VERSION, "1.2", "1.1", "1.0")
 """All are read; 1.2 says neither whether its model was ablated or shuffled, nor what a Jacobian lens is worth with its
-weights shuffled; 1.1 has no Jacobian lens, and 1.0 besides no ridge lens, and no refinement on drawn ids."""
+weights shuffled, nor how fits to halves of its prompts compare; 1.1 has no Jacobian lens, and 1.0 besides no ridge
+lens, and no refinement on drawn ids."""
 
 Kind: TypeAlias = Literal["tuned", "prism", "ridge", "jacobian"]
 FITTED_NAMES: tuple[Kind, ...] = ("tuned", "prism", "ridge", "jacobian")
@@ -276,6 +277,13 @@ class JacobianLayer(_Record):
     """Relative spread between prompts, by exact rows; None where they are too few to tell the mean from its spread."""
     standard_error: float | None
     """`sigma` over the root of the number of prompts."""
+    half_difference: float | None = None
+    """Of fits to two halves of the prompts, their distance over the norm of their mean: twice the standard error, as
+    measured. None of one prompt, and of a lens fitted elsewhere;"""
+    half_cosine: float | None = None
+    """the cosine of their entries;"""
+    half_agreement: float | None = None
+    """and the share of held-out positions where both have the same token on top."""
     logit_bits: float | None
     """Mean KL(model || lens) in bits over held-out positions: of the logit lens,"""
     jacobian_bits: float | None
@@ -291,6 +299,20 @@ class JacobianLayer(_Record):
     def is_approximate(self) -> bool:
         """Whether exact rows show the chain to be further off than claims allow."""
         return self.beta is not None and self.beta > BIASED
+
+    def settled(self, at: float) -> bool:
+        """Whether standard error and agreement of halves are within a tolerance."""
+        error, same = self.standard_error, self.half_agreement
+        return error is not None and error <= at and same is not None and same >= 1 - at
+
+
+class StopRule(_Record):
+    """When a fit was to read no more prompts."""
+
+    at: float
+    """Once the standard error is at most this, and halves of the prompts agree at all but this share of positions,"""
+    first_layer: int
+    """at every layer from this one on."""
 
 
 class ProbeRows(_Record):
@@ -319,6 +341,8 @@ class JacobianFit(_Record):
     prompts_sha256: str | None
     """Over their token ids."""
     probe: ProbeRows | None
+    stop: StopRule | None = None
+    """None where all prompts were to be read."""
     transformers: str | None
     """Version of Transformers."""
     n_held_out: int | None

@@ -57,3 +57,27 @@ def measured(
             sums[layer, :, 1] += same.view(len(lenses), -1).sum(-1).cpu()
     # What rounding leaves below zero is zero; what is no number is not: `max(0.0, nan)` would be 0.
     return [tuple(HeldOut(0.0 if bits < 0 else bits / n, same / n) for bits, same in layer) for layer in sums.tolist()]
+
+
+def same_top(
+    model: CausalLM, first: Lens, second: Lens, held: Float[Tensor, "layer held d_model"], layers: Sequence[int]
+) -> list[float]:
+    """At some layers the share of positions where two lenses have the same token on top.
+
+    Args:
+        model: whose head decodes.
+        first: bound to it, on its device;
+        second: likewise.
+        held: residuals by layer, from 0.
+        layers: which of them.
+    """
+    head, device = Head(model.unembedding), model.placement.device
+    shares = []
+    for layer in layers:
+        n_same = 0
+        for residuals in torch.split(held[layer], DECODED_TOGETHER):
+            here = residuals.to(device)
+            top = head.top1(torch.cat([lens(here, layer).float() for lens in (first, second)]))
+            n_same += int((top[: len(here)] == top[len(here) :]).sum())
+        shares.append(n_same / len(held[layer]))
+    return shares

@@ -6,33 +6,33 @@ say layer by layer how far it is off.
 """
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import TypeAlias, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.errors import LensError, PlacementError
-from layerscope.fitting.block_means import BlockGatherer, BlockSums
+from layerscope.fitting.chain_sums import ChainSums, products, rows_of_chain
 from layerscope.fitting.checkpoint import Checkpoint, Gathered
 from layerscope.fitting.corpus import Corpus
-from layerscope.fitting.exact_rows import ExactRows, Spread
+from layerscope.fitting.exact_rows import ExactRows, Halves, Spread, relative_difference_and_cosine
 from layerscope.fitting.finite import refuse_non_finite
-from layerscope.fitting.held_out import HeldOut, measured
+from layerscope.fitting.held_out import HeldOut, measured, same_top
+from layerscope.fitting.jacobian_notes import notes
 from layerscope.fitting.options import JacobianMethod, JacobianSettings
 from layerscope.fitting.session import Fit, drawn
 from layerscope.fitting.stream import Stream, stream_bytes
-from layerscope.lens_record import BIASED, JacobianFit, JacobianLayer, ProbeRows
+from layerscope.lens_record import JacobianFit, JacobianLayer, ProbeRows, StopRule
 from layerscope.lenses.derived import shuffled
 from layerscope.lenses.jacobian_lens import JacobianLens
 from layerscope.lenses.lens_folder import FittedLens, jacobian_tensors
 from layerscope.lenses.lens_folder_check import PROBE_IDS, PROBE_ROWS
 from layerscope.lenses.logit_lens import LogitLens
 from layerscope.model.block_anatomy import Anatomist
-from layerscope.model.blockwise import BlockInHand
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.placement import format_bytes
 from layerscope.progress import FitObserver, SilentFit
@@ -47,8 +47,10 @@ MOST_PROMPTS = 4
 """Prompts whose rows go back together: after these an exact fit is kept."""
 ROW_COPIES = 12
 """Of a row's cotangents while they pass a block, roughly: its own, and those of wider features on the way."""
-LOOSE = 0.05
-"""Relative standard error above which a mean over prompts is said not to have settled."""
+WHOLE, PROBED, HALVES = "block", "probe_block", ("first_block", "second_block")
+"""Choices of prompts over which a chain averages: all of them, those with exact rows, and two halves."""
+FEWEST_PROMPTS = 8
+"""Fewer say too little about how much prompts differ for a fit to stop by it."""
 POSITIONS_RULE = (
     "mean over prompts, and over counted source positions, of the effects on the last block's output, summed over "
     "counted target positions"
@@ -103,6 +105,11 @@ class _JacobianFitter(Fit[JacobianSettings]):
                 "rounding is larger than what a chain is held to; give --dtype float32."
             )
         _refuse_short(settings, corpus.fit.shape[1])
+        if settings.stop_from >= model.n_layers:
+            raise LensError(
+                f"stop_from should be a layer from 0 to {model.n_layers - 1}, those that have a matrix, but it is "
+                f"{settings.stop_from}."
+            )
         super().__init__(model, corpus, out, settings, observer)
         self.counted = slice(settings.first_position, corpus.fit.shape[1] - 1)
         generator = torch.Generator().manual_seed(settings.seed)
@@ -126,36 +133,32 @@ class _JacobianFitter(Fit[JacobianSettings]):
         held_at = drawn(stream.positions("held_out", HELD_OUT_FROM), MOST_HELD_OUT, self.generator)
         gathered = self._pass(stream, held_at, chain)
         held = torch.stack([layer.pop("held") for layer in gathered])
-        if chain:
-            jacobians = _products([layer.pop("block") for layer in gathered[1:]])
-            spread, exact = self._probed([layer.pop("probe_block") for layer in gathered[1:] if "probe_block" in layer])
-        else:
-            exact, spread = None, self._exact()
-            jacobians = [mean.float() for mean in spread.means]
-        worth = self._measured(held, jacobians, stream, held_at)
-        fit = self._fit_record(jacobians, spread, worth, len(held_at), exact)
-        tensors = jacobian_tensors(dict(enumerate(jacobians)))
-        if exact is not None:
-            tensors |= {PROBE_ROWS: exact.means.float(), PROBE_IDS: self.prompts[: self.n_probes]}
-        return fit, _notes(fit, self.settings.prompts), tensors
+        found = self._chain(gathered) if chain else self._exact(held)
+        worth = self._measured(held, found, stream.rows(held_at))
+        fit = self._fit_record(found, worth, len(held_at))
+        tensors = jacobian_tensors(dict(enumerate(found.matrices)))
+        if found.exact is not None:
+            tensors |= {PROBE_ROWS: found.exact.means.float(), PROBE_IDS: self.prompts[: self.n_probes]}
+        return fit, notes(fit, self.settings.prompts, len(self.prompts)), tensors
 
     # The pass
 
     def _pass(self, stream: Stream, held_at: Int[Tensor, " held"], chain: bool) -> list[Gathered]:
-        """Residuals of held-out positions at every layer, and of a chain every block's mean Jacobian."""
+        """Residuals of held-out positions at every layer, and of a chain every block's mean Jacobians."""
         model = self.model
-        per_layer = len(held_at) + (model.d_model * (1 + bool(self.n_probes)) if chain else 0)
+        chosen = self._choices if chain else {}
+        per_layer = len(held_at) + model.d_model * len(chosen)
         checkpoint = Checkpoint(self.workspace, stream.residuals, model.n_layers, per_layer * (model.n_layers + 1))
         gathered = checkpoint.restore()
         self.observer.plan(self._plan(len(gathered)) + checkpoint.shortage)
-        sums = _SumsOfBlock(self, stream) if chain else None
+        sums = ChainSums(self.counted, chosen, stream) if chain else None
 
         def after(layer: int) -> None:
             here: Gathered = {"held": stream.rows(held_at).clone()}
             refuse_non_finite(here["held"], f"residuals of the held_out part at layer {layer}")
             if sums is not None and layer > 0:
                 here |= sums.matrices()
-                refuse_non_finite(here["block"], f"the mean Jacobian of block {layer - 1}")
+                refuse_non_finite(here[WHOLE], f"the mean Jacobian of block {layer - 1}")
             gathered.append(here)
             checkpoint.offer(gathered)
             self.observer.blocks(layer, 2 * model.n_layers)
@@ -169,26 +172,61 @@ class _JacobianFitter(Fit[JacobianSettings]):
             stream.visit(after, reached=reached, visit=sums.visit)
         return gathered
 
-    # Exact rows
+    @property
+    def _choices(self) -> dict[str, slice]:
+        """Over which prompts a chain averages: all, those with exact rows, and halves where there are two prompts."""
+        n = len(self.prompts)
+        half = n // 2
+        halves = {HALVES[0]: slice(0, half), HALVES[1]: slice(half, n)} if half else {}
+        return {WHOLE: slice(0, n)} | halves | ({PROBED: slice(0, self.n_probes)} if self.n_probes else {})
 
-    def _probed(self, blocks: list[Tensor]) -> tuple[Spread | None, ExactRows | None]:
-        """Exact rows of a few prompts, and the chain's of the same prompts."""
+    # The matrices
+
+    def _chain(self, gathered: list[Gathered]) -> "_Found":
+        """Products of block means, and exact rows of a few prompts beside the chain's of the same prompts."""
+
+        def taken(name: str) -> list[Tensor]:
+            return [layer.pop(name) for layer in gathered[1:] if name in layer]
+
+        matrices = products(taken(WHOLE))
+        first, second = (taken(name) for name in HALVES)
+        halves = (products(first), products(second)) if first else None
+        blocks = taken(PROBED)
         if not blocks:
-            return None, None
+            return _Found(matrices, halves, None, len(self.prompts))
         rows = torch.eye(self.model.d_model)[self.features]
         exact = self._rows(self.prompts[: self.n_probes], rows, 0.0, 1.0)
-        return Spread.of(exact), ExactRows.of(exact, _rows_of_chain(blocks, rows))
+        probed = ExactRows.of(exact, rows_of_chain(blocks, rows))
+        return _Found(matrices, halves, Spread.of(exact), len(self.prompts), probed)
 
-    def _exact(self) -> Spread:
-        """All rows of all prompts, a batch of prompts at a time."""
-        spread = Spread.kept(self.workspace) or Spread.none(self.model.n_layers, self.model.d_model)
-        rows, n = torch.eye(self.model.d_model), len(self.prompts)
-        while spread.n < n:
-            batch = self.prompts[spread.n : spread.n + max(1, min(MOST_PROMPTS, self._prompts_at_once))]
-            found = self._rows(batch, rows, spread.n / n, (spread.n + len(batch)) / n)
-            spread = spread.joined(Spread.of(found))
-            spread.keep(self.workspace)
-        return spread
+    def _exact(self, held: Float[Tensor, "layer held d_model"]) -> "_Found":
+        """All rows of prompts, a batch of prompts at a time, until all are read or the mean has settled."""
+        model, n = self.model, len(self.prompts)
+        halves = Halves.kept(self.workspace) or Halves.none(model.n_layers, model.d_model)
+        rows = torch.eye(model.d_model)
+        while halves.n < n and not self._settled(halves, held):
+            batch = self.prompts[halves.n : halves.n + max(1, min(MOST_PROMPTS, self._prompts_at_once))]
+            found = self._rows(batch, rows, halves.n / n, (halves.n + len(batch)) / n)
+            halves = halves.with_prompts(found)
+            halves.keep(self.workspace)
+        whole = halves.whole
+        return _Found([mean.float() for mean in whole.means], _matrices(halves), whole, halves.n)
+
+    def _settled(self, halves: Halves, held: Float[Tensor, "layer held d_model"]) -> bool:
+        """Whether at every layer that is asked the mean has settled, and reads the same whichever half it is of."""
+        stop_at = self.settings.stop_at
+        if stop_at is None or halves.n < FEWEST_PROMPTS:
+            return False
+        asked, whole = range(self.settings.stop_from, self.model.n_layers), halves.whole
+        if any(not _within(whole.standard_error(layer), stop_at) for layer in asked):
+            return False
+        matrices = _matrices(halves)
+        return matrices is not None and min(self._same_top(matrices, held, asked)) >= 1 - stop_at
+
+    def _same_top(self, halves: "_Pair", held: Float[Tensor, "layer held d_model"], layers: range) -> list[float]:
+        """At some layers how often lenses of the halves have the same token on top."""
+        first, second = (JacobianLens(self.model.final_norm, tuple(half)).to(self.device) for half in halves)
+        return same_top(self.model, first, second, held, layers)
 
     def _rows(
         self, prompts: Tensor, rows: Tensor, begun: float, ended: float
@@ -222,55 +260,57 @@ class _JacobianFitter(Fit[JacobianSettings]):
     # What it is worth
 
     def _measured(
-        self, held: Float[Tensor, "layer held d_model"], jacobians: list[Tensor], stream: Stream, held_at: Tensor
-    ) -> list[tuple[HeldOut, HeldOut, HeldOut]]:
-        """Of every layer before the last the logit lens, this one, and this one with its weights shuffled."""
-        final_norm = self.model.final_norm
-        lens = JacobianLens(final_norm, tuple(jacobians)).to(self.device)
+        self, held: Float[Tensor, "layer held d_model"], found: "_Found", finals: Float[Tensor, "held d_model"]
+    ) -> list["_Worth"]:
+        """Every layer before the last, as a read-out and as a mean."""
+        final_norm, layers = self.model.final_norm, range(self.model.n_layers)
+        lens = JacobianLens(final_norm, tuple(found.matrices)).to(self.device)
         lenses = (LogitLens(final_norm), lens, shuffled(lens, self.settings.seed))
-        finals = stream.rows(held_at)
-        found = measured(self.model, lenses, held[:-1], finals)
-        for layer, (logit, jacobian, null) in enumerate(found):
+        by_layer = measured(self.model, lenses, held[:-1], finals)
+        same: list[float] | list[None] = [None] * len(layers)
+        if found.halves is not None:
+            same = self._same_top(found.halves, held, layers)
+        worth = []
+        for layer, (logit, jacobian, null) in zip(layers, by_layer, strict=True):
             words = f"held-out KL {jacobian.bits:.3f} bits (logit {logit.bits:.3f}, shuffled {null.bits:.3f})"
             self.observer.layer(layer, words)
-        return [(logit, jacobian, null) for logit, jacobian, null in found]
+            pair = None if found.halves is None else (found.halves[0][layer], found.halves[1][layer])
+            worth.append(_Worth(logit, jacobian, null, _compared(pair), same[layer]))
+        return worth
 
-    def _fit_record(
-        self,
-        jacobians: list[Tensor],
-        spread: Spread | None,
-        worth: list[tuple[HeldOut, HeldOut, HeldOut]],
-        n_held_out: int,
-        exact: ExactRows | None,
-    ) -> JacobianFit:
-        n_prompts = len(self.prompts)
+    def _fit_record(self, found: "_Found", worth: list["_Worth"], n_held_out: int) -> JacobianFit:
         layers = []
-        for layer, (matrix, (logit, jacobian, null)) in enumerate(zip(jacobians, worth, strict=True)):
-            sigma = None if spread is None else spread.relative(layer)
+        for layer, (matrix, here) in enumerate(zip(found.matrices, worth, strict=True)):
+            sigma = None if found.spread is None else found.spread.relative(layer)
             layers.append(
                 JacobianLayer(
                     layer=layer,
                     norm=float(matrix.double().norm()) / len(matrix) ** 0.5,
-                    beta=None if exact is None else exact.bias(layer),
+                    beta=None if found.exact is None else found.exact.bias(layer),
                     sigma=sigma,
-                    standard_error=None if sigma is None else sigma / n_prompts**0.5,
-                    logit_bits=logit.bits,
-                    jacobian_bits=jacobian.bits,
-                    logit_top1=logit.top1,
-                    jacobian_top1=jacobian.top1,
-                    shuffled_bits=null.bits,
+                    standard_error=None if sigma is None else sigma / found.n_prompts**0.5,
+                    half_difference=here.halves[0],
+                    half_cosine=here.halves[1],
+                    half_agreement=here.half_agreement,
+                    logit_bits=here.logit.bits,
+                    jacobian_bits=here.jacobian.bits,
+                    logit_top1=here.logit.top1,
+                    jacobian_top1=here.jacobian.top1,
+                    shuffled_bits=here.shuffled.bits,
                 )
             )
-        probe = None if exact is None else ProbeRows(rows=tuple(self.features.tolist()), n_prompts=self.n_probes)
+        exact, settings = found.exact, self.settings
+        prompts = self.prompts[: found.n_prompts]
         return JacobianFit(
-            method=self.settings.method,
+            method=settings.method,
             target_layer=self.model.n_layers,
             seq_len=self.corpus.fit.shape[1],
-            first_position=self.settings.first_position,
+            first_position=settings.first_position,
             positions_rule=POSITIONS_RULE,
-            n_prompts=n_prompts,
-            prompts_sha256=hashlib.sha256(self.prompts.numpy().astype("<i8").tobytes()).hexdigest(),
-            probe=probe,
+            n_prompts=len(prompts),
+            prompts_sha256=hashlib.sha256(prompts.numpy().astype("<i8").tobytes()).hexdigest(),
+            probe=None if exact is None else ProbeRows(rows=tuple(self.features.tolist()), n_prompts=self.n_probes),
+            stop=None if settings.stop_at is None else StopRule(at=settings.stop_at, first_layer=settings.stop_from),
             transformers=version("transformers"),
             n_held_out=n_held_out,
             layers=tuple(layers),
@@ -296,13 +336,12 @@ class _JacobianFitter(Fit[JacobianSettings]):
         """
         d, n = self.model.d_model, self.model.n_layers
         stream = stream_bytes(text.fit.numel() + text.held_out.numel(), d)
-        # Blocks and their products in float32, and once more for the prompts with exact rows; sums of one block.
         if self.settings.method == "chain":
-            matrices = 4 * d * d * n * (3 if self.n_probes else 2) + 8 * d * 4 * self.model.widest_activation
+            # Blocks and products of all prompts and of halves in float32, blocks of those with exact rows; the sums of
+            # one block, of at most three sets of prompts.
+            matrices = 4 * d * d * n * (4 if self.n_probes else 3) + 8 * d * 6 * self.model.widest_activation
         else:
-            matrices = (
-                4 * self._bytes_of_rows
-            )  # their mean, those of a prompt, and both once more where they are joined
+            matrices = 6 * self._bytes_of_rows  # means of halves and of both, a prompt's, and room to join them
         needed = stream + matrices + 3 * self.block_bytes() + 2 * 4 * d * MOST_HELD_OUT * (n + 1) + self._rows_memory
         if needed > self.host_memory():
             raise PlacementError(
@@ -312,71 +351,50 @@ class _JacobianFitter(Fit[JacobianSettings]):
             )
 
 
-class _SumsOfBlock:
-    """The sums of the block that the text is passing: of prompts with exact rows, and of the others."""
-
-    anatomist: Anatomist
-
-    def __init__(self, fitter: _JacobianFitter, stream: Stream) -> None:
-        self._fitter, self._stream = fitter, stream
-        self._begin()
-
-    def _begin(self) -> None:
-        self._gatherer = BlockGatherer(self._fitter.counted)
-        self._probes, self._others = BlockSums(), BlockSums()
-
-    def visit(self, block: BlockInHand) -> None:
-        """Gather what a batch says of a block."""
-        first, n_probes, n_prompts = (
-            block.batch * self._stream.per_batch,
-            self._fitter.n_probes,
-            len(self._fitter.prompts),
-        )
-        place = torch.arange(first, first + self._stream.per_batch)
-        kinds: list[tuple[Bool[Tensor, " sequence"], BlockSums]] = [
-            (place < n_probes, self._probes),
-            ((place >= n_probes) & (place < n_prompts), self._others),
-        ]
-        if not bool((place < n_prompts).any()):
-            return
-        stream = self._stream.residuals[block.batch].to(self._fitter.device, copy=True)
-        anatomy = self.anatomist.take_apart(block, stream)
-        for chosen, sums in kinds:
-            if bool(chosen.any()):
-                sums.add(self._gatherer.gather(anatomy, chosen.to(self._fitter.device)))
-
-    def matrices(self) -> Gathered:
-        """The block's mean Jacobian, over all prompts and over those with exact rows; the next block's sums begin."""
-        shape, found = self._gatherer.shape, Gathered()
-        if shape is None:
-            raise AssertionError("a block was passed without any prompt")
-        if self._probes.n:
-            found["probe_block"] = self._probes.matrix(shape).float().cpu()
-        self._others.add(self._probes)
-        found["block"] = self._others.matrix(shape).float().cpu()
-        self._begin()
-        return found
+_Pair: TypeAlias = tuple[list[Tensor], list[Tensor]]
+"""Matrices of every layer, of two halves of the prompts."""
 
 
-def _products(blocks: list[Float[Tensor, "d_model d_model"]]) -> list[Float[Tensor, "d_model d_model"]]:
-    """From every block's mean Jacobian those of layers 0 to n_layers - 1 to the last block's output, in float32."""
-    found: list[Tensor] = []
-    product = torch.eye(len(blocks[0]), dtype=torch.float64)
-    while blocks:
-        product = product @ blocks.pop().double()
-        found.append(product.float())
-    return found[::-1]
+@dataclass(frozen=True)
+class _Found:
+    """What was fitted, and what is known of how far it can be trusted."""
+
+    matrices: list[Float[Tensor, "d_model d_model"]]
+    halves: _Pair | None
+    """Fitted in the same way to halves of the prompts; None of a single prompt."""
+    spread: Spread | None
+    """Of exact rows between prompts; None where there are none."""
+    n_prompts: int
+    exact: ExactRows | None = None
+    """Beside those of a chain."""
 
 
-def _rows_of_chain(
-    blocks: list[Float[Tensor, "d_model d_model"]], rows: Float[Tensor, "row d_model"]
-) -> Float[Tensor, "layer row d_model"]:
-    """Some rows of the same, in float64."""
-    found, product = [], rows.double()
-    for block in reversed(blocks):
-        product = product @ block.double()
-        found.append(product)
-    return torch.stack(found[::-1])
+@dataclass(frozen=True)
+class _Worth:
+    """One layer on held-out text, and between the halves of the prompts."""
+
+    logit: HeldOut
+    jacobian: HeldOut
+    shuffled: HeldOut
+    halves: tuple[float | None, float | None]
+    """Relative difference and cosine of their matrices."""
+    half_agreement: float | None
+
+
+def _matrices(halves: Halves) -> _Pair | None:
+    """In float32; None where one half has no prompt yet."""
+    if not halves.second.n:
+        return None
+    return [mean.float() for mean in halves.first.means], [mean.float() for mean in halves.second.means]
+
+
+def _compared(halves: tuple[Tensor, Tensor] | None) -> tuple[float | None, float | None]:
+    """Relative difference and cosine of two matrices, where there are two and neither is zero."""
+    return (None, None) if halves is None else relative_difference_and_cosine(*halves)
+
+
+def _within(value: float | None, most: float) -> bool:
+    return value is not None and value <= most
 
 
 def _in_random_order(n: int, most: int, generator: torch.Generator) -> Int[Tensor, " some"]:
@@ -397,10 +415,13 @@ def refuse_settings(settings: JacobianSettings) -> None:
     """
     if settings.method not in get_args(JacobianMethod):
         raise LensError(f"There is no method '{settings.method}'; choose from {', '.join(get_args(JacobianMethod))}.")
-    for name, least in (("prompts", 1), ("first_position", 0), ("probe_rows", 0), ("probe_prompts", 2)):
+    least = {"prompts": 1, "first_position": 0, "probe_rows": 0, "probe_prompts": 2, "stop_from": 0}
+    for name, smallest in least.items():
         value = getattr(settings, name)
-        if value < least:
-            raise LensError(f"{name} should be at least {least}, but it is {value}.")
+        if value < smallest:
+            raise LensError(f"{name} should be at least {smallest}, but it is {value}.")
+    if settings.stop_at is not None and not 0 < settings.stop_at < 1:
+        raise LensError(f"stop_at is a share between 0 and 1, as 0.05, but it is {settings.stop_at}.")
 
 
 def _refuse_short(settings: JacobianSettings, seq_len: int) -> None:
@@ -409,49 +430,3 @@ def _refuse_short(settings: JacobianSettings, seq_len: int) -> None:
             f"Sequences of {seq_len} positions have none to count from position {settings.first_position} on, the last "
             "being left out; give a larger --seq-len, or a smaller --first-position."
         )
-
-
-def _notes(fit: JacobianFit, asked: int) -> tuple[str, ...]:
-    notes = [
-        "It shows what a state disposes the model to say from here on, and is no read-out of the next token: its size "
-        "means nothing, and milestones are not taken from it."
-    ]
-    if fit.n_prompts is not None and fit.n_prompts < asked:
-        notes.append(f"The text gave {fit.n_prompts} prompts where {asked} were asked for.")
-    approximate = [str(layer.layer) for layer in fit.layers if layer.is_approximate]
-    if approximate:
-        notes.append(
-            f"At layers {', '.join(approximate)} exact rows show the chain to be more than {BIASED:.0%} off: those are "
-            "approximate, and nothing should be claimed by them."
-        )
-    loose = [str(layer.layer) for layer in fit.layers if (layer.standard_error or 0.0) > LOOSE]
-    if loose:
-        notes.append(
-            f"At layers {', '.join(loose)} the standard error over prompts is above {LOOSE:.0%}: other prompts would "
-            "give others, and more of them better ones."
-        )
-    no_better = [
-        str(layer.layer)
-        for layer in fit.layers
-        if layer.jacobian_bits is not None
-        and layer.shuffled_bits is not None
-        and layer.jacobian_bits >= layer.shuffled_bits
-    ]
-    if no_better:
-        notes.append(
-            f"At layers {', '.join(no_better)} it is no nearer to the model on held-out text than the same lens with "
-            "its weights shuffled: as a read-out of the next token its matrices say nothing there."
-        )
-    if fit.method == "chain" and fit.probe is None:
-        notes.append("No exact rows were computed, so nobody knows how far the chain is off.")
-    unknown = [str(layer.layer) for layer in fit.layers if layer.sigma is None]
-    if unknown and (fit.probe is not None or fit.method == "exact"):
-        notes.append(
-            f"At layers {', '.join(unknown)} prompts differ so much that {_few(fit)} do not tell their mean from the "
-            "spread between them; no spread is given there."
-        )
-    return tuple(notes)
-
-
-def _few(fit: JacobianFit) -> str:
-    return f"the {fit.n_prompts if fit.probe is None else fit.probe.n_prompts} with exact rows"

@@ -75,6 +75,12 @@ class JacobianSettings:
     0 for none."""
     probe_prompts: int = 4
     """Prompts on which they are computed."""
+    stop_at: float | None = None
+    """Read no more prompts once, at every layer asked, the standard error is at most this and halves of the prompts
+    have the same token on top at all but this share of held-out positions, as 0.05; only `exact` reads prompts in
+    portions, a chain says how far it came. Default: read all."""
+    stop_from: int = 0
+    """First layer that --stop-at asks of: early layers take many more prompts than late ones."""
     seed: int = 316
     """Seed of every random draw; recorded."""
 

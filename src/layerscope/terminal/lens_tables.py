@@ -34,7 +34,8 @@ def lens_table(record: lens_record.LensRecord) -> Iterator[RenderableType]:
         yield _jacobian_table(record.jacobian)
         yield Text(
             "top-1: share with the model's own first token on top\n"
-            "beta: relative bias of the chain · sigma: relative spread between prompts",
+            "beta: relative bias of the chain · sigma: relative spread between prompts\n"
+            "halves of the prompts: relative difference, cosine, share with the same token on top",
             style="dim",
         )
     elif record.prism is not None:
@@ -170,13 +171,16 @@ def _ridge_table(fit: lens_record.RidgeFit) -> Table:
 
 
 def _jacobian_table(fit: lens_record.JacobianFit) -> Table:
-    table = _table("layer", "logit", "jacobian", "logit top-1", "jacobian top-1", "beta", "sigma", "norm")
+    top1 = "logit\ntop-1", "lens\ntop-1"
+    table = _table("layer", "logit", "jacobian", *top1, "beta", "sigma", "halves\noff", "cosine", "same\ntop-1", "norm")
     for layer in fit.layers:
         table.add_row(
             str(layer.layer),
             *(short_text(value) for value in (layer.logit_bits, layer.jacobian_bits)),
             *(_percent(value) for value in (layer.logit_top1, layer.jacobian_top1)),
-            *(short_text(value) for value in (layer.beta, layer.sigma)),
+            *(short_text(value) for value in (layer.beta, layer.sigma, layer.half_difference)),
+            ABSENT if layer.half_cosine is None else f"{layer.half_cosine:.4f}",
+            _percent(layer.half_agreement),
             f"{layer.norm:.2g}",
             style="yellow" if layer.is_approximate else None,
         )

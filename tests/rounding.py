@@ -112,7 +112,7 @@ def of_readout(
     if head.projection is not None:
         every = every @ head.projection.double().abs().T
         n += every.shape[-1]
-    sizes = every @ head.weight.double().abs().T
+    sizes = every @ head.weight.tensor.double().abs().T
     if head.bias is not None:
         sizes = sizes + head.bias.double().abs()
     transform = head.transform if transform is None else transform

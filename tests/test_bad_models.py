@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,14 @@ def refused_model(error: type[LayerscopeError], model: str | Path, **options: An
 def test_a_folder_that_is_not_there_is_named_with_what_to_give(tmp_path: Path):
     assert refused_model(CheckpointError, tmp_path / "nothing") == (
         f"There is no folder '{tmp_path / 'nothing'}'; give a folder with config.json, a tokenizer and *.safetensors, "
-        "or a Hub id such as Qwen/Qwen3-8B."
+        "a GGUF file, a Hub id such as Qwen/Qwen3-8B, or hf:owner/name/file.gguf."
     )
 
 
 def test_a_file_in_place_of_the_folder_is_refused(folder: Path):
     file = folder / "config.json"
     assert refused_model(CheckpointError, file) == (
-        f"'{file}' is a file; give the folder that holds config.json and *.safetensors."
+        f"'{file}' is no GGUF file; give one, or the folder that holds config.json and *.safetensors."
     )
 
 
@@ -200,6 +201,14 @@ def test_a_folder_whose_tokenizer_cannot_be_read_is_refused(damage: str, folder:
 # --- Weights
 
 
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed, and reads the file")
+def test_a_sentencepiece_file_alone_says_what_reads_it(folder: Path):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    assert "the packages sentencepiece and protobuf" in refused_model(TokenizerError, folder)
+
+
 def test_a_shard_that_the_index_names_and_the_folder_lacks_is_named(tmp_path: Path):
     folder = TINY["llama-biases"].build(tmp_path, max_shard_size="30KB")
     shards = sorted(folder.glob("*.safetensors"))
@@ -246,13 +255,14 @@ def test_a_missing_tensor_is_named(name: str, folder: Path):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn], ids=["int8", "uint8", "fp8"])
-def test_a_quantised_tensor_is_refused_with_its_dtype(dtype: torch.dtype, folder: Path):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=["int8", "uint8"])
+def test_codes_without_their_scales_are_refused_with_their_dtype(dtype: torch.dtype, folder: Path):
     name = "model.layers.1.mlp.up_proj.weight"
     damaged(folder, lambda w: w.update({name: torch.ones(56, 48).to(dtype)}))
     assert refused_model(CheckpointError, folder) == (
-        f"Tensor '{name}' is stored as {str(dtype).removeprefix('torch.')}, but float32, bfloat16 or float16 is "
-        "expected; quantised checkpoints are not read: use the unquantised one."
+        f"Tensor '{name}' is stored as {str(dtype).removeprefix('torch.')} [56, 48] without what would tell its form: "
+        "weights are read as floats, or in fp8, NF4, GPTQ, AWQ, compressed-tensors, MXFP4, NVFP4, MLX or GGUF; take "
+        "the unquantised checkpoint."
     )
 
 
@@ -647,9 +657,32 @@ def test_any_accepted_answer_that_does_not_align_may_be_spelled_by_the_top_token
     assert run.rows.filter(lens="logit", layer=0)["is_answer"].item() is spelled
 
 
-def test_a_config_that_asks_for_quantised_weights_is_refused(folder: Path):
+def test_a_flag_left_behind_on_plain_weights_is_noted_and_does_no_harm(folder: Path):
+    plain = CausalLM.open(folder, device="cpu").forward([[0, 45]]).logits
     change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-    assert "asks for quantised weights" in refused_model(ModelError, folder)
+    model = CausalLM.open(folder, device="cpu")
+    assert model.checkpoint.notes == (
+        "config.json asks for bitsandbytes, but no weight is quantised: its `quantization_config` is ignored.",
+    )
+    assert torch.allclose(model.forward([[0, 45]]).logits, plain, atol=1e-5)  # files of other lengths lie otherwise
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod."])
+def test_what_wrapped_models_put_before_names_is_taken_off_and_noted(prefix: str, folder: Path):
+    plain = CausalLM.open(folder, device="cpu").forward([[0, 45]]).logits
+    weights = load_file(folder / "model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+    model = CausalLM.open(folder, device="cpu")
+    assert model.checkpoint.notes == (f"Names of tensors held '{prefix}', which was taken off.",)
+    assert torch.allclose(model.forward([[0, 45]]).logits, plain, atol=1e-5)  # files of other lengths lie otherwise
+
+
+def test_two_sets_of_the_same_weights_are_refused(folder: Path):
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    shutil.copy(folder / "model.fp16.safetensors", folder / "model.fp32.safetensors")
+    sentence = refused_model(CheckpointError, folder)
+    assert "model.fp16.safetensors and model.fp32.safetensors both hold tensor" in sentence
+    assert "leave one of them in the folder" in sentence
 
 
 def test_bos_that_the_tokenizer_does_not_have_is_refused_if_asked_for(tiny):

@@ -77,7 +77,7 @@ def test_on_text_a_lens_is_measured_as_a_softmax_over_the_vocabulary_says(held: 
 
     def log_probs(residuals: torch.Tensor, *, normed: bool) -> torch.Tensor:
         row = model.final_norm(residuals) if normed else residuals
-        return (row @ model.unembedding.weight.float().T).double().log_softmax(-1)
+        return (row @ model.unembedding.weight.tensor.float().T).double().log_softmax(-1)
 
     output = log_probs(rows[-1], normed=True)
     for name, normed in (("logit", True), ("raw", False)):

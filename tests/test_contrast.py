@@ -35,7 +35,7 @@ def _logits(rows: Tensor, head: Unembedding, transform: HeadTransform | None = N
     x = rows.double()
     if head.projection is not None:
         x = x @ head.projection.double().T
-    z = x @ head.weight.double().T
+    z = x @ head.weight.tensor.double().T
     if head.bias is not None:
         z = z + head.bias.double()
     z = z * (transform.scale or 1.0)
@@ -83,7 +83,7 @@ def _of_logits(
         _normaliser(norm.double()),
         None if raw is None else _normaliser(raw.double()),
         _normaliser(final.double()),
-        Unembedding(every.T.contiguous(), None),
+        Unembedding.of(every.T.contiguous(), None),
         temperatures=temperatures,
         **more,
     )
@@ -132,7 +132,7 @@ HEADS = {
 def test_a_visit_equals_whole_rows_of_logits_in_float64(head, lens_transform):
     options = dict(HEADS[head])
     d_model, d_head, d_vocab = 16, 12 if options.get("projection") else 16, 301
-    unembedding = Unembedding(
+    unembedding = Unembedding.of(
         _random(1, d_vocab, d_head, scale=0.7),
         None,
         bias=_random(2, d_vocab) if options.pop("bias", None) else None,
@@ -154,7 +154,7 @@ def test_a_visit_equals_whole_rows_of_logits_in_float64(head, lens_transform):
 @examples(60)
 @given(SEEDS, st.integers(1, 150), st.integers(1, 170), st.integers(1, 4), st.integers(1, 3), st.booleans())
 def test_tiles_of_any_size_give_what_one_tile_gives(seed, d_vocab, tile, n_layers, n_prompts, with_bias):
-    head = Unembedding(_random(seed, d_vocab, 8), None, bias=_random(seed + 1, d_vocab) if with_bias else None)
+    head = Unembedding.of(_random(seed, d_vocab, 8), None, bias=_random(seed + 1, d_vocab) if with_bias else None)
     norm, raw = (_random(seed + i, n_layers, n_prompts, 8) for i in (2, 3))
     final, temperatures = _random(seed + 4, n_prompts, 8), _random(seed + 5, n_layers).abs() + 0.2
     whole, tiled = (_asked(norm, raw, final, head, temperatures, tile=t) for t in (d_vocab, tile))
@@ -227,7 +227,7 @@ def test_the_floor_bounds_divergences_of_rows_that_exclude_each_other(tile):
 
 
 def test_saturated_rows_of_a_head_agree_with_whole_rows_of_logits():
-    head = Unembedding(_random(0, 200, 16), None, bias=_random(1, 200))
+    head = Unembedding.of(_random(0, 200, 16), None, bias=_random(1, 200))
     norm, raw, final = _random(2, 4, 6, 16), _random(3, 4, 6, 16, scale=300.0), _random(4, 6, 16, scale=300.0)
     temperatures = torch.tensor([0.2, 1.0, 1.0, 5.0])
     found = _asked(norm, raw, final, head, temperatures, tile=64)
@@ -244,7 +244,7 @@ def test_saturated_rows_of_a_head_agree_with_whole_rows_of_logits():
 @examples(40)
 @given(SEEDS, st.integers(1, 90), st.integers(1, 100), st.floats(1e-2, 300.0))
 def test_equal_rows_differ_by_nothing(seed, d_vocab, tile, scale):
-    head = Unembedding(_random(seed, d_vocab, 8), None, bias=_random(seed + 1, d_vocab))
+    head = Unembedding.of(_random(seed, d_vocab, 8), None, bias=_random(seed + 1, d_vocab))
     rows = _random(seed + 2, 3, 4, 8, scale=scale)
     found = _asked(rows, rows, rows[0], head, tile=tile)
     for name in PAIR:
@@ -275,7 +275,7 @@ def test_a_divergence_next_to_nothing_keeps_its_digits(seed, step):
 @examples(40)
 @given(SEEDS, st.floats(-1e-5, 1e-5), st.floats(-1e-5, 1e-5), st.floats(-1e-5, 1e-5))
 def test_a_normaliser_that_another_product_rounded_moves_no_divergence(seed, norm_off, raw_off, final_off):
-    head = Unembedding(_random(seed, 120, 8), None)
+    head = Unembedding.of(_random(seed, 120, 8), None)
     norm, final = _random(seed + 1, 2, 3, 8), _random(seed + 2, 3, 8)
     raw, temperatures = norm + _random(seed + 3, 2, 3, 8, scale=1e-4), torch.tensor([1.0, 0.7])
     exact = [_normaliser(_logits(rows, head)) for rows in (norm, raw, final)]
@@ -293,7 +293,7 @@ def test_a_normaliser_that_another_product_rounded_moves_no_divergence(seed, nor
 
 
 def test_at_temperature_one_the_divergence_is_the_sweeps_own():
-    head = Unembedding(_random(0, 300, 16), None, bias=_random(1, 300), transform=HeadTransform(softcap=6.0))
+    head = Unembedding.of(_random(0, 300, 16), None, bias=_random(1, 300), transform=HeadTransform(softcap=6.0))
     rows, final = _random(2, 4, 6, 16), _random(3, 6, 16)
     rows[-1] = final
     swept, alone = (decode(x, final, [Question(6)], head) for x in (rows, final[None]))
@@ -312,7 +312,7 @@ def test_at_temperature_one_the_divergence_is_the_sweeps_own():
 
 
 def test_lenses_swapped_swap_the_directions_and_nothing_else():
-    head = Unembedding(_random(0, 300, 16), None)
+    head = Unembedding.of(_random(0, 300, 16), None)
     a, b, final = _random(1, 3, 4, 16), _random(2, 3, 4, 16), _random(3, 4, 16)
     there, back = _asked(a, b, final, head), _asked(b, a, final, head)
     error = of_readout(head, a, b) * 2
@@ -328,7 +328,7 @@ def test_lenses_swapped_swap_the_directions_and_nothing_else():
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf, 3e38])
 def test_a_row_that_is_not_finite_is_nan_and_touches_no_other(broken, softcap):
     """3e38 is finite itself, but its logits are not, of either sign; under a softcap they are."""
-    head = Unembedding(_random(0, 300, 16, scale=5.0), None, transform=HeadTransform(softcap=softcap))
+    head = Unembedding.of(_random(0, 300, 16, scale=5.0), None, transform=HeadTransform(softcap=softcap))
     norm, raw, final = _random(1, 3, 4, 16), _random(2, 3, 4, 16), _random(3, 4, 16)
     temperatures = torch.tensor([0.5, 1.0, 2.0])
     clean = _asked(norm, raw, final, head, temperatures, tile=64)
@@ -356,7 +356,7 @@ def _assert_nan_elsewhere(found: Contrast, clean: Contrast, names: list[str], du
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, 3e38])
 def test_a_final_row_that_is_not_finite_is_nan_at_its_prompt_and_in_the_tempered_divergence_alone(broken):
-    head = Unembedding(_random(0, 300, 16, scale=5.0), None)
+    head = Unembedding.of(_random(0, 300, 16, scale=5.0), None)
     norm, raw, final = _random(1, 3, 4, 16), _random(2, 3, 4, 16), _random(3, 4, 16)
     clean = _asked(norm, raw, final, head, torch.ones(3), tile=64)
     spoilt = final.clone()
@@ -385,7 +385,7 @@ def test_a_single_logit_of_minus_infinity_does_not_hide_under_the_floor(infinite
         flat,
         flat,
         own,
-        Unembedding(head, None),
+        Unembedding.of(head, None),
         temperatures=torch.ones(1),
     )
     for name in NAMES:
@@ -396,7 +396,7 @@ def test_a_single_logit_of_minus_infinity_does_not_hide_under_the_floor(infinite
 
 @pytest.mark.parametrize(("n_layers", "n_prompts"), [(2, ROWS_PER_VISIT + 5), (7, 100), (3 * ROWS_PER_VISIT + 1, 1)])
 def test_rows_beyond_one_block_are_put_back_in_their_places(n_layers, n_prompts):
-    head = Unembedding(_random(0, 23, 6), None, bias=_random(1, 23))
+    head = Unembedding.of(_random(0, 23, 6), None, bias=_random(1, 23))
     norm, raw, final = _random(2, n_layers, n_prompts, 6), _random(3, n_layers, n_prompts, 6), _random(4, n_prompts, 6)
     temperatures = torch.linspace(0.5, 2.0, n_layers)
     found = _asked(norm, raw, final, head, temperatures)
@@ -407,7 +407,7 @@ def test_rows_beyond_one_block_are_put_back_in_their_places(n_layers, n_prompts)
 
 
 def test_what_was_not_asked_for_is_none():
-    head = Unembedding(_random(0, 30, 6), None)
+    head = Unembedding.of(_random(0, 30, 6), None)
     norm, raw, final = _random(1, 2, 3, 6), _random(2, 2, 3, 6), _random(3, 3, 6)
     whole = _asked(norm, raw, final, head, torch.ones(2))
     without_temperatures = _asked(norm, raw, final, head)
@@ -421,26 +421,26 @@ def test_what_was_not_asked_for_is_none():
 
 
 def test_progress_tells_the_ids_done_after_every_tile():
-    head = Unembedding(_random(0, 30, 6), None)
+    head = Unembedding.of(_random(0, 30, 6), None)
     rows, steps = _random(1, 2, 3, 6), []
     _asked(rows, rows, rows[0], head, tile=13, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(13, 30), (26, 30), (30, 30)]
 
 
 def test_a_head_stored_in_bfloat16_is_read_as_float32():
-    head = Unembedding(_random(0, 300, 16).bfloat16(), None)
+    head = Unembedding.of(_random(0, 300, 16).bfloat16(), None)
     norm, raw, final = _random(1, 2, 3, 16), _random(2, 2, 3, 16), _random(3, 3, 16)
     a, b = (
         _asked(norm, raw, final, which, torch.ones(2), tile=64)
-        for which in (head, Unembedding(head.weight.float(), None))
+        for which in (head, Unembedding.of(head.weight.tensor.float(), None))
     )
     for name in NAMES:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
 def test_the_rows_handed_in_are_left_as_they_were():
-    head = Unembedding(_random(0, 30, 6), None, bias=_random(1, 30), transform=HeadTransform(softcap=4.0))
-    given = (_random(2, 2, 3, 6), _random(3, 2, 3, 6), _random(4, 3, 6), head.weight, head.bias)
+    head = Unembedding.of(_random(0, 30, 6), None, bias=_random(1, 30), transform=HeadTransform(softcap=4.0))
+    given = (_random(2, 2, 3, 6), _random(3, 2, 3, 6), _random(4, 3, 6), head.weight.tensor, head.bias)
     before = [x.clone() for x in given]
     _asked(*given[:3], head, torch.ones(2))
     assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
@@ -450,12 +450,12 @@ def test_the_rows_handed_in_are_left_as_they_were():
 def test_a_temperature_that_is_not_positive_and_finite_is_refused(wrong):
     rows = _random(0, 2, 3, 6)
     with pytest.raises(LensError, match="Temperatures should be positive finite numbers, but they are"):
-        _asked(rows, rows, rows[0], Unembedding(_random(1, 30, 6), None), torch.tensor([1.0, wrong]))
+        _asked(rows, rows, rows[0], Unembedding.of(_random(1, 30, 6), None), torch.tensor([1.0, wrong]))
 
 
 @pytest.mark.parametrize("missing", ["rows", "normaliser"])
 def test_raw_rows_and_their_normaliser_come_together(missing):
-    rows, head = _random(0, 2, 3, 6), Unembedding(_random(1, 30, 6), None)
+    rows, head = _random(0, 2, 3, 6), Unembedding.of(_random(1, 30, 6), None)
     known, own = _normaliser(_logits(rows, head)), _normaliser(_logits(rows[0], head))
     raw = (None, known) if missing == "rows" else (rows, None)
     with pytest.raises(LensError, match="should come together"):

@@ -39,7 +39,7 @@ def _dense(
     lens_transform: HeadTransform | None = None,
 ) -> dict[str, np.ndarray]:
     """The same numbers from whole rows of logits in float64; `answers` has a set of ids for each position."""
-    head = unembedding.weight.double()
+    head = unembedding.weight.tensor.double()
     if unembedding.projection is not None:
         head = head @ unembedding.projection.double()
     bias = torch.zeros(len(head)).double() if unembedding.bias is None else unembedding.bias.double()
@@ -97,7 +97,7 @@ def _as_given(logits: Tensor, final: Tensor, **more: object) -> tuple[Tensor, Te
     every = torch.cat([logits.reshape(-1, d_vocab), final])
     picks = torch.eye(len(every))
     rows = picks[: n_groups * n_positions].view(n_groups, n_positions, -1)
-    return rows, picks[n_groups * n_positions :], Unembedding(every.T.contiguous(), None, **more)
+    return rows, picks[n_groups * n_positions :], Unembedding.of(every.T.contiguous(), None, **more)
 
 
 def _random(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
@@ -127,7 +127,7 @@ HEADS = {
 def test_a_sweep_equals_whole_rows_of_logits_in_float64(head, lens_transform):
     options = dict(HEADS[head])
     d_model, d_head, d_vocab = 16, 12 if options.get("projection") else 16, 301
-    unembedding = Unembedding(
+    unembedding = Unembedding.of(
         _random(1, d_vocab, d_head, scale=0.7),
         None,
         bias=_random(2, d_vocab) if options.pop("bias", None) else None,
@@ -165,7 +165,7 @@ def test_a_sweep_equals_whole_rows_of_logits_in_float64(head, lens_transform):
 def test_cosines_leave_the_heads_bias_out():
     logits, final = _random(0, 2, 3, 40), _random(1, 3, 40)
     rows, final_rows, plain = _as_given(logits, final)
-    biased = Unembedding(plain.weight, None, bias=_random(2, 40, scale=5.0))
+    biased = Unembedding.of(plain.weight.tensor, None, bias=_random(2, 40, scale=5.0))
     without, with_bias = (decode(rows, final_rows, [Question(3)], head) for head in (plain, biased))
     # The bias is added to the logit and taken off again, each rounding what may be 20 by FLOAT32.
     within = of_cosine(2 * 20 * FLOAT32, logits, final.expand_as(logits)).max() * 2
@@ -208,8 +208,8 @@ def test_tokens_with_the_answers_own_row_of_the_head_never_rank_above_it(tile, n
     others = np.delete(logits.numpy(), twins, axis=-1)
     ranks = []
     for answer in twins:
-        found = decode(rows, rows[-1], [Question(n_positions, (answer,))], Unembedding(weight, None), tile=tile)
-        own, error = logits[..., 5:6].numpy(), 2 * of_readout(Unembedding(weight, None), rows).logit
+        found = decode(rows, rows[-1], [Question(n_positions, (answer,))], Unembedding.of(weight, None), tile=tile)
+        own, error = logits[..., 5:6].numpy(), 2 * of_readout(Unembedding.of(weight, None), rows).logit
         assert (found.answer_rank >= 1 + (others > own + error).sum(-1)).all()
         assert (found.answer_rank <= 1 + (others > own - error).sum(-1)).all()
         ranks.append(found.answer_rank)
@@ -223,8 +223,8 @@ def test_the_same_row_with_a_larger_bias_is_no_tie():
     bias[30] = 0.5
     rows = weight[20].view(1, 1, 8) * 10
     ask = [Question(1, (20,))]
-    assert decode(rows, rows[0], ask, Unembedding(weight, None, bias=bias), tile=7).answer_rank.item() == 2
-    assert decode(rows, rows[0], ask, Unembedding(weight, None), tile=7).answer_rank.item() == 1
+    assert decode(rows, rows[0], ask, Unembedding.of(weight, None, bias=bias), tile=7).answer_rank.item() == 2
+    assert decode(rows, rows[0], ask, Unembedding.of(weight, None), tile=7).answer_rank.item() == 1
 
 
 def test_of_several_accepted_answers_the_one_with_the_largest_logit_is_judged():
@@ -248,7 +248,7 @@ def test_without_an_answer_the_id_is_minus_one_and_the_rank_zero():
 @given(SEEDS, st.integers(1, 150), st.integers(1, 170), st.integers(1, 60), st.booleans())
 def test_tiles_of_any_size_give_what_one_tile_gives(seed, d_vocab, tile, top_k, with_bias):
     weight = _random(seed, d_vocab, 8)
-    head = Unembedding(weight, None, bias=_random(seed + 1, d_vocab) if with_bias else None)
+    head = Unembedding.of(weight, None, bias=_random(seed + 1, d_vocab) if with_bias else None)
     rows, final = _random(seed + 2, 3, 2, 8), _random(seed + 3, 2, 8)
     ask = [Question(2, (d_vocab // 2,), (0,))]
     whole = decode(rows, final, ask, head, top_k=top_k, tile=d_vocab)
@@ -363,7 +363,7 @@ def test_a_constant_added_by_the_heads_bias_shows_in_the_largest_logit_alone(see
     # Multiples of 1/64, so that adding the constant rounds nothing.
     logits = (_random(seed, 3, 2, d_vocab) * 64).round() / 64
     rows, final_rows, head = _as_given(logits, logits[1])
-    shifted = Unembedding(head.weight, None, bias=torch.full((d_vocab,), float(constant)))
+    shifted = Unembedding.of(head.weight.tensor, None, bias=torch.full((d_vocab,), float(constant)))
     ask = [Question(2, (1,), (0,))]
     a, b = (decode(rows, final_rows, ask, which, tile=tile) for which in (head, shifted))
     assert np.array_equal(a.top_ids, b.top_ids)
@@ -442,7 +442,7 @@ def test_the_entropy_of_a_row_that_is_all_but_sure_keeps_its_digits(depth, peak,
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 def test_a_row_that_is_not_finite_is_flagged_and_touches_no_other(broken):
-    head = Unembedding(_random(0, 300, 16), None, bias=_random(1, 300))
+    head = Unembedding.of(_random(0, 300, 16), None, bias=_random(1, 300))
     rows, final = _random(2, 4, 6, 16), _random(3, 6, 16)
     ask = [Question(4, (3, 4), (1, 2)), Question(2)]
     clean = decode(rows, final, ask, head, tile=64)
@@ -462,7 +462,7 @@ def test_a_row_that_is_not_finite_is_flagged_and_touches_no_other(broken):
 
 
 def test_a_final_row_that_is_not_finite_is_flagged_at_its_position_alone():
-    head = Unembedding(_random(0, 300, 16), None)
+    head = Unembedding.of(_random(0, 300, 16), None)
     rows, final = _random(2, 4, 6, 16), _random(3, 6, 16)
     clean = decode(rows, final, [Question(6)], head)
     final[2, 0] = torch.nan
@@ -484,11 +484,11 @@ def test_a_head_that_is_not_finite_is_refused(part, broken, at):
     rows = _random(2, 2, 3, 16)
     rows[0, 1] = torch.nan  # a broken row is not the head's fault and is not counted
     with pytest.raises(NumericError, match=r"5 of 5 finite rows.*weight and bias"):
-        decode(rows, rows[1], [Question(3)], Unembedding(weight, None, bias=bias), tile=64)
+        decode(rows, rows[1], [Question(3)], Unembedding.of(weight, None, bias=bias), tile=64)
 
 
 def test_two_sweeps_agree_to_the_last_bit():
-    head = Unembedding(_random(0, 700, 32), None, bias=_random(1, 700), transform=HeadTransform(softcap=9.0))
+    head = Unembedding.of(_random(0, 700, 32), None, bias=_random(1, 700), transform=HeadTransform(softcap=9.0))
     rows, final = _random(2, 7, 9, 32), _random(3, 9, 32)
     ask = [Question(9, (3,), (1, 2))]
     _assert_same_bits(decode(rows, final, ask, head), decode(rows, final, ask, head))
@@ -496,7 +496,7 @@ def test_two_sweeps_agree_to_the_last_bit():
 
 @pytest.mark.parametrize(("n_groups", "n_positions"), [(2, ROWS_PER_BLOCK + 5), (9, 500)])
 def test_rows_beyond_one_block_are_put_back_in_their_places(n_groups, n_positions):
-    head = Unembedding(_random(0, 23, 6), None, bias=_random(1, 23))
+    head = Unembedding.of(_random(0, 23, 6), None, bias=_random(1, 23))
     rows, final = _random(2, n_groups, n_positions, 6), _random(3, n_positions, 6)
     half = n_positions // 2
     ask = [Question(half, (3,), (1, 2)), Question(n_positions - half, (4, 5), (6,))]
@@ -522,7 +522,7 @@ def test_rows_beyond_one_block_are_put_back_in_their_places(n_groups, n_position
 def test_a_known_id_has_the_very_probability_that_is_listed_for_it(seed, d_vocab, tile, softcap, with_bias):
     """Another product for the known ids used to round otherwise than the sweep's, by up to 1e-4 of a probability."""
     transform, bias = HeadTransform(softcap=softcap), _random(seed + 1, d_vocab) if with_bias else None
-    head = Unembedding(_random(seed, d_vocab, 40), None, bias=bias, transform=transform)
+    head = Unembedding.of(_random(seed, d_vocab, 40), None, bias=bias, transform=transform)
     rows, final = _random(seed + 2, 3, 4, 40, scale=3.0), _random(seed + 3, 4, 40)
     ids = torch.randperm(d_vocab, generator=torch.Generator().manual_seed(seed))[:9].tolist()
     ask = [Question(3, (ids[0], ids[1]), tuple(ids)), Question(1, (), tuple(ids[:2]))]
@@ -542,12 +542,12 @@ def test_a_known_id_has_the_very_probability_that_is_listed_for_it(seed, d_vocab
 @pytest.mark.parametrize("tile", [7, 64, None])
 @pytest.mark.parametrize("softcap", [None, 4.0])
 def test_in_place_of_an_answer_the_models_own_most_likely_token_is_followed(tile, softcap):
-    head = Unembedding(_random(0, 301, 12), None, bias=_random(1, 301), transform=HeadTransform(softcap=softcap))
+    head = Unembedding.of(_random(0, 301, 12), None, bias=_random(1, 301), transform=HeadTransform(softcap=softcap))
     rows, final = _random(2, 5, 6, 12), _random(3, 6, 12)
     rows[4] = final  # the last layer is the model itself
     ask = [Question(4, of_model=True), Question(2, (5,))]
     found = decode(rows, final, ask, head, tile=tile)
-    own = (final.double() @ head.weight.double().T + head.bias.double()).argmax(-1)
+    own = (final.double() @ head.weight.tensor.double().T + head.bias.double()).argmax(-1)
     due = _dense(rows, final, head, [(int(i),) for i in own[:4]] + [(5,)] * 2)
     for name in ("answer_id", "answer_rank"):
         assert np.array_equal(getattr(found, name), due[name]), name
@@ -566,7 +566,7 @@ def test_of_equal_logits_of_the_model_the_smaller_id_is_followed_and_ties_share_
 
 
 def test_where_the_model_itself_is_not_finite_no_token_is_followed():
-    head = Unembedding(_random(0, 50, 8), None)
+    head = Unembedding.of(_random(0, 50, 8), None)
     rows, final = _random(1, 2, 3, 8), _random(2, 3, 8)
     final[1, 2] = torch.nan
     found = decode(rows, final, [Question(3, of_model=True)], head)

@@ -17,7 +17,7 @@ def unembedding_of(kind: str) -> Unembedding:
     generator = torch.Generator().manual_seed(3)
     projected = kind == "projection"
     weight = torch.randn(D_VOCAB, D_HEAD if projected else D_MODEL, generator=generator)
-    return Unembedding(
+    return Unembedding.of(
         weight=weight,
         final_norm=Norm("rms", None, None, 1e-6, "norm"),
         bias=torch.randn(D_VOCAB, generator=generator) if kind in ("bias", "all") else None,
@@ -34,7 +34,7 @@ def whole_logits(head: Unembedding, rows: Tensor) -> Tensor:
     """Straight from the definition, in float64."""
     if head.projection is not None:
         rows = rows @ head.projection.double().T
-    z = rows @ head.weight.double().T
+    z = rows @ head.weight.tensor.double().T
     if head.bias is not None:
         z = z + head.bias.double()
     z = z * (head.transform.scale or 1.0)
@@ -55,7 +55,7 @@ class Error:
         readout = of_readout(head, *rows)
         sums = of_sum(D_VOCAB, 1.0)
         # A gradient is a mean of the head's rows, whose weights are off by these shares, less another such mean.
-        largest = float(head.weight.abs().max()) * abs(head.transform.scale or 1.0)
+        largest = float(head.weight.tensor.abs().max()) * abs(head.transform.scale or 1.0)
         if head.projection is not None:
             largest *= float(head.projection.abs().sum(0).max())
         shares = readout.relative + 2 * sums
@@ -248,6 +248,6 @@ def test_draws_include_ids_as_often_as_they_say_and_are_the_same_whichever_step_
     for step in range(n):
         head = draws.at(step).head
         assert head.offset is not None
-        counts[(head.unembedding.weight[:, None, 0] == unembedding.weight[:, 0]).nonzero()[:, 1]] += 1
+        counts[(head.unembedding.weight.tensor[:, None, 0] == unembedding.weight.tensor[:, 0]).nonzero()[:, 1]] += 1
     spread = (n * inclusion * (1 - inclusion)).sqrt()
     assert float(((counts - n * inclusion).abs() / spread).max()) < 5

@@ -72,7 +72,7 @@ def test_held_out_figures_are_those_of_transformers_own_logits(method: str, bund
     assert fit is not None
     assert len(fit.held_out_bits) == 13
     assert fit.logit_bits[-1] < 1e-4  # the last layer is the model
-    weight = bundled.unembedding.weight.float()
+    weight = bundled.unembedding.weight.tensor.float()
     for layer in (0, 5, 11):
         rows = lens(said.hidden_states[layer], layer)[:, 1:-1]
         log_q = (rows @ weight.T).double().log_softmax(-1)

@@ -64,7 +64,7 @@ def held_out_bits(folder: Path, corpus: Corpus, hidden: torch.Tensor, logits: to
     rows = lens(hidden, layer)
     if model.unembedding.projection is not None:
         rows = rows @ model.unembedding.projection.T
-    weight = model.unembedding.weight.float()
+    weight = model.unembedding.weight.tensor.float()
     z = rows @ weight.T
     if model.unembedding.bias is not None:
         z = z + model.unembedding.bias
@@ -320,7 +320,7 @@ def test_skipped_blocks_are_counted_from_the_end(fitted: Path, bundled: CausalLM
     expected = said.logits[:, 1:-1].double().log_softmax(-1).gather(-1, gold[..., None]).mean().neg().exp()
     assert fit.skip_layers[0].perplexity_model == pytest.approx(float(expected), rel=1e-4)
     lens = tuned_lens(read_fitted_lens(fitted), bundled.final_norm)
-    rows = lens(said.hidden_states[8], 8) @ bundled.unembedding.weight.float().T
+    rows = lens(said.hidden_states[8], 8) @ bundled.unembedding.weight.tensor.float().T
     expected = rows[:, 1:-1].double().log_softmax(-1).gather(-1, gold[..., None]).mean().neg().exp()
     assert fit.skip_layers[1].perplexity_lens == pytest.approx(float(expected), rel=1e-4)
     assert fit.skip_layers[1].n_tokens == gold.numel()

@@ -57,7 +57,7 @@ def test_rows_are_what_the_saved_translators_give(run: Run, model: CausalLM, len
     prompt = run.record.suite.prompts[0]
     residuals = model.forward([prompt.token_ids]).values[0, :, -1]
     lens = tuned_lens(read_fitted_lens(lenses / "a-tuned"), model.final_norm)
-    weight = model.unembedding.weight.double()
+    weight = model.unembedding.weight.tensor.double()
     log_p = (model.final_norm(residuals[-1]).double() @ weight.T).log_softmax(-1)  # type: ignore[misc]
     for row in at_next(run, "tuned").iter_rows(named=True):
         layer = row["layer"]
@@ -80,7 +80,7 @@ def test_parts_of_the_tuned_lens_are_measured_apart(run: Run, model: CausalLM, l
     assert variants is not None and variants.bias_only is not None
     residuals = model.forward([run.record.suite.prompts[0].token_ids]).values[0, :, -1]
     translators = tuned_lens(read_fitted_lens(lenses / "a-tuned"), None).translators
-    norm, weight = model.final_norm, model.unembedding.weight.double()
+    norm, weight = model.final_norm, model.unembedding.weight.tensor.double()
     assert norm is not None
     log_p = (norm(residuals[-1]).double() @ weight.T).log_softmax(-1)
 
@@ -230,7 +230,7 @@ def test_a_reason_names_folders_wherever_they_lie_and_is_otherwise_as_it_was(
     assert found["tuned"] == (
         "refused: here: no tuned lens in it belongs to layerscope/reference (n_layers 12, d_model 96, d_vocab 2048); "
         "`layerscope fit tuned MODEL --text FILE --out here` fits one. There are: here/v1.0/lens.json: field "
-        "`schema_version` is 99.0, but this layerscope reads 1.2; a newer layerscope wrote it and reads it, so update."
+        "`schema_version` is 99.0, but this layerscope reads 1.3; a newer layerscope wrote it and reads it, so update."
     )
     assert str(tmp_path) not in "".join(found.values())
 

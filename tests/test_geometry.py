@@ -13,7 +13,7 @@ from layerscope.readout.geometry import geometry, jaccard, norm_ratio, row_resid
 from layerscope.unembedding import Unembedding
 from rounding import DOUBLE, SINGLE
 
-HEAD = Unembedding(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), None)
+HEAD = Unembedding.of(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), None)
 ROWS = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
 
 
@@ -26,7 +26,7 @@ def test_the_answers_cosine_is_that_of_the_row_and_the_answers_vector():
     found = geometry(ROWS, answer, torch.tensor([], dtype=torch.int64), torch.zeros(4, 0, dtype=torch.bool), HEAD)
     for g in range(3):
         for p in range(3):
-            due = _cosine(ROWS[g, p], HEAD.weight[answer[g, p]])
+            due = _cosine(ROWS[g, p], HEAD.weight.tensor[answer[g, p]])
             assert found.cos_to_answer[g, p].item() == pytest.approx(due, abs=SINGLE)
     assert found.cos_to_answer[:, 3].isnan().all()
     assert found.cos_to_prompt_max.isnan().all()
@@ -39,18 +39,18 @@ def test_the_prompts_cosine_is_the_largest_to_a_token_read_so_far():
     assert found[:, 0].isnan().all()
     for g in range(3):
         for p in range(1, 4):
-            due = max(_cosine(ROWS[g, p], HEAD.weight[i]) for i in ids[seen[p]])
+            due = max(_cosine(ROWS[g, p], HEAD.weight.tensor[i]) for i in ids[seen[p]])
             assert found[g, p].item() == pytest.approx(due, abs=SINGLE)
 
 
 def test_a_projection_before_the_head_is_part_of_the_row():
     projection = torch.randn(6, 5, generator=torch.Generator().manual_seed(2))
-    head = Unembedding(HEAD.weight, None, projection=projection)
+    head = Unembedding.of(HEAD.weight.tensor, None, projection=projection)
     rows = ROWS[..., :5].contiguous()
     found = geometry(rows, torch.full((3, 4), 2), torch.tensor([7]), torch.ones(4, 1, dtype=torch.bool), head)
     projected = rows[1, 1] @ projection.T
-    assert found.cos_to_answer[1, 1].item() == pytest.approx(_cosine(projected, HEAD.weight[2]), abs=SINGLE)
-    assert found.cos_to_prompt_max[1, 1].item() == pytest.approx(_cosine(projected, HEAD.weight[7]), abs=SINGLE)
+    assert found.cos_to_answer[1, 1].item() == pytest.approx(_cosine(projected, HEAD.weight.tensor[2]), abs=SINGLE)
+    assert found.cos_to_prompt_max[1, 1].item() == pytest.approx(_cosine(projected, HEAD.weight.tensor[7]), abs=SINGLE)
 
 
 def test_a_row_of_zeros_has_cosine_zero_and_ratio_zero():

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
 from layerscope import Run, load_suite
+from layerscope.analysis.drawn_facts import FactDraws, drawn_medians
 from layerscope.analysis.handover import (
     Effects,
     Handover,
@@ -40,29 +42,38 @@ from layerscope.view.page.view import page_html
 from rounding import of_residual
 
 
-def patches(*effects: tuple[float | None, ...], place: str = "next", kind: str = "pair") -> pl.DataFrame:
-    """A pair for each row of effects."""
+def patches(
+    *effects: tuple[float | None, ...], place: str = "next", kind: str = "pair", source: int = 1
+) -> pl.DataFrame:
+    """A pair for each row of effects, of a fact and the one so many behind it."""
     cells = [(pair, layer, effect) for pair, of_pair in enumerate(effects) for layer, effect in enumerate(of_pair)]
     n = len(cells)
     known: dict[str, Sequence[object]] = {
         "kind": [kind] * n, "place": [place] * n, "position": [4] * n, "from_end": [0] * n,
         "pair": [pair for pair, _, _ in cells], "base": [pair for pair, _, _ in cells],
-        "source": [pair + 1 for pair, _, _ in cells], "layer": [layer for _, layer, _ in cells],
+        "source": [pair + source for pair, _, _ in cells], "layer": [layer for _, layer, _ in cells],
     }  # fmt: skip
     metrics = {name: [None] * n for name in METRICS} | {"effect": [effect for _, _, effect in cells]}
     return patches_frame(known | metrics)
 
 
-def found(*effects: tuple[float | None, ...], lens_layer: float, n_unsure: int = 0) -> Patching:
+def beside_third(own: Sequence[tuple[float, ...]], third: Sequence[tuple[float, ...]]) -> pl.DataFrame:
+    """Pairs, and the effect of a third fact's residual along each."""
+    return pl.concat([patches(*own), patches(*third, kind="unrelated", source=2)])
+
+
+def found(
+    *effects: tuple[float, ...], lens_layer: float, n_unsure: int = 0, third: tuple[float, ...] | None = None
+) -> Patching:
     n = len(effects[0]) - 1
-    at = handover(patches(*effects), n)
+    at = handover(patches(*effects) if third is None else beside_third(effects, [third] * len(effects)), n)
     against = LayerAgainstPatches(lens_layer, patch_verdict(lens_layer, at))
     return Patching(at, Effects((), (), {}), {"logit": {"on_top_for_good": against}}, n_unsure, 10, None)
 
 
 def test_the_layer_is_the_first_from_which_on_the_median_stays_large():
     at = handover(patches((0.0, 0.9, 0.1, 0.6, 1.0), (0.0, 0.8, 0.2, 0.7, 1.0), (0.0, 0.9, 0.0, 0.5, 1.0)), 4)
-    assert (at.layer, at.low, at.high, at.release, at.n_pairs) == (3, 3, 3, None, 3)
+    assert (at.layer, at.low, at.high, at.release, at.n_facts, at.n_pairs) == (3, None, None, None, 4, 3)
     assert handover(patches((0.0, 0.0, 0.0, 0.49, 1.0)), 4).layer == 4
     assert handover(patches((0.0, 0.0, None, 0.6, 1.0)), 4).layer == 3
     assert handover(patches((1.0, 0.9, 0.2, 0.6, 0.0), place="subject"), 4).release == 3
@@ -244,8 +255,9 @@ def test_smollm2_hands_the_answer_over_in_block_24(smollm2: Path):
 def test_where_nothing_before_the_output_carries_it_the_sentence_says_so():
     told = sentence(found((0.0, 0.0, 0.0, 0.2, 1.0), lens_layer=2), "logit")
     assert told == (
-        "the answer is carried at the last token at no layer before the output (median of 1 pair); the logit lens has "
-        "it on top for good from 2: refuted (an illustration: a claim takes 20 pairs)"
+        "the answer is carried at the last token at no layer before the output (median over 2 facts in 1 pair); "
+        "whether a third fact's state does as much was not tested; the logit lens has it on top for good from 2: "
+        "refuted (an illustration: a claim takes 10 facts)"
     )
 
 
@@ -256,8 +268,15 @@ def test_published_files_hold_every_patch_and_reports_cite_them(bundled: Run, tm
     text = markdown(evaluation(evidence))
     patching = bundled.diagnostics.patching
     assert patching is not None
-    assert f"carries at least half of the answer from layer {patching.handover.layer} on (median over 20 pairs" in text
-    assert "| layer | last token | subject | same fact, other wording | third fact | random step |" in text
+    assert (
+        f"carries at least half of the answer from layer {patching.handover.layer} on (median over 5 facts in 20"
+        in text
+    )
+    assert "That is an illustration: a claim takes 10 facts." in text
+    header = (
+        "| layer | last token | subject | same fact, other wording | third fact | random step | beyond third fact |"
+    )
+    assert header in text
     table = comparison_table([evidence])
     assert table["handover_layer"].item() == patching.handover.layer
     assert table["handover_verdict"].item() == patching.verdict_of("logit")
@@ -270,10 +289,11 @@ def test_published_files_hold_every_patch_and_reports_cite_them(bundled: Run, tm
 
 def test_the_headline_says_that_the_answer_is_carried_before_a_lens_has_it():
     blind = Blindness("logit", 4, 0, 3, 9.0, 5, 1.0, None)
-    late = found(*[(0.0, 0.0, 0.9, 0.9, 1.0)] * 20, lens_layer=4)
+    third = (0.0, 0.0, 0.5, 0.5, 0.5)
+    late = found(*[(0.0, 0.0, 0.9, 0.9, 1.0)] * 20, lens_layer=4, third=third)
     told = onsets.blind(blind, ("logit",), late)
     assert told == "By patching the answer is carried at the last token from layer 2 on."
-    at_once = found(*[(0.0, 0.0, 0.0, 0.9, 1.0)] * 20, lens_layer=4)
+    at_once = found(*[(0.0, 0.0, 0.0, 0.9, 1.0)] * 20, lens_layer=4, third=third)
     assert onsets.blind(blind, ("logit",), at_once) == ""
     assert "a tuned lens or a patch would tell" in onsets.blind(blind, ("logit",), None)
 
@@ -353,8 +373,92 @@ def test_facts_with_several_accepted_answers_are_patched_when_it_is_known_which_
     assert len(run.record.measured.patching.pairs) == 20
 
 
-def test_a_headline_is_made_of_enough_pairs_alone():
-    few = replace(found((0.0, 0.0, 0.9, 0.9, 1.0), lens_layer=4).handover, n_pairs=19)
-    assert not few.supports_a_claim
-    assert replace(few, n_pairs=20).supports_a_claim
-    assert not replace(few, n_pairs=20, layer=0).supports_a_claim
+def test_a_headline_takes_ten_facts_and_a_third_fact_that_does_less():
+    third = (0.0, 0.0, 0.5, 0.5, 0.5)
+    enough = found(*[(0.0, 0.0, 0.9, 0.9, 1.0)] * 10, lens_layer=4, third=third).handover
+    assert enough.supports_a_claim and enough.n_facts == 11
+    assert not replace(enough, layer=0).supports_a_claim
+    assert not replace(enough, beyond_third=None).supports_a_claim
+    few = found(*[(0.0, 0.0, 0.9, 0.9, 1.0)] * 8, lens_layer=4, third=third).handover
+    assert not few.supports_a_claim and few.n_facts == 9
+    assert (few.low, few.high) == (None, None)
+
+
+def test_taking_the_bases_answer_away_is_not_carrying_the_sources():
+    """Half of the logit difference goes from layer 1 on, and as much with a third fact's state: nothing has come."""
+    erased = found(*[(0.0, 0.6, 0.6, 0.6, 1.0)] * 12, lens_layer=2, third=(0.0, 0.6, 0.5, 0.6, 0.5))
+    assert (erased.handover.layer, erased.handover.effect_from) == (4, 1)
+    assert erased.verdict_of("logit") == PatchVerdict.REFUTED
+    told = sentence(erased, "logit")
+    assert "at no layer before the output" in told
+    assert "from 1 on a patch takes the other answer away" in told
+    # A state that brings the share a of one answer and takes the share b of the other away has the effect (a + b) / 2,
+    # and the third fact's b / 2: with a = 0.6 at layer 2 it is carried from there on, with a = 0.4 at layer 1 not yet.
+    half = found(*[(0.0, 0.7, 0.8, 0.9, 1.0)] * 12, lens_layer=2, third=(0.0, 0.5, 0.5, 0.5, 0.5))
+    assert (half.handover.layer, half.handover.effect_from) == (2, 1)
+    third = half.handover.beyond_third
+    assert third is not None and third.is_clear
+    assert (third.gap, third.at_the_output, third.n_pairs, third.n_facts) == (pytest.approx(0.3), 0.5, 12, 14)
+
+
+def test_where_a_third_fact_may_do_as_much_nothing_is_claimed():
+    own = [(0.0, 0.0, 0.9, 0.9, 1.0)] * 12
+    at = handover(beside_third(own, [(0.0, 0.0, 0.5, 0.5, 0.5), (0.0, 0.0, 0.95, 0.95, 0.5)] * 6), 4)
+    assert (at.layer, at.is_unclear) == (4, False)
+    at = handover(beside_third(own, [(0.0, 0.0, 0.5, 0.5, 0.5)] * 7 + [(0.0, 0.0, 0.95, 0.95, 0.5)] * 5), 4)
+    assert at.layer == 2 and at.beyond_third is not None
+    assert at.beyond_third.low is not None and at.beyond_third.low <= 0 < at.beyond_third.gap
+    assert at.is_unclear and not at.supports_a_claim
+    assert patch_verdict(2, at) == PatchVerdict.UNDETERMINED
+    told = sentence(Patching(at, Effects((), (), {}), {}, 0, 10, None), "logit")
+    assert "whether it brings its own or takes the other away is not clear" in told
+    assert "is carried" not in told
+
+
+def test_where_there_is_no_third_fact_it_is_said_that_nothing_was_tested():
+    two = found((0.0, 0.0, 0.9, 0.9, 1.0), lens_layer=2)
+    assert two.handover.beyond_third is None
+    assert "whether a third fact's state does as much was not tested" in sentence(two, "logit")
+    # Third facts whose own runs say the source's answer tell nothing apart.
+    same = found(*[(0.0, 0.0, 0.9, 0.9, 1.0)] * 12, lens_layer=2, third=(0.0, 0.0, 0.9, 0.9, 1.0))
+    assert same.handover.layer == 2
+    assert same.handover.beyond_third is None and not same.handover.supports_a_claim
+
+
+def test_a_bootstrap_over_facts_covers_what_one_over_pairs_misses():
+    """Twelve facts, each with an effect as base and one as source; the true median over pairs is zero."""
+    generator, n = np.random.default_rng(1), 12
+    pairs, _ = pairs_of([fact(i) for i in range(n)])
+    base, source = np.array([(pair.base.fact_index, pair.source.fact_index) for pair in pairs]).T
+    weights = FactDraws(range(n)).weights(np.stack([base, source], axis=1))
+    of_pairs = np.random.default_rng(2).multinomial(len(base), [1 / len(base)] * len(base), size=500)
+    covered = {"facts": 0, "pairs": 0}
+    for _ in range(100):
+        as_base, as_source = generator.normal(size=(2, n))
+        effects = (as_base[base] + as_source[source] + 0.3 * generator.normal(size=len(base)))[:, None]
+        for name, drawn in (("facts", weights[:500]), ("pairs", of_pairs)):
+            found = drawn_medians(effects, drawn)
+            low, high = np.nanpercentile(found, [2.5, 97.5])
+            covered[name] += bool(low <= 0 <= high)
+    assert covered["facts"] >= 88
+    assert covered["pairs"] <= 80
+
+
+def test_medians_of_resamples_are_those_of_rows_written_out_as_often():
+    generator = np.random.default_rng(3)
+    curves = generator.normal(size=(7, 4))
+    curves[2, 1] = curves[5, 3] = np.nan
+    weights = generator.integers(3, size=(50, 7))
+    weights[0] = 0
+    found = drawn_medians(curves, weights)
+    assert np.isnan(found[0]).all()
+    for drawn, times in zip(found[1:], weights[1:], strict=True):
+        written_out = np.repeat(curves, times, axis=0)
+        due = [np.median(column[~np.isnan(column)]) for column in written_out.T]
+        assert drawn == pytest.approx(due, abs=1e-15)
+
+
+def test_a_fact_drawn_twice_makes_no_pair_with_itself():
+    weights = FactDraws([3, 8]).weights(np.array([[3, 8], [8, 3]]))
+    assert set(np.unique(weights)) == {0, 1}  # once each, or one of them twice and the other not at all
+    assert (weights[:, 0] == weights[:, 1]).all()

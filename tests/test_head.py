@@ -30,7 +30,7 @@ def _random(seed: int, *shape: int) -> Tensor:
 
 def _direct(logits: list[float]) -> Unembedding:
     """A head that gives these logits for the row (1,)."""
-    return Unembedding(torch.tensor(logits)[:, None], None)
+    return Unembedding.of(torch.tensor(logits)[:, None], None)
 
 
 def head_prediction(row, head, k, temperature=1.0, answer_ids=()) -> HeadPrediction:
@@ -43,11 +43,11 @@ ONE = torch.ones(1)
 @given(SEEDS, st.sampled_from([0.1, 0.5, 1.0, 2.0]), st.integers(1, 70))
 @examples(40)
 def test_a_prediction_is_the_softmax_of_the_transformed_logits_over_the_temperature(seed, temperature, k):
-    head = Unembedding(
+    head = Unembedding.of(
         _random(seed, D_VOCAB, D_MODEL), None, bias=_random(seed + 1, D_VOCAB), transform=HeadTransform(0.7, 6.0)
     )
     row = _random(seed + 2, D_MODEL)
-    z = 6 * torch.tanh(0.7 * (head.weight.double() @ row.double() + head.bias.double()) / 6) / temperature
+    z = 6 * torch.tanh(0.7 * (head.weight.tensor.double() @ row.double() + head.bias.double()) / 6) / temperature
     p = torch.softmax(z, -1)
     found = head_prediction(row, head, k, temperature, (3, 17))
     error = of_readout(head, row, temperature=temperature)
@@ -76,7 +76,7 @@ def test_an_entropy_far_below_the_resolution_of_one_keeps_its_digits():
 
 
 def test_a_softcap_that_rounds_logits_to_one_value_does_not_change_their_order():
-    head = Unembedding(torch.tensor([[900.0], [1000.0], [800.0]]), None, transform=HeadTransform(softcap=1.0))
+    head = Unembedding.of(torch.tensor([[900.0], [1000.0], [800.0]]), None, transform=HeadTransform(softcap=1.0))
     found = head_prediction(ONE, head, 3, 1.0, (0,))
     assert found.top_ids == (1, 0, 2)
     assert found.answer_rank == 2
@@ -84,7 +84,7 @@ def test_a_softcap_that_rounds_logits_to_one_value_does_not_change_their_order()
 
 
 def test_a_temperature_changes_probabilities_and_no_rank():
-    head, row = Unembedding(_random(0, D_VOCAB, D_MODEL), None), _random(1, D_MODEL)
+    head, row = Unembedding.of(_random(0, D_VOCAB, D_MODEL), None), _random(1, D_MODEL)
     cold, hot = (head_prediction(row, head, 5, temperature, (9,)) for temperature in (0.5, 2.0))
     assert (cold.top_ids, cold.answer_rank) == (hot.top_ids, hot.answer_rank)
     assert cold.top_probs[0] > hot.top_probs[0]
@@ -92,7 +92,7 @@ def test_a_temperature_changes_probabilities_and_no_rank():
 
 
 def test_several_rows_are_read_from_one_sweep_each_at_its_temperature(monkeypatch):
-    head, rows = Unembedding(_random(0, D_VOCAB, D_MODEL), None), _random(1, 3, D_MODEL)
+    head, rows = Unembedding.of(_random(0, D_VOCAB, D_MODEL), None), _random(1, 3, D_MODEL)
     alone = [head_prediction(row, head, 4, temperature) for row, temperature in zip(rows, (1.0, 0.1, 2.0), strict=True)]
     sweeps, logits = [], Unembedding.logits
 
@@ -114,7 +114,7 @@ def test_several_rows_are_read_from_one_sweep_each_at_its_temperature(monkeypatc
 
 def test_a_row_that_is_not_finite_is_refused():
     with pytest.raises(NumericError, match="at 1 of 1 positions"):
-        head_prediction(torch.full((D_MODEL,), torch.nan), Unembedding(_random(0, D_VOCAB, D_MODEL), None), 3)
+        head_prediction(torch.full((D_MODEL,), torch.nan), Unembedding.of(_random(0, D_VOCAB, D_MODEL), None), 3)
 
 
 # The head's transform
@@ -127,7 +127,7 @@ def _kl_bits(z: Tensor, log_q: Tensor) -> float:
 
 @pytest.mark.parametrize(("scale", "softcap"), [(None, 4.0), (0.25, None), (0.25, 4.0)])
 def test_the_transform_that_the_model_has_brings_the_last_row_to_it(scale, softcap):
-    head = Unembedding(_random(0, D_VOCAB, D_MODEL) * 4, None, transform=HeadTransform(scale, softcap))
+    head = Unembedding.of(_random(0, D_VOCAB, D_MODEL) * 4, None, transform=HeadTransform(scale, softcap))
     row = _random(1, 1, D_MODEL)
     log_final, z = head_log_probs(row, head)[0], head.logits(row)[0]
     found = transform_checks(z, log_final, head.transform)

@@ -12,6 +12,7 @@ from layerscope import CausalLM, Prompt, Suite, probe
 from layerscope.model import families
 from layerscope.model.families import Family
 from layerscope.model.identity import TOLERANCE_BITS, Identity, check_identity
+from layerscope.stored.weight import DenseWeight
 from layerscope.unembedding import HeadTransform, Unembedding
 from tiny_models import PROMPTS, TINY, TinyModel, reference
 
@@ -96,7 +97,7 @@ def test_a_missing_logit_scale_is_found_to_three_digits(name: str, scale: float,
 
 def test_scale_and_softcap_are_found_together(loud: CausalLM):
     """With the head's weight known only up to a factor of 4, a scale of 1/4 is lacking beside the softcap."""
-    found = checked(loud, transform=HeadTransform(), weight=4.0 * loud.unembedding.weight)
+    found = checked(loud, transform=HeadTransform(), weight=DenseWeight(4.0 * loud.unembedding.weight.tensor))
     assert not found.ok
     assert found.fitted is not None
     assert found.fitted.scale == pytest.approx(0.25, rel=5e-4)
@@ -125,7 +126,7 @@ def test_a_bias_cannot_be_told_from_one_prompt(tiny):
 
 def test_another_head_is_explained_by_nothing(tiny):
     model = CausalLM.open(tiny("llama-biases"), device="cpu")
-    found = checked(model, weight=model.unembedding.weight.flip(0))
+    found = checked(model, weight=DenseWeight(model.unembedding.weight.tensor.flip(0)))
     assert not found.ok
     assert (found.fitted, found.fitted_bias) == (None, False)
     assert found.note.startswith("Neither scale, softcap nor bias explains the difference (declared: ")
@@ -139,7 +140,8 @@ def test_a_decode_that_is_not_finite_is_not_taken_for_a_perfect_one(tiny):
     """A divergence that is NaN was once rounded up to 0 bits."""
     unembedding: Unembedding = CausalLM.open(tiny("llama-biases"), device="cpu").unembedding
     found = checked(
-        CausalLM.open(tiny("llama-biases"), device="cpu"), weight=unembedding.weight.clone().fill_(float("nan"))
+        CausalLM.open(tiny("llama-biases"), device="cpu"),
+        weight=DenseWeight(unembedding.weight.tensor.clone().fill_(float("nan"))),
     )
     assert (found.ok, found.kl_bits, found.max_abs_logit_difference, found.n_prompts) == (False, None, None, 0)
     assert found.note == "The last layer does not decode to finite logits."

@@ -87,7 +87,7 @@ def test_where_the_model_reads_along_the_lens_direction_alone_the_span_does_ever
 
 def test_where_the_model_does_not_read_along_the_lens_direction_the_span_does_nothing(tiny):
     model, interchange = linear(tiny)
-    weight = model.unembedding.weight.float()
+    weight = model.unembedding.weight.tensor.float()
     read = weight if model.unembedding.projection is None else weight @ model.unembedding.projection
     answers = read[sorted({fact.answer_id for pair in interchange.pairs for fact in pair})]
     basis = torch.linalg.qr(answers.mT).Q

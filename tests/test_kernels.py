@@ -38,10 +38,10 @@ def test_exponential_and_logarithm_in_float64_are_off_by_a_few_roundings():
 
 
 def test_loops_are_loaded_for_many_logits_on_a_cpu_alone(monkeypatch):
-    head = Unembedding(torch.zeros(1024, 2), None)
+    head = Unembedding.of(torch.zeros(1024, 2), None)
     assert engine_for(LEAST_COMPILED // 1024, head) == "compiled"
     assert engine_for(LEAST_COMPILED // 1024 - 1, head) == "torch"
-    elsewhere = Unembedding(torch.zeros(1024, 2), None, device=torch.device("meta"))
+    elsewhere = Unembedding.of(torch.zeros(1024, 2), None, device=torch.device("meta"))
     assert engine_for(LEAST_COMPILED, elsewhere) == "torch"
 
 
@@ -59,7 +59,7 @@ def test_without_a_compiler_torch_takes_the_statistics(monkeypatch, missing):
         monkeypatch.setattr(kernels.numba.config, "DISABLE_JIT", 1)
     compiled.kernels.cache_clear()
     try:
-        assert engine_for(LEAST_COMPILED, Unembedding(torch.zeros(1, 2), None)) == "torch"
+        assert engine_for(LEAST_COMPILED, Unembedding.of(torch.zeros(1, 2), None)) == "torch"
         with pytest.raises(ImportError, match="numba"):
             compiled.required_kernels()
     finally:
@@ -104,7 +104,7 @@ def test_a_sweep_whose_every_tile_fails_ends_with_that_error(engine, monkeypatch
     generator = torch.Generator().manual_seed(0)
     rows, head = (
         torch.randn(4, 300, 8, generator=generator),
-        Unembedding(torch.randn(900, 8, generator=generator), None),
+        Unembedding.of(torch.randn(900, 8, generator=generator), None),
     )
     n_threads = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -22,6 +22,7 @@ from layerscope.lenses import LogitLens, read_fitted_lens, write_fitted_lens
 from layerscope.lenses.binding import bind_lenses
 from layerscope.lenses.importing import import_lens, unembedding_hash
 from layerscope.lenses.lens import Lens
+from layerscope.stored.weight import DenseWeight
 from layerscope.unembedding import Norm
 
 D, N = 6, 4
@@ -130,7 +131,7 @@ def test_a_file_may_be_named_instead_of_its_folder(tmp_path: Path):
 def test_the_hash_of_a_head_is_that_of_its_printed_text(shape: tuple[int, int], scale: float):
     weight = torch.randn(*shape, generator=torch.Generator().manual_seed(2)) * scale
     wanted = hashlib.sha256(np.array_str(weight.numpy(), precision=1).encode()).hexdigest()
-    assert unembedding_hash(weight) == wanted
+    assert unembedding_hash(DenseWeight(weight)) == wanted
 
 
 def test_a_hash_of_the_head_is_compared_and_a_difference_noted(tmp_path: Path):
@@ -139,7 +140,8 @@ def test_a_hash_of_the_head_is_compared_and_a_difference_noted(tmp_path: Path):
     folder = _save_tuned(tmp_path / "theirs", unembed_hash=said)
 
     def notes(unembedding: torch.Tensor | None) -> tuple[str, ...]:
-        return import_lens(folder, model=MODEL, allow_pickle=True, unembedding=unembedding)[0].notes
+        head = None if unembedding is None else DenseWeight(unembedding)
+        return import_lens(folder, model=MODEL, allow_pickle=True, unembedding=head)[0].notes
 
     assert notes(head) == ()
     assert "is not this model's" in notes(head + 1)[0]

@@ -59,7 +59,7 @@ def _head(**options: Any) -> Unembedding:
     """Rows of length one, so that a residual along one of them has it on top; `TWIN` has the row of `PARIS`."""
     weight = torch.nn.functional.normalize(_random(0, D_VOCAB, D_MODEL), dim=-1)
     weight[TWIN] = weight[PARIS]
-    return Unembedding(weight, NORMS[-1], **options)
+    return Unembedding.of(weight, NORMS[-1], **options)
 
 
 NORMS = tuple(Norm("rms", _random(10 + i, D_MODEL).abs() + 0.5, None, 1e-6, f"norm {i}") for i in range(N_LAYERS + 1))
@@ -70,7 +70,7 @@ def _residuals() -> torch.Tensor:
     values = _random(1, N_LAYERS + 1, N_ROWS, D_MODEL) * 3
     # After the norm's gain the last layer points along an answer: the first prompt's, and both controls' own.
     for row, token in ((5, BERLIN), (7, PARIS), (8, BERLIN)):
-        values[-1, row] = _head().weight[token] / NORMS[-1].gain
+        values[-1, row] = _head().weight.tensor[token] / NORMS[-1].gain
     return values
 
 
@@ -118,7 +118,7 @@ def rows(table: pl.DataFrame) -> list[dict[str, Any]]:
         row["residual"], row["decoded"] = residual, residual
         if norm is not None:
             row["decoded"] = residual / (residual.square().mean() + norm.eps).sqrt() * norm.gain
-        row["log_p"] = (_head().weight.double() @ row["decoded"]).log_softmax(-1)
+        row["log_p"] = (_head().weight.tensor.double() @ row["decoded"]).log_softmax(-1)
         row["p"] = row["log_p"].exp()
         row["asked"] = asked
         row["read"] = set(asked.token_ids[1 : row["position"] + 1]) - {COMMA, DOT}
@@ -163,7 +163,7 @@ def test_the_distributions_numbers_equal_a_direct_computation(rows):
         assert r["top_probs"] == pytest.approx(p[r["top_ids"]].tolist(), rel=rel)
         assert r["top_probs"] == pytest.approx(top[:20].tolist(), rel=rel)
         assert r["min_prob"] == pytest.approx(p.min().item(), rel=rel)
-        largest = (_head().weight.double() @ r["decoded"]).abs().max().item()
+        largest = (_head().weight.tensor.double() @ r["decoded"]).abs().max().item()
         assert r["max_abs_logit"] == pytest.approx(largest, abs=error.logit)
         assert r["entropy_collapse"] == (r["entropy_bits"] <= 1.0)
         assert r["kl_saturated"] is False
@@ -330,7 +330,7 @@ def test_what_the_model_says_is_not_told_by_a_decode_that_is_not_the_models():
 
 def test_a_whole_answer_is_as_good_as_its_worst_piece_and_leads_by_the_least_of_them():
     """Under the raw lens a residual along three ids makes logits of 3, 2 and 1, so all can be worked out by hand."""
-    head = Unembedding(torch.eye(40), None)
+    head = Unembedding.of(torch.eye(40), None)
     whole = ((10, 11), (10, 12, 13), (14,))
     asked = (PromptQuery((BOS, 30), 1, (1,), (10, 14), 10, None, False, whole=whole),)
     read = {("prompt", ()): 0}
@@ -369,7 +369,7 @@ def test_a_whole_answer_is_as_good_as_its_worst_piece_and_leads_by_the_least_of_
 
 
 def test_directions_equal_a_direct_computation(rows):
-    weight = _head().weight.double()
+    weight = _head().weight.tensor.double()
     for r in rows:
         cosines = torch.cosine_similarity(weight, r["decoded"][None], dim=-1)
         to_answer = cosines[r["answer_id"]].item() if r["asked"].answer_ids else None
@@ -428,7 +428,7 @@ def test_a_control_is_held_against_its_fact_and_nothing_else_is(rows):
 
 def test_the_controls_lead_is_said_where_its_answer_is_on_top():
     head = _head()
-    head.weight[TWIN] = -head.weight[TWIN]  # no tie now
+    head.weight.tensor[TWIN] = -head.weight.tensor[TWIN]  # no tie now
     found = _measure(head=head).filter((pl.col("lens") == "logit") & (pl.col("layer") == N_LAYERS))
     # Row 7 points along Paris, row 8 along Berlin.
     assert _nulls(found.filter(pl.col("prompt") == 2), "control_top2_logit_gap") == [False]
@@ -438,7 +438,7 @@ def test_the_controls_lead_is_said_where_its_answer_is_on_top():
 
 def _sharp(tokens_by_layer: list[int]) -> pl.DataFrame:
     """The raw lens on a prompt 1 10 11 2 12 (BOS first, 2 is a comma) whose layers are sure of these tokens."""
-    head = Unembedding(torch.eye(D_VOCAB), None)
+    head = Unembedding.of(torch.eye(D_VOCAB), None)
     residuals = torch.stack([100.0 * torch.eye(D_VOCAB)[token].repeat(5, 1) for token in tokens_by_layer])
     asked = (PromptQuery((BOS, 10, 11, COMMA, 12), 1, (0, 1, 2, 3, 4), (), None, None, False),)
     return _measure(residuals, lenses=LENSES[2:], asked=asked, head=head)
@@ -464,7 +464,7 @@ def test_copy_flags_follow_the_tokens_read_so_far_over_depth():
 
 def test_an_entropy_of_exactly_the_threshold_has_collapsed():
     # Two equal logits: exactly one bit.
-    head = Unembedding(torch.ones(2, 4), None)
+    head = Unembedding.of(torch.ones(2, 4), None)
     asked = (PromptQuery((0, 1), 0, (1,), (0,), 0, None, False),)
     found = _measure(torch.ones(2, 1, 4), lenses=LENSES[2:], asked=asked, head=head)
     assert found["entropy_bits"].to_list() == [1.0, 1.0]
@@ -473,7 +473,7 @@ def test_an_entropy_of_exactly_the_threshold_has_collapsed():
 
 
 def test_a_divergence_decided_by_its_floor_is_flagged():
-    head = Unembedding(torch.eye(3), None)
+    head = Unembedding.of(torch.eye(3), None)
     residuals = torch.tensor([[[0.0, 300.0, 0.0]], [[300.0, 0.0, 0.0]]])
     found = _measure(
         residuals, lenses=LENSES[2:], asked=(PromptQuery((0, 1), 0, (1,), (), None, None, False),), head=head

@@ -295,7 +295,7 @@ def _measured(weight: torch.Tensor, prompt: tuple[int, ...], answer: int, transf
         residuals,
         bind_lenses(("logit", "raw"), final_norm=norm, next_norms=(norm,) * (N + 1)),
         [PromptQuery(prompt, 0, (len(prompt) - 1,), (answer,), answer, None, False)],
-        Unembedding(weight, norm, transform=transform),
+        Unembedding.of(weight, norm, transform=transform),
         protocol=PROTOCOLS["standard"],
         trivial=lambda ids: set(),
         temperatures=[1.5] * (N + 1),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from layerscope.model import packing
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.packing import fold, packed
+from layerscope.stored.weight import DenseWeight
 from properties import examples
 from rounding import of_residual
 from tiny_models import PROMPTS, TINY, WINDOW, reference
@@ -88,8 +89,9 @@ def test_prompts_beyond_a_sliding_window_are_not_folded(name: str, tiny):
 def test_what_is_not_finite_in_one_prompt_stays_in_it(tiny):
     model = CausalLM.open(tiny("llama-biases"), device="cpu")
     whole = model.forward(FAMILY)
-    model._module.model.embed_tokens._stored = model._module.model.embed_tokens._stored.clone()
-    model._module.model.embed_tokens._stored[55] = torch.nan
+    table = model._module.model.embed_tokens._stored.tensor.clone()
+    table[55] = torch.nan
+    model._module.model.embed_tokens._stored = DenseWeight(table)
     found = model.forward(FAMILY)
     for i, ids in enumerate(FAMILY):
         own, before = found.values[i, :, : len(ids)], whole.values[i, :, : len(ids)]

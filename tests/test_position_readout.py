@@ -50,7 +50,7 @@ def _random(seed: int, *shape: int) -> Tensor:
 
 
 def _head(seed: int = 0, **parts: Any) -> Unembedding:
-    return Unembedding(_integers(seed, D_VOCAB, D_MODEL), None, **parts)
+    return Unembedding.of(_integers(seed, D_VOCAB, D_MODEL), None, **parts)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _dense(residual: Tensor, view: DecodingView, head: Unembedding, layer: int) 
     if head.projection is not None:
         row = head.projection.double() @ row
     bias = 0.0 if head.bias is None else head.bias.double()
-    return _Dense((head.weight.double() @ row + bias).tolist())
+    return _Dense((head.weight.tensor.double() @ row + bias).tolist())
 
 
 def _correlation(x: list[int], y: list[int]) -> float | None:
@@ -207,7 +207,7 @@ def test_scaled_probabilities_and_gap_are_those_of_the_headlines_logits(seed):
 
 
 def test_a_view_agrees_wholly_with_itself():
-    head, residual = Unembedding(_random(0, D_VOCAB, D_MODEL), None), _random(1, N_LAYERS + 1, D_MODEL)
+    head, residual = Unembedding.of(_random(0, D_VOCAB, D_MODEL), None), _random(1, N_LAYERS + 1, D_MODEL)
     seen = _look(residual, head, pairs=(("plain", "plain"),)).pairs["plain", "plain"]
     whole = pytest.approx((1.0,) * (N_LAYERS + 1), abs=DOUBLE)
     assert seen.jaccard_10 == seen.jaccard_50 == (1.0,) * (N_LAYERS + 1)
@@ -217,7 +217,7 @@ def test_a_view_agrees_wholly_with_itself():
 
 def test_opposite_views_share_no_top_and_correlate_negatively():
     """With 90 ids and none equal, the tops are ids 1..50 and 41..90 of one order: ten are shared."""
-    head = Unembedding(torch.linspace(-1, 1, D_VOCAB)[:, None], None)
+    head = Unembedding.of(torch.linspace(-1, 1, D_VOCAB)[:, None], None)
     views = {
         "up": DecodingView(lambda residual, layer: residual),
         "down": DecodingView(lambda residual, layer: -residual),
@@ -240,11 +240,11 @@ def test_a_view_without_preference_has_no_correlation():
 
 
 def test_a_vocabulary_smaller_than_the_lists_is_listed_whole():
-    head, residual = Unembedding(_random(0, 4, D_MODEL), None), _random(1, 1, D_MODEL)
+    head, residual = Unembedding.of(_random(0, 4, D_MODEL), None), _random(1, 1, D_MODEL)
     seen = _look(residual, head, views=EVERYWHERE, answer_ids=(2,), pairs=(("plain", "rolled"),))
     seen = seen.pairs["plain", "rolled"]
     assert (seen.jaccard_10, seen.jaccard_50) == ((1.0,), (1.0,))
-    single = Unembedding(_random(0, 1, D_MODEL), None)
+    single = Unembedding.of(_random(0, 1, D_MODEL), None)
     one = _look(residual, single, views=EVERYWHERE, answer_ids=(0,), pairs=(("plain", "plain"),))
     assert one.gap == (None,)  # there is nothing to be ahead of
     assert one.pairs["plain", "plain"].spearman_top50_ref == (None,)
@@ -273,7 +273,7 @@ def test_scaling_all_logits_changes_probabilities_and_no_rank():
 
 
 def test_order_is_taken_before_a_softcap_that_rounds_logits_to_one_value():
-    head = Unembedding(torch.tensor([[900.0], [1000.0], [800.0]]), None, transform=HeadTransform(softcap=1.0))
+    head = Unembedding.of(torch.tensor([[900.0], [1000.0], [800.0]]), None, transform=HeadTransform(softcap=1.0))
     found = _look(torch.ones(1, 1), head, views=EVERYWHERE, answer_ids=(0,))
     assert found.views["plain"].answer_rank == (2,)
     assert found.views["plain"].top1_id == (1,)
@@ -287,8 +287,8 @@ def test_the_order_of_vocabulary_ids_changes_no_number():
     weight, order = _random(0, D_VOCAB, D_MODEL), torch.randperm(D_VOCAB, generator=torch.Generator().manual_seed(3))
     new_id = {old: new for new, old in enumerate(order.tolist())}
     options: dict[str, Any] = {"pairs": pairs, "scales": (0.9,)}
-    found = _look(residual, Unembedding(weight, None), **options)
-    moved = _look(residual, Unembedding(weight[order].contiguous(), None), answer_ids=(new_id[5],), **options)
+    found = _look(residual, Unembedding.of(weight, None), **options)
+    moved = _look(residual, Unembedding.of(weight[order].contiguous(), None), answer_ids=(new_id[5],), **options)
     for name in VIEWS:
         a, b = found.views[name], moved.views[name]
         assert b.answer_rank == a.answer_rank
@@ -320,7 +320,7 @@ def test_a_layer_that_is_not_finite_says_nothing_and_disturbs_no_other(broken):
 
 
 def test_a_projection_before_the_head_is_part_of_the_logits():
-    head = Unembedding(_integers(0, D_VOCAB, 4), None, projection=_integers(1, 4, D_MODEL))
+    head = Unembedding.of(_integers(0, D_VOCAB, 4), None, projection=_integers(1, 4, D_MODEL))
     residual = _integers(2, 2, D_MODEL)
     found = _look(residual, head, views=EVERYWHERE)
     due = [_dense(residual, PLAIN, head, layer) for layer in range(2)]
@@ -352,7 +352,7 @@ class _Drifting(Unembedding):
 
 
 def test_a_second_decode_that_differs_is_reported():
-    head = _Drifting(torch.tensor([[3.0], [2.0], [1.0], [0.5]]), None)
+    head = _Drifting.of(torch.tensor([[3.0], [2.0], [1.0], [0.5]]))
     found = _look(torch.ones(2, 1), head, views={"plain": PLAIN}, answer_ids=())
     assert len(head.sweeps) == 2
     assert found.views["plain"].top1_id == (0, 0)
@@ -376,7 +376,7 @@ def test_the_second_decode_takes_its_rows_one_by_one(monkeypatch):
 
 
 def test_the_unembedding_is_swept_once_a_view_and_once_more_for_a_pair_given_backwards(monkeypatch):
-    residual, head = _random(1, N_LAYERS + 1, D_MODEL), Unembedding(_random(0, D_VOCAB, D_MODEL), None)
+    residual, head = _random(1, N_LAYERS + 1, D_MODEL), Unembedding.of(_random(0, D_VOCAB, D_MODEL), None)
     sweeps, logits = [], Unembedding.logits
 
     def counted(self, rows, *args):

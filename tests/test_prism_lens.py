@@ -34,16 +34,16 @@ def test_planted_logits_come_back_when_the_stream_was_turned_away_by_a_known_rot
     """Residuals are made so that only the right orientation gives the head what it was built for."""
     generator = torch.Generator().manual_seed(0)
     rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
-    head = Unembedding(torch.randn(20, 8, generator=generator), None)
+    head = Unembedding.of(torch.randn(20, 8, generator=generator), None)
     wanted = torch.randn(5, 8, generator=generator)
     mean, variance = torch.randn(8, generator=generator), torch.rand(8, generator=generator) + 0.5
     # Q w(g) = wanted, hence w(g) = Q^-1 wanted by solving, and g = w(g) sqrt(var + eps) + mean.
     white = torch.linalg.solve(rotation, wanted.T).T
     stream = white * (variance + 1e-8).sqrt() + mean
     found = head.logits(_prism(rotation, mean, variance, 1e-8)(stream, 3))
-    assert torch.allclose(found, wanted @ head.weight.T, atol=1e-4)
+    assert torch.allclose(found, wanted @ head.weight.tensor.T, atol=1e-4)
     transposed = head.logits(_prism(rotation.T.contiguous(), mean, variance, 1e-8)(stream, 3))
-    assert not torch.allclose(transposed, wanted @ head.weight.T, atol=0.1)
+    assert not torch.allclose(transposed, wanted @ head.weight.tensor.T, atol=0.1)
 
 
 def test_features_are_standardised_one_by_one_with_eps_under_the_root():

@@ -64,7 +64,7 @@ def _standardised(vectors: Tensor, fitted: PrismMap) -> Tensor:
 
 def _head(seed: int, d: int = D, d_vocab: int = D_VOCAB) -> Unembedding:
     # Columns of different strengths, so that singular values are well apart and their vectors are no matter of taste.
-    return Unembedding((_normal(seed, d_vocab, d) * torch.logspace(0, -1, d)).float(), None)
+    return Unembedding.of((_normal(seed, d_vocab, d) * torch.logspace(0, -1, d)).float(), None)
 
 
 def _principal(vectors: Tensor, k: int) -> Tensor:
@@ -233,7 +233,7 @@ def test_directions_of_the_unembedding_are_the_left_singular_vectors_of_all_of_i
     monkeypatch.setattr(prism_map, "BLOCK_BYTES", 8 * D * rows)
     head = _head(0)
     found, rank = unembedding_directions(head, 5)
-    due = torch.linalg.svd(head.weight.double().T, full_matrices=False)[0][:, :5]
+    due = torch.linalg.svd(head.weight.tensor.double().T, full_matrices=False)[0][:, :5]
     assert rank == D
     torch.testing.assert_close(found * (found * due).sum(0).sign(), due, rtol=0, atol=1e-9)
 
@@ -245,19 +245,19 @@ def test_each_directions_largest_component_is_positive():
 
 def test_a_heads_own_projection_belongs_to_its_unembedding():
     projection = _normal(3, D, D + 4).float()
-    head = Unembedding(_head(2).weight, None, projection=projection)
+    head = Unembedding.of(_head(2).weight.tensor, None, projection=projection)
     found, rank = unembedding_directions(head, 6)
-    dense = (head.weight.double() @ projection.double()).T  # [d_model, d_vocab]
+    dense = (head.weight.tensor.double() @ projection.double()).T  # [d_model, d_vocab]
     due = torch.linalg.svd(dense, full_matrices=False)[0][:, :6]
     assert (found.shape, rank) == ((D + 4, 6), D)
     torch.testing.assert_close(found * (found * due).sum(0).sign(), due, rtol=0, atol=1e-9)
 
 
 def test_weights_that_are_not_finite_are_refused():
-    weight = _head(4).weight.clone()
+    weight = _head(4).weight.tensor.clone()
     weight[7, 3] = torch.nan
     with pytest.raises(NumericError, match="unembedding should be finite"):
-        unembedding_directions(Unembedding(weight, None), 2)
+        unembedding_directions(Unembedding.of(weight, None), 2)
 
 
 # fit_procrustes_to_final
@@ -374,7 +374,7 @@ def test_principal_directions_are_turned_into_singular_vectors_by_rank(k):
     fitted = fit_by_rank(x, _standardiser(x), head, k=k)
     q = fitted.rotation.double()
     source = _principal(x, k)
-    target = torch.linalg.svd(head.weight.double().T, full_matrices=False)[0][:, :k]
+    target = torch.linalg.svd(head.weight.tensor.double().T, full_matrices=False)[0][:, :k]
     matched = (q @ source * target).sum(0)  # cosine of Q e_i and u_i, each of a sign of its own
     torch.testing.assert_close(matched.abs(), torch.ones(k, dtype=torch.float64), rtol=0, atol=1e-5)
     torch.testing.assert_close(q.T @ q, torch.eye(D, dtype=torch.float64), rtol=0, atol=1e-5)
@@ -392,7 +392,7 @@ def test_principal_directions_that_are_singular_vectors_already_give_the_identit
     x = _anisotropic(32)
     axes = _principal(x, D)
     weight = (_orthonormal(33, D_VOCAB, D) * torch.linspace(9, 1, D, dtype=torch.float64)) @ axes.T
-    fitted = fit_by_rank(x, _standardiser(x), Unembedding(weight.float(), None), k=5)
+    fitted = fit_by_rank(x, _standardiser(x), Unembedding.of(weight.float(), None), k=5)
     torch.testing.assert_close(fitted.rotation, torch.eye(D), rtol=0, atol=1e-5)
 
 
@@ -488,7 +488,7 @@ def test_a_weak_direction_counts_if_it_is_more_than_rounding():
 
 
 def test_k_is_the_rank_of_the_unembedding_where_that_is_less():
-    head = Unembedding((_normal(61, D_VOCAB, 3) @ _normal(62, 3, D)).float(), None)
+    head = Unembedding.of((_normal(61, D_VOCAB, 3) @ _normal(62, 3, D)).float(), None)
     x = _anisotropic(63)
     fitted = fit_by_rank(x, _standardiser(x), head, k=8)
     assert (fitted.k, fitted.rank_effective) == (3, D)
@@ -568,7 +568,7 @@ def test_an_unembedding_of_another_width_is_refused():
 def test_an_unembedding_of_zeros_is_refused():
     x = _anisotropic(81)
     with pytest.raises(LensError, match="unembedding's rows should not all be zero"):
-        fit_by_rank(x, _standardiser(x), Unembedding(torch.zeros(D_VOCAB, D), None), k=2)
+        fit_by_rank(x, _standardiser(x), Unembedding.of(torch.zeros(D_VOCAB, D), None), k=2)
 
 
 def test_vectors_that_differ_by_rounding_alone_are_refused():

@@ -440,11 +440,11 @@ def _change(saved: Path, **changes: object) -> None:
     (saved / "run.json").write_text(json.dumps(record | changes), encoding="utf-8")
 
 
-@pytest.mark.parametrize("version", ["1.0", "0.9", "2.6"])
+@pytest.mark.parametrize("version", ["1.0", "0.9", "2.7"])
 def test_another_version_says_which_layerscope_reads_it(saved, version):
     _change(saved, schema_version=version, layerscope_version="7.4.0", unheard_of=1)
     said = _refusal(saved)
-    assert f"`schema_version` is {version}, but this layerscope reads 2.5, 2.4, 2.3, 2.2, 2.1, 2.0" in said
+    assert f"`schema_version` is {version}, but this layerscope reads 2.6, 2.5, 2.4, 2.3, 2.2, 2.1, 2.0" in said
     assert "layerscope 7.4.0 wrote the folder and reads it" in said
 
 
@@ -467,7 +467,7 @@ def test_a_folder_of_2_0_is_read_as_one_without_fitted_lenses(saved):
     _with_former_keys(saved / "run.json", "2.0", without=("fitted_lenses", "tuned_variants"))
     found = Run.read(saved).record
     assert found == _record()
-    assert (found.schema_version, found.measured.fitted_lenses, found.measured.tuned_variants) == ("2.5", (), None)
+    assert (found.schema_version, found.measured.fitted_lenses, found.measured.tuned_variants) == ("2.6", (), None)
     assert found.measured.absent == {"position_readout": "a record made by hand"}
 
 

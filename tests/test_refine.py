@@ -37,7 +37,7 @@ class Planted:
         rotation, _ = torch.linalg.qr(torch.randn(D, D, generator=generator))
         self.map, self.bias, self.temperature = 1.7 * rotation, torch.randn(D, generator=generator), temperature
         weight = torch.randn(D_VOCAB, D, generator=generator)
-        self.head = Head(Unembedding(weight, norm, transform=HeadTransform(softcap=softcap)))
+        self.head = Head(Unembedding.of(weight, norm, transform=HeadTransform(softcap=softcap)))
         self.objective = Objective(self.head, norm, "raw")
         self.final = self.x @ self.map + self.bias
         self.norm = norm
@@ -105,7 +105,7 @@ def test_gradients_of_every_number_are_those_of_autograd(norm: Norm, rank: int):
     normed = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt() * GAIN.double()
     if norm.bias is not None:
         normed = normed + norm.bias.double()
-    weight = planted.head.unembedding.weight.double()
+    weight = planted.head.unembedding.weight.tensor.double()
     log_q = (normed / log_temperature.exp() @ weight.T).log_softmax(-1)
     log_p = (norm(planted.final[:300]) / planted.temperature).double() @ weight.T
     log_p = log_p.log_softmax(-1)

@@ -42,7 +42,7 @@ def test_probabilities_entropies_and_divergences_of_shaken_logits_are_within_the
 def test_half_precision_and_a_missing_bias_pass_the_bound_of_a_readout():
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(300, 64, generator=generator), torch.randn(300, generator=generator)
-    head, rows = Unembedding(weight, None, bias=bias), torch.randn(5, 64, generator=generator)
+    head, rows = Unembedding.of(weight, None, bias=bias), torch.randn(5, 64, generator=generator)
     exact, error = rows.double() @ weight.double().T + bias, of_readout(head, rows).logit
     half = (rows.bfloat16() @ weight.bfloat16().T).double() + bias
     assert (head.logits(rows).double() - exact).abs().max() < error

@@ -21,13 +21,15 @@ from torch import nn
 from transformers import LlamaConfig
 
 from layerscope.errors import CheckpointError
-from layerscope.model import checkpoint as checkpoint_module
 from layerscope.model import lent_weights, tiles
+from layerscope.model import tensor_files as tensor_files_module
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.checkpoint import Checkpoint, Piece, Place
+from layerscope.model.checkpoint import Checkpoint
 from layerscope.model.streaming import StreamedLinear
+from layerscope.model.tensor_files import Piece, Place
 from layerscope.model.tiles import Tiles
 from layerscope.model.uncached import Room, UncachedFiles, reads_uncached
+from layerscope.stored.weight import DenseWeight
 from properties import examples
 from rounding import SINGLE, of_product, of_residual
 from tiny_models import PROMPTS, TINY, tiny_tokenizer
@@ -58,7 +60,7 @@ def test_a_streamed_linear_equals_a_resident_one(
     x = torch.randn(*batch, n_in, generator=generator)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(tiles, "TILE_BYTES", tile_bytes)  # from less than a row to all rows at once
-        streamed = StreamedLinear(stored, bias, torch.float32, CPU, Tiles(torch.float32, CPU))
+        streamed = StreamedLinear(DenseWeight(stored), bias, torch.float32, CPU, Tiles(torch.float32, CPU))
         found, expected = streamed(x), resident(x)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=0, atol=2 * of_product(x, resident.weight.detach()) + SINGLE)
@@ -69,7 +71,7 @@ def test_a_streamed_linear_equals_a_resident_one(
 def test_linears_of_several_widths_share_one_buffer():
     shared = Tiles(torch.float32, CPU)
     wide, narrow = torch.randn(7, 5).bfloat16(), torch.randn(3, 2).half()
-    layers = [StreamedLinear(stored, None, torch.float32, CPU, shared) for stored in (wide, narrow)]
+    layers = [StreamedLinear(DenseWeight(stored), None, torch.float32, CPU, shared) for stored in (wide, narrow)]
     for _ in range(2):
         for layer, stored in zip(layers, (wide, narrow), strict=True):
             x = torch.randn(4, stored.shape[1])
@@ -260,17 +262,17 @@ def test_every_block_s_tensors_are_read_before_it_computes(name: str, tiny, monk
     assert len(read) == len(set(read)) == sum(map(len, of_block)) + 1  # the unembedding, under whatever name
     assert readers() == []
     with pytest.MonkeyPatch.context() as patch:  # an older kernel, or none of Linux's
-        patch.setattr(checkpoint_module, "_madvise", lambda: None)
+        patch.setattr(tensor_files_module, "_madvise", lambda: None)
         assert torch.equal(model.forward(PROMPTS[:1]).values, whole)
 
 
 @pytest.mark.parametrize("advice", ["known", "unknown", "none"])
 def test_a_file_cut_short_is_refused_by_name(advice: str, tiny, tmp_path: Path, monkeypatch):
     """Touching the mapped pages instead would end the process."""
-    known = checkpoint_module._madvise()
+    known = tensor_files_module._madvise()
     if advice != "known" or known is None:
         refuse = None if advice == "none" else lambda *of_madvise: errno.EINVAL
-        monkeypatch.setattr(checkpoint_module, "_madvise", lambda: refuse)
+        monkeypatch.setattr(tensor_files_module, "_madvise", lambda: refuse)
     folder = shutil.copytree(large_checkpoint(tmp_path / "whole"), tmp_path / "cut")
     model = CausalLM.open(folder, device="cpu")
     start = model.checkpoint._places["model.layers.3.mlp.up_proj.weight"].start
@@ -383,7 +385,9 @@ def test_rows_read_past_the_page_cache_are_those_in_the_file(refused: str, tmp_p
     for name, tensor in tensors.items():
         n = len(tensor)
         for start, stop in {(0, n), (0, 1), (n - 1, n), (n // 3, n // 2 + 1)}:
-            rows = files.rows(checkpoint.place(name), checkpoint.tensor(name), start, stop, room)
+            stored = checkpoint.weight(name)
+            raw = files.rows(checkpoint.place(name), stored.row_bytes, start, stop, room)
+            rows = stored.decoded(raw, torch.empty(0, tensor.shape[1], dtype=tensor.dtype))
             assert rows.dtype == tensor.dtype and torch.equal(rows, tensor[start:stop])
     assert [file.direct for file in files._files.values()] == [refused == "none"]
     files.close()

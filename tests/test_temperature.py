@@ -37,7 +37,7 @@ def _random(seed: int, *shape: int) -> Tensor:
 
 
 def _head(seed: int = 0, **parts) -> Unembedding:
-    return Unembedding(_random(seed, D_VOCAB, D_MODEL), None, **parts)
+    return Unembedding.of(_random(seed, D_VOCAB, D_MODEL), None, **parts)
 
 
 def _cross_entropy(z: Tensor, log_final: Tensor, tau: float) -> float:
@@ -203,7 +203,9 @@ def test_bias_and_projection_of_a_head_are_part_of_its_logits():
     head = _head(bias=_random(3, D_VOCAB), projection=_random(4, D_MODEL, 5))
     final = _random(1, 2, 5)
     rows = final + 0.3 * _random(2, 1, 2, 5)
-    z, z_final = (x.double() @ head.projection.T.double() @ head.weight.T.double() + head.bias for x in (rows, final))
+    z, z_final = (
+        x.double() @ head.projection.T.double() @ head.weight.tensor.T.double() + head.bias for x in (rows, final)
+    )
     log_final = z_final.log_softmax(-1)
     torch.testing.assert_close(head_log_probs(final, head), log_final, rtol=0, atol=of_readout(head, final).log_prob)
     expected = min(TAU_GRID, key=lambda tau: _cross_entropy(z[0], log_final, tau))
@@ -214,8 +216,8 @@ def test_the_order_of_vocabulary_ids_does_not_matter():
     final = _random(1, 2, D_MODEL)
     rows = final + 0.5 * _random(2, 4, 2, D_MODEL)
     weight, order = _random(0, D_VOCAB, D_MODEL), torch.randperm(D_VOCAB, generator=torch.Generator().manual_seed(5))
-    found, permuted = (_fit(rows, final, Unembedding(w, None)) for w in (weight, weight[order].contiguous()))
-    assert permuted.tau == pytest.approx(found.tau, rel=2 * _tau_error(Unembedding(weight, None), rows, final))
+    found, permuted = (_fit(rows, final, Unembedding.of(w, None)) for w in (weight, weight[order].contiguous()))
+    assert permuted.tau == pytest.approx(found.tau, rel=2 * _tau_error(Unembedding.of(weight, None), rows, final))
 
 
 def test_a_model_that_is_not_finite_is_refused():

@@ -163,6 +163,8 @@ def test_what_our_files_say_is_what_follows_from_their_tables(group, made_sweep)
     found = [check for model in MADE for check in checks(group, run_of(made_sweep, "made", model))]
     if group == "last layer":  # measured in float64 for the JSON, and in float32 for the table
         found = [replace(check, absolute=1e-6) for check in found]
+    if group == "final prediction":  # logits of up to 40 from two products in float32: a step there is 3.8e-6
+        found = [replace(check, absolute=1e-5) for check in found]
     assert [check for check in found if not check.agrees] == []
     assert sum((check.published, check.ours) != (None, None) for check in found) >= len(MADE)
 

@@ -96,19 +96,19 @@ def test_logits_are_the_product_with_the_weight_however_many_tiles_it_takes(n_id
     generator = torch.Generator().manual_seed(6)
     weight = torch.randn(n_ids, 6, generator=generator).to(torch.bfloat16)
     bias = torch.randn(n_ids, generator=generator) if biased else None
-    head = Unembedding(weight, None, bias=bias)
+    head = Unembedding.of(weight, None, bias=bias)
     due = torch.nn.functional.linear(ROWS, weight.float(), bias)
     torch.testing.assert_close(head.logits(ROWS), due)
 
 
 def test_logits_of_a_few_ids_are_those_of_all():
-    head = Unembedding(WEIGHT, None, bias=HEAD_BIAS)
+    head = Unembedding.of(WEIGHT, None, bias=HEAD_BIAS)
     ids = torch.tensor([9, 0, 0, 4])
     torch.testing.assert_close(head.linear_logits(ROWS, ids), head.logits(ROWS)[:, ids])
 
 
 def test_a_tile_is_the_stored_rows_in_float32_in_the_buffer_that_is_given():
-    head = Unembedding(WEIGHT, None)
+    head = Unembedding.of(WEIGHT, None)
     buffer = torch.full((4, 6), torch.nan)
     found = head.tile(8, 10, out=buffer)
     assert torch.equal(found, WEIGHT[8:10].float())
@@ -119,9 +119,9 @@ def test_a_tile_is_the_stored_rows_in_float32_in_the_buffer_that_is_given():
 
 def test_a_projection_stands_between_residual_and_head():
     projection = torch.randn(6, 8, generator=torch.Generator().manual_seed(6))
-    head = Unembedding(WEIGHT, None, projection=projection)
+    head = Unembedding.of(WEIGHT, None, projection=projection)
     rows = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(head.head_input(rows), torch.nn.functional.linear(rows, projection))
     assert (head.d_vocab, head.d_head) == (10, 6)
-    plain = Unembedding(WEIGHT, None)
+    plain = Unembedding.of(WEIGHT, None)
     assert plain.head_input(ROWS) is ROWS

@@ -11,6 +11,7 @@ import pytest
 
 import layerscope
 from layerscope.record.rows import NEWER
+from layerscope.record.run_record import SCHEMA_VERSION
 from layerscope.report.cited.archive import Archive
 from layerscope.report.cited.markdown import markdown
 from layerscope.report.cited.report_files import write_report
@@ -48,7 +49,7 @@ def test_files_that_the_version_before_wrote_hold(run: Path) -> None:
     path = run / "published" / "output-reference.json"
     text = path.read_text()
     for now, then in {
-        '"schema_version": "2.5"': '"schema_version": "2.1"',
+        f'"schema_version": "{SCHEMA_VERSION}"': '"schema_version": "2.1"',
         "#/record/measured/fitted_lenses/": "#/record/measured/sidecars/",
         '"position_readout": {': '"close_up": {',
         '"fitted_lenses": [': '"sidecars": [',

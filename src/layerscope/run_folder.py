@@ -17,7 +17,7 @@ from layerscope.errors import RunError
 from layerscope.published.layout import Dialect
 from layerscope.published.read.reader import holds_published, read_published
 from layerscope.published.write.writer import write_published
-from layerscope.record import writers
+from layerscope.record import write_patches, writers
 from layerscope.record.patches import check_patches
 from layerscope.record.rows import with_newer_columns
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
@@ -52,6 +52,9 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
         if run.writers is not None or _attributed(run.record):
             table = pl.DataFrame(schema=writers.SCHEMA) if run.writers is None else run.writers
             _write_table(table, folder / writers.FILE)
+        if run.write_patches is not None or _n_write_patches(run.record):
+            replaced = pl.DataFrame(schema=write_patches.SCHEMA) if run.write_patches is None else run.write_patches
+            _write_table(replaced, folder / write_patches.FILE)
         (folder / "verdict.json").write_text(verdict_text(run.verdict, run.record), encoding="utf-8")
         if published is not None:
             (folder / "published").mkdir()
@@ -103,8 +106,9 @@ def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
     rows = _read_rows(folder / "rows.parquet")
     patches = _read_patches(folder / PATCHES, record)
     table = _read_writers(folder / writers.FILE) if _attributed(record) else None
+    replaced = _read_write_patches(folder / write_patches.FILE, record)
     try:
-        return AnalysedRun(rows, record, patches=patches, writers=table)
+        return AnalysedRun(rows, record, patches=patches, writers=table, write_patches=replaced)
     except RunError as error:
         raise RunError(f"{folder / 'rows.parquet'}: {error}") from error
     except pl.exceptions.PolarsError as error:
@@ -189,6 +193,30 @@ def _read_writers(path: Path) -> pl.DataFrame | None:
         writers.check_writers(table)
     except RunError as error:
         raise RunError(f"{path}: {error}") from error
+    return table if len(table) else None
+
+
+def _n_write_patches(record: RunRecord) -> int:
+    """How many runs with one write replaced the record speaks of."""
+    found = record.measured.sublayers
+    return 0 if found is None or found.write_patching is None else found.write_patching.n_patches
+
+
+def _read_write_patches(path: Path, record: RunRecord) -> pl.DataFrame | None:
+    """The table; None where no write was replaced, or the run was saved without it."""
+    due = _n_write_patches(record)
+    if due == 0:
+        return None
+    table = _read_table(path)
+    try:
+        write_patches.check_write_patches(table)
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
+    if len(table) not in (0, due):
+        raise RunError(
+            f"{path}: the record speaks of {due} replaced writes, but the table has {len(table)}; take run.json and "
+            f"{path.name} from one run."
+        )
     return table if len(table) else None
 
 

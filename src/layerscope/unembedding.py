@@ -1,7 +1,7 @@
 """The end of a model as plain tensors: final norm, unembedding, head transform; a slice of the vocabulary at a time."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from layerscope.errors import ModelError
 from layerscope.products import product
+from layerscope.stored.weight import DenseWeight, StoredWeight
 
 LOGITS_TILE_BYTES = 8 << 20
 """A piece of the weight in float32, small enough to stay in the cache between its cast and its product."""
@@ -99,7 +100,7 @@ class Unembedding:
     `Unembedding` costs no memory.
     """
 
-    weight: Float[Tensor, "d_vocab d_head"]
+    weight: StoredWeight
     """The head's weight, one row a vocabulary id (`W_U` transposed)."""
     final_norm: Norm | None
     bias: Float[Tensor, " d_vocab"] | None = None
@@ -107,6 +108,13 @@ class Unembedding:
     projection: Float[Tensor, "d_head d_model"] | None = None
     """A linear map between final norm and head where a model has one (the 350M OPT); None elsewhere."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def of(
+        cls, weight: Float[Tensor, "d_vocab d_head"], final_norm: Norm | None = None, **options: Any
+    ) -> "Unembedding":
+        """Of a plain matrix; `options` are the other fields."""
+        return cls(DenseWeight(weight), final_norm, **options)
 
     @property
     def d_vocab(self) -> int:
@@ -126,14 +134,13 @@ class Unembedding:
         self, start: int, stop: int, out: Float[Tensor, "tile d_head"] | None = None
     ) -> Float[Tensor, "ids d_head"]:
         """Rows `start..stop` of the weight in float32, in `out` where a buffer is given."""
-        stored = self.weight[start:stop]
         if out is None:
-            return stored.to(self.device, torch.float32)
-        return out[: stop - start].copy_(stored)
+            out = torch.empty(stop - start, self.d_head, device=self.device)
+        return self.weight.rows(start, stop, out)
 
     def columns(self, token_ids: Int[Tensor, " ids"]) -> Float[Tensor, "ids d_head"]:
         """The weight's rows of a few ids, in float32."""
-        return self.weight[token_ids.to(self.weight.device)].to(self.device, torch.float32)
+        return self.weight.gather(token_ids, torch.float32, self.device)
 
     def linear_logits(
         self, rows: Float[Tensor, "rows d_head"], token_ids: Int[Tensor, " ids"]

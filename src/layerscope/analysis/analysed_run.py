@@ -15,6 +15,7 @@ from layerscope.record.patches import check_patches, no_patches
 from layerscope.record.rows import check_rows
 from layerscope.record.run_record import RunRecord
 from layerscope.record.stored_rows import collected
+from layerscope.record.write_patches import check_write_patches
 from layerscope.record.writers import check_writers
 
 
@@ -28,6 +29,7 @@ class AnalysedRun:
         keep: object = None,
         patches: pl.DataFrame | None = None,
         writers: pl.DataFrame | None = None,
+        write_patches: pl.DataFrame | None = None,
     ) -> None:
         """Take a table of a run and its record.
 
@@ -38,6 +40,7 @@ class AnalysedRun:
             patches: what came of every patch, the columns of `layerscope.record.patches.PATCH_COLUMNS`; without them
                 nothing is said of patching.
             writers: the columns of `layerscope.record.writers`, where attention and MLPs were asked about.
+            write_patches: the columns of `layerscope.record.write_patches`, where writes were put into other runs.
 
         Raises:
             RunError: a table is not a run's; naming the column.
@@ -50,6 +53,10 @@ class AnalysedRun:
             check_writers(writers)
         self.writers = writers
         """What attention, MLPs and heads add to the answers' leads, prompt by prompt; None where that was not asked."""
+        if write_patches is not None:
+            check_write_patches(write_patches)
+        self.write_patches = write_patches
+        """What became of every write that was put into another run; None where none was."""
         self.record = record
         """Everything that is not a row."""
         self._table, self._keep = rows, keep
@@ -86,6 +93,7 @@ class AnalysedRun:
             (self.rows, other.rows),
             (self.patches, other.patches),
             (_or_empty(self.writers), _or_empty(other.writers)),
+            (_or_empty(self.write_patches), _or_empty(other.write_patches)),
         )
         return self.record == other.record and all(ours.equals(theirs, null_equal=True) for ours, theirs in tables)
 

@@ -7,9 +7,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from layerscope.analysis.handover import CARRIED, PAIRS_FOR_A_CLAIM, RESAMPLES, SEED
+from layerscope.analysis.drawn_facts import RESAMPLES, SEED
+from layerscope.analysis.handover import CARRIED
 from layerscope.record.shares import COMPLEMENT, FULL, OTHERS, RANDOM, SPAN
 
+PAIRS_FOR_A_CLAIM = 20
 MATERIAL = 0.1
 """Share of the logit difference that an effect has to differ by; below it two count as equal."""
 OVERSHOT = 1.5

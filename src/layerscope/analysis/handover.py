@@ -1,6 +1,6 @@
 """From which layer on a patch at the last position carries the answer, and what that says of a lens' milestones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -8,19 +8,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from layerscope.analysis.drawn_facts import FACTS_FOR_A_CLAIM, FactDraws, drawn_medians, medians
 from layerscope.analysis.onsets import LayersOverFacts
-from layerscope.analysis.percentiles import median, percentile
 from layerscope.record.patches import NEXT, PAIR, RANDOM, SAME_ANSWER, SUBJECT, UNRELATED
 from layerscope.record.patching import PatchingRecord
 
 CARRIED = 0.5
 """Share of the logit difference from which a position counts as carrying the answer."""
-PAIRS_FOR_A_CLAIM = 20
+CARRIED_BEYOND_THIRD = 0.5
+"""The same for what a third fact's residual does not do, as a share of that at the output."""
 UNSURE_BITS = 1.0
 """By how much a patched run's entropy may exceed both its parents' before its state counts as no prompt's own."""
 NO_TABLE = "the table of its patches was not given"
-RESAMPLES = 2000
-SEED = 316
 CONTROLS = (SAME_ANSWER, UNRELATED, RANDOM)
 
 
@@ -31,24 +30,55 @@ class PatchVerdict(StrEnum):
     READS_AHEAD = "reads ahead"
     READS_LATE = "reads late"
     REFUTED = "refuted"
+    UNDETERMINED = "undetermined"
     NOT_APPLICABLE = "not applicable"
 
 
 @dataclass(frozen=True)
+class BeyondThird:
+    """By how much a pair's own effect exceeds that of a third fact's residual along the same pair, at the last token.
+
+    Taking the base's answer away moves the logit difference as well as bringing the source's does, and a third fact's
+    residual does the one without the other.
+    """
+
+    n_pairs: int
+    """Pairs with both effects."""
+    n_facts: int
+    """Facts that these are of, the third ones among them."""
+    gap: float
+    """Median of the differences at the layer from which on the answer is carried."""
+    low: float | None
+    high: float | None
+    """95 % interval of that, facts drawn again; None under `FACTS_FOR_A_CLAIM`."""
+    at_the_output: float
+    """Median of the differences at the last layer."""
+    is_clear: bool | None
+    """Whether that interval lies above zero there and at every later layer; None where there is no interval."""
+
+
+@dataclass(frozen=True)
 class Handover:
-    """Where the answer is carried, over pairs."""
+    """Where the answer is carried, over pairs of facts."""
 
     layer: int | None
-    """First layer from which on the median effect at `next` is at least a half; None without pairs."""
+    """First layer from which on the answer is carried at `next`: see `handover`. None without pairs."""
     low: int | None
     high: int | None
-    """95 % interval of that layer: percentile bootstrap over pairs; None for fewer than two pairs."""
+    """95 % interval of that layer, facts drawn again; None under `FACTS_FOR_A_CLAIM`."""
     release: int | None
     """Last layer with a median effect of at least a half at the subject; None where there is none."""
     n_pairs: int
     n_layers: int
+    n_facts: int = 0
+    """Facts that those pairs are of."""
     n_subject_pairs: int = 0
-    """Pairs that were patched at the subject; fewer, for those are the nearest neighbours of equal length alone."""
+    """Pairs that were patched at the subject; fewer, for every fact has one source there, the next of equal length."""
+    n_subject_facts: int = 0
+    effect_from: int | None = None
+    """First layer from which on the median effect alone is at least a half, whatever a third fact's does."""
+    beyond_third: BeyondThird | None = None
+    """None where no third fact's residual was written, as with two facts, or none that could be told apart at all."""
 
     @property
     def at_the_output(self) -> bool:
@@ -56,9 +86,30 @@ class Handover:
         return self.layer == self.n_layers
 
     @property
+    def takes_away_only_from(self) -> int | None:
+        """From where on the effect is large though the answer is not yet carried; None where the two are one layer."""
+        return None if self.effect_from == self.layer else self.effect_from
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether a third fact's residual may do as much."""
+        moved = self.layer if self.effect_from is None else self.effect_from
+        unclear = self.beyond_third is not None and self.beyond_third.is_clear is False
+        return unclear and moved is not None and moved < self.n_layers
+
+    @property
+    def is_an_illustration(self) -> bool:
+        """Whether facts are too few for a claim."""
+        return self.n_facts < FACTS_FOR_A_CLAIM
+
+    @property
     def supports_a_claim(self) -> bool:
-        """Whether pairs are enough; at layer 0 the last token is the subject's own, which needs no handover."""
-        return bool(self.layer) and self.n_pairs >= PAIRS_FOR_A_CLAIM
+        """Whether facts are enough, and a third one's residual does less.
+
+        At layer 0 the last token is the subject's own, which needs no handover.
+        """
+        clear = self.beyond_third is not None and bool(self.beyond_third.is_clear)
+        return bool(self.layer) and not self.is_an_illustration and clear
 
     @property
     def tolerance(self) -> float:
@@ -76,6 +127,10 @@ class Effects:
     """The source's residual at the subject's last token; empty where no pair has it at one place."""
     controls: Mapping[str, tuple[float | None, ...]]
     """At the last token: the same fact in another wording, a third fact, a random step; those that were run."""
+    beyond_third: tuple[float | None, ...] = ()
+    """Of the differences between a pair's own effect and the third fact's; empty where there is no such control."""
+    n_controls: Mapping[str, int] | None = None
+    """Over how many pairs each control is."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +162,26 @@ class Patching:
         return PatchVerdict.NOT_APPLICABLE if found is None else found.verdict
 
 
+@dataclass(frozen=True)
+class _Curves:
+    """Of some pairs; NaN where there is no effect."""
+
+    effects: NDArray[np.float64]
+    """[pair, layer]."""
+    facts: NDArray[np.int64]
+    """Those that each pair's effects depend on, [pair, some]."""
+
+    @property
+    def n_facts(self) -> int:
+        """How many different ones."""
+        return len(np.unique(self.facts))
+
+    @property
+    def medians(self) -> tuple[float | None, ...]:
+        """By layer; nothing without pairs."""
+        return _or_none(medians(self.effects)) if len(self.effects) else ()
+
+
 def patching(
     record: PatchingRecord, patches: pl.DataFrame, n_layers: int, by_lens: Mapping[str, LayersOverFacts]
 ) -> Patching:
@@ -119,34 +194,59 @@ def patching(
         by_lens: every lens' layers over the answered facts.
     """
     found = handover(patches, n_layers)
-    curves = {kind: _medians(_curves(patches, kind, NEXT, n_layers)) for kind in (PAIR, *CONTROLS)}
-    subject = _medians(_curves(patches, PAIR, SUBJECT, n_layers))
-    controls = {kind: curves[kind] for kind in CONTROLS if curves[kind]}
+    controls = {kind: _curves(patches, kind, NEXT, n_layers) for kind in CONTROLS}
+    effects = Effects(
+        next=_curves(patches, PAIR, NEXT, n_layers).medians,
+        subject=_curves(patches, PAIR, SUBJECT, n_layers).medians,
+        controls={kind: curves.medians for kind, curves in controls.items() if len(curves.effects)},
+        beyond_third=_beyond_third(patches, n_layers).medians,
+        n_controls={kind: len(curves.effects) for kind, curves in controls.items() if len(curves.effects)},
+    )
     against = {lens: _against(layers, found) for lens, layers in by_lens.items()}
     n_unsure, n_from = _unsure(record, patches, found)
     reason = NO_TABLE if record.pairs and not len(patches) else record.reason
-    return Patching(found, Effects(curves[PAIR], subject, controls), against, n_unsure, n_from, reason)
+    return Patching(found, effects, against, n_unsure, n_from, reason)
 
 
 def handover(patches: pl.DataFrame, n_layers: int) -> Handover:
     """Find the layer at which the last token takes the answer over.
 
+    It is the first from which on, at every layer, the median effect is at least `CARRIED`, and the median of what it
+    exceeds a third fact's by at least `CARRIED_BEYOND_THIRD` of what that is at the output. Where a state brings the
+    share a of the source's answer and takes the share b of the base's away, the effect is (a + b) / 2, and the third
+    fact's b / 2: the first asks that both together be a whole, the second that a be a half. Where no third fact can be
+    held against it, the effect alone decides.
+
     Args:
         patches: what came of every patch.
         n_layers: of the model.
     """
-    at_next = _curves(patches, PAIR, NEXT, n_layers)
-    layer = _first_for_good(_medians(at_next))
+    at_next, third = _curves(patches, PAIR, NEXT, n_layers), _beyond_third(patches, n_layers)
+    if not (len(third.effects) and medians(third.effects)[-1] > 0):
+        third = _no_curves(n_layers)
+    layer, effect_from = _first_carried(at_next, third), _first_carried(at_next, _no_curves(n_layers))
     low = high = None
-    if layer is not None and len(at_next) > 1:
-        generator = np.random.default_rng(SEED)
-        drawn = generator.integers(len(at_next), size=(RESAMPLES, len(at_next)))
-        found = [_first_for_good(_medians(at_next[rows])) for rows in drawn]
-        known = [n_layers if first is None else first for first in found]
-        low, high = (round(percentile(known, q) or 0) for q in (0.025, 0.975))
+    drawn_third = None
+    if at_next.n_facts >= FACTS_FOR_A_CLAIM and layer is not None:
+        draws = FactDraws(np.unique(np.concatenate([at_next.facts.ravel(), third.facts.ravel()])).tolist())
+        drawn = drawn_medians(at_next.effects, draws.weights(at_next.facts))
+        drawn_third = drawn_medians(third.effects, draws.weights(third.facts)) if len(third.effects) else None
+        low, high = _interval(drawn, drawn_third)
     at_subject = _curves(patches, PAIR, SUBJECT, n_layers)
-    carried = [i for i, value in enumerate(_medians(at_subject)) if value is not None and value >= CARRIED]
-    return Handover(layer, low, high, carried[-1] if carried else None, len(at_next), n_layers, len(at_subject))
+    carried = [i for i, value in enumerate(at_subject.medians) if value is not None and value >= CARRIED]
+    return Handover(
+        layer=layer,
+        low=low,
+        high=high,
+        release=carried[-1] if carried else None,
+        n_pairs=len(at_next.effects),
+        n_layers=n_layers,
+        n_facts=at_next.n_facts,
+        n_subject_pairs=len(at_subject.effects),
+        n_subject_facts=at_subject.n_facts,
+        effect_from=effect_from,
+        beyond_third=None if layer is None or not len(third.effects) else _gap(third, drawn_third, layer),
+    )
 
 
 def patch_verdict(layer: float | None, found: Handover) -> PatchVerdict:
@@ -157,6 +257,8 @@ def patch_verdict(layer: float | None, found: Handover) -> PatchVerdict:
     """
     if layer is None or found.layer is None:
         return PatchVerdict.NOT_APPLICABLE
+    if found.is_unclear:
+        return PatchVerdict.UNDETERMINED
     if found.at_the_output:
         return PatchVerdict.REFUTED if layer < found.n_layers else PatchVerdict.NOT_APPLICABLE
     if abs(layer - found.layer) <= found.tolerance:
@@ -166,7 +268,7 @@ def patch_verdict(layer: float | None, found: Handover) -> PatchVerdict:
 
 def median_effects(patches: pl.DataFrame, place: str, n_layers: int) -> tuple[float | None, ...]:
     """Of the pairs' patches at a place, by layer from 0 to n_layers; nothing without pairs."""
-    return _medians(_curves(patches, PAIR, place, n_layers))
+    return _curves(patches, PAIR, place, n_layers).medians
 
 
 def _against(layers: LayersOverFacts, found: Handover) -> dict[str, LayerAgainstPatches]:
@@ -178,34 +280,92 @@ def _against(layers: LayersOverFacts, found: Handover) -> dict[str, LayerAgainst
     return {name: LayerAgainstPatches(layer, patch_verdict(layer, found)) for name, layer in three.items()}
 
 
-def _curves(patches: pl.DataFrame, kind: str, place: str, n_layers: int) -> NDArray[np.float64]:
-    """Effects by pair and layer; NaN where there is none."""
-    here = patches.filter(pl.col("kind") == kind, pl.col("place") == place)
-    pairs = here["pair"].unique().sort()
-    curves = np.full((len(pairs), n_layers + 1), np.nan)
-    rows = pairs.search_sorted(here["pair"]).to_numpy()
-    curves[rows, here["layer"].to_numpy()] = here["effect"].to_numpy()
-    return curves
+def _curves(patches: pl.DataFrame, kind: str, place: str, n_layers: int) -> _Curves:
+    """Of the pairs with any effect at a place, in their order; those of controls are told by their pair alone."""
+    here = patches.filter(pl.col("kind") == kind, pl.col("place") == place, pl.col("effect").is_not_null())
+    return _of_rows(here.select("pair", "layer", "effect", "base", "source"), ("base", "source"), n_layers)
 
 
-def _medians(curves: NDArray[np.float64]) -> tuple[float | None, ...]:
-    """By layer, over the pairs that have a value there; nothing without pairs."""
-    if not len(curves):
-        return ()
-    if np.isfinite(curves).all():
-        return tuple(np.median(curves, axis=0).tolist())
-    return tuple(median(at_layer[np.isfinite(at_layer)].tolist()) for at_layer in curves.T)
+def _beyond_third(patches: pl.DataFrame, n_layers: int) -> _Curves:
+    """Effects at `next` less those of third facts' residuals along the same pairs."""
+    here = patches.filter(pl.col("place") == NEXT, pl.col("effect").is_not_null())
+    own, third = (
+        here.filter(pl.col("kind") == kind).select("pair", "layer", "effect", "base", "source")
+        for kind in (PAIR, UNRELATED)
+    )
+    both = own.join(third.select("pair", "layer", "effect", third="source"), on=["pair", "layer"], suffix="_third")
+    differences = both.with_columns(effect=pl.col("effect") - pl.col("effect_third"))
+    return _of_rows(differences, ("base", "source", "third"), n_layers)
 
 
-def _first_for_good(effects: Sequence[float | None]) -> int | None:
-    """The first layer from which on every effect is large enough."""
-    first = None
-    for layer in reversed(range(len(effects))):
-        value = effects[layer]
-        if value is None or not value >= CARRIED:
-            break
-        first = layer
+def _of_rows(rows: pl.DataFrame, facts: tuple[str, ...], n_layers: int) -> _Curves:
+    """Effects by pair and layer, and the facts in some columns."""
+    pairs = rows.group_by("pair").agg(pl.col(*facts).first()).sort("pair")
+    effects = np.full((len(pairs), n_layers + 1), np.nan)
+    effects[pairs["pair"].search_sorted(rows["pair"]).to_numpy(), rows["layer"].to_numpy()] = rows["effect"].to_numpy()
+    # A random step is no fact's.
+    return _Curves(effects, pairs.select(pl.col(*facts).fill_null(-1)).to_numpy().astype(np.int64))
+
+
+def _no_curves(n_layers: int) -> _Curves:
+    return _Curves(np.empty((0, n_layers + 1)), np.empty((0, 3), dtype=np.int64))
+
+
+def _or_none(values: NDArray[np.float64]) -> tuple[float | None, ...]:
+    return tuple(None if np.isnan(value) else float(value) for value in values)
+
+
+def _carried(effects: NDArray[np.float64], beyond_third: NDArray[np.float64] | None) -> NDArray[np.bool_]:
+    """Whether each layer's medians are large enough, [..., layer]; not where one is not known."""
+    if beyond_third is None:
+        return effects >= CARRIED
+    at_the_output = beyond_third[..., -1:]
+    is_more = (beyond_third >= CARRIED_BEYOND_THIRD * at_the_output) & (at_the_output > 0)
+    return (effects >= CARRIED) & is_more
+
+
+def _first_carried(at_next: _Curves, third: _Curves) -> int | None:
+    """The first layer from which on the answer is carried at every layer; None without one."""
+    if not len(at_next.effects):
+        return None
+    beyond_third = medians(third.effects) if len(third.effects) else None
+    first = int(_first_for_good(_carried(medians(at_next.effects), beyond_third)[None])[0])
+    return first if first < at_next.effects.shape[1] else None
+
+
+def _first_for_good(holds: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The first layer from which on all hold, [resample]; one more than the last where the last does not."""
+    n_held: NDArray[np.int64] = np.logical_and.accumulate(holds[:, ::-1], axis=1).sum(axis=1)
+    first: NDArray[np.int64] = holds.shape[1] - n_held
     return first
+
+
+def _interval(drawn: NDArray[np.float64], drawn_third: NDArray[np.float64] | None) -> tuple[int, int]:
+    """Of the layer, from medians of resamples; those that have no pair, or no third fact's, say nothing."""
+    known = np.isfinite(drawn[:, -1])
+    if drawn_third is not None:
+        known &= np.isfinite(drawn_third[:, -1])
+    firsts = _first_for_good(_carried(drawn[known], None if drawn_third is None else drawn_third[known]))
+    low, high = np.percentile(np.minimum(firsts, drawn.shape[1] - 1), [2.5, 97.5])
+    return round(low), round(high)
+
+
+def _gap(third: _Curves, drawn: NDArray[np.float64] | None, layer: int) -> BeyondThird:
+    """At the layer of the handover, and whether it is clear from there on."""
+    middle = medians(third.effects)
+    low = high = is_clear = None
+    if drawn is not None and third.n_facts >= FACTS_FOR_A_CLAIM:
+        lows, highs = np.nanpercentile(drawn[:, layer:], [2.5, 97.5], axis=0)
+        low, high, is_clear = float(lows[0]), float(highs[0]), bool((lows > 0).all())
+    return BeyondThird(
+        n_pairs=len(third.effects),
+        n_facts=third.n_facts,
+        gap=float(middle[layer]),
+        low=low,
+        high=high,
+        at_the_output=float(middle[-1]),
+        is_clear=is_clear,
+    )
 
 
 def _unsure(record: PatchingRecord, patches: pl.DataFrame, found: Handover) -> tuple[int, int]:

@@ -13,12 +13,13 @@ from layerscope.model.lean_imports import collection_paused
 from layerscope.probing.options import BakeoffOptions
 
 
-@command(last="device dtype memory out revision bos seed trust_remote_code", spelled={"lenses": "--lens"})
+@command(last="device dtype memory out revision adapter bos seed trust_remote_code", spelled={"lenses": "--lens"})
 def bakeoff(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Hub id, or a folder with config.json, tokenizer and *.safetensors.", show_default="the bundled model"
+            help="Hub id, GGUF file, or a folder with config.json and *.safetensors.",
+            show_default="the bundled model",
         ),
     ] = None,
     *,

@@ -30,11 +30,11 @@ Texts = Annotated[
 
 
 @command(
-    last="device dtype memory revision bos trust_remote_code",
+    last="device dtype memory revision adapter bos trust_remote_code",
     spelled={"lenses": "--lens", "template_options": "--template-option"},
 )
 def look(
-    model: Annotated[str, typer.Argument(help="Hub id, or a folder with config.json, tokenizer and *.safetensors.")],
+    model: Annotated[str, typer.Argument(help="Hub id, GGUF file, or a folder with config.json and *.safetensors.")],
     texts: Texts = None,
     *,
     options: LookOptions,

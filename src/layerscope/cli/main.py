@@ -77,7 +77,7 @@ def _root() -> None:
     "layerscope probe --suite berlin --lens logit,raw --top-k 10 --memory 2GiB --out runs",
 )
 @command(
-    last="device dtype memory out protocol revision bos seed second_forward trust_remote_code",
+    last="device dtype memory out protocol revision adapter bos seed second_forward trust_remote_code",
     spelled={"lenses": "--lens", "template_options": "--template-option"},
     formerly=RENAMED,
 )

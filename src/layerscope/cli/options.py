@@ -18,7 +18,8 @@ from layerscope.options import NOT_RENAMED, field_texts, renamed
 Model: TypeAlias = Annotated[
     str | None,
     typer.Argument(
-        help="Hub id, or a folder with config.json, tokenizer and *.safetensors.", show_default="the bundled model"
+        help="Hub id, GGUF file, or a folder with config.json and *.safetensors.",
+        show_default="the bundled model",
     ),
 ]
 RunSource: TypeAlias = Annotated[

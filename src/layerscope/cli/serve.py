@@ -21,13 +21,13 @@ NEEDED = ("starlette", "uvicorn")
 """Packages of the extra `serve`."""
 
 
-@command(last="device dtype memory revision bos trust_remote_code")
+@command(last="device dtype memory revision adapter bos trust_remote_code")
 def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="Hub ids, or folders with config.json, tokenizer and *.safetensors.",
+            help="Hub ids, GGUF files, or folders with config.json and *.safetensors.",
             show_default="the bundled model",
         ),
     ] = None,

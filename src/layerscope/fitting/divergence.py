@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.products import product
+from layerscope.stored.weight import DenseWeight
 from layerscope.unembedding import Unembedding
 
 DECODED_TOGETHER = 4096
@@ -109,7 +110,9 @@ class Head:
             inclusion: the probability that it is among them.
         """
         whole = self.unembedding
-        some = replace(whole, weight=whole.columns(ids), bias=None if whole.bias is None else whole.bias[ids])
+        some = replace(
+            whole, weight=DenseWeight(whole.columns(ids)), bias=None if whole.bias is None else whole.bias[ids]
+        )
         return Head(some, -inclusion.log())
 
     def mean_probabilities(self, final_rows: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_vocab"]:

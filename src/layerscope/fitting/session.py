@@ -78,7 +78,7 @@ class Fit(ABC, Generic[S]):
 
     def device_memory(self) -> int:
         """Bytes of the budget that weights kept on an accelerator leave."""
-        return self.model.placement.memory - (self.model.checkpoint.bytes_on_disk if self.model.resident else 0)
+        return self.model.placement.memory - self.model.resident_bytes
 
     def block_bytes(self) -> int:
         """What one block holds while a batch passes it: its own parameters, activations, attention scores."""

@@ -113,10 +113,17 @@ class Copies:
                 yield from self._layers(SAME_ANSWER, i, place, row)
 
     def _unrelated(self) -> Iterator[Copy]:
-        """A third fact, whose answer is neither's: the base's answer may go, but the source's should not come."""
+        """A third fact, whose answer is neither's: the base's answer may go, but the source's should not come.
+
+        The source of another pair of that base, so that its run is there already, or else any fact.
+        """
+        sources: dict[int, list[PairedFact]] = {}
+        for pair in self.pairs:
+            sources.setdefault(pair.base.fact_index, []).append(pair.source)
         for i, pair in self.first_pairs().items():
             known = {pair.base.answer_id, pair.source.answer_id}
-            third = next((fact for fact in self.prompts.facts if fact.answer_id not in known), None)
+            others = (*sources[pair.base.fact_index], *self.prompts.facts)
+            third = next((fact for fact in others if fact.answer_id not in known), None)
             if third is not None:
                 place = Place(NEXT, len(pair.base.token_ids) - 1, len(third.token_ids) - 1)
                 yield from self._layers(UNRELATED, i, place, self.prompts.row(third))

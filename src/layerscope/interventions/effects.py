@@ -10,8 +10,9 @@ from torch import Tensor
 from layerscope.unembedding import Norm, Unembedding
 
 BITS = 1 / math.log(2)
-ROWS_BYTES = 64 << 20
-"""What the logits of the rows decoded at once may take, with what is made of them."""
+ROWS_BYTES = 256 << 20
+"""What the logits of the rows decoded at once may take, with what is made of them; each time all of the unembedding is
+read, and widened where it is stored in half precision."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,14 @@ def decode(rows: Float[Tensor, "row d_model"], norm: Norm | None, unembedding: U
     return Decoded(linear, logits, log_probs, log_probs.exp())
 
 
-def rows_at_once(unembedding: Unembedding) -> int:
-    """How many rows are decoded together: logits and probabilities, their logarithms, and two arrays of that size."""
-    return max(1, ROWS_BYTES // (4 * 6 * unembedding.d_vocab))
+def rows_at_once(unembedding: Unembedding, memory: int) -> int:
+    """How many rows are decoded together: logits and probabilities, their logarithms, and two arrays of that size.
+
+    Args:
+        unembedding: of the model.
+        memory: what there is in bytes, of which an eighth is taken at most.
+    """
+    return max(1, min(ROWS_BYTES, memory // 8) // (4 * 6 * unembedding.d_vocab))
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Pair:
     base: PairedFact
     source: PairedFact
     nearest: bool = True
-    """Whether they are neighbours among the facts of their template, in order of their length."""
+    """Whether the source is the next among the facts of their template, in order of their length."""
 
     @property
     def alignment(self) -> Literal["position", "from_the_right"]:
@@ -111,11 +111,11 @@ def pairs_of(facts: Sequence[PairedFact], *, enough: int = ENOUGH_PAIRS) -> tupl
             # A ring of n facts has steps up to n / 2; the other half are the same pairs the other way round.
             if step > len(ring) // 2:
                 continue
-            for base, source in _around(ring, step):
+            for i, (base, source) in enumerate(_around(ring, step)):
                 if base.answer_id == source.answer_id:
                     left_out["both answers begin with the same token"] += 1
                 else:
-                    pairs.append(Pair(base, source, nearest=step == 1))
+                    pairs.append(Pair(base, source, nearest=step == 1 and i < len(ring)))
     return pairs, left_out
 
 

@@ -17,7 +17,7 @@ from layerscope.interventions.pairs import Pair, PairedFact, pairs_of
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.patched_pass import PatchedPass
 from layerscope.model.patching import ROW_NODES, Patch, why_not_patched
-from layerscope.record.patches import METRICS, NEXT, RANDOM, SAME_ANSWER, no_patches, patches_frame
+from layerscope.record.patches import METRICS, NEXT, RANDOM, SAME_ANSWER, UNRELATED, no_patches, patches_frame
 from layerscope.record.patching import PatchedPairRecord, PatchingRecord
 
 LEAST_DIFFERENCE = 2.0
@@ -62,7 +62,7 @@ class PatchedRuns:
         """
         if self._why_not() is not None or self.planned_bytes > room_bytes // 2:
             return None
-        return self._pass_of(range(len(self.copies)))
+        return self._pass_of(range(len(self.patches)))
 
     def run(
         self,
@@ -81,14 +81,15 @@ class PatchedRuns:
         if reason is not None:
             return Patched(self._record(prompt_variant, (), reason), no_patches())
         copies = self.copies
-        rows = self._run(copies, progress) if ridden is None else _Rows(ridden.own, ridden.patched)
+        rows = self._run(progress) if ridden is None else _Rows(ridden.own, ridden.patched)
+        rows = _Rows(rows.own, rows.patched[self._patch_of])
         own = decode(rows.own, self.model.final_norm, self.model.unembedding)
         usable = [i for i, pair in enumerate(self.pairs) if self._is_usable(pair, own)]
         answered = (own.linear.argmax(-1)).tolist()
         kept = [
             (copy, row)
             for copy, row in zip(copies, rows.patched, strict=True)
-            if copy.pair in usable and (copy.kind != SAME_ANSWER or self._is_answered(copy, answered))
+            if copy.pair in usable and self._is_control(copy, answered)
         ]
         table = self._table(kept, own)
         place = {pair: i for i, pair in enumerate(usable)}
@@ -101,16 +102,33 @@ class PatchedRuns:
     @property
     def planned_bytes(self) -> int:
         """Memory of all copies in one pass."""
-        return self._bytes(self.copies)
+        return self._bytes(self.patches)
 
     @cached_property
     def copies(self) -> list[Copy]:
-        """All that is written into any run."""
+        """All that is written into any run; a third fact's residual is another pair's own, and is run once for both."""
         return self._copies.all()
 
-    def _is_answered(self, copy: Copy, top: Sequence[int]) -> bool:
-        """Whether the other wording has the base's answer on top."""
-        return copy.source is not None and top[copy.source] == self.pairs[copy.pair].base.answer_id
+    @cached_property
+    def patches(self) -> list[Patch]:
+        """What is run for them, each once."""
+        return list({copy.patch.key: copy.patch for copy in self.copies}.values())
+
+    @cached_property
+    def _patch_of(self) -> list[int]:
+        """For every copy the place of its patch."""
+        place = {patch.key: i for i, patch in enumerate(self.patches)}
+        return [place[copy.patch.key] for copy in self.copies]
+
+    def _is_control(self, copy: Copy, top: Sequence[int]) -> bool:
+        """Whether another wording has the base's answer on top, and a third fact neither the base's nor the source's;
+        what is no such control need not say anything."""
+        pair = self.pairs[copy.pair]
+        if copy.kind == SAME_ANSWER:
+            return copy.source is not None and top[copy.source] == pair.base.answer_id
+        if copy.kind == UNRELATED:
+            return copy.source is not None and top[copy.source] not in (pair.base.answer_id, pair.source.answer_id)
+        return True
 
     def _why_not(self) -> str | None:
         if not self.pairs:
@@ -125,14 +143,14 @@ class PatchedRuns:
 
     # What is run
 
-    def _run(self, copies: Sequence[Copy], progress: Callable[[int, int], None]) -> _Rows:
-        """All copies, in as many passes as memory asks for."""
-        groups = self._groups(sorted(range(len(copies)), key=lambda i: copies[i].patch.base), copies)
+    def _run(self, progress: Callable[[int, int], None]) -> _Rows:
+        """All patches, in as many passes as memory asks for."""
+        groups = self._groups(sorted(range(len(self.patches)), key=lambda i: self.patches[i].base))
         device = self.model.placement.device
-        patched = torch.empty(len(copies), self.model.d_model, device=device)
+        patched = torch.empty(len(self.patches), self.model.d_model, device=device)
         own = torch.empty(len(self.token_ids), self.model.d_model, device=device)
         for done, group in enumerate(groups):
-            used = self._used([copies[i] for i in group])
+            used = self._used([self.patches[i] for i in group])
             run = self._pass_of(group)
             last, rows = self.model.run_patched(
                 run,
@@ -142,34 +160,33 @@ class PatchedRuns:
         return _Rows(own, patched)
 
     def _pass_of(self, group: Sequence[int]) -> PatchedPass:
-        """Some copies, with the prompts that they need."""
-        copies = [self.copies[i] for i in group]
-        used = self._used(copies)
+        """Some patches, with the prompts that they need."""
+        wanted = [self.patches[i] for i in group]
+        used = self._used(wanted)
         place = {row: i for i, row in enumerate(used)}
         patches = [
-            Patch(p.layer, place[p.base], p.position, place[p.source], p.source_position, p.direction)
-            for p in (copy.patch for copy in copies)
+            Patch(p.layer, place[p.base], p.position, place[p.source], p.source_position, p.direction) for p in wanted
         ]
         return PatchedPass([self.token_ids[row] for row in used], patches, self.model.n_layers)
 
-    def _used(self, copies: Sequence[Copy]) -> list[int]:
-        return sorted({row for copy in copies for row in (copy.patch.base, copy.patch.source)})
+    def _used(self, patches: Sequence[Patch]) -> list[int]:
+        return sorted({row for patch in patches for row in (patch.base, patch.source)})
 
-    def _groups(self, order: list[int], copies: Sequence[Copy]) -> list[list[int]]:
-        """Halved until a half fits; a base's copies stay together as far as that goes."""
+    def _groups(self, order: list[int]) -> list[list[int]]:
+        """Halved until a half fits; a base's patches stay together as far as that goes."""
         memory = self.model.placement.memory
         room = (memory - self.model.largest_block_bytes) // 2
         if not self.model.patches_ride:  # else every pass reads all weights again
             room = min(PASS_BYTES, room)
-        if len(order) == 1 or self._bytes([copies[i] for i in order]) <= room:
+        if len(order) == 1 or self._bytes([self.patches[i] for i in order]) <= room:
             return [order]
         half = len(order) // 2
-        return [*self._groups(order[:half], copies), *self._groups(order[half:], copies)]
+        return [*self._groups(order[:half]), *self._groups(order[half:])]
 
-    def _bytes(self, copies: Sequence[Copy]) -> int:
+    def _bytes(self, patches: Sequence[Patch]) -> int:
         """Memory of a pass: what a block holds of all its tokens, and the stream twice."""
-        used = self._used(copies)
-        nodes = sum(len(self.token_ids[copy.patch.base]) - copy.patch.position for copy in copies)
+        used = self._used(patches)
+        nodes = sum(len(self.token_ids[patch.base]) - patch.position for patch in patches)
         width = max(len(self.token_ids[row]) for row in used) + 2 * ROW_NODES
         n_rows = len(used) + nodes // ROW_NODES
         per_token = self.model.widest_activation + 2 * self.model.d_model + width * ((self.model.n_heads or 0) + 2)
@@ -188,18 +205,22 @@ class PatchedRuns:
         last = [copy for copy in copies if copy.patch.layer == self.model.n_layers - 1 and copy.kind != RANDOM]
         outputs = [copy.source if copy.place.name == NEXT else copy.patch.base for copy in last]
         asked = self._asked(self._pairs_of(last))
-        rows, step = torch.tensor(outputs, device=asked.base.device), rows_at_once(self.model.unembedding)
+        rows, step = torch.tensor(outputs, device=asked.base.device), self._rows_at_once
         parts = [compared(own[rows[i : i + step]], own, asked[i : i + step]) for i in range(0, len(rows), step)]
         columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in METRICS}
         return pl.concat([table, self._frame(last, [self.model.n_layers] * len(last), columns)])
 
     def _metrics(self, rows: Float[Tensor, "copy d_model"], asked: Asked, own: Decoded) -> dict[str, Tensor]:
-        step, parts = rows_at_once(self.model.unembedding), list[dict[str, Tensor]]()
+        step, parts = self._rows_at_once, list[dict[str, Tensor]]()
         for start in range(0, len(rows), step):
             here = slice(start, start + step)
             patched = decode(rows[here], self.model.final_norm, self.model.unembedding)
             parts.append(compared(patched, own, asked[here]))
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in METRICS}
+
+    @property
+    def _rows_at_once(self) -> int:
+        return rows_at_once(self.model.unembedding, self.model.placement.memory)
 
     def _pairs_of(self, copies: Sequence[Copy]) -> list[Pair]:
         return [self.pairs[copy.pair] for copy in copies]

@@ -16,6 +16,7 @@ from layerscope.lens_record import FittedModel, ImportedFrom, JacobianFit, Jacob
 from layerscope.lenses.foreign_files import ForeignWeights, neither, read_weights
 from layerscope.lenses.lens_folder import jacobian_tensors, tuned_tensors
 from layerscope.lenses.tuned_lens import Translator
+from layerscope.stored.weight import StoredWeight
 
 _Plain = str | int | float | bool | None
 """What may stand in a record as it is."""
@@ -26,7 +27,7 @@ def import_lens(
     *,
     model: FittedModel,
     allow_pickle: bool,
-    unembedding: Float[Tensor, "d_vocab d_head"] | None = None,
+    unembedding: StoredWeight | None = None,
     unfinished: bool = False,
 ) -> tuple[LensRecord, dict[str, Tensor]]:
     """Read a lens that another program saved, whichever of the two kinds it is.
@@ -55,7 +56,7 @@ def import_lens(
 
 
 def _tuned(
-    weights: ForeignWeights, model: FittedModel, unembedding: Float[Tensor, "d_vocab d_head"] | None
+    weights: ForeignWeights, model: FittedModel, unembedding: StoredWeight | None
 ) -> tuple[LensRecord, dict[str, Tensor]]:
     """A lens that the tuned-lens library saved: `config.json` beside `params.pt` or `params.safetensors`.
 
@@ -107,7 +108,7 @@ def _tuned_config(path: Path, model: FittedModel) -> dict[str, object]:
     return config
 
 
-def _hash_note(stated: object, unembedding: Float[Tensor, "d_vocab d_head"] | None) -> list[str]:
+def _hash_note(stated: object, unembedding: StoredWeight | None) -> list[str]:
     """What the hash of the head has to say; a difference is no proof, since it changes with the dtype too."""
     if stated is None:
         return ["Its config gives no hash of the unembedding, so that nothing shows which weights it was fitted to."]
@@ -121,7 +122,7 @@ def _hash_note(stated: object, unembedding: Float[Tensor, "d_vocab d_head"] | No
     ]
 
 
-def unembedding_hash(weight: Float[Tensor, "d_vocab d_head"]) -> str:
+def unembedding_hash(weight: StoredWeight) -> str:
     """The hash by which the tuned-lens library knows a head: sha256 of the text NumPy prints of it, one digit a number.
 
     Of a weight with over 1000 numbers that text shows the first and last three rows and columns alone, so only these
@@ -129,7 +130,7 @@ def unembedding_hash(weight: Float[Tensor, "d_vocab d_head"]) -> str:
     """
     whole = weight.numel() <= 1000
     rows, columns = (list(range(n)) if whole or n <= 6 else [0, 1, 2, 3, n - 3, n - 2, n - 1] for n in weight.shape)
-    shown = weight[rows][:, columns].float().cpu().numpy()
+    shown = weight.gather(torch.tensor(rows), torch.float32, torch.device("cpu"))[:, columns].numpy()
     with np.printoptions(threshold=1000 if whole else 0, edgeitems=3, linewidth=75, suppress=False, sign="-"):
         text = np.array_str(shown, precision=1)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -40,7 +40,8 @@ class LookRequest(LookOptions):
     """A text to look at, and how."""
 
     model: str | Path | CausalLM = field(default=BUNDLED, kw_only=False)
-    """A folder with config.json, tokenizer and *.safetensors, a Hub id, or an open model; default: the bundled one."""
+    """A folder with config.json, tokenizer and *.safetensors, a GGUF file, a Hub id, or an open model; default: the
+    bundled one."""
     text: str = field(default="", kw_only=False)
     """What the model continues."""
 

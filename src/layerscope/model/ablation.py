@@ -122,7 +122,7 @@ def _place(part: Part, blocks: Sequence[Sublayers], n_heads: int | None) -> _Pla
     if part.site in ("attn", "mlp"):
         return _Place(block.attention if part.site == "attn" else block.mlp, None)
     if part.site == "head":
-        width = _width(block.projection)
+        width = width_read(block.projection)
         if n_heads is None or width is None or block.projection is None or width % n_heads:
             raise ModelError(f"The heads of layer {part.layer} cannot be told apart in this model; ablate its attn.")
         (head,) = part.indices
@@ -130,7 +130,7 @@ def _place(part: Part, blocks: Sequence[Sublayers], n_heads: int | None) -> _Pla
             raise ModelError(f"Layer {part.layer} has no head {head}: it has {n_heads}, counted from 0.")
         size = width // n_heads
         return _Place(block.projection, slice(head * size, (head + 1) * size))
-    width = _width(block.down)
+    width = width_read(block.down)
     if width is None or block.down is None:
         raise ModelError(
             f"The MLP of layer {part.layer} has no one matrix that reads its neurons, as where experts share the work; "
@@ -141,7 +141,7 @@ def _place(part: Part, blocks: Sequence[Sublayers], n_heads: int | None) -> _Pla
     return _Place(block.down, torch.tensor(part.indices))
 
 
-def _width(matrix: nn.Module | None) -> int | None:
+def width_read(matrix: nn.Module | None) -> int | None:
     """Features that a linear reads."""
     width = getattr(matrix, "in_features", None) or getattr(matrix, "nx", None)  # GPT-2's own matrix has the latter
     return None if width is None else int(width)

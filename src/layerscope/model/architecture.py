@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerscope.errors import ModelError
 from layerscope.model.families import Family
-from layerscope.model.streaming import Stored
+from layerscope.model.stored_tensors import Stored
 from layerscope.unembedding import HeadTransform, Norm
 
 _INPUT_NORMS = (

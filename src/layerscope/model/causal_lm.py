@@ -15,16 +15,19 @@ from torch import Tensor
 from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, TokenizerError
 from layerscope.model.ablation import Ablation, ablate
+from layerscope.model.adapter import Adapter, with_base
 from layerscope.model.architecture import Architecture, architecture_of
 from layerscope.model.attention_in_hand import AttentionRecorder, attention_in_hand
 from layerscope.model.block_parts import Order, Sublayers
 from layerscope.model.blockwise import Visit, run_blockwise
-from layerscope.model.checkpoint import Checkpoint, Source, locate
-from layerscope.model.config import build_empty, read_config
+from layerscope.model.checkpoint import Source, locate
+from layerscope.model.config import build_empty
 from layerscope.model.decoding_head import unembedding_of
 from layerscope.model.families import BosRule, Family, bos_rule, family_bos, family_of
 from layerscope.model.fingerprints import blocks_fingerprint, head_fingerprint
 from layerscope.model.lent_weights import LentWeights
+from layerscope.model.model_files import open_files
+from layerscope.model.names import map_names
 from layerscope.model.options import OpenOptions
 from layerscope.model.packing import Folding, folding_of
 from layerscope.model.patched_pass import PatchedPass, run_patched
@@ -35,8 +38,8 @@ from layerscope.model.residual_pass import forward_residuals
 from layerscope.model.residuals import Residuals
 from layerscope.model.shuffled_weights import Shuffle
 from layerscope.model.streamed_module import Progress, StreamedModule, no_progress
-from layerscope.model.streaming import map_names
 from layerscope.model.sublayers import Writes
+from layerscope.model.tensor_files import TensorFiles
 from layerscope.model.tokens import Tokens
 from layerscope.model.write_pass import forward_writes, mean_writes
 from layerscope.options import keywords
@@ -48,7 +51,7 @@ class OpenRequest(OpenOptions):
     """The model to open, and how."""
 
     model: str | Path = field(default=BUNDLED, kw_only=False)
-    """A folder with config.json, tokenizer and *.safetensors, or a Hub id; default: the bundled model."""
+    """A folder with config.json, tokenizer and *.safetensors, a GGUF file, or a Hub id; default: the bundled model."""
 
 
 class CausalLM:
@@ -59,7 +62,7 @@ class CausalLM:
     """
 
     id: str
-    """Hub id, or the folder's name."""
+    """Hub id, or the folder's or the GGUF file's name."""
     family: str
     """The config's `model_type`."""
     n_layers: int
@@ -75,7 +78,7 @@ class CausalLM:
         self,
         module: Any,
         source: Source,
-        checkpoint: Checkpoint,
+        checkpoint: TensorFiles,
         tokens: Tokens,
         placement: Placement,
         family: Family,
@@ -84,6 +87,7 @@ class CausalLM:
         trust_remote_code: bool = False,
         shuffle: Shuffle | None = None,
         ablation: Ablation | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         """Take a model on the meta device and let it read its weights from `checkpoint`. Use `open`."""
         self.family_verified = family_verified
@@ -91,6 +95,10 @@ class CausalLM:
         self.trust_remote_code = trust_remote_code
         self._module, self._family = module, family
         self._stored = map_names(module, checkpoint)
+        self.adapter = adapter
+        """What changes the weights as they are read; None of a model as it is stored."""
+        if adapter is not None:
+            self._stored = adapter.apply(self._stored)
         self.architecture: Architecture = architecture_of(module, family, self.family_verified, self._stored)
         self.shuffle = shuffle
         """How the weights are permuted; None of a model as it is."""
@@ -123,16 +131,20 @@ class CausalLM:
             PlacementError: a device or dtype that cannot be had.
             NumericError: a final norm or a head bias that is not finite.
         """
+        model, adapter = with_base(request.model, request.adapter)
         placement = place(request.device, request.dtype, request.memory)
         trusted = request.trust_remote_code
-        source = locate(request.model, revision=request.revision, with_code=trusted)
+        source = locate(model, revision=request.revision, with_code=trusted)
         if source.folder == BUNDLED:
             source = Source(BUNDLED, BUNDLED_ID, None, None)
-        config = read_config(source.folder, trusted)
+        files = open_files(source, trusted)
+        if adapter is not None:
+            source = replace(source, id=f"{source.id}-{adapter.name}")
+        config = files.config
         family, verified = family_of(config)
         rule = bos_rule(request.bos, family_bos(config))
-        checkpoint = Checkpoint(source.folder)
-        tokens = Tokens(source.folder, rule, trust_remote_code=trusted)
+        checkpoint = files.checkpoint
+        tokens = Tokens(source.folder, rule, trust_remote_code=trusted, made=files.tokenizer)
         if request.bos == "yes" and tokens.bos_id is None:
             raise TokenizerError("BOS was asked for, but the tokenizer defines none; leave --bos out.")
         return CausalLM(
@@ -144,6 +156,7 @@ class CausalLM:
             family,
             family_verified=verified,
             trust_remote_code=trusted,
+            adapter=adapter,
         )
 
     def reading(self, bos: BosRule) -> "CausalLM":
@@ -196,7 +209,13 @@ class CausalLM:
             trust_remote_code=self.trust_remote_code,
             shuffle=shuffle,
             ablation=ablation,
+            adapter=self.adapter,
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was taken off names, set aside or applied when its files were read, in sentences."""
+        return (*self.checkpoint.notes, *(() if self.adapter is None else (self.adapter.note,)))
 
     @property
     def is_as_stored(self) -> bool:
@@ -229,6 +248,11 @@ class CausalLM:
         return self._streamed.weights.resident
 
     @property
+    def resident_bytes(self) -> int:
+        """What an accelerator holds of the weights; zero where it keeps none."""
+        return self.checkpoint.bytes_kept(self.placement.dtype.itemsize) if self.resident else 0
+
+    @property
     def largest_block_bytes(self) -> int:
         """Memory that the parameters of one block take while it computes, beyond what is streamed."""
         return self._streamed.weights.largest_block_bytes
@@ -241,7 +265,7 @@ class CausalLM:
     @cached_property
     def stored_dtype(self) -> str:
         """Dtype of the weights on disk, by the unembedding's."""
-        return str(self.unembedding.weight.dtype).removeprefix("torch.")
+        return self.checkpoint.storage or self.unembedding.weight.storage
 
     @cached_property
     def fingerprint(self) -> str:
@@ -268,7 +292,10 @@ class CausalLM:
             self._stored,
             f"{self.architecture.blocks}.",
             self.checkpoint,
-            [change.name for change in (self.shuffle, self.ablation) if change is not None],
+            [
+                *([] if self.adapter is None else [self.adapter.sha256]),
+                *(change.name for change in (self.shuffle, self.ablation) if change is not None),
+            ],
             () if self.ablation is None else self.ablation.means,  # which the run's own prompts have made
         )
 

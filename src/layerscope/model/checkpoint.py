@@ -1,15 +1,11 @@
 """Find a checkpoint (folder or Hub), open its safetensors, and hand out tensors without copying them."""
 
-import ctypes
-import errno
 import json
-import mmap
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from layerscope.errors import CheckpointError
+from layerscope.model.packed_weights import packed_weights
+from layerscope.model.tensor_files import Place, TensorFiles, page_of
+from layerscope.stored.recognise import Available, recognise, unused_flag
+from layerscope.stored.weight import DenseWeight, StoredWeight, bytes_of
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+"""How the parts of a split GGUF file are named."""
+HUB_FILE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^\\]+\.gguf)", re.IGNORECASE)
+"""A GGUF file on the Hub: owner, repository, path in it."""
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 """Files of a Hub repository that a probe may need; pickles never are."""
 UNWANTED = ["*/*", "consolidated*", "adapter_*"]
@@ -38,235 +42,277 @@ class Source:
     """The revision asked for."""
     commit: str | None
     """The Hub commit it resolved to; None for a local folder."""
+    gguf: Path | None = None
+    """The GGUF file that is the whole model; None of a folder with config.json and safetensors."""
 
 
 def locate(model: str | Path, *, revision: str | None = None, with_code: bool = False) -> Source:
     """Find a model's folder, downloading it into the Hub's cache where `model` is a Hub id.
 
     Args:
-        model: a folder, or a Hub id such as `Qwen/Qwen3-8B`.
+        model: a folder, a GGUF file, a Hub id such as `Qwen/Qwen3-8B`, or a GGUF file on the Hub as
+            `hf:owner/name/file.gguf`.
         revision: branch, tag or commit on the Hub.
         with_code: also fetch the repository's own Python files.
 
     Raises:
         CheckpointError: no such folder, an id the Hub does not know, or a revision given for a folder.
     """
+    named = HUB_FILE.fullmatch(str(model))
+    if named is not None:
+        return _hub_file(named["repo"], named["file"], revision)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(
                 f"A revision belongs to a Hub id, but '{model}' is a folder; leave --revision out, or give the Hub id."
             )
-        return Source(folder, folder.resolve().name, None, None)
+        return Source(folder, folder.resolve().name, None, None, _gguf_in(folder))
     if folder.exists():
-        raise CheckpointError(f"'{model}' is a file; give the folder that holds config.json and *.safetensors.")
+        if folder.suffix.lower() == ".gguf":
+            return Source(folder.parent, _stem(folder), None, None, folder)
+        raise CheckpointError(
+            f"'{model}' is no GGUF file; give one, or the folder that holds config.json and *.safetensors."
+        )
     if not HUB_ID.fullmatch(str(model)):
         raise CheckpointError(
             f"There is no folder '{model}'; give a folder with config.json, a tokenizer and *.safetensors, "
-            "or a Hub id such as Qwen/Qwen3-8B."
+            "a GGUF file, a Hub id such as Qwen/Qwen3-8B, or hf:owner/name/file.gguf."
         )
     patterns = [*WANTED, "*.py"] if with_code else WANTED
-    try:
+    with _hub_explained(f"'{model}' is neither a folder here nor a model", revision):
         snapshot = Path(
             huggingface_hub.snapshot_download(
                 str(model), revision=revision, allow_patterns=patterns, ignore_patterns=UNWANTED
             )
         )
+    return Source(snapshot, str(model), revision, snapshot.name)
+
+
+def _hub_file(repo: str, name: str, revision: str | None) -> Source:
+    """A GGUF file on the Hub, and the other parts where it is one of several.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    folder, _, last = name.rpartition("/")
+    with _hub_explained(f"'hf:{repo}/{name}' is no file", revision):
+        found = [
+            Path(huggingface_hub.hf_hub_download(repo, f"{folder}/{part}" if folder else part, revision=revision))
+            for part in parts_of(last)
+        ]
+    file = found[0]
+    commit = file.parents[folder.count("/") + 1 if folder else 0].name  # .../snapshots/<commit>/<path in repository>
+    return Source(file.parent, _stem(file), revision, commit, file)
+
+
+@contextmanager
+def _hub_explained(what: str, revision: str | None) -> Iterator[None]:
+    """Say in a sentence why something could not be had from the Hub.
+
+    Raises:
+        CheckpointError: it could not.
+    """
+    try:
+        yield
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision '{revision}'" if revision else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"'{model}' is neither a folder here nor a model that could be had from the Hub{at} ({reason}); "
-            "check the name, log in with `hf auth login` if it is gated, or give a folder."
+            f"{what} that could be had from the Hub{at} ({reason}); check the name, log in with `hf auth login` if it "
+            "is gated, or give a folder."
         ) from error
-    return Source(snapshot, str(model), revision, snapshot.name)
 
 
-PIECE_BYTES = 32 << 20
-"""What is read at once: long enough for a disk to be quick, short enough that a pass broken off ends soon."""
-_SCRATCH_BYTES = 4 << 20
-_POPULATE_READ = 22
-"""`MADV_POPULATE_READ` of Linux 5.14 and later."""
+class Checkpoint(TensorFiles):
+    """The safetensors files of a folder, memory-mapped: a tensor costs no memory until its pages are read.
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor's bytes lie."""
-
-    name: str
-    """The tensor's."""
-    file: Path
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Part of a tensor in its file, and where it is mapped."""
-
-    name: str
-    """The tensor's."""
-    file: Path
-    start: int
-    """First byte in the file."""
-    address: int | None
-    """Where that byte is mapped; None where it is not known to be."""
-    size: int
-    """Bytes."""
-
-    def bring_in(self) -> None:
-        """Read it into the page cache, and map its pages where the system can do that in one call.
-
-        Other threads go on meanwhile: neither way holds the interpreter.
-
-        Raises:
-            CheckpointError: the file ends before it.
-            OSError: the disk cannot be read.
-        """
-        madvise = _madvise()
-        if madvise is not None and self.address is not None:
-            first = self.address // mmap.PAGESIZE * mmap.PAGESIZE
-            failed = madvise(first, self.address + self.size - first, _POPULATE_READ)
-            if failed == errno.EFAULT:
-                # A page that cannot be had: it is beyond the file's end, or its disk or server is gone.
-                if self.file.stat().st_size < self.start + self.size:
-                    raise cut_short(self)
-                raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.file))
-            if failed == 0:
-                return
-            if failed != errno.EINVAL:  # a kernel before 5.14 does not know the word
-                raise OSError(failed, os.strerror(failed), str(self.file))
-        if hasattr(os, "preadv"):
-            self._read()
-
-    def _read(self) -> None:
-        """Into memory that is forgotten at once: the page cache keeps it, and faulting in is quick from there."""
-        scratch = memoryview(bytearray(min(_SCRATCH_BYTES, self.size)))
-        descriptor = os.open(self.file, os.O_RDONLY)
-        try:
-            at, stop = self.start, self.start + self.size
-            while at < stop:
-                read = os.preadv(descriptor, [scratch[: stop - at]], at)
-                if read == 0:
-                    raise cut_short(self)
-                at += read
-        finally:
-            os.close(descriptor)
-
-
-def cut_short(part: Place | Piece) -> CheckpointError:
-    """What to raise where a file ends before a part of it."""
-    return CheckpointError(
-        f"{part.file.name} should hold tensor '{part.name}' to its end, but it is shorter than when it was opened "
-        f"({part.file.stat().st_size:,} bytes now); fetch it again, and leave it alone while it is read."
-    )
-
-
-def _page(address: int) -> int | None:
-    """An address at which a file can be mapped; None for one that is no page's, as where tensors are copies.
-
-    The kernel is told to forget pages by their address, which would empty a copy.
+    Quantised weights are found by their tensors, and go by the name of the weight that they are.
     """
-    return address if address % mmap.PAGESIZE == 0 else None
 
+    format = "safetensors"
 
-@cache
-def _madvise() -> Callable[[int, int, int], int] | None:
-    """Linux's `madvise`, which gives 0 or an error number; None elsewhere.
-
-    That of the standard library's `mmap` holds the interpreter, and knows only maps of its own.
-    """
-    if sys.platform != "linux":
-        return None
-    call = ctypes.CDLL(None, use_errno=True).madvise
-    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-    def madvise(address: int, size: int, advice: int) -> int:
-        return 0 if call(address, size, advice) == 0 else ctypes.get_errno()
-
-    return madvise
-
-
-class Checkpoint:
-    """The safetensors files of a folder, memory-mapped: a tensor costs no memory until its pages are read."""
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quantization: Mapping[str, Any] | None = None) -> None:
         """Open every shard and check that each is whole.
 
+        Args:
+            folder: where they lie.
+            quantization: what config.json says of how weights are quantised.
+
         Raises:
-            CheckpointError: no safetensors, a shard that the index names but the folder lacks, or a damaged file.
+            CheckpointError: no safetensors, a shard that the index names but the folder lacks, a damaged file, two
+                files with the same tensors, or weights in a form that is not read.
         """
-        self.folder = folder
+        self.folder, self._quantization = folder, quantization
         self._handles: dict[Path, Any] = {file: _open(file) for file in _shards(folder)}
-        self._file_of = {name: file for file, handle in self._handles.items() for name in handle.keys()}  # noqa: SIM118
-        self._places = {name: place for file in self._handles for name, place in _places(file)}
+        places = [place for file in self._handles for place in _places(file)]
+        self._plain = plain_names([place.name for place in places])
+        self._places: dict[str, Place] = {}
+        for place in places:
+            name = self._plain[place.name]
+            if name in self._places:
+                raise _twice(name, self._places[name].file, place.file)
+            self._places[name] = place
         # Where a file's first byte is mapped: told by any of its tensors that is not empty.
-        one_of = {place.file: name for name, place in self._places.items() if place.start < place.stop}
+        one_of = {place.file: place for place in places if place.start < place.stop}
         self._mapped_at = {
-            file: _page(self._handles[file].get_tensor(name).data_ptr() - self._places[name].start)
-            for file, name in one_of.items()
+            file: page_of(self._mapped(place).data_ptr() - place.start) for file, place in one_of.items()
         }
-        self.bytes_on_disk = sum(file.stat().st_size for file in self._handles)
+        self._packed = packed_weights(self._available, quantization, self._by_name)
+
+    @cached_property
+    def _available(self) -> Available:
+        tensors = ((name, self._mapped(place)) for name, place in self._places.items())
+        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors}
+
+    def _mapped(self, place: Place) -> torch.Tensor:
+        tensor: torch.Tensor = self._handles[place.file].get_tensor(place.name)
+        return tensor
+
+    def _by_name(self, name: str) -> torch.Tensor:
+        return self._mapped(self._places[name])
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All shards."""
+        return tuple(self._handles)
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
-        """All tensor names, in the files' order."""
-        return tuple(self._file_of)
+        """Names of all tensors, a quantised weight's being one."""
+        taken = {part for packed in self._packed.values() for part in packed.recognised.names} - self._packed.keys()
+        return (*(name for name in self._places if name not in taken), *(self._packed.keys() - self._places.keys()))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was taken off the names, and a flag left behind in config.json."""
+        flag = unused_flag(self._quantization, [packed.recognised for packed in self._packed.values()])
+        taken_off = sorted({stored.removesuffix(plain) for stored, plain in self._plain.items() if stored != plain})
+        named = [f"Names of tensors held '{part or COMPILED}', which was taken off." for part in taken_off]
+        adapter = (self.folder / "adapter_config.json").is_file()
+        beside = "An adapter lies beside the weights and was not applied; --adapter FOLDER applies it."
+        return (*named, *([] if flag is None else [flag]), *([beside] if adapter else []))
+
+    @property
+    def storage(self) -> str | None:
+        """The forms of its quantised weights, those with the most bytes first; None where there are none."""
+        sizes: dict[str, int] = {}
+        for packed in self._packed.values():
+            sizes[packed.made.storage] = sizes.get(packed.made.storage, 0) + packed.made.nbytes
+        return ", ".join(sorted(sizes, key=lambda storage: -sizes[storage])) or None
+
+    def bytes_kept(self, itemsize: int) -> int:
+        """What lies in the files, but for quantised weights, which are floats of that many bytes."""
+        packed = [packed.made for packed in self._packed.values()]
+        return self.bytes_on_disk + sum(itemsize * made.numel() - made.nbytes for made in packed)
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Tensors of which a quantised weight is made; itself where it is none."""
+        return tuple(sorted(self._packed[name].recognised.names)) if name in self._packed else (name,)
+
+    def explain_missing(self, name: str) -> None:
+        """Say so where a weight is there in a form that is not read.
+
+        Raises:
+            CheckpointError: it is.
+        """
+        recognise(name, self._available, self._quantization)
+
+    def place(self, name: str) -> Place | None:
+        """Where a tensor lies; None of a quantised weight, which does not lie in one place."""
+        return None if name in self._packed else self._places[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
-        return tuple(self._handles[self._file_of[name]].get_slice(name).get_shape())
+        return self._packed[name].shape if name in self._packed else tuple(self._available[name][0])
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as stored, its memory being the file's pages.
+        """The tensor as stored, its memory being the file's pages; of a quantised weight its floats.
 
         Raises:
-            CheckpointError: a dtype that is neither float nor understood here (quantised checkpoints).
+            CheckpointError: numbers that are no floats and no quantised weight.
         """
-        tensor: torch.Tensor = self._handles[self._file_of[name]].get_tensor(name)
+        if name in self._packed:
+            return self._packed[name].whole()
+        tensor = self._by_name(name)
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise CheckpointError(
                 f"Tensor '{name}' is stored as {str(tensor.dtype).removeprefix('torch.')}, but float32, bfloat16 or "
-                "float16 is expected; quantised checkpoints are not read: use the unquantised one."
+                "float16 is expected, or a quantised form that is known; use the unquantised checkpoint."
             )
         return tensor
 
-    def place(self, name: str) -> Place:
-        """Where a tensor lies."""
-        return self._places[name]
+    def weight(self, name: str) -> StoredWeight:
+        """A matrix that gives some of its rows as floats.
 
-    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
-        """The bytes of some tensors, in parts that are read at once."""
-        for name in names:
-            place = self._places[name]
-            if place.start == place.stop:
-                continue
-            base = self._mapped_at[place.file]
-            for start in range(place.start, place.stop, PIECE_BYTES):
-                size = min(PIECE_BYTES, place.stop - start)
-                yield Piece(name, place.file, start, None if base is None else base + start, size)
+        Raises:
+            CheckpointError: as `tensor`.
+        """
+        packed = self._packed.get(name)
+        return DenseWeight(self.tensor(name)) if packed is None or packed.stack is not None else packed.made
 
-    def let_go(self, names: Iterable[str]) -> None:
-        """Let the page cache forget some tensors, so that others' files stay in it; they can still be read."""
-        madvise = _madvise()
-        if madvise is None or not hasattr(os, "posix_fadvise"):
-            return
-        files: dict[Path, list[Piece]] = {}
-        for piece in self.pieces(names):
-            files.setdefault(piece.file, []).append(piece)
-        for file, pieces in files.items():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                for piece in pieces:
-                    if piece.address is None:
-                        continue
-                    # Only what is mapped nowhere is forgotten, and of the pages at the ends a neighbour has a part.
-                    first = -(-piece.address // mmap.PAGESIZE) * mmap.PAGESIZE
-                    if first < piece.address + piece.size:
-                        madvise(first, piece.address + piece.size - first, mmap.MADV_DONTNEED)
-                    os.posix_fadvise(descriptor, piece.start, piece.size, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
+    def excerpt(self, name: str) -> bytes:
+        """Shape, dtype and a few rows of a tensor, or of those that a quantised weight is made of."""
+        return b"".join(_excerpt(self._by_name(part)) for part in self.parts(name))
+
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts before names, or between their parts."""
+_WRAPPERS = ("module.", "base_model.model.")
+"""What others put before every name: torch's parallel wrappers, PEFT."""
+
+
+def plain_names(stored: Sequence[str]) -> dict[str, str]:
+    """Names as a model knows them, by those that wrapped models were saved under."""
+    plain = {name: name.replace(COMPILED, "") for name in stored}
+    for wrapper in (*_WRAPPERS, *_WRAPPERS):  # one may lie in the other
+        if plain and all(name.startswith(wrapper) for name in plain.values()):
+            plain = {name: shorter.removeprefix(wrapper) for name, shorter in plain.items()}
+    return plain
+
+
+def _excerpt(tensor: torch.Tensor) -> bytes:
+    rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
+    few = rows[:: max(1, len(rows) // 4), :1024]
+    return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + bytes_of(few)
+
+
+def _twice(name: str, first: Path, second: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{first.name} and {second.name} both hold tensor '{name}', and no model.safetensors.index.json says which of "
+        "them the model is; leave one of them in the folder, or name it model.safetensors."
+    )
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """Names of all parts of a split GGUF file in order; the name alone where it is no part."""
+    match = SPLIT.fullmatch(name)
+    if match is None:
+        return (name,)
+    return tuple(f"{match['stem']}-{i:05}-of-{match['count']}.gguf" for i in range(1, int(match["count"]) + 1))
+
+
+def _stem(file: Path) -> str:
+    """A GGUF file's name without its ending and, of a split one, without its number."""
+    match = SPLIT.fullmatch(file.name)
+    return file.stem if match is None else match["stem"]
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The GGUF file of a folder that holds no other weights.
+
+    Raises:
+        CheckpointError: several models in GGUF, of which one has to be named.
+    """
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return None
+    files = sorted(file for file in folder.glob("*.gguf") if not file.name.lower().startswith("mmproj"))
+    models = {_stem(file): file for file in reversed(files)}
+    if len(models) > 1:
+        raise CheckpointError(
+            f"The folder '{folder.name}' holds {len(models)} GGUF models ({', '.join(sorted(models))}); name the file."
+        )
+    return next(iter(models.values()), None)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -285,7 +331,7 @@ def _shards(folder: Path) -> list[Path]:
                 f"(first: {missing[0]}); complete the download."
             )
         return [folder / name for name in named]
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_"))
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if files:
@@ -312,14 +358,14 @@ def _open(file: Path) -> Any:
         ) from error
 
 
-def _places(file: Path) -> list[tuple[str, Place]]:
+def _places(file: Path) -> list[Place]:
     """Byte ranges from the header: its length as 8 bytes, then JSON with offsets relative to what follows it."""
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(length))
     base = 8 + length
     return [
-        (name, Place(name, file, base + entry["data_offsets"][0], base + entry["data_offsets"][1]))
+        Place(name, file, base + entry["data_offsets"][0], base + entry["data_offsets"][1])
         for name, entry in header.items()
         if name != "__metadata__"
     ]

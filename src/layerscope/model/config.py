@@ -11,10 +11,11 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from layerscope.errors import CheckpointError, ModelError
+from layerscope.model.wrapped import classes, is_wrapped, keep_language_model
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> Any:
@@ -40,7 +41,9 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise _config_error(folder, error) from error
     wants_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (wants_code and trust_remote_code):
+    wrapped = is_wrapped(config)
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or wrapped
+    if not known and not (wants_code and trust_remote_code):
         if wants_code:
             raise _remote_code(config.model_type)
         raise ModelError(
@@ -52,17 +55,10 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
             f"This '{config.model_type}' model is an encoder-decoder, but layerscope probes decoders only; give a "
             "decoder-only model."
         )
-    if getattr(config, "quantization_config", None):
+    saved_from = set(config.architectures or ())
+    if saved_from and not saved_from & classes(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) and not wants_code and not wrapped:
         raise ModelError(
-            "The checkpoint's config asks for quantised weights, which layerscope does not read; use the unquantised "
-            "checkpoint."
-        )
-    classes = set(config.architectures or ())
-    mapped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    causal = {name for names in mapped for name in ([names] if isinstance(names, str) else names)}
-    if classes and not classes & causal and not wants_code:
-        raise ModelError(
-            f"The checkpoint is a {', '.join(sorted(classes))}, no causal language model, so there is no next token "
+            f"The checkpoint is a {', '.join(sorted(saved_from))}, no causal language model, so there is no next token "
             "to read; give a checkpoint with a language modelling head."
         )
     if config.model_type in _ENCODERS and not getattr(config, "is_decoder", False):
@@ -73,6 +69,16 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     return config
 
 
+def quantization_of(config: Any) -> dict[str, Any] | None:
+    """What a config says of how weights are quantised; MLX has a word of its own for it. None where it says nothing."""
+    for holder in (config, config.get_text_config()):
+        for key in ("quantization_config", "quantization"):
+            said = getattr(holder, key, None)
+            if said:
+                return dict(said) if isinstance(said, Mapping) else dict(said.to_dict())
+    return None
+
+
 def build_empty(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     """Transformers' own module for that config, its parameters on the meta device and its buffers real.
 
@@ -81,7 +87,8 @@ def build_empty(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code
     """
     try:
         with _without_weights(), _NothingDrawn():
-            module = AutoModelForCausalLM.from_config(
+            built_by = AutoModelForImageTextToText if is_wrapped(config) else AutoModelForCausalLM
+            module = built_by.from_config(
                 config,
                 dtype=dtype,
                 # Only the plain implementation caps attention scores; elsewhere Transformers' choice is the reference.
@@ -90,6 +97,8 @@ def build_empty(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise _config_error(folder, error) from error
+    if is_wrapped(config):
+        keep_language_model(module)
     return module.eval()
 
 

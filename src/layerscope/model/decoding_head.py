@@ -7,6 +7,7 @@ from layerscope.errors import NumericError
 from layerscope.model.families import Family
 from layerscope.model.streamed_module import StreamedModule
 from layerscope.model.streaming import StreamedLinear
+from layerscope.stored.weight import DenseWeight
 from layerscope.unembedding import Norm, Unembedding
 
 
@@ -19,7 +20,7 @@ def unembedding_of(streamed: StreamedModule, family: Family, final_norm: Norm | 
     projection = None if family.projection is None else streamed.optional(family.projection)
     head: StreamedLinear | nn.Linear = streamed.module.get_submodule(streamed.head_name)
     unembedding = Unembedding(
-        weight=head.stored if isinstance(head, StreamedLinear) else head.weight.detach(),
+        weight=head.stored if isinstance(head, StreamedLinear) else DenseWeight(head.weight.detach()),
         final_norm=final_norm,
         bias=None if head.bias is None else head.bias.detach().float(),
         transform=streamed.architecture.transform,

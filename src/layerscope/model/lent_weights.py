@@ -5,10 +5,11 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
-from layerscope.model.checkpoint import Checkpoint
 from layerscope.model.placement import Placement, keeps_in_page_cache
 from layerscope.model.reading import ReadAhead
-from layerscope.model.streaming import Stored, stream_weights
+from layerscope.model.stored_tensors import Stored
+from layerscope.model.streaming import stream_weights
+from layerscope.model.tensor_files import TensorFiles
 from layerscope.model.tiles import Tiles
 from layerscope.model.uncached import reads_uncached
 
@@ -23,7 +24,7 @@ class LentWeights:
         self,
         module: Any,
         stored: dict[str, Stored],
-        checkpoint: Checkpoint,
+        checkpoint: TensorFiles,
         placement: Placement,
         *,
         blocks: str,
@@ -41,7 +42,7 @@ class LentWeights:
         """
         self._stored, self._checkpoint, self._placement = stored, checkpoint, placement
         self._prefix, self._head = f"{blocks}.", head
-        self.resident = placement.holds(checkpoint.bytes_on_disk)
+        self.resident = placement.holds(checkpoint.bytes_kept(placement.dtype.itemsize))
         self._tiles = Tiles(placement.dtype, placement.device)
         self._loaders = stream_weights(
             module, stored, blocks, placement.dtype, placement.device, self._tiles, resident=self.resident

@@ -1,6 +1,7 @@
 """How a model is opened: the options of `CausalLM.open`, of a probe and of a fit."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,5 +19,7 @@ class OpenOptions:
     bos: str = "auto"
     """Start sequences with BOS: `auto` (as the model's own tokenizer does; protocol published: by family), `yes` or
     `no`."""
+    adapter: str | Path | None = None
+    """Folder of a LoRA adapter (PEFT; DoRA and rsLoRA too) to apply to the model's weights as they are read."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint; a probe records it."""

@@ -38,8 +38,8 @@ class PatchedPass:
     @property
     def own(self) -> Float[Tensor, "prompt d_model"]:
         """The residual of every prompt at its last token, float32; after the last block, that at the output."""
-        rows, last = list(self.trees.own_rows), [n - 1 for n in self.trees.lengths]
-        return self.stream[rows, last].float()
+        ends = zip(self.trees.own_firsts, self.trees.lengths, strict=True)
+        return self.stream[list(self.trees.own_rows), [first + n - 1 for first, n in ends]].float()
 
     @property
     def patched(self) -> Float[Tensor, "patch d_model"]:

@@ -44,6 +44,12 @@ class Patch:
         if self.direction is not None and self.row is not None:
             raise ModelError("A patch writes a row, or takes a step in a direction, but both came; give one of them.")
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal where two patches write the same into the same run."""
+        tensors = (None if of is None else id(of) for of in (self.direction, self.row))
+        return (self.layer, self.base, self.position, self.source, self.source_position, *tensors)
+
 
 ROW_NODES = 192
 """Nodes of copies in a row, as a rule: attention within a row grows with the square of its nodes, and a prompt whose
@@ -52,7 +58,10 @@ copies take several rows is computed once more for each."""
 
 @dataclass(frozen=True)
 class PatchTrees:
-    """Prompts in rows, each followed by copies in the order of their layers."""
+    """Prompts in rows, each followed by copies in the order of their layers.
+
+    A prompt that no copy is made of, for it is written into others alone, stands in a row of another one, behind it.
+    """
 
     token_ids: Int[Tensor, "row node"]
     positions: Int[Tensor, "row node"]
@@ -65,6 +74,8 @@ class PatchTrees:
     """For every patch the node of its patched token there; those of the tokens behind it follow."""
     own_rows: tuple[int, ...]
     """For every prompt a row in which it is."""
+    own_firsts: tuple[int, ...]
+    """And the node of its first token there: 0 for those that copies are made of, in all of their rows."""
     lengths: tuple[int, ...]
     """Of the prompts."""
 
@@ -87,7 +98,8 @@ def patch_trees(token_ids: Sequence[Sequence[int]], patches: Sequence[Patch], n_
     lengths = tuple(map(len, token_ids))
     _check(patches, lengths, n_layers)
     prompt_of_row, rows_of_prompt = _rows(patches, lengths)
-    offsets, widths = [max(lengths)] * len(prompt_of_row), list[int]()
+    own_rows, own_firsts, begin = _guests(prompt_of_row, rows_of_prompt, lengths)
+    offsets, widths = [begin] * len(prompt_of_row), list[int]()
     rows, firsts = [0] * len(patches), [0] * len(patches)
     by_layer: dict[int, list[int]] = {}
     for i, patch in enumerate(patches):
@@ -104,34 +116,57 @@ def patch_trees(token_ids: Sequence[Sequence[int]], patches: Sequence[Patch], n_
     shape = (len(prompt_of_row), widths[-1])
     ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     sees = torch.eye(shape[1], dtype=torch.bool).repeat(shape[0], 1, 1)
-    for row, prompt in enumerate(prompt_of_row):
+    causal = torch.ones(max(lengths), max(lengths), dtype=torch.bool).tril()
+    whole = {(row, 0): prompt for row, prompt in enumerate(prompt_of_row)}
+    whole |= {(row, first): prompt for prompt, (row, first) in enumerate(zip(own_rows, own_firsts, strict=True))}
+    for (row, first), prompt in whole.items():
         n = lengths[prompt]
-        ids[row] = token_ids[prompt][-1]  # filled up with a token of the prompt's own, which nothing reads
-        ids[row, :n] = torch.tensor(token_ids[prompt])
-        positions[row, :n] = torch.arange(n)
-        sees[row, :n, :n] = torch.ones(n, n, dtype=torch.bool).tril()
+        if first == 0:
+            ids[row] = token_ids[prompt][-1]  # filled up with a token of the prompt's own, which nothing reads
+        here = slice(first, first + n)
+        ids[row, here] = torch.tensor(token_ids[prompt])
+        positions[row, here] = torch.arange(n)
+        sees[row, here, here] = causal[:n, :n]
     for patch, row, first in zip(patches, rows, firsts, strict=True):
         n = lengths[patch.base] - patch.position
         here = slice(first, first + n)
         ids[row, here] = torch.tensor(token_ids[patch.base][patch.position :])
         positions[row, here] = torch.arange(patch.position, patch.position + n)
         sees[row, here, : patch.position] = True
-        sees[row, here, here] = torch.ones(n, n, dtype=torch.bool).tril()
-    own_rows = tuple(rows_of_prompt[prompt][0] for prompt in range(len(lengths)))
-    return PatchTrees(ids, positions, sees[:, None], tuple(widths), tuple(rows), tuple(firsts), own_rows, lengths)
+        sees[row, here, here] = causal[:n, :n]
+    places = (tuple(rows), tuple(firsts), tuple(own_rows), tuple(own_firsts))
+    return PatchTrees(ids, positions, sees[:, None], tuple(widths), *places, lengths)
 
 
 def _rows(patches: Sequence[Patch], lengths: Sequence[int]) -> tuple[list[int], list[list[int]]]:
-    """The prompt of every row, and the rows of every prompt: as many as its copies fill, and one in any case."""
+    """The prompt of every row, and the rows of every prompt: as many as its copies fill, none where it has none.
+
+    Without any copy every prompt has a row.
+    """
     nodes = [0] * len(lengths)
     for patch in patches:
         nodes[patch.base] += lengths[patch.base] - patch.position
     prompt_of_row, rows_of_prompt = list[int](), list[list[int]]()
     for prompt, n in enumerate(nodes):
-        n_rows = max(1, -(-n // ROW_NODES))
+        n_rows = -(-n // ROW_NODES) if patches else 1
         rows_of_prompt.append([*range(len(prompt_of_row), len(prompt_of_row) + n_rows)])
         prompt_of_row += [prompt] * n_rows
     return prompt_of_row, rows_of_prompt
+
+
+def _guests(
+    prompt_of_row: Sequence[int], rows_of_prompt: Sequence[Sequence[int]], lengths: Sequence[int]
+) -> tuple[list[int], list[int], int]:
+    """Row and first node of every prompt, and the node behind all: the longest without a row go to the shortest row."""
+    ends = [lengths[prompt] for prompt in prompt_of_row]
+    rows = [of[0] if of else -1 for of in rows_of_prompt]
+    firsts = [0] * len(lengths)
+    guests = [prompt for prompt, row in enumerate(rows) if row < 0]
+    for prompt in sorted(guests, key=lambda prompt: -lengths[prompt]):
+        row = ends.index(min(ends))
+        rows[prompt], firsts[prompt] = row, ends[row]
+        ends[row] += lengths[prompt]
+    return rows, firsts, max(ends)
 
 
 def _check(patches: Sequence[Patch], lengths: Sequence[int], n_layers: int) -> None:
@@ -181,7 +216,7 @@ def _written(
     """What a patch writes; the base stands in `row`."""
     if patch.row is not None:
         return patch.row.to(stream)
-    source: Tensor = stream[trees.own_rows[patch.source], patch.source_position]
+    source: Tensor = stream[trees.own_rows[patch.source], trees.own_firsts[patch.source] + patch.source_position]
     if patch.direction is None:
         return source
     own: Tensor = stream[row, patch.position]

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
-from layerscope.model.checkpoint import Checkpoint, Piece
+from layerscope.model.tensor_files import Piece, TensorFiles
 
 READERS = 2
 """Threads that read at once: one request at a time leaves most disks waiting for the next."""
@@ -16,7 +16,7 @@ class ReadAhead:
     them there and nothing is copied. It holds no memory of its own.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: TensorFiles) -> None:
         """Of a checkpoint."""
         self._checkpoint = checkpoint
         self._names: Mapping[int, Sequence[str]] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from layerscope.errors import ModelError
-from layerscope.model.streaming import Stored
+from layerscope.model.stored_tensors import Stored
 
 Scope: TypeAlias = Literal["blocks", "all"]
 """Which matrices: those of the blocks, or embedding and unembedding too."""

@@ -1,117 +1,17 @@
 """A Transformers model without weights: its linears read theirs tile by tile, its embeddings row by row."""
 
-from collections import defaultdict
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-from layerscope.errors import CheckpointError
-from layerscope.model.checkpoint import Checkpoint, Place
+from layerscope.model.stored_tensors import Stored
+from layerscope.model.tensor_files import Place
 from layerscope.model.tiles import Tiles
 from layerscope.products import product
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where one of the model's tensors comes from: a stored tensor, or several and their conversion."""
-
-    checkpoint: Checkpoint
-    names: tuple[str, ...]
-    convert: Callable[[], Tensor] | None = None
-    """Makes the tensor from stored ones (fused experts, shuffled weights); None where the stored tensor is the
-    tensor."""
-
-    def tensor(self) -> Tensor:
-        """The tensor in its stored dtype; memory-mapped where nothing has to be converted."""
-        return self.checkpoint.tensor(self.names[0]) if self.convert is None else self.convert()
-
-    @property
-    def place(self) -> Place | None:
-        """Where it lies; None where it has to be made."""
-        return self.checkpoint.place(self.names[0]) if self.convert is None else None
-
-
-def map_names(model: Any, checkpoint: Checkpoint) -> dict[str, Stored]:
-    """For every parameter and buffer of the model that the checkpoint holds, where it comes from.
-
-    Follows Transformers' own conversion mapping, because the names in a checkpoint are not always those of the module
-    and experts are fused on loading.
-
-    Raises:
-        CheckpointError: a parameter that the checkpoint lacks, or one of another shape.
-    """
-    wanted = model.state_dict()
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    stored: dict[str, Stored] = {}
-    fused: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for name in sorted(checkpoint.names, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
-        if target not in wanted and name in wanted:
-            target, pattern = name, None
-        if target not in wanted:
-            continue
-        if pattern is None:
-            stored[target] = Stored(checkpoint, (name,))
-        else:
-            fused[target].append((pattern, name))
-    for target, sources in fused.items():
-        stored.update(_converted(model, checkpoint, converter_of[sources[0][0]], target, sources))
-    _check_complete(model, wanted, stored)
-    return stored
-
-
-def _converted(
-    model: Any, checkpoint: Checkpoint, converter: Any, first: str, sources: list[tuple[str, str]]
-) -> dict[str, Stored]:
-    """The targets of one conversion. One set of sources may give several tensors (a fused qkv split in three)."""
-    names = tuple(name for _, name in sources)
-
-    def convert_all() -> dict[str, Tensor]:
-        fresh = deepcopy(converter)
-        for pattern, name in sources:
-            # Transformers takes a callable as a tensor whose reading is put off.
-            fresh.add_tensor(first, name, pattern, lambda name=name: checkpoint.tensor(name))
-        made = fresh.convert(first, model=model, config=model.config)
-        return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
-
-    targets = [first.replace(converter.target_patterns[0], other, 1) for other in converter.target_patterns]
-    return {
-        target: Stored(checkpoint, names, lambda target=target: convert_all()[target])  # type: ignore[misc]
-        for target in targets
-    }
-
-
-def _check_complete(model: Any, wanted: dict[str, Tensor], stored: dict[str, Stored]) -> None:
-    tied = model.all_tied_weights_keys
-    for name, source in tied.items():
-        if name not in stored and source in stored:
-            stored[name] = stored[source]
-        elif source not in stored and name in stored:
-            stored[source] = stored[name]
-    missing = [name for name, tensor in wanted.items() if name not in stored and tensor.is_meta]
-    if missing:
-        raise CheckpointError(
-            f"The model needs {len(wanted)} tensors, but {len(missing)} of them are not in the checkpoint "
-            f"(first: {missing[0]}); use the checkpoint that belongs to this config.json."
-        )
-    for name, source in stored.items():
-        if source.convert is None:
-            stored_shape, expected = source.checkpoint.shape(source.names[0]), tuple(wanted[name].shape)
-            if stored_shape != expected:
-                raise CheckpointError(
-                    f"Tensor '{source.names[0]}' should have shape {list(expected)} by config.json, but the checkpoint "
-                    f"holds {list(stored_shape)}; use the config.json that belongs to these weights."
-                )
+from layerscope.stored.weight import DenseWeight, StoredWeight
 
 
 class StreamedLinear(nn.Module):
@@ -119,7 +19,7 @@ class StreamedLinear(nn.Module):
 
     def __init__(
         self,
-        stored: Tensor,
+        stored: StoredWeight,
         bias: Tensor | None,
         compute: torch.dtype,
         device: torch.device,
@@ -137,7 +37,7 @@ class StreamedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole weight in the compute dtype: a copy, made for modules that read it instead of calling the layer."""
-        return self.stored.to(self._device, self._compute)
+        return self.stored.whole(self._compute, self._device)
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Linear`: `[..., in_features]` to `[..., out_features]`."""
@@ -148,9 +48,10 @@ class StreamedLinear(nn.Module):
 
     def _multiply(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).to(self._compute)
-        if self.stored.device.type != "cpu" and self.stored.dtype == self._compute:
+        kept = self.stored.tensor if isinstance(self.stored, DenseWeight) else None
+        if kept is not None and kept.device.type != "cpu" and kept.dtype == self._compute:
             # On an accelerator that keeps the weight as it is multiplied nothing is cast, and one launch does it.
-            out = product(rows, self.stored)
+            out = product(rows, kept)
         else:
             out = torch.empty(len(rows), self.out_features, dtype=self._compute, device=x.device)
             self._tiles.multiply(rows, self.stored, out, self.place)
@@ -177,21 +78,20 @@ class _Product(torch.autograd.Function):
 class _Gather(nn.Embedding):
     """An embedding whose table stays in the file; only the rows asked for are read and cast."""
 
-    _stored: Tensor
+    _stored: StoredWeight
 
     def forward(self, input: Tensor) -> Tensor:
-        rows = self._stored[input.to(self._stored.device)]
-        return rows.to(input.device, self.weight.dtype)
+        return self._stored.gather(input, self.weight.dtype, input.device)
 
 
-def stream_embedding(module: nn.Embedding, stored: Tensor) -> None:
+def stream_embedding(module: nn.Embedding, stored: StoredWeight) -> None:
     """Let an embedding, or a family's subclass of one, gather its rows from the file.
 
     The class is put *behind* the family's own in the order of methods, so a scaled or shifted embedding keeps its own
     forward and only the look-up at its end changes.
     """
     family_class = type(module)
-    module._stored = stored
+    module._stored = stored  # type: ignore[assignment]
     module.__class__ = (
         _Gather
         if family_class is nn.Embedding
@@ -282,13 +182,13 @@ def stream_weights(
         name = f"{path}.weight"
         in_blocks = name.startswith(f"{blocks}.")
         if isinstance(module, nn.Embedding) and name in stored:
-            stream_embedding(module, stored[name].tensor())
+            stream_embedding(module, stored[name].weight())
         elif type(module) in linears and name in stored and (stored[name].convert is None or not in_blocks):
             bias = None if module.bias is None else _read(stored[f"{path}.bias"], compute, device)
             parent, _, leaf = path.rpartition(".")
-            weight = stored[name].tensor()
+            weight = stored[name].weight()
             if resident:
-                streamed = StreamedLinear(weight.to(device), bias, compute, device, tiles)
+                streamed = StreamedLinear(weight.to(device, compute), bias, compute, device, tiles)
             else:
                 # The head's is wanted again by the sweep, and is better kept where it is mapped.
                 place = stored[name].place if in_blocks else None

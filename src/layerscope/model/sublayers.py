@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from layerscope.errors import ModelError
 from layerscope.model.block_parts import Sublayers
-from layerscope.model.streaming import Hooks
+from layerscope.model.streaming import Hooks, StreamedLinear
+from layerscope.stored.weight import DenseWeight
 from layerscope.unembedding import Norm
 
 FLOAT32 = 2.0**-24
@@ -253,15 +254,17 @@ def _through(module: nn.Module, directions: Float[Tensor, "prompt d_out"]) -> tu
 
     The matrix is read as stored, a tile at a time: a linear's `[out, in]`, or GPT-2's `[in, out]`.
     """
-    stored: Tensor | None = getattr(module, "stored", None)
-    weight: Tensor = stored if stored is not None else module.weight  # type: ignore[assignment]
-    transposed = type(module).__name__ == "Conv1D"
-    weight = weight.T if transposed else weight
+    if isinstance(module, StreamedLinear):
+        weight = module.stored
+    else:
+        own: Tensor = module.weight  # type: ignore[assignment]
+        weight = DenseWeight(own.T if type(module).__name__ == "Conv1D" else own)
     rows = max(64, WEIGHT_TILE_BYTES // (4 * weight.shape[1]))
+    room = torch.empty(min(rows, len(weight)), weight.shape[1], device=directions.device)
     back = directions.new_zeros(len(directions), weight.shape[1])
     lengths = directions.new_empty(len(weight))
     for start in range(0, len(weight), rows):
-        tile = weight[start : start + rows].to(directions.device).double()
+        tile = weight.rows(start, min(start + rows, len(weight)), room).double()
         back += directions[:, start : start + rows] @ tile
         lengths[start : start + rows] = tile.norm(dim=-1)
     return back, lengths

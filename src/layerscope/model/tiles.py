@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from layerscope.model.checkpoint import Place
+from layerscope.model.tensor_files import Place
 from layerscope.model.uncached import Room, UncachedFiles
 from layerscope.products import product
+from layerscope.stored.weight import StoredWeight
 from layerscope.workers import Workers
 
 TILE_BYTES = 4 << 20
@@ -28,14 +29,17 @@ class TileBuffer:
         self._dtype, self._device = dtype, device
         self._memory = torch.empty(0, dtype=dtype, device=device)
 
-    def cast(self, stored: Tensor) -> Tensor:
-        """The tile in the compute dtype; valid until the next call. Needs no copy where it is stored so already."""
-        if stored.dtype == self._dtype and stored.device == self._device:
-            return stored
-        if stored.numel() > self._memory.numel():
+    def room(self, n_rows: int, n_columns: int) -> Tensor:
+        """Memory for that many rows; what was there is gone."""
+        size = n_rows * n_columns
+        if size > self._memory.numel():
             with torch.inference_mode(False):  # a tensor made in inference mode could not be filled outside of it
-                self._memory = torch.empty(stored.numel(), dtype=self._dtype, device=self._device)
-        return self._memory[: stored.numel()].view(stored.shape).copy_(stored, non_blocking=True)
+                self._memory = torch.empty(size, dtype=self._dtype, device=self._device)
+        return self._memory[:size].view(n_rows, n_columns)
+
+    def rows(self, stored: StoredWeight, tile: slice) -> Tensor:
+        """A tile of a weight in the compute dtype; valid until the next call."""
+        return stored.rows(tile.start, tile.stop, self.room(tile.stop - tile.start, stored.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -74,19 +78,19 @@ class Tiles:
             files.close()
 
     def multiply_back(
-        self, gradients: Float[Tensor, "*rows d_out"], stored: Float[Tensor, "d_out d_in"]
+        self, gradients: Float[Tensor, "*rows d_out"], stored: StoredWeight
     ) -> Float[Tensor, "*rows d_in"]:
         """Gradients of rows, from those of their products with a weight as it is stored.
 
         Nothing is written in place, so that a whole batch of gradients may be pulled back at once (`torch.vmap`).
         """
-        parts = (gradients[..., tile] @ self._buffer.cast(stored[tile]) for tile in _tiles(stored, TILE_BYTES))
+        parts = (gradients[..., tile] @ self._buffer.rows(stored, tile) for tile in _tiles(stored, TILE_BYTES))
         return sum(parts, start=next(parts))
 
     def multiply(
         self,
         rows: Float[Tensor, "rows d_in"],
-        stored: Float[Tensor, "d_out d_in"],
+        stored: StoredWeight,
         out: Float[Tensor, "rows d_out"],
         place: Place | None = None,
     ) -> None:
@@ -98,28 +102,30 @@ class Tiles:
             CheckpointError: a file has been cut short since it was opened.
             OSError: the disk cannot be read.
         """
-        if self._uncached is not None and place is not None:
+        if self._uncached is not None and place is not None and stored.row_bytes is not None:
             _multiply_uncached(self._uncached, rows, stored, out, place)
             return
         for tile in _tiles(stored, TILE_BYTES):
-            out[:, tile] = product(rows, self._buffer.cast(stored[tile]))
+            out[:, tile] = product(rows, self._buffer.rows(stored, tile))
 
 
-def _tiles(stored: Tensor, tile_bytes: int, at_least: int = 1) -> Iterator[slice]:
+def _tiles(stored: StoredWeight, tile_bytes: int, at_least: int = 1) -> Iterator[slice]:
     """Rows of a weight that are taken at once: of about that size in float32, and not fewer parts than asked for."""
     n = len(stored)
     width = min(max(1, tile_bytes // (4 * stored.shape[1])), -(-n // at_least))
     return (slice(start, min(start + width, n)) for start in range(0, n, width))
 
 
-def _multiply_uncached(by: _Uncached, rows: Tensor, stored: Tensor, out: Tensor, place: Place) -> None:
+def _multiply_uncached(by: _Uncached, rows: Tensor, stored: StoredWeight, out: Tensor, place: Place) -> None:
+    row_bytes = stored.row_bytes
+    assert row_bytes is not None
     # A list, and an iterator over it: threads may ask that at the same time, a generator not.
     tiles = iter([*_tiles(stored, min(TILE_BYTES, _ALL_TILES // (2 * by.workers.n)), by.workers.n)])
 
     def run(room: Room, buffer: TileBuffer) -> None:
         for tile in tiles:
-            read = by.files.rows(place, stored, tile.start, tile.stop, room)
-            out[:, tile] = product(rows, buffer.cast(read))
+            raw = by.files.rows(place, row_bytes, tile.start, tile.stop, room)
+            out[:, tile] = product(rows, stored.decoded(raw, buffer.room(len(raw), stored.shape[1])))
 
     for work in [by.workers.submit(run, *room) for room in by.rooms]:
         work.result()

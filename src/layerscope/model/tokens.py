@@ -3,10 +3,11 @@
 import hashlib
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +48,48 @@ class Beginning:
         return bool(self.ids) != (self.family_rule == "always")
 
 
+def _wants_sentencepiece(folder: Path) -> bool:
+    """Whether a folder's only tokenizer is a SentencePiece file, and nothing is installed that reads one."""
+    file = folder / "tokenizer.model"
+    if (folder / "tokenizer.json").is_file() or not file.is_file() or find_spec("sentencepiece") is not None:
+        return False
+    with file.open("rb") as handle:
+        return handle.read(1) == b"\n"  # the tag of the first piece; a tiktoken file, also called so, is text
+
+
 class Tokens:
     """A model's tokenizer with its rule of what begins a prompt."""
 
-    def __init__(self, folder: Path, bos: BosRule | Bos, *, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bos: BosRule | Bos,
+        *,
+        trust_remote_code: bool = False,
+        made: Callable[[], Any] | None = None,
+    ) -> None:
         """Load the tokenizer of a folder.
 
         Args:
+            made: makes the tokenizer, where it does not lie in files of its own.
             bos: what begins a prompt, and whose rule that is; a bare word is taken as a user's.
 
         Raises:
             TokenizerError: none there, or one that cannot be read.
         """
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+            self._tokenizer: Any = (
+                AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+                if made is None
+                else made()
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if made is None and _wants_sentencepiece(folder):
+                raise TokenizerError(
+                    "The model's folder has its tokenizer in tokenizer.model, a SentencePiece file, which is read "
+                    "with the packages sentencepiece and protobuf: pip install them, or put tokenizer.json beside "
+                    "config.json."
+                ) from error
             # Transformers says "no tokenizer here" in every one of these ways.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TokenizerError(
@@ -73,7 +101,7 @@ class Tokens:
                 "The tokenizer in the model's folder knows no token, so its files are missing; put tokenizer.json and "
                 "tokenizer_config.json beside config.json."
             )
-        self._folder = folder
+        self._folder = None if made is not None else folder
         self._display: dict[int, str] = {}
         self.bos = bos if isinstance(bos, BosRule) else BosRule(bos, "option", None)
         self.begins = self._beginning(self.bos)
@@ -298,8 +326,8 @@ class Tokens:
     @cached_property
     def sha256(self) -> str:
         """Hash of tokenizer.json, or of the vocabulary where there is no such file."""
-        file = self._folder / "tokenizer.json"
-        if file.is_file():
+        file = None if self._folder is None else self._folder / "tokenizer.json"
+        if file is not None and file.is_file():
             return hashlib.sha256(file.read_bytes()).hexdigest()
         vocabulary = sorted((i, token) for token, i in self._tokenizer.get_vocab().items())
         return hashlib.sha256(repr(vocabulary).encode()).hexdigest()

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from layerscope.model.checkpoint import Place, cut_short
+from layerscope.model.tensor_files import Place, cut_short
 
 _ALIGNMENT = 4096
 """Of what a disk transfers by itself: bytes in the file and in memory begin and end at multiples of it."""
@@ -56,12 +56,12 @@ class UncachedFiles:
         self._files: dict[Path, _File] = {}
         self._opening = threading.Lock()
 
-    def rows(self, place: Place, like: Tensor, start: int, stop: int, room: Room) -> Tensor:
-        """Some rows of a stored matrix; valid until the room is used again.
+    def rows(self, place: Place, row_bytes: int, start: int, stop: int, room: Room) -> Tensor:
+        """Bytes `[rows, row_bytes]` of some rows of a stored matrix; valid until the room is used again.
 
         Args:
             place: where the matrix lies.
-            like: the matrix itself, mapped: its shape and dtype are taken.
+            row_bytes: of one row.
             start: first row.
             stop: the one behind the last.
             room: where they are read to.
@@ -70,16 +70,14 @@ class UncachedFiles:
             CheckpointError: the file has been cut short since it was opened.
             OSError: the disk cannot be read.
         """
-        row_bytes = like.shape[1] * like.element_size()
         first, last = place.start + start * row_bytes, place.start + stop * row_bytes
         begin = first // _ALIGNMENT * _ALIGNMENT
         size = -(-last // _ALIGNMENT) * _ALIGNMENT - begin
         memory = room.of(size)
         if self._read(place.file, memory, begin) < last - begin:
             raise cut_short(place)
-        count = (stop - start) * like.shape[1]
-        rows = torch.frombuffer(memory, dtype=like.dtype, count=count, offset=first - begin)
-        return rows.view(stop - start, like.shape[1])
+        rows = torch.frombuffer(memory, dtype=torch.uint8, count=last - first, offset=first - begin)
+        return rows.view(stop - start, row_bytes)
 
     def close(self) -> None:
         """Close the files."""

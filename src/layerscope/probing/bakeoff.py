@@ -42,7 +42,8 @@ class BakeoffRequest(BakeoffOptions):
     """The model whose lenses are held against each other, and how."""
 
     model: str | Path | CausalLM = field(default=BUNDLED, kw_only=False)
-    """A folder with config.json, tokenizer and *.safetensors, a Hub id, or an open model; default: the bundled one."""
+    """A folder with config.json, tokenizer and *.safetensors, a GGUF file, a Hub id, or an open model; default: the
+    bundled one."""
     observer: Observer | None = None
     """Is told the plan and the progress."""
 

@@ -106,7 +106,7 @@ def _part(
         + echoes
         + 12 * logits * checked
         + (48 << 20),
-        resident=model.checkpoint.bytes_on_disk if model.resident else 0,
+        resident=model.resident_bytes,
     )
     spare = model.placement.memory - memory.resident - memory.residuals - memory.sweep
     one_group = per_row * rows

@@ -49,7 +49,7 @@ class Patching:
             self._runs = PatchedRuns(self.model, facts, self.seed, self.positions)
             self._ridden = self._runs.riding(room_bytes)
             if self._ridden is not None:
-                n, size = len(self._runs.copies), format_bytes(self._runs.planned_bytes)
+                n, size = len(self._runs.patches), format_bytes(self._runs.planned_bytes)
                 watcher.plan(f"{n:,} patched runs ride along with the prompts: {size} more")
         return self._ridden
 
@@ -142,3 +142,12 @@ def _fact(e: Encoded, other: Encoded | None) -> PairedFact:
         answer_id=answer,
         paraphrase=other.token_ids if other is not None and _answer(other) == answer else None,
     )
+
+
+def paired_facts(encoded: Sequence[Encoded]) -> dict[int, PairedFact]:
+    """The facts that may be paired, by `fact_index`.
+
+    Args:
+        encoded: the prompts of a suite, with what the model says after them.
+    """
+    return {fact.fact_index: fact for fact in _facts(encoded, answered=False)[0]}

@@ -39,6 +39,7 @@ from layerscope.probing.run_metadata import Settings, bos_against_family, run_me
 from layerscope.probing.shuffled_control import asked_of_twin, control_scope, with_twin
 from layerscope.probing.sublayers import refuse_unknown_blocks, sublayers
 from layerscope.probing.whole_answers import Forcing, judged_by
+from layerscope.probing.write_patching import with_write_effects
 from layerscope.products import fastest
 from layerscope.progress import Observer, Silent
 from layerscope.readout.compiled import load_ahead
@@ -58,7 +59,8 @@ class ProbeRequest(ProbeOptions):
     """The model to probe, and how."""
 
     model: str | Path | CausalLM = field(default=BUNDLED, kw_only=False)
-    """A folder with config.json, tokenizer and *.safetensors, a Hub id, or an open model; default: the bundled one."""
+    """A folder with config.json, tokenizer and *.safetensors, a GGUF file, a Hub id, or an open model; default: the
+    bundled one."""
     observer: Observer | None = None
     """Is told the plan and the progress."""
 
@@ -128,7 +130,13 @@ def probe(request: ProbeRequest) -> Run:
     parts = plan_memory(model, encoded, len(bound), request.top_k, rules, auxiliary.token_ids, auxiliary_bytes)
     watcher.plan(plan_line(model, parts, suite))
     unread = fit_line(model) if requested is None and chosen.without_fit and model.is_as_stored else None
-    for line in (bos_against_family(model.tokens, encoded), *suite.notes, *chosen.passed_over, unread):
+    for line in (
+        *model.notes,
+        bos_against_family(model.tokens, encoded),
+        *suite.notes,
+        *chosen.passed_over,
+        unread,
+    ):
         if line is not None:
             watcher.plan(line)
     patching = Patching(model, request.causal_positions, request.seed) if request.causal else None
@@ -154,7 +162,8 @@ def probe(request: ProbeRequest) -> Run:
             model.shuffled_twin(scope, request.seed), observer=watcher, **asked_of_twin(request, rules.headline)
         )
         record = with_twin(record, twin, scope)
-    return Run(result.rows.table(), record, keep=result.rows, patches=beside.patches, writers=beside.writers)
+    tables = {"patches": beside.patches, "writers": beside.writers, "write_patches": beside.write_patches}
+    return Run(result.rows.table(), record, keep=result.rows, **tables)
 
 
 @dataclass(frozen=True)
@@ -164,6 +173,7 @@ class _Beside:
     measured: MeasuredRecord
     patches: pl.DataFrame | None
     writers: pl.DataFrame | None
+    write_patches: pl.DataFrame | None
 
 
 def _behind_the_rows(
@@ -175,7 +185,7 @@ def _behind_the_rows(
     seconds: Seconds,
     watcher: Observer,
 ) -> _Beside:
-    measured, patches, writers = result.measured, None, None
+    measured, patches, writers, write_patches = result.measured, None, None, None
     if patching is not None:
         seconds.stages["patching_s"] = 0.0
         with seconds.stage("patching_s"):
@@ -187,7 +197,13 @@ def _behind_the_rows(
             wrote = sublayers(model, result.encoded, parts, request.seed, watcher, neurons=request.neurons)
             wrote = wrote.beside(measured.patching, patches)
         measured, writers = measured.model_copy(update={"sublayers": wrote.record}), wrote.table
-    return _Beside(measured, patches, writers)
+    if measured.patching is not None and measured.sublayers is not None and writers is not None:
+        with seconds.stage("patching_s"):
+            record, write_patches = with_write_effects(
+                model, result.encoded, measured.patching, measured.sublayers, writers, request.seed, watcher
+            )
+        measured = measured.model_copy(update={"sublayers": record})
+    return _Beside(measured, patches, writers, write_patches)
 
 
 def _choices(options: ProbeOptions) -> tuple[Protocol, tuple[str, ...] | None]:

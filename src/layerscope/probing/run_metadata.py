@@ -186,6 +186,7 @@ def _model(model: CausalLM) -> parts.ModelRecord:
         n_parameters=model.architecture.n_parameters,
         tied_unembedding=model.architecture.tied,
         bytes_on_disk=model.checkpoint.bytes_on_disk,
+        notes=model.notes,
         head_transform=transform,
         tokenizer_sha256=model.tokens.sha256,
         bos=parts.BosRecord.of(model.tokens.begins, id=model.tokens.bos_id),

@@ -112,6 +112,9 @@ class ModelRecord(RecordModel):
     tied_unembedding: bool | None = Field(None, description="Whether embedding and unembedding are one matrix.")
     stored_dtype: str | None = Field(None, description="Number format of the checkpoint's weights.")
     bytes_on_disk: Count | None = Field(None, description="Size of the checkpoint's weights, in bytes.")
+    notes: tuple[str, ...] = Field(
+        (), description="What was taken off names, set aside or applied when its files were read, in sentences."
+    )
     head_transform: HeadTransformRecord | None = Field(None, description="What the model does to its logits.")
     fingerprint: Sha256 | None = Field(
         None, description="SHA-256 of unembedding and final norm, which a fitted lens depends on."

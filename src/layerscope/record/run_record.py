@@ -23,13 +23,13 @@ from layerscope.record.parts import (
 )
 from layerscope.record.prompt_key import PromptKey
 
-SchemaVersion: TypeAlias = Literal["2.5"]
-SCHEMA_VERSION: SchemaVersion = "2.5"
+SchemaVersion: TypeAlias = Literal["2.6"]
+SCHEMA_VERSION: SchemaVersion = "2.6"
 """Of `run.json` and `rows.parquet` together: the first number changes when an older reader would misread a folder."""
-READABLE_VERSIONS = (SCHEMA_VERSION, "2.4", "2.3", "2.2", "2.1", "2.0")
-"""All are read. 2.4 has no shares of attention and MLPs and no Jacobian lens, 2.3 no patched runs either. Up to 2.2 a
-record says less of answers and of how prompts begin, and a table lacks six columns; 2.1 has two keys of `measured` by
-other names; 2.0 has no fitted lenses either."""
+READABLE_VERSIONS = (SCHEMA_VERSION, "2.5", "2.4", "2.3", "2.2", "2.1", "2.0")
+"""All are read. 2.5 has no writes put into other runs; 2.4 no shares of attention and MLPs and no Jacobian lens either;
+2.3 no patched runs. Up to 2.2 a record says less of answers and of how prompts begin, and a table lacks six columns;
+2.1 has two keys of `measured` by other names; 2.0 has no fitted lenses either."""
 
 
 def _raised(version: object) -> object:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from layerscope.lens_record import Count, Positive, RecordModel
 from layerscope.record.by_layer import ByLayer, CountByLayer
+from layerscope.record.write_patching import WritePatchingRecord
 
 
 class CheckedSumRecord(RecordModel):
@@ -140,6 +141,11 @@ class SublayersRecord(RecordModel):
     patching: PatchAgreementRecord | None = Field(
         None, description="Shares beside effects of patching; null where either was not measured."
     )
+    write_patching: WritePatchingRecord | None = Field(
+        None,
+        description="What becomes of answers when one write at a time is another fact's; null where that was not run.",
+    )
+    write_patching_reason: str | None = Field(None, description="Why it was not, or could not be; null where it was.")
     sums: tuple[CheckedSumRecord, ...] = Field((), description="What has to add up, and whether it does.")
 
     def of_wording(self, prompt_id: str, prompt_variant: str) -> WordingWritersRecord | None:

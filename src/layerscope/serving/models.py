@@ -12,8 +12,10 @@ import torch
 from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError
 from layerscope.lenses.lens import LENS_NAMES
+from layerscope.model.adapter import with_base
 from layerscope.model.causal_lm import CausalLM
-from layerscope.model.checkpoint import Checkpoint, locate
+from layerscope.model.checkpoint import locate
+from layerscope.model.model_files import bytes_of_weights
 from layerscope.model.placement import free_memory
 from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.opening import opened
@@ -63,8 +65,9 @@ class OpenModels:
         Raises:
             LayerscopeError: one cannot be opened.
         """
-        if options.revision is not None and len(given) > 1:
-            raise ModelError("A revision belongs to one model, but several were given; serve that one alone.")
+        for what, belongs in (("A revision", options.revision), ("An adapter", options.adapter)):
+            if belongs is not None and len(given) > 1:
+                raise ModelError(f"{what} belongs to one model, but several were given; serve that one alone.")
         self._options, self._room = options, room_bytes
         self._open: OrderedDict[str, CausalLM] = OrderedDict()
         self._lock = threading.Lock()
@@ -112,8 +115,9 @@ class OpenModels:
 
     def _first_opening(self, source: str | Path | CausalLM) -> None:
         if not isinstance(source, CausalLM):
-            found = locate(source, revision=self._options.revision, with_code=self._options.trust_remote_code)
-            self._make_room(Checkpoint(found.folder).bytes_on_disk)
+            model_itself, _ = with_base(source, self._options.adapter)
+            found = locate(model_itself, revision=self._options.revision, with_code=self._options.trust_remote_code)
+            self._make_room(bytes_of_weights(found))
         model = source if isinstance(source, CausalLM) else opened(source, self._options)
         name = self._free_name(BUNDLED_ID if model.source.folder == BUNDLED else model.id)
         self._keep(name, model)

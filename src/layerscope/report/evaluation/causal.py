@@ -1,6 +1,7 @@
 """What patches say: where the answer is carried, and every lens' layers held against that."""
 
-from layerscope.analysis.handover import CONTROLS, PAIRS_FOR_A_CLAIM, Patching
+from layerscope.analysis.drawn_facts import FACTS_FOR_A_CLAIM
+from layerscope.analysis.handover import CONTROLS, BeyondThird, Handover, Patching
 from layerscope.record.patches import RANDOM, SAME_ANSWER, UNRELATED
 from layerscope.report.cited.claims import Claim, Unit
 from layerscope.report.cited.document import Block, Name, Row, Section, Sentence, paragraph, row, sentence
@@ -10,18 +11,32 @@ _AT: Path = ("patching",)
 _CONTROL_NAMES = {SAME_ANSWER: "same fact, other wording", UNRELATED: "third fact", RANDOM: "random step"}
 CARRIED_FROM = (
     "Written into another fact's run, the residual at the last token carries at least half of the answer from layer {} "
-    "on (median over {} pairs; {} interval {} to {})."
+    "on (median over {} facts in {} pairs)."
 )
 CARRIED_NOWHERE = (
     "Written into another fact's run, the residual at the last token carries half of the answer at no layer before the "
-    "output (median over {} pairs)."
+    "output (median over {} facts in {} pairs)."
 )
-RELEASED = "At the subject's last token it does so up to layer {} (median over {} pairs)."
-FEW = "That is an illustration: a claim takes {} pairs."
+UNCLEAR = (
+    "Written into another fact's run, the residual at the last token moves the answer by half or more from layer {} on "
+    "(median over {} facts in {} pairs), but whether it brings its own or takes the other away is not clear."
+)
+INTERVAL = "Were other facts asked, that layer would lie between {} and {} ({} interval)."
+NO_INTERVAL = "An interval takes {} facts, for pairs that share a fact are not independent."
+GAP = "There a third fact's residual has an effect smaller by {} (median over {} pairs), and at the output by {}."
+GAP_INTERVAL = "Were other facts asked, the first of both would lie between {} and {} ({} interval)."
+NO_GAP = "Whether a third fact's residual does as much was not tested."
+TAKES_AWAY = (
+    "From layer {} on it takes the other answer away, but brings its own less than half as far beyond a third fact's "
+    "as at the output."
+)
+RELEASED = "At the subject's last token it does so up to layer {} (median over {} facts in {} pairs)."
+FEW = "That is an illustration: a claim takes {} facts."
 UNSURE = "Of {} patched runs from there on, {} are less certain than both runs that they mix, by over a bit."
 EFFECTS = (
     "Median effect of a patch by layer, as a share of the logit difference between both facts: {} is nothing, {} is "
-    "the source's run. The last columns are controls at the last token."
+    "the source's run. The last columns are controls at the last token, each for one pair of every base: {}. Beyond "
+    "third fact is the median of the differences, pair by pair."
 )
 LENSES = (
     "Each lens' layer over the answered facts, and what patching says of it: confirmed where it is at most {} from the "
@@ -47,23 +62,25 @@ def _figure(quotes: Quotes, name: str, value: float | int | str | None, unit: Un
 
 def _carried(quotes: Quotes, found: Patching) -> list[Sentence]:
     at = found.handover
-    pairs = _figure(quotes, "n_pairs", at.n_pairs, Unit.COUNT, "handover", "n_pairs")
-    if at.at_the_output:
-        told = [sentence(CARRIED_NOWHERE, pairs)]
+    facts, pairs = (_of_handover(quotes, at, name, Unit.COUNT) for name in ("n_facts", "n_pairs"))
+    if at.is_unclear:
+        where = "layer" if at.effect_from is None else "effect_from"
+        told = [sentence(UNCLEAR, _of_handover(quotes, at, where, Unit.LAYER), facts, pairs)]
+    elif at.at_the_output:
+        told = [sentence(CARRIED_NOWHERE, facts, pairs)]
     else:
-        layer, low, high = (
-            _figure(quotes, name, value, Unit.LAYER, "handover", name)
-            for name, value in (("layer", at.layer), ("low", at.low), ("high", at.high))
-        )
-        told = [sentence(CARRIED_FROM, layer, pairs, Name("95 %"), low, high)]
+        told = [sentence(CARRIED_FROM, _of_handover(quotes, at, "layer", Unit.LAYER), facts, pairs)]
+    if at.low is None:
+        told.append(sentence(NO_INTERVAL, Name(str(FACTS_FOR_A_CLAIM))))
+    elif not at.is_unclear:
+        ends = (_of_handover(quotes, at, name, Unit.LAYER) for name in ("low", "high"))
+        told.append(sentence(INTERVAL, *ends, Name("95 %")))
+    told += _beyond_third(quotes, at)
     if at.release is not None:
-        layer, n = (
-            _figure(quotes, name, getattr(at, name), unit, "handover", name)
-            for name, unit in (("release", Unit.LAYER), ("n_subject_pairs", Unit.COUNT))
-        )
-        told.append(sentence(RELEASED, layer, n))
-    if at.n_pairs < PAIRS_FOR_A_CLAIM:
-        told.append(sentence(FEW, Name(str(PAIRS_FOR_A_CLAIM))))
+        n = (_of_handover(quotes, at, name, Unit.COUNT) for name in ("n_subject_facts", "n_subject_pairs"))
+        told.append(sentence(RELEASED, _of_handover(quotes, at, "release", Unit.LAYER), *n))
+    if at.is_an_illustration:
+        told.append(sentence(FEW, Name(str(FACTS_FOR_A_CLAIM))))
     if found.n_unsure:
         runs, unsure = (
             _figure(quotes, name, value, Unit.COUNT, name)
@@ -71,6 +88,31 @@ def _carried(quotes: Quotes, found: Patching) -> list[Sentence]:
         )
         told.append(sentence(UNSURE, runs, unsure))
     return told
+
+
+def _of_handover(quotes: Quotes, at: Handover, name: str, unit: Unit) -> Claim:
+    return _figure(quotes, name, getattr(at, name), unit, "handover", name)
+
+
+def _beyond_third(quotes: Quotes, at: Handover) -> list[Sentence]:
+    """What a third fact's residual does there, and whether the answer goes before another comes."""
+    third = at.beyond_third
+    if third is None:
+        return [sentence(NO_GAP)]
+    told = []
+    if not at.is_unclear and at.takes_away_only_from is not None:
+        told.append(sentence(TAKES_AWAY, _of_handover(quotes, at, "effect_from", Unit.LAYER)))
+    if at.is_unclear or not at.at_the_output:
+        gap, whole = (_of_third(quotes, third, name, Unit.NUMBER) for name in ("gap", "at_the_output"))
+        told.append(sentence(GAP, gap, _of_third(quotes, third, "n_pairs", Unit.COUNT), whole))
+        if third.low is not None:
+            ends = (_of_third(quotes, third, name, Unit.NUMBER) for name in ("low", "high"))
+            told.append(sentence(GAP_INTERVAL, *ends, Name("95 %")))
+    return told
+
+
+def _of_third(quotes: Quotes, third: BeyondThird, name: str, unit: Unit) -> Claim:
+    return _figure(quotes, name, getattr(third, name), unit, "handover", "beyond_third", name)
 
 
 def _lenses(quotes: Quotes, found: Patching) -> Block:
@@ -90,8 +132,10 @@ def _lenses(quotes: Quotes, found: Patching) -> Block:
 
 
 def _effects(quotes: Quotes, found: Patching) -> Block:
-    controls = [name for name in CONTROLS if name in found.effects.controls]
-    places = [("next",), *([("subject",)] if found.effects.subject else []), *(("controls", name) for name in controls)]
+    effects = found.effects
+    controls = [name for name in CONTROLS if name in effects.controls]
+    places = [("next",), *([("subject",)] if effects.subject else []), *(("controls", name) for name in controls)]
+    places += [("beyond_third",)] if effects.beyond_third else []
 
     def cells(layer: int) -> Row:
         values = [
@@ -100,14 +144,17 @@ def _effects(quotes: Quotes, found: Patching) -> Block:
         ]
         return row(Name(str(layer)), *values)
 
-    header = ("layer", "last token", *(["subject"] if found.effects.subject else []))
-    names = tuple(_CONTROL_NAMES[name] for name in controls)
+    header = ("layer", "last token", *(["subject"] if effects.subject else []))
+    names = [_CONTROL_NAMES[name] for name in controls] + (["beyond third fact"] if effects.beyond_third else [])
+    counts = ", ".join(f"{_CONTROL_NAMES[name]} {(effects.n_controls or {}).get(name, 0)}" for name in controls)
     nothing, whole = Name("0"), Name("1")
     rows = [cells(layer) for layer in range(found.handover.n_layers + 1)]
-    return table((*header, *names), rows, quotes.caption(EFFECTS, nothing, whole, marked=False))
+    caption = quotes.caption(EFFECTS, nothing, whole, Name(counts or "none"), marked=False)
+    return table((*header, *names), rows, caption)
 
 
 def _of(found: Patching, place: tuple[str, ...]) -> tuple[float | None, ...]:
     if place[0] == "controls":
         return found.effects.controls[place[1]]
-    return found.effects.next if place[0] == "next" else found.effects.subject
+    others = {"next": found.effects.next, "subject": found.effects.subject}
+    return others.get(place[0], found.effects.beyond_third)

@@ -21,8 +21,8 @@ def about(found: Bakeoff) -> str:
     full = next((lens.share.full.value for lens in found.lenses if lens.share is not None), None)
     whole = "" if full is None else f", where the whole state has {full:.2f}"
     return (
-        f"The answer is carried at the last token from layer {at.layer} on (median of {at.n_pairs} pairs); over layers "
-        f"{first} to {last}{whole}:"
+        f"The answer is carried at the last token from layer {at.layer} on (median over {at.n_facts} facts in "
+        f"{at.n_pairs} pairs); over layers {first} to {last}{whole}:"
     )
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from layerscope.analysis.handover import PAIRS_FOR_A_CLAIM, Patching, PatchVerdict
+from layerscope.analysis.drawn_facts import FACTS_FOR_A_CLAIM
+from layerscope.analysis.handover import BeyondThird, Patching, PatchVerdict
 from layerscope.report.sentences.lines import plural
 from layerscope.report.sentences.onsets import FOR_GOOD, lens_name
 
@@ -21,7 +22,7 @@ def in_short(found: Patching, lens: str) -> str:
     if found.reason is not None or found.handover.layer is None:
         return f"nothing is known: {found.reason or 'no effect is'}"
     told = "; ".join((carried(found), *_against(found, (lens,))))
-    return told if found.handover.n_pairs >= PAIRS_FOR_A_CLAIM else f"{told} (an illustration)"
+    return f"{told} (an illustration)" if found.handover.is_an_illustration else told
 
 
 def sentence(found: Patching, lens: str) -> str:
@@ -31,8 +32,11 @@ def sentence(found: Patching, lens: str) -> str:
         return in_short(found, lens)
     told = carried(found)
     if at.release is not None:
-        fewer = "" if at.n_subject_pairs == at.n_pairs else f" ({at.n_subject_pairs} pairs)"
+        fewer = (
+            "" if at.n_subject_pairs == at.n_pairs else f" ({facts_in_pairs(at.n_subject_facts, at.n_subject_pairs)})"
+        )
         told += f", at its subject up to {at.release}{fewer}"
+    told += _beyond_third(found)
     fitted = (name for name in OTHER_LENSES if name in found.by_lens)
     told += "".join(f"; {against}" for against in _against(found, (lens, *fitted)))
     if found.n_from_handover and found.n_unsure >= UNSURE_SHARE * found.n_from_handover:
@@ -40,18 +44,49 @@ def sentence(found: Patching, lens: str) -> str:
             f"; {found.n_unsure} of {found.n_from_handover} patched runs from there on are less certain than both "
             "runs that they mix, by over a bit, so that state may be one that no prompt makes"
         )
-    if at.n_pairs < PAIRS_FOR_A_CLAIM:
-        told += f" (an illustration: a claim takes {PAIRS_FOR_A_CLAIM} pairs)"
+    if at.is_an_illustration:
+        told += f" (an illustration: a claim takes {FACTS_FOR_A_CLAIM} facts)"
     return told
 
 
 def carried(found: Patching) -> str:
-    """Where the answer is carried at the last token, over how many pairs."""
+    """Where the answer is carried at the last token, over how many facts and pairs."""
     at = found.handover
-    spread = "" if at.low is None else f"; {at.low} to {at.high}"
-    over = f"median of {at.n_pairs} {plural('pair', at.n_pairs)}{spread}"
+    spread = "" if at.low is None else f"; 95 % {at.low} to {at.high}"
+    over = f"median over {facts_in_pairs(at.n_facts, at.n_pairs)}{spread}"
+    if at.is_unclear:
+        moved = at.layer if at.effect_from is None else at.effect_from
+        return (
+            f"from layer {moved} on a patch at the last token moves the answer by half or more ({over}), but whether "
+            "it brings its own or takes the other away is not clear"
+        )
     where = "at no layer before the output" if at.at_the_output else f"from layer {at.layer} on"
     return f"the answer is carried at the last token {where} ({over})"
+
+
+def facts_in_pairs(n_facts: int, n_pairs: int) -> str:
+    """How many of each."""
+    return f"{n_facts} {plural('fact', n_facts)} in {n_pairs} {plural('pair', n_pairs)}"
+
+
+def _beyond_third(found: Patching) -> str:
+    """What a third fact's state does there: the answer may be gone without another having come."""
+    at, third = found.handover, found.handover.beyond_third
+    if third is None:
+        return "; whether a third fact's state does as much was not tested"
+    less = f"a third fact's state has an effect smaller by {third.gap:.2f} there{_spread(third)}"
+    if at.is_unclear:
+        return f"; {less}"
+    if at.takes_away_only_from is not None:
+        return (
+            f"; from {at.takes_away_only_from} on a patch takes the other answer away, but brings its own less than "
+            "half as far beyond a third fact's as at the output"
+        )
+    return "" if at.at_the_output else f"; {less}"
+
+
+def _spread(third: BeyondThird) -> str:
+    return "" if third.low is None else f" (95 % {third.low:.2f} to {third.high:.2f})"
 
 
 def _against(found: Patching, lenses: Iterable[str]) -> Sequence[str]:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from layerscope.analysis.write_effects import effects
 from layerscope.analysis.writers import Writer, heads, n_answered, writers
 from layerscope.record.sublayers import CheckedSumRecord, SublayersRecord, WordingWritersRecord
+from layerscope.record.write_patching import WritePatchingRecord
 from layerscope.report.numbers import short_text
 from layerscope.report.sentences.lines import LabelledLine, plural
 
@@ -53,6 +55,8 @@ def in_detail(found: SublayersRecord, wording: WordingWritersRecord | None) -> l
         parts = [Writer(f"neuron {i.neuron}", i.layer, i.dla, i.n_positive) for i in wording.neurons[:MOST]]
         lines.append(LabelledLine("neurons", _listed(parts, n)))
     lines.append(LabelledLine("sums", _sums(found.sums)))
+    if found.write_patching is not None:
+        lines.append(LabelledLine("put in", _put_in(found.write_patching)))
     lines.append(LabelledLine("cause", _cause(found)))
     return lines
 
@@ -117,7 +121,25 @@ def _number(value: float) -> str:
     return short_text(value) if value >= 0.001 else f"{value:.1e}"
 
 
+def _put_in(found: WritePatchingRecord) -> str:
+    """What moves the answer where one write at a time is another fact's, the largest effects first."""
+    pairs = plural("pair", found.n_pairs)
+    largest = [one for one in effects(found) if one.effect > 0][:MOST]
+    named = ", ".join(
+        f"{one.part} {one.layer} {one.effect:.2f} ({one.n_positive} of {found.n_pairs})" for one in largest
+    )
+    told = f"one write at a time from another fact's run, median of {found.n_pairs} {pairs}: {named or 'none moves it'}"
+    if found.spearman_of_shares is None:
+        return told
+    return (
+        f"{told}; over attention and MLP of every block shares and these effects have a rank correlation of "
+        f"{found.spearman_of_shares:.2f} (Spearman)"
+    )
+
+
 def _cause(found: SublayersRecord) -> str:
+    if found.patching is None and found.write_patching_reason is not None:
+        return f"a share is what was written, not what was used; no write was put in: {found.write_patching_reason}"
     if found.patching is None:
         return "a share is what was written, not what was used; patches ask that"
     agreement = found.patching

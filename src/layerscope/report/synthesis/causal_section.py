@@ -9,7 +9,8 @@ from layerscope.report.synthesis.compared import Compared
 from layerscope.report.synthesis.words import of_runs, run_table
 
 HEADER = (
-    "pairs | carried from | depth | interval from | to | at the subject up to | headline lens on top for good | patches"
+    "facts | pairs | carried from | depth | interval from | to | at the subject up to | "
+    "headline lens on top for good | patches"
 )
 
 
@@ -27,7 +28,8 @@ def causal_section(runs: Sequence[Compared]) -> tuple[Section, ...]:
     others = [run for run in runs if run not in several]
     note = sentence(
         "The residual of one fact written into the run of another of the same template, at the last token: the layer "
-        "from which on it carries at least half of the difference between both answers, as the median over pairs."
+        "from which on it carries at least half of the difference between both answers, as the median over pairs, and "
+        "exceeds a third fact's residual at least half as far as at the output. Intervals are over facts."
     )
     about = [note, of_runs("Nothing was patched in {}.", others)]
     return (Section("Does the model use it?", (run_table(several, HEADER, _cells), paragraph(*about))),)
@@ -41,6 +43,7 @@ def _cells(run: Compared) -> list[Claim | None]:
     against = found.by_lens.get(lens, {}).get("on_top_for_good")
     layer = _stated(run, "layer", at.layer, Unit.LAYER, "handover")
     return [
+        _stated(run, "n_facts", at.n_facts, Unit.COUNT, "handover"),
         _stated(run, "n_pairs", at.n_pairs, Unit.COUNT, "handover"),
         layer,
         _depth(run, layer, at.layer),

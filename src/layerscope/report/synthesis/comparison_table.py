@@ -268,7 +268,10 @@ _COLUMNS: dict[str, tuple[_DataType, str | _Get]] = {
         f"answered_{name}_median": (_REAL, _over_answered(name, "summary.median"))
         for name in ("first_on_top", "on_top_for_good", "clearly_ahead")
     },
-    **{f"handover_{name}": (_INT, _handover(name)) for name in ("layer", "low", "high", "release", "n_pairs")},
+    **{
+        f"handover_{name}": (_INT, _handover(name))
+        for name in ("layer", "low", "high", "release", "n_facts", "n_pairs")
+    },
     "handover_layer_frac": (_REAL, _handover_frac),
     "handover_verdict": (_TEXT, _patch_verdict),
     "answered_on_top_for_good_median_frac": (_REAL, _over_answered("on_top_for_good", "median_depth")),

@@ -73,8 +73,8 @@ def _effects(run: AnalysedRun, found: Patching) -> ChartSpec:
     title = "Where the answer is carried"
     told = words.sentence(found, run.record.protocol.headline_lens)
     notes = [
-        f"{model_name(run)} · median of {found.handover.n_pairs} pairs",
-        f"Dashed line at {CARRIED:g}: from there on a position counts as carrying the answer",
+        f"{model_name(run)} · median over {words.facts_in_pairs(found.handover.n_facts, found.handover.n_pairs)}",
+        f"Dashed line at {CARRIED:g}: above it the answer is carried, where a third fact's residual does less",
     ]
     description = sentences(
         [MEANS, *(course(line.name, line.known) for line in lines), f"{told[:1].upper()}{told[1:]}."]
@@ -131,7 +131,7 @@ def _map(run: AnalysedRun, found: Patching) -> ChartSpec:
     labels = alt.Chart(data_of(heads)).mark_text(angle=315, align="left", baseline="bottom", dy=-4, aria=False)
     title = "What each position carries"
     notes = [
-        f"{model_name(run)} · median of {found.handover.n_pairs} pairs",
+        f"{model_name(run)} · median over {words.facts_in_pairs(found.handover.n_facts, found.handover.n_pairs)}",
         "Tokens are those of the first fact's prompt",
     ]
     description = sentences(

@@ -115,7 +115,7 @@ function carriedLegend({ run }) {
   if (!run.carried) return;
   const which = run.carried.subject.length ? "left: at the subject's last token; right: at the prompt's last" : "at the prompt's last token";
   const words = run.carried.words;
-  node.replaceChildren(swatch(1), ` Patches (${which}), the fuller the more of the answer is carried there: ${words}.`);
+  node.replaceChildren(swatch(1), ` Patches (${which}), the fuller the larger the effect: ${words}.`);
 }
 
 // Below 98 of 100 differences the scale's end, so that a few large ones do not pale all others.

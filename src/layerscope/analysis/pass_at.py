@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from layerscope.analysis.handover import RESAMPLES, SEED
+from layerscope.analysis.drawn_facts import RESAMPLES, SEED
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ import importlib
 import json
 import threading
 
+import numba
 import numpy as np
 import pytest
 import torch
 
-from layerscope import kernels, peak
+from layerscope import compiling, kernels, peak
 from layerscope.readout import compiled, decode
 from layerscope.readout.decode import LEAST_COMPILED, engine_for
 from layerscope.readout.vocabulary import Tile
@@ -48,22 +49,22 @@ def test_loops_are_loaded_for_many_logits_on_a_cpu_alone(monkeypatch):
 @pytest.mark.parametrize("missing", ["no compiler", "a compiler that does not load", "a compiler told to do nothing"])
 def test_without_a_compiler_torch_takes_the_statistics(monkeypatch, missing):
     if missing == "no compiler":
-        monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+        monkeypatch.setattr(compiling, "find_spec", lambda name: None)
     elif missing == "a compiler that does not load":
 
         def refuse(name):
             raise ImportError("Numba needs NumPy 2.4 or less")
 
-        monkeypatch.setattr(compiled, "import_module", refuse)
+        monkeypatch.setattr(compiling, "import_module", refuse)
     else:
-        monkeypatch.setattr(kernels.numba.config, "DISABLE_JIT", 1)
-    compiled.kernels.cache_clear()
+        monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    compiling.loops.cache_clear()
     try:
         assert engine_for(LEAST_COMPILED, Unembedding.of(torch.zeros(1, 2), None)) == "torch"
         with pytest.raises(ImportError, match="numba"):
             compiled.required_kernels()
     finally:
-        compiled.kernels.cache_clear()
+        compiling.loops.cache_clear()
     assert importlib.import_module("layerscope.kernels") is kernels
 
 

@@ -10,31 +10,20 @@ import math
 from collections.abc import Callable
 from typing import Any, no_type_check
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-Array = Any
-"""A NumPy array; the compiler knows its type, and no other checker of types has a say in what it compiles."""
+from layerscope.compiling import Array, compiled
 
 _REORDER = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be taken in any order. Nothing is assumed of NaN and infinities, which stay what they are."""
 
 
 def _compiled(reorder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile a function when it is first called; `reorder` says that its sums may be taken in any order."""
-    options = {"nogil": True, "fastmath": set(_REORDER) if reorder else {"contract"}, "error_model": "numpy"}
-
-    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            result: Callable[..., Any] = numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder can be written, neither beside the code nor at the user's: compile each time
-            result = numba.njit(**options)(function)
-        return result
-
-    return wrap
+    """`reorder` says that a function's sums may be taken in any order; products may be fused with sums anyway."""
+    return compiled(_REORDER if reorder else {"contract"})
 
 
 _LOG2_E = np.float32(1.44269504088896341)
@@ -508,11 +497,6 @@ def add_tempered(rows: Array, floored_log_q: Array, peak: Array, sharpness: Arra
         mass, gap = _tempered_sums(rows[r], floored_log_q[r % n_prompts], peak[at], sharpness[at])
         sums[at, 0] += mass
         sums[at, 1] += gap
-
-
-def interpreted() -> bool:
-    """Whether the compiler was told to compile nothing (`NUMBA_DISABLE_JIT`), and the loops would take hours."""
-    return bool(numba.config.DISABLE_JIT)
 
 
 def warm_up() -> None:

@@ -1,9 +1,6 @@
 """The sweep's statistics by compiled loops, which read a row once while it is in the nearest cache."""
 
 import threading
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 import numpy as np
@@ -11,20 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from layerscope.compiling import loops
 from layerscope.readout.vocabulary import Tile, VocabularyStatistics
 from layerscope.unembedding import HeadTransform
 
 
-@cache
 def kernels() -> ModuleType | None:
     """The loops, or None where there is no compiler for them."""
-    if find_spec("numba") is None:
-        return None
-    try:
-        module = import_module("layerscope.kernels")
-    except (ImportError, OSError):  # one that does not go with this Python or NumPy, or whose library does not load
-        return None
-    return None if module.interpreted() else module
+    return loops("layerscope.kernels")
 
 
 _NO_BIAS = np.empty(0, np.float32)
@@ -36,9 +27,9 @@ def load_ahead() -> None:
 
 
 def _load() -> None:
-    loops = kernels()
-    if loops is not None:
-        loops.warm_up()
+    found = kernels()
+    if found is not None:
+        found.warm_up()
 
 
 def required_kernels() -> ModuleType:
@@ -47,10 +38,10 @@ def required_kernels() -> ModuleType:
     Raises:
         ImportError: there is no compiler for them.
     """
-    loops = kernels()
-    if loops is None:
+    found = kernels()
+    if found is None:
         raise ImportError("Compiled statistics need numba; install it, or leave the choice of an engine to the sweep.")
-    return loops
+    return found
 
 
 class CompiledStatistics(VocabularyStatistics):

@@ -6,27 +6,16 @@ reordered, and no product fused with a sum. Layouts are those of ggml-common.h. 
 lock. All of it is in one file, since kept code is only made anew where its own file has changed.
 """
 
-from collections.abc import Callable
 from typing import Any, no_type_check
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-Array = Any
-"""A NumPy array; the compiler knows its type, and no other checker of types has a say in what it compiles."""
+from layerscope.compiling import Array, compiled
 
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function when it is first called, with float32 operations exactly as they are written."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        result: Callable[..., Any] = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder can be written, neither beside the code nor at the user's: compile each time
-        result = numba.njit(**options)(function)
-    return result
+_compiled = compiled()
 
 
 _LOW, _TWO, _SIX, _ONE = np.int32(15), np.int32(3), np.int32(63), np.int32(1)
@@ -327,8 +316,3 @@ def decode_mxfp4(raw: Array, out: Array) -> None:
             np.uint32(np.uint32(0x00200000) << e) if e < 2 else np.uint32(np.uint32(e - np.uint32(1)) << np.uint32(23))
         )
         _by_halves(raw[b, 1:], _E2M1_DOUBLED, _float_of_bits(bits), out[b])
-
-
-def interpreted() -> bool:
-    """Whether the compiler was told to compile nothing (`NUMBA_DISABLE_JIT`), and the loops would take hours."""
-    return bool(numba.config.DISABLE_JIT)

@@ -5,24 +5,13 @@ bits and of four. Operations are float32 and exactly those that are written. The
 lock. All of it is in one file, since kept code is only made anew where its own file has changed.
 """
 
-from collections.abc import Callable
-from typing import Any, no_type_check
+from typing import no_type_check
 
-import numba
 import numpy as np
 
-Array = Any
-"""A NumPy array; the compiler knows its type, and no other checker of types has a say in what it compiles."""
+from layerscope.compiling import Array, compiled
 
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function when it is first called, with float32 operations exactly as they are written."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        result: Callable[..., Any] = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder can be written, neither beside the code nor at the user's: compile each time
-        result = numba.njit(**options)(function)
-    return result
+_compiled = compiled()
 
 
 @_compiled
@@ -80,8 +69,3 @@ def half_bytes(words: Array, place: Array, shift: Array, codes: Array) -> None:
         some, row, s = words[place[r]], codes[r], shift[r]
         for j in range(len(row)):
             row[j] = np.uint8(np.uint32(some[j] >> s) & np.uint32(15))
-
-
-def interpreted() -> bool:
-    """Whether the compiler was told to compile nothing (`NUMBA_DISABLE_JIT`), and the loops would take hours."""
-    return bool(numba.config.DISABLE_JIT)

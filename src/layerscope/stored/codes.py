@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from layerscope.stored.loops import loops
+from layerscope.compiling import loops
 from layerscope.stored.weight import DenseWeight, StoredWeight, bytes_of
 
 Rows = slice | Tensor
@@ -79,7 +79,7 @@ class CodedWeight(StoredWeight):
 
     def _decode(self, rows: Rows, out: Float[Tensor, "rows d_in"]) -> None:
         codes, scale, zero, bias = self.codes(rows), self.scales(rows), self.zeros(rows), self.biases(rows)
-        kernels, floats = loops("code_kernels"), self._table.shape[1]
+        kernels, floats = loops("layerscope.stored.code_kernels"), self._table.shape[1]
         if kernels is None or codes.shape[1] * floats != self.shape[1]:
             out.copy_(self._table[codes.int()].flatten(1)[:, : self.shape[1]])
         else:

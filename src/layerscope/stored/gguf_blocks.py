@@ -8,8 +8,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from layerscope.compiling import loops
 from layerscope.errors import CheckpointError
-from layerscope.stored.loops import loops
 from layerscope.stored.weight import DenseWeight, PackedWeight, StoredWeight
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -97,7 +97,7 @@ class GgufWeight(PackedWeight):
         super().__init__(packed, n_columns, f"GGUF {name}")
         self._type = _constants().GGMLQuantizationType(ggml_type)
         self._block_floats, self._block_bytes = _constants().GGML_QUANT_SIZES[self._type]
-        compiled = loops("block_kernels") if name in _COMPILED else None
+        compiled = loops("layerscope.stored.block_kernels") if name in _COMPILED else None
         self._loop = getattr(compiled, f"decode_{name.lower()}") if compiled is not None else None
         if self._loop is None and self._type not in _quants()._type_traits:
             raise CheckpointError(

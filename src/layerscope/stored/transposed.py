@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from layerscope.compiling import loops
 from layerscope.stored.codes import CodedWeight, Rows, numbers, of_bytes
 from layerscope.stored.integers import integers
-from layerscope.stored.loops import loops
 
 
 class GptqWeight(CodedWeight):
@@ -103,7 +103,7 @@ def _of_words(words: Int[Tensor, "inputs words"], rows: Rows) -> Tensor:
     at = numbers(rows)
     found, place = torch.unique_consecutive(at // 8, return_inverse=True)
     turned = words[:, found].T.contiguous()
-    kernels = loops("code_kernels")
+    kernels = loops("layerscope.stored.code_kernels")
     if kernels is not None:
         codes = torch.empty(len(at), len(words), dtype=torch.uint8)
         kernels.half_bytes(turned.numpy(), place.numpy(), _AWQ_SHIFTS[at % 8].numpy(), codes.numpy())

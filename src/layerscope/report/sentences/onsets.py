@@ -11,6 +11,7 @@ FIRST, FOR_GOOD, AHEAD = "first on top", "on top for good", "clearly ahead"
 NEVER_AHEAD = f"{AHEAD} to the end from no layer"
 AHEAD_UNKNOWN = "how clearly is not known"
 WHAT_TELLS = "a tuned lens or a patch would tell"
+UNCLEAR = "the patches that were run do not make that clear"
 
 
 def lens_name(lens: str) -> str:
@@ -119,7 +120,10 @@ def template_of_blindness(blindness: Blindness, read: tuple[str, ...], patching:
         return ""
     one = blindness.first_layer == blindness.last_layer
     where = "layer {first}" if one else "layers {first} to {last}"
-    tells = "a patch would tell" if "tuned" in read else WHAT_TELLS
+    if patching is not None and patching.handover.layer is not None:
+        tells = "the patches that were run are too few for a claim" if patching.handover.is_an_illustration else UNCLEAR
+    else:
+        tells = "a patch would tell" if "tuned" in read else WHAT_TELLS
     return (
         f"The {{lens}} lens is far from the model before that (median {{bits}} bits at {where}), so the answer may be "
         f"carried earlier; {tells}."

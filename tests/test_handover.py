@@ -256,7 +256,7 @@ def test_where_nothing_before_the_output_carries_it_the_sentence_says_so():
     told = sentence(found((0.0, 0.0, 0.0, 0.2, 1.0), lens_layer=2), "logit")
     assert told == (
         "the answer is carried at the last token at no layer before the output (median over 2 facts in 1 pair); "
-        "whether a third fact's state does as much was not tested; the logit lens has it on top for good from 2: "
+        "no third fact's state could be held against that; the logit lens has it on top for good from 2: "
         "refuted (an illustration: a claim takes 10 facts)"
     )
 
@@ -415,10 +415,31 @@ def test_where_a_third_fact_may_do_as_much_nothing_is_claimed():
     assert "is carried" not in told
 
 
+def test_what_is_not_clear_is_named_at_the_layer_where_it_was_found():
+    """A patch moves the answer from layer 1 on; the gap that is not clear is that of layer 2, where it first is half."""
+    own = [(0.0, 0.6, 0.9, 0.9, 1.0)] * 12
+    third = [(0.0, 0.6, 0.5, 0.5, 0.5)] * 7 + [(0.0, 0.6, 0.95, 0.95, 0.5)] * 5
+    at = handover(beside_third(own, third), 4)
+    assert (at.effect_from, at.layer, at.is_unclear) == (1, 2, True)
+    assert at.beyond_third is not None and at.beyond_third.gap == pytest.approx(0.4)
+    told = sentence(Patching(at, Effects((), (), {}), {}, 0, 10, None), "logit")
+    assert told.startswith("from layer 1 on a patch at the last token moves the answer by half or more (")
+    assert "; at layer 2 a third fact's state has an effect smaller by 0.40" in told
+
+
+def test_a_lens_far_from_the_model_beside_patches_of_few_facts():
+    """What patches would tell was told by patches, but of too few facts for a claim."""
+    few = found(*[(0.0, 0.9, 0.9, 0.9, 1.0)] * 8, lens_layer=3, third=(0.0, 0.5, 0.5, 0.5, 0.5))
+    assert few.handover.is_an_illustration
+    blindness = Blindness("logit", 3, 0, 2, 7.5, 9, 5.0, None)
+    told = onsets.blind(blindness, ("logit",), few)
+    assert told.endswith("so the answer may be carried earlier; the facts that were patched are too few for a claim.")
+
+
 def test_where_there_is_no_third_fact_it_is_said_that_nothing_was_tested():
     two = found((0.0, 0.0, 0.9, 0.9, 1.0), lens_layer=2)
     assert two.handover.beyond_third is None
-    assert "whether a third fact's state does as much was not tested" in sentence(two, "logit")
+    assert "no third fact's state could be held against that" in sentence(two, "logit")
     # Third facts whose own runs say the source's answer tell nothing apart.
     same = found(*[(0.0, 0.0, 0.9, 0.9, 1.0)] * 12, lens_layer=2, third=(0.0, 0.0, 0.9, 0.9, 1.0))
     assert same.handover.layer == 2

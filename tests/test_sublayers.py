@@ -23,6 +23,7 @@ from layerscope.errors import ModelError, RunError
 from layerscope.model.ablation import Ablation
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.sublayers import Writes
+from layerscope.probing.write_patching import evenly
 from layerscope.readout.direct_attribution import (
     AnswerDirections,
     check_blocks,
@@ -33,6 +34,7 @@ from layerscope.readout.direct_attribution import (
     check_writes,
     shares_of,
 )
+from layerscope.record.patching import PatchedPairRecord
 from layerscope.record.sublayers import (
     AnswerAndRivalRecord,
     CheckedSumRecord,
@@ -767,3 +769,99 @@ def test_without_shares_there_is_no_chart(tiny):
     with pytest.raises(RunError, match="probe with --sublayers"):
         run.plot("writers")
     assert 'id="writers"' not in page_html([run])
+
+
+# One write at a time from another fact's run
+
+
+def test_effects_of_single_writes_are_medians_of_the_table(attributed: Run):
+    table, found = attributed.write_patches, attributed.record.measured.sublayers
+    assert table is not None and found is not None and found.write_patching is not None
+    effects = found.write_patching
+    assert effects.n_patches == table.height and effects.n_facts == 5
+    assert (effects.n_pairs, effects.n_pairs_left) == (20, 0)
+    assert table.group_by("base").agg(pl.col("pair").n_unique())["pair"].to_list() == [4] * 5
+    for site, of in (("attn", effects.attention), ("mlp", effects.mlp)):
+        for layer in (1, 5, 12):
+            for place, medians in (("next", of.next), ("subject", of.subject)):
+                values = [value for value in table.filter(site=site, layer=layer, place=place)["effect"] if value is not None]
+                assert medians[layer] == pytest.approx(median(values))
+            at_next = table.filter(site=site, layer=layer, place="next")["effect"].to_list()
+            assert of.n_positive[layer] == sum(value > 0 for value in at_next)
+            assert of.n_known[layer] == len(at_next)
+    for head in effects.heads:
+        values = table.filter(site="head", layer=head.layer, head=head.head, place="next")["effect"].to_list()
+        assert head.effect == pytest.approx(median(values))
+    wording = found.of_wording("pos", "orig")
+    assert wording is not None and wording.heads is not None
+    shares = [(abs(dla), i, j) for i, row in enumerate(wording.heads.dla) for j, dla in enumerate(row)]
+    assert [(head.layer, head.head) for head in effects.heads] == [(i, j) for _, i, j in sorted(shares)[::-1][:10]]
+
+
+def test_single_writes_are_told_with_their_pairs_and_the_agreement(attributed: Run):
+    found = attributed.record.measured.sublayers
+    assert found is not None and found.write_patching is not None
+    lines = {line.label: line.text for line in in_detail(found, found.of_wording("pos", "orig"))}
+    attention = found.write_patching.attention
+    size = [abs(value or 0.0) for value in (*attention.next, *found.write_patching.mlp.next)]
+    layer = int(np.argmax(size)) % 13
+    assert lines["put in"].startswith(
+        "one write at a time from another fact's run (median over 5 facts in 20 of 20 pairs), at the last token: "
+        f"attention {layer} {attention.next[layer]:+.2f} ({attention.n_positive[layer]} of 20)"
+    )
+    assert "; at the subject's: " in lines["put in"] and "; of 10 heads with the largest shares: " in lines["put in"]
+    assert "rank correlation of 0." in lines["agreement"]
+    assert lines["agreement"].endswith("(an illustration: a claim takes 10 facts)")
+
+
+def test_why_no_write_was_replaced_is_told(attributed: Run):
+    found = attributed.record.measured.sublayers
+    assert found is not None
+    without = found.model_copy(update={"write_patching": None, "write_patching_reason": "facts do not pair"})
+    lines = {line.label: line.text for line in in_detail(without, found.of_wording("pos", "orig"))}
+    assert lines["put in"] == "no write: facts do not pair" and "agreement" not in lines
+
+
+def test_pairs_are_taken_evenly_over_the_facts():
+    """Of the ten pairs of five facts that stand first, two have the fifth as their source and none as their base."""
+    pairs = [
+        PatchedPairRecord.model_construct(base=base, source=source)
+        for base in range(5)
+        for source in range(5)
+        if base != source
+    ]
+    taken = [(pair.base, pair.source) for pair in evenly(pairs, 10)]
+    assert len(set(taken)) == 10
+    for end in (0, 1):
+        assert sorted(pair[end] for pair in taken) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert evenly(pairs, 30) != pairs and len(evenly(pairs, 30)) == 20
+
+
+def test_a_table_of_replaced_writes_belongs_to_its_record(attributed: Run, tmp_path: Path):
+    path = tmp_path / "run" / "write_patches.parquet"
+    attributed.save(tmp_path / "run")
+    table = attributed.write_patches
+    assert table is not None
+    for other, words in (
+        (table.drop("direct"), "should have the columns"),
+        (table.head(3), f"speaks of {table.height} replaced writes, but the table has 3"),
+        (table.with_columns(source=pl.col("base")), r"of the pair \(0, 0\), which the record has not"),
+        (table.with_columns(effect=pl.col("effect") + 1), "of other effects than the record"),
+    ):
+        other.write_parquet(path)
+        with pytest.raises(RunError, match=rf"write_patches\.parquet: .*{words}"):
+            Run.read(tmp_path / "run")
+    path.unlink()
+    with pytest.raises(RunError, match=r"write_patches\.parquet: cannot be read"):
+        Run.read(tmp_path / "run")
+
+
+def test_the_chart_of_single_writes_has_their_medians(attributed: Run):
+    chart = attributed.plot("write_effects")
+    found = attributed.record.measured.sublayers
+    assert found is not None and found.write_patching is not None
+    (values,) = chart.to_dict()["datasets"].values()
+    drawn = {(row["layer"], row["part"]): row["effect"] for row in values}
+    parts = (("attention", found.write_patching.attention), ("MLP", found.write_patching.mlp))
+    assert drawn == pytest.approx({(i, part): of.next[i] for part, of in parts for i in range(1, 13)}, rel=1e-5)
+    assert "write_effects" in page_html([attributed])

@@ -100,8 +100,8 @@ class Run(AnalysedRun):
         Args:
             kind: `grid`; a metric by layer, such as `entropy_bits`, `kl_to_final_bits`, `answer_rank`, `masses` or
                 `cosines`; the same over facts, as `facts:answer_rank`; a measure of lens trust, such as
-                `js_divergence_bits` or `decoding_point`; `patching:effects` or `patching:map`; `writers`, after a probe
-                with `sublayers`; or `models`, which puts `others` beside this run.
+                `js_divergence_bits` or `decoding_point`; `patching:effects` or `patching:map`; `writers` and
+                `write_effects`, after a probe with `sublayers`; or `models`, which puts `others` beside this run.
             others: more runs, for `models`.
             options: of the function in `layerscope.view.charts` that draws it: `lens`, `lenses`, `prompt`, `colour`.
 
@@ -130,6 +130,8 @@ class Run(AnalysedRun):
             return charts.grid(self, **options)
         if kind == "writers":
             return charts.writer_shares(self, **options)
+        if kind == "write_effects":
+            return charts.write_effects(self, **options)
         if kind in charts.METRICS:
             return charts.trajectories(self, kind, **options)
         if kind in charts.LENS_TRUST:
@@ -144,5 +146,11 @@ def plots() -> Sequence[str]:
     from layerscope.view import charts
 
     single = [name for name, metric in charts.METRICS.items() if len(metric.quantities) == 1]
-    others = [*charts.LENS_TRUST, *(f"patching:{name}" for name in charts.PATCHING), "writers", "models"]
+    others = [
+        *charts.LENS_TRUST,
+        *(f"patching:{name}" for name in charts.PATCHING),
+        "writers",
+        "write_effects",
+        "models",
+    ]
     return ["grid", *charts.METRICS, *(f"facts:{name}" for name in single), *others]

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from layerscope.analysis.analysed_run import AnalysedRun, check_pairs, n_pairs
 from layerscope.analysis.verdict_json import verdict_text
+from layerscope.analysis.write_effects import same_effects
 from layerscope.errors import RunError
 from layerscope.published.layout import Dialect
 from layerscope.published.read.reader import holds_published, read_published
@@ -217,7 +218,26 @@ def _read_write_patches(path: Path, record: RunRecord) -> pl.DataFrame | None:
             f"{path}: the record speaks of {due} replaced writes, but the table has {len(table)}; take run.json and "
             f"{path.name} from one run."
         )
+    if len(table):
+        _check_belongs(path, table, record)
     return table if len(table) else None
+
+
+def _check_belongs(path: Path, table: pl.DataFrame, record: RunRecord) -> None:
+    """Whether a table of replaced writes is of the record's own pairs, and gives the record's medians.
+
+    Raises:
+        RunError: it is another run's.
+    """
+    patching, found = record.measured.patching, record.measured.sublayers
+    paired = set() if patching is None else {(pair.base, pair.source) for pair in patching.pairs}
+    known = found is not None and found.write_patching is not None
+    foreign = set(table.select("base", "source").unique().iter_rows()) - paired
+    if foreign or (known and not same_effects(table, found.write_patching)):  # type: ignore[union-attr, arg-type]
+        what = (
+            f"of the pair {min(foreign)}, which the record has not" if foreign else "of other effects than the record"
+        )
+        raise RunError(f"{path}: its rows are {what}; take run.json and {path.name} from one run.")
 
 
 def _read_table(path: Path) -> pl.DataFrame:
@@ -238,5 +258,5 @@ def _bytes_of(path: Path) -> bytes:
     except OSError as error:
         raise RunError(
             f"{path}: cannot be read ({error.strerror}); a run's folder holds run.json, rows.parquet, and "
-            f"{PATCHES} where residuals were patched."
+            f"{PATCHES} where residuals were patched, and {write_patches.FILE} where writes were."
         ) from error

@@ -27,18 +27,31 @@ class Effect:
     effect: float
     """Median over pairs, a share of the logit difference between both facts."""
     n_positive: int
-    """In how many pairs it is above zero."""
+    """In how many pairs it is above zero,"""
+    n_known: int
+    """of those in which it is known."""
 
 
 def effects(found: WritePatchingRecord) -> list[Effect]:
-    """Attention and MLP of every block at the prompt's last token, the largest effect first."""
+    """Attention and MLP of every block at the prompt's last token, the largest effect by size first."""
     listed = [
-        Effect(part, layer, effect, n or 0)
+        Effect(part, layer, effect, positive or 0, known or 0)
         for part, of in ((ATTENTION, found.attention), (MLP, found.mlp))
-        for layer, (effect, n) in enumerate(zip(of.next, of.n_positive, strict=True))
+        for layer, (effect, positive, known) in enumerate(zip(of.next, of.n_positive, of.n_known, strict=True))
         if effect is not None
     ]
-    return sorted(listed, key=lambda one: -one.effect)
+    return sorted(listed, key=lambda one: -abs(one.effect))
+
+
+def at_subject(found: WritePatchingRecord) -> list[tuple[str, int, float]]:
+    """Part, layer and median effect at the subject, the largest by size first; nothing where none was patched there."""
+    listed = [
+        (part, layer, effect)
+        for part, of in ((ATTENTION, found.attention), (MLP, found.mlp))
+        for layer, effect in enumerate(of.subject)
+        if effect is not None
+    ]
+    return sorted(listed, key=lambda one: -abs(one[2]))
 
 
 def of_table(
@@ -68,6 +81,7 @@ def of_table(
     return WritePatchingRecord(
         prompt_variant=prompt_variant,
         n_pairs=table["pair"].n_unique(),
+        n_facts=len({*table["base"].unique(), *table["source"].unique()}),
         n_pairs_left=n_pairs_left,
         n_subject_pairs=table.filter(place=SUBJECT)["pair"].n_unique(),
         n_patches=len(table),
@@ -77,6 +91,17 @@ def of_table(
         spearman_of_shares=_agreement(whole.values(), [of.next for of in parts.values()]),
         spearman_of_direct=_agreement([of.direct for of in parts.values()], [of.next for of in parts.values()]),
         self_patch_logit_change=self_patch_logit_change,
+    )
+
+
+def same_effects(table: pl.DataFrame, record: WritePatchingRecord) -> bool:
+    """Whether a table gives the medians of a record, to rounding."""
+    n_layers = len(record.attention.next) - 1
+    found = {part: _of_part(table.filter(site=site), n_layers) for part, site in _SITES.items()}
+    return all(
+        np.allclose(np.array(ours, float), np.array(theirs, float), rtol=1e-9, atol=1e-12, equal_nan=True)
+        for part, of in ((ATTENTION, record.attention), (MLP, record.mlp))
+        for ours, theirs in ((found[part].next, of.next), (found[part].direct, of.direct))
     )
 
 
@@ -100,9 +125,11 @@ def largest_heads(shares: pl.DataFrame, bases: Sequence[int], prompt_variant: st
 def _of_part(table: pl.DataFrame, n_layers: int) -> WriteEffectsRecord:
     at_next, at_subject = table.filter(place=NEXT), table.filter(place=SUBJECT)
     positive = dict(at_next.group_by("layer").agg((pl.col("effect") > 0).sum()).iter_rows())
+    known = dict(at_next.group_by("layer").agg(pl.col("effect").count()).iter_rows())
     return WriteEffectsRecord(
         next=_medians(at_next, "effect", n_layers),
         n_positive=(None, *(positive.get(layer) for layer in range(1, n_layers + 1))),
+        n_known=(None, *(known.get(layer) for layer in range(1, n_layers + 1))),
         direct=_medians(at_next, "direct", n_layers),
         subject=_medians(at_subject, "effect", n_layers) if len(at_subject) else (),
     )

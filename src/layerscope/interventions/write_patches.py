@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layerscope.errors import PlacementError
 from layerscope.interventions.copies import SELF_LAYERS, Prompts
 from layerscope.interventions.effects import Asked, Decoded, compared, decode, rows_at_once
 from layerscope.interventions.pairs import Pair, Place
 from layerscope.interventions.patched_runs import PASS_BYTES
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.patching import ROW_NODES
+from layerscope.model.placement import format_bytes
 from layerscope.model.write_patching import WritePatch, WritePatchedPass, WriteSite
 from layerscope.record.patches import METRICS, NEXT
 from layerscope.record.write_patches import HEAD, write_patches_frame
@@ -115,6 +117,12 @@ class WritePatches:
         """All copies, in as many passes as memory asks for."""
         memory = self.model.placement.memory
         room = (memory - self.model.largest_block_bytes) // 2
+        least = max(self._bytes([copy]) for copy in copies)
+        if least > room:
+            raise PlacementError(
+                f"One replaced write takes {format_bytes(least)} beside a block, but {format_bytes(max(0, room))} are "
+                "left for them; raise --memory."
+            )
         if not self.model.patches_ride:  # else every pass reads all weights again
             room = min(PASS_BYTES, room)
         order = sorted(range(len(copies)), key=lambda i: copies[i].patch.base)  # a base's copies stay together

@@ -1,5 +1,6 @@
 """Writes of a probe's paired facts put into one another's runs, beside the shares of the same writes."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import polars as pl
@@ -15,13 +16,26 @@ from layerscope.model.reproducible import reproducible
 from layerscope.probing.encode import Encoded
 from layerscope.probing.patching import paired_facts
 from layerscope.progress import Observer
-from layerscope.record.patching import PatchingRecord
+from layerscope.record.patching import PatchedPairRecord, PatchingRecord
 from layerscope.record.sublayers import SublayersRecord
 
 PAIRS = 20
 """How many pairs are run at most: each costs two runs for every block and position, twice those of whole residuals."""
 HEADS = 10
 """How many heads are replaced one at a time: those with the largest shares."""
+
+
+def evenly(pairs: Sequence[PatchedPairRecord], n: int) -> list[PatchedPairRecord]:
+    """At most so many pairs: again and again one whose base was taken least often, then whose source was."""
+    left, taken = list(pairs), list[PatchedPairRecord]()
+    bases, sources = Counter[int](), Counter[int]()
+    while left and len(taken) < n:
+        pair = min(left, key=lambda pair: (bases[pair.base], sources[pair.source]))
+        left.remove(pair)
+        taken.append(pair)
+        bases[pair.base] += 1
+        sources[pair.source] += 1
+    return taken
 
 
 def with_write_effects(
@@ -35,8 +49,7 @@ def with_write_effects(
 ) -> tuple[SublayersRecord, pl.DataFrame | None]:
     """Put every write of attention and MLPs of some pairs' sources into their bases' runs, one at a time.
 
-    The pairs are the first of those that were patched, neighbours in the ring of facts: each fact is a base once before
-    any is so twice.
+    The pairs are of those that were patched, taken so that every fact is a base as often as others, and then a source.
 
     Args:
         model: the model.
@@ -53,7 +66,7 @@ def with_write_effects(
     if patching.reason is not None or not sublayers.adds_up:
         reason = patching.reason or "shares do not add up, so what is a write here is not known"
         return sublayers.model_copy(update={"write_patching_reason": reason}), None
-    facts, chosen = paired_facts(encoded), patching.pairs[:PAIRS]
+    facts, chosen = paired_facts(encoded), evenly(patching.pairs, PAIRS)
     pairs = [Pair(facts[pair.base], facts[pair.source]) for pair in chosen]
     heads = largest_heads(shares, [pair.base for pair in chosen], patching.prompt_variant, HEADS)
     runs = WritePatches(model, pairs, heads)

@@ -11,6 +11,7 @@ class WriteEffectsRecord(RecordModel):
 
     next: ByLayer = Field(description="Effect where the write at the prompt's last token is the source's.")
     n_positive: CountByLayer = Field(description="In how many pairs that effect is above zero.")
+    n_known: CountByLayer = Field(description="In how many pairs it is known at all.")
     direct: ByLayer = Field(
         description="What of it the write does by itself, read by the head with the final norm's scale held; the rest "
         "is what later blocks and the norm make of it."
@@ -35,7 +36,10 @@ class WritePatchingRecord(RecordModel):
     """Pairs of facts of which one write at a time was put from the source's run into the base's."""
 
     prompt_variant: str = Field(description="The wording whose facts were paired.")
-    n_pairs: Positive = Field(description="How many pairs: the first of those whose residuals were patched.")
+    n_pairs: Positive = Field(
+        description="How many pairs, of those whose residuals were patched; taken evenly over the facts that are bases."
+    )
+    n_facts: Positive = Field(description="How many facts those pairs are of.")
     n_pairs_left: Count = Field(description="How many of those pairs were left out, for there are enough.")
     n_subject_pairs: Count = Field(description="How many pairs were patched at the subject too.")
     n_patches: Positive = Field(description="How many runs with one write replaced.")
@@ -61,7 +65,9 @@ class WritePatchingRecord(RecordModel):
     @model_validator(mode="after")
     def _has_as_many_layers_everywhere(self) -> "WritePatchingRecord":
         lengths = {
-            len(values) for of in (self.attention, self.mlp) for values in (of.next, of.n_positive, of.direct)
+            len(values)
+            for of in (self.attention, self.mlp)
+            for values in (of.next, of.n_positive, of.n_known, of.direct)
         } | {len(of.subject) for of in (self.attention, self.mlp) if of.subject}
         if len(lengths) != 1:
             raise ValueError(f"effects should be of equally many layers everywhere, but are of {sorted(lengths)}")

@@ -25,7 +25,10 @@ INTERVAL = "Were other facts asked, that layer would lie between {} and {} ({} i
 NO_INTERVAL = "An interval takes {} facts, for pairs that share a fact are not independent."
 GAP = "There a third fact's residual has an effect smaller by {} (median over {} pairs), and at the output by {}."
 GAP_INTERVAL = "Were other facts asked, the first of both would lie between {} and {} ({} interval)."
-NO_GAP = "Whether a third fact's residual does as much was not tested."
+GAP_AT = (
+    "At layer {} a third fact's residual has an effect smaller by {} (median over {} pairs), and at the output by {}."
+)
+NO_GAP = "No third fact's residual could be held against that: none was written, or none does less at the output."
 TAKES_AWAY = (
     "From layer {} on it takes the other answer away, but brings its own less than half as far beyond a third fact's "
     "as at the output."
@@ -104,7 +107,11 @@ def _beyond_third(quotes: Quotes, at: Handover) -> list[Sentence]:
         told.append(sentence(TAKES_AWAY, _of_handover(quotes, at, "effect_from", Unit.LAYER)))
     if at.is_unclear or not at.at_the_output:
         gap, whole = (_of_third(quotes, third, name, Unit.NUMBER) for name in ("gap", "at_the_output"))
-        told.append(sentence(GAP, gap, _of_third(quotes, third, "n_pairs", Unit.COUNT), whole))
+        n = _of_third(quotes, third, "n_pairs", Unit.COUNT)
+        if at.is_unclear:  # what is named above may be an earlier layer than the one at which the two are held together
+            told.append(sentence(GAP_AT, _of_handover(quotes, at, "layer", Unit.LAYER), gap, n, whole))
+        else:
+            told.append(sentence(GAP, gap, n, whole))
         if third.low is not None:
             ends = (_of_third(quotes, third, name, Unit.NUMBER) for name in ("low", "high"))
             told.append(sentence(GAP_INTERVAL, *ends, Name("95 %")))

@@ -121,7 +121,9 @@ def template_of_blindness(blindness: Blindness, read: tuple[str, ...], patching:
     one = blindness.first_layer == blindness.last_layer
     where = "layer {first}" if one else "layers {first} to {last}"
     if patching is not None and patching.handover.layer is not None:
-        tells = "the patches that were run are too few for a claim" if patching.handover.is_an_illustration else UNCLEAR
+        tells = (
+            "the facts that were patched are too few for a claim" if patching.handover.is_an_illustration else UNCLEAR
+        )
     else:
         tells = "a patch would tell" if "tuned" in read else WHAT_TELLS
     return (

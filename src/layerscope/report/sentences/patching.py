@@ -53,7 +53,7 @@ def carried(found: Patching) -> str:
     """Where the answer is carried at the last token, over how many facts and pairs."""
     at = found.handover
     spread = "" if at.low is None else f"; 95 % {at.low} to {at.high}"
-    over = f"median over {facts_in_pairs(at.n_facts, at.n_pairs)}{spread}"
+    over = f"median over {facts_in_pairs(at.n_facts, at.n_pairs)}"
     if at.is_unclear:
         moved = at.layer if at.effect_from is None else at.effect_from
         return (
@@ -61,7 +61,7 @@ def carried(found: Patching) -> str:
             "it brings its own or takes the other away is not clear"
         )
     where = "at no layer before the output" if at.at_the_output else f"from layer {at.layer} on"
-    return f"the answer is carried at the last token {where} ({over})"
+    return f"the answer is carried at the last token {where} ({over}{spread})"
 
 
 def facts_in_pairs(n_facts: int, n_pairs: int) -> str:
@@ -73,16 +73,17 @@ def _beyond_third(found: Patching) -> str:
     """What a third fact's state does there: the answer may be gone without another having come."""
     at, third = found.handover, found.handover.beyond_third
     if third is None:
-        return "; whether a third fact's state does as much was not tested"
-    less = f"a third fact's state has an effect smaller by {third.gap:.2f} there{_spread(third)}"
+        return "; no third fact's state could be held against that"
+    less = f"a third fact's state has an effect smaller by {third.gap:.2f}"
     if at.is_unclear:
-        return f"; {less}"
+        where = "at the output" if at.at_the_output else f"at layer {at.layer}"
+        return f"; {where} {less}{_spread(third)}"
     if at.takes_away_only_from is not None:
         return (
             f"; from {at.takes_away_only_from} on a patch takes the other answer away, but brings its own less than "
             "half as far beyond a third fact's as at the output"
         )
-    return "" if at.at_the_output else f"; {less}"
+    return "" if at.at_the_output else f"; {less} there{_spread(third)}"
 
 
 def _spread(third: BeyondThird) -> str:

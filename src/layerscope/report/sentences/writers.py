@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from layerscope.analysis import write_effects
+from layerscope.analysis.drawn_facts import FACTS_FOR_A_CLAIM
 from layerscope.analysis.write_effects import effects
 from layerscope.analysis.writers import Writer, heads, n_answered, writers
 from layerscope.record.sublayers import CheckedSumRecord, SublayersRecord, WordingWritersRecord
@@ -56,7 +58,9 @@ def in_detail(found: SublayersRecord, wording: WordingWritersRecord | None) -> l
         lines.append(LabelledLine("neurons", _listed(parts, n)))
     lines.append(LabelledLine("sums", _sums(found.sums)))
     if found.write_patching is not None:
-        lines.append(LabelledLine("put in", _put_in(found.write_patching)))
+        lines += _put_in(found.write_patching)
+    elif found.write_patching_reason is not None:
+        lines.append(LabelledLine("put in", f"no write: {found.write_patching_reason}"))
     lines.append(LabelledLine("cause", _cause(found)))
     return lines
 
@@ -121,25 +125,46 @@ def _number(value: float) -> str:
     return short_text(value) if value >= 0.001 else f"{value:.1e}"
 
 
-def _put_in(found: WritePatchingRecord) -> str:
-    """What moves the answer where one write at a time is another fact's, the largest effects first."""
-    pairs = plural("pair", found.n_pairs)
-    largest = [one for one in effects(found) if one.effect > 0][:MOST]
-    named = ", ".join(
-        f"{one.part} {one.layer} {one.effect:.2f} ({one.n_positive} of {found.n_pairs})" for one in largest
-    )
-    told = f"one write at a time from another fact's run, median of {found.n_pairs} {pairs}: {named or 'none moves it'}"
-    if found.spearman_of_shares is None:
-        return told
-    return (
-        f"{told}; over attention and MLP of every block shares and these effects have a rank correlation of "
-        f"{found.spearman_of_shares:.2f} (Spearman)"
-    )
+def _put_in(found: WritePatchingRecord) -> list[LabelledLine]:
+    """What moves the answer where one write at a time is another fact's: the largest effects by size, and the shares.
+
+    An effect of 1 is the source's answer in the place of the base's; one below zero strengthens the base's own.
+    """
+    at_last = [
+        f"{one.part} {one.layer} {one.effect:+.2f} ({one.n_positive} of {one.n_known})" for one in effects(found)[:MOST]
+    ]
+    told = f"one write at a time from another fact's run ({over_pairs(found)}), at the last token: {', '.join(at_last)}"
+    subject = [
+        f"{part} {layer} {effect:+.2f}" for part, layer, effect in write_effects.at_subject(found)[:MOST_AGAINST]
+    ]
+    if subject:
+        told += f"; at the subject's: {', '.join(subject)}"
+    heads = sorted(found.heads, key=lambda head: -abs(head.effect))[:MOST]
+    if heads:
+        named = (f"head {head.layer}.{head.head} {head.effect:+.2f}" for head in heads)
+        told += f"; of {len(found.heads)} heads with the largest shares: {', '.join(named)}"
+    lines = [LabelledLine("put in", told)]
+    if found.spearman_of_shares is not None:
+        few = (
+            "" if found.n_facts >= FACTS_FOR_A_CLAIM else f" (an illustration: a claim takes {FACTS_FOR_A_CLAIM} facts)"
+        )
+        lines.append(
+            LabelledLine(
+                "agreement",
+                f"over attention and MLP of every block these effects and the shares of the bases alone have a rank "
+                f"correlation of {found.spearman_of_shares:.2f} (Spearman){few}",
+            )
+        )
+    return lines
+
+
+def over_pairs(found: WritePatchingRecord) -> str:
+    """How many facts and pairs a median is over."""
+    pairs = f"{found.n_pairs} of {found.n_pairs + found.n_pairs_left}"
+    return f"median over {found.n_facts} {plural('fact', found.n_facts)} in {pairs} pairs"
 
 
 def _cause(found: SublayersRecord) -> str:
-    if found.patching is None and found.write_patching_reason is not None:
-        return f"a share is what was written, not what was used; no write was put in: {found.write_patching_reason}"
     if found.patching is None:
         return "a share is what was written, not what was used; patches ask that"
     agreement = found.patching

@@ -9,6 +9,7 @@ from layerscope.view.charts.patching import PATCHING, patching
 from layerscope.view.charts.theme import config
 from layerscope.view.charts.trajectories import trajectories
 from layerscope.view.charts.trust import LENS_TRUST, lens_trust
+from layerscope.view.charts.write_effects import write_effects
 from layerscope.view.charts.writers import writer_shares
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "lens_trust",
     "patching",
     "trajectories",
+    "write_effects",
     "writer_shares",
 ]

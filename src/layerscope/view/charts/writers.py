@@ -4,20 +4,16 @@ import altair as alt
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.writers import ATTENTION, MLP, n_answered, writers
+from layerscope.analysis.writers import n_answered, writers
 from layerscope.errors import RunError
 from layerscope.record.sublayers import SublayersRecord, WordingWritersRecord
 from layerscope.report.sentences.lines import plural
 from layerscope.report.sentences.writers import why_none
-from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
+from layerscope.view.charts.chart_spec import ChartSpec, Datum, built
+from layerscope.view.charts.part_bars import HEIGHT, part_bars
 from layerscope.view.charts.words import model_name, sentences
-from layerscope.view.palette import BLUE, VERMILLION
 
-HEIGHT = 220
 NAMED = 3
-PARTS = (ATTENTION, MLP)
-_COLOURS = (BLUE, VERMILLION)
-"""By place as well: attention stands to the left."""
 
 
 def writer_shares(run: AnalysedRun) -> ChartSpec:
@@ -29,26 +25,9 @@ def writer_shares(run: AnalysedRun) -> ChartSpec:
     found, wording = _attributed(run)
     parts = writers(wording)
     rows: list[Datum] = [
-        {"layer": w.layer, "part": w.part, "share": w.share, "prompts": f"{w.n_positive} of {wording.n}"}
-        for w in sorted(parts, key=lambda w: (w.layer, PARTS.index(w.part)))
+        {"layer": w.layer, "part": w.part, "share": w.share, "prompts": f"{w.n_positive} of {wording.n}"} for w in parts
     ]
-    legend = alt.Legend(title=None, orient="bottom")
-    bars = (
-        alt.Chart(data_of(rows))
-        .mark_bar(aria=False)
-        .encode(
-            alt.X("layer:O", title="layer that the block writes", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-            alt.Y("share:Q", title="share (nats)", axis=alt.Axis(tickCount=6)),
-            xOffset=alt.XOffset("part:N", sort=list(PARTS)),
-            color=alt.Color("part:N", scale=alt.Scale(domain=list(PARTS), range=list(_COLOURS)), legend=legend),
-            tooltip=[
-                alt.Tooltip("layer:O", title="layer"),
-                alt.Tooltip("part:N", title="part"),
-                alt.Tooltip("share:Q", title="share (nats)", format="+.3f"),
-                alt.Tooltip("prompts:N", title="prompts above zero"),
-            ],
-        )
-    )
+    bars = part_bars(rows, "share", "share (nats)", [alt.Tooltip("prompts:N", title="prompts above zero")])
     told = f"{model_name(run)} · mean of {wording.n} {plural('prompt', wording.n)}, wording {wording.prompt_variant}"
     notes = [told, "What was written, not what was used: later blocks read it too."]
     table = pl.DataFrame(

@@ -129,12 +129,16 @@ def chart_sections(runs: Sequence[AnalysedRun], labels: Sequence[str]) -> list[S
             ),
         ]
         if any(run.record.measured.sublayers is not None for run in runs):
-            written = [(lambda run, _: writer_shares(run), "writers")]
+            written = [
+                (lambda run, _: writer_shares(run), "writers"),
+                (_of_single_writes, "write_effects"),
+            ]
             sections.append(
                 Section(
                     "writers",
                     "What wrote the answer",
-                    "Direct logit attribution at the last position: what each block adds to the answer's lead.",
+                    "Direct logit attribution at the last position: what each block adds to the answer's lead; then "
+                    "what becomes of the answer where one of these writes is another fact's.",
                     tuple(_group(at, run, label, written) for at, (run, label) in named),
                 )
             )
@@ -147,6 +151,15 @@ def _of_all_positions(run: AnalysedRun, metric: str) -> "ChartSpec | None":
 
     record = run.record.measured.patching
     return patching(run, metric) if record is not None and record.positions == "all" else None
+
+
+def _of_single_writes(run: AnalysedRun, _: str) -> "ChartSpec | None":
+    """What single writes do, where they were replaced or could have been."""
+    from layerscope.view.charts import write_effects
+
+    found = run.record.measured.sublayers
+    asked = found is None or found.write_patching is not None or found.write_patching_reason is not None
+    return write_effects(run) if asked else None
 
 
 def _group(

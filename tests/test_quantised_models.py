@@ -164,6 +164,8 @@ def test_an_adapter_is_its_formula_applied_to_the_weights(kind: str, tiny, tmp_p
     generator, saved = torch.Generator().manual_seed(8), {}
     scale = ALPHA / RANK**0.5 if kind == "rslora" else ALPHA / RANK
     for name in [name for name in weights if re.search(r"(q|v|down)_proj\.weight|embed_tokens\.weight", name)]:
+        if kind == "dora" and "embed_tokens" in name:
+            continue  # lengths of an embedding's rows are not read
         module = name.removesuffix(".weight")
         up, down = _low_rank(weights, module, generator)
         if module.endswith("embed_tokens"):
@@ -174,7 +176,7 @@ def test_an_adapter_is_its_formula_applied_to_the_weights(kind: str, tiny, tmp_p
         else:
             saved |= {f"base_model.model.{module}.lora_A.weight": down, f"base_model.model.{module}.lora_B.weight": up}
         weights[name] = weights[name] + scale * up @ down
-        if kind == "dora" and not module.endswith("embed_tokens"):
+        if kind == "dora":
             lengths = torch.rand(len(up), generator=generator) + 0.5
             saved[f"base_model.model.{module}.lora_magnitude_vector.weight"] = lengths
             weights[name] *= (lengths / weights[name].norm(dim=1))[:, None]
@@ -188,7 +190,7 @@ def test_an_adapter_is_its_formula_applied_to_the_weights(kind: str, tiny, tmp_p
     assert torch.allclose(model.forward(PROMPTS).logits, due, atol=2e-5 * due.abs().max().item())
     plain = CausalLM.open(tiny("llama-biases"), device="cpu")
     assert model.id == f"{plain.id}-tuned" and model.blocks_fingerprint != plain.blocks_fingerprint
-    assert model.notes[0].startswith("The adapter 'tuned', trained on some/base was applied (sha256 ")
+    assert model.notes[0].startswith("The adapter 'tuned', trained on some/base, was applied (sha256 ")
 
 
 def test_an_adapter_given_as_the_model_is_read_with_the_model_it_names(tiny, tmp_path: Path):

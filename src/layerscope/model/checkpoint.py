@@ -151,7 +151,7 @@ class Checkpoint(TensorFiles):
         for place in places:
             name = self._plain[place.name]
             if name in self._places:
-                raise _twice(name, self._places[name].file, place.file)
+                raise _twice(name, self._places[name], place)
             self._places[name] = place
         # Where a file's first byte is mapped: told by any of its tensors that is not empty.
         one_of = {place.file: place for place in places if place.start < place.stop}
@@ -187,11 +187,9 @@ class Checkpoint(TensorFiles):
     def notes(self) -> tuple[str, ...]:
         """What was taken off the names, and a flag left behind in config.json."""
         flag = unused_flag(self._quantization, [packed.recognised for packed in self._packed.values()])
-        taken_off = sorted({stored.removesuffix(plain) for stored, plain in self._plain.items() if stored != plain})
-        named = [f"Names of tensors held '{part or COMPILED}', which was taken off." for part in taken_off]
-        adapter = (self.folder / "adapter_config.json").is_file()
-        beside = "An adapter lies beside the weights and was not applied; --adapter FOLDER applies it."
-        return (*named, *([] if flag is None else [flag]), *([beside] if adapter else []))
+        taken_off = sorted({part for stored, plain in self._plain.items() for part in _taken_off(stored, plain)})
+        named = [f"Names of tensors held '{part}', which was taken off." for part in taken_off]
+        return (*named, *([] if flag is None else [flag]))
 
     @property
     def storage(self) -> str | None:
@@ -271,16 +269,27 @@ def plain_names(stored: Sequence[str]) -> dict[str, str]:
     return plain
 
 
+def _taken_off(stored: str, plain: str) -> tuple[str, ...]:
+    """What stood before a name, or in it, that is not part of it."""
+    bare = stored if stored.endswith(plain) else stored.replace(COMPILED, "")
+    return tuple(filter(None, (COMPILED if bare != stored else "", bare.removesuffix(plain))))
+
+
 def _excerpt(tensor: torch.Tensor) -> bytes:
     rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
     few = rows[:: max(1, len(rows) // 4), :1024]
     return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + bytes_of(few)
 
 
-def _twice(name: str, first: Path, second: Path) -> CheckpointError:
+def _twice(name: str, first: Place, second: Place) -> CheckpointError:
+    if first.file == second.file:
+        return CheckpointError(
+            f"{first.file.name} holds '{first.name}' and '{second.name}', which are both '{name}' once what wrapped "
+            "models put into names is taken off; keep one of them."
+        )
     return CheckpointError(
-        f"{first.name} and {second.name} both hold tensor '{name}', and no model.safetensors.index.json says which of "
-        "them the model is; leave one of them in the folder, or name it model.safetensors."
+        f"{first.file.name} and {second.file.name} both hold tensor '{name}', and no model.safetensors.index.json says "
+        "which of them the model is; leave one of them in the folder, or name it model.safetensors."
     )
 
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from layerscope.errors import CheckpointError
 from layerscope.model.packed_weights import packed_weights
 from layerscope.model.tensor_files import Place, TensorFiles, page_of
-from layerscope.stored.recognise import Available, recognise, unused_flag
+from layerscope.stored.parts import Available
+from layerscope.stored.recognise import recognise, unused_flag
 from layerscope.stored.weight import DenseWeight, StoredWeight, bytes_of
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -140,11 +141,11 @@ class Checkpoint(TensorFiles):
             quantization: what config.json says of how weights are quantised.
 
         Raises:
-            CheckpointError: no safetensors, a shard that the index names but the folder lacks, a damaged file, two
-                files with the same tensors, or weights in a form that is not read.
+            CheckpointError: no safetensors, a shard that the index names but the folder lacks, a damaged file, or two
+                files with the same tensors. Weights in a form that is not read are refused where they are wanted.
         """
         self.folder, self._quantization = folder, quantization
-        self._handles: dict[Path, Any] = {file: _open(file) for file in _shards(folder)}
+        self._handles: dict[Path, Any] = {file: _open(file) for file in weight_files(folder)}
         places = [place for file in self._handles for place in _places(file)]
         self._plain = plain_names([place.name for place in places])
         self._places: dict[str, Place] = {}
@@ -158,7 +159,8 @@ class Checkpoint(TensorFiles):
         self._mapped_at = {
             file: page_of(self._mapped(place).data_ptr() - place.start) for file, place in one_of.items()
         }
-        self._packed = packed_weights(self._available, quantization, self._by_name)
+        packed = packed_weights(self._available, quantization, self._by_name)
+        self._packed, self._unread = packed.read, packed.unread
 
     @cached_property
     def _available(self) -> Available:
@@ -208,20 +210,43 @@ class Checkpoint(TensorFiles):
         """Tensors of which a quantised weight is made; itself where it is none."""
         return tuple(sorted(self._packed[name].recognised.names)) if name in self._packed else (name,)
 
-    def explain_missing(self, name: str) -> None:
-        """Say so where a weight is there in a form that is not read.
+    def refusal(self, name: str) -> CheckpointError | None:
+        """Why a weight is missed although its codes are there; None where nothing of its module is.
 
-        Raises:
-            CheckpointError: it is.
+        A checkpoint may have other names before that of the block than the model has.
         """
-        recognise(name, self._available, self._quantization)
+        parts = name.removesuffix("weight").split(".")
+        for i in range(len(parts)):
+            if i > 0 and not any(part.isdigit() for part in parts[i + 1 : -2]):
+                return None  # too little of the name to know the module by
+            end = ".".join(parts[i:])
+            before = {found[: found.index(end)] for found in self._available if f".{end}" in f".{found}"}
+            if before:
+                most_alike = max(sorted(before), key=lambda path: len(set(path.split(".")) & set(parts) - {""}))
+                return self._refusal_of(f"{most_alike}{end}weight")
+        return None
+
+    def _refusal_of(self, name: str) -> CheckpointError | None:
+        if name in self._unread:
+            return self._unread[name]
+        try:
+            recognise(name, self._available, self._quantization)
+        except CheckpointError as error:
+            return error
+        return None
 
     def place(self, name: str) -> Place | None:
         """Where a tensor lies; None of a quantised weight, which does not lie in one place."""
         return None if name in self._packed else self._places[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
+        """A tensor's shape, without reading it.
+
+        Raises:
+            CheckpointError: a weight in a form that is not read.
+        """
+        if name in self._unread:
+            raise self._unread[name]
         return self._packed[name].shape if name in self._packed else tuple(self._available[name][0])
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -230,6 +255,8 @@ class Checkpoint(TensorFiles):
         Raises:
             CheckpointError: numbers that are no floats and no quantised weight.
         """
+        if name in self._unread:
+            raise self._unread[name]
         if name in self._packed:
             return self._packed[name].whole()
         tensor = self._by_name(name)
@@ -324,7 +351,12 @@ def _gguf_in(folder: Path) -> Path | None:
     return next(iter(models.values()), None)
 
 
-def _shards(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that are a folder's model.
+
+    Raises:
+        CheckpointError: there are none, or some are missing.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:

@@ -23,12 +23,14 @@ _UNREAD = {
     "use_bdlora": "has matrices in blocks (BD-LoRA)",
     "arrow_config": "chooses among adapters token by token (Arrow)",
     "kasa_config": "cuts off singular values of the weights (KaSA)",
-    "monteclora_config": "is drawn anew at every pass (MonteCLoRA)",
+    "monteclora_config": "has a distribution of changes (MonteCLoRA)",
     "trainable_token_indices": "sets embeddings of single tokens",
     "target_parameters": "changes parameters that are no linear layer's",
     "lora_bias": "has biases of its own",
 }
 """Fields that change the function, are not followed, and are false, null or absent in adapters that are read."""
+_NEVER_MERGED = ("alora_invocation_tokens", "use_qalora", "arrow_config")
+"""Of these what PEFT cannot merge (`merge_unsafe` of its variants)."""
 _MAY_BE_EMPTY = ("trainable_token_indices", "target_parameters")
 _CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` for which PEFT takes something off the model's weights before it adds the adapter
@@ -93,7 +95,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if not isinstance(kind, str) or kind.upper() != "LORA":
         said = kind.upper() if isinstance(kind, str) and kind else "unknown"
         raise CheckpointError(
-            f"The adapter in '{name}' is of type {said}, but LoRA (with rsLoRA and DoRA) is read; {MERGE}"
+            f"The adapter in '{name}' is of type {said}, but LoRA (with rsLoRA and DoRA) is read; where PEFT can merge it "
+            "(merge_and_unload), give the merged model."
         )
     _refuse_unread(config, name)
     fields = _Fields(config, name)
@@ -145,7 +148,8 @@ def _refuse_unread(config: Mapping[str, Any], folder: str) -> None:
         value = config.get(key)
         is_set = value is not None and value is not False and not (key in _MAY_BE_EMPTY and value in ([], {}))
         if is_set:
-            raise CheckpointError(f"The adapter in '{folder}' {what} (`{key}`), which is not read; {MERGE}")
+            give = "nor can PEFT merge it; give another adapter." if key in _NEVER_MERGED else MERGE
+            raise CheckpointError(f"The adapter in '{folder}' {what} (`{key}`), which is not read; {give}")
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_CHANGE_THE_BASE):
         raise CheckpointError(

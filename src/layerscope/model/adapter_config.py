@@ -95,8 +95,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if not isinstance(kind, str) or kind.upper() != "LORA":
         said = kind.upper() if isinstance(kind, str) and kind else "unknown"
         raise CheckpointError(
-            f"The adapter in '{name}' is of type {said}, but LoRA (with rsLoRA and DoRA) is read; where PEFT can merge it "
-            "(merge_and_unload), give the merged model."
+            f"The adapter in '{name}' is of type {said}, but LoRA (with rsLoRA and DoRA) is read; where PEFT can "
+            "merge it (merge_and_unload), give the merged model."
         )
     _refuse_unread(config, name)
     fields = _Fields(config, name)

@@ -677,6 +677,23 @@ def test_what_wrapped_models_put_before_names_is_taken_off_and_noted(prefix: str
     assert torch.allclose(model.forward([[0, 45]]).logits, plain, atol=1e-5)  # files of other lengths lie otherwise
 
 
+def test_what_compiling_puts_inside_names_is_noted_once(folder: Path):
+    weights = load_file(folder / "model.safetensors")
+    inside = {name.replace("self_attn.", "_orig_mod.self_attn."): tensor for name, tensor in weights.items()}
+    save_file({f"module.{name}": tensor for name, tensor in inside.items()}, folder / "model.safetensors")
+    assert CausalLM.open(folder, device="cpu").notes == (
+        "Names of tensors held '_orig_mod.', which was taken off.",
+        "Names of tensors held 'module.', which was taken off.",
+    )
+
+
+def test_two_names_in_one_file_that_are_the_same_are_both_named(folder: Path):
+    weights, name = load_file(folder / "model.safetensors"), "model.norm.weight"
+    save_file(weights | {f"_orig_mod.{name}": weights[name].clone()}, folder / "model.safetensors")
+    sentence = refused_model(CheckpointError, folder)
+    assert f"holds '{name}' and '_orig_mod.{name}'" in sentence or f"holds '_orig_mod.{name}' and '{name}'" in sentence
+
+
 def test_two_sets_of_the_same_weights_are_refused(folder: Path):
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
     shutil.copy(folder / "model.fp16.safetensors", folder / "model.fp32.safetensors")

@@ -16,6 +16,9 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from layerscope import probe
 from layerscope.errors import CheckpointError
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.checkpoint import locate
+from layerscope.model.config import read_config
+from layerscope.model.model_files import bytes_of_weights
 from layerscope.stored.recognise import recognise
 from tiny_models import PROMPTS, tiny_tokenizer
 
@@ -136,6 +139,80 @@ def test_a_language_model_inside_another_reads_text_as_the_whole_does(kind: str,
             state = theirs.hidden_states[layer][0]
             assert torch.allclose(found.values[i, layer, : len(ids)], state, atol=2e-5 * state.abs().max().item())
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [type(whole).__name__]
+    _assert_only_text_is_judged(tmp_path, found.logits)
+
+
+def _assert_only_text_is_judged(folder: Path, logits: Tensor) -> None:
+    """A weight of the vision part may be in any form; one of the text is refused by its name."""
+    weights = load_file(folder / "model.safetensors")
+    of_vision = next(name for name, w in weights.items() if "vis" in name and name.endswith(".weight") and w.ndim == 2)
+    of_text = next(name for name in weights if "vis" not in name and name.endswith("mlp.up_proj.weight"))
+    codes = {name: weights[name].to(torch.int8) for name in (of_vision, of_text)}
+    save_file(weights | {of_vision: codes[of_vision]}, folder / "model.safetensors")
+    assert torch.allclose(CausalLM.open(folder, device="cpu").forward(PROMPTS).logits, logits, atol=1e-5)
+    save_file(weights | codes, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"'{of_text}' is stored as int8"):
+        CausalLM.open(folder, device="cpu")
+    unread = {name: tensor for name, tensor in weights.items() if name not in codes}
+    unread |= {f"{name.removesuffix('weight')}W_q": tensor for name, tensor in codes.items()}
+    save_file(unread, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"'{of_text}' is stored as HQQ, which is not read"):
+        CausalLM.open(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (["W_q", "meta"], "is stored as HQQ, which is not read: take the unquantised"),
+        (["trellis"], "is stored as EXL3"),
+        (["codes", "codebooks"], "is stored as AQLM"),
+        (["B", "s"], "is stored as GPTQ for Marlin"),
+        (["weight:_data"], "is stored as torchao"),
+        (["qweight"], "is stored as codes of GPTQ or AWQ without their scales"),
+        (["qweight", "qzeros", "scales"], "is stored as GPTQ, but its tensors do not go together"),
+        ([], "are not in the checkpoint (first: model.layers.1.self_attn.q_proj.weight)"),
+    ],
+)
+def test_a_weight_in_a_form_that_is_not_read_is_refused_by_the_forms_name(ends, said: str, tiny, tmp_path: Path):
+    folder, module = tmp_path / "packed", "model.layers.1.self_attn.q_proj"
+    shutil.copytree(tiny("llama-biases"), folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights[f"{module}.weight"]
+    if not ends:
+        del weights[f"{module}.bias"]
+    save_file(weights | {f"{module}.{end}": torch.ones(8).int() for end in ends}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as refused:
+        CausalLM.open(folder, device="cpu")
+    assert said in str(refused.value) and module in str(refused.value)
+
+
+def test_the_size_of_weights_is_that_of_their_files_whatever_their_form(tiny, tmp_path: Path):
+    """Codes of MLX in groups of 32 go together with config.json's word for it alone, which nobody needs for a size."""
+    folder = tmp_path / "mlx"
+    shutil.copytree(tiny("qwen3"), folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name, w in weights.items() if name.endswith("_proj.weight") and w.shape[1] % 32 == 0)
+    d_out, d_in = weights[name].shape
+    module = name.removesuffix("weight")
+    weights[name] = torch.zeros(d_out, d_in // 8).to(torch.uint32)
+    weights |= {f"{module}{end}": torch.ones(d_out, d_in // 32) for end in ("scales", "biases")}
+    save_file(weights, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text()) | {"quantization": {"group_size": 32, "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert CausalLM.open(folder, device="cpu").stored_dtype == "MLX 4-bit"
+    assert bytes_of_weights(locate(folder)) == (folder / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "quantization"])
+@pytest.mark.parametrize("value", ["fp8", 4, [1], True])
+def test_a_config_whose_word_on_quantisation_is_no_object_is_refused(key: str, value: object, tiny, tmp_path: Path):
+    config = json.loads((tiny("llama-biases") / "config.json").read_text())
+    for said in (config | {key: value}, config | {"text_config": {key: value}}):
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        with pytest.raises(
+            CheckpointError, match=f"should have an object under `{key}`, but has {re.escape(repr(value))}"
+        ):
+            read_config(tmp_path, trust_remote_code=False)
 
 
 RANK, ALPHA = 3, 5.0
@@ -164,6 +241,8 @@ def test_an_adapter_is_its_formula_applied_to_the_weights(kind: str, tiny, tmp_p
     generator, saved = torch.Generator().manual_seed(8), {}
     scale = ALPHA / RANK**0.5 if kind == "rslora" else ALPHA / RANK
     for name in [name for name in weights if re.search(r"(q|v|down)_proj\.weight|embed_tokens\.weight", name)]:
+        if kind == "dora" and "embed_tokens" in name:
+            continue  # lengths of an embedding's rows are not read
         module = name.removesuffix(".weight")
         up, down = _low_rank(weights, module, generator)
         if module.endswith("embed_tokens"):
@@ -174,7 +253,7 @@ def test_an_adapter_is_its_formula_applied_to_the_weights(kind: str, tiny, tmp_p
         else:
             saved |= {f"base_model.model.{module}.lora_A.weight": down, f"base_model.model.{module}.lora_B.weight": up}
         weights[name] = weights[name] + scale * up @ down
-        if kind == "dora" and not module.endswith("embed_tokens"):
+        if kind == "dora":
             lengths = torch.rand(len(up), generator=generator) + 0.5
             saved[f"base_model.model.{module}.lora_magnitude_vector.weight"] = lengths
             weights[name] *= (lengths / weights[name].norm(dim=1))[:, None]
@@ -188,7 +267,7 @@ def test_an_adapter_is_its_formula_applied_to_the_weights(kind: str, tiny, tmp_p
     assert torch.allclose(model.forward(PROMPTS).logits, due, atol=2e-5 * due.abs().max().item())
     plain = CausalLM.open(tiny("llama-biases"), device="cpu")
     assert model.id == f"{plain.id}-tuned" and model.blocks_fingerprint != plain.blocks_fingerprint
-    assert model.notes[0].startswith("The adapter 'tuned', trained on some/base was applied (sha256 ")
+    assert model.notes[0].startswith("The adapter 'tuned', trained on some/base, was applied (sha256 ")
 
 
 def test_an_adapter_given_as_the_model_is_read_with_the_model_it_names(tiny, tmp_path: Path):

@@ -5,16 +5,20 @@ that they write are read too.
 """
 
 import json
+import re
 from collections.abc import Mapping
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from layerscope.errors import CheckpointError
 from layerscope.stored import codes
 from layerscope.stored.recognise import recognise, unused_flag
 from layerscope.stored.weight import DenseWeight, StoredWeight
+from properties import examples
 
 CPU = torch.device("cpu")
 D_OUT, D_IN = 24, 128
@@ -257,12 +261,203 @@ def test_forms_that_are_not_read_are_refused_by_their_names(name: str, ends: lis
 def test_bytes_that_nothing_explains_and_tensors_that_do_not_go_together_are_refused():
     with pytest.raises(CheckpointError, match=r"stored as int32 \[8, 8\] without what would tell its form"):
         recognise("m.weight", {"m.weight": ((8, 8), torch.int32)})
-    with pytest.raises(CheckpointError, match=r"Scales of shape \[3, 1\] beside a matrix \[8, 8\]"):
+    with pytest.raises(
+        CheckpointError, match=r"'m.weight' is stored as fp8.*scales of shape \[3, 1\] beside a matrix \[8, 8\]"
+    ):
         read({"m.weight": torch.zeros(8, 8).to(torch.float8_e4m3fn), "m.weight_scale": torch.ones(3, 1)})
     with pytest.raises(CheckpointError, match="3 bits an entry in GPTQ"):
         read(
             {"m.qweight": torch.zeros(3, 32).int(), "m.qzeros": torch.zeros(1, 3).int(), "m.scales": torch.ones(1, 32)}
         )
+
+
+SCALES = ("scale", "scales", "weight_scales", "scale_weight", "weight_scale_2", "scale_inv", "weight.scale")
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("known", [True, False])
+def test_float8_beside_a_scale_under_another_name_is_refused(name: str, known: bool):
+    """Read without it, or with another, every entry would be off by a factor."""
+    tensors = {"m.weight": torch.randn(8, 8).to(torch.float8_e4m3fn), f"m.{name}": torch.tensor(0.1)}
+    if known:
+        tensors["m.weight_scale"] = torch.tensor(0.3)
+    with pytest.raises(CheckpointError, match=f"'m.weight' .*beside 'm.{name}', which seems to be a scale"):
+        read(tensors)
+
+
+@pytest.mark.parametrize("name", ["input_scale", "k_scale", "activation_scale", "output_scale"])
+def test_scales_of_activations_are_no_scales_of_weights(name: str):
+    weight = torch.randn(D_OUT, D_IN).to(torch.float8_e4m3fn)
+    tensors = {"m.weight": weight, "m.weight_scale": torch.tensor(0.5), f"m.{name}": torch.tensor(9.0)}
+    assert_reads(read(tensors), weight.float() * 0.5, "float8_e4m3fn")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {"quant_method": "fbgemm_fp8"},
+        {"quant_method": "modelopt", "quant_algo": "FP8"},
+        {"quant_method": "compressed-tensors", "config_groups": {"0": {"weights": {"type": "float", "num_bits": 8}}}},
+    ],
+)
+def test_float8_without_scales_is_refused_where_the_config_speaks_of_scaled_float8(config: dict):
+    weight = {"m.weight": torch.randn(8, 8).to(torch.float8_e4m3fn)}
+    with pytest.raises(CheckpointError, match=r"'m.weight' is stored in eight bits without .* speaks of fp8"):
+        read(weight, config)
+    read(weight, {"quant_method": "compressed-tensors", "config_groups": {"0": {"weights": {"num_bits": 4}}}})
+
+
+def test_a_group_that_does_not_divide_the_columns_is_taken_from_the_config():
+    """48 columns in groups of 20 are 20, 20 and 8; three groups of 16 would have as many scales."""
+    q, zero, scale = drawn(4, 48, D_OUT), drawn(4, 3, D_OUT), random_scales(3, D_OUT)
+    packed = {"m.qweight": words(q.T, 4).T.contiguous(), "m.qzeros": words((zero - 1) & 15, 4), "m.scales": scale}
+    for group in (20, 16):
+        due = torch.stack([(q[j] - zero[j // group]) * scale[j // group].float() for j in range(48)], 1)
+        assert_reads(read(packed, {"group_size": group}), due, "GPTQ int4")
+    assert torch.equal(read(packed).whole(torch.float32, CPU), due)  # unless it says otherwise they are of one size
+    five = packed | {"m.qzeros": words(drawn(4, 5, D_OUT), 4), "m.scales": random_scales(5, D_OUT)}
+    with pytest.raises(CheckpointError, match="5 groups do not divide 48 columns"):
+        read(five)
+
+
+def gptq(**other: Tensor) -> dict[str, Tensor]:
+    tensors = {"qweight": torch.zeros(6, 16).int(), "qzeros": torch.zeros(3, 2).int(), "scales": torch.ones(3, 16)}
+    return {f"m.{end}": tensor for end, tensor in (tensors | other).items()}
+
+
+def awq(**other: Tensor) -> dict[str, Tensor]:
+    return gptq(qweight=torch.zeros(48, 2).int()) | {f"m.{end}": tensor for end, tensor in other.items()}
+
+
+def packed(**other: Tensor) -> dict[str, Tensor]:
+    own = {"packed": torch.zeros(16, 6).int(), "scale": torch.ones(16, 3), "shape": torch.tensor([16, 48])}
+    return {f"m.weight_{end}": tensor for end, tensor in (own | other).items()}
+
+
+def mx(**other: Tensor) -> dict[str, Tensor]:
+    own = {"packed": torch.zeros(8, 32, dtype=torch.uint8), "scale": torch.full((8, 2), 127, dtype=torch.uint8)}
+    return {f"m.weight_{end}": tensor for end, tensor in (own | other).items()}
+
+
+def nv(**other: Tensor) -> dict[str, Tensor]:
+    return mx(**{"scale": torch.ones(8, 4).to(torch.float8_e4m3fn), "global_scale": torch.ones(1)} | other)
+
+
+def mlx(**other: Tensor) -> dict[str, Tensor]:
+    own = {"weight": torch.zeros(8, 16).to(torch.uint32), "scales": torch.ones(8, 2), "biases": torch.ones(8, 2)}
+    return {f"m.{end}": tensor for end, tensor in (own | other).items()}
+
+
+def nf4(state: object = None, **other: Tensor) -> dict[str, Tensor]:
+    said = {"quant_type": "nf4", "shape": [8, 64], "blocksize": 64} if state is None else state
+    about = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
+    own = {"absmax": torch.ones(8), "quant_map": torch.linspace(-1, 1, 16), "quant_state.bitsandbytes__nf4": about}
+    weight = {"m.weight": torch.zeros(256, 1, dtype=torch.uint8)}
+    return weight | {f"m.weight.{end}": tensor for end, tensor in (own | other).items()}
+
+
+def eight(dtype: torch.dtype = torch.int8, **other: Tensor) -> dict[str, Tensor]:
+    return {
+        f"m.{end}": t
+        for end, t in ({"weight": torch.zeros(8, 48).to(dtype), "weight_scale": torch.ones(8, 1)} | other).items()
+    }
+
+
+def test_what_the_damaged_ones_are_made_of_is_read():
+    for tensors in (gptq(), awq(), packed(), mx(), nv(), mlx(), nf4(), eight()):
+        assert read(tensors).whole(torch.float32, CPU).isfinite().all()
+
+
+FLAT = torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (gptq(g_idx=torch.full((48,), 99)), "g_idx has groups 99 to 99, but there are 3"),
+        (gptq(g_idx=torch.full((48,), -1)), "g_idx has groups -1 to -1"),
+        (gptq(g_idx=torch.zeros(3).int()), "g_idx should be int32 or int64 [48], but is int32 [3]"),
+        (gptq(g_idx=torch.zeros(48)), "g_idx should be int32 or int64 [48], but is float32"),
+        (gptq(qweight=torch.zeros(6, 16)), "qweight should be int32"),
+        (gptq(qzeros=torch.zeros(1, 2).int()), "qzeros should be int32 [3, any], but is int32 [1, 2]"),
+        (gptq(scales=FLAT), "scales should be floats [any, any], but is float32 [3]"),
+        (gptq(scales=torch.ones(0, 16), qzeros=torch.zeros(0, 2).int()), "scales should be"),
+        (awq(qzeros=torch.zeros(2, 2).int()), "qzeros should be int32 [3, 2]"),
+        (awq(qweight=torch.zeros(50, 2).int()), "3 groups do not divide 50 columns"),
+        (packed(shape=torch.tensor([5])), "weight_shape should be integers [2]"),
+        (packed(shape=torch.tensor([16, 0])), "weight_shape says [16, 0]"),
+        (packed(shape=torch.tensor([16, torch.nan])), "weight_shape should be integers [2], but is float32"),
+        (packed(scale=torch.ones(13, 3)), "weight_scale should be floats [16, any]"),
+        (packed(scale=torch.ones(16, 7)), "7 groups do not divide 48 columns"),
+        (packed(zero_point=torch.zeros(1, 1).int()), "weight_zero_point should be int32 [2, 3]"),
+        (packed(g_idx=torch.full((48,), 3)), "weight_g_idx has groups 3 to 3"),
+        (mx(scale=torch.full((7, 2), 127, dtype=torch.uint8)), "weight_scale should be uint8 or float8_e8m0fnu [8, 2]"),
+        (mx(scale=torch.full((8, 5), 127, dtype=torch.uint8)), "[8, 2], but is uint8 [8, 5]"),
+        (mx(scale=torch.ones(8, 2)), "packed codes of compressed-tensors without what would tell their form"),
+        (mx(scale=torch.ones(8, 4).to(torch.float8_e4m3fn)), "(`weight_global_scale` of NVFP4"),
+        (nv(global_scale=torch.ones(2)), "weight_global_scale should be floats [1]"),
+        (nv(scale=torch.ones(8, 2).to(torch.float8_e4m3fn)), "weight_scale should be float8_e4m3fn [8, 4]"),
+        (mlx(scales=FLAT), "scales should be floats [8, any]"),
+        (mlx(biases=torch.ones(7, 2)), "biases should be floats [8, 2]"),
+        (nf4(absmax=torch.ones(2)), "weight.absmax should be floats [8]"),
+        (nf4(absmax=torch.ones(8, dtype=torch.uint8)), "weight.absmax should be floats [8], but is uint8"),
+        (nf4(quant_map=FLAT), "weight.quant_map should be floats [16]"),
+        (nf4([]), "quant_state should be a JSON object"),
+        (nf4({"quant_type": "nf4", "shape": 5, "blocksize": 64}), "the `shape` of a matrix"),
+        (nf4({"quant_type": "nf4", "shape": [8, 64], "blocksize": 0}), "above zero under `blocksize`, but has 0"),
+        (eight(weight_zero_point=torch.zeros(3, 1).to(torch.int8)), "weight_zero_point should be"),
+        (eight(weight_scale=torch.ones(8, 7)), "scales of shape [8, 7] beside a matrix [8, 48]"),
+        (eight(torch.float8_e4m3fn, weight_scale=torch.ones(8).int()), "weight_scale should be floats or uint8"),
+    ],
+)
+def test_tensors_that_do_not_go_together_are_refused_before_a_row_is_read(tensors: dict[str, Tensor], said: str):
+    """Compiled loops check no index: what came of these was memory beside the tensor, or a traceback."""
+    with pytest.raises(CheckpointError, match=f"'m.weight'.*{re.escape(said)}"):
+        read(tensors)
+
+
+TENSORS = {
+    "gptq": gptq(),
+    "fp8": eight(torch.float8_e4m3fn),
+    "mlx": mlx(),
+    "nf4": nf4(),
+    "packed": packed(),
+    "mx": mx(),
+}
+SETTINGS = [
+    "quant_method",
+    "weight_block_size",
+    "group_size",
+    "bits",
+    "checkpoint_format",
+    "config_groups",
+    "quant_algo",
+]
+SETTING = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 200) | st.floats() | st.sampled_from(["fp8", "x", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["0", "weights", "m"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(sorted(TENSORS)), st.dictionaries(st.sampled_from([*SETTINGS, "m"]), SETTING, min_size=1))
+@examples(120)
+def test_any_config_is_read_or_refused_with_a_sentence(form: str, config: dict):
+    try:
+        weight = read(TENSORS[form], config)
+    except CheckpointError as error:
+        assert "m.weight" in str(error) and str(error).endswith(".")
+    else:
+        assert weight.whole(torch.float32, CPU).shape == weight.shape
+
+
+def test_what_rows_of_codes_are_scaled_by_tells_them_from_others():
+    for tensors, end in ((gptq(), "scales"), (gptq(), "qzeros"), (mlx(), "biases"), (eight(), "weight_scale")):
+        other = tensors | {f"m.{end}": tensors[f"m.{end}"] + 1}
+        assert read(tensors).raw_rows(slice(0, 4, 2)) != read(other).raw_rows(slice(0, 4, 2))
 
 
 # ---- beside the libraries that write these forms

@@ -15,7 +15,7 @@ from torch import Tensor
 from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, TokenizerError
 from layerscope.model.ablation import Ablation, ablate
-from layerscope.model.adapter import Adapter, with_base
+from layerscope.model.adapter import Adapter, adapter_notes, with_base
 from layerscope.model.architecture import Architecture, architecture_of
 from layerscope.model.attention_in_hand import AttentionRecorder, attention_in_hand
 from layerscope.model.block_parts import Order, Sublayers
@@ -98,7 +98,7 @@ class CausalLM:
         self.adapter = adapter
         """What changes the weights as they are read; None of a model as it is stored."""
         if adapter is not None:
-            self._stored = adapter.apply(self._stored)
+            self._stored = adapter.apply(self._stored, module)
         self.architecture: Architecture = architecture_of(module, family, self.family_verified, self._stored)
         self.shuffle = shuffle
         """How the weights are permuted; None of a model as it is."""
@@ -215,7 +215,7 @@ class CausalLM:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was taken off names, set aside or applied when its files were read, in sentences."""
-        return (*self.checkpoint.notes, *(() if self.adapter is None else (self.adapter.note,)))
+        return (*self.checkpoint.notes, *adapter_notes(self.source.folder, self.adapter))
 
     @property
     def is_as_stored(self) -> bool:
@@ -293,7 +293,7 @@ class CausalLM:
             f"{self.architecture.blocks}.",
             self.checkpoint,
             [
-                *([] if self.adapter is None else [self.adapter.sha256]),
+                *([] if self.adapter is None else [self.adapter.fingerprint]),
                 *(change.name for change in (self.shuffle, self.ablation) if change is not None),
             ],
             () if self.ablation is None else self.ablation.means,  # which the run's own prompts have made

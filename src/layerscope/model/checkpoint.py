@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from layerscope.errors import CheckpointError
 from layerscope.model.packed_weights import packed_weights
 from layerscope.model.tensor_files import Place, TensorFiles, page_of
-from layerscope.stored.recognise import Available, recognise, unused_flag
+from layerscope.stored.parts import Available
+from layerscope.stored.recognise import recognise, unused_flag
 from layerscope.stored.weight import DenseWeight, StoredWeight, bytes_of
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -140,25 +141,26 @@ class Checkpoint(TensorFiles):
             quantization: what config.json says of how weights are quantised.
 
         Raises:
-            CheckpointError: no safetensors, a shard that the index names but the folder lacks, a damaged file, two
-                files with the same tensors, or weights in a form that is not read.
+            CheckpointError: no safetensors, a shard that the index names but the folder lacks, a damaged file, or two
+                files with the same tensors. Weights in a form that is not read are refused where they are wanted.
         """
         self.folder, self._quantization = folder, quantization
-        self._handles: dict[Path, Any] = {file: _open(file) for file in _shards(folder)}
+        self._handles: dict[Path, Any] = {file: _open(file) for file in weight_files(folder)}
         places = [place for file in self._handles for place in _places(file)]
         self._plain = plain_names([place.name for place in places])
         self._places: dict[str, Place] = {}
         for place in places:
             name = self._plain[place.name]
             if name in self._places:
-                raise _twice(name, self._places[name].file, place.file)
+                raise _twice(name, self._places[name], place)
             self._places[name] = place
         # Where a file's first byte is mapped: told by any of its tensors that is not empty.
         one_of = {place.file: place for place in places if place.start < place.stop}
         self._mapped_at = {
             file: page_of(self._mapped(place).data_ptr() - place.start) for file, place in one_of.items()
         }
-        self._packed = packed_weights(self._available, quantization, self._by_name)
+        packed = packed_weights(self._available, quantization, self._by_name)
+        self._packed, self._unread = packed.read, packed.unread
 
     @cached_property
     def _available(self) -> Available:
@@ -187,11 +189,9 @@ class Checkpoint(TensorFiles):
     def notes(self) -> tuple[str, ...]:
         """What was taken off the names, and a flag left behind in config.json."""
         flag = unused_flag(self._quantization, [packed.recognised for packed in self._packed.values()])
-        taken_off = sorted({stored.removesuffix(plain) for stored, plain in self._plain.items() if stored != plain})
-        named = [f"Names of tensors held '{part or COMPILED}', which was taken off." for part in taken_off]
-        adapter = (self.folder / "adapter_config.json").is_file()
-        beside = "An adapter lies beside the weights and was not applied; --adapter FOLDER applies it."
-        return (*named, *([] if flag is None else [flag]), *([beside] if adapter else []))
+        taken_off = sorted({part for stored, plain in self._plain.items() for part in _taken_off(stored, plain)})
+        named = [f"Names of tensors held '{part}', which was taken off." for part in taken_off]
+        return (*named, *([] if flag is None else [flag]))
 
     @property
     def storage(self) -> str | None:
@@ -210,20 +210,43 @@ class Checkpoint(TensorFiles):
         """Tensors of which a quantised weight is made; itself where it is none."""
         return tuple(sorted(self._packed[name].recognised.names)) if name in self._packed else (name,)
 
-    def explain_missing(self, name: str) -> None:
-        """Say so where a weight is there in a form that is not read.
+    def refusal(self, name: str) -> CheckpointError | None:
+        """Why a weight is missed although its codes are there; None where nothing of its module is.
 
-        Raises:
-            CheckpointError: it is.
+        A checkpoint may have other names before that of the block than the model has.
         """
-        recognise(name, self._available, self._quantization)
+        parts = name.removesuffix("weight").split(".")
+        for i in range(len(parts)):
+            if i > 0 and not any(part.isdigit() for part in parts[i + 1 : -2]):
+                return None  # too little of the name to know the module by
+            end = ".".join(parts[i:])
+            before = {found[: found.index(end)] for found in self._available if f".{end}" in f".{found}"}
+            if before:
+                most_alike = max(sorted(before), key=lambda path: len(set(path.split(".")) & set(parts) - {""}))
+                return self._refusal_of(f"{most_alike}{end}weight")
+        return None
+
+    def _refusal_of(self, name: str) -> CheckpointError | None:
+        if name in self._unread:
+            return self._unread[name]
+        try:
+            recognise(name, self._available, self._quantization)
+        except CheckpointError as error:
+            return error
+        return None
 
     def place(self, name: str) -> Place | None:
         """Where a tensor lies; None of a quantised weight, which does not lie in one place."""
         return None if name in self._packed else self._places[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
+        """A tensor's shape, without reading it.
+
+        Raises:
+            CheckpointError: a weight in a form that is not read.
+        """
+        if name in self._unread:
+            raise self._unread[name]
         return self._packed[name].shape if name in self._packed else tuple(self._available[name][0])
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -232,6 +255,8 @@ class Checkpoint(TensorFiles):
         Raises:
             CheckpointError: numbers that are no floats and no quantised weight.
         """
+        if name in self._unread:
+            raise self._unread[name]
         if name in self._packed:
             return self._packed[name].whole()
         tensor = self._by_name(name)
@@ -271,16 +296,27 @@ def plain_names(stored: Sequence[str]) -> dict[str, str]:
     return plain
 
 
+def _taken_off(stored: str, plain: str) -> tuple[str, ...]:
+    """What stood before a name, or in it, that is not part of it."""
+    bare = stored if stored.endswith(plain) else stored.replace(COMPILED, "")
+    return tuple(filter(None, (COMPILED if bare != stored else "", bare.removesuffix(plain))))
+
+
 def _excerpt(tensor: torch.Tensor) -> bytes:
     rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
     few = rows[:: max(1, len(rows) // 4), :1024]
     return f"{tuple(tensor.shape)} {tensor.dtype}".encode() + bytes_of(few)
 
 
-def _twice(name: str, first: Path, second: Path) -> CheckpointError:
+def _twice(name: str, first: Place, second: Place) -> CheckpointError:
+    if first.file == second.file:
+        return CheckpointError(
+            f"{first.file.name} holds '{first.name}' and '{second.name}', which are both '{name}' once what wrapped "
+            "models put into names is taken off; keep one of them."
+        )
     return CheckpointError(
-        f"{first.name} and {second.name} both hold tensor '{name}', and no model.safetensors.index.json says which of "
-        "them the model is; leave one of them in the folder, or name it model.safetensors."
+        f"{first.file.name} and {second.file.name} both hold tensor '{name}', and no model.safetensors.index.json says "
+        "which of them the model is; leave one of them in the folder, or name it model.safetensors."
     )
 
 
@@ -315,7 +351,12 @@ def _gguf_in(folder: Path) -> Path | None:
     return next(iter(models.values()), None)
 
 
-def _shards(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that are a folder's model.
+
+    Raises:
+        CheckpointError: there are none, or some are missing.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:

@@ -31,11 +31,12 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
             "*.safetensors."
         )
     try:
-        json.loads((folder / "config.json").read_bytes())
+        said = json.loads((folder / "config.json").read_bytes())
     except ValueError as error:  # Transformers would say less of where it is broken
         raise CheckpointError(
             f"config.json of '{folder.name}' should hold JSON, but it is broken ({error}); fetch it again."
         ) from error
+    _check_quantization(said, folder)
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
@@ -69,10 +70,30 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     return config
 
 
+_QUANTIZATION = ("quantization_config", "quantization")
+
+
+def _check_quantization(said: object, folder: Path) -> None:
+    """See that what a config says of how weights are quantised is an object, wherever it says it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    whole = said if isinstance(said, Mapping) else {}
+    for holder in (whole, *(value for key, value in whole.items() if key == "text_config")):
+        for key in _QUANTIZATION if isinstance(holder, Mapping) else ():
+            value = holder.get(key)
+            if value is not None and not isinstance(value, Mapping):
+                raise CheckpointError(
+                    f"config.json of '{folder.name}' should have an object under `{key}`, but has {value!r}; take the "
+                    "config.json that belongs to these weights."
+                )
+
+
 def quantization_of(config: Any) -> dict[str, Any] | None:
     """What a config says of how weights are quantised; MLX has a word of its own for it. None where it says nothing."""
     for holder in (config, config.get_text_config()):
-        for key in ("quantization_config", "quantization"):
+        for key in _QUANTIZATION:
             said = getattr(holder, key, None)
             if said:
                 return dict(said) if isinstance(said, Mapping) else dict(said.to_dict())

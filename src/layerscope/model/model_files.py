@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from layerscope.model.checkpoint import Checkpoint, Source, parts_of
+from layerscope.model.checkpoint import Checkpoint, Source, parts_of, weight_files
 from layerscope.model.config import quantization_of, read_config
 from layerscope.model.tensor_files import TensorFiles
 
@@ -27,7 +27,7 @@ def bytes_of_weights(source: Source) -> int:
         CheckpointError: files missing, incomplete or damaged.
     """
     if source.gguf is None:
-        return Checkpoint(source.folder).bytes_on_disk
+        return sum(file.stat().st_size for file in weight_files(source.folder))
     return sum(source.gguf.with_name(name).stat().st_size for name in parts_of(source.gguf.name))
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerscope.stored.recognise import Available, Recognised, recognise
+from layerscope.errors import CheckpointError
+from layerscope.stored.parts import Available, siblings_of
+from layerscope.stored.recognise import Recognised, recognise
 from layerscope.stored.weight import StoredWeight
 
 _STACKED = "_blocks"
@@ -39,26 +41,39 @@ class PackedTensor:
         return rows if self.stack is None else rows.view(*self.stack, rows.shape[1]).transpose(1, 2)
 
 
+@dataclass(frozen=True)
+class PackedWeights:
+    """What is no plain float in a checkpoint, by the names that weights would have as such."""
+
+    read: Mapping[str, PackedTensor]
+    unread: Mapping[str, CheckpointError]
+    """Why one cannot be read; raised where it is wanted, since a part of a model may be read without the others."""
+
+
 def packed_weights(
     available: Available, quantization: Mapping[str, Any] | None, tensor: Callable[[str], Tensor]
-) -> dict[str, PackedTensor]:
-    """Weights that are no plain floats, by the names that they would have as such.
+) -> PackedWeights:
+    """Find all weights that are no plain floats.
 
     Args:
         available: shape and dtype of each tensor.
         quantization: what config.json says of it.
         tensor: gives one as it is mapped.
-
-    Raises:
-        CheckpointError: a form that is not read, or tensors that do not go together.
     """
-    found: dict[str, PackedTensor] = {}
+    read: dict[str, PackedTensor] = {}
+    unread: dict[str, CheckpointError] = {}
+    siblings = siblings_of(available)
     for name, (shape, dtype) in available.items():
         weight = _weight_of(name, shape, dtype)
-        recognised = None if weight is None or weight in found else recognise(weight, available, quantization)
-        if weight is not None and recognised is not None and recognised.is_packed:
-            found[weight] = PackedTensor(recognised, recognised.made(tensor), _stack(name, shape))
-    return found
+        if weight is None or weight in read or weight in unread:
+            continue
+        try:
+            recognised = recognise(weight, available, quantization, siblings=siblings)
+            if recognised is not None and recognised.is_packed:
+                read[weight] = PackedTensor(recognised, recognised.made(tensor), _stack(name, shape))
+        except CheckpointError as error:
+            unread[weight] = error
+    return PackedWeights(read, unread)
 
 
 def _weight_of(name: str, shape: Sequence[int], dtype: torch.dtype) -> str | None:

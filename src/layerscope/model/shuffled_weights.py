@@ -59,28 +59,46 @@ class Shuffle:
             blocks: path of the container of blocks.
         """
         held: WeakValueDictionary[str, Tensor] = WeakValueDictionary()  # a matrix that somebody holds is given again
-        return {
-            name: self._permuted(name, source, held)
+        scope = {
+            name: source
+            for name, source in stored.items()
             if name in matrices and (self.scope == "all" or name.startswith(f"{blocks}."))
-            else source
+        }
+        keys = _keys(scope)
+        return {
+            name: self._permuted(keys[name], source, held) if name in scope else source
             for name, source in stored.items()
         }
 
-    def _permuted(self, name: str, source: Stored, held: "WeakValueDictionary[str, Tensor]") -> Stored:
-        # Tied parameters are one stored tensor, and stay one.
-        key = source.names[0] if source.convert is None else name
-
+    def _permuted(self, key: str, source: Stored, held: "WeakValueDictionary[str, Tensor]") -> Stored:
         def tensor() -> Tensor:
             found = held.get(key)
             if found is None:
                 held[key] = found = permuted(source.tensor(), self._generator(key))
             return found
 
-        return replace(source, convert=tensor)
+        return replace(source, convert=tensor, adapted=None)  # what an adapter makes of it is permuted with it
 
     def _generator(self, name: str) -> np.random.Generator:
         of_name = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         return np.random.default_rng([self.seed % 2**64, of_name])
+
+
+def _keys(stored: Mapping[str, Stored]) -> dict[str, str]:
+    """For each matrix what decides its permutation: its own name among the stored tensors, or as the model has it.
+
+    Tied parameters are one stored tensor, and stay one; but where an adapter changes one of them, they are two.
+    """
+    keys: dict[str, str] = {}
+    of_key: dict[str, Stored] = {}
+    for name, source in stored.items():
+        as_stored = source.convert is None and source.adapted is None
+        key = source.names[0] if as_stored else name
+        if of_key.setdefault(key, source) is not source:
+            key = f"{key} as {name}"
+            of_key[key] = source
+        keys[name] = key
+    return keys
 
 
 def permuted(tensor: Tensor, generator: np.random.Generator) -> Tensor:

@@ -59,6 +59,9 @@ def stored_by(mapping: Sequence[Any], model: Any, checkpoint: TensorFiles) -> di
 
     Follows a conversion mapping of Transformers, because the names in a checkpoint are not always those of the module
     and experts are fused on loading.
+
+    Raises:
+        CheckpointError: a part of what is fused is in a form that is not read.
     """
     wanted = model.state_dict()
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -75,6 +78,7 @@ def stored_by(mapping: Sequence[Any], model: Any, checkpoint: TensorFiles) -> di
         if pattern is None:
             stored[target] = Stored(checkpoint, (name,))
         else:
+            checkpoint.shape(name)  # raises where it is in a form that is not read
             fused[target].append((pattern, name))
     for target, sources in fused.items():
         stored.update(_converted(model, checkpoint, converter_of[sources[0][0]], target, sources))

@@ -1,13 +1,59 @@
 """Matrices as bitsandbytes saves them: four bits by a table (NF4, FP4), its scales perhaps quantised again."""
 
 import json
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from layerscope.errors import CheckpointError
 from layerscope.stored.codes import CodedWeight, Rows, numbers, of_nibbles
+
+
+@dataclass(frozen=True)
+class QuantState:
+    """What bitsandbytes says of a weight beside its codes."""
+
+    kind: str
+    """`NF4` or `FP4`."""
+    shape: tuple[int, int]
+    """Rows and columns of the matrix."""
+    block: int
+    """Entries that share a scale."""
+    nested_block: int | None
+    """Scales that share one; None where they are not quantised too."""
+    nested_offset: float
+
+
+def quant_state(state: UInt8[Tensor, " characters"]) -> QuantState:
+    """Read a weight's `quant_state`, a JSON object.
+
+    Raises:
+        ValueError: it is none, or not that of a matrix whose rows are whole bytes.
+    """
+    about = json.loads(bytes(state.numpy()).decode())
+    if not isinstance(about, dict):
+        raise ValueError(f"quant_state should be a JSON object, but is {about!r}")
+    shape, kind, offset = about.get("shape"), about.get("quant_type"), about.get("nested_offset", 0.0)
+    if not (isinstance(shape, list) and len(shape) == 2 and all(map(_is_length, shape)) and shape[1] % 2 == 0):
+        raise ValueError(f"quant_state should have the `shape` of a matrix with an even number of columns, not {shape}")
+    if not isinstance(kind, str):
+        raise ValueError(f"quant_state should have nf4 or fp4 under `quant_type`, but has {kind!r}")
+    if isinstance(offset, bool) or not isinstance(offset, int | float) or not -1e30 < offset < 1e30:
+        raise ValueError(f"quant_state should have a finite number under `nested_offset`, but has {offset!r}")
+    block, nested = about.get("blocksize"), about.get("nested_blocksize")
+    nested_block = None if nested is None else _length("nested_blocksize", nested)
+    return QuantState(kind.upper(), (shape[0], shape[1]), _length("blocksize", block), nested_block, float(offset))
+
+
+def _length(key: str, value: object) -> int:
+    if isinstance(value, int) and _is_length(value):
+        return value
+    raise ValueError(f"quant_state should have a whole number above zero under `{key}`, but has {value!r}")
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 class BitsAndBytesWeight(CodedWeight):
@@ -15,10 +61,10 @@ class BitsAndBytesWeight(CodedWeight):
 
     def __init__(
         self,
-        packed: UInt8[Tensor, "bytes 1"],
+        packed: UInt8[Tensor, "*bytes"],
         absmax: Tensor,
         values: Float[Tensor, "16"],
-        state: UInt8[Tensor, " characters"],
+        state: QuantState,
         nested_absmax: Float[Tensor, " blocks"] | None = None,
         nested_values: Float[Tensor, "256"] | None = None,
     ) -> None:
@@ -28,26 +74,18 @@ class BitsAndBytesWeight(CodedWeight):
             packed: all codes.
             absmax: the largest magnitude of each block, or its code.
             values: what a code stands for (`quant_map`).
-            state: a JSON object: shape, size of blocks, and the like (`quant_state`).
+            state: shape, size of blocks, and the like.
             nested_absmax: the largest magnitude of each block of absmax, where that was quantised too.
             nested_values: what a code of absmax stands for.
-
-        Raises:
-            CheckpointError: the state is not that of a matrix whose rows are whole bytes.
         """
-        about = json.loads(bytes(state.numpy()).decode())
-        if len(about["shape"]) != 2 or about["shape"][1] % 2:
-            raise CheckpointError(
-                f"bitsandbytes weights of shape {about['shape']} cannot be read by rows; take the unquantised model."
-            )
-        d_out, d_in = about["shape"]
+        d_out, d_in = state.shape
         self._packed, self._absmax = packed.reshape(d_out, d_in // 2), absmax
         self._nested = None if nested_absmax is None or nested_values is None else (nested_absmax, nested_values)
-        self._block, self._offset = int(about["blocksize"]), float(about.get("nested_offset", 0.0))
-        self._nested_block = int(about.get("nested_blocksize", 1))
+        self._block, self._offset = state.block, state.nested_offset
+        self._nested_block = state.nested_block or 1
         super().__init__(
             (d_out, d_in),
-            f"bitsandbytes {about['quant_type'].upper()}",
+            f"bitsandbytes {state.kind}",
             (packed, absmax, values, nested_absmax, nested_values),
             of_nibbles(values.float(), high_first=True),
             self._block if d_in % self._block == 0 else 1,  # else blocks go across the ends of rows

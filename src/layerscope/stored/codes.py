@@ -64,8 +64,11 @@ class CodedWeight(StoredWeight):
         return self._made(ids.cpu(), out[: len(ids)])
 
     def raw_rows(self, rows: slice, columns: int | None = None) -> bytes:
-        """Their codes, of which `columns` counts the bytes."""
-        return bytes_of(self.codes(slice(*rows.indices(len(self))))[:, :columns])
+        """Their codes, of which `columns` counts the bytes, and what they are scaled and moved by."""
+        ids = torch.arange(*rows.indices(len(self)))
+        beside = (self.scales(ids), self.zeros(ids), self.biases(ids))
+        codes = bytes_of(self.codes(ids)[:, :columns])
+        return codes + b"".join(bytes_of(values) for values in beside if values is not None)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> StoredWeight:
         """Itself on a CPU; elsewhere decoded."""

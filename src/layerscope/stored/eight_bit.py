@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from layerscope.errors import CheckpointError
 from layerscope.stored.codes import CodedWeight, Rows, as_scales, numbers, of_bytes
 
 _USUAL_BLOCK = (128, 128)
@@ -37,7 +36,7 @@ class EightBitWeight(CodedWeight):
             storage: what it is called, if not by its dtype.
 
         Raises:
-            CheckpointError: the scales' shape goes with no division of the matrix.
+            ValueError: the scales' shape goes with no division of the matrix.
         """
         shape = (tensor.shape[0], tensor.shape[1])
         self._tensor, self._factor = tensor, factor
@@ -69,11 +68,11 @@ def _block_of(shape: tuple[int, int], scales: tuple[int, int], known: tuple[int,
     """Rows and columns that share a scale."""
     if scales == (1, 1):
         return shape
-    for rows, columns in (known or _USUAL_BLOCK, (1, -(-shape[1] // max(1, scales[1]))), _USUAL_BLOCK):
+    by_groups = [(1, shape[1] // scales[1])] if scales[1] and shape[1] % scales[1] == 0 else []
+    for rows, columns in (known or _USUAL_BLOCK, *by_groups, _USUAL_BLOCK):
         if (-(-shape[0] // rows), -(-shape[1] // columns)) == scales:
             return rows, columns
-    raise CheckpointError(
-        f"Scales of shape {list(scales)} beside a matrix {list(shape)} are neither one for each row, nor for groups in "
-        f"rows, nor for blocks of {list(known or _USUAL_BLOCK)}: the checkpoint is damaged, or its config.json is "
-        "another's (`weight_block_size`)."
+    raise ValueError(
+        f"scales of shape {list(scales)} beside a matrix {list(shape)} are neither one for each row, nor for groups in "
+        f"rows, nor for blocks of {list(known or _USUAL_BLOCK)} (`weight_block_size`)"
     )

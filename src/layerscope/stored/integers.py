@@ -36,7 +36,7 @@ class PackQuantizedWeight(CodedWeight):
         """
         self._packed, self._zero, self._bits = packed, zero, bits
         self._scale = scale.reshape(-1, 1).expand(len(packed), -1) if scale.numel() == 1 else _columns(scale)
-        self.group_of = None if group_of is None or bool((group_of < 0).any()) else group_of.long()
+        self.group_of = None if group_of is None else group_of.long()
         super().__init__(
             (len(packed), n_columns),
             f"compressed-tensors int{bits}",

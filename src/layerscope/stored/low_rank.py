@@ -1,5 +1,7 @@
 """A stored matrix with a low-rank change on top: LoRA (Hu et al. 2021), and DoRA, which also sets rows' lengths."""
 
+import struct
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,8 +29,10 @@ class LowRankWeight(StoredWeight):
         Raises:
             ValueError: shapes that do not go together.
         """
-        if (len(up), down.shape[1]) != stored.shape or (lengths is not None and len(lengths) != len(up)):
-            raise ValueError(f"a change of shape [{len(up)}, {down.shape[1]}] for a matrix {list(stored.shape)}")
+        if (len(up), down.shape[1]) != stored.shape or up.shape[1] != len(down):
+            raise ValueError(f"a change by {list(up.shape)} and {list(down.shape)} of a matrix {list(stored.shape)}")
+        if lengths is not None and lengths.shape != (len(up),):
+            raise ValueError(f"lengths of shape {list(lengths.shape)} for {len(up)} rows")
         self._stored, self._up, self._down = stored, up.float(), down.float()
         self._scale, self._lengths = scale, None if lengths is None else lengths.float()
         self.shape, self.storage = stored.shape, stored.storage
@@ -52,7 +56,8 @@ class LowRankWeight(StoredWeight):
     def raw_rows(self, rows: slice, columns: int | None = None) -> bytes:
         """Those of the matrix, and of the change."""
         lengths = b"" if self._lengths is None else bytes_of(self._lengths[rows])
-        return self._stored.raw_rows(rows, columns) + bytes_of(self._up[rows]) + bytes_of(self._down) + lengths
+        change = struct.pack("<d", self._scale) + bytes_of(self._up[rows]) + bytes_of(self._down)
+        return self._stored.raw_rows(rows, columns) + change + lengths
 
     def to(self, device: torch.device, dtype: torch.dtype) -> StoredWeight:
         """Itself on a CPU; elsewhere put together."""

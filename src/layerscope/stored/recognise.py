@@ -13,50 +13,21 @@ import torch
 from torch import Tensor
 
 from layerscope.errors import CheckpointError
-from layerscope.stored.bitsandbytes import BitsAndBytesWeight
-from layerscope.stored.eight_bit import EightBitWeight
-from layerscope.stored.float4 import Float4Weight
-from layerscope.stored.integers import MlxWeight, PackQuantizedWeight
-from layerscope.stored.transposed import AwqWeight, GptqWeight
-from layerscope.stored.weight import DenseWeight, StoredWeight
+from layerscope.stored import making
+from layerscope.stored.parts import (
+    FLOAT8,
+    FLOATS,
+    POWERS_OF_TWO,
+    Available,
+    Parts,
+    Siblings,
+    Weight,
+    dtype_name,
+    siblings_of,
+)
+from layerscope.stored.weight import StoredWeight
 
-Available = Mapping[str, tuple[Sequence[int], torch.dtype]]
-"""Shape and dtype of each tensor of a checkpoint, by name."""
-Parts = Mapping[str, Tensor]
-"""A weight's tensors by what they are: the end of their names."""
-
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _READABLE = "fp8, NF4, GPTQ, AWQ, compressed-tensors, MXFP4, NVFP4, MLX or GGUF"
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A weight of which the table is asked."""
-
-    name: str
-    """The parameter's, as the model knows it: `model.layers.0.mlp.up_proj.weight`."""
-    available: Available
-    config: Mapping[str, Any]
-    """The checkpoint's `quantization_config`, or MLX's `quantization`; empty where there is none."""
-    shape: tuple[int, int] | None
-    """What the model expects, where that is known."""
-
-    def part(self, end: str) -> str:
-        """The name of a tensor that belongs to it: `+_blocks` is appended, `weight_scale` stands beside the weight."""
-        return self.name + end[1:] if end.startswith("+") else f"{self.name.removesuffix('weight')}{end}"
-
-    def there(self, end: str) -> bool:
-        """Whether a part is there."""
-        return self.part(end) in self.available
-
-    def size(self, end: str) -> tuple[int, ...]:
-        """The shape of a part."""
-        return tuple(self.available[self.part(end)][0])
-
-    def dtype(self, end: str) -> torch.dtype:
-        """The dtype of a part."""
-        return self.available[self.part(end)][1]
 
 
 @dataclass(frozen=True)
@@ -101,11 +72,10 @@ class Recognised:
         tensors = {end.split("__")[0]: tensor(name) for end, name in self.parts.items()}
         try:
             return self.storage.make(tensors, self.weight)
-        except (KeyError, RuntimeError, ValueError, ZeroDivisionError) as error:
-            shapes = ", ".join(f"{name} {list(self.weight.available[name][0])}" for name in self.parts.values())
+        except ValueError as error:
             raise CheckpointError(
-                f"The tensors of a weight stored as {self.storage.name} do not go together ({shapes}; {error}): the "
-                "checkpoint is damaged, or its config.json is another's; fetch it again."
+                f"'{self.weight.name}' is stored as {self.storage.name}, but its tensors do not go together or with "
+                f"config.json: {error}. The checkpoint is damaged, or its config.json is another's; fetch it again."
             ) from error
 
 
@@ -114,6 +84,7 @@ def recognise(
     available: Available,
     config: Mapping[str, Any] | None = None,
     shape: tuple[int, int] | None = None,
+    siblings: Siblings | None = None,
 ) -> Recognised | None:
     """How a matrix is stored, or None where a checkpoint has nothing of that name.
 
@@ -122,11 +93,12 @@ def recognise(
         available: all tensors of the checkpoint.
         config: `quantization_config` of its config.json, or MLX's `quantization`.
         shape: what the model expects; only MLX without a config cannot do without.
+        siblings: what `siblings_of` says of the checkpoint, where many weights are asked for.
 
     Raises:
         CheckpointError: it is stored in a form that is not read; the message names that.
     """
-    weight = Weight(name, available, config or {}, shape)
+    weight = Weight(name, available, config or {}, shape, siblings_of(available) if siblings is None else siblings)
     for storage in STORAGES:
         if all(weight.there(end) for end in storage.parts) and storage.fits(weight):
             found = [*storage.parts, *(end for end in storage.others if weight.there(end))]
@@ -135,7 +107,7 @@ def recognise(
         refused.check(weight)
     if name in available:
         raise CheckpointError(
-            f"Tensor '{name}' is stored as {_dtype_name(available[name][1])} {list(available[name][0])} without what "
+            f"Tensor '{name}' is stored as {dtype_name(available[name][1])} {list(available[name][0])} without what "
             f"would tell its form: weights are read as floats, or in {_READABLE}; take the unquantised checkpoint."
         )
     return None
@@ -149,104 +121,6 @@ def unused_flag(config: Mapping[str, Any] | None, found: Sequence[Recognised]) -
     return f"config.json asks for {method}, but no weight is quantised: its `quantization_config` is ignored."
 
 
-# ---- how each is made of its tensors
-
-
-def _plain(parts: Parts, weight: Weight) -> StoredWeight:
-    return DenseWeight(parts["weight"] if "weight" in parts else parts[""])
-
-
-def _eight_bit(parts: Parts, weight: Weight, scale: str = "weight_scale") -> StoredWeight:
-    block = weight.config.get("weight_block_size")
-    return EightBitWeight(
-        parts["weight"], parts.get(scale), parts.get("weight_zero_point"), None if not block else (block[0], block[1])
-    )
-
-
-def _bitsandbytes_int8(parts: Parts, weight: Weight) -> StoredWeight:
-    if "weight_format" in parts and int(parts["weight_format"]) != 0:
-        raise CheckpointError(
-            f"'{weight.name}' is bitsandbytes int8 in a layout for one kind of GPU, not by rows: save it anew from "
-            "Transformers, or take the unquantised checkpoint."
-        )
-    return EightBitWeight(parts["weight"], parts["SCB"], factor=1 / 127, storage="bitsandbytes int8")
-
-
-def _bitsandbytes_float4(parts: Parts, weight: Weight) -> StoredWeight:
-    return BitsAndBytesWeight(
-        parts["weight"],
-        parts["weight.absmax"],
-        parts["weight.quant_map"],
-        parts["weight.quant_state.bitsandbytes"],
-        parts.get("weight.nested_absmax"),
-        parts.get("weight.nested_quant_map"),
-    )
-
-
-def _pack_quantized(parts: Parts, weight: Weight) -> StoredWeight:
-    n_columns, words = int(parts["weight_shape"][1]), parts["weight_packed"].shape[1]
-    bits = next((b for b in range(1, 9) if -(-n_columns * b // 32) == words and b in (4, 8)), None)
-    if bits is None:
-        raise CheckpointError(
-            f"'{weight.name}' holds {32 * words / n_columns:.1f} bits an entry in compressed-tensors' packed form; "
-            "of 4 or 8 bits it is read: take another variant, or the unquantised checkpoint."
-        )
-    return PackQuantizedWeight(
-        parts["weight_packed"],
-        parts["weight_scale"],
-        n_columns,
-        bits,
-        parts.get("weight_zero_point"),
-        parts.get("weight_g_idx"),
-    )
-
-
-def _gptq(parts: Parts, weight: Weight) -> StoredWeight:
-    d_out, zero_words = parts["scales"].shape[1], parts["qzeros"].shape[1]
-    bits = 32 * zero_words // d_out
-    if bits not in (4, 8) or zero_words * 32 != bits * d_out:
-        raise CheckpointError(
-            f"'{weight.name}' holds {32 * zero_words / d_out:g} bits an entry in GPTQ's form; of 4 or 8 bits it is "
-            "read: take another variant, or the unquantised checkpoint."
-        )
-    first = weight.config.get("checkpoint_format") != "gptq_v2"
-    return GptqWeight(parts["qweight"], parts["qzeros"], parts["scales"], bits, parts.get("g_idx"), first)
-
-
-def _awq(parts: Parts, weight: Weight) -> StoredWeight:
-    return AwqWeight(parts["qweight"], parts["qzeros"], parts["scales"])
-
-
-def _nvfp4(parts: Parts, weight: Weight) -> StoredWeight:
-    if "weight_packed" in parts:
-        return Float4Weight(
-            parts["weight_packed"], parts["weight_scale"], "NVFP4", divided_by=parts["weight_global_scale"]
-        )
-    return Float4Weight(parts["weight"], parts["weight_scale"], "NVFP4", multiplied_by=parts["weight_scale_2"])
-
-
-def _mxfp4(parts: Parts, weight: Weight) -> StoredWeight:
-    if "weight_packed" in parts:
-        return Float4Weight(parts["weight_packed"], parts["weight_scale"], "MXFP4")
-    return Float4Weight(parts["+_blocks"], parts["+_scales"], "MXFP4")
-
-
-def _mlx(parts: Parts, weight: Weight) -> StoredWeight:
-    (_, words), (_, groups) = weight.size("weight"), weight.size("scales")
-    if weight.shape is not None:
-        bits = 32 * words / weight.shape[1]
-    else:
-        own = weight.config.get(weight.name.removesuffix(".weight"))
-        settings = own if isinstance(own, Mapping) else weight.config
-        bits = 32 * words / (groups * settings.get("group_size", 64))
-    if bits not in (4, 8):
-        raise CheckpointError(
-            f"'{weight.name}' holds {bits:g} bits an entry in MLX's form; of 4 or 8 bits it is read: take another "
-            "variant, or the unquantised checkpoint."
-        )
-    return MlxWeight(parts["weight"], parts["scales"], parts["biases"], int(bits))
-
-
 # ---- what must hold besides that the tensors are there
 
 
@@ -255,13 +129,19 @@ def _has(end: str, *dtypes: torch.dtype) -> Callable[[Weight], bool]:
     return lambda weight: weight.dtype(end) in dtypes
 
 
+def _all_of(*conditions: Callable[[Weight], bool]) -> Callable[[Weight], bool]:
+    return lambda weight: all(condition(weight) for condition in conditions)
+
+
 def _outputs_in_words(weight: Weight) -> bool:
     """Whether a word of `qweight` holds eight outputs, as AWQ's do, and not as many inputs of one."""
-    return weight.size("qweight")[1] * 8 == weight.size("scales")[1]
+    return weight.size("qweight")[-1:] == tuple(n // 8 for n in weight.size("scales")[-1:])
 
 
 def _inputs_in_words(weight: Weight) -> bool:
-    return weight.size("qweight")[1] == weight.size("scales")[1]
+    """Whether its last axis is that of the outputs, as GPTQ's is; what has no second axis is refused as GPTQ."""
+    sizes = weight.size("qweight"), weight.size("scales")
+    return sizes[0][-1:] == sizes[1][-1:] or min(map(len, sizes)) < 2
 
 
 def _bitsandbytes(kind: str) -> Storage:
@@ -269,7 +149,7 @@ def _bitsandbytes(kind: str) -> Storage:
     return Storage(
         f"bitsandbytes {kind.upper()}",
         ("weight", "weight.absmax", "weight.quant_map", f"weight.quant_state.bitsandbytes__{kind}"),
-        _bitsandbytes_float4,
+        making.bitsandbytes_float4,
         _has("weight", torch.uint8),
         ("weight.nested_absmax", "weight.nested_quant_map"),
     )
@@ -277,39 +157,46 @@ def _bitsandbytes(kind: str) -> Storage:
 
 _PLAIN = "floats"
 STORAGES = (
-    Storage(_PLAIN, ("weight",), _plain, _has("weight", *_FLOATS)),
-    Storage("floats", ("",), _plain, _has("", *_FLOATS)),
+    Storage(_PLAIN, ("weight",), making.plain, _has("weight", *FLOATS)),
+    Storage("floats", ("",), making.plain, _has("", *FLOATS)),
     Storage(
         "fp8 with `weight_scale_inv`",
         ("weight", "weight_scale_inv"),
-        partial(_eight_bit, scale="weight_scale_inv"),
-        _has("weight", *_FLOAT8),
+        partial(making.eight_bit, scale="weight_scale_inv"),
+        _has("weight", *FLOAT8),
     ),
-    Storage("fp8", ("weight",), _eight_bit, _has("weight", *_FLOAT8), ("weight_scale", "weight_zero_point")),
-    Storage("bitsandbytes int8", ("weight", "SCB"), _bitsandbytes_int8, _has("weight", torch.int8), ("weight_format",)),
+    Storage("fp8", ("weight",), making.eight_bit, _has("weight", *FLOAT8), ("weight_scale", "weight_zero_point")),
+    Storage(
+        "bitsandbytes int8", ("weight", "SCB"), making.bitsandbytes_int8, _has("weight", torch.int8), ("weight_format",)
+    ),
     Storage(
         "compressed-tensors int8",
         ("weight", "weight_scale"),
-        _eight_bit,
+        making.eight_bit,
         _has("weight", torch.int8),
         ("weight_zero_point",),
     ),
     Storage(
         "compressed-tensors int4 and int8",
         ("weight_packed", "weight_scale", "weight_shape"),
-        _pack_quantized,
+        making.pack_quantized,
         _has("weight_packed", torch.int32),
         ("weight_zero_point", "weight_g_idx"),
     ),
     _bitsandbytes("nf4"),
     _bitsandbytes("fp4"),
-    Storage("GPTQ", ("qweight", "qzeros", "scales"), _gptq, _inputs_in_words, ("g_idx",)),
-    Storage("AWQ", ("qweight", "qzeros", "scales"), _awq, _outputs_in_words),
-    Storage("NVFP4", ("weight_packed", "weight_scale", "weight_global_scale"), _nvfp4),
-    Storage("NVFP4", ("weight", "weight_scale", "weight_scale_2"), _nvfp4, _has("weight", torch.uint8)),
-    Storage("MXFP4", ("weight_packed", "weight_scale"), _mxfp4, _has("weight_packed", torch.uint8)),
-    Storage("MXFP4", ("+_blocks", "+_scales"), _mxfp4),
-    Storage("MLX", ("weight", "scales", "biases"), _mlx, _has("weight", torch.uint32)),
+    Storage("GPTQ", ("qweight", "qzeros", "scales"), making.gptq, _inputs_in_words, ("g_idx",)),
+    Storage("AWQ", ("qweight", "qzeros", "scales"), making.awq, _outputs_in_words),
+    Storage("NVFP4", ("weight_packed", "weight_scale", "weight_global_scale"), making.nvfp4),
+    Storage("NVFP4", ("weight", "weight_scale", "weight_scale_2"), making.nvfp4, _has("weight", torch.uint8)),
+    Storage(
+        "MXFP4",
+        ("weight_packed", "weight_scale"),
+        making.mxfp4,
+        _all_of(_has("weight_packed", torch.uint8), _has("weight_scale", *POWERS_OF_TWO)),
+    ),
+    Storage("MXFP4", ("+_blocks", "+_scales"), making.mxfp4),
+    Storage("MLX", ("weight", "scales", "biases"), making.mlx, _has("weight", torch.uint32)),
 )
 """Every form in which a weight is read; the first that fits counts."""
 
@@ -354,13 +241,14 @@ REFUSED = (
     Refused("GPTQ for Marlin", ("B", "s")),
     Refused("a sparse form of compressed-tensors", ("weight_packed", "meta")),
     Refused("a sparse form of compressed-tensors", ("weight.compressed", "weight.bitmask")),
+    Refused(
+        "packed codes of compressed-tensors without what would tell their form (`weight_global_scale` of NVFP4, scales "
+        "of MXFP4 that are bytes, `weight_shape` of integers)",
+        ("weight_packed", "weight_scale"),
+    ),
     Refused("BitNet", methods=("bitnet",)),
     Refused("HIGGS", methods=("higgs",)),
     Refused("Quanto", ("weight._data",), ("quanto",)),
     Refused("MLX's floats of four bits", ("weight", "scales")),
     Refused("codes of GPTQ or AWQ without their scales", ("qweight",)),
 )
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

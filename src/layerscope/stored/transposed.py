@@ -18,6 +18,7 @@ class GptqWeight(CodedWeight):
         qzeros: Int[Tensor, "groups zero_words"],
         scales: Float[Tensor, "groups d_out"],
         bits: int,
+        group: int,
         group_of: Int[Tensor, " d_in"] | None = None,
         first_version: bool = True,
     ) -> None:
@@ -28,12 +29,11 @@ class GptqWeight(CodedWeight):
             qzeros: zero points, packed along the outputs.
             scales: for each group of inputs.
             bits: of an integer, 4 or 8.
-            group_of: the group of each input (`g_idx`).
+            group: neighbouring inputs of a group.
+            group_of: the group of each input (`g_idx`), where that is not told by its place.
             first_version: whether zero points are stored less one, as in all but `gptq_v2`.
         """
-        n_groups, d_out = scales.shape
-        d_in = len(qweight) * 32 // bits
-        group = -(-d_in // n_groups)
+        d_out, d_in = scales.shape[1], len(qweight) * 32 // bits
         in_order = group_of is None or torch.equal(group_of.long(), torch.arange(d_in) // group)
         self.group_of = None if group_of is None or in_order else group_of.long()
         self._qweight, self._scales, self._bits, self._less = qweight, scales, bits, int(first_version)

@@ -416,7 +416,7 @@ def test_where_a_third_fact_may_do_as_much_nothing_is_claimed():
 
 
 def test_what_is_not_clear_is_named_at_the_layer_where_it_was_found():
-    """A patch moves the answer from layer 1 on; the gap that is not clear is that of layer 2, where it first is half."""
+    """A patch moves the answer from layer 1 on; the gap that is not clear is that of layer 2."""
     own = [(0.0, 0.6, 0.9, 0.9, 1.0)] * 12
     third = [(0.0, 0.6, 0.5, 0.5, 0.5)] * 7 + [(0.0, 0.6, 0.95, 0.95, 0.5)] * 5
     at = handover(beside_third(own, third), 4)

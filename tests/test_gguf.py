@@ -11,10 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from fit_texts import corpus_for, write_text
 from gguf_files import ARCHITECTURES, SIZES, split, write_gguf
+from layerscope import fit_ridge
 from layerscope.errors import CheckpointError, ModelError
+from layerscope.lenses.lens_folder import mismatch
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.gguf_header import read_header
+from layerscope.model.signature import model_signature
 
 PROMPTS = ([17], [0, 45, 211, 1, 99], [0, 301, 12, 88, 1, 254, 7, 63, 0, 190, 33])
 
@@ -148,6 +152,17 @@ def test_factors_of_rotary_frequencies_are_llama_3s_scaling(tmp_path: Path):
         with torch.inference_mode():
             logits = theirs(torch.tensor([ids])).logits[0, -1]
         assert torch.allclose(model.forward(PROMPTS).logits[i], logits, atol=2e-5 * logits.abs().max().item())
+
+
+def test_a_lens_is_fitted_to_a_file_and_read_for_no_other_header(tmp_path: Path):
+    """Where no config.json lies beside it, or another model's: the header is what counts."""
+    model = CausalLM.open(write_gguf(tmp_path / "m.gguf"), device="cpu")
+    lens = fit_ridge(model, corpus_for(model, write_text(tmp_path / "text.txt")), tmp_path / "lens")
+    assert mismatch(lens.record.model, model_signature(model)) == ""
+    other = CausalLM.open(write_gguf(tmp_path / "other.gguf", **{"llama.rope.freq_base": 5e4}), device="cpu")
+    assert "the same stored in another form or computed with other settings" in mismatch(
+        lens.record.model, model_signature(other)
+    )
 
 
 def test_a_family_that_transformers_cannot_read_is_named(tmp_path: Path):

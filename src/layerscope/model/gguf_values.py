@@ -183,7 +183,7 @@ def _check_shape(header: GgufHeader) -> None:
     if width is not None and embedding is not None and embedding.shape[-1] != width:
         raise refused(header, f"{of}.embedding_length", f"the width of 'token_embd.weight' ({embedding.shape[-1]})")
     heads, pairs = (header.metadata.get(f"{of}.attention.head_count{end}") for end in ("", "_kv"))
-    if not isinstance(heads, int):
+    if not isinstance(heads, int) or heads < 1:  # a family without heads says that it has none
         return
     if width is not None and f"{of}.attention.key_length" not in header.metadata and width % heads:
         raise refused(header, f"{of}.attention.head_count", f"a number that divides the width of the stream ({width})")
@@ -199,5 +199,5 @@ def _check_shape(header: GgufHeader) -> None:
     experts, used = (header.metadata.get(f"{of}.expert_{end}") for end in ("count", "used_count"))
     if isinstance(experts, int) and isinstance(used, int) and used > experts:
         raise refused(header, f"{of}.expert_used_count", f"at most the number of experts ({experts})")
-    if isinstance(pairs, int) and heads % pairs:
+    if isinstance(pairs, int) and pairs > 0 and heads % pairs:
         raise refused(header, f"{of}.attention.head_count_kv", f"a number that divides the number of heads ({heads})")

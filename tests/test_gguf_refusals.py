@@ -94,7 +94,7 @@ def test_a_tensor_of_another_shape_is_refused_though_it_is_converted(
     file = write_gguf(tmp_path / "m.gguf", architecture, extra={name: _floats(*shape)})
     with pytest.raises(CheckpointError) as refusal:
         CausalLM.open(file, device="cpu")
-    assert f"'{name}' should have shape {due} by file's header, but " in str(refusal.value)
+    assert f"'{name}' should have shape {due} by the file's header, but " in str(refusal.value)
 
 
 def test_two_tensors_of_one_name_are_refused(tmp_path: Path):
@@ -182,10 +182,10 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> GgufHeader:
 def _other_values(random: Random, value: Any) -> list[Any]:
     """Some of another type, or out of range."""
     odd = ("x", "", True, 0, -1, -3.5, 0.0, math.nan, math.inf, 2**31 - 1, 2**63, [], [1, 2], ["x"], 1e30, 7)
-    return [*random.sample(odd, 4), value + random.choice((-1, 1, 2))]
+    return [*random.sample(odd, 3), value + random.choice((-1, 1, 2))]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "qwen2moe", "starcoder2"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "qwen2moe"])
 def test_every_value_of_a_header_opens_or_ends_in_a_sentence(architecture: str, tmp_path: Path):
     """Every key that is read, with values of other types and out of range: nothing else is raised, no memory asked."""
     random, whole = Random(11), read_header(write_gguf(tmp_path / "m.gguf", architecture))

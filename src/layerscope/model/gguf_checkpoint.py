@@ -25,7 +25,7 @@ class GgufCheckpoint(TensorFiles):
     """The tensors of a GGUF file, or of all parts of a split one, under the names that llama.cpp gives them."""
 
     format = "gguf"
-    described_by = "file's header"
+    described_by = "header"
 
     def __init__(self, header: GgufHeader) -> None:
         """Map the files that a header was read from."""

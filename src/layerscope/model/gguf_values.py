@@ -161,11 +161,13 @@ def _read_of(architecture: str, names: Iterable[str]) -> Iterable[str]:
 
 def _size(header: GgufHeader, key: str, longest: int, by_block: bool) -> None:
     value = header.metadata.get(key)
-    if not (by_block and isinstance(value, list)):
+    if not by_block:
         if (whole(header, key) or 0) > longest:
             raise refused(header, key, f"at most the longest axis of the file's tensors ({longest:,})")
-    elif not value or not all(type(entry) is int and 0 <= entry <= longest for entry in value) or not any(value):
-        raise refused(header, key, "whole numbers, one for each block and not all 0")
+        return
+    entries = value if isinstance(value, list) else []
+    if not any(entries) or not all(type(entry) is int and 0 <= entry <= longest for entry in entries):
+        raise refused(header, key, "a list of whole numbers, one for each block and not all 0")
 
 
 def _shapes(header: GgufHeader) -> Iterable[tuple[str, tuple[int, ...]]]:

@@ -154,8 +154,9 @@ def _held(wanted: dict[str, tuple[int, ...]], stored: dict[str, Stored]) -> dict
 
 def _misshapen(source: Stored, found: tuple[int, ...], expected: tuple[int, ...]) -> CheckpointError:
     names, described = ", ".join(f"'{name}'" for name in source.names), source.checkpoint.described_by
+    by = f"the file's {described}" if source.checkpoint.format == "gguf" else described
     holds = "the checkpoint holds" if source.convert is None else "what the checkpoint holds comes to"
     return CheckpointError(
-        f"Tensor{'s' * (len(source.names) > 1)} {names} should have shape {list(expected)} by {described}, but {holds} "
+        f"Tensor{'s' * (len(source.names) > 1)} {names} should have shape {list(expected)} by {by}, but {holds} "
         f"{list(found)}; use the {described} that belongs to these weights."
     )

@@ -1,6 +1,6 @@
 """Tiny GGUF files of random weights, written with the `gguf` package as llama.cpp's converter would name things."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,12 @@ def write_gguf(
     *,
     tied: bool = False,
     extra: Mapping[str, np.ndarray] | None = None,
+    without: Sequence[str] = (),
     **metadata: Any,
 ) -> Path:
     """A model of random weights; matrices with rows of a whole number of blocks are stored as `kind`.
 
-    `extra` adds tensors as they are; `metadata` adds keys, or replaces them.
+    `extra` adds tensors as they are, or replaces them; `metadata` does so with keys; `without` leaves tensors out.
     """
     model_type, sizes = ARCHITECTURES[architecture]
     config = AutoConfig.for_model(model_type, **sizes)
@@ -64,7 +65,8 @@ def write_gguf(
     generator = np.random.default_rng(7)
     for name, shape in _shapes(model, architecture, tied).items():
         values = _drawn(generator, name, shape)
-        _add_tensor(writer, name, values, kind)
+        if name not in (*without, *(extra or {})):
+            _add_tensor(writer, name, values, kind)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
     _finish(writer)

@@ -422,7 +422,8 @@ def test_a_model_with_the_same_head_and_another_depth_is_another_model(tmp_path:
 def test_other_blocks_under_the_same_head_are_noticed_where_both_models_state_them(tmp_path: Path):
     fitted, other = (_model(blocks_fingerprint=said * 64) for said in "12")
     assert mismatch(fitted, other) == (
-        "of some/model, the same head and final norm, but other weights in its blocks (fine-tuned or merged)"
+        "of some/model, the same head and final norm, but other blocks: other weights (fine-tuned, merged), or the "
+        "same stored in another form or computed with other settings"
     )
     assert mismatch(fitted, _model(blocks_fingerprint="1" * 64)) == ""
     assert mismatch(fitted, _model()) == mismatch(_model(), fitted) == mismatch(_model(), _model()) == ""
@@ -436,7 +437,7 @@ def test_other_blocks_under_the_same_head_are_noticed_where_both_models_state_th
     assert mismatch(ablated, ablated) == ""
     _write_tuned(tmp_path / "lens", model=fitted)
     assert find_lens_of(tmp_path, "tuned", fitted).record.model.blocks_fingerprint == "1" * 64
-    with pytest.raises(LensError, match=r"There are: .*lens: of some/model, the same head .* \(fine-tuned or merged\)"):
+    with pytest.raises(LensError, match=r"There are: .*lens: of some/model, the same head .* \(fine-tuned, merged\)"):
         find_lens_of(tmp_path, "tuned", other)
 
 

@@ -94,12 +94,13 @@ class Fit(ABC, Generic[S]):
     def _key(self) -> dict[str, object]:
         """Whatever decides the weights of a lens, by name: one and the same for a fit that goes on."""
         model = self.model
+        described = model.checkpoint.description.encode() or (model.source.folder / "config.json").read_bytes()
         return {
             "kind": self.kind,
             "model": model.fingerprint,
             "blocks": model.blocks_fingerprint,
             "commit": model.source.commit,
-            "config": hashlib.sha256((model.source.folder / "config.json").read_bytes()).hexdigest(),
+            "config": hashlib.sha256(described).hexdigest(),
             "transformers": version("transformers"),
             "n_parameters": model.architecture.n_parameters,
             "corpus": self.corpus.record.sha256,

@@ -316,7 +316,10 @@ def mismatch(of: FittedModel, model: FittedModel) -> str:
             f"of {of.id}, the same shapes but another head or final norm: its weights were changed (fine-tuned, "
             "quantised or another revision)"
         )
-    return f"of {of.id}, the same head and final norm, but other weights in its blocks (fine-tuned or merged)"
+    return (
+        f"of {of.id}, the same head and final norm, but other blocks: other weights (fine-tuned, merged), or the same "
+        "stored in another form or computed with other settings"
+    )
 
 
 def _words(model: FittedModel) -> str:

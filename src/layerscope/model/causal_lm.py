@@ -148,7 +148,7 @@ class CausalLM:
         if request.bos == "yes" and tokens.bos_id is None:
             raise TokenizerError("BOS was asked for, but the tokenizer defines none; leave --bos out.")
         return CausalLM(
-            build_empty(config, source.folder, placement.dtype, trusted),
+            build_empty(config, source.folder, placement.dtype, trusted, source.gguf),
             source,
             checkpoint,
             tokens,
@@ -199,7 +199,7 @@ class CausalLM:
         """Another model over the same checkpoint."""
         folder, dtype = self.source.folder, self.placement.dtype
         return CausalLM(
-            build_empty(self._module.config, folder, dtype, self.trust_remote_code),
+            build_empty(self._module.config, folder, dtype, self.trust_remote_code, self.source.gguf),
             replace(self.source, id=f"{self.source.id}-{name}"),
             self.checkpoint,
             self.tokens,
@@ -286,6 +286,8 @@ class CausalLM:
     def blocks_fingerprint(self) -> str:
         """sha256 over names, shapes and a few rows of every tensor of the blocks: what a layer's lens depends on.
 
+        Of a GGUF file also over what its header says of how they compute.
+
         A fine-tuned model may keep its head to the bit.
         """
         return blocks_fingerprint(
@@ -293,6 +295,7 @@ class CausalLM:
             f"{self.architecture.blocks}.",
             self.checkpoint,
             [
+                *([self.checkpoint.description] if self.checkpoint.description else []),
                 *([] if self.adapter is None else [self.adapter.fingerprint]),
                 *(change.name for change in (self.shuffle, self.ablation) if change is not None),
             ],

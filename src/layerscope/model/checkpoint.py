@@ -24,8 +24,9 @@ from layerscope.stored.weight import DenseWeight, StoredWeight, bytes_of
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 """How the parts of a split GGUF file are named."""
-HUB_FILE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^\\]+\.gguf)", re.IGNORECASE)
-"""A GGUF file on the Hub: owner, repository, path in it."""
+_PART = r"(?!\.+/)[\w.-]+"
+HUB_FILE = re.compile(rf"hf:(?P<repo>{_PART}/{_PART})/(?P<file>(?:(?!\.+/)[^\\/]+/)*[^\\/]+\.gguf)", re.IGNORECASE)
+"""A GGUF file on the Hub: owner, repository, path in it, which leads nowhere else."""
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 """Files of a Hub repository that a probe may need; pickles never are."""
 UNWANTED = ["*/*", "consolidated*", "adapter_*"]
@@ -57,17 +58,18 @@ def locate(model: str | Path, *, revision: str | None = None, with_code: bool = 
         with_code: also fetch the repository's own Python files.
 
     Raises:
-        CheckpointError: no such folder, an id the Hub does not know, or a revision given for a folder.
+        CheckpointError: no such folder, an id the Hub does not know, or a revision given for a folder or a file.
     """
     named = HUB_FILE.fullmatch(str(model))
     if named is not None:
         return _hub_file(named["repo"], named["file"], revision)
     folder = Path(model).expanduser()
+    if revision is not None and folder.exists():
+        what = "folder" if folder.is_dir() else "file"
+        raise CheckpointError(
+            f"A revision belongs to a Hub id, but '{model}' is a {what}; leave --revision out, or give the Hub id."
+        )
     if folder.is_dir():
-        if revision is not None:
-            raise CheckpointError(
-                f"A revision belongs to a Hub id, but '{model}' is a folder; leave --revision out, or give the Hub id."
-            )
         return Source(folder, folder.resolve().name, None, None, _gguf_in(folder))
     if folder.exists():
         if folder.suffix.lower() == ".gguf":
@@ -321,11 +323,21 @@ def _twice(name: str, first: Place, second: Place) -> CheckpointError:
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """Names of all parts of a split GGUF file in order; the name alone where it is no part."""
+    """Names of all parts of a split GGUF file in order; the name alone where it is no part.
+
+    Raises:
+        CheckpointError: a part beyond their number.
+    """
     match = SPLIT.fullmatch(name)
     if match is None:
         return (name,)
-    return tuple(f"{match['stem']}-{i:05}-of-{match['count']}.gguf" for i in range(1, int(match["count"]) + 1))
+    if not 1 <= int(match["number"]) <= int(match["count"]):
+        raise CheckpointError(
+            f"{name} should be one of {int(match['count'])} parts by its name, but is number {int(match['number'])}; "
+            "give the parts the names that they were made with."
+        )
+    ending = name[match.end("count") :]
+    return tuple(f"{match['stem']}-{i:05}-of-{match['count']}{ending}" for i in range(1, int(match["count"]) + 1))
 
 
 def _stem(file: Path) -> str:
@@ -342,7 +354,8 @@ def _gguf_in(folder: Path) -> Path | None:
     """
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         return None
-    files = sorted(file for file in folder.glob("*.gguf") if not file.name.lower().startswith("mmproj"))
+    found = (file for file in folder.iterdir() if file.suffix.lower() == ".gguf" and file.is_file())
+    files = sorted(file for file in found if "mmproj" not in file.name.lower())  # what projects pictures is no model
     models = {_stem(file): file for file in reversed(files)}
     if len(models) > 1:
         raise CheckpointError(

@@ -100,8 +100,17 @@ def quantization_of(config: Any) -> dict[str, Any] | None:
     return None
 
 
-def build_empty(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def build_empty(
+    config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool, gguf: Path | None = None
+) -> Any:
     """Transformers' own module for that config, its parameters on the meta device and its buffers real.
+
+    Args:
+        config: Transformers' config.
+        folder: where it was read from.
+        dtype: of the parameters.
+        trust_remote_code: whether the model's own code may be run.
+        gguf: the file whose header it was made of; None of a config.json.
 
     Raises:
         ModelError: Transformers cannot build what the config says.
@@ -116,8 +125,8 @@ def build_empty(config: Any, folder: Path, dtype: torch.dtype, trust_remote_code
                 attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
                 trust_remote_code=trust_remote_code,
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise _config_error(folder, error) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError, *_ARITHMETIC) as error:
+        raise _config_error(folder, error, gguf) from error
     if is_wrapped(config):
         keep_language_model(module)
     return module.eval()
@@ -140,6 +149,10 @@ def _without_weights() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+_ARITHMETIC = (ZeroDivisionError, OverflowError, IndexError)
+"""What modules raise of sizes that go wrong."""
 
 
 class _NothingDrawn(TorchFunctionMode):
@@ -177,12 +190,14 @@ def _remote_code(model_type: str) -> ModelError:
     )
 
 
-def _config_error(folder: Path, error: Exception) -> Exception:
+def _config_error(folder: Path, error: Exception, gguf: Path | None = None) -> Exception:
     text = str(error)
     if "trust_remote_code" in text:
         return _remote_code(folder.name)
     reason = " ".join(text.strip().partition("\n\n")[0].split()) or type(error).__name__
+    where = f"config.json of '{folder.name}'" if gguf is None else f"The header of {gguf.name}"
+    own = "config.json that came with it" if gguf is None else "header that belongs to its tensors"
     return ModelError(
-        f"config.json of '{folder.name}' could not be understood ({reason}); give a model that the installed "
-        f"Transformers ({transformers.__version__}) knows, with the config.json that came with it."
+        f"{where} could not be understood ({reason}); give a model that the installed Transformers "
+        f"({transformers.__version__}) knows, with the {own}."
     )

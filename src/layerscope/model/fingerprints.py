@@ -36,7 +36,7 @@ def blocks_fingerprint(
         stored: for each parameter and buffer where it comes from.
         prefix: what the names of the blocks' begin with.
         checkpoint: their files.
-        changes: names of what was done to the blocks since they were stored.
+        changes: what the files say beside the tensors, and names of what was done to the blocks since.
         means: what parts of them are set to.
     """
     digest = hashlib.sha256()

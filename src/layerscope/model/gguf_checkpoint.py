@@ -1,6 +1,8 @@
 """The tensors of a GGUF file, memory-mapped: matrices give their rows as floats, decoded when they are wanted."""
 
+import json
 from collections.abc import Mapping
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from layerscope.model.tensor_files import Place, TensorFiles, page_of
 from layerscope.stored.gguf_blocks import gguf_weight
 from layerscope.stored.weight import StoredWeight, bytes_of
 
+FREQUENCY_FACTORS = "rope_freqs.weight"
+"""What rotary frequencies are divided by: how llama.cpp stores Llama 3.1's scaling."""
 EXCERPT_ROWS = 4
 EXCERPT_BYTES = 2048
 """What tells a tensor from another: of so many rows the first bytes."""
@@ -21,6 +25,7 @@ class GgufCheckpoint(TensorFiles):
     """The tensors of a GGUF file, or of all parts of a split one, under the names that llama.cpp gives them."""
 
     format = "gguf"
+    described_by = "header"
 
     def __init__(self, header: GgufHeader) -> None:
         """Map the files that a header was read from."""
@@ -40,6 +45,14 @@ class GgufCheckpoint(TensorFiles):
     def storage(self) -> str:
         """Types of its tensors, those with the most bytes first: `GGUF Q4_K, Q6_K, F32`."""
         return f"GGUF {', '.join(self.header.type_counts)}"
+
+    @cached_property
+    def description(self) -> str:
+        """The header's values of the family's own, and the factors of rotary frequencies."""
+        own = f"{self.header.architecture}."
+        values = {key: value for key, value in self.header.metadata.items() if key.startswith(own)}
+        factors = self.tensor(FREQUENCY_FACTORS).tolist() if FREQUENCY_FACTORS in self.header.tensors else None
+        return json.dumps([self.header.architecture, values, factors], sort_keys=True)
 
     def bytes_kept(self, itemsize: int) -> int:
         """As if all were floats of that many bytes."""

@@ -6,7 +6,7 @@ its own of every token and takes seconds for a large vocabulary.
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -22,7 +22,9 @@ from layerscope.model.checkpoint import parts_of
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
-"""Of tensors, where the file names no other."""
+"""Bytes of which every tensor's place is a multiple, where the file names no other number."""
+_ALIGNED_TO = 8
+"""Of that number itself."""
 _SCALARS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8"}
 """Types of values that take a fixed number of bytes, by their ids."""
 _STRING, _ARRAY = 8, 9
@@ -84,8 +86,8 @@ def read_header(file: Path) -> GgufHeader:
     """Read a GGUF file's header; of a split file, those of all its parts, whichever of them is named.
 
     Raises:
-        CheckpointError: no GGUF file, one that is cut short or damaged, a type of tensor that is not known, or a part
-            that is missing.
+        CheckpointError: no GGUF file, one that is cut short or damaged, a type of tensor that is not known, a part that
+            is missing, or two tensors of one name.
     """
     files = _parts(file)
     read = [_read(part) for part in files]
@@ -95,18 +97,38 @@ def read_header(file: Path) -> GgufHeader:
             f"{file.name} should say which architecture it holds (general.architecture), but does not; convert the "
             "model anew."
         )
-    tensors = {tensor.name: tensor for _, found in read for tensor in found}
-    return GgufHeader(files, metadata, tensors)
+    count = metadata.get("split.count", 0)
+    if count not in (0, len(files)):
+        raise CheckpointError(
+            f"{file.name} says that it is one of {count} parts (split.count), but by its name there "
+            f"{'is 1' if len(files) == 1 else f'are {len(files)}'}; give the parts the names that they were made with."
+        )
+    return GgufHeader(files, metadata, _by_name([tensor for _, found in read for tensor in found]))
+
+
+def _by_name(tensors: Sequence[GgufTensor]) -> dict[str, GgufTensor]:
+    found: dict[str, GgufTensor] = {}
+    for tensor in tensors:
+        if tensor.name in found:
+            files = dict.fromkeys((found[tensor.name].file.name, tensor.file.name))
+            raise CheckpointError(
+                f"{' and '.join(files)} should hold every tensor once, but '{tensor.name}' is there twice, and nothing "
+                "says which of them the model is; fetch the file again, or convert the model anew."
+            )
+        found[tensor.name] = tensor
+    return found
 
 
 def _parts(file: Path) -> tuple[Path, ...]:
     """All parts of a split file in order; the file alone where it is no part."""
     parts = tuple(file.with_name(name) for name in parts_of(file.name))
     missing = [part.name for part in parts if not part.is_file()]
-    if missing or not parts:
+    if missing == [file.name]:
+        raise CheckpointError(f"There is no file '{file.name}' in '{file.parent.name}', or it leads nowhere; fetch it.")
+    if missing:
         raise CheckpointError(
             f"{file.name} is one of {len(parts)} parts, but {len(missing)} of them are not beside it (first: "
-            f"{missing[0] if missing else 'none is counted'}); complete the download."
+            f"{missing[0]}); complete the download."
         )
     return parts
 
@@ -150,8 +172,14 @@ class _Reader:
         metadata = {self._text(): self._value(self._number("u4")) for _ in range(n_values)}
         found = [self._tensor() for _ in range(n_tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise ValueError(f"tensors should be aligned to a number of bytes, but it says {alignment!r}")
+        if type(alignment) is not int or alignment < 1 or alignment % _ALIGNED_TO:
+            raise CheckpointError(
+                f"The header of {self.file.name} should state 'general.alignment' as a multiple of {_ALIGNED_TO}, but "
+                f"states {alignment!r}; convert the model anew."
+            )
+        for name, _, _, offset in found:
+            if offset % alignment:
+                raise ValueError(f"tensor '{name}' lies at {offset:,}, which is no multiple of {alignment}")
         base = -(-self.at // alignment) * alignment
         return metadata, [self._placed(base, *tensor) for tensor in found]
 

@@ -1,8 +1,8 @@
-"""A GGUF file's own config and tokenizer, as Transformers understands its header; and its rotary frequencies."""
+"""A GGUF file's own config and tokenizer, as Transformers understands its header."""
 
 import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +10,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 from transformers.integrations import GGUF_CONFIG_MAPPING
-from transformers.integrations.gguf import get_gguf_config, is_gguf_arch_supported, read_gguf_metadata
+from transformers.integrations.gguf import get_gguf_config, is_gguf_arch_supported
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from layerscope.errors import CheckpointError, ModelError
 from layerscope.model.gguf_header import GgufHeader
-from layerscope.model.tensor_files import TensorFiles
+from layerscope.model.gguf_rope import enter_positions
+from layerscope.model.gguf_values import check_sizes, check_vocabulary, not_read, real, whole
 
-FREQUENCY_FACTORS = "rope_freqs.weight"
-"""What rotary frequencies are divided by: how llama.cpp stores Llama 3.1's scaling."""
-_BY_LENGTH = ("rope_factors_long.weight", "rope_factors_short.weight")
 _INT, _FLOAT, _BOOL, _TEXT, _LIST = 5, 6, 7, 8, 9
 """Types of GGUF values."""
+_LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
+"""Blocks of the size that scales attention by the stream's width for each head, and not by a head's own."""
+_ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 _package_lent = threading.RLock()
 
 
@@ -32,22 +33,15 @@ def gguf_config(header: GgufHeader) -> Any:
     """The Transformers config that a file's header describes.
 
     Raises:
-        ModelError: a family that Transformers cannot read from GGUF, or a scaling of rotary frequencies that would be
-            left out.
-        CheckpointError: a header that lacks what the family needs.
+        ModelError: a family that Transformers cannot read from GGUF, or rotary positions that would be left out.
+        CheckpointError: a header that lacks what the family needs, or says what no model can have.
     """
+    check_sizes(header)
     architecture = header.architecture
     try:
-        if is_gguf_arch_supported(architecture):
-            metadata, names = read_gguf_metadata(str(header.files[0]))
-            values = get_gguf_config(metadata, names)
-        else:
-            with _header_at_hand(header):
-                values = load_gguf_checkpoint(str(header.files[0]), return_tensors=False)["config"]
-        width = header.metadata.get(f"{architecture}.attention.key_length")
-        if "head_dim" not in values and isinstance(width, int):  # which some of Transformers' tables leave out
-            values["head_dim"] = width
-        config = AutoConfig.for_model(**values)
+        values = _config_values(header)
+        if values["model_type"] not in CONFIG_MAPPING:
+            raise ValueError(f"no model type '{values['model_type']}'")
     except ValueError as error:
         raise ModelError(
             f"{header.files[0].name} holds a model of llama.cpp's family '{architecture}', which the installed "
@@ -58,79 +52,98 @@ def gguf_config(header: GgufHeader) -> Any:
             f"The header of {header.files[0].name} lacks something that a '{architecture}' model needs ({error!r}); "
             "convert the model anew."
         ) from error
-    _scale_rope(config, header)
+    try:
+        config = AutoConfig.for_model(**values)
+    except (ValueError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"The header of {header.files[0].name} should describe a '{architecture}' model, but Transformers refuses "
+            f"what it says ({reason}); convert the model anew."
+        ) from error
+    _enter_attention(config, header)
+    enter_positions(config, header)
     return config
 
 
-def _scale_rope(config: Any, header: GgufHeader) -> None:
-    """Enter a linear or YaRN scaling of positions, which the header states and Transformers' reading leaves out.
+def _enter_attention(config: Any, header: GgufHeader) -> None:
+    """Enter what Transformers' tables leave out of how a model attends: softcaps, Gemma's scale, its windows.
+
+    Source: llama.cpp, `llama_model_gemma2::load_arch_hparams` and `llama_model_gemma3::load_arch_hparams`.
 
     Raises:
-        ModelError: a scaling that is not known here.
+        ModelError: something that Transformers' module does not have.
     """
-    of = f"{header.architecture}.rope.scaling"
-    kind = header.metadata.get(f"{of}.type", "none")
-    factor = header.metadata.get(f"{of}.factor", header.metadata.get(f"{header.architecture}.rope.scale_linear", 1.0))
-    missing = [name for name in _BY_LENGTH if name in header.tensors]
-    if missing or kind not in ("none", "linear", "yarn"):
-        what = missing[0] if missing else f"{of}.type = {kind}"
-        raise ModelError(
-            f"{header.files[0].name} scales its rotary positions ({what}) in a way that is not read from GGUF files "
-            "here, and without it every number would be of another model; use the model's safetensors."
-        )
-    if kind == "none" or factor == 1.0:
+    of, inner = header.architecture, config.get_text_config()
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        cap = real(header, f"{of}.{name}", zero=True)
+        if cap and not hasattr(inner, name):
+            raise not_read(header, f"{of}.{name}", "caps logits")
+        if cap is not None and hasattr(inner, name):
+            setattr(inner, name, cap or None)
+    if of in _LARGEST_GEMMA:  # no header says so, and Transformers has one number for all sizes
+        per_head = inner.hidden_size // inner.num_attention_heads
+        largest = inner.num_hidden_layers == _LARGEST_GEMMA[of]
+        inner.query_pre_attn_scalar = per_head if largest else inner.head_dim
+    _check_windows(inner, header)
+
+
+def _check_windows(config: Any, header: GgufHeader) -> None:
+    """Hold what the header says of which layers have a sliding window to the config, whose pattern is its class'."""
+    key = f"{header.architecture}.attention.sliding_window_pattern"
+    pattern, kinds = header.metadata.get(key), getattr(config, "layer_types", None) or []
+    slides = [kind == "sliding_attention" for kind in kinds]
+    if pattern is None or not any(slides):
         return
-    added: dict[str, Any] = {"rope_type": kind, "factor": float(factor)}
-    length = header.metadata.get(f"{of}.original_context_length")
-    if kind == "yarn" and length is not None:
-        added["original_max_position_embeddings"] = int(length)
-    text = config.get_text_config()
-    rope = dict(getattr(text, "rope_parameters", None) or {})
-    if "full_attention" in rope:  # layers with a sliding window have frequencies of their own, which nothing scales
-        rope["full_attention"] = _scaled(rope["full_attention"], added)
+    if not isinstance(pattern, list):  # of so many layers the last sees everything
+        every = whole(header, key) or 1
+        pattern = [(layer + 1) % every != 0 for layer in range(len(kinds))]
+    if [bool(entry) for entry in pattern] != slides:
+        raise not_read(header, key, "has windows of attention")
+
+
+def _config_values(header: GgufHeader) -> dict[str, Any]:
+    """What Transformers' tables make of a header, and what they leave out of it."""
+    of, metadata = header.architecture, header.metadata
+    if is_gguf_arch_supported(of):
+        # As its own reader, which knows a split file's first part alone, gives them: lists of texts by their length.
+        plain = {key: len(value) if _is_texts(value) else value for key, value in metadata.items()}
+        values: dict[str, Any] = get_gguf_config(plain, tuple(header.tensors))
     else:
-        rope = _scaled(rope, added)
-    text.rope_parameters = rope
+        with _header_at_hand(header):
+            values = load_gguf_checkpoint(str(header.files[0]), return_tensors=False)["config"]
+    width = whole(header, f"{of}.attention.key_length")
+    if "head_dim" not in values and width is not None:  # which some of Transformers' tables leave out
+        values["head_dim"] = width
+    if values["model_type"] == "llama" and all(f"blk.0.{name}.bias" in header.tensors for name in _ATTENTION):
+        values["attention_bias"] = True
+    length = whole(header, f"{of}.context_length")
+    if values["model_type"] == "gpt2" and length is not None:  # under a name that its config no longer has
+        values["n_positions"] = length
+    return values
 
 
-def _scaled(rope: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of rotary positions with a scaling, unless they have one already."""
-    return {**rope, **added} if rope.get("rope_type", "default") == "default" else dict(rope)
-
-
-def divide_frequencies(model: nn.Module, checkpoint: TensorFiles) -> None:
-    """Divide a model's rotary frequencies by the file's factors, where it has any.
-
-    Transformers' reading leaves them out. They are what Llama 3.1's scaling comes to (`rope_type: llama3`).
-
-    Raises:
-        CheckpointError: factors for another number of frequencies.
-    """
-    if FREQUENCY_FACTORS not in checkpoint.names:
-        return
-    factors: Tensor = checkpoint.tensor(FREQUENCY_FACTORS).float()
-    for name, buffer in list(model.named_buffers()):
-        if name.rpartition(".")[2] not in ("inv_freq", "original_inv_freq"):
-            continue
-        if buffer.shape != factors.shape:
-            raise CheckpointError(
-                f"'{FREQUENCY_FACTORS}' should hold {buffer.numel()} factors, one for each rotary frequency, but holds "
-                f"{factors.numel()}; convert the model anew."
-            )
-        buffer.copy_(buffer / factors.to(buffer.device))
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], str)
 
 
 def gguf_tokenizer(header: GgufHeader) -> Any:
     """The tokenizer that a file's header describes, by Transformers' conversion.
 
     Raises:
+        CheckpointError: values of a vocabulary that make no sense.
         ValueError, KeyError, TypeError, AttributeError, OSError: it cannot be made.
     """
-    with TemporaryDirectory() as alone, _header_at_hand(header):
-        # In a folder of its own: Transformers would take a tokenizer.json beside the file in the place of the header.
-        link = Path(alone) / "model.gguf"
-        link.symlink_to(header.files[0].resolve())
-        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=link.name)
+    check_vocabulary(header)
+    try:
+        with TemporaryDirectory() as alone, _header_at_hand(header):
+            # In a folder of its own: Transformers would take a tokenizer.json beside the file in the header's place.
+            link = Path(alone) / "model.gguf"
+            link.symlink_to(header.files[0].resolve())
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=link.name)
+    except Exception as error:
+        if type(error) is not Exception:  # the package tokenizers has no class of errors of its own
+            raise
+        raise ValueError(str(error)) from error
     for name in ("name_or_path", "gguf_file", "is_local", "local_files_only"):  # nothing of that folder
         tokenizer.init_kwargs.pop(name, None)
     tokenizer.name_or_path = ""

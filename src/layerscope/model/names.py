@@ -15,11 +15,11 @@ def map_names(model: Any, checkpoint: TensorFiles) -> dict[str, Stored]:
 
     Raises:
         CheckpointError: a parameter that the checkpoint lacks, or one of another shape.
-        ModelError: a GGUF file of a family whose names are not known.
+        ModelError: a GGUF file of a family whose names are not known, or with tensors that the model has no place for.
     """
     if checkpoint.format == "gguf":
-        from layerscope.model.gguf_model import divide_frequencies
         from layerscope.model.gguf_names import gguf_stored
+        from layerscope.model.gguf_rope import divide_frequencies
 
         divide_frequencies(model, checkpoint)
         return completed(model, checkpoint, gguf_stored(model, checkpoint))

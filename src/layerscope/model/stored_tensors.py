@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,15 +25,23 @@ class Stored:
     convert: Callable[[], Tensor] | None = None
     """Makes the tensor from stored ones (fused experts, shuffled weights); None where the stored tensor is the
     tensor."""
+    made: tuple[int, ...] | None = None
+    """Shape of what `convert` makes, where that is known before it is called."""
+    wanted: tuple[int, ...] | None = None
+    """Shape that the model needs; what `convert` makes is held to it."""
     order: Int[Tensor, " row"] | None = None
     """For each row of the tensor its number as stored; None where rows are in order."""
     adapted: Callable[[StoredWeight], StoredWeight] | None = None
     """What an adapter makes of the matrix; None where there is none."""
 
     def tensor(self) -> Tensor:
-        """The tensor in its stored dtype; memory-mapped where nothing has to be converted."""
+        """The tensor in its stored dtype; memory-mapped where nothing has to be converted.
+
+        Raises:
+            CheckpointError: a conversion that makes a tensor of another shape than the model needs.
+        """
         if self.convert is not None:
-            return self.convert()
+            return self._converted()
         if self.adapted is not None:
             return self.weight().whole(torch.float32, torch.device("cpu"))
         tensor = self.checkpoint.tensor(self.names[0])
@@ -42,10 +50,17 @@ class Stored:
     def weight(self) -> StoredWeight:
         """A matrix that gives its rows; read when they are wanted where nothing has to be converted."""
         if self.convert is not None:
-            return DenseWeight(self.convert())
+            return DenseWeight(self._converted())
         weight = self.checkpoint.weight(self.names[0])
         weight = weight if self.order is None else ReorderedWeight(weight, self.order)
         return weight if self.adapted is None else self.adapted(weight)
+
+    def _converted(self) -> Tensor:
+        assert self.convert is not None
+        tensor = self.convert()
+        if self.wanted is not None and tuple(tensor.shape) != self.wanted:
+            raise _misshapen(self, tuple(tensor.shape), self.wanted)
+        return tensor
 
     @property
     def place(self) -> Place | None:
@@ -123,14 +138,29 @@ def completed(model: Any, checkpoint: TensorFiles, stored: dict[str, Stored]) ->
     if missing:
         raise checkpoint.refusal(missing[0]) or CheckpointError(
             f"The model needs {len(wanted)} tensors, but {len(missing)} of them are not in the checkpoint "
-            f"(first: {missing[0]}); use the checkpoint that belongs to this config.json."
+            f"(first: {missing[0]}); use the checkpoint that belongs to this {checkpoint.described_by}."
         )
     for name, source in stored.items():
-        if source.convert is None:
-            stored_shape, expected = source.checkpoint.shape(source.names[0]), tuple(wanted[name].shape)
-            if stored_shape != expected:
-                raise CheckpointError(
-                    f"Tensor '{source.names[0]}' should have shape {list(expected)} by config.json, but the checkpoint "
-                    f"holds {list(stored_shape)}; use the config.json that belongs to these weights."
-                )
-    return stored
+        found = source.made if source.convert is not None else source.checkpoint.shape(source.names[0])
+        if found is not None and found != (expected := tuple(wanted[name].shape)):
+            raise _misshapen(source, found, expected)
+    return _held({name: tuple(wanted[name].shape) for name in stored}, stored)
+
+
+def _held(wanted: dict[str, tuple[int, ...]], stored: dict[str, Stored]) -> dict[str, Stored]:
+    """The same, what has to be converted with the shape that it is held to. Tied tensors stay one."""
+    held: dict[int, Stored] = {}
+    for name, source in stored.items():
+        if source.convert is not None and id(source) not in held:
+            held[id(source)] = replace(source, wanted=wanted[name])
+    return {name: held.get(id(source), source) for name, source in stored.items()}
+
+
+def _misshapen(source: Stored, found: tuple[int, ...], expected: tuple[int, ...]) -> CheckpointError:
+    names, described = ", ".join(f"'{name}'" for name in source.names), source.checkpoint.described_by
+    by = f"the file's {described}" if source.checkpoint.format == "gguf" else described
+    holds = "the checkpoint holds" if source.convert is None else "what the checkpoint holds comes to"
+    return CheckpointError(
+        f"Tensor{'s' * (len(source.names) > 1)} {names} should have shape {list(expected)} by {by}, but {holds} "
+        f"{list(found)}; use the {described} that belongs to these weights."
+    )

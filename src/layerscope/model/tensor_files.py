@@ -126,6 +126,8 @@ class TensorFiles(ABC):
     """The files that hold a model's tensors, memory-mapped: a tensor costs no memory until its pages are read."""
 
     format: ClassVar[Literal["safetensors", "gguf"]]
+    described_by: ClassVar[str] = "config.json"
+    """What says of which model they are."""
     _places: Mapping[str, Place]
     """By tensor, in the files' order."""
     _mapped_at: Mapping[Path, int | None]
@@ -145,6 +147,11 @@ class TensorFiles(ABC):
     def storage(self) -> str | None:
         """In what forms matrices are stored, those with the most bytes first; None where all are plain floats."""
         return None
+
+    @property
+    def description(self) -> str:
+        """What the files themselves say of how the model computes; empty where config.json alone says it."""
+        return ""
 
     def parts(self, name: str) -> tuple[str, ...]:
         """Names in the files of what together is a tensor."""

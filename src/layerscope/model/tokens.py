@@ -77,6 +77,12 @@ class Tokens:
         Raises:
             TokenizerError: none there, or one that cannot be read.
         """
+        remedy = (
+            "put tokenizer.json and tokenizer_config.json beside config.json"
+            if made is None
+            else "convert the model anew, or use the model's safetensors"
+        )
+        where = "the model's folder" if made is None else "the file's header"
         try:
             self._tokenizer: Any = (
                 AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
@@ -92,14 +98,12 @@ class Tokens:
                 ) from error
             # Transformers says "no tokenizer here" in every one of these ways.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise TokenizerError(
-                f"No tokenizer could be read from the model's folder ({reason}); put tokenizer.json and "
-                "tokenizer_config.json beside config.json."
-            ) from error
+            raise TokenizerError(f"No tokenizer could be read from {where} ({reason}); {remedy}.") from error
         if not self._tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]:
             raise TokenizerError(
-                "The tokenizer in the model's folder knows no token, so its files are missing; put tokenizer.json and "
-                "tokenizer_config.json beside config.json."
+                "The tokenizer in the model's folder knows no token, so its files are missing; " + remedy + "."
+                if made is None
+                else f"The tokenizer in the file's header knows no token; {remedy}."
             )
         self._folder = None if made is not None else folder
         self._display: dict[int, str] = {}

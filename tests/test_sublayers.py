@@ -784,7 +784,9 @@ def test_effects_of_single_writes_are_medians_of_the_table(attributed: Run):
     for site, of in (("attn", effects.attention), ("mlp", effects.mlp)):
         for layer in (1, 5, 12):
             for place, medians in (("next", of.next), ("subject", of.subject)):
-                values = [value for value in table.filter(site=site, layer=layer, place=place)["effect"] if value is not None]
+                values = [
+                    value for value in table.filter(site=site, layer=layer, place=place)["effect"] if value is not None
+                ]
                 assert medians[layer] == pytest.approx(median(values))
             at_next = table.filter(site=site, layer=layer, place="next")["effect"].to_list()
             assert of.n_positive[layer] == sum(value > 0 for value in at_next)

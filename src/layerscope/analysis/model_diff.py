@@ -182,6 +182,8 @@ class ModelDiff:
     """A variant held against its base."""
 
     layerscope_version: str
+    created_utc: str
+    """When the comparison was made: ISO 8601, in UTC."""
     base: Compared
     variant: Compared
     text: tuple[str, ...]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +29,7 @@ from layerscope.diffing.inputs import FROM, DiffInputs, diff_inputs, tokens_diff
 from layerscope.diffing.options import DiffOptions
 from layerscope.diffing.streams import Streams, both_streams
 from layerscope.errors import ModelError
+from layerscope.lens_record import utc_stamp
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, check_identity
 from layerscope.model.options import OpenOptions
@@ -118,6 +120,7 @@ def diff(request: DiffRequest) -> DiffResult:
     n_text = found.n_text_rows
     summary = ModelDiff(
         layerscope_version=version("layerscope"),
+        created_utc=utc_stamp(datetime.now(UTC)),
         base=_compared(base),
         variant=_compared(variant),
         text=found.names,

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -256,7 +257,7 @@ def _noise(base: CausalLM, found: DiffInputs, streams: Streams, heads: Heads) ->
 
 def _modules(streams: Streams, n_text: int) -> tuple[ModuleDiff, ...]:
     found = (
-        ModuleDiff(layer, path, float(errors[:n_text].double().median()))
+        ModuleDiff(layer, path, float(np.median(errors[:n_text].double().numpy())))
         for (layer, path), errors in streams.modules.items()
     )
     return tuple(sorted(found, key=lambda module: (-module.injected, module.layer, module.module)))

@@ -11,6 +11,9 @@ from layerscope.diffing.inputs import FROM, DiffInputs
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.two_models import BlocksInStep
 
+ROOM_SHARE = 8
+"""One part in so many of memory is for activations."""
+
 
 @dataclass
 class Streams:
@@ -101,7 +104,7 @@ class _Keeping:
 
 def _parts(model: CausalLM, texts: list[tuple[int, ...]]) -> list[list[int]]:
     """Texts one after another, as many as an eighth of memory has room for; each part reads all weights again."""
-    room = model.placement.memory // 8 // 4
+    room = model.placement.memory // ROOM_SHARE // 4
     parts: list[list[int]] = [[]]
     for i in range(len(texts)):
         # Both models' activations, and the block once more.

@@ -13,7 +13,7 @@ from layerscope.report.text import printable
 from layerscope.terminal.verdict import grid
 
 COLUMNS = (
-    *("layer", "change", "cosine", "injected", "inherited", "lens\nKL"),
+    *("layer", "change", "injected", "inherited", "lens\nKL"),
     *("base to\noutput", "variant to\noutput", "top 1"),
 )
 MOST_LAYERS = 14
@@ -36,14 +36,13 @@ def diff_table(found: ModelDiff, *, details: bool = False) -> Iterator[Renderabl
 
 
 def _layers(found: ModelDiff, details: bool) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in COLUMNS:
         table.add_column(name, justify="right", vertical="bottom", no_wrap=True)
     for layer in _listed(found, details):
         table.add_row(
             str(layer.layer),
             share(layer.relative_change),
-            f"{layer.cosine:.4f}",
             share(layer.injected),
             share(layer.inherited),
             bits(layer.kl_bits),

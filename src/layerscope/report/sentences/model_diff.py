@@ -54,7 +54,7 @@ def in_lines(found: ModelDiff) -> list[LabelledLine]:
 def how_to_read(found: ModelDiff) -> str:
     """What the columns of the table of layers are."""
     return (
-        f"At {found.n_rows} positions of text. change, cosine: of both residuals. injected: what the variant's block does "
+        f"At {found.n_rows} positions of text. change: of the residual. injected: what the variant's block does "
         "to the base's residual beyond the base's block; inherited: the rest of the difference. All are medians, errors "
         "over the norm of the base's residual. lens KL, top 1: of both models' own logit lens; to output: KL of each "
         "one's lens from its own output (means)."
@@ -70,10 +70,16 @@ def facts(suite: SuiteDiff) -> str:
         told += f": {suite.n_lost} lost, {suite.n_won} won (McNemar p {suite.mcnemar_p:.2g})"
     told += f"; KL {bits(suite.kl_mean_bits)} bits in the mean"
     shifts = suite.onset_shifts
-    if shifts:
-        spread = "" if min(shifts) == max(shifts) else f", {min(shifts):+d} to {max(shifts):+d}"
-        told += f"; on top for good {median(shifts):+g} layers later (median over {len(shifts)}{spread})"
-    return told
+    return f"{told}; {onset_shift(shifts)}" if shifts else told
+
+
+def onset_shift(shifts: tuple[int, ...]) -> str:
+    """By how many layers answers are on top for good later, over the prompts that both models answer."""
+    n, middle = len(shifts), median(shifts)
+    if not any(shifts):
+        return f"on top for good from the same layer on in {'it' if n == 1 else f'all {n} that both answer'}"
+    moved = "at the same layer" if middle == 0 else f"{abs(middle):g} layers {'later' if middle > 0 else 'earlier'}"
+    return f"on top for good {moved} (median over {n} that both answer; {min(shifts):+d} to {max(shifts):+d})"
 
 
 def flipped(fact: FactDiff) -> str:

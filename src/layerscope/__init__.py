@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from layerscope.analysis.analysed_run import AnalysedRun as AnalysedRun
     from layerscope.audit.audit import AuditResult as AuditResult
     from layerscope.audit.audit_report import audit_report as audit_report
+    from layerscope.diffing.diff import DiffResult as DiffResult
+    from layerscope.diffing.diff import diff as diff
     from layerscope.errors import LayerscopeError as LayerscopeError
     from layerscope.fitting.corpus import Corpus as Corpus
     from layerscope.fitting.corpus import read_corpus as read_corpus
@@ -63,6 +65,7 @@ _NAMES = {
     "layerscope.analysis.analysed_run": "AnalysedRun",
     "layerscope.audit.audit": "AuditResult",
     "layerscope.audit.audit_report": "audit_report",
+    "layerscope.diffing.diff": "DiffResult diff",
     "layerscope.errors": "LayerscopeError",
     "layerscope.fitting.corpus": "Corpus read_corpus",
     "layerscope.fitting.jacobian": "fit_jacobian",

@@ -12,6 +12,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from layerscope.analysis.analysed_run import AnalysedRun, check_pairs, n_pairs
+from layerscope.analysis.model_diff import ModelDiff
 from layerscope.analysis.verdict_json import verdict_text
 from layerscope.analysis.write_effects import same_effects
 from layerscope.errors import RunError
@@ -119,9 +120,22 @@ def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
 def default_folder_name(record: RunRecord) -> str:
     """`<model>-<suite>-<time>`, fit for any file system: `Qwen3-8B-capitals-20260301T093000Z`."""
     created = record.created_utc
-    time = record.run_id if created is None else datetime.fromisoformat(created).strftime("%Y%m%dT%H%M%SZ")
-    parts = (record.model.id.rsplit("/", 1)[-1], record.suite.name, time)
-    return "-".join(map(_file_safe, parts))
+    time = record.run_id if created is None else _compact(created)
+    return "-".join(map(_file_safe, (_last_name(record.model.id), record.suite.name, time)))
+
+
+def diff_folder_name(found: ModelDiff) -> str:
+    """`<base>-<variant>-<time>`, likewise."""
+    names = (_last_name(found.base.id), _last_name(found.variant.id), _compact(found.created_utc))
+    return "-".join(map(_file_safe, names))
+
+
+def _last_name(model_id: str) -> str:
+    return model_id.rsplit("/", 1)[-1]
+
+
+def _compact(created_utc: str) -> str:
+    return datetime.fromisoformat(created_utc).strftime("%Y%m%dT%H%M%SZ")
 
 
 def _file_safe(name: str) -> str:

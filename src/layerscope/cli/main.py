@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerscope.cli.bakeoff import bakeoff
+from layerscope.cli.diff import diff
 from layerscope.cli.console import (
     folder_for_runs,
     free_name,
@@ -53,6 +54,12 @@ app.command(
     epilog="Examples:\n\nlayerscope bakeoff\n\nlayerscope bakeoff MODEL --suite capitals-20 --lens-dir lenses\n\n"
     "layerscope bakeoff MODEL --lens raw,logit --page bakeoff.html"
 )(bakeoff)
+app.command(
+    epilog="Examples:\n\nlayerscope diff MODEL model-Q4_K_M.gguf\n\n"
+    "layerscope diff MODEL FINE-TUNED --suite facts.toml --text notes.txt\n\n"
+    "layerscope diff MODEL --adapter lora --modules --details\n\n"
+    "layerscope diff MODEL QUANTISED --fail-above kl_mean=0.05,flips=0.02"
+)(diff)
 app.command(
     epilog="Examples:\n\nlayerscope serve MODEL\n\nlayerscope serve MODEL OTHER --lens-dir lenses\n\n"
     "layerscope serve --port 8421 --no-open"

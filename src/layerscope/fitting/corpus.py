@@ -123,6 +123,32 @@ def read_corpus(
     return Corpus(packed["fit"], packed["select"], packed["held_out"], record)
 
 
+def read_sequences(
+    texts: Sequence[str | Path], tokens: Tokens, *, n_tokens: int, seq_len: int, n_embeddings: int, field: str = "text"
+) -> tuple[tuple[str, ...], Int[Tensor, "sequence position"]]:
+    """Read documents until there are enough tokens, in one part: names of what was read, and sequences of one length.
+
+    They are packed as those of `read_corpus`; what fills no sequence is read as a shorter one if it is all there is.
+
+    Args:
+        texts: files or data sets, see `find_sources`.
+        tokens: the model's tokenizer with its BOS rule.
+        n_tokens: budget, BOS and ends of text not counted.
+        seq_len: positions of a sequence at most, BOS included.
+        n_embeddings: how many ids the model embeds.
+        field: what a document's text is called in all but `.txt` files.
+
+    Raises:
+        CorpusError: a text that cannot be found or read, an id that the model does not embed, or hardly any token.
+    """
+    _check_numbers(n_tokens, seq_len, 0.1, 0.1)
+    reading = _read(find_sources(texts, field), tokens, n_tokens, n_embeddings, lambda done, total: None)
+    first, end_id = _embedded_beginning(tokens, n_embeddings), _end_of_text(tokens, n_embeddings)
+    stream = _stream(tuple(reading.documents.values()), end_id)
+    width = min(seq_len, len(first) + len(stream))
+    return tuple(source.name for source in reading.sources), _cut(stream, width, first)
+
+
 def _check_numbers(n_tokens: int, seq_len: int, select_share: float, held_out_share: float) -> None:
     if n_tokens < 1:
         raise CorpusError(f"A corpus of {n_tokens} tokens was asked for; ask for at least one, such as 2M.")
@@ -243,19 +269,30 @@ def _pack(
     name: SplitName, documents: Sequence[_Ids], seq_len: int, first: tuple[int, ...], end_id: int | None, advice: str
 ) -> Int[Tensor, "sequence position"]:
     """Documents one after another, cut into sequences; the incomplete last one is dropped."""
+    stream, n_text = _stream(documents, end_id), seq_len - len(first)
+    if len(stream) < n_text:
+        raise CorpusError(
+            f"The part '{name}' holds {len(stream)} tokens in {len(documents)} documents, but one sequence needs "
+            f"{n_text}; {advice}."
+        )
+    return _cut(stream, seq_len, first)
+
+
+def _stream(documents: Iterable[_Ids], end_id: int | None) -> _Ids:
+    """Documents one after another, each closed."""
     stream: _Ids = array("i")
     for ids in documents:
         stream.extend(ids)
         if end_id is not None:
             stream.append(end_id)
+    return stream
+
+
+def _cut(stream: _Ids, seq_len: int, first: tuple[int, ...]) -> Int[Tensor, "sequence position"]:
+    """As sequences that begin with `first`."""
     n_special = len(first)
     n_text = seq_len - n_special
     n_sequences = len(stream) // n_text
-    if not n_sequences:
-        raise CorpusError(
-            f"The part '{name}' holds {len(stream)} tokens in {len(documents)} documents, but one sequence needs "
-            f"{n_text}; {advice}."
-        )
     packed = np.empty((n_sequences, seq_len), dtype=np.int64)
     packed[:, :n_special] = first
     packed[:, n_special:] = np.frombuffer(stream, dtype=np.intc)[: n_sequences * n_text].reshape(n_sequences, n_text)

@@ -41,6 +41,7 @@ from layerscope.model.streamed_module import Progress, StreamedModule, no_progre
 from layerscope.model.sublayers import Writes
 from layerscope.model.tensor_files import TensorFiles
 from layerscope.model.tokens import Tokens
+from layerscope.model.two_models import Watching, check_same_shape, run_in_step
 from layerscope.model.write_pass import forward_writes, mean_writes
 from layerscope.options import keywords
 from layerscope.unembedding import Norm
@@ -368,6 +369,34 @@ class CausalLM:
         """The same of a pass that is laid out already."""
         run_patched(self._streamed, run, self.id, progress)
         return run.own, run.patched
+
+    @torch.inference_mode()
+    def forward_beside(
+        self,
+        variant: "CausalLM",
+        token_ids: Sequence[Sequence[int]],
+        watching: Watching,
+        *,
+        modules: bool = False,
+        progress: Progress = no_progress,
+    ) -> tuple[Float[Tensor, " d_vocab"], Float[Tensor, " d_vocab"]]:
+        """Run this model and a variant of it over the same prompts, block by block; every weight of both is read once.
+
+        Args:
+            variant: a model of as many blocks as wide as these, opened by itself.
+            token_ids: for each prompt what both read, BOS included.
+            watching: is told of both streams at every layer, and of the variant's block on this model's stream.
+            modules: whether every linear layer of the variant is put into this model's block alone, too.
+            progress: called with (blocks done, blocks to do) after every block.
+
+        Returns:
+            Both models' own logits at the last token of the first prompt, float32.
+
+        Raises:
+            ModelError: the two are not of one shape.
+        """
+        check_same_shape(self._streamed, variant._streamed, (self.id, variant.id))
+        return run_in_step(self._streamed, variant._streamed, token_ids, watching, progress, modules=modules)
 
     @property
     def patches_ride(self) -> bool:

@@ -43,17 +43,17 @@ def verdict_of(verdict: Verdict, record: RunRecord, *, details: bool = False) ->
     yield Text("\n".join(headline), style="bold")
     if text.names_layers:
         summary = text.summary(whole=details)
-        yield _grid(summary if details else _in_short(text, summary, MOST_LINES - 1 - len(headline)))
+        yield grid(summary if details else _in_short(text, summary, MOST_LINES - 1 - len(headline)))
         if details:
             yield _of_first_fact(text)
-            yield _grid(text.strength())
+            yield grid(text.strength())
             yield _lens_table(text)
-            yield _grid(text.circumstances())
+            yield grid(text.circumstances())
             if written := text.writers():
                 yield Text("what wrote the answer", style="bold")
-                yield _grid(written)
+                yield grid(written)
     if details or not text.names_layers:
-        yield _grid(reporting(verdict.guidance, verdict.diagnostics.headline, ranked=text.ranked))
+        yield grid(reporting(verdict.guidance, verdict.diagnostics.headline, ranked=text.ranked))
 
 
 def _of_first_fact(text: VerdictText) -> Text:
@@ -94,7 +94,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     return [line.plain.rstrip() for line in Text(text).wrap(Console(width=width), width)]
 
 
-def _grid(lines: Sequence[LabelledLine]) -> Table:
+def grid(lines: Sequence[LabelledLine]) -> Table:
     """Labels to the left, texts wrapped beside them."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(min_width=LABEL_WIDTH, no_wrap=True)

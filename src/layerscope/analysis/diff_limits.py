@@ -1,0 +1,73 @@
+"""Limits that a comparison of two models has to keep, for checks that run by themselves."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from layerscope.analysis.model_diff import ModelDiff
+from layerscope.errors import RunError
+
+
+def _share_of_flips(found: ModelDiff) -> float | None:
+    suite = found.suite
+    return None if suite is None else (suite.n_lost + suite.n_won) / len(suite.prompts)
+
+
+MEASURES: Mapping[str, Callable[[ModelDiff], float | None]] = {
+    "kl_mean": lambda found: found.output.kl_mean_bits,
+    "kl_median": lambda found: found.output.kl_median_bits,
+    "kl_p99": lambda found: found.output.kl_p99_bits,
+    "kl_max": lambda found: found.output.kl_max_bits,
+    "top1_changed": lambda found: 1 - found.output.top1_agreement,
+    "perplexity_ratio": lambda found: found.output.perplexity_ratio,
+    "flips": _share_of_flips,
+    "injected": lambda found: found.worst_blocks[0].injected,
+}
+"""What can be limited, by name: divergences in bits; shares of positions or prompts; the largest injected error."""
+
+
+@dataclass(frozen=True)
+class Exceeded:
+    """A limit that is not kept."""
+
+    measure: str
+    value: float
+    limit: float
+
+
+def parse_limits(text: str) -> dict[str, float]:
+    """Limits as they are written on a command line: `kl_mean=0.05,flips=0.02`.
+
+    Raises:
+        RunError: no such measure, one that is named twice, or no number at least 0.
+    """
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, written = (side.strip() for side in part.partition("="))
+        if name not in MEASURES:
+            raise RunError(f"There is no limit on '{name}'; choose from {', '.join(MEASURES)}.")
+        if name in limits:
+            raise RunError(f"The limit on '{name}' is given twice; give one.")
+        try:
+            limit = float(written)
+        except ValueError:
+            limit = -1.0
+        if not limit >= 0:
+            raise RunError(f"The limit on {name} should be a number of at least 0, but is '{written}'.")
+        limits[name] = limit
+    return limits
+
+
+def exceeded(found: ModelDiff, limits: Mapping[str, float]) -> list[Exceeded]:
+    """Limits that are not kept.
+
+    Raises:
+        RunError: what is limited was not measured.
+    """
+    over = []
+    for name, limit in limits.items():
+        value = MEASURES[name](found)
+        if value is None:
+            raise RunError(f"A limit on {name} was given, but no suite was asked; give one, or leave the limit out.")
+        if value > limit:
+            over.append(Exceeded(name, value, limit))
+    return over

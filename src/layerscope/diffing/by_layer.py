@@ -1,0 +1,137 @@
+"""What two streams at the same positions say, layer by layer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layerscope.analysis.model_diff import LayerDiff
+from layerscope.diffing.divergences import Heads, Said
+from layerscope.diffing.streams import Streams
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """Measures of every row at one layer."""
+
+    relative_change: Numbers
+    cosine: Numbers
+    injected: Numbers | None
+    """None at layer 0, where no block has run; likewise below."""
+    inherited: Numbers | None
+    injected_kl_bits: Numbers | None
+    kl_bits: Numbers
+    js_bits: Numbers
+    base_to_output_bits: Numbers
+    variant_to_output_bits: Numbers
+    base_top1_id: NDArray[np.int64]
+    variant_top1_id: NDArray[np.int64]
+    base_rank: NDArray[np.int64]
+    """Of the token that is asked about."""
+    variant_rank: NDArray[np.int64]
+
+    def summary(self, layer: int, rows: slice) -> LayerDiff:
+        """Over some of the rows."""
+
+        def median(values: Numbers | None) -> float | None:
+            return None if values is None else float(np.median(values[rows]))
+
+        def mean(values: Numbers) -> float:
+            return float(values[rows].mean())
+
+        return LayerDiff(
+            layer=layer,
+            relative_change=float(np.median(self.relative_change[rows])),
+            cosine=float(np.median(self.cosine[rows])),
+            injected=median(self.injected),
+            inherited=median(self.inherited),
+            injected_kl_bits=None if self.injected_kl_bits is None else mean(self.injected_kl_bits),
+            kl_bits=mean(self.kl_bits),
+            js_bits=mean(self.js_bits),
+            base_to_output_bits=mean(self.base_to_output_bits),
+            variant_to_output_bits=mean(self.variant_to_output_bits),
+            top1_agreement=float((self.base_top1_id == self.variant_top1_id)[rows].mean()),
+        )
+
+
+def by_layer(
+    streams: Streams, heads: Heads, asked: Int[Tensor, " row"], progress: Callable[[int, int], None]
+) -> list[LayerRows]:
+    """Every layer's measures at every row.
+
+    Args:
+        streams: of both models.
+        heads: theirs.
+        asked: the token of each row whose rank is told.
+        progress: called with (rows done, rows to do).
+    """
+    n_layers, n_rows = streams.base.shape[:2]
+    read: list[list[_Read]] = [[] for _ in range(n_layers)]
+    for chunk in heads.chunks(n_rows):
+        final = heads.base(streams.base[-1, chunk]), heads.variant(streams.variant[-1, chunk])
+        for layer in range(n_layers):
+            base, variant = heads.base(streams.base[layer, chunk]), heads.variant(streams.variant[layer, chunk])
+            own = base.kl_bits(heads.base(streams.injected[layer, chunk])) if layer else None
+            read[layer].append(_Read.of(base, variant, final, asked[chunk], own))
+        progress(min(n_rows, chunk.stop), n_rows)
+    return [_rows(streams, layer, parts) for layer, parts in enumerate(read)]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What both lenses say of some rows at one layer."""
+
+    kl: Tensor
+    js: Tensor
+    to_output: tuple[Tensor, Tensor]
+    top1: tuple[Tensor, Tensor]
+    ranks: tuple[Tensor, Tensor]
+    injected_kl: Tensor | None
+
+    @classmethod
+    def of(cls, base: Said, variant: Said, final: tuple[Said, Said], asked: Tensor, injected: Tensor | None) -> "_Read":
+        both = base, variant
+        return cls(
+            kl=base.kl_bits(variant),
+            js=base.js_bits(variant),
+            to_output=(final[0].kl_bits(base), final[1].kl_bits(variant)),
+            top1=(base.top1, variant.top1),
+            ranks=(both[0].ranks(asked), both[1].ranks(asked)),
+            injected_kl=injected,
+        )
+
+
+def _rows(streams: Streams, layer: int, parts: Sequence[_Read]) -> LayerRows:
+    """One layer's measures, chunks put together."""
+    base, variant, injected = (of[layer].double() for of in (streams.base, streams.variant, streams.injected))
+    norm = base.norm(dim=-1)
+    by_itself = [part.injected_kl for part in parts if part.injected_kl is not None]
+    return LayerRows(
+        relative_change=_numbers((variant - base).norm(dim=-1) / norm),
+        cosine=_numbers((base * variant).sum(-1) / (norm * variant.norm(dim=-1))),
+        injected=_numbers((injected - base).norm(dim=-1) / norm) if layer else None,
+        inherited=_numbers((variant - injected).norm(dim=-1) / norm) if layer else None,
+        injected_kl_bits=_numbers(*by_itself) if by_itself else None,
+        kl_bits=_numbers(*(part.kl for part in parts)),
+        js_bits=_numbers(*(part.js for part in parts)),
+        base_to_output_bits=_numbers(*(part.to_output[0] for part in parts)),
+        variant_to_output_bits=_numbers(*(part.to_output[1] for part in parts)),
+        base_top1_id=_whole(*(part.top1[0] for part in parts)),
+        variant_top1_id=_whole(*(part.top1[1] for part in parts)),
+        base_rank=_whole(*(part.ranks[0] for part in parts)),
+        variant_rank=_whole(*(part.ranks[1] for part in parts)),
+    )
+
+
+def _numbers(*parts: Tensor) -> Numbers:
+    return np.asarray(torch.cat(parts).double().numpy(), dtype=np.float64)
+
+
+def _whole(*parts: Tensor) -> NDArray[np.int64]:
+    return np.asarray(torch.cat(parts).numpy(), dtype=np.int64)

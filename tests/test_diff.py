@@ -1,0 +1,313 @@
+"""Two models side by side: what plain Transformers computes with both held whole, and figures worked out by hand."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import layerscope
+from layerscope import DiffResult
+from layerscope.analysis.diff_limits import exceeded, parse_limits
+from layerscope.analysis.model_diff import onset_for_good, output_diff
+from layerscope.cli.main import app
+from layerscope.errors import CorpusError, LayerscopeError, ModelError, RunError
+from layerscope.model.causal_lm import CausalLM
+from layerscope.report.sentences.model_diff import facts, headline, in_lines
+from rounding import of_residual
+from tiny_models import BLOCKS_AT, load_resident
+
+TOLERANCE = of_residual(n_blocks=4, d_model=64)
+DAMAGED, N_LAYERS = 3, 4
+"""The layer whose block's MLP is changed, from 1."""
+MATRIX = "mlp.down_proj"
+FAMILIES = ("qwen3", "gemma2", "gpt_neox", "qwen3_moe")
+MATRICES = {"gpt_neox": "mlp.dense_4h_to_h", "qwen3_moe": "self_attn.o_proj"}
+
+
+def damaged(folder: Path, into: Path, matrix: str = MATRIX, layer: int = DAMAGED) -> Path:
+    """A copy of which the first half of one matrix's rows is half as large again, which no norm behind it undoes."""
+    shutil.copytree(folder, into)
+    file = next(into.glob("*.safetensors"))
+    weights = load_file(file)
+    (name,) = [name for name in weights if f".{layer - 1}.{matrix}.weight" in name]
+    weights[name][: len(weights[name]) // 2] *= 1.5
+    save_file(weights, file, {"format": "pt"})
+    return into
+
+
+@pytest.fixture(scope="module")
+def planted(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, DiffResult]:
+    folder = tmp_path_factory.mktemp("diff")
+    base = tiny("qwen3")
+    variant = damaged(base, folder / "variant")
+    return base, variant, layerscope.diff(base, variant, modules=True, suite="capitals", limit=2)
+
+
+def streams_of(model: Any, ids: list[int]) -> torch.Tensor:
+    """The stream in front of the first block and behind every one, before the final norm: [layer, position, d_model]."""
+    seen: list[torch.Tensor] = []
+    blocks = model.get_submodule(BLOCKS_AT.get(model.config.model_type, "model.layers"))
+
+    def keep(_: Any, args: Any, kwargs: Any) -> None:
+        seen.append((args[0] if args else kwargs["hidden_states"])[0].float())
+
+    def last(_: Any, args: Any, output: Any) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output).reshape(1, len(ids), -1)[0].float())
+
+    handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
+    handles.append(blocks[-1].register_forward_hook(last))
+    with torch.inference_mode():
+        model(torch.tensor([ids]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(seen)
+
+
+def block_on(model: Any, layer: int, ids: list[int], stream: torch.Tensor) -> torch.Tensor:
+    """What one block of a model makes of another model's stream, at its place in the model's own forward."""
+    block = model.get_submodule(BLOCKS_AT.get(model.config.model_type, "model.layers"))[layer - 1]
+    out: list[torch.Tensor] = []
+
+    def replace(_: Any, args: Any, kwargs: Any) -> Any:
+        given = stream[None].to(torch.float32)
+        return ((given, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": given})
+
+    def keep(_: Any, args: Any, output: Any) -> None:
+        out.append((output[0] if isinstance(output, tuple) else output).reshape(1, len(ids), -1)[0])
+
+    handles = [block.register_forward_pre_hook(replace, with_kwargs=True), block.register_forward_hook(keep)]
+    with torch.inference_mode():
+        model(torch.tensor([ids]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return out[0]
+
+
+def log_probs(model: Any, ids: list[int]) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(-1).numpy()
+
+
+# What is measured
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_errors_of_blocks_are_those_of_transformers_own_blocks(name: str, tiny, tmp_path: Path):
+    base = tiny(name)
+    variant = damaged(base, tmp_path / "variant", MATRICES.get(name, MATRIX), 2)
+    found = layerscope.diff(base, variant, suite=None, noise_floor=False)
+    ours, theirs = load_resident(base), load_resident(variant)
+    table = found.rows
+    for text, ids in enumerate(read_sequences_of(base)):
+        own, other = streams_of(ours, ids), streams_of(theirs, ids)
+        for layer in range(1, len(own)):
+            rows = table.filter(text=text, layer=layer)
+            at = rows["position"].to_list()
+            injected = block_on(theirs, layer, ids, own[layer - 1])
+            norm = own[layer][at].norm(dim=-1)
+            expected = {
+                "relative_change": (other[layer] - own[layer])[at].norm(dim=-1) / norm,
+                "injected": (injected - own[layer])[at].norm(dim=-1) / norm,
+                "inherited": (other[layer] - injected)[at].norm(dim=-1) / norm,
+            }
+            for column, values in expected.items():
+                assert rows[column].to_numpy() == pytest.approx(values.numpy(), abs=20 * TOLERANCE), (column, layer)
+    by_layer = found.summary.layers
+    assert by_layer[1].relative_change == 0 and by_layer[1].injected == 0
+    assert by_layer[2].injected is not None and by_layer[2].injected > 1e-3 and by_layer[2].inherited == 0
+    assert all(layer.injected == 0 for layer in by_layer[3:])
+    assert all(layer.inherited == layer.relative_change for layer in by_layer[3:])
+
+
+def read_sequences_of(folder: Path) -> list[list[int]]:
+    """The passages in the model's own tokens."""
+    from layerscope.fitting.held_out_text import own_passages
+
+    return own_passages(CausalLM.open(folder, device="cpu"), 512).tolist()
+
+
+def test_figures_at_the_output_are_those_of_whole_distributions(planted: tuple[Path, Path, DiffResult]):
+    """KL, Jensen-Shannon, perplexities and agreement, in float64 from Transformers' own logits."""
+    base, variant, found = planted
+    models = [load_resident(folder) for folder in (base, variant)]
+    kl, js, nll, top = [], [], [], []
+    for ids in read_sequences_of(base):
+        p, q = (log_probs(model, ids)[1:-1] for model in models)
+        mean = np.logaddexp(p, q) - math.log(2)
+        kl.append((np.exp(p) * (p - q)).sum(-1))
+        js.append(((np.exp(p) * (p - mean)).sum(-1) + (np.exp(q) * (q - mean)).sum(-1)) / 2)
+        following = np.array(ids[2:])
+        nll.append(np.stack([-of[np.arange(len(of)), following] for of in (p, q)]))
+        top.append(np.stack([p.argmax(-1), q.argmax(-1), following]))
+    bits, (ours, theirs), tops = np.concatenate(kl) / math.log(2), np.concatenate(nll, 1), np.concatenate(top, 1)
+    out = found.summary.output
+    assert out.n_positions == len(bits)
+    # Logits are off by rounding alone, which moves a divergence by its own root at most, times the logits' error.
+    off = 1e-3 * float(bits.mean())
+    assert out.kl_mean_bits == pytest.approx(bits.mean(), abs=off)
+    assert out.kl_median_bits == pytest.approx(np.median(bits), abs=off)
+    assert out.kl_p99_bits == pytest.approx(np.quantile(bits, 0.99), abs=10 * off)
+    assert out.kl_max_bits == pytest.approx(bits.max(), abs=10 * off)
+    assert out.js_mean_bits == pytest.approx(np.concatenate(js).mean() / math.log(2), abs=off)
+    assert out.base_perplexity == pytest.approx(math.exp(ours.mean()), rel=1e-4)
+    assert out.variant_perplexity == pytest.approx(math.exp(theirs.mean()), rel=1e-4)
+    assert out.perplexity_ratio == pytest.approx(math.exp((theirs - ours).mean()), rel=1e-4)
+    error = (theirs - ours).std(ddof=1) / math.sqrt(len(ours)) * math.exp((theirs - ours).mean())
+    assert out.perplexity_ratio_standard_error == pytest.approx(error, rel=1e-2)
+    assert out.top1_agreement == pytest.approx((tops[0] == tops[1]).mean(), abs=2 / len(bits))
+
+
+def test_the_one_linear_layer_that_differs_is_named_with_its_blocks_whole_error(planted):
+    _, _, found = planted
+    first, *others = found.summary.modules
+    assert (first.layer, first.module) == (DAMAGED, MATRIX)
+    assert first.injected == pytest.approx(found.summary.layers[DAMAGED].injected, rel=1e-4)
+    assert len(others) == 7 * N_LAYERS - 1 and all(one.injected == 0 for one in others)
+    worst = found.summary.worst_blocks[0]
+    assert worst.layer == DAMAGED
+    lines = {line.label: line.text for line in in_lines(found.summary)}
+    assert lines["blocks"].startswith(f"1 of {N_LAYERS} inject an error; the largest, over the residual's norm: 3 (")
+    assert lines["modules"].startswith(f"alone in the base's block, the most: 3 {MATRIX} ")
+
+
+def test_a_model_against_itself_differs_in_nothing(tiny):
+    found = layerscope.diff(tiny("qwen3"), tiny("qwen3"), suite="capitals", limit=1, modules=True)
+    assert found.summary.is_identical
+    assert headline(found.summary).startswith("Nothing differs, at ")
+    assert all(one.injected == 0 for one in found.summary.modules)
+    assert found.summary.suite is not None and not any(fact.flips for fact in found.summary.suite.prompts)
+    assert found.summary.output.perplexity_ratio == 1.0
+    lenses = [layer.base_to_output_bits for layer in found.summary.layers]
+    assert lenses[-1] == 0 < lenses[0]
+
+
+def test_a_suite_is_asked_in_the_bases_tokens(planted):
+    base, _, found = planted
+    run = layerscope.probe(base, suite="capitals", limit=2, lenses="logit", causal=False)
+    suite = found.summary.suite
+    assert suite is not None and len(suite.prompts) == len(run.record.suite.prompts)
+    at_end = run.judged_rows.filter(lens="logit")
+    for fact, prompt in zip(suite.prompts, run.record.suite.prompts, strict=True):
+        assert prompt.output is not None
+        assert fact.base_rank == prompt.output.answer_rank
+        rows = at_end.filter(
+            prompt_id=prompt.prompt_id, prompt_variant=prompt.prompt_variant, position=len(prompt.token_ids or ()) - 1
+        )
+        rows = rows.filter(rows["fact_index"].eq_missing(prompt.fact_index)).sort("layer")
+        if fact.answer is not None:
+            assert fact.base_onset == onset_for_good(rows["answer_rank"].to_list())
+
+
+def test_less_memory_means_more_passes_and_the_same_figures(planted, monkeypatch):
+    base, variant, found = planted
+    monkeypatch.setattr("layerscope.diffing.streams.ROOM_SHARE", 1 << 40)  # room for one text at a time
+    parted = layerscope.diff(base, variant, suite="capitals", limit=2)
+    assert parted.rows.height == found.rows.height
+    change = (parted.rows["relative_change"] - found.rows["relative_change"]).abs().max()
+    assert change <= 20 * TOLERANCE
+    assert parted.summary.output.kl_mean_bits == pytest.approx(found.summary.output.kl_mean_bits, rel=1e-3)
+
+
+# Numbers from numbers
+
+
+def test_perplexities_and_flips_are_worked_out_as_stated():
+    """Four positions: log-probabilities differ by 0.1, 0.3, -0.1 and 0.1."""
+    ours = np.log(np.array([0.5, 0.25, 0.5, 0.25]))
+    theirs = ours - np.array([0.1, 0.3, -0.1, 0.1])
+    found = output_diff(
+        np.array([0.0, 1.0, 2.0, 5.0]),
+        np.zeros(4),
+        (ours, theirs),
+        (np.array([7, 8, 9, 1]), np.array([7, 8, 3, 2])),
+        np.array([7, 1, 9, 1]),
+    )
+    assert found.base_perplexity == pytest.approx((0.5 * 0.25 * 0.5 * 0.25) ** (-1 / 4))
+    assert found.perplexity_ratio == pytest.approx(math.exp(0.1))
+    # Variance of the four differences: (0 + 0.04 + 0.04 + 0) / 3.
+    assert found.perplexity_ratio_standard_error == pytest.approx(math.exp(0.1) * math.sqrt(0.08 / 3 / 4))
+    assert (found.kl_mean_bits, found.kl_median_bits, found.kl_max_bits) == (2.0, 1.5, 5.0)
+    assert found.kl_mean_standard_error == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 3 / 4))
+    assert found.top1_agreement == 0.5
+    assert (found.n_right_in_base_only, found.n_right_in_variant_only, found.mcnemar_p) == (2, 0, 0.5)
+
+
+def test_an_onset_is_where_the_answer_stays_on_top():
+    assert onset_for_good([5, 1, 2, 1, 1]) == 3
+    assert onset_for_good([1, 1]) == 0
+    assert onset_for_good([1, 1, 2]) is None
+
+
+def test_limits_are_read_and_kept_or_not(planted):
+    _, _, found = planted
+    limits = parse_limits("kl_mean=0.0, perplexity_ratio=1e9,injected=1e-6")
+    assert [limit.measure for limit in exceeded(found.summary, limits)] == ["kl_mean", "injected"]
+    for text, words in (
+        ("kl=1", "no limit on 'kl'; choose from kl_mean"),
+        ("kl_mean=x", "should be a number of at least 0, but is 'x'"),
+        ("kl_mean=-1", "should be a number of at least 0"),
+        ("kl_mean=nan", "should be a number of at least 0"),
+        ("kl_mean=1,kl_mean=2", "given twice"),
+    ):
+        with pytest.raises(RunError, match=words):
+            parse_limits(text)
+
+
+# What is refused
+
+
+def test_what_cannot_be_compared_is_refused_in_a_sentence(tiny, tmp_path: Path):
+    qwen = tiny("qwen3")
+    opened = CausalLM.open(qwen, device="cpu")
+    text = tmp_path / "few.txt"
+    text.write_text("a", encoding="utf-8")
+    cases: list[tuple[tuple[Any, ...], dict[str, Any], type[LayerscopeError], str]] = [
+        ((qwen, tiny("gpt2")), {}, ModelError, r"has 4 blocks, but .* has \d|numbers in a residual"),
+        ((qwen,), {}, ModelError, "Name the variant too"),
+        ((opened, opened), {}, ModelError, "one open model; open it twice"),
+        ((qwen, qwen), {"tokens": "5k"}, CorpusError, "tokens say how a text is read, but none was given"),
+        ((qwen, qwen), {"text": [str(text)]}, CorpusError, "give more text"),
+    ]
+    for models, options, error, words in cases:
+        with pytest.raises(error, match=words):
+            layerscope.diff(*models, **options)
+
+
+# What people see
+
+
+def test_the_command_prints_saves_and_fails_above_a_limit(tiny, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base, variant = tiny("qwen3"), damaged(tiny("qwen3"), tmp_path / "variant")
+    words = ["diff", str(base), str(variant), "--suite", "none", "--no-noise-floor", "--details"]
+    done = CliRunner().invoke(app, [*words, "--fail-above", "kl_mean=0"])
+    assert done.exit_code == 1, done.output
+    assert "above its limit · kl_mean is " in done.output and "diff · diffs/" in done.output
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.startswith("diff · "))
+    (folder,) = (tmp_path / "diffs").iterdir()
+    kept = json.loads((folder / "diff.json").read_text(encoding="utf-8"))
+    assert kept["layers"][DAMAGED]["inherited"] == 0.0 < kept["layers"][DAMAGED]["injected"]
+    assert {file.name for file in folder.iterdir()} == {"diff.json", "diff.parquet"}
+    missing = CliRunner().invoke(app, [*words, "--fail-above", "flips=0.1"])
+    assert missing.exit_code == 2 and "no suite was asked" in missing.output
+
+
+def test_facts_are_told_with_their_flips_and_shifts():
+    from layerscope.analysis.model_diff import FactDiff, SuiteDiff
+
+    def fact(ranks: tuple[int, int], onsets: tuple[int | None, int | None]) -> FactDiff:
+        return FactDiff("p", 0.5, "a", "b", "a", *ranks, *onsets)
+
+    suite = SuiteDiff("some", (fact((1, 1), (3, 5)), fact((1, 2), (3, None)), fact((4, 1), (None, 2))))
+    assert facts(suite) == (
+        "of 3 prompts of some the base answers 2, the variant 2: 1 lost, 1 won (McNemar p 1); KL 0.5 bits in the mean; "
+        "on top for good 2 layers later (median over 1 that both answer; +2 to +2)"
+    )

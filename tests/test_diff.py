@@ -52,7 +52,7 @@ def planted(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
 
 
 def streams_of(model: Any, ids: list[int]) -> torch.Tensor:
-    """The stream in front of the first block and behind every one, before the final norm: [layer, position, d_model]."""
+    """The stream in front of the first block and behind every one: [layer, position, d_model]."""
     seen: list[torch.Tensor] = []
     blocks = model.get_submodule(BLOCKS_AT.get(model.config.model_type, "model.layers"))
 

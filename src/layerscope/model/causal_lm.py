@@ -296,7 +296,6 @@ class CausalLM:
             f"{self.architecture.blocks}.",
             self.checkpoint,
             [
-                *([self.checkpoint.description] if self.checkpoint.description else []),
                 *([] if self.adapter is None else [self.adapter.fingerprint]),
                 *(change.name for change in (self.shuffle, self.ablation) if change is not None),
             ],

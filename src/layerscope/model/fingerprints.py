@@ -30,16 +30,16 @@ def head_fingerprint(weight: StoredWeight, norm: Norm | None, vectors: Iterable[
 def blocks_fingerprint(
     stored: Mapping[str, Stored], prefix: str, checkpoint: TensorFiles, changes: Iterable[str], means: Iterable[Tensor]
 ) -> str:
-    """sha256 over names, shapes and a few rows of every tensor of the blocks.
+    """sha256 over names, shapes and a few rows of every tensor of the blocks, and what a GGUF file says of them.
 
     Args:
         stored: for each parameter and buffer where it comes from.
         prefix: what the names of the blocks' begin with.
         checkpoint: their files.
-        changes: what the files say beside the tensors, and names of what was done to the blocks since.
+        changes: names of what was done to the blocks since they were stored.
         means: what parts of them are set to.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(checkpoint.description.encode())
     for change in changes:
         digest.update(change.encode())
     for mean in means:

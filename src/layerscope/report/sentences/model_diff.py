@@ -40,7 +40,8 @@ def in_lines(found: ModelDiff) -> list[LabelledLine]:
     lines = [LabelledLine("output", _output(found)), LabelledLine("perplexity", _perplexity(found))]
     if found.suite is not None:
         lines.append(LabelledLine("facts", facts(found.suite)))
-        lines += [LabelledLine("", flipped(fact)) for fact in found.suite.prompts if fact.flips][:MOST]
+        flips = dict.fromkeys(flipped(fact) for fact in found.suite.prompts if fact.flips)  # some prompts stand twice
+        lines += [LabelledLine("", text) for text in flips][:MOST]
     if not found.is_identical:
         lines.append(LabelledLine("blocks", _blocks(found)))
     if found.modules and not found.is_identical:
@@ -55,7 +56,7 @@ def how_to_read(found: ModelDiff) -> str:
     """What the columns of the table of layers are."""
     return (
         f"At {found.n_rows} positions of text. change: of the residual. injected: what the variant's block does "
-        "to the base's residual beyond the base's block; inherited: the rest of the difference. All are medians, errors "
+        "to the base's residual beyond the base's block; inherited: the rest of the difference. All three are medians, "
         "over the norm of the base's residual. lens KL, top 1: of both models' own logit lens; to output: KL of each "
         "one's lens from its own output (means)."
     )

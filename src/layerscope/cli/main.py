@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerscope.cli.bakeoff import bakeoff
-from layerscope.cli.diff import diff
 from layerscope.cli.console import (
     folder_for_runs,
     free_name,
@@ -21,6 +20,7 @@ from layerscope.cli.console import (
     watching,
     working,
 )
+from layerscope.cli.diff import diff
 from layerscope.cli.evidence import home, newest
 from layerscope.cli.lenses import fit_app, lens_app
 from layerscope.cli.look import look

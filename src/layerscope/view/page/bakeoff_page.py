@@ -6,10 +6,19 @@ from pathlib import Path
 from markupsafe import Markup
 
 from layerscope.analysis.bakeoff import Bakeoff, LensInBakeoff
-from layerscope.analysis.causal_shares import Median
+from layerscope.analysis.drawn_facts import Median
 from layerscope.report.cited.report_files import write_whole
 from layerscope.report.numbers import ABSENT
-from layerscope.report.sentences.bakeoff import about, how_read, how_used, lens_words
+from layerscope.report.sentences.bakeoff import (
+    NO_ONSET,
+    NOT_KNOWN,
+    about,
+    how_read,
+    how_used,
+    lacks_onset,
+    lens_words,
+    spread,
+)
 from layerscope.report.text import printable
 from layerscope.view.page.document import (
     ADVICE,
@@ -87,7 +96,7 @@ def bakeoff_html(found: Bakeoff) -> str:
             about=about(found).removesuffix(":") + ".",
             columns=COLUMNS,
             rows=[_cells(lens) for lens in found.lenses],
-            hints=(printable(how_read(found)), how_used(found), "Effects: median over pairs, and its 95 % interval."),
+            hints=(printable(how_read(found)), how_used(found), spread(found)),
             figures=figures,
             data={key: Markup(content) for key, content in scripts.items()},
         )
@@ -117,13 +126,13 @@ def _cells(lens: LensInBakeoff) -> tuple[Cell, ...]:
         _number(lens.text_top1, ".0%"),
         _number(lens.kl_to_final_bits, ".3g"),
         _number(lens.top1_agreement, ".0%"),
-        _number(lens.onset_error_layers, "+g"),
+        Cell(NO_ONSET) if lacks_onset(lens) else _number(lens.onset_error_layers, "+g"),
         *(_effect(of(lens)) for of in _EFFECTS.values()),
     )
 
 
 def _verdict(lens: LensInBakeoff) -> Cell:
-    words = "not known" if lens.share is None else str(lens.share.verdict)
+    words = NOT_KNOWN if lens.share is None else str(lens.share.verdict)
     return Cell(words, words)
 
 
@@ -134,4 +143,5 @@ def _number(value: float | None, form: str) -> Cell:
 def _effect(effect: Median | None) -> Cell:
     if effect is None:
         return Cell(ABSENT)
-    return Cell(f"{effect.value:.2f} [{effect.low:.2f}, {effect.high:.2f}]", f"{effect.value:.6g}")
+    ends = "" if effect.low is None else f" [{effect.low:.2f}, {effect.high:.2f}]"
+    return Cell(f"{effect.value:.2f}{ends}", f"{effect.value:.6g}")

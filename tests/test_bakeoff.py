@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,7 +28,7 @@ from layerscope.probing.bakeoff import BakeoffResult, bakeoff, seen_by
 from layerscope.record.shares import COMPLEMENT, FULL, KINDS, OTHERS, RANDOM, SHARE_COLUMNS, SPAN
 from layerscope.report.sentences.bakeoff import about, how_used
 from layerscope.view.charts.bakeoff import bakeoff_charts
-from layerscope.view.page.bakeoff_page import write_bakeoff_page
+from layerscope.view.page.bakeoff_page import COLUMNS, bakeoff_html, write_bakeoff_page
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_the_command_prints_a_line_a_lens_within_eighty_columns(tmp_path: Path):
     (table,) = tmp_path.glob("*/shares.parquet")
     assert set(pl.read_parquet(table)["layer"]) == set(range(13))
     html = (tmp_path / "page.html").read_text("utf-8")
-    assert "Effects along lenses" in html
+    assert "Effects by lens, layers 5 to 11" in html
     told = " ".join(done.output.split())
     for text in (told, html):  # five facts
         assert "(an illustration: a claim takes 10 facts)" in text
@@ -270,7 +271,24 @@ def test_charts_draw_every_lens_with_its_interval_and_its_distance(held: Bakeoff
     series = {row["series"] for rows in drawn["datasets"].values() for row in rows if "series" in row}
     assert series == {"raw", "logit", "tuned", "tuned, rank 8"}  # a null's distance is in the table alone
     assert set(text.table["lens"]) == {lens.lens for lens in held.summary.lenses}
-    assert "raw: above" in str(drawn["title"])
+    assert "bits: raw" in " ".join(drawn["title"]["subtitle"])
+
+
+def test_what_is_far_off_at_the_embedding_alone_does_not_flatten_the_chart(held: BakeoffResult):
+    def drawn(first: float) -> dict[str, Any]:
+        """The logit lens at so many bits from the model at the embedding."""
+        lenses = tuple(
+            replace(lens, text=replace(lens.text, bits=(first, *lens.text.bits[1:]))) if lens.lens == "logit" else lens
+            for lens in held.summary.lenses
+        )
+        *_, text = bakeoff_charts(replace(held.summary, lenses=lenses))
+        return text.chart.to_dict()
+
+    later = max(
+        max(lens.text.bits[1:]) for lens in held.summary.lenses if lens.lens in ("logit", "tuned", "tuned_rank8")
+    )
+    for first, names in ((2.9 * later, " bits: raw"), (3.1 * later, " bits: raw; logit; tuned, rank 8")):
+        assert " ".join(drawn(first)["title"]["subtitle"]).endswith(names)
 
 
 def test_a_chart_of_few_facts_has_no_bars(held: BakeoffResult):
@@ -290,10 +308,13 @@ def test_the_page_holds_the_table_and_says_what_it_is_measured_on(held: BakeoffR
     html = path.read_text("utf-8")
     share = next(lens.share for lens in held.summary.lenses if lens.lens == "tuned")
     assert share is not None
-    assert f">{share.span.value:.2f} [{share.span.low:.2f}, {share.span.high:.2f}]</td>" in html
+    assert f">{share.span.value:.2f}\n[{share.span.low:.2f}, {share.span.high:.2f}]</td>" in html
     for words in ('<th scope="row">tuned, shuffled</th>', "504 positions of passages of layerscope", "default-src"):
         assert words in html
     assert html.count("<figure") == 5
+    assert html.count("</button></th>") == len(COLUMNS)
+    bare = tuple(replace(lens, over_shuffled=None) for lens in held.summary.lenses)
+    assert ">over shuffled<" not in bakeoff_html(replace(held.summary, lenses=bare))
     assert write_bakeoff_page(held.summary, path) == path  # one of ours is replaced
     (tmp_path / "theirs.html").write_text("mine")
     with pytest.raises(RunError, match="not written as a view by layerscope"):

@@ -33,7 +33,7 @@ class Seen(StrEnum):
 
     NO_FIT = "nothing was fitted"
     HELD_OUT = "held out by its fit"
-    OTHER = "fitted on other text"
+    OTHER = "fitted on text of another name"
     PERHAPS = "its fit may have read it"
     UNKNOWN = "nobody says what it was fitted on"
 

@@ -62,11 +62,11 @@ def _use(lens: LensInBakeoff) -> list[str]:
     if share is None:
         return ["", "", "", "", "", NOT_KNOWN]
     effects = (share.span, share.complement, share.random, share.others, lens.over_shuffled)
-    return [*("" if effect is None else f"{effect.value:.2f}" for effect in effects), str(share.verdict)]
+    return [*("" if effect is None else f"{effect.value:z.2f}" for effect in effects), str(share.verdict)]
 
 
 def _bits(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+    return "" if value is None else f"{value:.0f}" if value >= 9.95 else f"{value:#.2g}"
 
 
 def _share(value: float | None) -> str:

@@ -10,13 +10,12 @@ from layerscope.analysis.bakeoff import Bakeoff, Entrant, LensInBakeoff
 from layerscope.analysis.causal_shares import CausalShare
 from layerscope.analysis.drawn_facts import Median
 from layerscope.report.sentences.bakeoff import lens_words
-from layerscope.report.sentences.lines import plural
 from layerscope.report.sentences.patching import facts_in_pairs
 from layerscope.report.text import printable
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
 from layerscope.view.charts.lines import Axes, Line, Values, hover_layer, line_layers
 from layerscope.view.charts.theme import REFERENCE
-from layerscope.view.charts.words import course, listed, sentences
+from layerscope.view.charts.words import course, sentences
 from layerscope.view.palette import BLUE, VERMILLION, lens_look
 
 HEIGHT = 260
@@ -26,6 +25,8 @@ PARTS = {"span": (BLUE, "circle"), "rest": (VERMILLION, "square")}
 """What is written into the base's run: along the lens' directions alone, or all but that."""
 FAR = 1.25
 """How much further than every other curve the raw lens' may go before it is cut off."""
+FAR_AT_FIRST = 3.0
+"""The same for what lenses say of the embedding, against all that comes later."""
 
 
 def bakeoff_charts(found: Bakeoff) -> Iterator[ChartSpec]:
@@ -73,7 +74,7 @@ def _shares(
             *(_mark_words(row) for row in rows),
         ]
     )
-    title = f"Effects along lenses' directions, {where}"
+    title = f"Effects by lens, {where}"
     name = f"bakeoff-shares-{layers[0]}-{layers[-1]}"
     return built(name, title, notes, description, layers_of_chart, height, _table(found, lenses))
 
@@ -85,8 +86,8 @@ def _mark(lens: str, part: str, effect: Median) -> dict[str, str | float]:
 
 
 def _mark_words(row: Mapping[str, str | float]) -> str:
-    ends = f" [{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else ""
-    return f"{row['lens']}, {row['part']}: {row['x']:.2f}{ends}."
+    ends = f" [{row['low']:z.2f}, {row['high']:z.2f}]" if "low" in row else ""
+    return f"{row['lens']}, {row['part']}: {row['x']:z.2f}{ends}."
 
 
 def _dots(rows: Sequence[Datum], lenses: Sequence[str]) -> list[alt.Chart]:
@@ -149,7 +150,7 @@ def _on_text(found: Bakeoff) -> ChartSpec:
     """Nulls are left out, and what lies far above all others is cut off; the table has everything."""
     drawn = [lens for lens in found.lenses if lens.entrant is not Entrant.NULL]
     ceiling = _ceiling(drawn)
-    cut = [lens.lens for lens in drawn if any(bits is not None and bits > ceiling for bits in lens.text.bits)]
+    cut = [lens_words(lens) for lens in drawn if any(bits is not None and bits > ceiling for bits in lens.text.bits)]
     lines = [
         Line(lens_words(lens), lens_look(lens.lens, place), _below(lens, ceiling)) for place, lens in enumerate(drawn)
     ]
@@ -157,7 +158,7 @@ def _on_text(found: Bakeoff) -> ChartSpec:
     axes = Axes(found.handover.n_layers, "KL(model || lens) (bits)")
     notes = [f"{_name(found)} · mean over {found.n_text_positions} positions of {', '.join(found.text)}"]
     if cut:
-        notes.append(f"{listed(cut)}: above {ceiling:.1f} bits where {plural('its line', len(cut))} ends")
+        notes.append(f"Cut off above {ceiling:.1f} bits: {'; '.join(cut)}")
     description = sentences(
         ["Divergence of each lens from the model's own output on held-out text, by layer."]
         + [course(line.name, line.known, " bits") for line in lines]
@@ -174,9 +175,13 @@ def _on_text(found: Bakeoff) -> ChartSpec:
 
 
 def _ceiling(lenses: Sequence[LensInBakeoff]) -> float:
-    """Of the vertical axis: what lenses other than raw reach, and a little more."""
-    known = [bits for lens in lenses if lens.lens != "raw" for bits in lens.text.bits if bits is not None]
-    return FAR * max(known) if known else float("inf")
+    """Of the vertical axis: what lenses other than raw reach, and a little more; the embedding alone, where some lens
+    is far off, does not set it."""
+    others = [lens.text.bits for lens in lenses if lens.lens != "raw"]
+    first = max((bits[0] for bits in others if bits[0] is not None), default=0.0)
+    later = max((value for bits in others for value in bits[1:] if value is not None), default=0.0)
+    highest = later if 0 < FAR_AT_FIRST * later < first else max(first, later)
+    return FAR * highest if highest else float("inf")
 
 
 def _below(lens: LensInBakeoff, ceiling: float) -> Values:

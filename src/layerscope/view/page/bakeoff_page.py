@@ -49,9 +49,9 @@ COLUMNS = (
     Column("lens", "What is read through; what was made of a fitted lens says so."),
     Column("directions", "The verdict on whether the model uses them."),
     Column("text KL", "Mean KL(model || lens) in bits on held-out text, over these layers."),
-    Column("text top 1", "Share of its positions with the model's own first token on top."),
+    Column("text top\N{NO-BREAK SPACE}1", "Share of its positions with the model's own first token on top."),
     Column("prompts KL", "Median KL(model || lens) in bits at the prompts' last tokens."),
-    Column("prompts top 1", "How often the lens says there what the model says."),
+    Column("prompts top\N{NO-BREAK SPACE}1", "How often the lens says there what the model says."),
     Column("on top less handover", "Layers from the handover to where the answer is on top for good."),
     Column("span", "Effect of the source's state along the lens' directions alone."),
     Column("rest", "Effect of all but that."),
@@ -72,6 +72,8 @@ def bakeoff_html(found: Bakeoff) -> str:
 
     with debug_mode(False):  # as of the other pages: the charts' own tests hold that they are valid
         figures = [figure_of(chart, f"chart-{chart.name}", chart.name) for chart in bakeoff_charts(found)]
+    rows = [_cells(lens) for lens in found.lenses]
+    shown = [i for i in range(len(COLUMNS)) if any(row[i].text != ABSENT for row in rows)]
     script, vega, style = script_of(SCRIPTS), vega_runtime(), asset("page.css")
     scripts = {
         "page-data": safe_json({}),
@@ -93,9 +95,9 @@ def bakeoff_html(found: Bakeoff) -> str:
             version=package_version(),
             model=printable(found.model),
             suite=printable(found.suite),
-            about=about(found).removesuffix(":") + ".",
-            columns=COLUMNS,
-            rows=[_cells(lens) for lens in found.lenses],
+            about=about(found).removesuffix(":").replace(" %", "\N{NO-BREAK SPACE}%") + ".",
+            columns=[COLUMNS[i] for i in shown],
+            rows=[[row[i] for i in shown] for row in rows],
             hints=(printable(how_read(found)), how_used(found), spread(found)),
             figures=figures,
             data={key: Markup(content) for key, content in scripts.items()},
@@ -143,5 +145,5 @@ def _number(value: float | None, form: str) -> Cell:
 def _effect(effect: Median | None) -> Cell:
     if effect is None:
         return Cell(ABSENT)
-    ends = "" if effect.low is None else f" [{effect.low:.2f}, {effect.high:.2f}]"
-    return Cell(f"{effect.value:.2f}{ends}", f"{effect.value:.6g}")
+    ends = "" if effect.low is None else f"\n[{effect.low:z.2f}, {effect.high:z.2f}]"
+    return Cell(f"{effect.value:z.2f}{ends}", f"{effect.value:.6g}")

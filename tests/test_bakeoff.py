@@ -2,9 +2,12 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -12,22 +15,41 @@ from typer.testing import CliRunner
 
 import layerscope
 from fit_texts import write_text
-from layerscope.analysis.bakeoff import Entrant, Seen, bands
-from layerscope.analysis.causal_shares import causal_share
+from layerscope.analysis.bakeoff import Entrant, Seen, Taker, Text, bakeoff_of, bands
+from layerscope.analysis.causal_shares import CausalShare, DirectionVerdict
+from layerscope.analysis.drawn_facts import Median
+from layerscope.analysis.handover import BeyondThird, Handover
 from layerscope.cli.main import app
 from layerscope.errors import CorpusError, LensError, RunError
 from layerscope.fitting.corpus import read_corpus
 from layerscope.fitting.held_out_text import held_out_text, own_passages
 from layerscope.fitting.ridge import fit_ridge
 from layerscope.probing.bakeoff import BakeoffResult, bakeoff, seen_by
-from layerscope.record.shares import FULL, SHARE_COLUMNS
+from layerscope.record.shares import COMPLEMENT, FULL, KINDS, OTHERS, RANDOM, SHARE_COLUMNS, SPAN
+from layerscope.report.sentences.bakeoff import about, how_used
 from layerscope.view.charts.bakeoff import bakeoff_charts
-from layerscope.view.page.bakeoff_page import write_bakeoff_page
+from layerscope.view.page.bakeoff_page import COLUMNS, bakeoff_html, write_bakeoff_page
 
 
 @pytest.fixture(scope="module")
 def held() -> BakeoffResult:
-    return bakeoff(suite="capitals", lenses="raw,logit,tuned", rank=8)
+    return bakeoff(suite="capitals-20", lenses="raw,logit,tuned", rank=8)
+
+
+def medians_of(held: BakeoffResult, lens: str, layers: Sequence[int]) -> dict[str, float]:
+    """Over pairs, of each pair's mean over layers, straight from the table."""
+    rows = held.shares.filter(pl.col("layer").is_in(layers), pl.col("lens").is_null() | (pl.col("lens") == lens))
+    effects = {
+        kind: np.array(
+            [
+                of_pair["effect"].to_numpy().mean()
+                for _, of_pair in rows.filter(kind=kind).group_by("pair", maintain_order=True)
+            ]
+        )
+        for kind in KINDS
+    }
+    gain, loss = effects[SPAN] - effects[RANDOM], effects[FULL] - effects[COMPLEMENT]
+    return {kind: float(np.median(values)) for kind, values in (effects | {"gain": gain, "loss": loss}).items()}
 
 
 PROBED = {"raw", "logit", "tuned"}
@@ -44,7 +66,13 @@ def test_every_lens_has_its_share_over_the_layers_that_carry_the_answer(held: Ba
     assert len(off) == 5 and off[:4] == sorted(off[:4])
     assert found.lenses[-1].entrant is Entrant.NULL
     for lens in found.lenses:
-        assert lens.share == causal_share(held.shares, lens.lens, found.layers)
+        share, due = lens.share, medians_of(held, lens.lens, found.layers)
+        assert (share.n_facts, share.n_pairs, share.layers) == (20, 40, found.layers)
+        assert share.full.value == pytest.approx(due[FULL]) and share.span.value == pytest.approx(due[SPAN])
+        assert share.complement.value == pytest.approx(due[COMPLEMENT])
+        assert share.random.value == pytest.approx(due[RANDOM]) and share.others.value == pytest.approx(due[OTHERS])
+        assert share.gain.value == pytest.approx(due["gain"]) and share.loss.value == pytest.approx(due["loss"])
+        assert share.verdict == "used" and min(share.gain.low, share.loss.low) > 0.1
         if lens.entrant is not Entrant.LENS:
             assert (lens.onset, lens.kl_to_final_bits, lens.top1_agreement) == (None, None, None)
             continue
@@ -119,6 +147,8 @@ def test_a_span_is_held_against_that_of_the_shuffled_lens_pair_by_pair(held: Bak
 def test_the_whole_states_effects_are_those_of_the_probes_own_patches(held: BakeoffResult):
     patches = held.run.patches.filter(kind="pair", place="next").sort("pair", "layer")
     full = held.shares.filter(kind=FULL).sort("pair", "layer")
+    assert set(full["layer"]) == set(held.summary.layers)
+    patches = patches.filter(pl.col("layer").is_in(held.summary.layers))
     assert (patches["effect"] - full["effect"]).abs().max() < 1e-3  # float32 products of differences of several nats
 
 
@@ -136,14 +166,71 @@ def test_a_folder_holds_summary_exchanges_and_probe(held: BakeoffResult, tmp_pat
 
 def test_the_command_prints_a_line_a_lens_within_eighty_columns(tmp_path: Path):
     words = ["bakeoff", "--suite", "capitals", "--lens", "raw,logit", "--out", str(tmp_path)]
-    words += ["--page", str(tmp_path / "page.html")]
+    words += ["--page", str(tmp_path / "page.html"), "--all-layers"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert sum(line.startswith(("raw ", "logit ")) for line in lines) == 4  # how each reads, and what is used
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line and "·" not in line)
-    assert len(list(tmp_path.glob("*/shares.parquet"))) == 1
-    assert "What directions carry" in (tmp_path / "page.html").read_text("utf-8")
+    (table,) = tmp_path.glob("*/shares.parquet")
+    assert set(pl.read_parquet(table)["layer"]) == set(range(13))
+    html = (tmp_path / "page.html").read_text("utf-8")
+    assert "Effects by lens, layers 5 to 11" in html
+    told = " ".join(done.output.split())
+    for text in (told, html):  # five facts
+        assert "(an illustration: a claim takes 10 facts)" in text
+        assert "undetermined: under 10 facts there is no interval" in text and "used:" not in text
+        assert "they have no interval" in text
+    assert "shuffled" not in told  # no lens is, and no column is for them
+
+
+def test_the_legend_explains_the_verdicts_that_occur_and_no_other(held: BakeoffResult):
+    some = held.summary.lenses[0]
+
+    def told(*verdicts: DirectionVerdict, **changes: object) -> str:
+        lenses = tuple(replace(some, share=replace(some.share, verdict=verdict)) for verdict in verdicts)
+        return how_used(replace(held.summary, lenses=lenses, **changes))
+
+    for verdict in DirectionVerdict:
+        _, _, legend = told(verdict).partition("other answers' directions. ")
+        assert legend.startswith(f"{verdict}: ") and legend.count(": ") == 1
+    assert told(*DirectionVerdict).count(": ") == 4 + len(DirectionVerdict)  # span, rest, random, others
+    assert "not known: no pair has" in how_used(replace(held.summary, lenses=(replace(some, share=None),)))
+    unclear = held.summary.handover
+    third = replace(unclear.beyond_third, is_clear=False)
+    assert "its own answer or takes the other away" in told(
+        DirectionVerdict.UNDETERMINED, handover=replace(unclear, beyond_third=third)
+    )
+
+
+def test_it_says_that_the_answer_is_carried_only_where_it_is(held: BakeoffResult):
+    at = held.summary.handover
+    assert about(held.summary).startswith(
+        f"The answer is carried at the last token from layer 5 on (median over 20 facts in 40 pairs; 95 % {at.low} to"
+    )
+    assert "illustration" not in about(held.summary) and "not tested" not in about(held.summary)
+    unclear = replace(at, beyond_third=replace(at.beyond_third, is_clear=False))
+    told = about(replace(held.summary, handover=unclear))
+    assert "carried" not in told and "takes the other away is not clear; over layers 5 to 11" in told
+    shares = [lens.share for lens in bakeoff_of(held.run, unclear, held.shares, [Taker("raw")], text_of(held)).lenses]
+    assert [share.verdict for share in shares] == ["undetermined"]
+    untested = about(replace(held.summary, handover=replace(at, beyond_third=None)))
+    assert "from layer 5 on" in untested and "was not tested; over layers" in untested
+
+
+def test_where_no_layer_before_the_output_carries_the_answer_it_is_refused_in_true_words(monkeypatch):
+    third = BeyondThird(n_pairs=40, n_facts=20, gap=0.5, low=-0.1, high=0.6, at_the_output=0.5, is_clear=False)
+    at = Handover(12, None, None, None, n_pairs=40, n_layers=12, n_facts=20, effect_from=9, beyond_third=third)
+    monkeypatch.setattr("layerscope.analysis.handover.handover", lambda patches, n_layers: at)
+    with pytest.raises(
+        RunError, match=r"From layer 9 on a patch .* is not clear, so there is no layer before the output"
+    ):
+        bakeoff(suite="capitals", lenses="logit")
+
+
+def text_of(held: BakeoffResult) -> Text:
+    summary = held.summary
+    return Text(summary.text, summary.n_text_positions, {lens.lens: lens.text for lens in summary.lenses})
 
 
 @pytest.mark.parametrize(
@@ -153,7 +240,9 @@ def test_the_command_prints_a_line_a_lens_within_eighty_columns(tmp_path: Path):
         ({"suite": "capitals", "lenses": "logit,lamp"}, LensError, "lamp"),
         ({"suite": "capitals", "lenses": "logit,tuned", "lens_dir": "nowhere"}, LensError, "nowhere"),
         ({"rank": -1}, LensError, "at least 1, or 0 for none, but it is -1"),
-        ({"tokens": "some"}, CorpusError, "'some' is no number of tokens"),
+        ({"text": ["nowhere.txt"], "tokens": "some"}, CorpusError, "'some' is no number of tokens"),
+        ({"tokens": "100k"}, CorpusError, "--tokens says what to read of a text, but no text was given; name one with"),
+        ({"field": "body", "tokens": 9}, CorpusError, "--field and --tokens say .* leave --field and --tokens out"),
         ({"text": ["nowhere.txt"]}, CorpusError, "no file 'nowhere.txt'"),
     ],
 )
@@ -173,16 +262,45 @@ def test_charts_draw_every_lens_with_its_interval_and_its_distance(held: Bakeoff
     for chart, layers in zip(shares, ((5, 12), (5, 8), (8, 10), (10, 12)), strict=True):
         assert len(chart.table) == 5 * 7 and not chart.table.null_count().sum_horizontal().item()
         for lens in held.summary.lenses:
-            share = causal_share(held.shares, lens.lens, tuple(range(*layers)))
-            assert share is not None
-            row = chart.table.row(by_predicate=(pl.col("lens") == lens.lens) & (pl.col("part") == "rest"), named=True)
-            rest = share.complement
-            assert (row["median"], row["low"], row["high"]) == (rest.value, rest.low, rest.high)
+            due = medians_of(held, lens.lens, range(*layers))
+            of_lens = {row["part"]: row for row in chart.table.filter(lens=lens.lens).iter_rows(named=True)}
+            for part, kind in (("rest", COMPLEMENT), ("span", SPAN), ("gain", "gain"), ("loss", "loss")):
+                assert of_lens[part]["median"] == pytest.approx(due[kind])
+                assert of_lens[part]["low"] <= of_lens[part]["median"] <= of_lens[part]["high"]
     drawn = text.chart.to_dict()  # valid, for it is checked here
     series = {row["series"] for rows in drawn["datasets"].values() for row in rows if "series" in row}
     assert series == {"raw", "logit", "tuned", "tuned, rank 8"}  # a null's distance is in the table alone
     assert set(text.table["lens"]) == {lens.lens for lens in held.summary.lenses}
-    assert "raw: above" in str(drawn["title"])
+    assert "bits: raw" in " ".join(drawn["title"]["subtitle"])
+
+
+def test_what_is_far_off_at_the_embedding_alone_does_not_flatten_the_chart(held: BakeoffResult):
+    def drawn(first: float) -> dict[str, Any]:
+        """The logit lens at so many bits from the model at the embedding."""
+        lenses = tuple(
+            replace(lens, text=replace(lens.text, bits=(first, *lens.text.bits[1:]))) if lens.lens == "logit" else lens
+            for lens in held.summary.lenses
+        )
+        *_, text = bakeoff_charts(replace(held.summary, lenses=lenses))
+        return text.chart.to_dict()
+
+    later = max(
+        max(lens.text.bits[1:]) for lens in held.summary.lenses if lens.lens in ("logit", "tuned", "tuned_rank8")
+    )
+    for first, names in ((2.9 * later, " bits: raw"), (3.1 * later, " bits: raw; logit; tuned, rank 8")):
+        assert " ".join(drawn(first)["title"]["subtitle"]).endswith(names)
+
+
+def test_a_chart_of_few_facts_has_no_bars(held: BakeoffResult):
+    def few(share: CausalShare) -> CausalShare:
+        bare = {name: Median(getattr(share, name).value, None, None) for name in ("full", "span", "complement")}
+        return replace(share, n_facts=9, **bare)
+
+    lenses = tuple(replace(lens, share=few(lens.share)) for lens in held.summary.lenses)
+    chart, *_ = bakeoff_charts(replace(held.summary, lenses=lenses))
+    drawn = chart.chart.to_dict()
+    assert "no interval" in str(drawn["title"])
+    assert not [row for rows in drawn["datasets"].values() for row in rows if "low" in row]
 
 
 def test_the_page_holds_the_table_and_says_what_it_is_measured_on(held: BakeoffResult, tmp_path: Path):
@@ -190,10 +308,13 @@ def test_the_page_holds_the_table_and_says_what_it_is_measured_on(held: BakeoffR
     html = path.read_text("utf-8")
     share = next(lens.share for lens in held.summary.lenses if lens.lens == "tuned")
     assert share is not None
-    assert f">{share.span.value:.2f} [{share.span.low:.2f}, {share.span.high:.2f}]</td>" in html
+    assert f">{share.span.value:.2f}\n[{share.span.low:.2f}, {share.span.high:.2f}]</td>" in html
     for words in ('<th scope="row">tuned, shuffled</th>', "504 positions of passages of layerscope", "default-src"):
         assert words in html
     assert html.count("<figure") == 5
+    assert html.count("</button></th>") == len(COLUMNS)
+    bare = tuple(replace(lens, over_shuffled=None) for lens in held.summary.lenses)
+    assert ">over shuffled<" not in bakeoff_html(replace(held.summary, lenses=bare))
     assert write_bakeoff_page(held.summary, path) == path  # one of ours is replaced
     (tmp_path / "theirs.html").write_text("mine")
     with pytest.raises(RunError, match="not written as a view by layerscope"):

@@ -180,6 +180,16 @@ def test_groups_of_exchanges_give_what_one_pass_gives(bundled, monkeypatch):
     assert (cut["effect"] - whole["effect"]).abs().max() <= 1e-4
 
 
+def test_exchanges_at_some_layers_are_those_of_all(bundled):
+    _, _, interchange, lenses, table = bundled
+    some = interchange.run(lenses[:1], layers=(9, 11))
+    whole = table.filter(pl.col("lens").is_null() | (pl.col("lens") == lenses[0].name), pl.col("layer").is_in((9, 11)))
+    order = ["kind", "layer", "pair"]
+    some, whole = some.sort(order), whole.sort(order)
+    assert some.select(order).equals(whole.select(order))
+    assert (some["effect"] - whole["effect"]).abs().max() <= 1e-4
+
+
 def test_the_logit_lens_is_a_jacobian_lens_of_identities(bundled):
     model, _, interchange, _, _ = bundled
     identity = layerscope.JacobianLens(model.final_norm, tuple(torch.eye(model.d_model) for _ in range(model.n_layers)))

@@ -8,7 +8,8 @@ from itertools import pairwise
 import polars as pl
 
 from layerscope.analysis.analysed_run import AnalysedRun
-from layerscope.analysis.causal_shares import CausalShare, Median, causal_share, over
+from layerscope.analysis.causal_shares import CausalShare, causal_share, over
+from layerscope.analysis.drawn_facts import Median
 from layerscope.analysis.handover import Handover, PatchVerdict
 from layerscope.analysis.percentiles import median
 from layerscope.record.prompt_key import PromptKey
@@ -32,7 +33,7 @@ class Seen(StrEnum):
 
     NO_FIT = "nothing was fitted"
     HELD_OUT = "held out by its fit"
-    OTHER = "fitted on other text"
+    OTHER = "fitted on text of another name"
     PERHAPS = "its fit may have read it"
     UNKNOWN = "nobody says what it was fitted on"
 
@@ -130,8 +131,7 @@ def bakeoff_of(
         takers: whose exchanges these are.
         text: what each of them is worth on it.
     """
-    assert handover.layer is not None
-    layers = tuple(range(handover.layer, handover.n_layers))
+    layers = compared_layers(handover)
     lenses = [_lens(run, handover, shares, taker, text.by_lens[taker.lens], layers) for taker in takers]
     shuffled = {taker.of: taker.lens for taker in takers if taker.entrant is Entrant.NULL}
     lenses = [
@@ -145,6 +145,12 @@ def bakeoff_of(
     return Bakeoff(
         run.record.model.id, suite, len(counted), handover, layers, text.names, text.n_positions, tuple(lenses)
     )
+
+
+def compared_layers(handover: Handover) -> tuple[int, ...]:
+    """Those from the handover on, which is before the output, to the last but one."""
+    assert handover.layer is not None
+    return tuple(range(handover.layer, handover.n_layers))
 
 
 def _distance(lens: LensInBakeoff) -> float:
@@ -164,6 +170,9 @@ def _lens(
     found = run.diagnostics.patching if taker.entrant is Entrant.LENS else None
     onset = None if found is None else found.by_lens[lens]["on_top_for_good"].layer
     error = None if onset is None or handover.layer is None else onset - handover.layer
+    share, *of_bands = (
+        causal_share(shares, lens, some, is_clear=not handover.is_unclear) for some in (layers, *bands(layers))
+    )
     return LensInBakeoff(
         lens=lens,
         entrant=taker.entrant,
@@ -176,8 +185,8 @@ def _lens(
         onset=onset,
         onset_error_layers=error,
         onset_verdict=PatchVerdict.NOT_APPLICABLE if found is None else found.verdict_of(lens),
-        share=causal_share(shares, lens, layers),
-        by_band=tuple(share for band in bands(layers) if (share := causal_share(shares, lens, band)) is not None),
+        share=share,
+        by_band=tuple(of_band for of_band in of_bands if of_band is not None),
         over_shuffled=None,
     )
 

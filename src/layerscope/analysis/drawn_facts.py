@@ -8,6 +8,7 @@ pairs do, the interval is too wide, by a factor of up to the square root of thre
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,49 @@ class FactDraws:
         """
         found: NDArray[np.int64] = self._times[:, np.searchsorted(self._facts, facts)].prod(axis=2)
         return found
+
+
+@dataclass(frozen=True)
+class Median:
+    """Over pairs of facts."""
+
+    value: float
+    low: float | None
+    high: float | None
+    """95 % interval, facts drawn again; None under `FACTS_FOR_A_CLAIM`."""
+
+
+class MediansOverPairs:
+    """Medians of several values of the same pairs; the same facts are drawn again for all of them."""
+
+    def __init__(self, facts: NDArray[np.int64]) -> None:
+        """Draw the facts.
+
+        Args:
+            facts: those that each pair is of, [pair, some].
+        """
+        known = np.unique(facts)
+        self.n_facts = len(known)
+        """How many different ones."""
+        self._weights = FactDraws(known.tolist()).weights(facts) if self.n_facts >= FACTS_FOR_A_CLAIM else None
+
+    def of(self, values: NDArray[np.float64]) -> Median:
+        """The median of some values, [pair]."""
+        middle = float(np.median(values))
+        if self._weights is None:
+            return Median(middle, None, None)
+        low, high = interval(drawn_medians(values[:, None], self._weights))
+        return Median(middle, float(low[0]), float(high[0]))
+
+
+def interval(drawn: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ends of the middle 95 % of resamples, each [layer]; those with no value say nothing.
+
+    Args:
+        drawn: [resample, layer].
+    """
+    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+    return low, high
 
 
 def medians(curves: NDArray[np.float64]) -> NDArray[np.float64]:

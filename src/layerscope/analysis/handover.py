@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from layerscope.analysis.drawn_facts import FACTS_FOR_A_CLAIM, FactDraws, drawn_medians, medians
+from layerscope.analysis.drawn_facts import FACTS_FOR_A_CLAIM, FactDraws, drawn_medians, interval, medians
 from layerscope.analysis.onsets import LayersOverFacts
 from layerscope.record.patches import NEXT, PAIR, RANDOM, SAME_ANSWER, SUBJECT, UNRELATED
 from layerscope.record.patching import PatchingRecord
@@ -355,7 +355,7 @@ def _gap(third: _Curves, drawn: NDArray[np.float64] | None, layer: int) -> Beyon
     middle = medians(third.effects)
     low = high = is_clear = None
     if drawn is not None and third.n_facts >= FACTS_FOR_A_CLAIM:
-        lows, highs = np.nanpercentile(drawn[:, layer:], [2.5, 97.5], axis=0)
+        lows, highs = interval(drawn[:, layer:])
         low, high, is_clear = float(lows[0]), float(highs[0]), bool((lows > 0).all())
     return BeyondThird(
         n_pairs=len(third.effects),

@@ -80,21 +80,24 @@ class Interchange:
         lenses: Sequence[Lens],
         directions: Directions = "both",
         progress: Callable[[int, int], None] = lambda done, total: None,
+        layers: Sequence[int] | None = None,
     ) -> pl.DataFrame:
-        """The effect of every exchange at every layer.
+        """The effect of every exchange at some layers.
 
         Args:
             lenses: bound to the model, on its device.
             directions: of which the span is taken.
             progress: called with (blocks done, blocks to do).
+            layers: from 0 to n_layers; default: all.
 
         Returns:
             The columns of `layerscope.record.shares.SHARE_COLUMNS`. After the last block nothing is left to run, so
             what is written there is the output.
         """
-        written = [self._full(layer) for layer in range(self.model.n_layers + 1)]
+        chosen = range(self.model.n_layers + 1) if layers is None else layers
+        written = [self._full(layer) for layer in chosen]
         for lens in lenses:
-            for layer in range(self.model.n_layers + 1):
+            for layer in chosen:
                 written += self._of_lens(lens, layer, directions)
         groups = self._groups(written)
         tables = []

@@ -9,12 +9,13 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from layerscope.analysis.bakeoff import Bakeoff, Entrant, Seen, Taker, Text, TextReading, bakeoff_of
+from layerscope.analysis.bakeoff import Bakeoff, Entrant, Seen, Taker, Text, TextReading, bakeoff_of, compared_layers
 from layerscope.analysis.verdict_json import plain
 from layerscope.bundled import BUNDLED
-from layerscope.errors import LensError, RunError
+from layerscope.errors import CorpusError, LensError, RunError
 from layerscope.fitting.corpus import parse_tokens
 from layerscope.fitting.held_out_text import HeldOutText, held_out_text, measured_on_text
+from layerscope.fitting.options import FitOptions
 from layerscope.interventions.interchange import AnsweredFact, Interchange
 from layerscope.lens_record import CorpusRecord
 from layerscope.lenses.derived import of_rank, shuffled
@@ -34,6 +35,8 @@ from layerscope.progress import Observer, Silent
 from layerscope.record.patching import PatchingRecord
 from layerscope.record.shares import FILE
 from layerscope.record.store import new_folder
+from layerscope.report.sentences.lines import capitalised
+from layerscope.report.sentences.patching import carried
 from layerscope.run import Run
 
 
@@ -87,9 +90,9 @@ def bakeoff(request: BakeoffRequest) -> BakeoffResult:
     """
     if request.rank < 0:
         raise LensError(f"The rank that maps are held to is at least 1, or 0 for none, but it is {request.rank}.")
-    n_tokens = parse_tokens(request.tokens)
+    field, n_tokens = _of_text(request)
     model = opened(request.model, request)
-    text = held_out_text(model, request.text, request.field, n_tokens)
+    text = held_out_text(model, request.text, field, n_tokens)
     watcher = request.observer or Silent()
     run = probe(
         model,
@@ -108,7 +111,10 @@ def bakeoff(request: BakeoffRequest) -> BakeoffResult:
         reason = "nothing was patched" if found is None else found.reason
         raise RunError(f"A bake-off exchanges facts, but there are none to exchange: {reason}; give a suite with more.")
     if found.handover.layer is None or found.handover.at_the_output:
-        raise RunError("Nothing before the output carries the answer at the last token, so no lens can read it there.")
+        where = (
+            "No effect of a patch is known" if found.handover.layer is None else capitalised(carried(found.handover))
+        )
+        raise RunError(f"{where}, so there is no layer before the output at which to compare lenses.")
     names = run.record.protocol.lenses
     chosen = choose_lenses(model, names, names, request.lens_dir, calibrating=False)
     takers, lenses = _entrants(chosen.bind(model), request)  # outside inference mode, for they are differentiated
@@ -116,8 +122,29 @@ def bakeoff(request: BakeoffRequest) -> BakeoffResult:
         measured = _read_text(model, lenses, text, chosen.fitted, takers, request.seed)
         exchange = Interchange(model, _pairs(run, patching), request.seed)
         told = getattr(watcher, "patches", lambda done, total: None)
-        shares = exchange.run(lenses, request.directions, told)
+        layers = None if request.all_layers else compared_layers(found.handover)
+        shares = exchange.run(lenses, request.directions, told, layers)
     return BakeoffResult(bakeoff_of(run, found.handover, shares, takers, measured), shares, run)
+
+
+def _of_text(request: BakeoffOptions) -> tuple[str, int]:
+    """Which field of a text is read, and how much of it.
+
+    Raises:
+        CorpusError: no such number of tokens, or no text that this could be about.
+    """
+    without = [name for name in ("field", "tokens") if getattr(request, name) is not None and not request.text]
+    if without:
+        options = " and ".join(f"--{name}" for name in without)
+        raise CorpusError(
+            f"{options} {'says' if len(without) == 1 else 'say'} what to read of a text, but no text was given; name "
+            f"one with --text, or leave {options} out."
+        )
+    as_a_fit = FitOptions()
+    return (
+        as_a_fit.field if request.field is None else request.field,
+        parse_tokens(as_a_fit.tokens if request.tokens is None else request.tokens),
+    )
 
 
 def _entrants(bound: Sequence[Lens], request: BakeoffOptions) -> tuple[list[Taker], list[Lens]]:

@@ -57,13 +57,17 @@ class BakeoffOptions(SuiteOptions):
 
     directions: Directions = "both"
     """What is exchanged: the span of `both` answers' directions, or the one of their `difference`."""
+    all_layers: bool = False
+    """Exchange at every layer, for the table of exchanges; default: where the answer is carried, which is what the
+    summary is of."""
     text: Sequence[str] = ()
     """Text on whose held-out part every lens is measured: a .txt, .jsonl or .parquet file, or a data set's id on the
     Hub; repeatable; default: passages of layerscope's own."""
-    field: str = "text"
-    """Name of the field that holds a document's text, in all but .txt files."""
-    tokens: str = "2M"
-    """How much of that text to read, as 500k or 2M tokens: with what a fit was told, its held-out part is the same."""
+    field: str | None = None
+    """Name of the field that holds a document's text, in all but .txt files; default: text."""
+    tokens: str | int | None = None
+    """How much of that text to read, as 500k or 2M tokens: with what a fit was told, its held-out part is the same;
+    default: 2M."""
     rank: int = 32
     """Rank to which a tuned lens' maps are held in an entrant of its own; 0 for none."""
     nulls: bool = True

@@ -47,6 +47,11 @@ def layers(numbers: Sequence[int]) -> str:
     return f"{plural('layer', len(numbers))} {listed}"
 
 
+def capitalised(sentence: str) -> str:
+    """With its first letter in upper case; the others stay."""
+    return sentence[:1].upper() + sentence[1:]
+
+
 def plural(word: str, count: object) -> str:
     """`layer` after a count of one, else `layers`."""
     return word if count == 1 else f"{word}s"

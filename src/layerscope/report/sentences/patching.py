@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Sequence
 
 from layerscope.analysis.drawn_facts import FACTS_FOR_A_CLAIM
-from layerscope.analysis.handover import BeyondThird, Patching, PatchVerdict
+from layerscope.analysis.handover import BeyondThird, Handover, Patching, PatchVerdict
 from layerscope.report.sentences.lines import plural
 from layerscope.report.sentences.onsets import FOR_GOOD, lens_name
 
 UNSURE_SHARE = 0.25
 """Of the patched runs: from here on the sentence says that they are less certain than both their parents."""
 OTHER_LENSES = ("tuned", "prism")
+NOT_TESTED = "no third fact's state could be held against that"
+ILLUSTRATION = f" (an illustration: a claim takes {FACTS_FOR_A_CLAIM} facts)"
 
 
 def in_short(found: Patching, lens: str) -> str:
@@ -21,7 +23,7 @@ def in_short(found: Patching, lens: str) -> str:
     """
     if found.reason is not None or found.handover.layer is None:
         return f"nothing is known: {found.reason or 'no effect is'}"
-    told = "; ".join((carried(found), *_against(found, (lens,))))
+    told = "; ".join((carried(found.handover), *_against(found, (lens,))))
     return f"{told} (an illustration)" if found.handover.is_an_illustration else told
 
 
@@ -30,7 +32,7 @@ def sentence(found: Patching, lens: str) -> str:
     at = found.handover
     if found.reason is not None or at.layer is None:
         return in_short(found, lens)
-    told = carried(found)
+    told = carried(at)
     if at.release is not None:
         fewer = (
             "" if at.n_subject_pairs == at.n_pairs else f" ({facts_in_pairs(at.n_subject_facts, at.n_subject_pairs)})"
@@ -45,13 +47,12 @@ def sentence(found: Patching, lens: str) -> str:
             "runs that they mix, by over a bit, so that state may be one that no prompt makes"
         )
     if at.is_an_illustration:
-        told += f" (an illustration: a claim takes {FACTS_FOR_A_CLAIM} facts)"
+        told += ILLUSTRATION
     return told
 
 
-def carried(found: Patching) -> str:
+def carried(at: Handover) -> str:
     """Where the answer is carried at the last token, over how many facts and pairs."""
-    at = found.handover
     spread = "" if at.low is None else f"; 95 % {at.low} to {at.high}"
     over = f"median over {facts_in_pairs(at.n_facts, at.n_pairs)}"
     if at.is_unclear:
@@ -73,7 +74,7 @@ def _beyond_third(found: Patching) -> str:
     """What a third fact's state does there: the answer may be gone without another having come."""
     at, third = found.handover, found.handover.beyond_third
     if third is None:
-        return "; no third fact's state could be held against that"
+        return f"; {NOT_TESTED}"
     less = f"a third fact's state has an effect smaller by {third.gap:.2f}"
     if at.is_unclear:
         where = "at the output" if at.at_the_output else f"at layer {at.layer}"

@@ -1,20 +1,21 @@
 """A bake-off, drawn: what each lens' directions carry, with intervals, and how far each lens is from the model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import altair as alt
 import polars as pl
 
 from layerscope.analysis.bakeoff import Bakeoff, Entrant, LensInBakeoff
-from layerscope.analysis.causal_shares import CausalShare, Median
+from layerscope.analysis.causal_shares import CausalShare
+from layerscope.analysis.drawn_facts import Median
 from layerscope.report.sentences.bakeoff import lens_words
-from layerscope.report.sentences.lines import plural
+from layerscope.report.sentences.patching import facts_in_pairs
 from layerscope.report.text import printable
 from layerscope.view.charts.chart_spec import ChartSpec, Datum, built, data_of
 from layerscope.view.charts.lines import Axes, Line, Values, hover_layer, line_layers
 from layerscope.view.charts.theme import REFERENCE
-from layerscope.view.charts.words import course, listed, sentences
+from layerscope.view.charts.words import course, sentences
 from layerscope.view.palette import BLUE, VERMILLION, lens_look
 
 HEIGHT = 260
@@ -24,10 +25,12 @@ PARTS = {"span": (BLUE, "circle"), "rest": (VERMILLION, "square")}
 """What is written into the base's run: along the lens' directions alone, or all but that."""
 FAR = 1.25
 """How much further than every other curve the raw lens' may go before it is cut off."""
+FAR_AT_FIRST = 3.0
+"""The same for what lenses say of the embedding, against all that comes later."""
 
 
 def bakeoff_charts(found: Bakeoff) -> Iterator[ChartSpec]:
-    """Shares over all layers that carry the answer, over each band of them, and the divergence on text by layer."""
+    """Effects over all layers from the handover on, over each band of them, and the divergence on text by layer."""
     yield _shares(found, found.layers, [(lens, lens.share) for lens in found.lenses])
     for band in dict.fromkeys(share.layers for lens in found.lenses for share in lens.by_band):
         of_band = [
@@ -53,7 +56,10 @@ def _shares(
     known = [share for _, share in lenses if share is not None]
     full = known[0].full if known else None
     where = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
-    notes = [f"{_name(found)} · median of {known[0].n_pairs if known else 0} pairs, bars: 95 % interval"]
+    notes = [_name(found)]
+    if known:
+        bars = "no interval" if known[0].is_an_illustration else "bars: 95 % interval"
+        notes = [f"{notes[0]} · {facts_in_pairs(known[0].n_facts, known[0].n_pairs)}", f"Medians over pairs, {bars}"]
     if full is not None:
         notes.append(f"Dashed line at {full.value:.2f}: the whole state's effect")
     layers_of_chart = _dots(rows, [lens_words(lens) for lens, _ in lenses])
@@ -65,16 +71,23 @@ def _shares(
         [
             "Effect of writing one fact's state into another's run along a lens' directions alone (span), and of all "
             "but that (rest): 0 where nothing comes of it, 1 where the run says what the source's says.",
-            *(f"{row['lens']}, {row['part']}: {row['x']:.2f} [{row['low']:.2f}, {row['high']:.2f}]." for row in rows),
+            *(_mark_words(row) for row in rows),
         ]
     )
-    title = f"What directions carry, {where}"
+    title = f"Effects by lens, {where}"
     name = f"bakeoff-shares-{layers[0]}-{layers[-1]}"
     return built(name, title, notes, description, layers_of_chart, height, _table(found, lenses))
 
 
 def _mark(lens: str, part: str, effect: Median) -> dict[str, str | float]:
-    return {"lens": lens, "part": part, "x": effect.value, "low": effect.low, "high": effect.high}
+    """Without ends where there is no interval."""
+    mark: dict[str, str | float] = {"lens": lens, "part": part, "x": effect.value}
+    return mark if effect.low is None or effect.high is None else mark | {"low": effect.low, "high": effect.high}
+
+
+def _mark_words(row: Mapping[str, str | float]) -> str:
+    ends = f" [{row['low']:z.2f}, {row['high']:z.2f}]" if "low" in row else ""
+    return f"{row['lens']}, {row['part']}: {row['x']:z.2f}{ends}."
 
 
 def _dots(rows: Sequence[Datum], lenses: Sequence[str]) -> list[alt.Chart]:
@@ -86,25 +99,32 @@ def _dots(rows: Sequence[Datum], lenses: Sequence[str]) -> list[alt.Chart]:
     legend = alt.Legend(title=None, orient="bottom")
     colour = alt.Color("part:N", scale=looks, legend=legend)
     x = partial(alt.X, title="effect (share)", axis=alt.Axis(tickCount=6))
-    tips = [
-        alt.Tooltip("lens:N"),
-        alt.Tooltip("part:N"),
-        alt.Tooltip("x:Q", title="median", format=".3f"),
-        alt.Tooltip("low:Q", title="from", format=".3f"),
-        alt.Tooltip("high:Q", title="to", format=".3f"),
-    ]
-    chart = alt.Chart(data_of(rows))
-    bars = chart.mark_rule(strokeWidth=2.4, aria=False).encode(
-        x("low:Q"), y, x2="high:Q", yOffset=beside, color=colour, tooltip=tips
+    has_ends = [row for row in rows if "low" in row]
+    tips = [alt.Tooltip("lens:N"), alt.Tooltip("part:N"), alt.Tooltip("x:Q", title="median", format=".3f")]
+    if has_ends:
+        tips += [alt.Tooltip("low:Q", title="from", format=".3f"), alt.Tooltip("high:Q", title="to", format=".3f")]
+    bars = (
+        alt.Chart(data_of(has_ends))
+        .mark_rule(strokeWidth=2.4, aria=False)
+        .encode(x("low:Q"), y, x2="high:Q", yOffset=beside, color=colour, tooltip=tips)
     )
-    dots = chart.mark_point(filled=True, size=64, opacity=1, aria=False).encode(
-        x("x:Q"), y, yOffset=beside, color=colour, shape=alt.Shape("part:N", scale=shapes, legend=legend), tooltip=tips
+    dots = (
+        alt.Chart(data_of(rows))
+        .mark_point(filled=True, size=64, opacity=1, aria=False)
+        .encode(
+            x("x:Q"),
+            y,
+            yOffset=beside,
+            color=colour,
+            shape=alt.Shape("part:N", scale=shapes, legend=legend),
+            tooltip=tips,
+        )
     )
-    return [bars, dots]
+    return [bars, dots] if has_ends else [dots]
 
 
 def _table(found: Bakeoff, lenses: Sequence[tuple[LensInBakeoff, CausalShare | None]]) -> pl.DataFrame:
-    names = {"model": pl.String, "lens": pl.String, "part": pl.String, "n_pairs": pl.Int32}
+    names = {"model": pl.String, "lens": pl.String, "part": pl.String, "n_facts": pl.Int32, "n_pairs": pl.Int32}
     schema = {**names, "median": pl.Float64, "low": pl.Float64, "high": pl.Float64}
     rows = []
     for lens, share in lenses:
@@ -115,8 +135,8 @@ def _table(found: Bakeoff, lenses: Sequence[tuple[LensInBakeoff, CausalShare | N
             "others": share.others, "gain": share.gain, "loss": share.loss,
         }  # fmt: skip
         rows += [
-            {"model": found.model, "lens": lens.lens, "part": part, "n_pairs": share.n_pairs, "median": effect.value,
-             "low": effect.low, "high": effect.high}
+            {"model": found.model, "lens": lens.lens, "part": part, "n_facts": share.n_facts, "n_pairs": share.n_pairs,
+             "median": effect.value, "low": effect.low, "high": effect.high}
             for part, effect in effects.items()
             if effect is not None
         ]  # fmt: skip
@@ -130,7 +150,7 @@ def _on_text(found: Bakeoff) -> ChartSpec:
     """Nulls are left out, and what lies far above all others is cut off; the table has everything."""
     drawn = [lens for lens in found.lenses if lens.entrant is not Entrant.NULL]
     ceiling = _ceiling(drawn)
-    cut = [lens.lens for lens in drawn if any(bits is not None and bits > ceiling for bits in lens.text.bits)]
+    cut = [lens_words(lens) for lens in drawn if any(bits is not None and bits > ceiling for bits in lens.text.bits)]
     lines = [
         Line(lens_words(lens), lens_look(lens.lens, place), _below(lens, ceiling)) for place, lens in enumerate(drawn)
     ]
@@ -138,7 +158,7 @@ def _on_text(found: Bakeoff) -> ChartSpec:
     axes = Axes(found.handover.n_layers, "KL(model || lens) (bits)")
     notes = [f"{_name(found)} · mean over {found.n_text_positions} positions of {', '.join(found.text)}"]
     if cut:
-        notes.append(f"{listed(cut)}: above {ceiling:.1f} bits where {plural('its line', len(cut))} ends")
+        notes.append(f"Cut off above {ceiling:.1f} bits: {'; '.join(cut)}")
     description = sentences(
         ["Divergence of each lens from the model's own output on held-out text, by layer."]
         + [course(line.name, line.known, " bits") for line in lines]
@@ -155,9 +175,13 @@ def _on_text(found: Bakeoff) -> ChartSpec:
 
 
 def _ceiling(lenses: Sequence[LensInBakeoff]) -> float:
-    """Of the vertical axis: what lenses other than raw reach, and a little more."""
-    known = [bits for lens in lenses if lens.lens != "raw" for bits in lens.text.bits if bits is not None]
-    return FAR * max(known) if known else float("inf")
+    """Of the vertical axis: what lenses other than raw reach, and a little more; the embedding alone, where some lens
+    is far off, does not set it."""
+    others = [lens.text.bits for lens in lenses if lens.lens != "raw"]
+    first = max((bits[0] for bits in others if bits[0] is not None), default=0.0)
+    later = max((value for bits in others for value in bits[1:] if value is not None), default=0.0)
+    highest = later if 0 < FAR_AT_FIRST * later < first else max(first, later)
+    return FAR * highest if highest else float("inf")
 
 
 def _below(lens: LensInBakeoff, ceiling: float) -> Values:

@@ -6,10 +6,19 @@ from pathlib import Path
 from markupsafe import Markup
 
 from layerscope.analysis.bakeoff import Bakeoff, LensInBakeoff
-from layerscope.analysis.causal_shares import Median
+from layerscope.analysis.drawn_facts import Median
 from layerscope.report.cited.report_files import write_whole
 from layerscope.report.numbers import ABSENT
-from layerscope.report.sentences.bakeoff import about, how_read, how_used, lens_words
+from layerscope.report.sentences.bakeoff import (
+    NO_ONSET,
+    NOT_KNOWN,
+    about,
+    how_read,
+    how_used,
+    lacks_onset,
+    lens_words,
+    spread,
+)
 from layerscope.report.text import printable
 from layerscope.view.page.document import (
     ADVICE,
@@ -40,9 +49,9 @@ COLUMNS = (
     Column("lens", "What is read through; what was made of a fitted lens says so."),
     Column("directions", "The verdict on whether the model uses them."),
     Column("text KL", "Mean KL(model || lens) in bits on held-out text, over these layers."),
-    Column("text top 1", "Share of its positions with the model's own first token on top."),
+    Column("text top\N{NO-BREAK SPACE}1", "Share of its positions with the model's own first token on top."),
     Column("prompts KL", "Median KL(model || lens) in bits at the prompts' last tokens."),
-    Column("prompts top 1", "How often the lens says there what the model says."),
+    Column("prompts top\N{NO-BREAK SPACE}1", "How often the lens says there what the model says."),
     Column("on top less handover", "Layers from the handover to where the answer is on top for good."),
     Column("span", "Effect of the source's state along the lens' directions alone."),
     Column("rest", "Effect of all but that."),
@@ -63,6 +72,8 @@ def bakeoff_html(found: Bakeoff) -> str:
 
     with debug_mode(False):  # as of the other pages: the charts' own tests hold that they are valid
         figures = [figure_of(chart, f"chart-{chart.name}", chart.name) for chart in bakeoff_charts(found)]
+    rows = [_cells(lens) for lens in found.lenses]
+    shown = [i for i in range(len(COLUMNS)) if any(row[i].text != ABSENT for row in rows)]
     script, vega, style = script_of(SCRIPTS), vega_runtime(), asset("page.css")
     scripts = {
         "page-data": safe_json({}),
@@ -84,10 +95,10 @@ def bakeoff_html(found: Bakeoff) -> str:
             version=package_version(),
             model=printable(found.model),
             suite=printable(found.suite),
-            about=about(found).removesuffix(":") + ".",
-            columns=COLUMNS,
-            rows=[_cells(lens) for lens in found.lenses],
-            hints=(printable(how_read(found)), how_used(found), "Effects: median over pairs, and its 95 % interval."),
+            about=about(found).removesuffix(":").replace(" %", "\N{NO-BREAK SPACE}%") + ".",
+            columns=[COLUMNS[i] for i in shown],
+            rows=[[row[i] for i in shown] for row in rows],
+            hints=(printable(how_read(found)), how_used(found), spread(found)),
             figures=figures,
             data={key: Markup(content) for key, content in scripts.items()},
         )
@@ -117,13 +128,13 @@ def _cells(lens: LensInBakeoff) -> tuple[Cell, ...]:
         _number(lens.text_top1, ".0%"),
         _number(lens.kl_to_final_bits, ".3g"),
         _number(lens.top1_agreement, ".0%"),
-        _number(lens.onset_error_layers, "+g"),
+        Cell(NO_ONSET) if lacks_onset(lens) else _number(lens.onset_error_layers, "+g"),
         *(_effect(of(lens)) for of in _EFFECTS.values()),
     )
 
 
 def _verdict(lens: LensInBakeoff) -> Cell:
-    words = "not known" if lens.share is None else str(lens.share.verdict)
+    words = NOT_KNOWN if lens.share is None else str(lens.share.verdict)
     return Cell(words, words)
 
 
@@ -134,4 +145,5 @@ def _number(value: float | None, form: str) -> Cell:
 def _effect(effect: Median | None) -> Cell:
     if effect is None:
         return Cell(ABSENT)
-    return Cell(f"{effect.value:.2f} [{effect.low:.2f}, {effect.high:.2f}]", f"{effect.value:.6g}")
+    ends = "" if effect.low is None else f"\n[{effect.low:z.2f}, {effect.high:z.2f}]"
+    return Cell(f"{effect.value:z.2f}{ends}", f"{effect.value:.6g}")

@@ -42,6 +42,7 @@ FEWEST_POSITIONS = 3
 LONGEST_NAME = 200
 """Bytes of a lens' own name, so that the hidden folders beside it still have one that a filesystem takes."""
 INTERRUPTED = "interrupted: the same command goes on after the layers that were kept"
+INTERRUPTED_ANSWERS = "interrupted: the same command goes on after the prompts that were kept"
 INTERRUPTED_RIDGE = "interrupted: nothing was kept, and the same command begins anew"
 
 fit_app = typer.Typer(
@@ -229,22 +230,21 @@ def show(
     from layerscope.lenses.lens_folder import RECORD_NAME, read_fitted_lens
     from layerscope.terminal.lens_tables import lens_list
 
-    if (path / answer_rows.RECORD_NAME).exists():
-        rows = answer_rows.read_answer_rows(path)
-        _print_answer_rows(rows.record)
-        if model is not None:
-            _compare_with_rows(
-                rows, model, OpenOptions(device="cpu", revision=revision, trust_remote_code=trust_remote_code)
-            )
-        return
-    lenses = _lenses_in(path)
-    single = (path / RECORD_NAME).exists()
+    single, rows = (path / RECORD_NAME).exists(), answer_rows.find_answer_rows(path)
+    lenses = _lenses_in(path) if single or not rows else _lenses_below(path)
     if single:
         _print_lens(lenses[0].record)
+    elif (path / answer_rows.RECORD_NAME).exists():
+        _print_answer_rows(answer_rows.read_answer_rows(path).record)
     else:
-        print_parts(lens_list(lenses))
+        print_parts(lens_list(lenses) if lenses else ())
+        for folder, record in rows:
+            n = len(record.answers)
+            print_line(f"{folder} · answer rows, {n} tokens of suite '{record.suite}' · {record.model.id}")
     if model is not None:
-        _compare_with(lenses, model, OpenOptions(device="cpu", revision=revision, trust_remote_code=trust_remote_code))
+        owners = [(lens.folder, lens.record.model) for lens in lenses]
+        owners += [(folder, record.model) for folder, record in rows]
+        _compare_with(owners, model, OpenOptions(device="cpu", revision=revision, trust_remote_code=trust_remote_code))
     if single:
         read_fitted_lens(lenses[0].folder)  # comes last, for what is damaged should be shown all the same
 
@@ -494,17 +494,26 @@ def _lenses_in(path: Path) -> "list[layerscope.lens_record.LensFolder]":
     Raises:
         LensError: no such folder, no lens in it, or a record that cannot be read.
     """
-    from layerscope.lens_record import FITTED_NAMES, LensFolder
-    from layerscope.lenses.lens_folder import RECORD_NAME, find_lens_folders, read_record
+    from layerscope.lens_record import LensFolder
+    from layerscope.lenses.lens_folder import RECORD_NAME, read_record
 
     if (path / RECORD_NAME).exists():
         return [LensFolder(read_record(path), path)]
-    lenses = [lens for kind in FITTED_NAMES for lens in find_lens_folders(path, kind)]
+    lenses = _lenses_below(path)
     if not lenses:
         raise LensError(
             f"{path}: there is no fitted lens in it or directly below it, which would be a folder with {RECORD_NAME}; "
             "make one with `layerscope fit`."
         )
+    return lenses
+
+
+def _lenses_below(path: Path) -> "list[layerscope.lens_record.LensFolder]":
+    """Those directly below a folder, by name, or none."""
+    from layerscope.lens_record import FITTED_NAMES
+    from layerscope.lenses.lens_folder import find_lens_folders
+
+    lenses = [lens for kind in FITTED_NAMES for lens in find_lens_folders(path, kind)]
     return sorted(lenses, key=lambda lens: lens.folder)
 
 
@@ -530,21 +539,15 @@ def _print_answer_rows(record: "layerscope.lens_record.AnswerRowsRecord") -> Non
     print_parts(["", answer_lines(record)])
 
 
-def _compare_with_rows(rows: "layerscope.lenses.answer_rows.AnswerRows", model: str, opening: OpenOptions) -> None:
-    """Print whether answer rows belong to a model.
+def _compare_with(
+    owners: "Sequence[tuple[Path, layerscope.lens_record.FittedModel]]", model: str, opening: OpenOptions
+) -> None:
+    """Print of each lens' folder whether it belongs to a model.
 
-    Raises:
-        LensError: they do not, and why.
-    """
-    from layerscope.model.signature import model_signature
-
-    signature = model_signature(_open(model, opening))
-    rows.refuse_other(signature)
-    print_line(f"{rows.folder} · belongs to {signature.id}")
-
-
-def _compare_with(lenses: "Sequence[layerscope.lens_record.LensFolder]", model: str, opening: OpenOptions) -> None:
-    """Print of each lens whether it belongs to a model.
+    Args:
+        owners: folders, each with the model that it was fitted to.
+        model: the one that is asked for.
+        opening: how it is opened.
 
     Raises:
         LensError: none does.
@@ -553,11 +556,11 @@ def _compare_with(lenses: "Sequence[layerscope.lens_record.LensFolder]", model: 
     from layerscope.model.signature import model_signature
 
     signature = model_signature(_open(model, opening))
-    reasons = [mismatch(lens.record.model, signature) for lens in lenses]
-    if all(reasons) and len(lenses) == 1:
-        raise LensError(f"{lenses[0].folder} does not belong to {signature.id}: it is a lens {reasons[0]}.")
-    for lens, reason in zip(lenses, reasons, strict=True):
-        print_line(f"{lens.folder} · {f'a lens {reason}' if reason else f'belongs to {signature.id}'}")
+    reasons = [mismatch(owner, signature) for _, owner in owners]
+    if all(reasons) and len(owners) == 1:
+        raise LensError(f"{owners[0][0]} does not belong to {signature.id}: it is a lens {reasons[0]}.")
+    for (folder, _), reason in zip(owners, reasons, strict=True):
+        print_line(f"{folder} · {f'a lens {reason}' if reason else f'belongs to {signature.id}'}")
     if all(reasons):
         raise LensError(f"None of these lenses belongs to {signature.id}.")
 
@@ -570,6 +573,7 @@ def _fit_session(request: _FitRequest) -> Iterator[Bars | LogLines]:
         with watching() as observer:
             yield observer
     except KeyboardInterrupt:
-        words = INTERRUPTED_RIDGE if request.kind == "ridge" else INTERRUPTED
+        of_kind = {"ridge": INTERRUPTED_RIDGE, "answers": INTERRUPTED_ANSWERS}
+        words = of_kind.get(request.suffix or request.kind, INTERRUPTED)
         Console(stderr=True, highlight=False, soft_wrap=True).print(words, style="yellow", markup=False)
         raise typer.Exit(130) from None

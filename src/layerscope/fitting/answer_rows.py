@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layerscope.analysis.curve_shapes import ranges
 from layerscope.errors import LensError, PlacementError
 from layerscope.fitting.corpus import Corpus
 from layerscope.fitting.exact_rows import Halves, Spread
@@ -191,7 +192,7 @@ class _AnswerRowsFitter(Session[JacobianSettings]):
                 self.observer.blocks(int(model.n_layers * (first + some * done / total)), model.n_layers * n)
 
             found = model.pull_back(batch, rows, self.drawn.counted, rows_at_once=at_once, progress=told)
-            refuse_non_finite(found, f"the rows of prompts {first} to {first + len(batch) - 1}")
+            refuse_non_finite(found.flatten(0, 2), f"the rows of prompts {first} to {first + len(batch) - 1}")
             halves = halves.with_prompts(found)
             halves.keep(self.workspace)
         return halves.whole
@@ -276,10 +277,10 @@ class _AnswerRowsFitter(Session[JacobianSettings]):
                 f"Biases of the final norm or the head move answers by up to {largest:.2g} nats from their mean; "
                 "tracked logits leave that out, for it does not grow with the norm's scale."
             )
-        loose = [str(layer.layer) for layer in layers if _median(layer.standard_error, default=2 * LOOSE) > LOOSE]
+        loose = [layer.layer for layer in layers if _median(layer.standard_error, default=2 * LOOSE) > LOOSE]
         if loose and n_prompts > 1:
             notes.append(
-                f"At layers {', '.join(loose)} the standard error over prompts is above {LOOSE:.0%} for half of the "
+                f"At layers {ranges(loose)} the standard error over prompts is above {LOOSE:.0%} for half of the "
                 "answers or more, or not to be told: other prompts would give others, and more of them better ones."
             )
         if n_prompts == 1:

@@ -63,12 +63,12 @@ def tracked_table(found: TrackedAnswers, record: AnswerRowsRecord) -> Iterator[R
         jacobian, logit = places
         table.add_row(str(layer.layer), str(layer.jacobian_first), jacobian, str(layer.logit_first), logit)
     yield table
-    yield Text(printable("\n".join(_explained(found, record))), style="dim")
+    yield Text("\n".join(map(printable, _explained(found, record))), style="dim")
 
 
 def _explained(found: TrackedAnswers, record: AnswerRowsRecord) -> Iterator[str]:
-    yield f"jacobian: u . J h by {record.n_prompts} prompts' exact rows, any of these answers against any other"
-    yield "logit: the logit lens, held to the same answers; at the last layer both read the model's own output"
+    yield f"jacobian: tracked logits, by the mean of exact rows over {record.n_prompts} prompt(s)"
+    yield "logit: the logit lens, held to the same answers; both are the model's own output at the last layer"
     least = found.more_than_guesses
     reached = (
         "no count of so few facts is beyond them"

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope import lens_record
-from layerscope.analysis.curve_shapes import stretches
+from layerscope.analysis.curve_shapes import ranges
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.sentences.lines import LINE, LabelledLine, under_one_label
 from layerscope.report.text import printable
@@ -105,11 +105,6 @@ def held_out_means(record: lens_record.LensRecord) -> tuple[float | None, float 
     if record.prism is not None:
         return fmean(record.prism.logit_bits[:-1]), fmean(record.prism.held_out_bits[:-1])
     return None, None
-
-
-def ranges(layers: Sequence[int]) -> str:
-    """Layers in ascending order as people write them: `0, 3-5`."""
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in stretches(layers))
 
 
 # --- Layer by layer

@@ -36,6 +36,7 @@ from layerscope.model.pulled_back import pull_back
 from layerscope.model.signature import model_signature
 from layerscope.progress import SilentFit
 from layerscope.unembedding import Unembedding
+from properties import slow
 from tiny_models import TINY
 
 FEW = JacobianSettings(prompts=3, first_position=4)
@@ -46,6 +47,16 @@ LAYER = 6
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "my.txt")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
+    return CausalLM.open(TINY["phi"].build(tmp_path_factory.mktemp("tiny") / "model"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny_corpus(tiny: CausalLM, text: Path) -> Corpus:
+    return corpus_for(tiny, text, 12)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +82,7 @@ def _answers(token_ids: tuple[int, ...] = TOKENS) -> JudgedAnswers:
 # The rows
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt2"])
+@pytest.mark.parametrize("family", [slow("qwen3"), slow("gemma3"), "gpt2"])
 def test_they_are_rows_of_whole_graphs_through_gain_and_centring(family: str, tmp_path: Path, text: Path):
     """Of an RMS norm, of one that stores its gain less one, and of a layer norm, which centres."""
     tiny = CausalLM.open(TINY[family].build(tmp_path / "model"), device="cpu")
@@ -94,19 +105,17 @@ def test_they_are_rows_of_whole_graphs_through_gain_and_centring(family: str, tm
 
 
 def test_they_are_rows_of_a_whole_exact_fit_with_its_prompts_and_tell_the_spread_of_each(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: CausalLM, tiny_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """However many prompts go back together; and the spread is that of fits to single prompts."""
-    tiny = CausalLM.open(TINY["phi"].build(tmp_path / "model"), device="cpu")
-    corpus = corpus_for(tiny, text, 12)
-    whole = fit_jacobian(tiny, corpus, tmp_path / "whole", replace(FEW, method="exact"))
+    whole = fit_jacobian(tiny, tiny_corpus, tmp_path / "whole", replace(FEW, method="exact"))
     monkeypatch.setattr(fitting, "MOST_PROMPTS", 2)
-    found = fit_rows(tiny, corpus, tmp_path / "rows", _answers(), FEW)
+    found = fit_rows(tiny, tiny_corpus, tmp_path / "rows", _answers(), FEW)
     assert found.record.prompts_sha256 == whole.record.jacobian.prompts_sha256
-    order = torch.randperm(len(corpus.fit), generator=torch.Generator().manual_seed(FEW.seed))[:3]
+    order = torch.randperm(len(tiny_corpus.fit), generator=torch.Generator().manual_seed(FEW.seed))[:3]
     single = []
     for prompt in order.tolist():
-        alone = replace(corpus, fit=corpus.fit[prompt : prompt + 1])
+        alone = replace(tiny_corpus, fit=tiny_corpus.fit[prompt : prompt + 1])
         single.append(fit_rows(tiny, alone, tmp_path / f"rows-{prompt}", _answers(), FEW).vectors.double())
     by_prompt = torch.stack(single)
     for layer in range(tiny.n_layers):
@@ -204,7 +213,7 @@ def test_places_and_guesses_by_hand():
 def test_answers_that_share_their_token_have_one_row_and_say_so(model: CausalLM, corpus: Corpus, tmp_path: Path):
     facts = [("Germany", "Berlin"), ("a lake", "Berkeley"), ("a bear", "Berlin"), ("a hill", "Berkshire")]
     suite = [{"prompt": f"The name of {subject} is", "answer": answer} for subject, answer in facts]
-    found = fit_answer_rows(model, corpus, suite, tmp_path / "answers", FEW)
+    found = fit_answer_rows(model, corpus, suite, tmp_path / "answers", replace(FEW, prompts=1))
     counts = {answer.token.strip(): (answer.answers, answer.n_facts) for answer in found.record.answers}
     assert counts == {"Berlin": (("Berlin",), 2), "Ber": (("Berkeley", "Berkshire"), 2)}
     assert found.vectors.shape[1] == 2
@@ -223,13 +232,11 @@ def test_answers_that_share_their_token_have_one_row_and_say_so(model: CausalLM,
 
 
 def test_a_killed_fit_goes_on_behind_the_prompts_that_are_done(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: CausalLM, tiny_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    tiny = CausalLM.open(TINY["phi"].build(tmp_path / "model"), device="cpu")
-    corpus = corpus_for(tiny, text, 12)
     monkeypatch.setattr(fitting, "MOST_PROMPTS", 2)
     settings, plans = replace(FEW, prompts=5), []
-    whole = fit_rows(tiny, corpus, tmp_path / "whole", _answers(), settings)
+    whole = fit_rows(tiny, tiny_corpus, tmp_path / "whole", _answers(), settings)
 
     class Killed(SilentFit):
         def blocks(self, done: int, total: int) -> None:
@@ -241,24 +248,21 @@ def test_a_killed_fit_goes_on_behind_the_prompts_that_are_done(
             plans.append(text)
 
     with pytest.raises(KeyboardInterrupt):
-        fit_rows(tiny, corpus, tmp_path / "rows", _answers(), settings, Killed())
+        fit_rows(tiny, tiny_corpus, tmp_path / "rows", _answers(), settings, Killed())
     assert [path.name for path in tmp_path.glob(".rows.fit-*/rows-*")] == ["rows-000004.safetensors"]
-    other = fit_rows(tiny, corpus, tmp_path / "other", _answers(TOKENS[::-1]), settings)
-    assert torch.allclose(other.vectors.flip(1), whole.vectors, atol=1e-6)
-    again = fit_rows(tiny, corpus, tmp_path / "rows", _answers(), settings, Told())
+    again = fit_rows(tiny, tiny_corpus, tmp_path / "rows", _answers(), settings, Told())
     assert "goes on behind prompt 4" in plans[0]
     assert again.record.weights_sha256 == whole.record.weights_sha256
     assert not list(tmp_path.glob(".*"))
     with pytest.raises(LensError, match="already there"):
-        fit_rows(tiny, corpus, tmp_path / "rows", _answers(), settings)
+        fit_rows(tiny, tiny_corpus, tmp_path / "rows", _answers(), settings)
 
 
-def test_a_fit_ends_once_every_answer_has_settled(tmp_path: Path, text: Path):
-    tiny = CausalLM.open(TINY["phi"].build(tmp_path / "model"), device="cpu")
-    corpus = corpus_for(tiny, text, 12)
+@pytest.mark.slow
+def test_a_fit_ends_once_every_answer_has_settled(tiny: CausalLM, tiny_corpus: Corpus, tmp_path: Path):
     settings = replace(FEW, prompts=12, stop_from=2)
     ended, read = (
-        fit_rows(tiny, corpus, tmp_path / str(at), _answers(), replace(settings, stop_at=at)).record
+        fit_rows(tiny, tiny_corpus, tmp_path / str(at), _answers(), replace(settings, stop_at=at)).record
         for at in (0.9, 0.0001)
     )
     assert (ended.n_prompts, ended.stop_at, ended.stop_from, read.n_prompts) == (8, 0.9, 2, 12)
@@ -309,28 +313,38 @@ def test_a_folder_comes_back_as_it_was_written_and_damage_is_refused(rows: Answe
 # From the command line
 
 
-def test_the_commands_fit_show_and_track(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch):
+def _said(command: str, code: int = 0) -> str:
+    """What a command prints: results, or its mistake."""
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(app, shlex.split(command))
+    assert done.exit_code == code, done.output
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_the_command_fits_and_one_refuses_what_it_cannot(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.txt").write_bytes(text.read_bytes())
-
-    def said(command: str, code: int = 0) -> str:
-        done = CliRunner(env={"COLUMNS": "80"}).invoke(app, shlex.split(command))
-        assert done.exit_code == code, done.output
-        return done.stdout if code == 0 else done.stderr
-
-    fitted = said("fit jacobian --text my.txt --seq-len 24 --prompts 2 --answers capitals")
+    fitted = _said(f"fit jacobian --text {text} --seq-len 24 --prompts 2 --answers capitals")
     assert fitted.splitlines()[-1] == "answer rows · lenses/reference-answers"
-    shown = said("lens show lenses/reference-answers --model layerscope/reference")
+    assert "answers     Berlin, Paris, Rome, Tokyo, Ottawa" in fitted
+    assert "no suite 'atlantis'" in _said(f"fit jacobian --text {text} --answers atlantis --name c", 2)
+
+
+@pytest.mark.slow
+def test_what_was_fitted_is_shown_listed_and_tracked(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    _said(f"fit jacobian --text {text} --seq-len 24 --prompts 2 --answers capitals")
+    shown = _said("lens show lenses/reference-answers --model layerscope/reference")
     assert "answers     Berlin, Paris, Rome, Tokyo, Ottawa" in shown
     assert shown.splitlines()[-1] == "lenses/reference-answers · belongs to layerscope/reference"
-    help_text = said("lens track --help")
+    assert "lenses/reference-answers · answer rows, 5 tokens of suite 'capitals'" in _said("lens show")
+    help_text = _said("lens track --help")
     examples = [line.strip() for line in help_text.splitlines() if line.strip().startswith("layerscope lens track")]
     assert len(examples) == 3
-    table, as_json, _ = (said(example.removeprefix("layerscope ")) for example in examples)
+    table, as_json, _ = (_said(example.removeprefix("layerscope ")) for example in examples)
     found = json.loads(as_json)
-    layer = found["layers"][LAYER]
-    assert f"{layer['jacobian_first']}" in next(line for line in table.splitlines() if line.startswith(f"    {LAYER} "))
     assert (found["n_facts"], found["by_chance"], len(found["layers"])) == (5, 1.0, 13)
-    assert "lenses/reference-answers" in said("lens show")
-    assert "--correct" in said("fit jacobian --text my.txt --seq-len 24 --answers capitals --correct 4 --name c", 2)
-    assert "no such" in said("fit jacobian --text my.txt --answers atlantis --name c", 2).lower()
+    lines = [line.split() for line in table.splitlines()]
+    for layer in found["layers"]:
+        values = (layer["jacobian_first"], layer["jacobian_place"], layer["logit_first"], layer["logit_place"])
+        assert [str(layer["layer"]), *(f"{value:g}" for value in values)] in lines
+    words = f"fit jacobian --text {text} --seq-len 24 --answers capitals --correct 4 --name c"
+    assert "leave out --correct" in _said(words, 2)

@@ -152,7 +152,7 @@ def prism(
     epilog="Examples (my.txt holds text of yours, blank lines between documents):\n\n"
     "layerscope fit jacobian --text my.txt --seq-len 32 --first-position 8 --probe-rows 8\n\n"
     "layerscope fit jacobian --text my.txt --seq-len 24 --prompts 4 --method exact --out exact\n\n"
-    "layerscope fit jacobian --text my.txt --seq-len 24 --prompts 4 --answers capitals"
+    "layerscope fit jacobian --text my.txt --seq-len 24 --answers capitals"
 )
 @command(last="seed trust_remote_code")
 def jacobian(

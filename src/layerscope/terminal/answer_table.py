@@ -67,7 +67,8 @@ def tracked_table(found: TrackedAnswers, record: AnswerRowsRecord) -> Iterator[R
 
 
 def _explained(found: TrackedAnswers, record: AnswerRowsRecord) -> Iterator[str]:
-    yield f"jacobian: tracked logits, by the mean of exact rows over {record.n_prompts} prompt(s)"
+    prompts = "one prompt" if record.n_prompts == 1 else f"{record.n_prompts} prompts"
+    yield f"jacobian: tracked logits, by the mean of exact rows over {prompts}"
     yield "logit: the logit lens, held to the same answers; both are the model's own output at the last layer"
     least = found.more_than_guesses
     reached = (

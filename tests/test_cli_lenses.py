@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from layerscope import CausalLM
+from layerscope.analysis.curve_shapes import ranges
 from layerscope.bundled import BUNDLED
 from layerscope.cli.lenses import _fit_session, _FitRequest
 from layerscope.cli.main import app
@@ -35,7 +36,7 @@ from layerscope.fitting.workspace import Workspace
 from layerscope.lens_record import LensFolder, LensRecord
 from layerscope.lenses.lens_folder import read_fitted_lens, read_record
 from layerscope.model.options import OpenOptions
-from layerscope.terminal.lens_tables import lens_lines, lens_list, lens_table, ranges
+from layerscope.terminal.lens_tables import lens_lines, lens_list, lens_table
 from properties import slow
 
 FIT = "fit tuned --text my.txt --seq-len 32 --batch 64 --steps 10"

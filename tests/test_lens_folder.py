@@ -205,7 +205,7 @@ def test_a_disk_that_is_full_while_the_weights_are_written_is_called_so(tmp_path
     def full(tensors, path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("layerscope.lenses.lens_folder.save_file", full)
+    monkeypatch.setattr("layerscope.lenses.recorded_folder.save_file", full)
     with pytest.raises(LensError, match=r"could not be written .*No space left.* make room on that disk"):
         _write_tuned(tmp_path / "lens")
 

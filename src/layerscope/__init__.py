@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerscope.analysis.analysed_run import AnalysedRun as AnalysedRun
+    from layerscope.analysis.answer_tracking import TrackedAnswers as TrackedAnswers
     from layerscope.audit.audit import AuditResult as AuditResult
     from layerscope.audit.audit_report import audit_report as audit_report
     from layerscope.diffing.diff import DiffResult as DiffResult
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from layerscope.lenses import TunedLens as TunedLens
     from layerscope.lenses import bind_lenses as bind_lenses
     from layerscope.lenses import read_fitted_lens as read_fitted_lens
+    from layerscope.lenses.answer_rows import AnswerRows as AnswerRows
+    from layerscope.lenses.answer_rows import read_answer_rows as read_answer_rows
     from layerscope.looking.difference import Difference as Difference
     from layerscope.looking.difference import difference as difference
     from layerscope.looking.look import Look as Look
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
     from layerscope.looking.options import LookOptions as LookOptions
     from layerscope.model.causal_lm import CausalLM as CausalLM
     from layerscope.model.residuals import Residuals as Residuals
+    from layerscope.probing.answer_rows import fit_answer_rows as fit_answer_rows
+    from layerscope.probing.answer_rows import track_answers as track_answers
     from layerscope.probing.bakeoff import bakeoff as bakeoff
     from layerscope.probing.probe import probe as probe
     from layerscope.probing.word_search import WordSearch as WordSearch
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "layerscope.analysis.analysed_run": "AnalysedRun",
+    "layerscope.analysis.answer_tracking": "TrackedAnswers",
     "layerscope.audit.audit": "AuditResult",
     "layerscope.audit.audit_report": "audit_report",
     "layerscope.diffing.diff": "DiffResult diff",
@@ -75,12 +81,14 @@ _NAMES = {
     "layerscope.fitting.tuned": "fit_tuned",
     "layerscope.lenses": "FittedLens JacobianLens Lens LogitLens NextNormLens PrismLens RawLens TunedLens bind_lenses "
     "read_fitted_lens",
+    "layerscope.lenses.answer_rows": "AnswerRows read_answer_rows",
     "layerscope.looking.difference": "Difference difference",
     "layerscope.looking.look": "Look",
     "layerscope.looking.make": "look looks",
     "layerscope.looking.options": "LookOptions",
     "layerscope.model.causal_lm": "CausalLM",
     "layerscope.model.residuals": "Residuals",
+    "layerscope.probing.answer_rows": "fit_answer_rows track_answers",
     "layerscope.probing.bakeoff": "bakeoff",
     "layerscope.probing.probe": "probe",
     "layerscope.probing.word_search": "WordSearch word_search",

@@ -16,6 +16,9 @@ READABLE_VERSIONS = (SCHEMA_VERSION, "1.2", "1.1", "1.0")
 weights shuffled, nor how fits to halves of its prompts compare; 1.1 has no Jacobian lens, and 1.0 besides no ridge
 lens, and no refinement on drawn ids."""
 
+ANSWER_ROWS_FORMAT = "layerscope-answer-rows"
+ANSWER_ROWS_VERSION = "1.0"
+
 Kind: TypeAlias = Literal["tuned", "prism", "ridge", "jacobian"]
 FITTED_NAMES: tuple[Kind, ...] = ("tuned", "prism", "ridge", "jacobian")
 """Fitted lenses by their names, which are their kinds."""
@@ -404,6 +407,72 @@ class LensRecord(_Record):
         known = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "kind": kind, "model": model, "weights_sha256": ""}
         absent = dict.fromkeys(("settings", "corpus", "tuned", "prism", "ridge", "jacobian", "imported"))
         return cls.model_validate(absent | known | {"created_utc": utc_stamp(datetime.now(UTC))} | parts)
+
+
+class AnswerToken(_Record):
+    """One token that a suite asks about."""
+
+    token_id: Count
+    token: str
+    """As the tokenizer writes it."""
+    answers: tuple[str, ...]
+    """The suite's answers that begin with it, in its form that is judged; several cannot be told apart."""
+    n_facts: Positive
+    """Facts whose answer begins with it."""
+    constant: float
+    """What biases of the final norm and the head add to its logit, less the mean over all answers' tokens; nats. No
+    part of tracked logits, for the norm's scale in front of them is not known."""
+
+
+class AnswerLayer(_Record):
+    """How much prompts differ at one layer; by answer's token."""
+
+    layer: Count
+    sigma: tuple[float | None, ...]
+    """Relative spread between prompts; None where they are too few to tell the mean from its spread."""
+    standard_error: tuple[float | None, ...]
+    """`sigma` over the root of the number of prompts."""
+
+
+class AnswerRowsRecord(_Record):
+    """Everything that a folder of answer rows says of its vectors: `answers.json`."""
+
+    format: Literal["layerscope-answer-rows"]
+    schema_version: str
+    created_utc: str
+    weights_sha256: str
+    model: FittedModel
+    settings: Settings
+    corpus: CorpusRecord
+    suite: str
+    """Its name,"""
+    suite_sha256: Sha256
+    """and hash of what it asks."""
+    against: Literal["mean_of_answers"]
+    """From what each answer is told: the mean over the tokens of all of them."""
+    target_layer: Positive
+    """Whose residual is differentiated: n_layers is the last block's output."""
+    seq_len: Positive
+    """Positions of a prompt, BOS included."""
+    first_position: Count
+    """Positions before it are counted neither as sources nor as targets; nor is the last."""
+    positions_rule: str
+    """What is averaged and what is summed, in words."""
+    n_prompts: Positive
+    prompts_sha256: Sha256
+    """Over their token ids."""
+    stop_at: float | None
+    """Standard error at which no more prompts were to be read; None where all were;"""
+    stop_from: int | None
+    """from this layer on."""
+    transformers: str
+    """Version of Transformers."""
+    answers: tuple[AnswerToken, ...]
+    """In the order of the vectors."""
+    layers: tuple[AnswerLayer, ...]
+    """0 to n_layers - 1."""
+    notes: tuple[str, ...]
+    """What a reader has to know, in sentences."""
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,27 @@ class Unembedding:
         """The weight's rows of a few ids, in float32."""
         return self.weight.gather(token_ids, torch.float32, self.device)
 
+    def reading_rows(self, token_ids: Int[Tensor, " ids"]) -> Float[Tensor, "ids d_model"]:
+        """By what logits of a few ids read a vector that leaves the final norm, but for `reading_constants`; float64.
+
+        Rows of the weight, behind the projection where there is one, times the head's scale; a softcap has no part in
+        it.
+        """
+        device = float64_device(self.device)
+        rows = (self.transform.scale or 1.0) * self.columns(token_ids).to(device).double()
+        return rows if self.projection is None else rows @ self.projection.to(device).double()
+
+    def reading_constants(self, token_ids: Int[Tensor, " ids"]) -> Float[Tensor, " ids"]:
+        """What the biases of the final norm and of the head add to those logits; float64, in nats."""
+        device = float64_device(self.device)
+        constants = torch.zeros(len(token_ids), dtype=torch.float64, device=device)
+        if self.bias is not None:
+            bias = self.bias.to(device).double()
+            constants += (self.transform.scale or 1.0) * bias[token_ids.to(device)]
+        if self.final_norm is not None and self.final_norm.bias is not None:
+            constants += self.reading_rows(token_ids) @ self.final_norm.bias.to(device).double()
+        return constants
+
     def linear_logits(
         self, rows: Float[Tensor, "rows d_head"], token_ids: Int[Tensor, " ids"]
     ) -> Float[Tensor, "rows ids"]:
@@ -158,3 +179,8 @@ class Unembedding:
             stop = min(start + width, self.d_vocab)
             logits[:, start:stop] = product(rows.float(), self.tile(start, stop, out=buffer))
         return logits if self.bias is None else logits.add_(self.bias)
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 of a device is computed: on it, but for Apple's, which has none."""
+    return torch.device("cpu") if device.type == "mps" else device

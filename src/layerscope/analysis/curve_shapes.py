@@ -127,6 +127,11 @@ def stretches(numbers: Iterable[int]) -> list[list[int]]:
     return runs
 
 
+def ranges(layers: Sequence[int]) -> str:
+    """Layers in ascending order as people write them: `0, 3-5`."""
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in stretches(layers))
+
+
 def listed_layers(layers: Iterable[int]) -> str:
     """Layers in words, three neighbours or more as a stretch: `0 to 14`, `0, 3, 4`; `none`."""
     spelt = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in stretches(layers)]

@@ -1,8 +1,9 @@
 """The commands about fitted lenses: fit one of the four kinds, show what there is, import what others fitted."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +27,7 @@ from layerscope.model.options import OpenOptions
 if TYPE_CHECKING:  # types alone: help and mistakes need not wait for the tensor library
     import layerscope.fitting.corpus
     import layerscope.lens_record
+    import layerscope.lenses.answer_rows
     import layerscope.lenses.lens_folder
     import layerscope.model.causal_lm
 
@@ -40,6 +42,7 @@ FEWEST_POSITIONS = 3
 LONGEST_NAME = 200
 """Bytes of a lens' own name, so that the hidden folders beside it still have one that a filesystem takes."""
 INTERRUPTED = "interrupted: the same command goes on after the layers that were kept"
+INTERRUPTED_ANSWERS = "interrupted: the same command goes on after the prompts that were kept"
 INTERRUPTED_RIDGE = "interrupted: nothing was kept, and the same command begins anew"
 
 fit_app = typer.Typer(
@@ -148,8 +151,8 @@ def prism(
 @fit_app.command(
     epilog="Examples (my.txt holds text of yours, blank lines between documents):\n\n"
     "layerscope fit jacobian --text my.txt --seq-len 32 --first-position 8 --probe-rows 8\n\n"
-    "layerscope fit jacobian --text my.txt --seq-len 32 --prompts 8 --probe-rows 0 --name quick\n\n"
-    "layerscope fit jacobian --text my.txt --seq-len 24 --prompts 4 --method exact --out exact"
+    "layerscope fit jacobian --text my.txt --seq-len 24 --prompts 4 --method exact --out exact\n\n"
+    "layerscope fit jacobian --text my.txt --seq-len 24 --answers capitals"
 )
 @command(last="seed trust_remote_code")
 def jacobian(
@@ -157,19 +160,54 @@ def jacobian(
     model: Model = None,
     text: FitOptions,
     settings: JacobianSettings,
+    answers: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute no whole matrices, but the rows that a suite's answers ask for, exactly (--method, --correct "
+            "and the probe rows have no part in it): a built-in suite, or a file of facts.",
+            show_default="the whole lens",
+        ),
+    ] = None,
     out: Out = LENSES,
     name: Name = None,
     opening: OpenOptions,
 ) -> None:
-    """Fit a Jacobian lens: for each layer what its residual does, on average, to the model's output from there on."""
+    """Fit a Jacobian lens: for each layer what its residual does, on average, to the model's output from there on.
+
+    With --answers only what a suite asks about, exactly: a row for each of its answers' tokens.
+    """
     _refuse_below_one(prompts=settings.prompts)
     request = _FitRequest("jacobian", model, text, settings.seed, out, name, opening)
+    if answers is not None:
+        _fit_answer_rows(answers, request, settings)
+        return
     with _fit_session(request) as observer:
         from layerscope.fitting.jacobian import fit_jacobian, refuse_settings
 
         refuse_settings(settings)
         fitted = fit_jacobian(*request.prepare(observer, lambda _: None), settings, observer=observer)
     _print_fitted(fitted)
+
+
+def _fit_answer_rows(
+    answers: str,
+    request: "_FitRequest",
+    settings: JacobianSettings,
+) -> None:
+    """The rows of a suite's answers, in a folder named for it unless another name was given."""
+    from layerscope.suite import load_suite
+
+    suite = load_suite(answers)  # before the tensor library, so that a mistake in it is said at once
+    request = replace(request, suffix="answers")
+    with _fit_session(request) as observer:
+        from layerscope.fitting.jacobian import refuse_settings
+        from layerscope.probing.answer_rows import fit_answer_rows
+
+        refuse_settings(settings)
+        model, corpus, folder = request.prepare(observer, lambda _: None)
+        rows = fit_answer_rows(model, corpus, suite, folder, settings, observer=observer)
+    _print_answer_rows(rows.record)
+    print_line(f"answer rows · {rows.folder}")
 
 
 @lens_app.command(
@@ -188,19 +226,73 @@ def show(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show a fitted lens: what it is, how good it is, its model, whether its weights are whole; or list several."""
+    from layerscope.lenses import answer_rows
     from layerscope.lenses.lens_folder import RECORD_NAME, read_fitted_lens
     from layerscope.terminal.lens_tables import lens_list
 
-    lenses = _lenses_in(path)
-    single = (path / RECORD_NAME).exists()
+    single, rows = (path / RECORD_NAME).exists(), answer_rows.find_answer_rows(path)
+    lenses = _lenses_in(path) if single or not rows else _lenses_below(path)
     if single:
         _print_lens(lenses[0].record)
+    elif (path / answer_rows.RECORD_NAME).exists():
+        _print_answer_rows(answer_rows.read_answer_rows(path).record)
     else:
-        print_parts(lens_list(lenses))
+        print_parts(lens_list(lenses) if lenses else ())
+        for folder, record in rows:
+            n = len(record.answers)
+            print_line(f"{folder} · answer rows, {n} tokens of suite '{record.suite}' · {record.model.id}")
     if model is not None:
-        _compare_with(lenses, model, OpenOptions(device="cpu", revision=revision, trust_remote_code=trust_remote_code))
+        owners = [(lens.folder, lens.record.model) for lens in lenses]
+        owners += [(folder, record.model) for folder, record in rows]
+        _compare_with(owners, model, OpenOptions(device="cpu", revision=revision, trust_remote_code=trust_remote_code))
     if single:
         read_fitted_lens(lenses[0].folder)  # comes last, for what is damaged should be shown all the same
+
+
+@lens_app.command(
+    epilog="Examples (after `layerscope fit jacobian --answers capitals`):\n\n"
+    "layerscope lens track lenses/reference-answers\n\n"
+    "layerscope lens track lenses/reference-answers --suite capitals --json\n\n"
+    "layerscope lens track lenses/reference-answers --model layerscope/reference"
+)
+@command()
+def track(
+    path: Annotated[Path, typer.Argument(help="A folder of answer rows.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model that they belong to: a Hub id or a folder.", show_default="the bundled model"),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose facts are read: a built-in suite, or a file of facts.", show_default="the one of the rows"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Read a suite's facts through answer rows: by layer, how often the own answer comes first among the answers."""
+    from layerscope.lenses.answer_rows import read_answer_rows
+    from layerscope.suite import builtin_suites, load_suite
+    from layerscope.terminal.answer_table import tracked_table
+
+    rows = read_answer_rows(path)
+    if suite is None and rows.record.suite not in builtin_suites():
+        raise LensError(
+            f"{path}: its answers are those of suite '{rows.record.suite}', which does not come with layerscope; give "
+            "that suite's file with --suite."
+        )
+    asked = load_suite(rows.record.suite if suite is None else suite)
+    from layerscope.probing.answer_rows import track_answers
+
+    opened = _open(model, OpenOptions(device="cpu", revision=revision, trust_remote_code=trust_remote_code))
+    found = track_answers(opened, rows, asked)
+    if as_json:
+        derived = {"by_chance": found.by_chance, "more_than_guesses": found.more_than_guesses}
+        typer.echo(json.dumps(asdict(found) | derived, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        print_parts(tracked_table(found, rows.record))
 
 
 @lens_app.command(
@@ -273,6 +365,8 @@ class _FitRequest:
     out: Path
     name: str | None
     opening: OpenOptions
+    suffix: str | None = None
+    """What ends the folder's name where none was given; the kind if not said."""
 
     @property
     def seq_len(self) -> int:
@@ -311,7 +405,7 @@ class _FitRequest:
         from layerscope.fitting.corpus import parse_tokens, read_corpus
 
         opened = _open(self.model, self.opening)
-        folder = _free(self.out / (_folder_name(self.name) or f"{_last_part(opened.id)}-{self.kind}"))
+        folder = _free(self.out / (_folder_name(self.name) or f"{_last_part(opened.id)}-{self.suffix or self.kind}"))
         check(opened)
         n_tokens = parse_tokens(self.text.tokens)
         corpus = read_corpus(
@@ -400,17 +494,26 @@ def _lenses_in(path: Path) -> "list[layerscope.lens_record.LensFolder]":
     Raises:
         LensError: no such folder, no lens in it, or a record that cannot be read.
     """
-    from layerscope.lens_record import FITTED_NAMES, LensFolder
-    from layerscope.lenses.lens_folder import RECORD_NAME, find_lens_folders, read_record
+    from layerscope.lens_record import LensFolder
+    from layerscope.lenses.lens_folder import RECORD_NAME, read_record
 
     if (path / RECORD_NAME).exists():
         return [LensFolder(read_record(path), path)]
-    lenses = [lens for kind in FITTED_NAMES for lens in find_lens_folders(path, kind)]
+    lenses = _lenses_below(path)
     if not lenses:
         raise LensError(
             f"{path}: there is no fitted lens in it or directly below it, which would be a folder with {RECORD_NAME}; "
             "make one with `layerscope fit`."
         )
+    return lenses
+
+
+def _lenses_below(path: Path) -> "list[layerscope.lens_record.LensFolder]":
+    """Those directly below a folder, by name, or none."""
+    from layerscope.lens_record import FITTED_NAMES
+    from layerscope.lenses.lens_folder import find_lens_folders
+
+    lenses = [lens for kind in FITTED_NAMES for lens in find_lens_folders(path, kind)]
     return sorted(lenses, key=lambda lens: lens.folder)
 
 
@@ -429,8 +532,22 @@ def _print_fitted(lens: "layerscope.lenses.lens_folder.FittedLens") -> None:
     print_line(f"lens folder · {lens.folder}")
 
 
-def _compare_with(lenses: "Sequence[layerscope.lens_record.LensFolder]", model: str, opening: OpenOptions) -> None:
-    """Print of each lens whether it belongs to a model.
+def _print_answer_rows(record: "layerscope.lens_record.AnswerRowsRecord") -> None:
+    from layerscope.terminal.answer_table import answer_lines, answer_rows_table
+
+    print_parts(answer_rows_table(record))
+    print_parts(["", answer_lines(record)])
+
+
+def _compare_with(
+    owners: "Sequence[tuple[Path, layerscope.lens_record.FittedModel]]", model: str, opening: OpenOptions
+) -> None:
+    """Print of each lens' folder whether it belongs to a model.
+
+    Args:
+        owners: folders, each with the model that it was fitted to.
+        model: the one that is asked for.
+        opening: how it is opened.
 
     Raises:
         LensError: none does.
@@ -439,11 +556,11 @@ def _compare_with(lenses: "Sequence[layerscope.lens_record.LensFolder]", model: 
     from layerscope.model.signature import model_signature
 
     signature = model_signature(_open(model, opening))
-    reasons = [mismatch(lens.record.model, signature) for lens in lenses]
-    if all(reasons) and len(lenses) == 1:
-        raise LensError(f"{lenses[0].folder} does not belong to {signature.id}: it is a lens {reasons[0]}.")
-    for lens, reason in zip(lenses, reasons, strict=True):
-        print_line(f"{lens.folder} · {f'a lens {reason}' if reason else f'belongs to {signature.id}'}")
+    reasons = [mismatch(owner, signature) for _, owner in owners]
+    if all(reasons) and len(owners) == 1:
+        raise LensError(f"{owners[0][0]} does not belong to {signature.id}: it is a lens {reasons[0]}.")
+    for (folder, _), reason in zip(owners, reasons, strict=True):
+        print_line(f"{folder} · {f'a lens {reason}' if reason else f'belongs to {signature.id}'}")
     if all(reasons):
         raise LensError(f"None of these lenses belongs to {signature.id}.")
 
@@ -456,6 +573,7 @@ def _fit_session(request: _FitRequest) -> Iterator[Bars | LogLines]:
         with watching() as observer:
             yield observer
     except KeyboardInterrupt:
-        words = INTERRUPTED_RIDGE if request.kind == "ridge" else INTERRUPTED
+        of_kind = {"ridge": INTERRUPTED_RIDGE, "answers": INTERRUPTED_ANSWERS}
+        words = of_kind.get(request.suffix or request.kind, INTERRUPTED)
         Console(stderr=True, highlight=False, soft_wrap=True).print(words, style="yellow", markup=False)
         raise typer.Exit(130) from None

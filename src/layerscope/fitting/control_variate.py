@@ -66,6 +66,6 @@ class ControlVariate:
         if n < 2:
             return None
         of_mean = float(corrections.means[layer].square().sum())
-        noise = max(0.0, (float(corrections.squares[layer]) - n * of_mean) / (n - 1) / n)
+        noise = max(0.0, (float(corrections.squares[layer].sum()) - n * of_mean) / (n - 1) / n)
         signal = float((self.base[layer] + corrections.means[layer]).square().sum()) - noise
         return 0.0 if noise == 0 else math.sqrt(noise / max(signal, noise))

@@ -20,41 +20,43 @@ class Spread:
     n: int
     """Prompts."""
     means: Float[Tensor, "layer row d_model"]
-    squares: Float[Tensor, " layer"]
-    """Sum over prompts of the squared norm of all rows."""
+    squares: Float[Tensor, "layer row"]
+    """Sum over prompts of the squared norm of every row."""
 
     @classmethod
     def of(cls, rows: Float[Tensor, "layer row prompt d_model"]) -> "Spread":
         """Of rows prompt by prompt."""
         exact = rows.double()
-        return cls(rows.shape[2], exact.mean(2), exact.square().sum((1, 2, 3)))
+        return cls(rows.shape[2], exact.mean(2), exact.square().sum((2, 3)))
 
     @classmethod
-    def none(cls, n_layers: int, d_model: int) -> "Spread":
-        """Of all rows of no prompt."""
-        means = torch.zeros(n_layers, d_model, d_model, dtype=torch.float64)
-        return cls(0, means, torch.zeros(n_layers, dtype=torch.float64))
+    def none(cls, n_layers: int, n_rows: int, d_model: int) -> "Spread":
+        """Of so many rows of no prompt."""
+        means = torch.zeros(n_layers, n_rows, d_model, dtype=torch.float64)
+        return cls(0, means, torch.zeros(n_layers, n_rows, dtype=torch.float64))
 
     def joined(self, other: "Spread") -> "Spread":
         """Of the prompts of both."""
         n = self.n + other.n
         return Spread(n, (self.n * self.means + other.n * other.means) / n, self.squares + other.squares)
 
-    def relative(self, layer: int) -> float | None:
+    def relative(self, layer: int, row: int | None = None) -> float | None:
         """Standard deviation between prompts over the norm of their mean, both without the bias of few prompts.
 
-        None of a single prompt, and where the mean is no larger than chance makes it.
+        Of all rows of a layer together, or of one. None of a single prompt, and where the mean is no larger than chance
+        makes it.
         """
         if self.n < 2:
             return None
-        of_mean = float(self.means[layer].square().sum())
-        variance = (float(self.squares[layer]) - self.n * of_mean) / (self.n - 1)
+        rows = slice(None) if row is None else row
+        of_mean = float(self.means[layer, rows].square().sum())
+        variance = (float(self.squares[layer, rows].sum()) - self.n * of_mean) / (self.n - 1)
         signal = of_mean - variance / self.n
         return math.sqrt(max(0.0, variance) / signal) if signal > 0 else None
 
-    def standard_error(self, layer: int) -> float | None:
+    def standard_error(self, layer: int, row: int | None = None) -> float | None:
         """That relative spread over the root of the number of prompts: how far the mean itself is off."""
-        relative = self.relative(layer)
+        relative = self.relative(layer, row)
         return None if relative is None else relative / math.sqrt(self.n)
 
 
@@ -76,9 +78,9 @@ class Halves:
         return self.first.joined(self.second)
 
     @classmethod
-    def none(cls, n_layers: int, d_model: int) -> "Halves":
+    def none(cls, n_layers: int, n_rows: int, d_model: int) -> "Halves":
         """Of no prompt."""
-        return cls(Spread.none(n_layers, d_model), Spread.none(n_layers, d_model))
+        return cls(Spread.none(n_layers, n_rows, d_model), Spread.none(n_layers, n_rows, d_model))
 
     def with_prompts(self, rows: Float[Tensor, "layer row prompt d_model"]) -> "Halves":
         """With further prompts, which go to the halves in turn."""
@@ -103,7 +105,7 @@ class Halves:
         n = int(files[-1].stem.rpartition("-")[2])
         try:
             tensors = load_file(files[-1])
-            halves = (Spread((n + 1 - i) // 2, tensors[f"means.{i}"], tensors[f"squares.{i}"]) for i in range(2))
+            halves = (Spread((n + 1 - i) // 2, tensors[f"means.{i}"], tensors[f"row_squares.{i}"]) for i in range(2))
             return cls(*halves)
         except (OSError, SafetensorError, KeyError) as error:
             raise LensError(
@@ -121,7 +123,7 @@ class Halves:
         before = list(folder.glob(ROWS.format("*")))
         tensors: dict[str, Tensor] = {}
         for i, half in enumerate((self.first, self.second)):
-            tensors |= {f"means.{i}": half.means, f"squares.{i}": half.squares}
+            tensors |= {f"means.{i}": half.means, f"row_squares.{i}": half.squares}
         try:
             save_file(tensors, folder / "rows.partial")
             (folder / "rows.partial").replace(folder / ROWS.format(f"{self.n:06d}"))

@@ -5,7 +5,6 @@ once; or exactly, row by row backwards through all of them. A chain comes with r
 say layer by layer how far it is off.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,13 @@ from layerscope.fitting.exact_rows import ExactRows, Halves, Spread, relative_di
 from layerscope.fitting.finite import refuse_non_finite
 from layerscope.fitting.held_out import HeldOut, measured, same_top
 from layerscope.fitting.jacobian_notes import notes
+from layerscope.fitting.jacobian_prompts import (
+    FEWEST_PROMPTS,
+    POSITIONS_RULE,
+    JacobianPrompts,
+    refuse_coarse,
+    rows_memory,
+)
 from layerscope.fitting.options import JacobianMethod, JacobianSettings
 from layerscope.fitting.session import Fit, drawn
 from layerscope.fitting.stream import Stream, stream_bytes
@@ -42,20 +48,10 @@ MOST_HELD_OUT = 512
 """Positions at which every layer is measured."""
 HELD_OUT_FROM = 1
 """The first position of a sequence attracts attention whatever stands there; nothing is measured at it."""
-ROWS_BYTES = 1 << 30
-"""What exact rows on their way back may take, even where there is room for more."""
 MOST_PROMPTS = 4
 """Prompts whose rows go back together: after these an exact fit is kept."""
-ROW_COPIES = 12
-"""Of a row's cotangents while they pass a block, roughly: its own, and those of wider features on the way."""
 WHOLE, PROBED, HALVES = "block", "probe_block", ("first_block", "second_block")
 """Choices of prompts over which a chain averages: all of them, those with exact rows, and two halves."""
-FEWEST_PROMPTS = 8
-"""Fewer say too little about how much prompts differ for a fit to stop by it."""
-POSITIONS_RULE = (
-    "mean over prompts, and over counted source positions, of the effects on the last block's output, summed over "
-    "counted target positions"
-)
 
 
 def fit_jacobian(
@@ -100,12 +96,7 @@ class _JacobianFitter(Fit[JacobianSettings]):
         self, model: CausalLM, corpus: Corpus, out: Path, settings: JacobianSettings, observer: FitObserver
     ) -> None:
         refuse_settings(settings)
-        if model.placement.dtype != torch.float32:
-            raise LensError(
-                f"A Jacobian lens is fitted in float32, but the blocks compute in {model.placement.dtype_name}, whose "
-                "rounding is larger than what a chain is held to; give --dtype float32."
-            )
-        _refuse_short(settings, corpus.fit.shape[1])
+        refuse_coarse(model)
         if settings.stop_from >= model.n_layers:
             raise LensError(
                 f"stop_from should be a layer from 0 to {model.n_layers - 1}, those that have a matrix, but it is "
@@ -121,9 +112,9 @@ class _JacobianFitter(Fit[JacobianSettings]):
                 "A chain is corrected on two prompts at least, whose rows show its noise; give more --prompts, or text."
             )
         super().__init__(model, corpus, out, settings, observer)
-        self.counted = slice(settings.first_position, corpus.fit.shape[1] - 1)
         generator = torch.Generator().manual_seed(settings.seed)
-        self.prompts = corpus.fit[_in_random_order(len(corpus.fit), settings.prompts, generator)]
+        self.drawn = JacobianPrompts.drawn(corpus, settings, generator)
+        self.prompts, self.counted = self.drawn.token_ids, self.drawn.counted
         self.n_probes = min(settings.probe_prompts, len(self.prompts)) if settings.probe_rows else 0
         features = torch.randperm(model.d_model, generator=generator)[: settings.probe_rows]
         self.features = features.sort().values
@@ -242,7 +233,7 @@ class _JacobianFitter(Fit[JacobianSettings]):
             begun: share of the work that is done before.
         """
         model, n = self.model, len(self.prompts)
-        halves = Halves.kept(self.workspace) or Halves.none(model.n_layers, model.d_model)
+        halves = Halves.kept(self.workspace) or Halves.none(model.n_layers, model.d_model, model.d_model)
         while halves.n < n and not self._settled(halves, held, variate):
             first = halves.n
             batch = self.prompts[first : first + max(1, min(MOST_PROMPTS, self._prompts_at_once))]
@@ -286,18 +277,18 @@ class _JacobianFitter(Fit[JacobianSettings]):
             share = begun + (ended - begun) * done / total
             self.observer.blocks(n + int(n * share), 2 * n)
 
-        per_row = 4 * self.model.d_model * prompts.numel() * ROW_COPIES
+        per_row = len(prompts) * self.drawn.bytes_of_row(self.model.d_model)
         at_once = max(1, self._rows_memory // max(1, per_row))
         return self.model.pull_back(prompts, rows, self.counted, rows_at_once=at_once, progress=told)
 
     @property
     def _rows_memory(self) -> int:
         """Bytes that rows on their way back may take."""
-        return min(ROWS_BYTES, self.host_memory() // 4)
+        return rows_memory(self.host_memory())
 
     @property
     def _prompts_at_once(self) -> int:
-        by_rows = self._rows_memory // (16 * 4 * self.model.d_model * self.corpus.fit.shape[1] * ROW_COPIES)
+        by_rows = self._rows_memory // (16 * self.drawn.bytes_of_row(self.model.d_model))
         return min(by_rows, self.host_memory() // (4 * self._bytes_of_rows))
 
     @property
@@ -351,15 +342,14 @@ class _JacobianFitter(Fit[JacobianSettings]):
                 )
             )
         exact, settings = found.exact, self.settings
-        prompts = self.prompts[: found.n_prompts]
         return JacobianFit(
             method=settings.method,
             target_layer=self.model.n_layers,
             seq_len=self.corpus.fit.shape[1],
             first_position=settings.first_position,
             positions_rule=POSITIONS_RULE,
-            n_prompts=len(prompts),
-            prompts_sha256=hashlib.sha256(prompts.numpy().astype("<i8").tobytes()).hexdigest(),
+            n_prompts=found.n_prompts,
+            prompts_sha256=self.drawn.sha256(found.n_prompts),
             probe=None if exact is None else ProbeRows(rows=tuple(self.features.tolist()), n_prompts=self.n_probes),
             correction=found.correction,
             stop=None if settings.stop_at is None else StopRule(at=settings.stop_at, first_layer=settings.stop_from),
@@ -454,11 +444,6 @@ def _compared(halves: tuple[Tensor, Tensor] | None) -> tuple[float | None, float
     return (None, None) if halves is None else relative_difference_and_cosine(*halves)
 
 
-def _in_random_order(n: int, most: int, generator: torch.Generator) -> Int[Tensor, " some"]:
-    """So many places of a list, or all; the first of them are as random as the rest."""
-    return torch.randperm(n, generator=generator)[:most]
-
-
 def _sequences(n_positions: int, seq_len: int) -> int:
     """How many sequences give so many positions, a few from each."""
     return max(1, -(-4 * n_positions // seq_len))
@@ -481,11 +466,3 @@ def refuse_settings(settings: JacobianSettings) -> None:
         raise LensError("An exact fit has no bias to correct; leave out --correct, or choose --method chain.")
     if settings.stop_at is not None and not 0 < settings.stop_at < 1:
         raise LensError(f"stop_at is a share between 0 and 1, as 0.05, but it is {settings.stop_at}.")
-
-
-def _refuse_short(settings: JacobianSettings, seq_len: int) -> None:
-    if settings.first_position > seq_len - 2:
-        raise LensError(
-            f"Sequences of {seq_len} positions have none to count from position {settings.first_position} on, the last "
-            "being left out; give a larger --seq-len, or a smaller --first-position."
-        )

@@ -2,7 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -28,10 +29,10 @@ from layerscope.progress import FitObserver
 S = TypeVar("S", bound=TunedSettings | RidgeSettings | PrismSettings | JacobianSettings)
 
 
-class Fit(ABC, Generic[S]):
-    """One fit: what it is given, the room it may take, the folder it works in, and what is written at its end."""
+class Session(Generic[S]):
+    """What is fitted with, the room it may take, and the folder that it works in."""
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[str]
     differentiates: ClassVar[bool] = False
     """Whether it asks for gradients, which nothing that was made in inference mode has."""
     settings: S
@@ -48,26 +49,17 @@ class Fit(ABC, Generic[S]):
             layerscope=version("layerscope"),
         )
         """Whatever else than text and settings decides the weights."""
-        self.workspace = Workspace(out, self._key())
+        self.workspace = Workspace(out, self.key())
 
-    def run(self) -> FittedLens:
-        """Fit, then write the lens folder."""
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Fit with the seed set, without gradients of one's own; memory that runs out is said in a sentence."""
         shortage = (
             f"The memory of {self.device} or of the machine ran out during the fit; give fewer --tokens, a smaller "
             "--batch, or a smaller --memory, so that the text goes to the disk."
         )
-        with self.workspace.held():
-            with shortage_explained(shortage), reproducible(self.settings.seed, self.device), self._no_gradients():
-                fit, notes, tensors = self.fitted()
-            parts = {self.kind: fit, "settings": self.machine, "corpus": self.corpus.record, "notes": notes}
-            record = LensRecord.new(self.kind, model_signature(self.model), **parts)
-            lens = write_fitted_lens(self.out, record, tensors)
-            self.workspace.discard()
-        return lens
-
-    @abstractmethod
-    def fitted(self) -> tuple[TunedFit | RidgeFit | PrismFit | JacobianFit, tuple[str, ...], dict[str, Tensor]]:
-        """What the lens' record says of the fit, what its reader has to know, and the lens' tensors."""
+        with shortage_explained(shortage), reproducible(self.settings.seed, self.device), self._no_gradients():
+            yield
 
     def _no_gradients(self) -> AbstractContextManager[object]:
         return torch.no_grad() if self.differentiates else torch.inference_mode()
@@ -91,7 +83,7 @@ class Fit(ABC, Generic[S]):
         paths = self.workspace.leftovers
         return "".join(f"\nan unfinished fit with other settings lies in {path}" for path in paths)
 
-    def _key(self) -> dict[str, object]:
+    def key(self) -> dict[str, object]:
         """Whatever decides the weights of a lens, by name: one and the same for a fit that goes on."""
         model = self.model
         described = model.checkpoint.description.encode() or (model.source.folder / "config.json").read_bytes()
@@ -107,6 +99,27 @@ class Fit(ABC, Generic[S]):
             **asdict(self.settings),
             **self.machine.model_dump(),
         }
+
+
+class Fit(Session[S], ABC):
+    """One fit of a lens, with what is written at its end."""
+
+    kind: ClassVar[Kind]
+
+    def run(self) -> FittedLens:
+        """Fit, then write the lens folder."""
+        with self.workspace.held():
+            with self.at_work():
+                fit, notes, tensors = self.fitted()
+            parts = {self.kind: fit, "settings": self.machine, "corpus": self.corpus.record, "notes": notes}
+            record = LensRecord.new(self.kind, model_signature(self.model), **parts)
+            lens = write_fitted_lens(self.out, record, tensors)
+            self.workspace.discard()
+        return lens
+
+    @abstractmethod
+    def fitted(self) -> tuple[TunedFit | RidgeFit | PrismFit | JacobianFit, tuple[str, ...], dict[str, Tensor]]:
+        """What the lens' record says of the fit, what its reader has to know, and the lens' tensors."""
 
 
 def text_memory(model: CausalLM) -> int:

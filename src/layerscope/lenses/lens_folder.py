@@ -1,34 +1,26 @@
 """A fitted lens on disk: a folder with `lens.json`, what it is, and `lens.safetensors`, its weights."""
 
-import hashlib
-import json
-import os
-import re
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerscope.errors import NO_ROOM, LensError
-from layerscope.lens_record import FORMAT, READABLE_VERSIONS, SCHEMA_VERSION, FittedModel, Kind, LensFolder, LensRecord
+from layerscope.errors import LensError
+from layerscope.lens_record import FORMAT, READABLE_VERSIONS, FittedModel, Kind, LensFolder, LensRecord
 from layerscope.lenses.jacobian_lens import JacobianLens
 from layerscope.lenses.lens import Lens
 from layerscope.lenses.lens_folder_check import check_tensors, jacobian_fit, prism_fit, ridge_fit, tuned_fit
 from layerscope.lenses.prism_lens import PrismLens
+from layerscope.lenses.recorded_folder import Layout
 from layerscope.lenses.tuned_lens import Translator, TunedLens, translator_shapes
 from layerscope.unembedding import Norm
 
 RECORD_NAME = "lens.json"
 WEIGHTS_NAME = "lens.safetensors"
+LAYOUT = Layout("fitted lens", RECORD_NAME, WEIGHTS_NAME, FORMAT, READABLE_VERSIONS, LensRecord)
 
 
 @dataclass(frozen=True)
@@ -155,16 +147,7 @@ def write_fitted_lens(folder: Path, record: LensRecord, tensors: dict[str, Tenso
             finite; the disk is full or the place cannot be written to.
     """
     check_tensors(record, tensors, str(folder), finite=True)
-    packed = {name: _packed(tensors[name]) for name in sorted(tensors)}
-    with _new_folder(folder) as partial:
-        save_file(packed, partial / WEIGHTS_NAME)
-        written = record.model_copy(update={"weights_sha256": _sha256(partial / WEIGHTS_NAME)})
-        text = written.model_dump_json(indent=2)
-        _parse(text, folder / RECORD_NAME)  # what cannot be read back, such as an infinite number, is not written
-        (partial / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
-        # Safetensors lets its owner alone read a file; both should be read by the same people.
-        (partial / WEIGHTS_NAME).chmod((partial / RECORD_NAME).stat().st_mode)
-    return FittedLens(written, packed, folder)
+    return FittedLens(*LAYOUT.write(folder, record, tensors), folder)
 
 
 def read_fitted_lens(folder: Path, *, verify: bool = True) -> FittedLens:
@@ -179,18 +162,8 @@ def read_fitted_lens(folder: Path, *, verify: bool = True) -> FittedLens:
         LensError: what is missing, of another version, damaged, or contradicts the record.
     """
     record = read_record(folder)
-    path = folder / WEIGHTS_NAME
-    if not path.is_file():
-        raise LensError(f"{path}: the lens' weights are missing; copy the folder again, or fit the lens again.")
-    if verify and _sha256(path) != record.weights_sha256:
-        raise LensError(f"{path}: damaged, its sha256 is not the one in {RECORD_NAME}; take it from a copy.")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise LensError(
-            f"{path}: not a whole safetensors file ({error}); it is damaged, take it from a copy."
-        ) from error
-    check_tensors(record, tensors, str(path), finite=verify)
+    tensors = LAYOUT.read_tensors(folder, record, verify=verify)
+    check_tensors(record, tensors, str(folder / WEIGHTS_NAME), finite=verify)
     return FittedLens(record, tensors, folder)
 
 
@@ -200,25 +173,7 @@ def read_record(folder: Path) -> LensRecord:
     Raises:
         LensError: it is missing, no record of a lens, or of another version.
     """
-    path = folder / RECORD_NAME
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise LensError(
-            f"{path}: cannot be read ({error.strerror}); a fitted lens is a folder with {RECORD_NAME} and "
-            f"{WEIGHTS_NAME}."
-        ) from error
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LensError(f"{path}: not JSON ({error}); the file is damaged, take it from a copy.") from error
-    format_name = content.get("format") if isinstance(content, dict) else None
-    if format_name != FORMAT:
-        raise LensError(
-            f"{path}: field `format` should be {FORMAT}, but it is {format_name}; this is no fitted lens of ours."
-        )
-    _check_version(path, content.get("schema_version"))
-    return _parse(text, path)
+    return LAYOUT.read_record(folder)
 
 
 def find_lens_folders(folder: Path, kind: Kind) -> list[LensFolder]:
@@ -325,80 +280,3 @@ def mismatch(of: FittedModel, model: FittedModel) -> str:
 def _words(model: FittedModel) -> str:
     sizes = f"n_layers {model.n_layers}, d_model {model.d_model}, d_vocab {model.d_vocab}"
     return f"{model.id} ({sizes})"
-
-
-def _check_version(path: Path, version: object) -> None:
-    if version in READABLE_VERSIONS:
-        return
-    try:
-        newer = tuple(map(int, str(version).split("."))) > tuple(map(int, SCHEMA_VERSION.split(".")))
-    except ValueError:
-        newer = False
-    remedy = "a newer layerscope wrote it and reads it, so update" if newer else "fit the lens again"
-    raise LensError(
-        f"{path}: field `schema_version` is {version}, but this layerscope reads {SCHEMA_VERSION}; {remedy}."
-    )
-
-
-def _parse(text: str | bytes, path: Path) -> LensRecord:
-    try:
-        return LensRecord.model_validate_json(text)
-    except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc'])) or 'the record'}: {e['msg']}" for e in error.errors()]
-        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
-        raise LensError(f"{path}: {'; '.join(wrong[:5])}{more}; mend these fields or fit the lens again.") from error
-
-
-def _packed(tensor: Tensor) -> Tensor:
-    """What may be saved: on the CPU, dense, and sharing memory with no other tensor."""
-    packed = tensor.detach().cpu().contiguous()
-    return packed.clone() if packed.untyped_storage().nbytes() != packed.nbytes else packed
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise LensError(f"{path}: cannot be read ({error.strerror}); a fitted lens needs its weights.") from error
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path`, which takes that name when the block ends well and is gone when it does not."""
-    taken = LensError(f"{path} is already there, and a fitted lens is never overwritten; give another name.")
-    if os.path.lexists(path):
-        raise taken
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        for file in (*partial.iterdir(), partial):
-            _sync(file)
-        if os.path.lexists(path):
-            raise taken
-        partial.rename(path)
-    except (OSError, SafetensorError) as error:
-        remedy = "make room on that disk" if _errno(error) in NO_ROOM else "choose a folder that you may write to"
-        raise LensError(f"{path} could not be written ({error}), and nothing was left of it; {remedy}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _errno(error: OSError | SafetensorError) -> int | None:
-    """The system's number; safetensors says it in words alone."""
-    if isinstance(error, OSError):
-        return error.errno
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return int(number[1]) if number else None
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file is on the disk, or what a folder lists."""
-    if path.is_dir() and os.name != "posix":
-        return  # a folder cannot be opened there
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

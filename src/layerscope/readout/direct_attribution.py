@@ -37,23 +37,12 @@ class AnswerDirections:
     @classmethod
     def of(cls, unembedding: Unembedding, answers: Sequence[int], rivals: Sequence[int]) -> "AnswerDirections":
         """Of the model's own head; a scale multiplies everything, a softcap comes after and has no part in it."""
-        norm, device = unembedding.final_norm, _float64_device(unembedding.device)
-        both = [torch.tensor(ids) for ids in (answers, rivals)]
-        rows = [unembedding.columns(ids).to(device).double() for ids in both]
-        if unembedding.projection is not None:
-            rows = [row @ unembedding.projection.to(device).double() for row in rows]
-        scale = unembedding.transform.scale or 1.0
-        difference = scale * (rows[0] - rows[1])
-        constants = difference.new_zeros(len(difference))
-        if unembedding.bias is not None:
-            bias = unembedding.bias.to(device).double()
-            constants += scale * (bias[both[0]] - bias[both[1]])
-        both_rows = scale * torch.stack(rows, dim=1)
-        if norm is None:
-            return cls(both[0], both[1], difference, constants, both_rows, unembedding)
-        if norm.bias is not None:
-            constants += difference @ norm.bias.to(device).double()
-        return cls(both[0], both[1], norm.pulled_back(difference), constants, both_rows, unembedding)
+        norm, both = unembedding.final_norm, [torch.tensor(ids) for ids in (answers, rivals)]
+        rows = [unembedding.reading_rows(ids) for ids in both]
+        answer, rival = (unembedding.reading_constants(ids) for ids in both)
+        difference = rows[0] - rows[1]
+        directions = difference if norm is None else norm.pulled_back(difference)
+        return cls(both[0], both[1], directions, answer - rival, torch.stack(rows, dim=1), unembedding)
 
     def of_prompts(self, rows: Sequence[int]) -> "AnswerDirections":
         """Of some of the prompts."""
@@ -344,10 +333,6 @@ def _readout_rounding(writes: Writes, directions: AnswerDirections, unit: float)
     head = (products + 2 * unit * (directions.rows * read).norm(dim=-1)).sum(-1)
     rounding: Tensor = scale * stream + STANDARD_DEVIATIONS * (scale * norm + head)
     return rounding
-
-
-def _float64_device(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _float64(values: Tensor, directions: AnswerDirections) -> Tensor:

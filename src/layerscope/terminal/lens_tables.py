@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerscope import lens_record
-from layerscope.analysis.curve_shapes import stretches
+from layerscope.analysis.curve_shapes import ranges
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.sentences.lines import LINE, LabelledLine, under_one_label
 from layerscope.report.text import printable
@@ -48,7 +48,7 @@ def lens_table(record: lens_record.LensRecord) -> Iterator[RenderableType]:
 
 def lens_lines(record: lens_record.LensRecord) -> Table:
     """What a lens is, what it belongs to, what it was fitted on, and what a reader has to know."""
-    lines = [LabelledLine("fits", _fits(record))]
+    lines = [LabelledLine("fits", fits_line(record.model))]
     if record.imported is not None:
         lines += _imported(record.imported)
     if record.tuned is not None:
@@ -60,11 +60,11 @@ def lens_lines(record: lens_record.LensRecord) -> Table:
     if record.prism is not None:
         lines += _prism_lines(record.prism)
     if record.corpus is not None:
-        lines += _corpus_lines(record.corpus)
-    lines.append(LabelledLine("made", _made(record.created_utc, record.settings)))
+        lines += corpus_lines(record.corpus)
+    lines.append(LabelledLine("made", made_line(record.created_utc, record.settings)))
     lines.append(LabelledLine("weights", f"sha256 {record.weights_sha256[:HASH_SHOWN]}"))
     lines += under_one_label("note", record.notes, "advise")
-    return _grid(lines)
+    return labelled_grid(lines)
 
 
 def lens_list(lenses: Sequence[lens_record.LensFolder]) -> Iterator[RenderableType]:
@@ -105,11 +105,6 @@ def held_out_means(record: lens_record.LensRecord) -> tuple[float | None, float 
     if record.prism is not None:
         return fmean(record.prism.logit_bits[:-1]), fmean(record.prism.held_out_bits[:-1])
     return None, None
-
-
-def ranges(layers: Sequence[int]) -> str:
-    """Layers in ascending order as people write them: `0, 3-5`."""
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in stretches(layers))
 
 
 # --- Layer by layer
@@ -221,8 +216,8 @@ def _share(before: float, after: float) -> str:
 # --- What it is
 
 
-def _fits(record: lens_record.LensRecord) -> str:
-    model = record.model
+def fits_line(model: lens_record.FittedModel) -> str:
+    """Which model a lens belongs to."""
     commit = f" at {model.commit[:HASH_SHOWN]}" if model.commit else ""
     return (
         f"{model.id}{commit} ({model.family}, n_layers {model.n_layers}, d_model {model.d_model}, d_vocab "
@@ -233,7 +228,7 @@ def _fits(record: lens_record.LensRecord) -> str:
 def _tuned_lines(fit: lens_record.TunedFit) -> list[LabelledLine]:
     if not fit.layers:
         return []
-    first = _left_out(fit.first_position)
+    first = left_out(fit.first_position)
     ids = "" if fit.ids is None else f" on {fit.ids:,} drawn ids"
     refined = "" if fit.steps is None else f", {fit.steps} steps of {_count(fit.batch)} at most{ids}"
     positions = (
@@ -250,20 +245,21 @@ def _tuned_lines(fit: lens_record.TunedFit) -> list[LabelledLine]:
 def _ridge_lines(fit: lens_record.RidgeFit) -> list[LabelledLine]:
     positions = (
         f"regression {fit.n_moments:,}, to choose by {fit.n_select:,}, held out {fit.n_held_out:,}"
-        f"{_left_out(fit.first_position)}"
+        f"{left_out(fit.first_position)}"
     )
     return [LabelledLine("positions", positions)]
 
 
 def _jacobian_lines(fit: lens_record.JacobianFit) -> list[LabelledLine]:
-    prompts = f"{_count(fit.n_prompts)} of {_count(fit.seq_len)} positions{_left_out(fit.first_position)}"
+    prompts = f"{_count(fit.n_prompts)} of {_count(fit.seq_len)} positions{left_out(fit.first_position)}"
     probe = fit.probe
     rows = "none" if probe is None else f"{len(probe.rows)} output features on {probe.n_prompts} of the prompts"
     exact = [] if fit.method == "exact" else [LabelledLine("exact rows", rows)]
     return [LabelledLine("prompts", prompts), *exact]
 
 
-def _left_out(first_position: int | None) -> str:
+def left_out(first_position: int | None) -> str:
+    """Which positions of a sequence are not counted, as what follows a number of them; nothing where all are."""
     return "" if not first_position else f"; the first {first_position} of a sequence left out"
 
 
@@ -305,7 +301,8 @@ def _prism_lines(fit: lens_record.PrismFit) -> list[LabelledLine]:
     return [LabelledLine("vectors", vectors), LabelledLine("rotation", rotation)]
 
 
-def _corpus_lines(corpus: lens_record.CorpusRecord) -> list[LabelledLine]:
+def corpus_lines(corpus: lens_record.CorpusRecord) -> list[LabelledLine]:
+    """The text that a lens was fitted on, and how much of it there was."""
     sources = [
         f"{source.name} ({source.n_documents:,} documents, sha256 {source.sha256[:HASH_SHOWN]})"
         for source in corpus.sources
@@ -330,7 +327,8 @@ def _imported(source: lens_record.ImportedFrom) -> list[LabelledLine]:
     return lines
 
 
-def _made(created_utc: str, settings: lens_record.Settings | None) -> str:
+def made_line(created_utc: str, settings: lens_record.Settings | None) -> str:
+    """When a lens was made, by what and how."""
     if settings is None:
         return created_utc
     threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
@@ -340,7 +338,7 @@ def _made(created_utc: str, settings: lens_record.Settings | None) -> str:
     )
 
 
-def _grid(lines: Sequence[LabelledLine]) -> Table:
+def labelled_grid(lines: Sequence[LabelledLine]) -> Table:
     """Labels to the left, texts wrapped beside them."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(min_width=LABEL_WIDTH, no_wrap=True)

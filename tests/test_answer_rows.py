@@ -276,7 +276,7 @@ def _others(model: CausalLM) -> Iterator[tuple[FittedModel, str]]:
         model_signature(model.shuffled_twin("blocks", 1)),
         "which .*as it was read|but this model has shuffled weights",
     )
-    yield signature.model_copy(update={"blocks_fingerprint": "1" * 64}), "other weights in its blocks"
+    yield signature.model_copy(update={"blocks_fingerprint": "1" * 64}), "other blocks: other weights"
     yield signature.model_copy(update={"fingerprint": "1" * 64}), "another head or final norm"
     yield signature.model_copy(update={"tokenizer_sha256": "1" * 64}), "tokens of another tokenizer"
     yield signature.model_copy(update={"d_model": 95}), "n_layers 12, d_model 96"

@@ -208,14 +208,14 @@ def test_it_says_that_the_answer_is_carried_only_where_it_is(held: BakeoffResult
     assert about(held.summary).startswith(
         f"The answer is carried at the last token from layer 5 on (median over 20 facts in 40 pairs; 95 % {at.low} to"
     )
-    assert "illustration" not in about(held.summary) and "not tested" not in about(held.summary)
+    assert "illustration" not in about(held.summary) and "held against" not in about(held.summary)
     unclear = replace(at, beyond_third=replace(at.beyond_third, is_clear=False))
     told = about(replace(held.summary, handover=unclear))
     assert "carried" not in told and "takes the other away is not clear; over layers 5 to 11" in told
     shares = [lens.share for lens in bakeoff_of(held.run, unclear, held.shares, [Taker("raw")], text_of(held)).lenses]
     assert [share.verdict for share in shares] == ["undetermined"]
     untested = about(replace(held.summary, handover=replace(at, beyond_third=None)))
-    assert "from layer 5 on" in untested and "was not tested; over layers" in untested
+    assert "from layer 5 on" in untested and "could be held against that; over layers" in untested
 
 
 def test_where_no_layer_before_the_output_carries_the_answer_it_is_refused_in_true_words(monkeypatch):

@@ -21,7 +21,7 @@ from layerscope.published.read.reader import holds_published, read_published
 from layerscope.published.write.writer import write_published
 from layerscope.record import write_patches, writers
 from layerscope.record.patches import check_patches
-from layerscope.record.rows import with_newer_columns
+from layerscope.record.rows import table_bytes, with_newer_columns
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
 from layerscope.record.store import new_folder
 from layerscope.record.stored_rows import unreadable
@@ -50,13 +50,13 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
         (folder / "run.json").write_bytes(run.record.model_dump_json(indent=2).encode() + b"\n")
         _write_rows(run, folder / "rows.parquet")
         if run.has_pairs:
-            _write_table(run.patches, folder / PATCHES)
+            (folder / PATCHES).write_bytes(table_bytes(run.patches))
         if run.writers is not None or _attributed(run.record):
             table = pl.DataFrame(schema=writers.SCHEMA) if run.writers is None else run.writers
-            _write_table(table, folder / writers.FILE)
+            (folder / writers.FILE).write_bytes(table_bytes(table))
         if run.write_patches is not None or _n_write_patches(run.record):
             replaced = pl.DataFrame(schema=write_patches.SCHEMA) if run.write_patches is None else run.write_patches
-            _write_table(replaced, folder / write_patches.FILE)
+            (folder / write_patches.FILE).write_bytes(table_bytes(replaced))
         (folder / "verdict.json").write_text(verdict_text(run.verdict, run.record), encoding="utf-8")
         if published is not None:
             (folder / "published").mkdir()
@@ -65,7 +65,7 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
 
 def _write_rows(run: AnalysedRun, path: Path) -> None:
     if run.in_memory:
-        _write_table(run.rows, path)
+        path.write_bytes(table_bytes(run.rows))
         return
     try:
         run.scan.sink_parquet(path, compression="zstd")
@@ -76,13 +76,6 @@ def _write_rows(run: AnalysedRun, path: Path) -> None:
         if number == errno.ENOENT:  # the rows' own file, for that of the folder has just been made
             raise unreadable(error) from error
         raise OSError(number, os.strerror(number)) from error
-
-
-def _write_table(table: pl.DataFrame, path: Path) -> None:
-    """Through memory: written by Polars itself, a full disk would come as an error without a number."""
-    parquet = io.BytesIO()
-    table.write_parquet(parquet, compression="zstd")
-    path.write_bytes(parquet.getbuffer())
 
 
 def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:

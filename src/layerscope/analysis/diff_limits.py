@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 from layerscope.analysis.model_diff import ModelDiff
 from layerscope.errors import RunError
@@ -9,7 +10,12 @@ from layerscope.errors import RunError
 
 def _share_of_flips(found: ModelDiff) -> float | None:
     suite = found.suite
-    return None if suite is None else (suite.n_lost + suite.n_won) / len(suite.prompts)
+    return None if suite is None or not suite.judged else (suite.n_lost + suite.n_won) / len(suite.judged)
+
+
+def _perplexity_ratio(found: ModelDiff) -> float:
+    ratio = found.output.perplexity_ratio
+    return inf if ratio is None else ratio
 
 
 MEASURES: Mapping[str, Callable[[ModelDiff], float | None]] = {
@@ -18,7 +24,7 @@ MEASURES: Mapping[str, Callable[[ModelDiff], float | None]] = {
     "kl_p99": lambda found: found.output.kl_p99_bits,
     "kl_max": lambda found: found.output.kl_max_bits,
     "top1_changed": lambda found: 1 - found.output.top1_agreement,
-    "perplexity_ratio": lambda found: found.output.perplexity_ratio,
+    "perplexity_ratio": _perplexity_ratio,
     "flips": _share_of_flips,
     "injected": lambda found: found.worst_blocks[0].injected,
 }
@@ -67,7 +73,10 @@ def exceeded(found: ModelDiff, limits: Mapping[str, float]) -> list[Exceeded]:
     for name, limit in limits.items():
         value = MEASURES[name](found)
         if value is None:
-            raise RunError(f"A limit on {name} was given, but no suite was asked; give one, or leave the limit out.")
+            raise RunError(
+                f"A limit on {name} was given, but no prompt with an answer was asked; give a suite, "
+                "or leave the limit out."
+            )
         if value > limit:
             over.append(Exceeded(name, value, limit))
     return over

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp, isfinite, sqrt
 from statistics import fmean
 
 import numpy as np
@@ -43,12 +43,12 @@ class OutputDiff:
     js_mean_bits: float
     top1_agreement: float
     """Share of positions at which both have the same token on top."""
-    base_perplexity: float
-    """Of the tokens that follow."""
-    variant_perplexity: float
-    perplexity_ratio: float
+    base_perplexity: float | None
+    """Of the tokens that follow; None where it is larger than a float holds, here as below."""
+    variant_perplexity: float | None
+    perplexity_ratio: float | None
     """The variant's perplexity over the base's."""
-    perplexity_ratio_standard_error: float
+    perplexity_ratio_standard_error: float | None
     """By the delta method from the differences of both models' log-probabilities at the same position."""
     n_right_in_base_only: int
     """Positions at which the base alone has the token that follows on top."""
@@ -59,7 +59,7 @@ class OutputDiff:
 
 @dataclass(frozen=True)
 class LayerDiff:
-    """Both streams at one layer: medians over positions."""
+    """Both streams at one layer: of residuals medians over positions, of lenses means."""
 
     layer: int
     relative_change: float
@@ -103,17 +103,20 @@ class FactDiff:
     """One prompt of the suite at its last token."""
 
     prompt: str
+    fact: int | None
+    """Which fact of the suite it asks for; several wordings ask for one."""
     kl_bits: float
     """KL(base || variant) at the output."""
     base_top1: str
     variant_top1: str
     answer: str | None
-    """The token by which its answer is judged; None where none aligns."""
+    """The token by which its answer is judged, of several accepted ones the base's best; None where none aligns."""
     base_rank: int | None
-    """Of that token at the output."""
+    """Of the best of its accepted answers at the output."""
     variant_rank: int | None
     base_onset: int | None
-    """The layer from which on it is on top of the base's logit lens for good; None where it is not at the output."""
+    """The layer from which on an accepted answer is on top of the base's logit lens for good; None where none is at the
+    output."""
     variant_onset: int | None
 
     @property
@@ -128,6 +131,19 @@ class SuiteDiff:
 
     name: str
     prompts: tuple[FactDiff, ...]
+
+    @property
+    def judged(self) -> tuple[FactDiff, ...]:
+        """Prompts that have an answer."""
+        return tuple(fact for fact in self.prompts if fact.answer is not None)
+
+    @property
+    def once(self) -> tuple[FactDiff, ...]:
+        """Of those, every fact in its first wording: two wordings of one fact are not independent."""
+        first: dict[object, FactDiff] = {}
+        for i, fact in enumerate(self.judged):
+            first.setdefault((i, "alone") if fact.fact is None else fact.fact, fact)
+        return tuple(first.values())
 
     @property
     def n_answered_by_base(self) -> int:
@@ -151,8 +167,9 @@ class SuiteDiff:
 
     @property
     def mcnemar_p(self) -> float:
-        """Of these two counts: exact, two-sided."""
-        return mcnemar_p(self.n_lost, self.n_won)
+        """Exact and two-sided, of how many facts are lost and won, each in its first wording."""
+        flips = [fact.base_rank == 1 for fact in self.once if fact.flips]
+        return mcnemar_p(sum(flips), len(flips) - sum(flips))
 
     @property
     def kl_mean_bits(self) -> float:
@@ -234,7 +251,7 @@ def output_diff(
     """
     n = len(kl_bits)
     differences = log_probs[0] - log_probs[1]
-    ratio = exp(differences.mean())
+    ratio, error = _exp(float(differences.mean())), _standard_error(differences)
     right = [of == following for of in top1]
     only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
     return OutputDiff(
@@ -246,10 +263,10 @@ def output_diff(
         kl_mean_standard_error=_standard_error(kl_bits),
         js_mean_bits=float(js_bits.mean()),
         top1_agreement=float((top1[0] == top1[1]).mean()),
-        base_perplexity=exp(-log_probs[0].mean()),
-        variant_perplexity=exp(-log_probs[1].mean()),
+        base_perplexity=_exp(-float(log_probs[0].mean())),
+        variant_perplexity=_exp(-float(log_probs[1].mean())),
         perplexity_ratio=ratio,
-        perplexity_ratio_standard_error=ratio * _standard_error(differences),
+        perplexity_ratio_standard_error=None if ratio is None or not isfinite(ratio * error) else ratio * error,
         n_right_in_base_only=only[0],
         n_right_in_variant_only=only[1],
         mcnemar_p=mcnemar_p(*only),
@@ -261,6 +278,13 @@ def onset_for_good(ranks: Sequence[int]) -> int | None:
     lower = [layer for layer, rank in enumerate(ranks) if rank != 1]
     onset = lower[-1] + 1 if lower else 0
     return onset if onset < len(ranks) else None
+
+
+def _exp(nats: float) -> float | None:
+    try:
+        return exp(nats)
+    except OverflowError:  # of a model that gives what follows no chance at all
+        return None
 
 
 def _standard_error(values: Numbers) -> float:

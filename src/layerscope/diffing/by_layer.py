@@ -1,7 +1,8 @@
 """What two streams at the same positions say, layer by layer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerscope.analysis.model_diff import LayerDiff
-from layerscope.diffing.divergences import Heads, Said
+from layerscope.diffing.divergences import Distributions, Heads
 from layerscope.diffing.streams import Streams
 
 Numbers = NDArray[np.float64]
@@ -33,8 +34,18 @@ class LayerRows:
     base_top1_id: NDArray[np.int64]
     variant_top1_id: NDArray[np.int64]
     base_rank: NDArray[np.int64]
-    """Of the token that is asked about."""
+    """Of the best of the tokens that are asked about."""
     variant_rank: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence["LayerRows"]) -> "LayerRows":
+        """The rows of several parts, in their order."""
+
+        def one(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else np.concatenate(values)
+
+        return cls(**{measure.name: one(measure.name) for measure in fields(cls)})
 
     def summary(self, layer: int, rows: slice) -> LayerDiff:
         """Over some of the rows."""
@@ -61,14 +72,14 @@ class LayerRows:
 
 
 def by_layer(
-    streams: Streams, heads: Heads, asked: Int[Tensor, " row"], progress: Callable[[int, int], None]
+    streams: Streams, heads: Heads, asked: Int[Tensor, "row id"], progress: Callable[[int, int], None]
 ) -> list[LayerRows]:
     """Every layer's measures at every row.
 
     Args:
         streams: of both models.
         heads: theirs.
-        asked: the token of each row whose rank is told.
+        asked: for each row the tokens of which the best rank is told.
         progress: called with (rows done, rows to do).
     """
     n_layers, n_rows = streams.base.shape[:2]
@@ -95,14 +106,20 @@ class _Read:
     injected_kl: Tensor | None
 
     @classmethod
-    def of(cls, base: Said, variant: Said, final: tuple[Said, Said], asked: Tensor, injected: Tensor | None) -> "_Read":
-        both = base, variant
+    def of(
+        cls,
+        base: Distributions,
+        variant: Distributions,
+        final: tuple[Distributions, Distributions],
+        asked: Tensor,
+        injected: Tensor | None,
+    ) -> "_Read":
         return cls(
             kl=base.kl_bits(variant),
             js=base.js_bits(variant),
             to_output=(final[0].kl_bits(base), final[1].kl_bits(variant)),
             top1=(base.top1, variant.top1),
-            ranks=(both[0].ranks(asked), both[1].ranks(asked)),
+            ranks=(base.ranks(asked), variant.ranks(asked)),
             injected_kl=injected,
         )
 

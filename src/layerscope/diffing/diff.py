@@ -1,53 +1,40 @@
 """Two models of one shape held against each other: a base, and what somebody made of it."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
 
-from layerscope.analysis.model_diff import (
-    Compared,
-    FactDiff,
-    ModelDiff,
-    ModuleDiff,
-    NoiseFloor,
-    OutputDiff,
-    SuiteDiff,
-    onset_for_good,
-    output_diff,
-)
+from layerscope.analysis.model_diff import Compared, ModelDiff, ModuleDiff
 from layerscope.analysis.verdict_json import plain
+from layerscope.diffing.at_output import Noise, OutputRows, noise_of, output_rows
 from layerscope.diffing.by_layer import LayerRows, by_layer
 from layerscope.diffing.divergences import Heads
-from layerscope.diffing.inputs import FROM, DiffInputs, diff_inputs, tokens_differ
+from layerscope.diffing.facts import asked_ids, judged_prompts, suite_diff
+from layerscope.diffing.inputs import DiffInputs, diff_inputs, tokens_differ
 from layerscope.diffing.options import DiffOptions
-from layerscope.diffing.streams import Streams, both_streams
+from layerscope.diffing.streams import Part, Streams, both_streams, parts_of
 from layerscope.errors import ModelError
 from layerscope.lens_record import utc_stamp
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, check_identity
 from layerscope.model.options import OpenOptions
-from layerscope.model.placement import shortage_explained
+from layerscope.model.placement import place, shortage_explained
 from layerscope.model.reproducible import reproducible
-from layerscope.model.residuals import Residuals
 from layerscope.options import keywords
 from layerscope.probing.encode import Encoded
 from layerscope.probing.opening import opened
-from layerscope.probing.outputs import with_outputs
 from layerscope.progress import Observer, Silent
 from layerscope.record.diff_rows import FILE, diff_frame
+from layerscope.record.rows import table_bytes
 from layerscope.record.store import new_folder
-from layerscope.suite import Suite
-
-NOISE_SEQUENCES = 2
-"""How many of the sequences the base reads once more, each alone."""
+from layerscope.report.sentences.lines import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +69,9 @@ class DiffResult:
         Raises:
             RunError: the folder is already there, or cannot be written.
         """
-        file = (
-            BytesIO()
-        )  # through memory: written by Polars itself, a full disk would come as an error without a number
-        self.rows.write_parquet(file, compression="zstd")
         with new_folder(Path(path)) as folder:
             (folder / "diff.json").write_text(self.json, encoding="utf-8")
-            (folder / FILE).write_bytes(file.getvalue())
+            (folder / FILE).write_bytes(table_bytes(self.rows))
 
 
 @keywords(DiffRequest)
@@ -106,34 +89,91 @@ def diff(request: DiffRequest) -> DiffResult:
     for model in (base, variant):
         for note in model.notes:
             watcher.plan(f"{model.id}: {note}")
-    n_texts = f"{len(found.sequences)} sequences of {found.sequences.shape[1]} tokens, {len(found.prompts)} prompts"
-    watcher.plan(f"{base.id} and {variant.id} side by side: {n_texts}; every layer at {len(found.rows)} positions")
+    parts = parts_of(base, found)
+    watcher.plan(_plan(base, variant, found, parts))
     ran_out = "The memory ran out while both models ran; give a smaller --memory, or less text."
+    heads, n_blocks = Heads(base, variant), base.n_layers
+    measured = []
     with shortage_explained(ran_out), reproducible(request.seed, base.placement.device), torch.inference_mode():
-        streams = both_streams(base, variant, found, modules=request.modules, progress=watcher.blocks)
-        _check_finite(streams, base, variant)
-        _check_outputs(streams, base, variant)
-        heads = Heads(base, variant)
-        found = replace(found, prompts=_judged(found, streams, base))
-        layers = by_layer(streams, heads, _asked(found), watcher.vocabulary)
-        output = _output(streams, heads)
-        noise = _noise(base, found, streams, heads) if request.noise_floor else None
-    n_text = found.n_text_rows
+        for done, part in enumerate(parts):
+            read = both_streams(
+                base,
+                variant,
+                part,
+                modules=request.modules,
+                progress=lambda i, _, k=done: watcher.blocks(k * n_blocks + i, len(parts) * n_blocks),  # type: ignore[misc]
+            )
+            measured.append(_measured(base, variant, read, heads, request, watcher.vocabulary))
+    layers = _layers(measured)
+    n_text, n_ids = found.n_text_rows, heads.n_ids
+    judged = [prompt for part in measured for prompt in part.prompts]
+    noise = [one for part in measured for one in part.noise]
     summary = ModelDiff(
         layerscope_version=version("layerscope"),
         created_utc=utc_stamp(datetime.now(UTC)),
         base=_compared(base),
         variant=_compared(variant),
         text=found.names,
-        output=output,
+        output=OutputRows.joined([part.output for part in measured if part.output is not None]).summary(),
         layers=tuple(rows.summary(layer, slice(0, n_text)) for layer, rows in enumerate(layers)),
         n_rows=n_text,
-        modules=_modules(streams, n_text),
-        suite=None if suite is None else _suite(suite, found, layers, base),
-        noise=noise,
+        modules=_modules(measured),
+        suite=None if suite is None else suite_diff(suite.name, judged, layers, n_text, n_ids, base),
+        noise=Noise.floor(noise) if noise else None,
         notes=tuple(_notes(base, variant, found, heads)),
     )
     return DiffResult(summary, _table(found, layers))
+
+
+def _plan(base: CausalLM, variant: CausalLM, found: DiffInputs, parts: Sequence[Part]) -> str:
+    n, width = found.sequences.shape
+    passes = f"; the weights are read {len(parts)} times" if len(parts) > 1 else ""
+    return (
+        f"{base.id} and {variant.id} side by side: {n} {plural('sequence', n)} of {width} tokens, "
+        f"{len(found.prompts)} {plural('prompt', len(found.prompts))}; every layer at {len(found.rows)} "
+        f"positions{passes}"
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """All numbers of a part of the texts."""
+
+    layers: list[LayerRows] | None
+    """None where no position of it is looked at."""
+    output: OutputRows | None
+    """None where it has no sequences."""
+    prompts: list[Encoded]
+    """With what the base says."""
+    modules: dict[tuple[int, str], torch.Tensor]
+    """By layer and path: what a linear layer changes, at every position of text that is looked at."""
+    noise: list[Noise]
+
+
+def _measured(
+    base: CausalLM,
+    variant: CausalLM,
+    streams: Streams,
+    heads: Heads,
+    request: DiffRequest,
+    progress: Callable[[int, int], None],
+) -> _Measured:
+    _check_finite(streams, base, variant)
+    _check_outputs(streams, base, variant)
+    part, prompts = streams.part, judged_prompts(streams, base)
+    return _Measured(
+        layers=by_layer(streams, heads, asked_ids(streams, prompts, heads), progress) if part.rows else None,
+        output=output_rows(streams, heads) if part.sequences else None,
+        prompts=prompts,
+        modules={at: errors[: part.n_text_rows] for at, errors in streams.modules.items()},
+        noise=noise_of(base, streams, heads) if request.noise_floor else [],
+    )
+
+
+def _layers(measured: Sequence[_Measured]) -> list[LayerRows]:
+    """Every layer's measures at every position that is looked at."""
+    parts = [part.layers for part in measured if part.layers is not None]
+    return [LayerRows.joined(of_layer) for of_layer in zip(*parts, strict=True)]
 
 
 def _both(request: DiffRequest) -> tuple[CausalLM, CausalLM]:
@@ -144,8 +184,11 @@ def _both(request: DiffRequest) -> tuple[CausalLM, CausalLM]:
     }
     if request.variant is None and request.adapter is None and request.variant_revision is None:
         raise ModelError("Name the variant too, or an adapter or revision of the base that is held against it.")
-    plain_options = OpenOptions(**(opening | {"adapter": None}))
-    base = opened(request.base, plain_options)
+    if not isinstance(request.base, CausalLM) and not isinstance(request.variant, CausalLM):
+        # Both hold weights and activations at once, each its half of what there is.
+        of_both = place(request.device, request.dtype, request.memory).memory
+        opening, of_variant = opening | {"memory": of_both // 2}, of_variant | {"memory": of_both // 2}
+    base = opened(request.base, OpenOptions(**(opening | {"adapter": None})))
     variant = request.base if request.variant is None else request.variant
     if isinstance(variant, CausalLM):
         if variant is request.base:
@@ -182,111 +225,16 @@ def _check_outputs(streams: Streams, base: CausalLM, variant: CausalLM) -> None:
             )
 
 
-def _judged(found: DiffInputs, streams: Streams, base: CausalLM) -> tuple[Encoded, ...]:
-    """The prompts with what the base says after them, each answer in the form that is judged."""
-    if not found.prompts:
-        return ()
-    last = streams.base[-1, found.n_text_rows :].to(base.placement.device)
-    nothing = torch.empty(0, base.d_vocab, device=last.device)
-    said = Residuals(last[:, None, None], (1,) * len(last), nothing)
-    return tuple(with_outputs(found.prompts, said, base, final_is_model=True, form_of_model=True))
-
-
-def _asked(found: DiffInputs) -> torch.Tensor:
-    """The token of every row whose rank is told: of a sequence what follows, of a prompt its answer, or what the base
-    says where none aligns."""
-    following = [int(found.sequences[row.text, row.position + 1]) for row in found.rows[: found.n_text_rows]]
-    return torch.tensor([*following, *(_answer_id(prompt) or _base_says(prompt) for prompt in found.prompts)])
-
-
-def _answer_id(prompt: Encoded) -> int | None:
-    return None if prompt.output is None else prompt.output.answer_id
-
-
-def _base_says(prompt: Encoded) -> int:
-    assert prompt.output is not None, "residuals that are not finite were refused"
-    return prompt.output.top_ids[0]
-
-
-def _output(streams: Streams, heads: Heads) -> OutputDiff:
-    """What both say at every position of the sequences."""
-    found: dict[str, list[torch.Tensor]] = {}
-    for chunk in heads.chunks(len(streams.following)):
-        base, variant = heads.base(streams.base_final[chunk]), heads.variant(streams.variant_final[chunk])
-        following = streams.following[chunk]
-        here = {
-            "kl": base.kl_bits(variant),
-            "js": base.js_bits(variant),
-            "base": base.log_probs_of(following),
-            "variant": variant.log_probs_of(following),
-            "base_top1": base.top1,
-            "variant_top1": variant.top1,
-        }
-        for name, values in here.items():
-            found.setdefault(name, []).append(values)
-    joined = {name: torch.cat(parts) for name, parts in found.items()}
-    numbers = {name: v.double().numpy() if v.is_floating_point() else v.numpy() for name, v in joined.items()}
-    return output_diff(
-        numbers["kl"],
-        numbers["js"],
-        (numbers["base"], numbers["variant"]),
-        (numbers["base_top1"], numbers["variant_top1"]),
-        streams.following.numpy(),
-    )
-
-
-def _noise(base: CausalLM, found: DiffInputs, streams: Streams, heads: Heads) -> NoiseFloor:
-    """The base once more over some of the sequences, each alone."""
-    n = len(streams.base_final) // len(found.sequences)
-    kl, change = [], []
-    for i, ids in enumerate(found.sequences[:NOISE_SEQUENCES].tolist()):
-        alone = base.forward([ids], n_logits=1).of_prompt(0).cpu()
-        final = alone[-1, FROM : FROM + n]
-        for chunk in heads.chunks(n):
-            beside = streams.base_final[i * n : (i + 1) * n][chunk]
-            kl.append(heads.base(beside).kl_bits(heads.base(final[chunk])))
-        rows = [(k, row.position) for k, row in enumerate(found.rows[: found.n_text_rows]) if row.text == i]
-        if rows:
-            places, positions = (list(values) for values in zip(*rows, strict=True))
-            kept = streams.base[:, places]
-            change.append((alone[:, positions] - kept).norm(dim=-1) / kept.norm(dim=-1))
-    bits = torch.cat(kl)
-    largest = float(torch.cat(change, 1).median(1).values.max()) if change else 0.0
-    return NoiseFloor(len(bits), float(bits.mean()), float(bits.max()), largest)
-
-
-def _modules(streams: Streams, n_text: int) -> tuple[ModuleDiff, ...]:
-    found = (
-        ModuleDiff(layer, path, float(np.median(errors[:n_text].double().numpy())))
-        for (layer, path), errors in streams.modules.items()
-    )
+def _modules(measured: Sequence[_Measured]) -> tuple[ModuleDiff, ...]:
+    errors: dict[tuple[int, str], list[torch.Tensor]] = {}
+    for part in measured:
+        for at, values in part.modules.items():
+            errors.setdefault(at, []).append(values)
+    found = [
+        ModuleDiff(layer, path, float(np.median(torch.cat(values).double().numpy())))
+        for (layer, path), values in errors.items()
+    ]
     return tuple(sorted(found, key=lambda module: (-module.injected, module.layer, module.module)))
-
-
-def _suite(suite: Suite, found: DiffInputs, layers: Sequence[LayerRows], base: CausalLM) -> SuiteDiff:
-    last, first = layers[-1], found.n_text_rows
-    tops = {int(of[row]) for of in (last.base_top1_id, last.variant_top1_id) for row in range(first, len(found.rows))}
-    answers = {answer for answer in map(_answer_id, found.prompts) if answer is not None}
-    strings = base.tokens.display(sorted(tops | answers))
-    prompts = []
-    for i, prompt in enumerate(found.prompts):
-        row, answer = first + i, _answer_id(prompt)
-        known = answer is not None
-        ranks = [[int(of[row]) for of in (layer.base_rank, layer.variant_rank)] for layer in layers]
-        prompts.append(
-            FactDiff(
-                prompt=prompt.text,
-                kl_bits=float(last.kl_bits[row]),
-                base_top1=strings[int(last.base_top1_id[row])],
-                variant_top1=strings[int(last.variant_top1_id[row])],
-                answer=strings[answer] if answer is not None else None,
-                base_rank=ranks[-1][0] if known else None,
-                variant_rank=ranks[-1][1] if known else None,
-                base_onset=onset_for_good([rank for rank, _ in ranks]) if known else None,
-                variant_onset=onset_for_good([rank for _, rank in ranks]) if known else None,
-            )
-        )
-    return SuiteDiff(suite.name, tuple(prompts))
 
 
 def _compared(model: CausalLM) -> Compared:

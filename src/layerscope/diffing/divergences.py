@@ -32,13 +32,13 @@ class Heads:
         """Whether both have as many ids."""
         return self._models[0].d_vocab == self._models[1].d_vocab
 
-    def base(self, rows: Float[Tensor, "row d_model"]) -> "Said":
+    def base(self, rows: Float[Tensor, "row d_model"]) -> "Distributions":
         """The base's logit lens on some residuals."""
-        return self._said(0, rows)
+        return self._read(0, rows)
 
-    def variant(self, rows: Float[Tensor, "row d_model"]) -> "Said":
+    def variant(self, rows: Float[Tensor, "row d_model"]) -> "Distributions":
         """The variant's."""
-        return self._said(1, rows)
+        return self._read(1, rows)
 
     def chunks(self, n: int) -> Iterator[slice]:
         """So many rows at a time."""
@@ -46,17 +46,17 @@ class Heads:
         size = max(1, room)
         return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
-    def _said(self, which: int, rows: Float[Tensor, "row d_model"]) -> "Said":
+    def _read(self, which: int, rows: Float[Tensor, "row d_model"]) -> "Distributions":
         model = self._models[which]
         decoded = decode(rows.to(model.placement.device), model.final_norm, model.unembedding)
         if self.all_shared:
-            return Said(decoded.linear, decoded.log_probs, decoded.probs)
+            return Distributions(decoded.linear, decoded.log_probs, decoded.probs)
         log_probs = decoded.logits[:, : self.n_ids].log_softmax(-1)
-        return Said(decoded.linear[:, : self.n_ids], log_probs, log_probs.exp())
+        return Distributions(decoded.linear[:, : self.n_ids], log_probs, log_probs.exp())
 
 
 @dataclass(frozen=True)
-class Said:
+class Distributions:
     """Distributions of a model's head at some rows."""
 
     linear: Float[Tensor, "row n_ids"]
@@ -70,22 +70,22 @@ class Said:
         """The most likely id."""
         return self.linear.argmax(-1).cpu()
 
-    def ranks(self, ids: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
-        """Of one id in each row: 1 + number of larger logits."""
-        ids = ids.to(self.linear.device)
-        return (1 + (self.linear > self.linear.gather(-1, ids[:, None])).sum(-1)).cpu()
+    def ranks(self, ids: Int[Tensor, "row id"]) -> Int[Tensor, " row"]:
+        """In each row of that id of some which has the largest logit: 1 + number of larger ones."""
+        best = self.linear.gather(-1, ids.to(self.linear.device)).amax(-1, keepdim=True)
+        return (1 + (self.linear > best).sum(-1)).cpu()
 
     def log_probs_of(self, ids: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         """Natural logarithm of the probability of one id in each row."""
         return self.log_probs.gather(-1, ids.to(self.log_probs.device)[:, None])[:, 0].cpu()
 
-    def kl_bits(self, other: "Said") -> Float[Tensor, " row"]:
+    def kl_bits(self, other: "Distributions") -> Float[Tensor, " row"]:
         """KL(this || other)."""
         # Rounding may leave a little less than nothing.
         nats = (self.probs * (self.log_probs - other.log_probs)).sum(-1)
         return (nats * BITS).clamp(min=0.0).cpu()
 
-    def js_bits(self, other: "Said") -> Float[Tensor, " row"]:
+    def js_bits(self, other: "Distributions") -> Float[Tensor, " row"]:
         """Jensen-Shannon divergence (Lin 1991), 0 to 1."""
         mean = torch.logaddexp(self.log_probs, other.log_probs) - math.log(2)
         halves = [(one.probs * (one.log_probs - mean)).sum(-1) for one in (self, other)]

@@ -1,6 +1,6 @@
 """What both models read: sequences of text, and a suite's prompts, in the base's own tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -67,7 +67,7 @@ def diff_inputs(base: CausalLM, variant: CausalLM, options: DiffOptions, suite: 
         LayerscopeError: text or suite that cannot be read, or ids that the variant does not embed.
     """
     names, sequences = _sequences(base, variant, options)
-    prompts = () if suite is None else tuple(encode(suite, base, "last"))
+    prompts = () if suite is None else tuple(encode(_without_control(suite), base, "last"))
     generator = torch.Generator().manual_seed(options.seed)
     most = POSITIONS_OF_LARGE if base.d_vocab > LARGE_VOCABULARY else POSITIONS
     n_sequences, width = sequences.shape
@@ -76,7 +76,7 @@ def diff_inputs(base: CausalLM, variant: CausalLM, options: DiffOptions, suite: 
     rows = [Row(text, position) for text, position in chosen.tolist()]
     rows += [Row(n_sequences + i, len(prompt.token_ids) - 1) for i, prompt in enumerate(prompts)]
     found = DiffInputs(names, sequences, prompts, tuple(rows))
-    _check_embedded(found, variant)
+    _check_ids(found, base, variant)
     return found
 
 
@@ -110,12 +110,23 @@ def _sequences(
     return names, sequences
 
 
-def _check_embedded(found: DiffInputs, variant: CausalLM) -> None:
+def _without_control(suite: Suite) -> Suite:
+    """Its facts; the control prompt is there to be held against one of them, and would be counted as one more."""
+    return replace(suite, prompts=tuple(prompt for prompt in suite.prompts if prompt.prompt_id != "ctl"))
+
+
+def _check_ids(found: DiffInputs, base: CausalLM, variant: CausalLM) -> None:
     most = max(max(ids) for ids in found.token_ids)
     if most >= variant.n_embeddings:
         raise ModelError(
             f"The base's tokenizer gives token id {most}, but {variant.id} embeds {variant.n_embeddings} ids; give a "
             "variant with the same vocabulary."
+        )
+    followed, model = int(found.sequences.max()), min(base, variant, key=lambda model: model.d_vocab)
+    if followed >= model.d_vocab:
+        raise ModelError(
+            f"The text holds token id {followed}, but {model.id} has {model.d_vocab} logits and so no probability for "
+            "it; give other text."
         )
 
 

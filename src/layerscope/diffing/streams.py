@@ -1,24 +1,66 @@
-"""One pass of both models, and what is kept of it: residuals at chosen positions, and how they differ."""
+"""A pass of both models over some of the texts, and what is kept of it: residuals, and how they differ."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerscope.diffing.inputs import FROM, DiffInputs
+from layerscope.errors import PlacementError
 from layerscope.model.causal_lm import CausalLM
+from layerscope.model.placement import format_bytes
 from layerscope.model.two_models import BlocksInStep
 
-ROOM_SHARE = 8
-"""One part in so many of memory is for activations."""
+ROOM_SHARE = 4
+"""One part in so many of a model's memory is for activations, and as much for what is kept."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Texts that go through both models together."""
+
+    found: DiffInputs
+    """All texts,"""
+    texts: range
+    """and which of them these are."""
+
+    @property
+    def token_ids(self) -> list[tuple[int, ...]]:
+        """Of these texts."""
+        return self.found.token_ids[self.texts.start : self.texts.stop]
+
+    @property
+    def sequences(self) -> range:
+        """Which of them are sequences."""
+        return range(self.texts.start, min(self.texts.stop, len(self.found.sequences)))
+
+    @property
+    def prompts(self) -> range:
+        """Which of the suite's prompts are among them."""
+        n = len(self.found.sequences)
+        return range(max(0, self.texts.start - n), max(0, self.texts.stop - n))
+
+    @cached_property
+    def rows(self) -> range:
+        """Which positions are looked at, by their place in the list of all."""
+        inside = [i for i, row in enumerate(self.found.rows) if row.text in self.texts]
+        return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+    @property
+    def n_text_rows(self) -> int:
+        """How many of those are the sequences'; they come first."""
+        return len(self.rows) - len(self.prompts)
 
 
 @dataclass
 class Streams:
-    """Residuals of both models, filled layer by layer; on the CPU, float32."""
+    """Residuals of both models over a part of the texts, filled layer by layer; on the CPU, float32."""
 
+    part: Part
     base: Float[Tensor, "layer row d_model"]
     variant: Float[Tensor, "layer row d_model"]
     injected: Float[Tensor, "layer row d_model"]
@@ -32,83 +74,115 @@ class Streams:
     modules: dict[tuple[int, str], Float[Tensor, " row"]] = field(default_factory=dict)
     """By layer and path: what one linear layer of the variant changes in the base's block's output, over its norm."""
     first: tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]] | None = None
-    """Both models' residuals behind the last block at the last token of the first text,"""
+    """Both models' residuals behind the last block at the last token of the first of these texts,"""
     logits: tuple[Float[Tensor, " d_vocab"], Float[Tensor, " d_vocab"]] | None = None
     """and what both say there by their own code."""
 
 
 def both_streams(
-    base: CausalLM, variant: CausalLM, found: DiffInputs, *, modules: bool, progress: Callable[[int, int], None]
+    base: CausalLM, variant: CausalLM, part: Part, *, modules: bool, progress: Callable[[int, int], None]
 ) -> Streams:
-    """Run both models over all texts, as many at a time as memory has room for."""
-    texts = found.token_ids
-    n_layers, n_rows, d_model = base.n_layers, len(found.rows), base.d_model
+    """Run both models over some of the texts."""
+    n_layers, n_rows, d_model = base.n_layers, len(part.rows), base.d_model
+    following = part.found.sequences[part.sequences.start : part.sequences.stop, FROM + 1 :].reshape(-1)
     kept = [torch.zeros(n_layers + 1, n_rows, d_model) for _ in range(3)]
-    final = [torch.zeros(found.n_measured, d_model) for _ in range(2)]
-    width = found.sequences.shape[1]
-    streams = Streams(kept[0], kept[1], kept[2], final[0], final[1], found.sequences[:, FROM + 1 :].reshape(-1))
-    parts = _parts(base, texts)
-    for done, part in enumerate(parts):
-        keeping = _Keeping(streams, found, part, width)
-        logits = base.forward_beside(
-            variant,
-            [texts[i] for i in part],
-            keeping,
-            modules=modules,
-            progress=lambda i, n, k=done: progress(k * n + i, len(parts) * n),  # type: ignore[misc]
-        )
-        if 0 in part:
-            streams.logits = logits
+    final = [torch.zeros(len(following), d_model) for _ in range(2)]
+    streams = Streams(part, kept[0], kept[1], kept[2], final[0], final[1], following)
+    streams.logits = base.forward_beside(variant, part.token_ids, _Keeping(streams), modules=modules, progress=progress)
     return streams
 
 
 @dataclass
 class _Keeping:
-    """Takes what is wanted of some texts' streams."""
+    """Takes what is wanted of the streams."""
 
     streams: Streams
-    found: DiffInputs
-    part: list[int]
-    """Which texts these are."""
-    width: int
 
     def __call__(self, here: BlocksInStep) -> None:
         """See `Watching`."""
-        place = {self.part[prompt]: row for row, prompt in enumerate(here.prompts)}
-        wanted = [(i, place[row.text], row.position) for i, row in enumerate(self.found.rows) if row.text in place]
+        part, streams = self.streams.part, self.streams
+        place = {part.texts[prompt]: row for row, prompt in enumerate(here.prompts)}
+        rows = [part.found.rows[i] for i in part.rows]
+        wanted = [(i, place[row.text], row.position) for i, row in enumerate(rows) if row.text in place]
         if wanted:
-            rows, texts, positions = (list(values) for values in zip(*wanted, strict=True))
+            at, texts, positions = (list(values) for values in zip(*wanted, strict=True))
             base = here.base[texts, positions].cpu()
-            self.streams.base[here.layer, rows] = base
-            self.streams.variant[here.layer, rows] = here.variant[texts, positions].cpu()
+            streams.base[here.layer, at] = base
+            streams.variant[here.layer, at] = here.variant[texts, positions].cpu()
             injected = here.base if here.injected is None else here.injected
-            self.streams.injected[here.layer, rows] = injected[texts, positions].cpu()
+            streams.injected[here.layer, at] = injected[texts, positions].cpu()
             for path, stream in here.modules.items():
-                errors = self.streams.modules.setdefault((here.layer, path), torch.zeros(len(self.found.rows)))
-                errors[rows] = (stream[texts, positions].cpu() - base).norm(dim=-1) / base.norm(dim=-1)
-        if here.layer == len(self.streams.base) - 1:
+                errors = streams.modules.setdefault((here.layer, path), torch.zeros(len(rows)))
+                errors[at] = (stream[texts, positions].cpu() - base).norm(dim=-1) / base.norm(dim=-1)
+        if here.layer == len(streams.base) - 1:
             self._keep_final(here, place)
-            if 0 in place:
-                last = len(self.found.token_ids[0]) - 1
-                self.streams.first = here.base[place[0], last].cpu(), here.variant[place[0], last].cpu()
 
     def _keep_final(self, here: BlocksInStep, place: dict[int, int]) -> None:
-        n = self.width - 1 - FROM
-        for text in range(len(self.found.sequences)):
+        part, streams = self.streams.part, self.streams
+        width = part.found.sequences.shape[1]
+        n, positions = width - 1 - FROM, slice(FROM, width - 1)
+        for i, text in enumerate(part.sequences):
             if text in place:
-                at = slice(text * n, (text + 1) * n)
-                positions = slice(FROM, self.width - 1)
-                self.streams.base_final[at] = here.base[place[text], positions].cpu()
-                self.streams.variant_final[at] = here.variant[place[text], positions].cpu()
+                at = slice(i * n, (i + 1) * n)
+                streams.base_final[at] = here.base[place[text], positions].cpu()
+                streams.variant_final[at] = here.variant[place[text], positions].cpu()
+        first = part.texts.start
+        if first in place:
+            last = len(part.token_ids[0]) - 1
+            streams.first = here.base[place[first], last].cpu(), here.variant[place[first], last].cpu()
 
 
-def _parts(model: CausalLM, texts: list[tuple[int, ...]]) -> list[list[int]]:
-    """Texts one after another, as many as an eighth of memory has room for; each part reads all weights again."""
-    room = model.placement.memory // ROOM_SHARE // 4
-    parts: list[list[int]] = [[]]
-    for i in range(len(texts)):
-        # Both models' activations, and the block once more.
-        if parts[-1] and 3 * model.activation_numbers([texts[k] for k in (*parts[-1], i)]) > room:
-            parts.append([])
-        parts[-1].append(i)
-    return parts
+def parts_of(base: CausalLM, found: DiffInputs) -> list[Part]:
+    """Texts one after another, as many at a time as memory has room for; each part reads all weights again.
+
+    On a CPU prompts have parts of their own: beside sequences they would be padded to those' length, and there products
+    cost more than reading.
+
+    Raises:
+        PlacementError: there is no room for one text.
+    """
+    n_rows = Counter(row.text for row in found.rows)
+    apart = len(found.sequences) if base.placement.device.type == "cpu" else 0
+    starts, load = [0], _Load()
+    for text, ids in enumerate(found.token_ids):
+        alone = _Load().with_text(len(ids), n_rows[text])
+        alone.check_room(base)
+        more = load.with_text(len(ids), n_rows[text])
+        if text and (text == apart or not more.fits(base)):
+            starts.append(text)
+            more = alone
+        load = more
+    bounds = zip(starts, [*starts[1:], len(found.token_ids)], strict=True)
+    return [Part(found, range(start, stop)) for start, stop in bounds]
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What some texts take in both models."""
+
+    n_texts: int = 0
+    width: int = 0
+    n_rows: int = 0
+    """At which every layer is looked at."""
+
+    def with_text(self, length: int, n_rows: int) -> "_Load":
+        return _Load(self.n_texts + 1, max(self.width, length), self.n_rows + n_rows)
+
+    def bytes_of(self, model: CausalLM) -> tuple[int, int]:
+        """Of the activations of both and of a block's once more, in a padded batch; and of what is kept."""
+        n_tokens = self.n_texts * self.width
+        per_token = model.widest_activation + (model.n_heads or 0) * self.width
+        kept = 3 * (model.n_layers + 1) * self.n_rows + 2 * n_tokens
+        return 3 * n_tokens * per_token * model.placement.dtype.itemsize, 4 * model.d_model * kept
+
+    def fits(self, model: CausalLM) -> bool:
+        return max(self.bytes_of(model)) <= model.placement.memory // ROOM_SHARE
+
+    def check_room(self, model: CausalLM) -> None:
+        """Whether the texts fit into what both models have together, weights aside."""
+        needed, room = sum(self.bytes_of(model)), model.placement.memory
+        if needed > room:
+            raise PlacementError(
+                f"A text of {self.width} tokens takes {format_bytes(needed)} while both models run, but each of them "
+                f"has {format_bytes(room)}; give more --memory, or a smaller --seq-len."
+            )

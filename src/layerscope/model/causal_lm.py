@@ -265,7 +265,7 @@ class CausalLM:
 
     @cached_property
     def stored_dtype(self) -> str:
-        """Dtype of the weights on disk, by the unembedding's."""
+        """What the weights are stored as: the forms of quantised ones, else the dtypes; most bytes first."""
         return self.checkpoint.storage or self.unembedding.weight.storage
 
     @cached_property

@@ -1,7 +1,9 @@
 """Find a checkpoint (folder or Hub), open its safetensors, and hand out tensors without copying them."""
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -197,10 +199,17 @@ class Checkpoint(TensorFiles):
 
     @property
     def storage(self) -> str | None:
-        """The forms of its quantised weights, those with the most bytes first; None where there are none."""
-        sizes: dict[str, int] = {}
+        """The forms of its quantised weights, or the dtypes of its matrices where it has none; most bytes first.
+
+        None where there is neither.
+        """
+        sizes: Counter[str] = Counter()
         for packed in self._packed.values():
-            sizes[packed.made.storage] = sizes.get(packed.made.storage, 0) + packed.made.nbytes
+            sizes[packed.made.storage] += packed.made.nbytes
+        if not sizes:
+            for shape, dtype in self._available.values():
+                if len(shape) > 1 and dtype.is_floating_point:
+                    sizes[str(dtype).removeprefix("torch.")] += math.prod(shape) * dtype.itemsize
         return ", ".join(sorted(sizes, key=lambda storage: -sizes[storage])) or None
 
     def bytes_kept(self, itemsize: int) -> int:

@@ -33,6 +33,7 @@ from layerscope.probing.options import BakeoffOptions
 from layerscope.probing.probe import probe
 from layerscope.progress import Observer, Silent
 from layerscope.record.patching import PatchingRecord
+from layerscope.record.rows import table_bytes
 from layerscope.record.shares import FILE
 from layerscope.record.store import new_folder
 from layerscope.report.sentences.lines import capitalised
@@ -74,7 +75,7 @@ class BakeoffResult:
         """
         with new_folder(Path(path)) as folder:
             (folder / "bakeoff.json").write_text(self.json, encoding="utf-8")
-            (folder / FILE).write_bytes(_parquet(self.shares))
+            (folder / FILE).write_bytes(table_bytes(self.shares))
             self.run.save(folder / "run")
         self.run.folder = Path(path).absolute() / "run"
 
@@ -220,11 +221,3 @@ def _pairs(run: Run, patching: PatchingRecord) -> list[tuple[AnsweredFact, Answe
         return AnsweredFact(index, ids, answer_id)
 
     return [(fact(pair.base, pair.base_answer_id), fact(pair.source, pair.source_answer_id)) for pair in patching.pairs]
-
-
-def _parquet(table: pl.DataFrame) -> bytes:
-    from io import BytesIO
-
-    file = BytesIO()  # through memory: written by Polars itself, a full disk would come as an error without a number
-    table.write_parquet(file, compression="zstd")
-    return file.getvalue()

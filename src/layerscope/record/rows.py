@@ -1,5 +1,6 @@
 """The table of a run: a row for each prompt, lens, layer and position; every column has a type, a unit, a meaning."""
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -198,6 +199,14 @@ def _faults(schema: Mapping[str, _DataType]) -> Iterator[pl.Expr]:
             odd = of.list.eval(pl.element().is_finite()).list.all().not_().sum()
         yield (pl.lit(0) if column.nullable else of.null_count()).alias(f"null {column.name}")
         yield odd.alias(f"odd {column.name}")
+
+
+def table_bytes(table: pl.DataFrame) -> bytes:
+    """A table as a Parquet file, made in memory: written by Polars itself, a full disk would come as an error without a
+    number."""
+    file = io.BytesIO()
+    table.write_parquet(file, compression="zstd")
+    return file.getvalue()
 
 
 def table_of(what: str, spec: Sequence[Column], columns: Mapping[str, Values]) -> pl.DataFrame:

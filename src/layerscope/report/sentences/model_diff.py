@@ -2,13 +2,13 @@
 
 from statistics import median
 
-from layerscope.analysis.model_diff import FactDiff, ModelDiff, SuiteDiff
+from layerscope.analysis.model_diff import FactDiff, ModelDiff, OutputDiff, SuiteDiff
 from layerscope.report.sentences.lines import LabelledLine, plural
 
 MOST = 5
 """How many blocks, modules and facts are named."""
 NOISE_TIMES = 10
-"""A mean divergence of fewer times what rounding alone makes is said to be no more than that."""
+"""A mean divergence of fewer times what rounding alone makes is told beside that, and in no other way."""
 
 
 def title(found: ModelDiff) -> str:
@@ -25,8 +25,8 @@ def headline(found: ModelDiff) -> str:
     output, noise = found.output, found.noise
     if noise is not None and output.kl_mean_bits <= NOISE_TIMES * noise.kl_mean_bits:
         return (
-            f"The two differ by no more than rounding explains: {bits(output.kl_mean_bits)} bits in the mean, where "
-            f"the base, its sequences batched otherwise, differs from itself by {bits(noise.kl_mean_bits)}."
+            f"The two differ by {bits(output.kl_mean_bits)} bits in the mean, less than {NOISE_TIMES} times what the "
+            f"base differs from itself by with its sequences batched otherwise ({bits(noise.kl_mean_bits)})."
         )
     same = f"{100 * output.top1_agreement:.1f} %"
     return (
@@ -64,11 +64,15 @@ def how_to_read(found: ModelDiff) -> str:
 
 def facts(suite: SuiteDiff) -> str:
     """How many facts each answers, and which way they flip."""
-    n = len(suite.prompts)
+    n = len(suite.judged)
+    if not n:
+        return f"no prompt of {suite.name} has an answer that is judged; KL {bits(suite.kl_mean_bits)} bits in the mean"
     told = f"of {n} {plural('prompt', n)} of {suite.name} the base answers {suite.n_answered_by_base}, the variant "
     told += f"{suite.n_answered_by_variant}"
     if suite.n_lost or suite.n_won:
-        told += f": {suite.n_lost} lost, {suite.n_won} won (McNemar p {suite.mcnemar_p:.2g})"
+        n_once = len(suite.once)
+        once = "" if n_once == n else f" over {n_once} {plural('fact', n_once)} in the first wording"
+        told += f": {suite.n_lost} lost, {suite.n_won} won (McNemar p {suite.mcnemar_p:.2g}{once})"
     told += f"; KL {bits(suite.kl_mean_bits)} bits in the mean"
     shifts = suite.onset_shifts
     return f"{told}; {onset_shift(shifts)}" if shifts else told
@@ -111,10 +115,22 @@ def _output(found: ModelDiff) -> str:
 def _perplexity(found: ModelDiff) -> str:
     o = found.output
     return (
-        f"{o.base_perplexity:.4g} → {o.variant_perplexity:.4g}, {o.perplexity_ratio:.4f} ± "
-        f"{o.perplexity_ratio_standard_error:.4f} times; the base alone has the token that follows on top "
+        f"{_perplexities(o)}; the base alone has the token that follows on top "
         f"{o.n_right_in_base_only} times, the variant alone {o.n_right_in_variant_only} (McNemar p {o.mcnemar_p:.2g})"
     )
+
+
+def _perplexities(o: OutputDiff) -> str:
+    base, variant = ("beyond 1e308" if of is None else f"{of:.4g}" for of in (o.base_perplexity, o.variant_perplexity))
+    if o.perplexity_ratio is None or o.perplexity_ratio_standard_error is None:
+        return f"{base} → {variant}"
+    ratio, error = o.perplexity_ratio, o.perplexity_ratio_standard_error
+    return f"{base} → {variant}, {times(ratio)} ± {times(error)} times"
+
+
+def times(ratio: float) -> str:
+    """A ratio or its error to four decimals, or to four digits where it is large."""
+    return f"{ratio:.4f}" if ratio < 1000 else f"{ratio:.4g}"
 
 
 def _blocks(found: ModelDiff) -> str:

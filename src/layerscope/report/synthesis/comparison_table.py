@@ -1,6 +1,5 @@
 """Runs side by side as one table for other programs: a row for each, every column of one type."""
 
-import io
 from collections.abc import Callable, Sequence
 from operator import methodcaller
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ from layerscope.analysis.statistics import Summary
 from layerscope.published.members import value_at
 from layerscope.record import milestone_names
 from layerscope.record.milestone_names import CONFIRMED, ONSET, STRONG, STRONG_RUN2, MilestoneName
+from layerscope.record.rows import table_bytes
 from layerscope.report.cited.evidence import Evidence
 from layerscope.report.sentences import answers
 from layerscope.report.synthesis.causal_section import patched
@@ -73,10 +73,7 @@ def comparison_files(frame: pl.DataFrame) -> dict[str, bytes]:
     """
     lists = [name for name, dtype in frame.schema.items() if dtype == _TEXTS]
     flat = frame.with_columns(pl.col(lists).list.join("; "))
-    # Through memory: written by Polars itself, a full disk would come as an error without a number.
-    parquet = io.BytesIO()
-    frame.write_parquet(parquet, compression="zstd")
-    return {CSV: flat.write_csv().encode(), PARQUET: parquet.getvalue()}
+    return {CSV: flat.write_csv().encode(), PARQUET: table_bytes(frame)}
 
 
 # Values of a run

@@ -23,7 +23,7 @@ from layerscope.cli.main import app
 from layerscope.errors import CorpusError, LayerscopeError, ModelError, PlacementError, RunError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.report.sentences.model_diff import facts, headline, in_lines
-from rounding import FLOAT32, ReadoutError, of_residual
+from rounding import DOUBLE, FLOAT32, ReadoutError, of_residual
 from tiny_models import BLOCKS_AT, load_resident
 
 TOLERANCE = of_residual(n_blocks=4, d_model=64)
@@ -269,6 +269,17 @@ def test_less_memory_means_more_passes_and_the_same_figures(planted, monkeypatch
     change = (parted.rows["relative_change"] - found.rows["relative_change"]).abs().max()
     assert change <= RELATIVE
     assert parted.summary.output.kl_mean_bits == pytest.approx(found.summary.output.kl_mean_bits, rel=1e-3)
+
+
+def test_compiled_divergences_are_those_of_whole_arrays_in_double(planted, monkeypatch):
+    """Both in float64, over the same logits, of some 300 ids: sums of so many terms (`DOUBLE`)."""
+    base, variant, found = planted
+    monkeypatch.setattr("layerscope.diffing.divergences.kernels", lambda: None)
+    plain = layerscope.diff(base, variant, suite="capitals", limit=2, noise_floor=False)
+    for column in ("kl_bits", "js_bits", "injected_kl_bits", "base_to_output_bits", "variant_to_output_bits"):
+        ours, theirs = found.rows[column].drop_nulls().to_numpy(), plain.rows[column].drop_nulls().to_numpy()
+        assert ours == pytest.approx(theirs, rel=DOUBLE, abs=100 * DOUBLE), column
+    assert found.summary.output.kl_mean_bits == pytest.approx(plain.summary.output.kl_mean_bits, abs=100 * DOUBLE)
 
 
 # Numbers from numbers

@@ -499,6 +499,58 @@ def add_tempered(rows: Array, floored_log_q: Array, peak: Array, sharpness: Arra
         sums[at, 1] += gap
 
 
+@_compiled(reorder=True)
+@no_type_check
+def _mass(row: Array, peak: float) -> float:
+    """The sum of exp(z - peak)."""
+    mass = 0.0
+    for j in range(len(row)):
+        mass += exponential_64(np.float64(row[j]) - peak)
+    return mass
+
+
+@_compiled()
+@no_type_check
+def masses(rows: Array, peaks: Array, sums: Array) -> None:
+    """The sum of exp(z - peak) over each row of logits; float64.
+
+    Args:
+        rows: `[row, id]`.
+        peaks: `[row]`, the largest of each.
+        sums: `[row]`, is filled.
+    """
+    for r in range(rows.shape[0]):
+        sums[r] = _mass(rows[r], peaks[r])
+
+
+@_compiled(reorder=True)
+@no_type_check
+def _gap(p_row: Array, q_row: Array, p_lse: float, q_lse: float, floor: float) -> float:
+    """The sum of p (ln p - ln q), logs floored."""
+    gap = 0.0
+    for j in range(len(p_row)):
+        log_p, log_q = np.float64(p_row[j]) - p_lse, np.float64(q_row[j]) - q_lse
+        gap += exponential_64(log_p) * (max(log_p, floor) - max(log_q, floor))
+    return gap
+
+
+@_compiled()
+@no_type_check
+def gaps(p_rows: Array, q_rows: Array, p_lse: Array, q_lse: Array, floor: float, sums: Array) -> None:
+    """The sum of p (ln p - ln q) over each row of two arrays of logits; all but the logits float64.
+
+    Args:
+        p_rows: `[row, id]`, transformed logits.
+        q_rows: the other's.
+        p_lse: `[row]`, log-sum-exp.
+        q_lse: the other's.
+        floor: log-probabilities count as no lower.
+        sums: `[row]`, is filled.
+    """
+    for r in range(p_rows.shape[0]):
+        sums[r] = _gap(p_rows[r], q_rows[r], p_lse[r], q_lse[r], floor)
+
+
 def warm_up() -> None:
     """Compile everything, or load what was compiled, ahead of its use."""
     logits, rows, ints = np.zeros((1, 2), np.float32), np.zeros(1, np.float32), np.zeros(1, np.int64)
@@ -519,3 +571,5 @@ def warm_up() -> None:
     one, place, wide = np.zeros(1), np.zeros(1, np.int64), np.zeros((1, 6))
     add_pairs(logits, logits, one, one, -1.0, place, wide)
     add_tempered(logits, np.zeros((1, 2)), one, one, place, wide)
+    masses(logits, one, one.copy())
+    gaps(logits, logits, one, one, -1.0, one.copy())

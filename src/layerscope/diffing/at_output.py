@@ -51,17 +51,18 @@ class OutputRows:
 
 def output_rows(streams: Streams, heads: Heads) -> OutputRows:
     """Measures at every measured position of these sequences."""
-    return OutputRows.joined([_of(streams, heads, chunk) for chunk in heads.chunks(len(streams.following))])
+    return OutputRows.joined([_of(streams, heads, chunk) for chunk in heads.pairs(len(streams.following))])
 
 
 def _of(streams: Streams, heads: Heads, chunk: slice) -> OutputRows:
     base, variant = heads.base(streams.base_final[chunk]), heads.variant(streams.variant_final[chunk])
     following = streams.following[chunk]
+    kl, js = base.kl_and_js_bits(variant)
     return OutputRows(
-        kl_bits=base.kl_bits(variant).double().numpy(),
-        js_bits=base.js_bits(variant).double().numpy(),
-        base_log_prob=base.log_probs_of(following).double().numpy(),
-        variant_log_prob=variant.log_probs_of(following).double().numpy(),
+        kl_bits=kl.numpy(),
+        js_bits=js.numpy(),
+        base_log_prob=base.log_probs_of(following).numpy(),
+        variant_log_prob=variant.log_probs_of(following).numpy(),
         base_top1_id=base.top1.numpy(),
         variant_top1_id=variant.top1.numpy(),
         following_id=following.numpy(),
@@ -99,10 +100,10 @@ def _noise_at(base: CausalLM, streams: Streams, heads: Heads, part: Part, text: 
     again = base.forward([ids] * copies, n_logits=0).of_prompt(0).cpu()
     final = again[-1, FROM : FROM + n]
     beside = streams.base_final[i * n : (i + 1) * n]
-    kl = [heads.base(beside[chunk]).kl_bits(heads.base(final[chunk])) for chunk in heads.chunks(n)]
+    kl = [heads.base(beside[chunk]).kl_bits(heads.base(final[chunk])) for chunk in heads.pairs(n)]
     looked_at = [(k, part.found.rows[row].position) for k, row in enumerate(part.rows)]
     at = [(k, position) for k, position in looked_at if part.found.rows[part.rows[k]].text == text]
     rows, positions = [k for k, _ in at], [position for _, position in at]
     kept = streams.base[:, rows]
     change = (again[:, positions] - kept).norm(dim=-1) / kept.norm(dim=-1)
-    return Noise(torch.cat(kl).double().numpy(), change.double().numpy())
+    return Noise(torch.cat(kl).numpy(), change.double().numpy())

@@ -1,6 +1,6 @@
 """What two streams at the same positions say, layer by layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,7 +13,10 @@ from torch import Tensor
 from layerscope.analysis.model_diff import LayerDiff
 from layerscope.diffing.divergences import Distributions, Heads
 from layerscope.diffing.streams import Streams
+from layerscope.workers import Workers
 
+LAYERS_AT_ONCE = 8
+"""For so many at least there is room, as long as it is enough for one row of each."""
 Numbers = NDArray[np.float64]
 
 
@@ -84,14 +87,42 @@ def by_layer(
     """
     n_layers, n_rows = streams.base.shape[:2]
     read: list[list[_Read]] = [[] for _ in range(n_layers)]
-    for chunk in heads.chunks(n_rows):
-        final = heads.base(streams.base[-1, chunk]), heads.variant(streams.variant[-1, chunk])
-        for layer in range(n_layers):
-            base, variant = heads.base(streams.base[layer, chunk]), heads.variant(streams.variant[layer, chunk])
-            own = base.kl_bits(heads.base(streams.injected[layer, chunk])) if layer else None
-            read[layer].append(_Read.of(base, variant, final, asked[chunk], own))
-        progress(min(n_rows, chunk.stop), n_rows)
+    chunk_size = min(n_rows, max(1, heads.rows_at_once // LAYERS_AT_ONCE // 3))
+    for start in range(0, n_rows, chunk_size):
+        chunk = slice(start, min(start + chunk_size, n_rows))
+        for layer, of_layer in _chunk(streams, heads, chunk, asked[chunk]):
+            read[layer].append(of_layer)
+        progress(chunk.stop, n_rows)
     return [_rows(streams, layer, parts) for layer, parts in enumerate(read)]
+
+
+def _chunk(streams: Streams, heads: Heads, chunk: slice, asked: Int[Tensor, "row id"]) -> Iterator[tuple[int, "_Read"]]:
+    """Every layer at some rows, from the last one down; several at a time, for each time the heads are read anew."""
+    n_layers, k = len(streams.base), chunk.stop - chunk.start
+    # Both models' last layer is held throughout.
+    at_once = max(1, (heads.rows_at_once - 2 * k) // (3 * k))
+    final: tuple[Distributions, Distributions] | None = None
+    threads = torch.get_num_threads() if heads.compiled else 1
+    with Workers(threads) as workers:
+        for stop in range(n_layers, 0, -at_once):
+            layers = range(max(0, stop - at_once), stop)
+            # Three products of one size: what is equal in two of them comes out equal to the last bit.
+            base, variant, injected = (
+                decode(of[layers.start : layers.stop, chunk].flatten(0, 1))
+                for decode, of in (
+                    (heads.base, streams.base),
+                    (heads.variant, streams.variant),
+                    (heads.base, streams.injected),
+                )
+            )
+            if final is None:
+                final = base[-k:].kept(), variant[-k:].kept()
+            pieces = [slice(i * k, (i + 1) * k) for i in range(len(layers))]
+            reads = [
+                workers.submit(_Read.of, base[rows], variant[rows], injected[rows] if layer else None, final, asked)
+                for layer, rows in zip(layers, pieces, strict=True)
+            ]
+            yield from ((layer, one.result()) for layer, one in zip(layers, reads, strict=True))
 
 
 @dataclass(frozen=True)
@@ -110,17 +141,18 @@ class _Read:
         cls,
         base: Distributions,
         variant: Distributions,
+        injected: Distributions | None,
         final: tuple[Distributions, Distributions],
         asked: Tensor,
-        injected: Tensor | None,
     ) -> "_Read":
+        kl, js = base.kl_and_js_bits(variant)
         return cls(
-            kl=base.kl_bits(variant),
-            js=base.js_bits(variant),
+            kl=kl,
+            js=js,
             to_output=(final[0].kl_bits(base), final[1].kl_bits(variant)),
             top1=(base.top1, variant.top1),
             ranks=(base.ranks(asked), variant.ranks(asked)),
-            injected_kl=injected,
+            injected_kl=None if injected is None else base.kl_bits(injected),
         )
 
 

@@ -15,7 +15,7 @@ from layerscope.model.causal_lm import CausalLM
 from layerscope.probing.encode import Encoded, encode
 from layerscope.suite import Suite
 
-POSITIONS, POSITIONS_OF_LARGE = 128, 64
+POSITIONS, POSITIONS_OF_LARGE = 64, 32
 """Of the text's, at which every layer is decoded; the second where the vocabulary is large."""
 LARGE_VOCABULARY = 100_000
 FROM = 1

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import layerscope
+from gguf_files import write_gguf
 from layerscope import DiffResult
 from layerscope.analysis.diff_limits import exceeded, parse_limits
 from layerscope.analysis.model_diff import FactDiff, SuiteDiff, onset_for_good, output_diff
@@ -230,6 +232,68 @@ def test_a_suite_is_asked_in_the_bases_tokens(planted):
         rows = rows.filter(rows["fact_index"].eq_missing(prompt.fact_index)).sort("layer")
         if fact.answer is not None:
             assert fact.base_onset == onset_for_good(rows["answer_rank"].to_list())
+
+
+def test_a_low_rank_change_is_found_in_its_layer_and_is_what_merging_it_makes(tiny, tmp_path: Path):
+    base, merged = tiny("qwen3"), tmp_path / "merged"
+    shutil.copytree(base, merged)
+    (file,) = merged.glob("*.safetensors")
+    weights, name = load_file(file), "model.layers.1.self_attn.v_proj"
+    generator = torch.Generator().manual_seed(3)
+    d_out, d_in = weights[f"{name}.weight"].shape
+    up, down = torch.randn(d_out, 2, generator=generator), torch.randn(2, d_in, generator=generator)
+    weights[f"{name}.weight"] += 2.0 * up @ down
+    save_file(weights, file, {"format": "pt"})
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 4.0, "base_model_name_or_path": None}
+    (adapter / "adapter_config.json").write_text(json.dumps(said))
+    lora = {f"base_model.model.{name}.lora_A.weight": down, f"base_model.model.{name}.lora_B.weight": up}
+    save_file(lora, adapter / "adapter_model.safetensors")
+
+    found = layerscope.diff(base, adapter=adapter, suite=None, noise_floor=False, modules=True).summary
+    due = layerscope.diff(base, merged, suite=None, noise_floor=False, modules=True).summary
+    assert found.variant.adapter == "adapter" and due.variant.adapter is None
+    assert [layer.layer for layer in found.layers[1:] if layer.injected] == [2]
+    assert (found.modules[0].layer, found.modules[0].module) == (2, "self_attn.v_proj")
+    assert found.modules[1].injected == 0.0
+    for ours, theirs in zip(found.layers, due.layers, strict=True):
+        assert ours.relative_change == pytest.approx(theirs.relative_change, abs=RELATIVE)
+    assert found.output.kl_mean_bits == pytest.approx(due.output.kl_mean_bits, rel=1e-3)
+
+
+def of_gguf(file: Path) -> Any:
+    """Transformers' own module with the file's weights as floats."""
+    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+
+
+def test_fewer_bits_are_further_away_by_what_transformers_makes_of_the_same_files(tmp_path: Path):
+    files = {kind: write_gguf(tmp_path / f"{kind}.gguf", "llama", kind) for kind in ("F32", "Q8_0", "Q4_0")}
+    models = {kind: of_gguf(file) for kind, file in files.items()}
+    kl = {}
+    for kind in ("Q8_0", "Q4_0"):
+        found = layerscope.diff(files["F32"], files[kind], suite=None, noise_floor=False)
+        assert all(layer.injected for layer in found.summary.layers[1:])
+        due = []
+        for ids in read_sequences_of(files["F32"]):
+            p, q = (log_probs(models[of], ids)[1:-1] for of in ("F32", kind))
+            due.append((np.exp(p) * (p - q)).sum(-1) / math.log(2))
+        kl[kind] = found.summary.output.kl_mean_bits
+        assert kl[kind] == pytest.approx(np.concatenate(due).mean(), rel=0.01)
+    assert 0 < 20 * kl["Q8_0"] < kl["Q4_0"]
+
+
+def test_a_quantised_file_is_its_own_dequantisation(tmp_path: Path):
+    file = write_gguf(tmp_path / "packed.gguf", "llama", "Q4_1")
+    folder = tmp_path / "floats"
+    model = of_gguf(file)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name).save_pretrained(folder)
+    found = layerscope.diff(folder, file, suite=None, noise_floor=False).summary
+    assert found.is_identical
+    assert (found.base.storage, found.variant.storage) == ("float32", "GGUF Q4_1, F32")
 
 
 def test_the_best_of_several_accepted_answers_is_ranked_in_each_model(planted):

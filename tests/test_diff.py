@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,8 @@ from layerscope.cli.main import app
 from layerscope.errors import CorpusError, LayerscopeError, ModelError, PlacementError, RunError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.report.sentences.model_diff import facts, headline, in_lines
+from layerscope.view.charts.model_diff import diff_charts, diff_grids
+from layerscope.view.page.diff_page import diff_html
 from rounding import DOUBLE, FLOAT32, ReadoutError, of_residual
 from tiny_models import BLOCKS_AT, load_resident
 
@@ -444,17 +447,35 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(tiny, tmp_path: Path):
 def test_the_command_prints_saves_and_fails_above_a_limit(tiny, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base, variant = tiny("qwen3"), damaged(tiny("qwen3"), tmp_path / "variant")
-    words = ["diff", str(base), str(variant), "--suite", "none", "--no-noise-floor", "--details"]
+    words = ["diff", str(base), str(variant), "--suite", "none", "--no-noise-floor", "--details", "--page", "d.html"]
     done = CliRunner().invoke(app, [*words, "--fail-above", "kl_mean=0"])
     assert done.exit_code == 1, done.output
     assert "above its limit · kl_mean is " in done.output and "diff · diffs/" in done.output
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.startswith("diff · "))
+    assert "page · d.html" in done.output and "<title>variant against its base" in Path("d.html").read_text()
     (folder,) = (tmp_path / "diffs").iterdir()
     kept = json.loads((folder / "diff.json").read_text(encoding="utf-8"))
     assert kept["layers"][DAMAGED]["inherited"] == 0.0 < kept["layers"][DAMAGED]["injected"]
     assert {file.name for file in folder.iterdir()} == {"diff.json", "diff.parquet"}
     missing = CliRunner().invoke(app, [*words, "--fail-above", "flips=0.1"])
     assert missing.exit_code == 2 and "no prompt with an answer was asked" in missing.output
+
+
+def test_charts_draw_what_the_summary_and_the_rows_say(planted):
+    _, _, found = planted
+    errors, lenses = diff_charts(found.summary)
+    assert errors.table["injected"].to_list() == [layer.injected for layer in found.summary.layers]
+    assert lenses.table["kl_bits"].to_list() == [layer.kl_bits for layer in found.summary.layers]
+    grids = list(diff_grids(found.summary, found.rows))
+    ends = found.rows.filter("is_prompt").filter(pl.col("text") == pl.col("text").min())
+    assert ends["position"].n_unique() > 1, "a grid has positions"
+    for side, grid in zip(("base", "variant"), grids, strict=True):
+        cells = grid.table.join(ends, on=["layer", "position"], suffix="_row")
+        assert cells.height == ends.height and cells["top1"].to_list() == cells[f"{side}_top1"].to_list()
+        assert (cells["differs"] == (cells["base_top1_id"] != cells["variant_top1_id"])).all()
+        assert grid.png(width=None, scale=0.2).startswith(b"\x89PNG")
+    html = diff_html(found.summary, found.rows)
+    assert html.count("<figure") == 4 and html.count('<th scope="row">') == len(found.summary.layers) + 4
 
 
 def test_facts_are_told_with_their_flips_and_shifts():

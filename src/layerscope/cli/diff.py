@@ -34,6 +34,9 @@ def diff(
             "kl_p99, kl_max (bits), top1_changed, flips (shares), perplexity_ratio and injected."
         ),
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write one page too, with charts, both grids and all tables, into this file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Hold a variant of a model against its base: what it says, every layer, and which blocks make the difference."""
@@ -41,6 +44,10 @@ def diff(
 
     limits = {} if fail_above is None else parse_limits(fail_above)  # before the work, not after it
     parent = folder_for_runs(out)
+    if page is not None:
+        from layerscope.view.page.document import check_ours
+
+        check_ours(page)  # before the work, not after it
     options = options.with_suite_read()
     with collection_paused():
         from layerscope.diffing.diff import diff as held
@@ -52,6 +59,10 @@ def diff(
         found = held(base, variant, observer=observer, **vars(options))
     folder = free_name(parent / diff_folder_name(found.summary))
     found.save(folder)
+    if page is not None:
+        from layerscope.view.page.diff_page import write_diff_page
+
+        print_line(f"page · {write_diff_page(found.summary, found.rows, page)}", err=as_json)
     over = exceeded(found.summary, limits)
     if as_json:
         typer.echo(found.json, nl=False)

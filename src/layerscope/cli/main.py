@@ -56,7 +56,7 @@ app.command(
 )(bakeoff)
 app.command(
     epilog="Examples:\n\nlayerscope diff MODEL model-Q4_K_M.gguf\n\n"
-    "layerscope diff MODEL FINE-TUNED --suite facts.toml --text notes.txt\n\n"
+    "layerscope diff MODEL FINE-TUNED --suite facts.toml --page diff.html\n\n"
     "layerscope diff MODEL --adapter lora --modules --details\n\n"
     "layerscope diff MODEL QUANTISED --fail-above kl_mean=0.05,flips=0.02"
 )(diff)

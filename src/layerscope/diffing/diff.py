@@ -118,11 +118,11 @@ def diff(request: DiffRequest) -> DiffResult:
         layers=tuple(rows.summary(layer, slice(0, n_text)) for layer, rows in enumerate(layers)),
         n_rows=n_text,
         modules=_modules(measured),
-        suite=None if suite is None else suite_diff(suite.name, judged, layers, n_text, n_ids, base),
+        suite=None if suite is None else suite_diff(suite.name, judged, layers, found.prompt_rows, n_ids, base),
         noise=Noise.floor(noise) if noise else None,
         notes=tuple(_notes(base, variant, found, heads)),
     )
-    return DiffResult(summary, _table(found, layers))
+    return DiffResult(summary, _table(found, layers, base))
 
 
 def _plan(base: CausalLM, variant: CausalLM, found: DiffInputs, parts: Sequence[Part]) -> str:
@@ -260,7 +260,7 @@ def _notes(base: CausalLM, variant: CausalLM, found: DiffInputs, heads: Heads) -
     return notes
 
 
-def _table(found: DiffInputs, layers: Sequence[LayerRows]) -> pl.DataFrame:
+def _table(found: DiffInputs, layers: Sequence[LayerRows], base: CausalLM) -> pl.DataFrame:
     n, texts = len(found.rows), found.token_ids
     one: dict[str, list[int | bool]] = {
         "text": [row.text for row in found.rows],
@@ -273,4 +273,7 @@ def _table(found: DiffInputs, layers: Sequence[LayerRows]) -> pl.DataFrame:
     for measure in fields(LayerRows):
         by_rows = [getattr(rows, measure.name) for rows in layers]
         columns[measure.name] = [v for values in by_rows for v in ([None] * n if values is None else values.tolist())]
+    names = {"token": "token_id", "base_top1": "base_top1_id", "variant_top1": "variant_top1_id"}
+    strings = base.tokens.display(sorted({int(str(i)) for ids in names.values() for i in columns[ids]}))
+    columns |= {name: [strings[int(str(i))] for i in columns[ids]] for name, ids in names.items()}
     return diff_frame(columns)

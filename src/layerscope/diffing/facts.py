@@ -21,7 +21,7 @@ def judged_prompts(streams: Streams, base: CausalLM) -> list[Encoded]:
     part = streams.part
     if not part.prompts:
         return []
-    last = streams.base[-1, part.n_text_rows :].to(base.placement.device)
+    last = streams.base[-1, part.prompt_rows].to(base.placement.device)
     nothing = torch.empty(0, base.d_vocab, device=last.device)
     said = Residuals(last[:, None, None], (1,) * len(last), nothing)
     prompts = [part.found.prompts[i] for i in part.prompts]
@@ -31,16 +31,18 @@ def judged_prompts(streams: Streams, base: CausalLM) -> list[Encoded]:
 def asked_ids(streams: Streams, prompts: Sequence[Encoded], heads: Heads) -> Int[Tensor, "row id"]:
     """The tokens of which the best rank at every row is told, repeated where others have more.
 
-    At a position of a sequence that which follows; of a prompt all its accepted answers, or what the base has on top
-    where there are none.
+    At a position within a text that which follows; at the end of a prompt all its accepted answers, or what the base
+    has on top where there are none.
     """
-    part = streams.part
-    rows = [part.found.rows[i] for i in part.rows]
-    asked: list[tuple[int, ...]] = [
-        (int(part.found.sequences[row.text, row.position + 1]),) for row in rows[: part.n_text_rows]
-    ]
-    for i, prompt in enumerate(prompts, start=part.n_text_rows):
-        asked.append(answer_ids(prompt, heads.n_ids) or (int(heads.base(streams.base[-1, i : i + 1]).top1),))
+    part, texts = streams.part, streams.part.token_ids
+    prompt_at = dict(zip(part.prompt_rows, prompts, strict=True))
+    asked: list[tuple[int, ...]] = []
+    for i, row in enumerate(part.found.rows[k] for k in part.rows):
+        if i in prompt_at:
+            on_top = heads.base(streams.base[-1, i : i + 1]).top1
+            asked.append(answer_ids(prompt_at[i], heads.n_ids) or (int(on_top),))
+        else:
+            asked.append((min(texts[row.text - part.texts.start][row.position + 1], heads.n_ids - 1),))
     most = max(map(len, asked), default=1)
     return torch.tensor([[*ids, *[ids[0]] * (most - len(ids))] for ids in asked]).reshape(len(asked), most)
 
@@ -55,7 +57,7 @@ def answer_ids(prompt: Encoded, n_ids: int) -> tuple[int, ...]:
 
 
 def suite_diff(
-    name: str, prompts: Sequence[Encoded], layers: Sequence[LayerRows], first: int, n_ids: int, base: CausalLM
+    name: str, prompts: Sequence[Encoded], layers: Sequence[LayerRows], rows: Sequence[int], n_ids: int, base: CausalLM
 ) -> SuiteDiff:
     """The suite in numbers.
 
@@ -63,16 +65,16 @@ def suite_diff(
         name: of the suite.
         prompts: with what the base says.
         layers: measures of all rows.
-        first: the row of the first prompt.
+        rows: that of every prompt.
         n_ids: how many ids both models have a logit for.
         base: for the strings of tokens.
     """
     last = layers[-1]
     answers = [answer_ids(prompt, n_ids)[:1] for prompt in prompts]
-    shown = {int(of[first + i]) for of in (last.base_top1_id, last.variant_top1_id) for i in range(len(prompts))}
+    shown = {int(of[row]) for of in (last.base_top1_id, last.variant_top1_id) for row in rows}
     strings = base.tokens.display(sorted(shown.union(*answers)))
     facts = []
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=first):
+    for row, prompt, answer in zip(rows, prompts, answers, strict=True):
         ranks = [(int(layer.base_rank[row]), int(layer.variant_rank[row])) for layer in layers]
         facts.append(
             FactDiff(

@@ -18,6 +18,8 @@ from layerscope.suite import Suite
 POSITIONS, POSITIONS_OF_LARGE = 64, 32
 """Of the text's, at which every layer is decoded; the second where the vocabulary is large."""
 LARGE_VOCABULARY = 100_000
+WIDEST = 20
+"""So many positions of the first prompt, up to its last, are decoded at every layer: one grid of each model."""
 FROM = 1
 """The first position of a sequence attracts attention whatever stands there; nothing is measured at it."""
 
@@ -42,7 +44,7 @@ class DiffInputs:
     prompts: tuple[Encoded, ...]
     """Of the suite; none where none is asked."""
     rows: tuple[Row, ...]
-    """Drawn positions of the sequences, then the last one of every prompt."""
+    """Drawn positions of the sequences, then the last one of every prompt, with those before it in the first prompt."""
 
     @property
     def token_ids(self) -> list[tuple[int, ...]]:
@@ -52,7 +54,13 @@ class DiffInputs:
     @property
     def n_text_rows(self) -> int:
         """How many of the rows are the sequences'."""
-        return len(self.rows) - len(self.prompts)
+        return sum(row.text < len(self.sequences) for row in self.rows)
+
+    @property
+    def prompt_rows(self) -> list[int]:
+        """Of every prompt's last token, by its place among the rows."""
+        last = {row.text: i for i, row in enumerate(self.rows)}
+        return [last[text] for text in sorted(last) if text >= len(self.sequences)]
 
     @property
     def n_measured(self) -> int:
@@ -74,7 +82,11 @@ def diff_inputs(base: CausalLM, variant: CausalLM, options: DiffOptions, suite: 
     places = torch.cartesian_prod(torch.arange(n_sequences), torch.arange(FROM, width - 1))
     chosen = places[drawn(torch.arange(len(places)), most, generator)]
     rows = [Row(text, position) for text, position in chosen.tolist()]
-    rows += [Row(n_sequences + i, len(prompt.token_ids) - 1) for i, prompt in enumerate(prompts)]
+    for i, prompt in enumerate(prompts):
+        last = len(prompt.token_ids) - 1
+        rows += [
+            Row(n_sequences + i, position) for position in range(last if i else max(0, last + 1 - WIDEST), last + 1)
+        ]
     found = DiffInputs(names, sequences, prompts, tuple(rows))
     _check_ids(found, base, variant)
     return found

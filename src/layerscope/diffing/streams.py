@@ -53,7 +53,13 @@ class Part:
     @property
     def n_text_rows(self) -> int:
         """How many of those are the sequences'; they come first."""
-        return len(self.rows) - len(self.prompts)
+        return sum(self.found.rows[i].text < len(self.found.sequences) for i in self.rows)
+
+    @property
+    def prompt_rows(self) -> list[int]:
+        """Of every prompt's last token, by its place among the rows that are here."""
+        places = self.found.prompt_rows
+        return [places[i] - self.rows.start for i in self.prompts]
 
 
 @dataclass

@@ -13,6 +13,7 @@ DIFF_COLUMNS: tuple[Column, ...] = (
     Column("is_prompt", pl.Boolean(), "true or false", "Whether it is a prompt of the suite.", False),
     Column("position", pl.Int32(), "count from 0", "Position in it, BOS counted.", False),
     Column("token_id", pl.Int32(), "token id", "The token there.", False),
+    Column("token", pl.String(), "text", "Its string.", False),
     Column("layer", pl.Int32(), "count from 0", "How many blocks have run.", False),
     Column("relative_change", pl.Float64(), "share", "Norm of variant less base, over the base's norm."),
     Column("cosine", pl.Float64(), "-1 to 1", "Of both residuals."),
@@ -25,6 +26,8 @@ DIFF_COLUMNS: tuple[Column, ...] = (
     Column("variant_to_output_bits", pl.Float64(), "bits", "KL(variant's output || variant's lens)."),
     Column("base_top1_id", pl.Int32(), "token id", "The base's lens' most likely token."),
     Column("variant_top1_id", pl.Int32(), "token id", "The variant's."),
+    Column("base_top1", pl.String(), "text", "The string of the base's."),
+    Column("variant_top1", pl.String(), "text", "Of the variant's, in the base's tokens."),
     Column("base_rank", pl.Int32(), "rank from 1", "Of the prompt's answer, or the token that follows, in the base."),
     Column("variant_rank", pl.Int32(), "rank from 1", "In the variant."),
 )

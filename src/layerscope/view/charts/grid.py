@@ -28,22 +28,24 @@ NO_GROUND = "#8a8f98"
 
 
 @dataclass(frozen=True)
-class _Shade:
+class Shade:
     """What a cell's colour stands for."""
 
     column: str
+    """Of the cells, which has the value,"""
     legend: str
+    """and what it is called."""
     bright_is_low: bool
     """Whether the bright end of the scale is the small one: bright is always certain, or near the answer."""
     log: bool = False
 
 
-_SHADES: Mapping[str, _Shade] = MappingProxyType(
+_SHADES: Mapping[str, Shade] = MappingProxyType(
     {
-        "entropy": _Shade("entropy_bits", "entropy (bits)", True),
-        "probability": _Shade("p_top1", "probability of the token", False),
-        "rank": _Shade("answer_rank", "rank of the answer (log)", True, log=True),
-        "kl": _Shade("kl_to_final_bits", "KL to final (bits)", True),
+        "entropy": Shade("entropy_bits", "entropy (bits)", True),
+        "probability": Shade("p_top1", "probability of the token", False),
+        "rank": Shade("answer_rank", "rank of the answer (log)", True, log=True),
+        "kl": Shade("kl_to_final_bits", "KL to final (bits)", True),
     }
 )
 
@@ -87,12 +89,7 @@ def grid(
     notes = [f"{model_name(run)} · {prompt_name(run, prompt)}", "Bold: the answer has rank 1 there"]
     notes += [] if caution else ["The last layer, decoded, is not the model's own output."]
     description = _description(run, chosen, prompt, kind, cells)
-    chart = _chart(cells, kind, ends).properties(
-        width=alt.Step(CELL_WIDTH),
-        height=alt.Step(CELL_HEIGHT),
-        title=titled(title_text, notes),
-        description=description,
-    )
+    chart = cells_chart(cells, kind, ends, title=titled(title_text, notes), description=description)
     return ChartSpec(f"grid-{chosen}-{colour}", title_text, description, chart, cells.drop("answer_led"))
 
 
@@ -107,7 +104,7 @@ def _cells(
     return cells.select("lens", *columns, led).sort("position", "layer")
 
 
-def _ends(run: AnalysedRun, kind: _Shade, cells: pl.DataFrame) -> tuple[float, float]:
+def _ends(run: AnalysedRun, kind: Shade, cells: pl.DataFrame) -> tuple[float, float]:
     """What the two ends of the scale stand for; those of entropies, ranks and probabilities are the vocabulary's."""
     d_vocab = run.record.model.d_vocab
     if kind.column == "kl_to_final_bits":
@@ -118,7 +115,7 @@ def _ends(run: AnalysedRun, kind: _Shade, cells: pl.DataFrame) -> tuple[float, f
     ]
 
 
-def _ground(kind: _Shade, value: int | float | None, ends: tuple[float, float]) -> str:
+def _ground(kind: Shade, value: int | float | None, ends: tuple[float, float]) -> str:
     """The colour of a cell, as the scale of the chart makes it."""
     if value is None:
         return NO_GROUND
@@ -127,7 +124,15 @@ def _ground(kind: _Shade, value: int | float | None, ends: tuple[float, float]) 
     return shade(1 - share if kind.bright_is_low else share)
 
 
-def _chart(cells: pl.DataFrame, kind: _Shade, ends: tuple[float, float]) -> alt.LayerChart:
+def cells_chart(cells: pl.DataFrame, kind: Shade, ends: tuple[float, float], **properties: Any) -> alt.LayerChart:
+    """Cells as a picture, the last layer on top.
+
+    Args:
+        cells: columns `layer`, `position`, `token`, `top1`, `answer_led` (whether the cell is bold) and the shade's.
+        kind: what colours stand for.
+        ends: the values at both ends of the scale.
+        properties: title and description.
+    """
     rows = [_datum(row, kind, ends) for row in cells.iter_rows(named=True)]
     heads: list[Datum] = [
         {"position": position, "token": _short(token)}
@@ -158,10 +163,11 @@ def _chart(cells: pl.DataFrame, kind: _Shade, ends: tuple[float, float]) -> alt.
         .encode(x, y_at(-5), alt.Text("token:N")),
     ]  # fmt: skip
     chart: alt.LayerChart = layered(layers).resolve_scale(color="independent")  # ink is no value on the scale
-    return chart
+    sized: alt.LayerChart = chart.properties(width=alt.Step(CELL_WIDTH), height=alt.Step(CELL_HEIGHT), **properties)
+    return sized
 
 
-def _datum(row: Mapping[str, Any], kind: _Shade, ends: tuple[float, float]) -> Datum:
+def _datum(row: Mapping[str, Any], kind: Shade, ends: tuple[float, float]) -> Datum:
     value = row[kind.column]
     return {
         "layer": row["layer"],
@@ -184,7 +190,7 @@ def _at(share: float, ends: tuple[float, float], log: bool) -> float:
     return float(low * (high / low) ** share) if log else low + (high - low) * share
 
 
-def _description(run: AnalysedRun, lens: str, prompt: PromptKey, kind: _Shade, cells: pl.DataFrame) -> str:
+def _description(run: AnalysedRun, lens: str, prompt: PromptKey, kind: Shade, cells: pl.DataFrame) -> str:
     known = cells.drop_nulls(kind.column)
     positions, layers = cells["position"].unique().sort(), cells["layer"].unique().sort()
     low, high = (_number(edge) for edge in (known[kind.column].min(), known[kind.column].max()))

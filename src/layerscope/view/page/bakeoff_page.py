@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from markupsafe import Markup
-
 from layerscope.analysis.bakeoff import Bakeoff, LensInBakeoff
 from layerscope.analysis.drawn_facts import Median
 from layerscope.report.cited.report_files import write_whole
@@ -20,22 +18,11 @@ from layerscope.report.sentences.bakeoff import (
     spread,
 )
 from layerscope.report.text import printable
-from layerscope.view.page.document import (
-    ADVICE,
-    MARKER,
-    asset,
-    check_ours,
-    environment,
-    package_version,
-    policy,
-    script_of,
-)
-from layerscope.view.page.figures import Cell, figure_of
-from layerscope.view.page.packing import safe_json
-from layerscope.view.page.view import vega_runtime
+from layerscope.view.page.document import ADVICE, check_ours
+from layerscope.view.page.figures import Cell
+from layerscope.view.page.single import single_page
 from layerscope.view.page.words import Column
 
-SCRIPTS = ("dom", "data", "colour", "charts", "sorting", "theme", "bakeoff")
 _EFFECTS: dict[str, Callable[[LensInBakeoff], Median | None]] = {
     "span": lambda lens: None if lens.share is None else lens.share.span,
     "rest": lambda lens: None if lens.share is None else lens.share.complement,
@@ -65,43 +52,20 @@ COLUMNS = (
 
 def bakeoff_html(found: Bakeoff) -> str:
     """The page."""
-    from altair.utils.schemapi import debug_mode
-
     from layerscope.view.charts.bakeoff import bakeoff_charts
-    from layerscope.view.charts.theme import config
 
-    with debug_mode(False):  # as of the other pages: the charts' own tests hold that they are valid
-        figures = [figure_of(chart, f"chart-{chart.name}", chart.name) for chart in bakeoff_charts(found)]
     rows = [_cells(lens) for lens in found.lenses]
     shown = [i for i in range(len(COLUMNS)) if any(row[i].text != ABSENT for row in rows)]
-    script, vega, style = script_of(SCRIPTS), vega_runtime(), asset("page.css")
-    scripts = {
-        "page-data": safe_json({}),
-        "config-light": safe_json(config(dark=False)),
-        "config-dark": safe_json(config(dark=True)),
-    }
-    for figure in figures:
-        scripts |= {f"{figure.id}-spec": safe_json(figure.spec), f"{figure.id}-table": safe_json(figure.table)}
-    return (
-        environment()
-        .get_template("bakeoff.html.j2")
-        .render(
-            marker=Markup(MARKER),
-            policy=policy(script, vega, style=style),
-            title=f"bake-off of {printable(found.model.rsplit('/', 1)[-1])} · layerscope",
-            style=Markup(style),
-            script=Markup(script),
-            vega=Markup(vega),
-            version=package_version(),
-            model=printable(found.model),
-            suite=printable(found.suite),
-            about=about(found).removesuffix(":").replace(" %", "\N{NO-BREAK SPACE}%") + ".",
-            columns=[COLUMNS[i] for i in shown],
-            rows=[[row[i] for i in shown] for row in rows],
-            hints=(printable(how_read(found)), how_used(found), spread(found)),
-            figures=figures,
-            data={key: Markup(content) for key, content in scripts.items()},
-        )
+    return single_page(
+        "bakeoff.html.j2",
+        f"bake-off of {printable(found.model.rsplit('/', 1)[-1])} · layerscope",
+        list(bakeoff_charts(found)),
+        model=printable(found.model),
+        suite=printable(found.suite),
+        about=about(found).removesuffix(":").replace(" %", "\N{NO-BREAK SPACE}%") + ".",
+        columns=[COLUMNS[i] for i in shown],
+        rows=[[row[i] for i in shown] for row in rows],
+        hints=(printable(how_read(found)), how_used(found), spread(found)),
     )
 
 

@@ -1,4 +1,4 @@
-// The page of a bake-off: a table that can be sorted, and charts.
+// A page of tables that can be sorted, and charts.
 
 bindCharts();
 bindPrinting();

@@ -37,13 +37,14 @@ def test_several_words_of_an_item_count_as_a_share_and_foreign_ones_as_often_as_
     ranks = np.full((3, 3, 3), 9)
     ranks[0, 0, 1] = ranks[1, 0, 0] = ranks[1, 2, 2] = 1
     found = pass_at("logit", ranks, [[0, 1], [0], [2]], 1)
-    assert found.by_item == (0.5, 1.0, 0.0) and found.passed == 0.5
+    assert found.gains == (0.5, 1.0, 0.0) and found.passed == 0.5
     assert found.others == 0.0 and found.at_output == 0.0
-    ranks[2, 0, 0] = 1  # asked for by both of the others, and word 1 by one of them
-    assert pass_at("logit", ranks, [[0, 1], [0], [2]], 1).others == pytest.approx((2 / 3) / 3)
     other = pass_at("logit", np.full((3, 3, 3), 9), [[0, 1], [0], [2]], 1)
     difference, (low, high) = ahead(found, other)
-    assert (difference, low, high) == (0.5, 0.0, 1.0)  # of three items some draws have but the first, some the last
+    assert (difference, low, high) == (0.5, 0.0, 1.0)  # of three items some draws have the last alone, some the second
+    ranks[2, 0, 0] = 1  # asked for by both of the others, and word 1 by one of them
+    found = pass_at("logit", ranks, [[0, 1], [0], [2]], 1)
+    assert found.gains == (0.5, 1.0, pytest.approx(-2 / 3)) and found.others == pytest.approx((2 / 3) / 3)
 
 
 def test_the_rank_in_the_band_is_a_median_over_layers_and_no_best_of_them():
@@ -135,7 +136,7 @@ def test_scores_are_those_of_transformers(tmp_path: Path):
     assert {score.lens for score in task.scores} == {"logit", "tuned", "tuned_shuffled"}
     logit, tuned = (next(s for s in task.scores if (s.lens, s.k) == (lens, 30)) for lens in ("logit", "tuned"))
     beside = next(one for one in task.over_logit if (one.lens, one.k) == ("tuned", 30))
-    assert beside.difference == pytest.approx(tuned.passed - logit.passed)
+    assert beside.difference == pytest.approx(tuned.gain - logit.gain)
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path: Path):
@@ -162,6 +163,6 @@ def test_tasks_fall_to_the_side_that_their_interval_leaves():
 def test_the_command_prints_tasks_and_in_which_a_lens_is_ahead(tmp_path: Path):
     told = layerscope("lens", "score", str(BUNDLED / "lenses"), "--tasks", str(hops(tmp_path)), cwd=tmp_path)
     assert "multihop · 4 of 4 items · read in front of the target · 1 of 9 words left out" in told.stdout
-    assert "tuned finds words among the first 10, beside logit: " in told.stdout
+    assert "tuned gains over other words, k = 10, beside logit: " in told.stdout
     refused = layerscope("lens", "score", str(BUNDLED / "lenses"), cwd=tmp_path)
     assert refused.returncode == 2 and "name a folder of them, or a file, with --tasks" in refused.stderr

@@ -36,8 +36,8 @@ class PassAt:
     """A word's median rank over the band's layers: geometric mean over an item's words, median over items;"""
     others_band_rank: float
     """the same of words of other items."""
-    by_item: tuple[float, ...]
-    """Of every item the share of its words that passed."""
+    gains: tuple[float, ...]
+    """Of every item the share of its words that passed, less that of other items' words."""
 
 
 def pass_at(lens: str, ranks: NDArray[np.int64], words_of: Sequence[Sequence[int]], k: int) -> PassAt:
@@ -62,13 +62,13 @@ def pass_at(lens: str, ranks: NDArray[np.int64], words_of: Sequence[Sequence[int
     others = np.where(own, 0, own.sum(0))
     best, band = within.any(-1).astype(float), within[..., first:last].mean(-1)
     middle = np.log(np.median(ranks[..., first:last], axis=-1))
-    by_item = _mean(best, own)
-    gains = by_item - _mean(best, others)
+    passed = _mean(best, own)
+    gains = passed - _mean(best, others)
     return PassAt(
         lens=lens,
         k=k,
         n_items=n_items,
-        passed=float(by_item.mean()),
+        passed=float(passed.mean()),
         others=float(_mean(best, others).mean()),
         gain=float(gains.mean()),
         gain_interval=_interval(gains),
@@ -78,13 +78,16 @@ def pass_at(lens: str, ranks: NDArray[np.int64], words_of: Sequence[Sequence[int
         at_output=float(_mean(at_output, own).mean()),
         band_rank=float(np.exp(np.median(_mean(middle, own)))),
         others_band_rank=float(np.exp(np.median(_mean(middle, others)))),
-        by_item=tuple(map(float, by_item)),
+        gains=tuple(map(float, gains)),
     )
 
 
 def ahead(score: PassAt, other: PassAt) -> tuple[float, tuple[float, float]]:
-    """By how much one lens passes more often than another over the same items, with a 95 % interval over items."""
-    differences = np.array(score.by_item) - np.array(other.by_item)
+    """By how much one lens gains more than another over the same items, with a 95 % interval over items.
+
+    Of gains, for a lens under which any word passes more often passes its own more often too.
+    """
+    differences = np.array(score.gains) - np.array(other.gains)
     return float(differences.mean()), _interval(differences)
 
 

@@ -12,7 +12,7 @@ BASELINE = "logit"
 
 @dataclass(frozen=True)
 class Ahead:
-    """How much more often a lens finds words than the logit lens does, over the same items."""
+    """How much more a lens gains over other items' words than the logit lens does, over the same items."""
 
     lens: str
     k: int
@@ -50,7 +50,7 @@ class LensTasks:
 
 
 def sides(found: Sequence[TaskScore], lens: str, k: int) -> tuple[list[str], list[str], list[str]]:
-    """Tasks in which a lens finds words more often than the logit lens, less often, and where that is not told apart.
+    """Tasks in which a lens gains more than the logit lens, less, and where the two are not told apart.
 
     A task by itself: of many tasks that hold no difference, one in twenty would seem to hold one.
 

@@ -43,7 +43,7 @@ def _table(task: TaskScore) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("lens", no_wrap=True, vertical="bottom")
     ks = sorted({score.k for score in task.scores})
-    headers = (*(f"pass@{k}" for k in ks), "others", f"less {BASELINE}", "rank", "others", "output")
+    headers = (*(f"pass@{k}" for k in ks), "others", f"gain less {BASELINE}'s", "rank", "others", "output")
     for header in headers:
         table.add_column(header, justify="right", vertical="bottom", no_wrap=True)
     for lens in dict.fromkeys(score.lens for score in task.scores):
@@ -63,8 +63,8 @@ def _cells(task: TaskScore, scores: Sequence[PassAt]) -> list[str]:
 def _explained(k: int) -> str:
     return (
         "\npass@k: share of an item's words among the first k at any layer from 1 to the last but one, mean over items"
-        f"\nothers: the same of other items' words, k = {k} · less {BASELINE}: pass@{k} less the {BASELINE} lens', "
-        "95 % over items"
+        f"\nothers: the same of other items' words, k = {k} · gain: pass@{k} less others; beside the {BASELINE} lens' "
+        "with 95 % over items"
         "\nrank: a word's median rank over the middle half of the layers, median over items; others: of other items' "
         f"words\noutput: pass@{k} at the model's own output · {NULL.removeprefix('_')}: the lens with its weights "
         "in random order\n"
@@ -75,7 +75,7 @@ def _told(tasks: Sequence[TaskScore], lens: str, k: int) -> str:
     more, less, neither = sides(tasks, lens, k)
     told = [
         f"{words} in {', '.join(names)}"
-        for words, names in (("more often", more), ("less often", less), ("not told apart", neither))
+        for words, names in (("more", more), ("less", less), ("not told apart", neither))
         if names
     ]
-    return f"{lens} finds words among the first {k}, beside {BASELINE}: {'; '.join(told)}"
+    return f"{lens} gains over other words, k = {k}, beside {BASELINE}: {'; '.join(told)}"

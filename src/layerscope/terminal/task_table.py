@@ -22,6 +22,7 @@ def task_tables(found: LensTasks) -> Iterator[RenderableType]:
     """A table a task, what its columns mean, and in which tasks a lens is ahead of the logit lens."""
     yield Text(printable(f"a lens' own tasks · {found.model}"), style="bold")
     for task in found.tasks:
+        yield Text()
         yield Text(printable(_about(task)))
         yield _table(task)
     k = max(score.k for task in found.tasks for score in task.scores)
@@ -33,17 +34,18 @@ def task_tables(found: LensTasks) -> Iterator[RenderableType]:
 
 
 def _about(task: TaskScore) -> str:
-    told = f"\n{task.task} · {task.n_scored} of {task.n_items} items · {_READ_AT[task.read_at]}"
+    told = f"{task.task} · {task.n_scored} of {task.n_items} items · {_READ_AT[task.read_at]}"
     if task.skipped:
-        told += f" · {len(task.skipped)} of {task.n_words} words left out: no token of their own"
+        told += f" · {len(task.skipped)} of {task.n_words} words are no token"
     return told
 
 
 def _table(task: TaskScore) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("lens", no_wrap=True, vertical="bottom")
     ks = sorted({score.k for score in task.scores})
-    headers = (*(f"pass@{k}" for k in ks), "others", f"gain less {BASELINE}'s", "rank", "others", "output")
+    gain = f"gain less\nthat of {BASELINE}"
+    headers = (*(f"pass\n@{k}" for k in ks), "others", gain, "band\nrank", "of\nothers", "out-\nput")
     for header in headers:
         table.add_column(header, justify="right", vertical="bottom", no_wrap=True)
     for lens in dict.fromkeys(score.lens for score in task.scores):
@@ -55,7 +57,7 @@ def _table(task: TaskScore) -> Table:
 def _cells(task: TaskScore, scores: Sequence[PassAt]) -> list[str]:
     last = scores[-1]
     beside = next((one for one in task.over_logit if (one.lens, one.k) == (last.lens, last.k)), None)
-    less = "" if beside is None else f"{beside.difference:+.2f} [{beside.interval[0]:.2f}, {beside.interval[1]:.2f}]"
+    less = "" if beside is None else f"{beside.difference:+z.2f} [{beside.interval[0]:z.2f}, {beside.interval[1]:z.2f}]"
     ranks = (f"{rank:.0f}" for rank in (last.band_rank, last.others_band_rank))
     return [*(f"{score.passed:.2f}" for score in scores), f"{last.others:.2f}", less, *ranks, f"{last.at_output:.2f}"]
 
@@ -65,9 +67,9 @@ def _explained(k: int) -> str:
         "\npass@k: share of an item's words among the first k at any layer from 1 to the last but one, mean over items"
         f"\nothers: the same of other items' words, k = {k} · gain: pass@{k} less others; beside the {BASELINE} lens' "
         "with 95 % over items"
-        "\nrank: a word's median rank over the middle half of the layers, median over items; others: of other items' "
-        f"words\noutput: pass@{k} at the model's own output · {NULL.removeprefix('_')}: the lens with its weights "
-        "in random order\n"
+        "\nband rank: a word's median rank over the middle half of the layers, median over items; of others: of other "
+        f"items' words\noutput: pass@{k} at the model's own output · {NULL.removeprefix('_')}: the lens with its "
+        "weights in random order\n"
     )
 
 

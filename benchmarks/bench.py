@@ -23,6 +23,7 @@ from typing import Any
 
 import look
 import over_floor
+import patch_cost
 import scale
 import side_by_side
 import small_model
@@ -36,6 +37,7 @@ PIECES: dict[str, tuple[ModuleType, Any]] = {
     side_by_side.NAME: (side_by_side, side_by_side.SideBySide),
     small_model.NAME: (small_model, small_model.SmallModel),
     look.NAME: (look, look.Looked),
+    patch_cost.NAME: (patch_cost, patch_cost.PatchCost),
     over_floor.NAME: (over_floor, over_floor.OverFloor),
     where_time_goes.NAME: (where_time_goes, where_time_goes.Statistics),
     scale.NAME: (scale, scale.Scale),

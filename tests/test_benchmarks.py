@@ -5,11 +5,13 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 from agreement import Disagreement, compare
+from patch_cost import PatchCost, Probed, _compared, table
 from setting import Setting
 from shapes import Shape, floor
 from task import TIE, TOP_K, Readings
@@ -17,6 +19,20 @@ from tops import P_TOLERANCE, Tops, compare_tops, tops_of_interpkit, tops_of_loo
 from watched import watch
 
 SHAPE = (2, 3, 4)
+
+
+def test_the_cost_of_patches_is_told_pair_by_pair_and_never_of_rows_that_differ(tmp_path: Path):
+    plain = tuple(Probed(10.0, 8.0, 0.0, 0.5) for _ in range(3))
+    patched = tuple(Probed(wall, 8.0 + wall - 10, wall - 10, 0.6) for wall in (13.0, 17.0, 12.0))
+    drawn = table(PatchCost(patched, plain, 40, 5000, (0.1, 1.9)))
+    assert "over that without: 1.30 (target 1.60: met); 1.20 to 1.70" in drawn
+    assert "writing files: 1.38 (target 1.60: met); 1.25 to 1.88" in drawn
+    for name, bits in (("patched", 1.0), ("plain", 1.001)):
+        (tmp_path / name).mkdir()
+        rows = pl.DataFrame({"entropy_bits": [2.0], "kl_to_final_bits": [bits]})
+        rows.write_parquet(tmp_path / name / "rows.parquet")
+    with pytest.raises(Disagreement, match="kl_to_final_bits"):
+        _compared(tmp_path / "patched", tmp_path / "plain")
 
 
 def readings(**changes) -> Readings:
@@ -33,7 +49,9 @@ def readings(**changes) -> Readings:
     return Readings(**{**parts, **changes})
 
 
-@pytest.mark.parametrize("name", ["bench", "fit", "gpu", "page", "scale", "over_floor", "small_model", "look"])
+@pytest.mark.parametrize(
+    "name", ["bench", "fit", "gpu", "page", "scale", "over_floor", "small_model", "look", "patch_cost"]
+)
 def test_a_benchmark_finds_what_it_imports(name: str):
     """Few are run by tests; a name that moved would be missed on the day on which one is wanted."""
     assert import_module(name).__doc__

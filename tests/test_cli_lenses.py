@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from layerscope import CausalLM
 from layerscope.analysis.curve_shapes import ranges
 from layerscope.bundled import BUNDLED
-from layerscope.cli.lenses import _fit_session, _FitRequest
+from layerscope.cli.fit_session import FitRequest, fit_session
 from layerscope.cli.main import app
 from layerscope.fitting.checkpoint import Checkpoint
 from layerscope.fitting.options import FitOptions
@@ -163,8 +163,8 @@ def test_ctrl_c_on_a_terminal_ends_a_fit_in_one_line_after_bars_and_finished_lay
 def test_an_interrupted_fit_says_what_becomes_of_its_work(kind, words, tmp_path, capsys):
     write_text(tmp_path)
     text = FitOptions(text=[str(tmp_path / "my.txt")])
-    request = _FitRequest(kind, None, text, 0, tmp_path / "lenses", None, OpenOptions())
-    with pytest.raises(typer.Exit), _fit_session(request):
+    request = FitRequest(kind, None, text, 0, tmp_path / "lenses", None, OpenOptions())
+    with pytest.raises(typer.Exit), fit_session(request):
         raise KeyboardInterrupt
     assert words in capsys.readouterr().err.splitlines()[-1]
 

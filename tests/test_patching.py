@@ -194,8 +194,71 @@ def test_a_patch_that_cannot_be_is_refused(patch: Patch, words: str, tiny):
         CausalLM.open(tiny("llama-biases"), device="cpu").forward_patched(PROMPTS, [patch])
 
 
-def test_prompts_beyond_a_sliding_window_are_refused(tiny):
-    model = CausalLM.open(tiny("mistral"), device="cpu")
-    with pytest.raises(ModelError, match="sliding window"):
-        model.forward_patched([[*range(WINDOW + 1)]], [Patch(0, 0, 1, 0, 1)])
-    assert patching.why_not_patched(model.architecture, WINDOW) is None
+# Windows
+
+LONG = [[0, 301, 12, 88, 1, 254, 7, 63, 5, 190, 33], [0, 301, 55, 88, 1, 254, 7, 63, 5, 190, 33], [0, 9, 5, 77, 42, 8]]
+"""Longer than two windows, and a shorter one beside them."""
+ALTERNATING = {"qwen2", "gemma2", "gemma3", "olmo3"}
+WINDOWED = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in {"mistral", "gemma2", "gemma3"} else pytest.mark.slow)
+        for name in ("mistral", "mixtral", "phi3", "starcoder2", *sorted(ALTERNATING))
+    ],
+)
+
+
+@WINDOWED
+def test_copies_of_prompts_longer_than_a_window_are_whole_runs_under_it(name: str, tiny):
+    """Far from the end, near it, and where windows hand nothing on to it any more."""
+    model = CausalLM.open(tiny(name), device="cpu")
+    assert (None in model.architecture.windows) == (name in ALTERNATING)
+    pairs = [(0, 1, 2, 2), (1, 0, 2, 2), (0, 1, 6, 6), (0, 2, 7, 2), (0, 1, 10, 10), (2, 0, 1, 9), (2, 0, 5, 10)]
+    patches = [Patch(layer, b, at, s, there) for layer in range(model.n_layers) for b, s, at, there in pairs]
+    riding = PatchedPass(LONG, patches, model.n_layers)
+    model.forward([[0, 7, 12]], riding=riding)
+    last, patched = model.forward_patched(LONG, patches)
+    references = [reference(tiny(name), ids).residuals for ids in LONG]
+    for row, ridden, expected in zip(last, riding.own, references, strict=True):
+        assert (row - expected[-1, -1]).abs().max() <= TOLERANCE * expected.abs().max()
+        assert (ridden - row).abs().max() <= 2 * TOLERANCE * expected.abs().max()
+    moved, reached = 0, 0
+    for row, ridden, patch in zip(patched, riding.patched, patches, strict=True):
+        written = references[patch.source][patch.layer, patch.source_position]
+        expected = with_row(tiny(name), LONG[patch.base], patch.layer, patch.position, written)
+        bound = TOLERANCE * max(expected.abs().max(), written.abs().max())
+        assert (row - expected).abs().max() <= bound
+        assert (ridden - row).abs().max() <= 2 * bound
+        own = references[patch.base]
+        differs = not written.equal(own[patch.layer, patch.position])  # at layer 0 one token is like another
+        # A window hands a token's state on to so many tokens behind it, block by block.
+        ahead = model.architecture.windows[patch.layer :]
+        reach = sum(len(LONG[0]) if window is None else window - 1 for window in ahead)
+        reaches = differs and reach >= len(LONG[patch.base]) - 1 - patch.position
+        moves = bool((expected - own[-1, -1]).abs().max() > bound)
+        assert reaches or not moves
+        moved, reached = moved + moves, reached + reaches
+    assert reached - 2 <= moved <= reached < len(patches)
+
+
+@EVERY
+def test_a_token_sees_as_far_in_every_block_as_transformers_own_mask_lets_it(name: str, tiny):
+    windows = CausalLM.open(tiny(name), device="cpu").architecture.windows
+    model = load_resident(tiny(name))
+    blocks: Any = model.get_submodule(BLOCKS_AT.get(model.config.model_type, "model.layers"))
+    masks = list[Any]()
+    for block in blocks:
+        block.register_forward_pre_hook(
+            lambda _, args, kwargs: masks.append(kwargs.get("attention_mask")), with_kwargs=True
+        )
+    with torch.inference_mode():
+        model(torch.tensor([LONG[0]]), use_cache=False)
+    for window, mask in zip(windows, masks, strict=True):
+        seen = len(LONG[0]) if mask is None else int((mask if mask.dtype == torch.bool else mask >= 0).sum(-1).max())
+        assert seen == (len(LONG[0]) if window is None else window)
+
+
+def test_a_block_with_a_window_that_is_given_no_mask_is_refused(tiny):
+    riding = PatchedPass(LONG, [Patch(0, 0, 1, 1, 1)], 4)
+    with pytest.raises(ModelError, match=f"window of {WINDOW} tokens is given no mask"):
+        riding._mask_within(WINDOW, None)

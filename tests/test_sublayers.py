@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from layerscope.model.ablation import Ablation
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.sublayers import Writes
 from layerscope.probing.write_patching import evenly
+from layerscope.published.layout import EXTENDED
 from layerscope.readout.direct_attribution import (
     AnswerDirections,
     check_blocks,
@@ -42,7 +44,13 @@ from layerscope.record.sublayers import (
     WordingWritersRecord,
     WriterRecord,
 )
+from layerscope.report.cited.evidence import Evidence
+from layerscope.report.cited.markdown import markdown
+from layerscope.report.evaluation import evaluation
 from layerscope.report.sentences.writers import in_detail, in_short
+from layerscope.report.synthesis import synthesis
+from layerscope.report.synthesis.comparison_table import comparison_table
+from layerscope.report.verify import verify
 from layerscope.run import Run
 from layerscope.view.charts import writer_shares
 from layerscope.view.page.view import page_html
@@ -854,6 +862,45 @@ def test_a_table_of_replaced_writes_belongs_to_its_record(attributed: Run, tmp_p
     path.unlink()
     with pytest.raises(RunError, match=r"write_patches\.parquet: cannot be read"):
         Run.read(tmp_path / "run")
+
+
+def test_reports_tell_of_single_writes_with_the_lines_that_show_them(attributed: Run, tmp_path: Path):
+    attributed.save(tmp_path / "run", published=EXTENDED)
+    again = Run.read(tmp_path / "run" / "published")
+    assert attributed.write_patches is not None and not again.problems
+    assert attributed.write_patches.equals(again.write_patches, null_equal=True)
+    evidence = Evidence.of(tmp_path / "run")
+    found = attributed.write_effects
+    assert found is not None and found == attributed.record.measured.sublayers.write_patching  # type: ignore[union-attr]
+    text = markdown(evaluation(evidence)).split("### Which writes move the answer?")[1].split("\n### ")[0]
+    largest = max((abs(effect or 0.0), i) for i, effect in enumerate(found.attention.next))[1]
+    assert f"that of attention in the block of layer {largest} moves the answer most" in text
+    lines = (tmp_path / "run" / "published" / "output-reference.json").read_text().splitlines()
+    for name in ("spearman_of_shares", "spearman_of_direct"):  # in the record, and as found again from the table
+        cited = max(i for i, line in enumerate(lines, 1) if line.strip().startswith(f'"{name}": '))
+        assert re.search(rf"[:, ]{cited}[,`]", text)
+    row = next(line for line in text.splitlines() if line.startswith(f"| attention | {largest} |")).split(" | ")
+    assert float(row[2]) == pytest.approx(found.attention.next[largest], rel=1e-4)
+    wording = attributed.record.measured.sublayers.of_wording("pos", "orig")  # type: ignore[union-attr]
+    assert wording is not None and float(row[7]) == pytest.approx(wording.attention.dla[largest], rel=1e-4)
+    assert verify(evidence, tmp_path / "run").holds
+    assert "| reference | 5 | 20 | attention |" in markdown(synthesis([evidence]))
+    assert comparison_table([evidence])["largest_write_effect"].item() == pytest.approx(found.attention.next[largest])
+
+
+def test_an_effect_that_its_table_does_not_give_is_found(attributed: Run, tmp_path: Path):
+    attributed.save(tmp_path / "run", published=EXTENDED)
+    path = tmp_path / "run" / "published" / "output-reference.json"
+    head, member, tail = path.read_text().rpartition('"write_patching": {')
+    effect = attributed.record.measured.sublayers.write_patching.mlp.next[9]  # type: ignore[union-attr]
+    assert tail.count(str(effect)) == 1
+    path.write_text(head + member + tail.replace(str(effect), "0.5"))
+    found = verify(Evidence.of(tmp_path / "run"), tmp_path / "run")
+    assert [difference.what for difference in found.differences] == ["/write_patching/mlp/next"]
+    (path.parent / "output-reference-single-writes.csv").unlink()
+    lost = Run.read(path.parent)
+    assert any("every write that was put into another run" in problem.message for problem in lost.problems)
+    assert lost.write_effects is not None and lost.write_effects.mlp.next[9] == effect
 
 
 def test_the_chart_of_single_writes_has_their_medians(attributed: Run):

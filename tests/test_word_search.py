@@ -21,18 +21,18 @@ def test_scores_by_hand():
     """
     far = [9, 9, 9, 9, 9, 9]
     ranks = np.array([[[9, 9, 1, 9, 9, 2], far], [[2, 1, 9, 9, 9, 9], far]])
-    found = pass_at("logit", ranks, [0, 1], 2)
+    found = pass_at("logit", ranks, [[0], [1]], 2)
     assert (found.lens, found.k, found.n_items, found.band) == ("logit", 2, 2, (2, 4))
     assert (found.passed, found.others, found.gain) == (0.5, 0.5, 0.0)
     assert found.gain_interval == (-1.0, 1.0)  # of two items, one gains 1 and the other loses 1
     assert (found.in_band, found.others_in_band) == (pytest.approx(1 / 6), pytest.approx(1 / 6))
     assert found.at_output == 0.5
-    assert pass_at("logit", ranks, [0, 1], 1).at_output == 0.0
+    assert pass_at("logit", ranks, [[0], [1]], 1).at_output == 0.0
 
 
 def test_items_that_share_a_word_are_no_null_for_each_other():
     ranks = np.array([[[1, 1], [9, 9]], [[1, 1], [9, 9]], [[9, 9], [1, 1]]])
-    found = pass_at("logit", ranks, [0, 0, 1], 1)
+    found = pass_at("logit", ranks, [[0], [0], [1]], 1)
     assert (found.passed, found.others) == (1.0, 0.0)
 
 

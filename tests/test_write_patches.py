@@ -39,9 +39,11 @@ EVERY = pytest.mark.parametrize(
 )
 
 
-def run_of(model: CausalLM, patches: list[WritePatch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def run_of(
+    model: CausalLM, patches: list[WritePatch], prompts: list[list[int]] = PROMPTS
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Last residuals at last positions: of the prompts, and of the patched runs; and the steps of the writes."""
-    run = WritePatchedPass(PROMPTS, patches, model.sublayers, model.n_heads, model.d_model)
+    run = WritePatchedPass(prompts, patches, model.sublayers, model.n_heads, model.d_model)
     own, patched = model.run_patched(run)
     return own, patched, run.steps
 
@@ -73,7 +75,7 @@ def last_residual(model: Any, ids: list[int]) -> torch.Tensor:
     return out[0]
 
 
-def by_transformers(folder: Path, patch: WritePatch, path: str) -> torch.Tensor:
+def by_transformers(folder: Path, patch: WritePatch, path: str, prompts: list[list[int]] = PROMPTS) -> torch.Tensor:
     """The last residual at the last position, with a module's output, or a head in front of it, replaced."""
     model = load_resident(folder)
     module = blocks_of(model)[patch.layer - 1].get_submodule(path)
@@ -84,7 +86,7 @@ def by_transformers(folder: Path, patch: WritePatch, path: str) -> torch.Tensor:
 
     if patch.head is None:
         with hooked(module, after=lambda _m, _a, o: seen.append(flat(o[0] if isinstance(o, tuple) else o).clone())):
-            model(torch.tensor([PROMPTS[patch.source]]), use_cache=False)
+            model(torch.tensor([prompts[patch.source]]), use_cache=False)
 
         def after(_: Any, args: Any, output: Any) -> Any:
             put = (output[0] if isinstance(output, tuple) else output).clone()
@@ -92,9 +94,9 @@ def by_transformers(folder: Path, patch: WritePatch, path: str) -> torch.Tensor:
             return (put, *output[1:]) if isinstance(output, tuple) else put
 
         with hooked(module, after=after):
-            return last_residual(model, PROMPTS[patch.base])
+            return last_residual(model, prompts[patch.base])
     with hooked(module, before=lambda _m, args: seen.append(flat(args[0]).clone())):
-        model(torch.tensor([PROMPTS[patch.source]]), use_cache=False)
+        model(torch.tensor([prompts[patch.source]]), use_cache=False)
 
     def before(_: Any, args: Any) -> Any:
         put, size = args[0].clone(), args[0].shape[-1] // model.config.num_attention_heads
@@ -103,7 +105,7 @@ def by_transformers(folder: Path, patch: WritePatch, path: str) -> torch.Tensor:
         return (put, *args[1:])
 
     with hooked(module, before=before):
-        return last_residual(model, PROMPTS[patch.base])
+        return last_residual(model, prompts[patch.base])
 
 
 @EVERY
@@ -125,6 +127,24 @@ def test_a_patched_run_is_what_transformers_computes_with_the_write_replaced(nam
         own = last_residual(load_resident(tiny(name)), PROMPTS[patch.base])
         differing += int((expected - own).abs().max() > 10 * TOLERANCE * own.abs().max())
     assert differing > len(patches) / 2
+
+
+def test_prompts_longer_than_a_window_get_their_writes_replaced_under_it(tiny):
+    prompts = [[0, 301, 12, 88, 1, 254, 7, 63, 5], [0, 301, 55, 88, 1, 254, 7, 63, 5], [0, 9, 5]]
+    name = "gemma2"  # norms behind both writes, and a window in every second block
+    model = CausalLM.open(tiny(name), device="cpu")
+    assert model.architecture.windows == (4, None, 4, None)
+    patches = [
+        WritePatch(layer, site, base, at, source, there, head)  # type: ignore[arg-type]
+        for layer in range(1, model.n_layers + 1)
+        for site, head in (("attn", None), ("mlp", None), ("head", 1))
+        for base, source, at, there in ((0, 1, 2, 2), (1, 0, 7, 7), (0, 2, 5, 2))
+    ]
+    _, patched, _ = run_of(model, patches, prompts)
+    for row, patch in zip(patched, patches, strict=True):
+        path = ADDED_BY[name][["attn", "mlp", "head"].index(patch.site)]
+        expected = by_transformers(tiny(name), patch, path, prompts)
+        assert (row - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 @EVERY

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerscope.analysis.analysed_run import AnalysedRun as AnalysedRun
     from layerscope.analysis.answer_tracking import TrackedAnswers as TrackedAnswers
+    from layerscope.analysis.task_scores import LensTasks as LensTasks
     from layerscope.audit.audit import AuditResult as AuditResult
     from layerscope.audit.audit_report import audit_report as audit_report
     from layerscope.diffing.diff import DiffResult as DiffResult
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from layerscope.probing.answer_rows import fit_answer_rows as fit_answer_rows
     from layerscope.probing.answer_rows import track_answers as track_answers
     from layerscope.probing.bakeoff import bakeoff as bakeoff
+    from layerscope.probing.lens_tasks import score_lenses as score_lenses
     from layerscope.probing.probe import probe as probe
     from layerscope.probing.word_search import WordSearch as WordSearch
     from layerscope.probing.word_search import word_search as word_search
@@ -65,10 +67,13 @@ if TYPE_CHECKING:
     from layerscope.suite import Suite as Suite
     from layerscope.suite import builtin_suites as builtin_suites
     from layerscope.suite import load_suite as load_suite
+    from layerscope.suite.word_tasks import WordTask as WordTask
+    from layerscope.suite.word_tasks import read_word_tasks as read_word_tasks
 
 _NAMES = {
     "layerscope.analysis.analysed_run": "AnalysedRun",
     "layerscope.analysis.answer_tracking": "TrackedAnswers",
+    "layerscope.analysis.task_scores": "LensTasks",
     "layerscope.audit.audit": "AuditResult",
     "layerscope.audit.audit_report": "audit_report",
     "layerscope.diffing.diff": "DiffResult diff",
@@ -90,12 +95,14 @@ _NAMES = {
     "layerscope.model.residuals": "Residuals",
     "layerscope.probing.answer_rows": "fit_answer_rows track_answers",
     "layerscope.probing.bakeoff": "bakeoff",
+    "layerscope.probing.lens_tasks": "score_lenses",
     "layerscope.probing.probe": "probe",
     "layerscope.probing.word_search": "WordSearch word_search",
     "layerscope.published.read.reader": "read_published",
     "layerscope.report.cited.archive": "Archive",
     "layerscope.run": "Run",
     "layerscope.suite": "Prompt Suite builtin_suites load_suite",
+    "layerscope.suite.word_tasks": "WordTask read_word_tasks",
 }
 """Names by their homes."""
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
-from layerscope.analysis.analysed_run import AnalysedRun, check_pairs, n_pairs
+from layerscope.analysis.analysed_run import AnalysedRun, check_pairs, n_pairs, n_write_patches
 from layerscope.analysis.model_diff import ModelDiff
 from layerscope.analysis.verdict_json import verdict_text
 from layerscope.analysis.write_effects import same_effects
@@ -54,7 +54,7 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
         if run.writers is not None or _attributed(run.record):
             table = pl.DataFrame(schema=writers.SCHEMA) if run.writers is None else run.writers
             (folder / writers.FILE).write_bytes(table_bytes(table))
-        if run.write_patches is not None or _n_write_patches(run.record):
+        if run.write_patches is not None or n_write_patches(run.record):
             replaced = pl.DataFrame(schema=write_patches.SCHEMA) if run.write_patches is None else run.write_patches
             (folder / write_patches.FILE).write_bytes(table_bytes(replaced))
         (folder / "verdict.json").write_text(verdict_text(run.verdict, run.record), encoding="utf-8")
@@ -204,15 +204,9 @@ def _read_writers(path: Path) -> pl.DataFrame | None:
     return table if len(table) else None
 
 
-def _n_write_patches(record: RunRecord) -> int:
-    """How many runs with one write replaced the record speaks of."""
-    found = record.measured.sublayers
-    return 0 if found is None or found.write_patching is None else found.write_patching.n_patches
-
-
 def _read_write_patches(path: Path, record: RunRecord) -> pl.DataFrame | None:
     """The table; None where no write was replaced, or the run was saved without it."""
-    due = _n_write_patches(record)
+    due = n_write_patches(record)
     if due == 0:
         return None
     table = _read_table(path)

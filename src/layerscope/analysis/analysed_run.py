@@ -9,6 +9,7 @@ import polars as pl
 from layerscope.analysis.diagnostics import AllMilestones, Diagnostics, Verdict, judge
 from layerscope.analysis.guidance import Guidance
 from layerscope.analysis.judged_view import judged_rows
+from layerscope.analysis.write_effects import found_again
 from layerscope.errors import RunError
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.patches import check_patches, no_patches
@@ -16,6 +17,7 @@ from layerscope.record.rows import check_rows
 from layerscope.record.run_record import RunRecord
 from layerscope.record.stored_rows import collected
 from layerscope.record.write_patches import check_write_patches
+from layerscope.record.write_patching import WritePatchingRecord
 from layerscope.record.writers import check_writers
 
 
@@ -75,6 +77,15 @@ class AnalysedRun:
     def has_pairs(self) -> bool:
         """Whether any facts were patched into one another."""
         return n_pairs(self.record) > 0
+
+    @property
+    def write_effects(self) -> WritePatchingRecord | None:
+        """What single writes do in other runs, by the run's own tables as far as they are at hand; None without any."""
+        sublayers = self.record.measured.sublayers
+        found = None if sublayers is None else sublayers.write_patching
+        if found is None or self.write_patches is None or self.write_patches.is_empty():
+            return found
+        return found_again(found, self.write_patches, self.writers)
 
     @cached_property
     def n_rows(self) -> int:
@@ -148,6 +159,12 @@ class AnalysedRun:
 def n_pairs(record: RunRecord) -> int:
     """How many pairs were patched."""
     return 0 if record.measured.patching is None else len(record.measured.patching.pairs)
+
+
+def n_write_patches(record: RunRecord) -> int:
+    """How many runs with one write replaced the record speaks of."""
+    found = record.measured.sublayers
+    return 0 if found is None or found.write_patching is None else found.write_patching.n_patches
 
 
 def check_pairs(patches: pl.DataFrame, record: RunRecord) -> None:

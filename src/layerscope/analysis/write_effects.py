@@ -74,7 +74,10 @@ def of_table(
         self_patch_logit_change: what came of a run's own writes.
     """
     own = shares.filter(
-        pl.col("fact_index").is_in(table["base"].unique()), kind="dla", prompt_id="pos", prompt_variant=prompt_variant
+        pl.col("fact_index").is_in(table["base"].unique().to_list()),
+        kind="dla",
+        prompt_id="pos",
+        prompt_variant=prompt_variant,
     )
     parts = {part: _of_part(table.filter(site=site), n_layers) for part, site in _SITES.items()}
     whole = {part: _mean_shares(own.filter(site=site), n_layers) for part, site in _SITES.items()}
@@ -92,6 +95,30 @@ def of_table(
         spearman_of_direct=_agreement([of.direct for of in parts.values()], [of.next for of in parts.values()]),
         self_patch_logit_change=self_patch_logit_change,
     )
+
+
+def found_again(record: WritePatchingRecord, table: pl.DataFrame, shares: pl.DataFrame | None) -> WritePatchingRecord:
+    """The same of a run's tables; what rests on shares is as the record has it where their table is not at hand.
+
+    Args:
+        record: what the run says.
+        table: as in `of_table`.
+        shares: as in `of_table`; None where only the record has them.
+    """
+    n_layers = len(record.attention.next) - 1
+    if shares is not None:
+        return of_table(
+            table,
+            n_layers,
+            shares,
+            prompt_variant=record.prompt_variant,
+            n_pairs_left=record.n_pairs_left,
+            self_patch_logit_change=record.self_patch_logit_change,
+        )
+    parts = {part: _of_part(table.filter(site=site), n_layers) for part, site in _SITES.items()}
+    direct = _agreement([of.direct for of in parts.values()], [of.next for of in parts.values()])
+    found = {"attention": parts[ATTENTION], "mlp": parts[MLP], "spearman_of_direct": direct, "n_patches": len(table)}
+    return record.model_copy(update=found)
 
 
 def same_effects(table: pl.DataFrame, record: WritePatchingRecord) -> bool:

@@ -170,7 +170,7 @@ class Interchange:
         """Memory of a pass, each copy of which is one node: what a block holds of all tokens, and the stream twice."""
         model, width = self.model, max(len(fact.token_ids) for fact in self.facts) + 2 * ROW_NODES
         n_rows = len(self.facts) + n_copies // ROW_NODES
-        return 4 * (model.widest_activation + 2 * model.d_model + width * ((model.n_heads or 0) + 2)) * width * n_rows
+        return 4 * (model.widest_activation + 2 * model.d_model + width * ((model.n_heads or 0) + 3)) * width * n_rows
 
     def _effects(
         self, group: Sequence[_Written], progress: Callable[[int, int], None]

@@ -133,7 +133,7 @@ class PatchedRuns:
     def _why_not(self) -> str | None:
         if not self.pairs:
             return NO_PAIR
-        return why_not_patched(self.model.architecture, max(map(len, self.token_ids)))
+        return why_not_patched(self.model.architecture)
 
     def _record(self, variant: str, pairs: tuple[PatchedPairRecord, ...], reason: str | None) -> PatchingRecord:
         left_out = dict(self.left_out)
@@ -189,7 +189,7 @@ class PatchedRuns:
         nodes = sum(len(self.token_ids[patch.base]) - patch.position for patch in patches)
         width = max(len(self.token_ids[row]) for row in used) + 2 * ROW_NODES
         n_rows = len(used) + nodes // ROW_NODES
-        per_token = self.model.widest_activation + 2 * self.model.d_model + width * ((self.model.n_heads or 0) + 2)
+        per_token = self.model.widest_activation + 2 * self.model.d_model + width * ((self.model.n_heads or 0) + 3)
         return 4 * per_token * width * n_rows
 
     # What they say

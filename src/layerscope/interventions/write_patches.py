@@ -159,7 +159,7 @@ class WritePatches:
         nodes = sum(len(self.token_ids[copy.patch.base]) - copy.patch.position for copy in copies)
         width = max(len(self.token_ids[row]) for row in used) + 2 * ROW_NODES
         n_rows = len(used) + nodes // ROW_NODES
-        per_token = model.widest_activation + 4 * model.d_model + width * ((model.n_heads or 0) + 2)
+        per_token = model.widest_activation + 4 * model.d_model + width * ((model.n_heads or 0) + 3)
         return 4 * (per_token * width * n_rows + 2 * model.d_model * len(copies))
 
     # What they say

@@ -63,9 +63,18 @@ class Architecture:
     transform: HeadTransform
     rope: Rope | None
     """None where the frequencies do not depend on the length."""
-    folds_up_to: int | None
-    """Longest prompt whose beginning may be shared with others' (`packing`): a sliding window ends it. Zero where
-    attention takes no mask from outside (ALiBi) or nothing is known of it; None where there is no limit."""
+    takes_mask: bool
+    """Whether attention takes masks and positions from outside; not with ALiBi, nor where nothing is known of it."""
+    windows: tuple[int | None, ...]
+    """For every block how many tokens up to itself a token attends to; None where to all of them."""
+
+    @property
+    def folds_up_to(self) -> int | None:
+        """Longest prompt whose beginning may be shared with others' (`packing`): the shortest window ends it.
+
+        Zero where attention takes no mask; None where there is no limit.
+        """
+        return min((window for window in self.windows if window is not None), default=None) if self.takes_mask else 0
 
 
 def architecture_of(model: Any, family: Family, known: bool, stored: Mapping[str, Stored]) -> Architecture:
@@ -102,7 +111,8 @@ def architecture_of(model: Any, family: Family, known: bool, stored: Mapping[str
         second_norms=tuple(_norm_path(path, block, (family.second_norm or "").split("|")) for path, block in paths),
         transform=declared_transform(config, family),
         rope=_length_dependent_rope(config),
-        folds_up_to=_folds_up_to(config) if known and _is_of_transformers(model) else 0,
+        takes_mask=known and _is_of_transformers(model) and not _has_alibi(config),
+        windows=_windows(config, n_layers),
     )
 
 
@@ -142,11 +152,21 @@ def _is_of_transformers(model: nn.Module) -> bool:
     return type(model).__module__.startswith("transformers.models.")
 
 
-def _folds_up_to(config: Any) -> int | None:
-    if config.model_type == "bloom" or getattr(config, "alibi", False):
-        return 0  # their distances are counted along the batch, and no position can be given
+def _has_alibi(config: Any) -> bool:
+    """Whether distances are counted along the batch, so that no position can be given."""
+    return config.model_type == "bloom" or bool(getattr(config, "alibi", False))
+
+
+def _windows(config: Any, n_layers: int) -> tuple[int | None, ...]:
+    """Of the layers that the config names so, or of all where it names none, as Transformers has it.
+
+    A config that switches its window off has none left once it is read.
+    """
     window = getattr(config, "sliding_window", None)
-    return None if window is None or getattr(config, "use_sliding_window", True) is False else int(window)
+    if window is None:
+        return (None,) * n_layers
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention",) * n_layers
+    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
 
 
 def batches(rope: Rope | None, lengths: Sequence[int]) -> list[list[int]]:

@@ -28,6 +28,7 @@ class PatchedPass:
         self.patches = patches
         self.trees: PatchTrees = patch_trees(token_ids, patches, n_layers)
         self._stream: Tensor | None = None
+        self._masks = dict[int, Tensor]()
 
     @property
     def stream(self) -> Float[Tensor, "row node d_model"]:
@@ -52,6 +53,7 @@ class PatchedPass:
         self,
         hooks: Hooks,
         blocks: Sequence[nn.Module],
+        windows: Sequence[int | None],
         head: nn.Module,
         *,
         before: Callable[[int], None],
@@ -63,6 +65,7 @@ class PatchedPass:
         Args:
             hooks: take the hooks, and take them away.
             blocks: of the model.
+            windows: of every block's attention.
             head: of the model; nothing is decoded here, and it is called because the module's own forward calls it.
             before: called with a block's index before it runs.
             after: called when it has.
@@ -73,18 +76,21 @@ class PatchedPass:
             return lambda *args: hook(*args) if is_this() else None
 
         for i, block in enumerate(blocks):
-            hooks.before(block, only_here(self._enter(i, before)))
+            hooks.before(block, only_here(self._enter(i, windows[i], before)))
             hooks.after(block, only_here(self._leave(i, after)))
         hooks.before(head, only_here(lambda module, args, kwargs: ((args[0][:1, :1],), kwargs)))
 
-    def _enter(self, i: int, before: Callable[[int], None]) -> Callable[..., Any]:
+    def _enter(self, i: int, window: int | None, before: Callable[[int], None]) -> Callable[..., Any]:
         width = self.trees.token_ids.shape[1]
+        within = None if window is None or window >= max(self.trees.lengths) else window
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             before(i)
             if i == 0:
                 self._stream = (args[0] if args else kwargs["hidden_states"]).clone()
             write_copies(self.stream, self.trees, self.patches, i)
+            if within is not None:
+                kwargs = kwargs | {"attention_mask": self._mask_within(within, kwargs.get("attention_mask"))}
             others = None if args[1:] else first_nodes(kwargs, self.trees.widths[i], width)
             if others is None:
                 return ((self.stream, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": self.stream})
@@ -92,6 +98,18 @@ class PatchedPass:
             return ((here,), others) if args else (args, others | {"hidden_states": here})
 
         return enter
+
+    def _mask_within(self, window: int, whole: object) -> Float[Tensor, "row 1 node node"]:
+        """The mask of a block whose tokens see no further back than this, in the place of the one that sees all.
+
+        Raises:
+            ModelError: the block is given no such mask, and so would see all.
+        """
+        if not isinstance(whole, Tensor) or whole.shape != self.trees.sees.shape:
+            raise ModelError(f"A block with a window of {window} tokens is given no mask that could say so.")
+        if window not in self._masks:
+            self._masks[window] = self.trees.mask(whole.dtype, whole.device, window)
+        return self._masks[window]
 
     def _leave(self, i: int, after: Callable[[int], None]) -> Callable[..., Any]:
         def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -109,7 +127,7 @@ def run_patched(streamed: StreamedModule, run: PatchedPass, name: str, progress:
     Raises:
         ModelError: the blocks of the model, which goes by `name`, cannot be resumed.
     """
-    reason = why_not_patched(streamed.architecture, max(run.trees.lengths))
+    reason = why_not_patched(streamed.architecture)
     if reason is not None:
         raise ModelError(f"{name} cannot be run with residuals replaced: {reason}.")
 
@@ -119,7 +137,8 @@ def run_patched(streamed: StreamedModule, run: PatchedPass, name: str, progress:
 
     reset_rope(streamed.module)
     with streamed.weights.past_the_page_cache() as names, Hooks() as hooks:
-        run.hook(hooks, streamed.blocks, streamed.head, before=streamed.weights.lend, after=after)
+        windows = streamed.architecture.windows
+        run.hook(hooks, streamed.blocks, windows, streamed.head, before=streamed.weights.lend, after=after)
         with streamed.weights.reading(names, head_next=True):
             streamed.run(ModelInput.of_copies(run.trees, streamed.placement))
 
@@ -135,6 +154,7 @@ def in_step(streamed: StreamedModule, run: PatchedPass | None) -> Iterator[InSte
         run.hook(
             hooks,
             streamed.blocks,
+            streamed.architecture.windows,
             streamed.head,
             before=lambda i: None,
             after=lambda i: other.pause(),

@@ -83,10 +83,23 @@ class PatchTrees:
         """The node of a copy's last token."""
         return first + self.lengths[patch.base] - 1 - patch.position
 
-    def mask(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "row 1 node node"]:
-        """What is added to attention scores: zero, or the least number there is."""
+    def mask(
+        self, dtype: torch.dtype, device: torch.device, window: int | None = None
+    ) -> Float[Tensor, "row 1 node node"]:
+        """What is added to attention scores: zero, or the least number there is.
+
+        Args:
+            dtype: of the scores.
+            device: where they are computed.
+            window: of how many positions of its own run, itself the last, a token sees the nodes; of all by default.
+        """
+        sees = self.sees
+        if window is not None:
+            positions = self.positions.int()
+            distance = positions[:, None, :, None] - positions[:, None, None, :]
+            sees = sees & (distance < window)
         hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype)
-        return torch.where(self.sees, torch.zeros((), dtype=dtype), hidden).to(device)
+        return torch.where(sees, torch.zeros((), dtype=dtype), hidden).to(device)
 
 
 def patch_trees(token_ids: Sequence[Sequence[int]], patches: Sequence[Patch], n_layers: int) -> PatchTrees:
@@ -183,18 +196,15 @@ def _check(patches: Sequence[Patch], lengths: Sequence[int], n_layers: int) -> N
                 )
 
 
-def why_not_patched(architecture: Architecture, longest: int) -> str | None:
-    """Why prompts of such a length cannot be run with their residuals replaced; None where they can."""
-    limit = architecture.folds_up_to
+def why_not_patched(architecture: Architecture) -> str | None:
+    """Why a model's prompts cannot be run with their residuals replaced; None where they can."""
     if architecture.rope is not None:
         return f"the rotary frequencies of '{architecture.family}' models depend on the length of what they read"
-    if limit == 0:
+    if not architecture.takes_mask:
         return (
             f"blocks of '{architecture.family}' models cannot be resumed: their attention takes no mask from outside, "
             "or nothing is known of it"
         )
-    if limit is not None and longest > limit:
-        return f"a prompt has {longest} tokens, and the sliding window of the model ends after {limit}"
     return None
 
 

@@ -291,6 +291,20 @@ class Tokens:
         spans = enumerate(encoding["offset_mapping"])
         return max((i for i, (begin, end) in spans if begin < start + len(part) and end > start), default=None)
 
+    def token_at(self, text: str, character: int) -> int:
+        """Index, without what begins every prompt, of the token that holds a character of a text.
+
+        Raises:
+            TokenizerError: the tokenizer does not say where in the text its tokens stand.
+        """
+        if not self._tokenizer.is_fast:
+            raise TokenizerError(
+                "This tokenizer does not say where in a text its tokens stand; take the model with a tokenizer.json."
+            )
+        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = (i for i, (_, end) in enumerate(encoding["offset_mapping"]) if end > character)
+        return next(ends, len(encoding["input_ids"]) - 1)
+
     def _pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
         return tuple(str(piece) for piece in self._tokenizer.convert_ids_to_tokens(list(ids)))
 

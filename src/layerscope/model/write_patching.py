@@ -94,6 +94,7 @@ class WritePatchedPass(PatchedPass):
         self,
         hooks: Hooks,
         blocks: Sequence[nn.Module],
+        windows: Sequence[int | None],
         head: nn.Module,
         *,
         before: Callable[[int], None],
@@ -101,7 +102,7 @@ class WritePatchedPass(PatchedPass):
         is_this: Callable[[], bool] = lambda: True,
     ) -> None:
         """As a pass with replaced residuals; and replace what the parts return, or what an output matrix reads."""
-        super().hook(hooks, blocks, head, before=before, after=after, is_this=is_this)
+        super().hook(hooks, blocks, windows, head, before=before, after=after, is_this=is_this)
         by_part: dict[tuple[int, WriteSite], list[int]] = {}
         for i, patch in enumerate(self._writes):
             by_part.setdefault((patch.layer, patch.site), []).append(i)

@@ -4,32 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
-from numpy.typing import NDArray
-from torch import Tensor
 
 from layerscope.analysis.pass_at import PassAt, pass_at
 from layerscope.bundled import BUNDLED
 from layerscope.errors import SuiteError
-from layerscope.lenses.derived import shuffled
-from layerscope.lenses.jacobian_lens import JacobianLens
-from layerscope.lenses.lens import Lens
-from layerscope.lenses.prism_lens import PrismLens
-from layerscope.lenses.tuned_lens import TunedLens
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.reproducible import reproducible
 from layerscope.options import keywords
 from layerscope.probing.lens_selection import choose_lenses
 from layerscope.probing.opening import lens_names, opened
 from layerscope.probing.options import SuiteOptions
+from layerscope.probing.word_ranks import last_states, ranks_of, with_nulls
 from layerscope.suite.suite import Prompt, Suite
 
 DEFAULT_LENSES = ("logit",)
 """What is read through beside fitted lenses; a Jacobian lens with identities is the logit lens."""
-ROWS = 64
-"""Rows decoded over the whole vocabulary at once."""
 FEWEST_WORDS = 2
 """One word for the item, and another for the null."""
 
@@ -81,7 +71,7 @@ def word_search(request: WordSearchRequest) -> WordSearch:
     items = _bridged(request.read_suite(), request.bridge)
     model = opened(request.model, request)
     names = None if request.lenses is None else lens_names(request.lenses)
-    lenses = _with_nulls(choose_lenses(model, names, DEFAULT_LENSES, request.lens_dir).bind(model), request.seed)
+    lenses = with_nulls(choose_lenses(model, names, DEFAULT_LENSES, request.lens_dir).bind(model), request.seed)
     forms = {item: _forms(model, item) for item in items}
     kept = [item for item in items if forms[item]]
     words = list(dict.fromkeys(item.word for item in kept))
@@ -92,12 +82,11 @@ def word_search(request: WordSearchRequest) -> WordSearch:
         )
     ids = {item.word: forms[item] for item in kept}
     with reproducible(request.seed, model.placement.device), torch.inference_mode():
-        residuals = model.forward([model.tokens.input_ids(item.text) for item in kept], n_logits=1)
-        states = torch.stack([residuals.of_prompt(i)[:, -1] for i in range(len(kept))])
+        states = last_states(model, [model.tokens.input_ids(item.text) for item in kept])
         scores = []
         for lens in lenses:
-            ranks = _ranks(model, lens, states, [ids[word] for word in words])
-            of = [words.index(item.word) for item in kept]
+            ranks = ranks_of(model, lens, states, [ids[word] for word in words])
+            of = [[words.index(item.word)] for item in kept]
             scores += [pass_at(lens.name, ranks, of, k) for k in request.ks]
     skipped = tuple(item.word for item in items if not forms[item])
     return WordSearch(tuple(scores), tuple(words), skipped)
@@ -130,36 +119,3 @@ def _forms(model: CausalLM, item: _Item) -> list[int]:
     """The ids of a word's forms that are one token."""
     forms = model.tokens.forms(item.text, item.word)
     return sorted({form.answer_ids[0] for form in forms if len(form.answer_ids) == 1})
-
-
-def _with_nulls(lenses: Sequence[Lens], seed: int) -> list[Lens]:
-    """Behind every fitted lens the same with its weights shuffled."""
-    found: list[Lens] = []
-    for lens in lenses:
-        found.append(lens)
-        if isinstance(lens, TunedLens | JacobianLens | PrismLens):
-            found.append(shuffled(lens, seed))
-    return found
-
-
-def _ranks(
-    model: CausalLM, lens: Lens, states: Float[Tensor, "item layer_0_on d_model"], words: Sequence[Sequence[int]]
-) -> NDArray[np.int64]:
-    """`[item, word, layer]`, layers 1 to n_layers: 1 and the ids with a larger logit than a word's best form.
-
-    What a head does to its logits leaves their order, so ranks are taken before it.
-    """
-    n_items, n_layers = len(states), model.n_layers
-    ranks = torch.empty(n_items, len(words), n_layers, dtype=torch.int64)
-    for layer in range(1, n_layers + 1):
-        for some in torch.split(torch.arange(n_items), ROWS):
-            rows = model.unembedding.head_input(lens(states[some, layer].to(model.placement.device), layer).float())
-            logits = model.unembedding.logits(rows)
-            for place, ids in enumerate(words):
-                ranks[some, place, layer - 1] = _rank(logits, torch.tensor(ids)).cpu()
-    return ranks.numpy()
-
-
-def _rank(logits: Float[Tensor, "row d_vocab"], ids: Int[Tensor, " form"]) -> Int[Tensor, " row"]:
-    best = logits[:, ids.to(logits.device)].amax(1, keepdim=True)
-    return 1 + (logits > best).sum(1)

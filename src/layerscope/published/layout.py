@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from layerscope.errors import RunError
 from layerscope.record.patches import PATCH_COLUMNS
 from layerscope.record.rows import COLUMNS
+from layerscope.record.write_patches import WRITE_PATCH_COLUMNS
 
 Kind: TypeAlias = Literal["int", "float", "str", "bool"]
 Value: TypeAlias = str | int | float | bool | None
@@ -274,9 +275,17 @@ PATCHES = Table(
 )
 """What came of every patch, in the extended dialect alone."""
 
+SINGLE_WRITES = Table(
+    "single-writes",
+    "M",
+    (),
+    appended=tuple(TableColumn(c.name, _KINDS[str(c.dtype)], "M") for c in WRITE_PATCH_COLUMNS),
+)
+"""What came of every write that was put into another run, in the extended dialect alone."""
+
 TABLES = (
     RECORDS, NEXT_TOKEN, RAWLENS, RAWLENS_WINDOW, MILESTONES, ARTIFACT_AUDIT, TUNED_VARIANTS, POSITIONS_TUNED_AUDIT,
-    PATCHES,
+    PATCHES, SINGLE_WRITES,
 )  # fmt: skip
 
 

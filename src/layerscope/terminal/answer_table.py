@@ -12,7 +12,8 @@ from layerscope.lens_record import AnswerRowsRecord
 from layerscope.report.numbers import ABSENT, short_text
 from layerscope.report.sentences.lines import LabelledLine, under_one_label
 from layerscope.report.text import printable
-from layerscope.terminal.lens_tables import corpus_lines, fits_line, labelled_grid, left_out, made_line
+from layerscope.terminal.labelled_grid import labelled_grid
+from layerscope.terminal.lens_tables import corpus_lines, fits_line, left_out, made_line
 
 HASH_SHOWN = 8
 """Digits of a hash that tell one folder from another."""

@@ -1,7 +1,6 @@
 """A comparison of two models for a console of 80 columns."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -10,7 +9,7 @@ from rich.text import Text
 from layerscope.analysis.model_diff import LayerDiff, ModelDiff
 from layerscope.report.sentences.model_diff import bits, headline, how_to_read, in_lines, share, title
 from layerscope.report.text import printable
-from layerscope.terminal.verdict import grid
+from layerscope.terminal.labelled_grid import labelled_grid
 
 COLUMNS = (
     *("layer", "change", "injected", "inherited", "lens\nKL"),
@@ -29,7 +28,7 @@ def diff_table(found: ModelDiff, *, details: bool = False) -> Iterator[Renderabl
     """
     yield Text(printable(title(found)), style="bold")
     yield Text(headline(found), style="bold")
-    yield grid([replace(line, text=printable(line.text)) for line in in_lines(found)])
+    yield labelled_grid(in_lines(found))
     if not found.is_identical:
         yield _layers(found, details)
         yield Text(how_to_read(found), style="dim")

@@ -10,9 +10,9 @@ from rich.text import Text
 from layerscope import lens_record
 from layerscope.analysis.curve_shapes import ranges
 from layerscope.report.numbers import ABSENT, short_text
-from layerscope.report.sentences.lines import LINE, LabelledLine, under_one_label
+from layerscope.report.sentences.lines import LabelledLine, under_one_label
 from layerscope.report.text import printable
-from layerscope.terminal.verdict import LABEL_WIDTH, STYLES
+from layerscope.terminal.labelled_grid import labelled_grid
 
 HASH_SHOWN = 8
 """Digits of a hash that tell one lens from another."""
@@ -336,17 +336,6 @@ def made_line(created_utc: str, settings: lens_record.Settings | None) -> str:
         f"{created_utc} by layerscope {settings.layerscope}, torch {settings.torch}; {settings.device} "
         f"{settings.dtype}, {threads}, seed {settings.seed}"
     )
-
-
-def labelled_grid(lines: Sequence[LabelledLine]) -> Table:
-    """Labels to the left, texts wrapped beside them."""
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    grid.add_column(min_width=LABEL_WIDTH, no_wrap=True)
-    grid.add_column(max_width=LINE, overflow="fold")
-    for line in lines:
-        # What stands in a record came from names of files and from other programs.
-        grid.add_row(Text(line.label, style="dim"), Text(printable(line.text), style=STYLES.get(line.weight, "")))
-    return grid
 
 
 def _count(n: int | None) -> str:

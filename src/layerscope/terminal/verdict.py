@@ -10,20 +10,17 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.record.run_record import RunRecord
 from layerscope.report.sentences.guidance import reporting
-from layerscope.report.sentences.lines import LINE, LabelledLine, Weight, plural, under_one_label
+from layerscope.report.sentences.lines import LINE, LabelledLine, plural, under_one_label
 from layerscope.report.sentences.verdict import P_IS, VerdictText
 from layerscope.report.text import printable
+from layerscope.terminal.labelled_grid import LABEL_WIDTH, labelled_grid
 
 MOST_LINES = 16
 """Of a verdict without its details."""
 _LEFT_OUT_FIRST = ("lenses", "lost", "first fact", "control", "twin", "writers", P_IS, "wording", "chance")
 """Labels of what has to wait for the details where lines are short."""
 WIDTH = 80
-LABEL_WIDTH = 11
-"""With a space and `LINE` characters of text, 80 columns."""
 _HEADER_WIDTH = 9
-STYLES: dict[Weight, str] = {"aside": "dim", "free": "green", "main": "bold", "advise": "yellow", "block": "red"}
-"""An addition, for nothing is said by colour alone."""
 
 
 def run_verdict(run: AnalysedRun, *, details: bool = False) -> Iterator[RenderableType]:
@@ -43,17 +40,17 @@ def verdict_of(verdict: Verdict, record: RunRecord, *, details: bool = False) ->
     yield Text("\n".join(headline), style="bold")
     if text.names_layers:
         summary = text.summary(whole=details)
-        yield grid(summary if details else _in_short(text, summary, MOST_LINES - 1 - len(headline)))
+        yield labelled_grid(summary if details else _in_short(text, summary, MOST_LINES - 1 - len(headline)))
         if details:
             yield _of_first_fact(text)
-            yield grid(text.strength())
+            yield labelled_grid(text.strength())
             yield _lens_table(text)
-            yield grid(text.circumstances())
+            yield labelled_grid(text.circumstances())
             if written := text.writers():
                 yield Text("what wrote the answer", style="bold")
-                yield grid(written)
+                yield labelled_grid(written)
     if details or not text.names_layers:
-        yield grid(reporting(verdict.guidance, verdict.diagnostics.headline, ranked=text.ranked))
+        yield labelled_grid(reporting(verdict.guidance, verdict.diagnostics.headline, ranked=text.ranked))
 
 
 def _of_first_fact(text: VerdictText) -> Text:
@@ -92,17 +89,6 @@ def _height(lines: Sequence[LabelledLine]) -> int:
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines as wide as the terminal shows them, where a character may take two columns."""
     return [line.plain.rstrip() for line in Text(text).wrap(Console(width=width), width)]
-
-
-def grid(lines: Sequence[LabelledLine]) -> Table:
-    """Labels to the left, texts wrapped beside them."""
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    grid.add_column(min_width=LABEL_WIDTH, no_wrap=True)
-    grid.add_column(max_width=LINE)
-    for line in lines:
-        style = STYLES.get(line.weight, "")
-        grid.add_row(Text(line.label, style=style or "dim"), Text(line.text, style=style))
-    return grid
 
 
 def _lens_table(text: VerdictText) -> Table:

@@ -1,14 +1,14 @@
 """An extended folder: the record stands whole in its JSON, and the tables of records hold every row of the run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count, pairwise
 from pathlib import Path
 
 import polars as pl
 from pydantic import ValidationError
 
-from layerscope.analysis.analysed_run import AnalysedRun, n_pairs
+from layerscope.analysis.analysed_run import AnalysedRun, n_pairs, n_write_patches
 from layerscope.errors import RunError
 from layerscope.published.dialect import Fault
 from layerscope.published.layout import (
@@ -18,7 +18,9 @@ from layerscope.published.layout import (
     PATCHES,
     RECORD_KEY,
     RECORDS,
+    SINGLE_WRITES,
     TABLES,
+    Table,
     TableColumn,
     check_lens_names,
     columns_of,
@@ -28,8 +30,9 @@ from layerscope.published.read.csv_table import ROW, check_table, frame_of, head
 from layerscope.published.read.document import Block
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.patches import PATCH_COLUMNS, patches_frame
-from layerscope.record.rows import COLUMNS, NEWER, rows_frame
+from layerscope.record.rows import COLUMNS, NEWER, Column, rows_frame
 from layerscope.record.run_record import READABLE_VERSIONS, SCHEMA_VERSION, RunRecord
+from layerscope.record.write_patches import WRITE_PATCH_COLUMNS, write_patches_frame
 
 _KEYS = ("prompt_id", "prompt_variant", "lens", "layer", "pos", "is_next", "finite", "row_in_run")
 _FILE = "file"
@@ -67,9 +70,10 @@ def read_extended(folder: Path, stem: str, document: Block) -> AnalysedRun:
         note(problems, document.file, [Fault(None, message)])
     _check_others(folder, stem, record, problems)
     patches = _patches(folder / csv_name(stem, PATCHES), record, problems)
+    writes = _single_writes(folder / csv_name(stem, SINGLE_WRITES), record, problems)
     record = record.model_copy(update={"problems": (*record.problems, *dict.fromkeys(problems))})
     table = rows_frame({c.name: [] if rows is None else rows[c.name] for c in COLUMNS})
-    return AnalysedRun(table, record, patches=patches)
+    return AnalysedRun(table, record, patches=patches, write_patches=writes)
 
 
 def _record_of(document: Block) -> RunRecord:
@@ -119,16 +123,36 @@ def _patches(path: Path, record: RunRecord, problems: list[ProblemRecord]) -> pl
     """What came of every patch; None, and a problem, where the table is missing or not whole."""
     if n_pairs(record) == 0:
         return None
+    return _interventions(path, PATCHES, PATCH_COLUMNS, patches_frame, "what came of every patch", problems)
+
+
+def _single_writes(path: Path, record: RunRecord, problems: list[ProblemRecord]) -> pl.DataFrame | None:
+    """What became of every write that was put into another run; None where none was, and as for patches."""
+    if n_write_patches(record) == 0:
+        return None
+    lost = "what came of every write that was put into another run"
+    return _interventions(path, SINGLE_WRITES, WRITE_PATCH_COLUMNS, write_patches_frame, lost, problems)
+
+
+def _interventions(
+    path: Path,
+    table: Table,
+    columns: Sequence[Column],
+    framed: Callable[[dict[str, pl.Series]], pl.DataFrame],
+    lost: str,
+    problems: list[ProblemRecord],
+) -> pl.DataFrame | None:
+    """A table whose columns are a run's own; None, and a problem, where it is missing or not whole."""
     if not path.is_file():
-        note(problems, path.name, [Fault(None, "the file is missing, and with it what came of every patch")])
+        note(problems, path.name, [Fault(None, f"the file is missing, and with it {lost}")])
         return None
     sheet = sheet_of(path, EXTENDED, problems)
-    keys = [column.name for column in PATCH_COLUMNS if not column.nullable]
-    frame = None if sheet is None else frame_of(sheet, columns_of(PATCHES, EXTENDED), keys, path.name, [], least=None)
+    keys = [column.name for column in columns if not column.nullable]
+    frame = None if sheet is None else frame_of(sheet, columns_of(table, EXTENDED), keys, path.name, [], least=None)
     if frame is None:
         return None  # why, the check of tables has noted
     try:
-        return patches_frame({column.name: frame[column.name] for column in PATCH_COLUMNS})
+        return framed({column.name: frame[column.name] for column in columns})
     except RunError as error:
         note(problems, path.name, [Fault(None, f"{error}; nothing was read from it")])
         return None

@@ -76,7 +76,7 @@ def read_published(path: str | Path, model: str | None = None) -> AnalysedRun:
     noted = list(run.record.problems)
     check_manifest(source.folder, source.stem, noted)
     record = run.record.model_copy(update={"problems": tuple(noted)})
-    run = AnalysedRun(run.rows, record, patches=run.patches)
+    run = AnalysedRun(run.rows, record, patches=run.patches, write_patches=run.write_patches)
     if model is not None and "/" in model and "/" in run.record.model.id and model != run.record.model.id:
         raise RunError(f"{source.folder}: does not hold {model}; {document.file} is of {run.record.model.id}.")
     return run

@@ -21,6 +21,7 @@ from layerscope.published.layout import (
     RAWLENS,
     RAWLENS_WINDOW,
     RECORDS,
+    SINGLE_WRITES,
     TUNED_VARIANTS,
     Dialect,
     Table,
@@ -73,6 +74,8 @@ def csv_tables(run: AnalysedRun, dialect: Dialect) -> Iterator[CsvTable]:
         yield _table(source, POSITIONS_TUNED_AUDIT, _position_rows(source))
     if source.extended and run.has_pairs:
         yield _table(source, PATCHES, run.patches.iter_rows(named=True))
+    if source.extended and run.write_patches is not None:
+        yield _table(source, SINGLE_WRITES, run.write_patches.iter_rows(named=True))
 
 
 def _table(

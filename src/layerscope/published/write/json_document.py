@@ -95,9 +95,11 @@ def _identity(source: Source) -> Tree:
 
 def _whole(source: Source) -> Tree:
     """What published files do not hold."""
+    writes = source.run.write_effects
     return {
         "milestones": json_milestones.all_milestones(source),
         "patching": plain(source.diagnostics.patching),
+        "write_patching": None if writes is None else writes.model_dump(mode="json"),
         "statistics": asdict(source.diagnostics.statistics),
     }
 

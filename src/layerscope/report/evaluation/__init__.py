@@ -12,6 +12,7 @@ from layerscope.report.evaluation.overview import fingerprint, overview
 from layerscope.report.evaluation.patterns import patterns
 from layerscope.report.evaluation.prompts import ablation, control, facts, temperatures
 from layerscope.report.evaluation.quotes import Quotes
+from layerscope.report.evaluation.single_writes import single_writes
 
 __all__ = ["evaluation"]
 NO_RANKS = (
@@ -58,6 +59,7 @@ def _findings(quotes: Quotes) -> Section:
         raw_lens(quotes),
         fitted(quotes),
         *causal(quotes),
+        *single_writes(quotes),
         temperatures(quotes),
     )
     return Section(title, (), sections)

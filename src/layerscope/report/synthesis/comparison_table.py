@@ -18,6 +18,7 @@ from layerscope.report.synthesis.causal_section import patched
 from layerscope.report.synthesis.compared import Compared, compared
 from layerscope.report.synthesis.limits import gold_resolved, limits, reasons_of, warns
 from layerscope.report.synthesis.trust_sections import drift, risk_of
+from layerscope.report.synthesis.writes_section import largest, writes
 
 Value: TypeAlias = str | int | float | bool | list[str] | None
 _Get: TypeAlias = Callable[[Compared], Value]
@@ -171,6 +172,11 @@ def _patch_verdict(run: Compared) -> str | None:
     return None if found is None else str(found.verdict_of(run.evidence.headline))
 
 
+def _largest_write(name: str) -> _Get:
+    """Of the single write that moves the answer most; None where none was put into another run."""
+    return lambda run: value_at(largest(run), name)
+
+
 def _rank_change(lens: str, rank: int) -> _Get:
     def get(run: Compared) -> int | None:
         audit = run.diagnostics.fitted_lenses.get(lens)
@@ -271,6 +277,10 @@ _COLUMNS: dict[str, tuple[_DataType, str | _Get]] = {
     },
     "handover_layer_frac": (_REAL, _handover_frac),
     "handover_verdict": (_TEXT, _patch_verdict),
+    "largest_write": (_TEXT, _largest_write("part")),
+    "largest_write_layer": (_INT, _largest_write("layer")),
+    "largest_write_effect": (_REAL, _largest_write("effect")),
+    "write_effects_spearman": (_REAL, lambda run: value_at(writes(run), "spearman_of_shares")),
     "answered_on_top_for_good_median_frac": (_REAL, _over_answered("on_top_for_good", "median_depth")),
 }
 """How a run gives the values of each column: by the path of a field, or by a function; `not_comparable` comes last."""

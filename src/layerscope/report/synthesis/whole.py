@@ -15,7 +15,8 @@ from layerscope.report.synthesis.limits import limits
 from layerscope.report.synthesis.misreadings import misreadings_section
 from layerscope.report.synthesis.scope import scope_section
 from layerscope.report.synthesis.trust_sections import artefact_section, drift_section, head_section
-from layerscope.report.synthesis.words import listed
+from layerscope.report.synthesis.words import listed, of_runs
+from layerscope.report.synthesis.writes_section import writes_section
 
 
 def synthesis(evidences: Sequence[Evidence], findings: Mapping[str, Sequence[Finding]] | None = None) -> Report:
@@ -48,6 +49,7 @@ def synthesis(evidences: Sequence[Evidence], findings: Mapping[str, Sequence[Fin
         family_section(runs, obstacles),
         facts_section(runs),
         *causal_section(runs),
+        *writes_section(runs),
         misreadings_section(findings or {}),
         _limitations(runs),
     )
@@ -70,7 +72,7 @@ def _limitations(runs: Sequence[Compared]) -> Section:
             "model uses it there."
         ),
         _correlation(runs),
-        sentence("Only the residual stream was read, neither attention nor single neurons."),
+        *_only_residuals(runs),
     ]
     if all(run.diagnostics.statistics.n < 2 for run in runs):
         items.append(sentence("Everything rests on one fact in one wording, read at its last position."))
@@ -82,6 +84,15 @@ def _limitations(runs: Sequence[Compared]) -> Section:
             )
         )
     return Section("Limitations", (Bullets(tuple(items)),))
+
+
+def _only_residuals(runs: Sequence[Compared]) -> list[Sentence]:
+    """That nothing but the stream was read, of the runs of which that is so."""
+    without = [run for run in runs if run.evidence.record.measured.sublayers is None]
+    if len(without) == len(runs):
+        return [sentence("Only the residual stream was read, neither attention nor single neurons.")]
+    told = of_runs("Of {} only the residual stream was read, neither attention nor MLPs.", without)
+    return [] if told is None else [told]
 
 
 def _correlation(runs: Sequence[Compared]) -> Sentence:

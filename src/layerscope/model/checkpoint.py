@@ -278,6 +278,15 @@ class Checkpoint(TensorFiles):
             )
         return tensor
 
+    def matrix(self, name: str, i: int) -> torch.Tensor:
+        """One matrix of a tensor with three axes; of quantised ones the others are not decoded."""
+        packed = self._packed.get(name)
+        if packed is None or packed.stack is None or name in self._unread:
+            return self.tensor(name)[i]
+        _, n_rows = packed.stack
+        rows = torch.empty(n_rows, packed.made.shape[1])
+        return packed.made.rows(i * n_rows, (i + 1) * n_rows, rows).T
+
     def weight(self, name: str) -> StoredWeight:
         """A matrix that gives some of its rows as floats.
 

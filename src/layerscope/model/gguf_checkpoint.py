@@ -77,6 +77,12 @@ class GgufCheckpoint(TensorFiles):
             return values.reshape(shape)
         return stored.whole(torch.float32, torch.device("cpu")).reshape(shape)
 
+    def matrix(self, name: str, i: int) -> torch.Tensor:
+        """One matrix of a tensor with three axes; the others are not decoded."""
+        _, n_rows, n_columns = self.shape(name)
+        rows = torch.empty(n_rows, n_columns)
+        return self.weight(name).rows(i * n_rows, (i + 1) * n_rows, rows)
+
     def excerpt(self, name: str) -> bytes:
         """Shape, type and the beginnings of a few rows."""
         tensor = self.header.tensors[name]

@@ -5,6 +5,7 @@ names with a processor each. Both are followed, so that what comes out is what T
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from layerscope.errors import CheckpointError, ModelError
 from layerscope.model.gguf_checkpoint import FREQUENCY_FACTORS, GgufCheckpoint
 from layerscope.model.gguf_model import tensor_names_kept
 from layerscope.model.gguf_values import whole
-from layerscope.model.stored_tensors import Stored, stored_by
+from layerscope.model.stored_tensors import StackConversion, Stored, stored_by
 from layerscope.model.tensor_files import TensorFiles
 
 ROWS_REORDERED = (".attn_q.", ".attn_k.")
@@ -119,7 +120,9 @@ def _stored(
     shape = checkpoint.shape(name)
     convert = _converting(checkpoint, processor, target, sources, names)
     if len(sources) > 1:
-        return Stored(checkpoint, sources, convert, made=_fused(checkpoint, sources))
+        fused = _fused(checkpoint, sources)
+        one = partial(_side_by_side, checkpoint, sources)
+        return Stored(checkpoint, sources, StackConversion(convert, one, None), made=fused)
     # Told by a tensor that costs no memory. Without a processor's own hand in it, it would be handed on as it is.
     given = np.broadcast_to(np.float32(1.0), shape)
     plain = type(processor).process is TensorProcessor.process
@@ -134,9 +137,14 @@ def _stored(
             f"Tensor '{name}' has shape {list(shape)}, which does not go into heads as the file's header has them "
             f"({error}); use the header that belongs to these weights."
         ) from error
-    if made is given and len(shape) == 2:
+    if made is given and len(shape) in (2, 3):
         return Stored(checkpoint, sources)
     return Stored(checkpoint, sources, convert, made=made.shape)
+
+
+def _side_by_side(checkpoint: GgufCheckpoint, sources: tuple[str, ...], i: int) -> torch.Tensor:
+    """One expert's matrices, one above the other."""
+    return torch.cat([checkpoint.matrix(name, i) for name in sources])
 
 
 def _fused(checkpoint: GgufCheckpoint, sources: tuple[str, ...]) -> tuple[int, ...]:

@@ -45,7 +45,14 @@ class LentWeights:
         self.resident = placement.holds(checkpoint.bytes_kept(placement.dtype.itemsize))
         self._tiles = Tiles(placement.dtype, placement.device)
         self._loaders = stream_weights(
-            module, stored, blocks, placement.dtype, placement.device, self._tiles, resident=self.resident
+            module,
+            stored,
+            blocks,
+            placement.dtype,
+            placement.device,
+            self._tiles,
+            self._bring_in,
+            resident=self.resident,
         )
         self._reader = ReadAhead(checkpoint)
 
@@ -68,6 +75,8 @@ class LentWeights:
         """Take them back."""
         self._loaders[i].drop()
         self._reader.leave(i)
+        if self._loaders[i].experts and not self.stay_in_page_cache:
+            self._checkpoint.let_go(self._loaders[i].experts)
 
     def lend_again(self, i: int) -> None:
         """Give a block its parameters once more, in whatever order blocks are wanted; nothing is read ahead."""
@@ -76,6 +85,12 @@ class LentWeights:
     def drop_again(self, i: int) -> None:
         """Take them back."""
         self._loaders[i].drop()
+
+    def _bring_in(self, names: Sequence[str]) -> None:
+        """Read what is about to be used, in large pieces, where it may not be at hand."""
+        if not self.stay_in_page_cache:
+            for piece in self._checkpoint.pieces(names):
+                piece.bring_in()
 
     @contextmanager
     def reading(self, names: Mapping[int, Sequence[str]] | None = None, *, head_next: bool = False) -> Iterator[None]:
@@ -123,9 +138,11 @@ class LentWeights:
     def _block_names(self) -> dict[int, list[str]]:
         """Names in the checkpoint of every block's tensors; the head's stand after the last block."""
         names: dict[int, list[str]] = {i: [] for i in range(len(self._loaders) + 1)}
+        on_demand = {name for loader in self._loaders for name in loader.experts}
         for target, stored in self._stored.items():
             if target.startswith(self._prefix):
-                names[int(target.removeprefix(self._prefix).partition(".")[0])] += stored.names
+                read_ahead = [name for name in stored.names if name not in on_demand]
+                names[int(target.removeprefix(self._prefix).partition(".")[0])] += read_ahead
         names[len(self._loaders)] += self._stored[f"{self._head}.weight"].names
         return names
 

@@ -17,6 +17,20 @@ from layerscope.stored.weight import DenseWeight, ReorderedWeight, StoredWeight
 
 
 @dataclass(frozen=True)
+class StackConversion:
+    """Makes a stack of matrices, `[expert, row, column]`, or one of them alone."""
+
+    whole: Callable[[], Tensor]
+    one: Callable[[int], Tensor]
+    names: Callable[[int], tuple[str, ...]] | None
+    """What one is made of, where it has stored tensors of its own."""
+
+    def __call__(self) -> Tensor:
+        """The stack."""
+        return self.whole()
+
+
+@dataclass(frozen=True)
 class Stored:
     """Where one of the model's tensors comes from: a stored tensor, or several and their conversion."""
 
@@ -54,6 +68,30 @@ class Stored:
         weight = self.checkpoint.weight(self.names[0])
         weight = weight if self.order is None else ReorderedWeight(weight, self.order)
         return weight if self.adapted is None else self.adapted(weight)
+
+    @property
+    def gives_matrices(self) -> bool:
+        """Whether one matrix of a stack can be read without the others."""
+        kept = self.convert is None or isinstance(self.convert, StackConversion)
+        return kept and self.order is None and self.adapted is None
+
+    def matrix(self, i: int) -> Tensor:
+        """One matrix of a stack, in its stored dtype or decoded; see `gives_matrices`.
+
+        Raises:
+            CheckpointError: a conversion that makes a matrix of another shape than the model needs.
+        """
+        if not isinstance(self.convert, StackConversion):
+            return self.checkpoint.matrix(self.names[0], i)
+        matrix = self.convert.one(i)
+        if self.wanted is not None and tuple(matrix.shape) != self.wanted[1:]:
+            raise _misshapen(self, tuple(matrix.shape), self.wanted[1:])
+        return matrix
+
+    def names_of(self, i: int) -> tuple[str, ...]:
+        """The stored tensors that one matrix of a stack is made of; none where it is a part of larger ones."""
+        own = self.convert.names if isinstance(self.convert, StackConversion) else None
+        return () if own is None else own(i)
 
     def _converted(self) -> Tensor:
         assert self.convert is not None
@@ -105,20 +143,34 @@ def _converted(
 ) -> dict[str, Stored]:
     """The targets of one conversion. One set of sources may give several tensors (a fused qkv split in three)."""
     names = tuple(name for _, name in sources)
+    by_pattern: dict[str, list[str]] = defaultdict(list)
+    for pattern, name in sources:
+        by_pattern[pattern].append(name)
 
-    def convert_all() -> dict[str, Tensor]:
+    def convert_all(chosen: Sequence[tuple[str, str]] = sources) -> dict[str, Tensor]:
         fresh = deepcopy(converter)
-        for pattern, name in sources:
+        for pattern, name in chosen:
             # Transformers takes a callable as a tensor whose reading is put off.
             fresh.add_tensor(first, name, pattern, lambda name=name: checkpoint.tensor(name))
         made = fresh.convert(first, model=model, config=model.config)
         return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
 
+    def names_of(i: int) -> tuple[str, ...]:
+        return tuple(many[i] for many in by_pattern.values())
+
+    def stored(target: str) -> Stored:
+        def whole() -> Tensor:
+            return convert_all()[target]
+
+        def one(i: int) -> Tensor:
+            return convert_all([(pattern, many[i]) for pattern, many in by_pattern.items()])[target][0]
+
+        if len({len(many) for many in by_pattern.values()}) > 1 or len(names) == len(by_pattern):
+            return Stored(checkpoint, names, whole)
+        return Stored(checkpoint, names, StackConversion(whole, one, names_of))
+
     targets = [first.replace(converter.target_patterns[0], other, 1) for other in converter.target_patterns]
-    return {
-        target: Stored(checkpoint, names, lambda target=target: convert_all()[target])  # type: ignore[misc]
-        for target in targets
-    }
+    return {target: stored(target) for target in targets}
 
 
 def completed(model: Any, checkpoint: TensorFiles, stored: dict[str, Stored]) -> dict[str, Stored]:

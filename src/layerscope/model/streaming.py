@@ -1,12 +1,13 @@
 """A Transformers model without weights: its linears read theirs tile by tile, its embeddings row by row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from layerscope.model.experts import ExpertStack, put_stack, stacks_in
 from layerscope.model.stored_tensors import Stored
 from layerscope.model.tensor_files import Place
 from layerscope.model.tiles import Tiles
@@ -103,20 +104,34 @@ class BlockLoader:
     """Holds, for one block, the parameters that cannot be streamed by tile, for the time of its forward."""
 
     def __init__(
-        self, block: nn.Module, prefix: str, stored: dict[str, Stored], dtype: torch.dtype, device: torch.device
+        self,
+        block: nn.Module,
+        prefix: str,
+        stored: dict[str, Stored],
+        dtype: torch.dtype,
+        device: torch.device,
+        bring_in: Callable[[Sequence[str]], None],
     ):
+        stacks = stacks_in(block, prefix, stored)
+        for name, (module, leaf, parameter) in stacks.items():
+            put_stack(module, leaf, ExpertStack(stored[name], parameter.shape, dtype, device, bring_in))
         self._parameters = [
             (block.get_submodule(path), leaf, stored[f"{prefix}.{name}"], parameter)
             for name, parameter in block.named_parameters()
             for path, _, leaf in [name.rpartition(".")]
-            if parameter.is_meta
+            if parameter.is_meta and f"{prefix}.{name}" not in stacks
         ]
+        self.experts = [name for target in stacks for name in stored[target].names]
+        """Tensors of the checkpoint of which it reads no more than it needs."""
         self._dtype, self._device = dtype, device
         # A fused tensor is put together from its parts, as stored, before it is cast.
         self.bytes = sum(
             p.numel() * (dtype.itemsize + (0 if stored.convert is None else 2 * 4))
             for _, _, stored, p in self._parameters
         )
+        # Of experts two matrices at a time, with the floats that a quantised one is decoded to.
+        largest = max((parameter[0].numel() for _, _, parameter in stacks.values()), default=0)
+        self.bytes += 2 * largest * (dtype.itemsize + 2 * 4)
 
     @property
     def names(self) -> list[str]:
@@ -166,6 +181,7 @@ def stream_weights(
     compute: torch.dtype,
     device: torch.device,
     tiles: Tiles,
+    bring_in: Callable[[Sequence[str]], None],
     *,
     resident: bool = False,
 ) -> list[BlockLoader]:
@@ -173,6 +189,7 @@ def stream_weights(
 
     Linears are streamed, embeddings gathered, vectors (norms, biases) read at once. What is left, matrices that are no
     linears or have to be made, is read at once outside the blocks and for the time of its block's forward inside them.
+    Of experts those are read to which tokens are routed, and `bring_in` is called with their names before.
     `resident` keeps the linears' weights on the device, as stored, instead of bringing each tile there.
     """
     from transformers.models.falcon.modeling_falcon import FalconLinear
@@ -204,7 +221,8 @@ def stream_weights(
         owner._buffers[leaf] = stored[name].tensor().to(device, buffer.dtype) if name in stored else buffer.to(device)
     container = model.get_submodule(blocks)
     return [
-        BlockLoader(block, f"{blocks}.{i}", stored, compute, device) for i, block in enumerate(container.children())
+        BlockLoader(block, f"{blocks}.{i}", stored, compute, device, bring_in)
+        for i, block in enumerate(container.children())
     ]
 
 

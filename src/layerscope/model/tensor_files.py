@@ -169,6 +169,10 @@ class TensorFiles(ABC):
             CheckpointError: a form of storage that is not understood here.
         """
 
+    def matrix(self, name: str, i: int) -> torch.Tensor:
+        """One matrix of a tensor with three axes, by its place on the first one; raises like `tensor`."""
+        return self.tensor(name)[i]
+
     @abstractmethod
     def weight(self, name: str) -> StoredWeight:
         """A matrix that gives some of its rows as floats.

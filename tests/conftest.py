@@ -1,5 +1,6 @@
 """What every test may rely on: no network, one thread, what is costly built once in a run, and the published runs."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported, so before any import below
@@ -13,6 +14,7 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
+import shape_checks  # noqa: F401 (before the package, whose modules it has wrapped)
 from properties import THOROUGH
 from published import SHARED
 
@@ -104,6 +106,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             seen.add(test)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no later search for garbage looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

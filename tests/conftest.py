@@ -158,6 +158,14 @@ def five_lens_run(once: Once) -> Path:
     return once("five-lens-run", build)
 
 
+@pytest.fixture(scope="session")
+def fitted_once(once: Once) -> Path:
+    """A folder with a short text and a tuned lens of the bundled model fitted on it, `fit_texts.TEXT` and `LENS`."""
+    from fit_texts import fit_once
+
+    return once("fitted", fit_once)
+
+
 def _real(name: str) -> Path:
     """A published model's folder, from the cache or freshly made; where it cannot be had, a skip that says why."""
     from real_models import UnavailableError, real_model  # of scripts/, which `pythonpath` names

@@ -37,7 +37,7 @@ from layerscope.report.evaluation.quotes import Quotes
 from layerscope.run import Run
 from made_sweep import FITTED, MADE
 from published import SHARED
-from published_archives import folder_of, with_made
+from published_archives import folder_of, slowly, with_made
 
 STEMS = {
     "Mistral-7B-v0.1": "Mistral-7B-v0.1", "Mistral-7B": "Mistral-7B-v0.1",
@@ -619,7 +619,7 @@ def test_several_facts_are_told_one_by_one_with_their_middle(own):
 @pytest.mark.parametrize("cut", ["diagnostics", "final_prediction", "model_stats", "gold_answer", "control_summary",
                                  "raw_lens_check", "measurement_guidance", "temperature_exploration", "micro_suite",
                                  "provenance", "test_prompts", "ablation_summary"])  # fmt: skip
-@pytest.mark.parametrize("stem", with_made("tiny-qwen3", made=("echo",)))
+@pytest.mark.parametrize("stem", ["echo", *slowly("tiny-qwen3")])
 def test_a_run_whose_json_lacks_a_block_is_still_reported_on(stem, request, tmp_path, cut):
     path = copied(stem, request, tmp_path)
     whole = json.loads(path.read_text(encoding="utf-8"))

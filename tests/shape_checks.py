@@ -8,16 +8,27 @@ apart.
 """
 
 import ast
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from beartype import beartype as checked
+from beartype import beartype
 from jaxtyping import _import_hook
 from jaxtyping._import_hook import JaxtypingTransformer, Typechecker
 
 Node = TypeVar("Node", ast.FunctionDef, ast.ClassDef)
 OURS = Typechecker("shape_checks.checked").get_hash()
 
-__all__ = ["checked"]
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which refuses arguments of another type.
+
+    jaxtyping has a function checked whose arguments are those of the one in hand, and, after the call, another that has
+    the result among them and as its own. By then the arguments have been looked at, and their sizes are remembered.
+    """
+    returned = function.__annotations__.get("return", Any)
+    if returned is not Any:
+        function.__annotations__ = {"return": returned}
+    return beartype(function)
 
 
 class OnlyShapes(JaxtypingTransformer):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError
+from jaxtyping import Float, TypeCheckError, jaxtyped
 
 import layerscope
+import shape_checks
 from layerscope import products
 from layerscope.model.residuals import Residuals
 from properties import checks_every_type
@@ -113,5 +114,13 @@ def test_a_wrong_shape_is_found_and_what_has_no_shape_runs_as_it_is_written(requ
         products.product(torch.zeros(2, 3), torch.zeros(5, 4))
     with pytest.raises(TypeCheckError, match="values"):
         Residuals(torch.zeros(2, 3), (1, 1), torch.zeros(2, 5))
+
+    @jaxtyped(typechecker=shape_checks.checked)
+    def turned(matrix: Float[torch.Tensor, "a b"]) -> Float[torch.Tensor, "b a"]:
+        return matrix
+
+    assert turned(torch.zeros(2, 2)).shape == (2, 2)
+    with pytest.raises(TypeCheckError, match="return value"):
+        turned(torch.zeros(2, 3))
     assert hasattr(products.product, "__wrapped__")
     assert hasattr(products.fastest.__wrapped__, "__wrapped__") == checks_every_type(request)

@@ -1,5 +1,6 @@
 """What every test may rely on: no network, one thread, what is costly built once in a run, and the published runs."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported, so before any import below
@@ -13,6 +14,7 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
+import shape_checks  # noqa: F401 (before the package, whose modules it has wrapped)
 from properties import THOROUGH
 from published import SHARED
 
@@ -106,6 +108,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays, and tests make much that does not: garbage is looked for seldom, and not among that."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line for all of them."""
     n = sum(NO_PUBLISHED in str(report.longrepr) for report in terminalreporter.getreports("skipped"))
@@ -148,6 +157,14 @@ def five_lens_run(once: Once) -> Path:
         layerscope.probe(suite="capitals").save(folder, published=EXTENDED)
 
     return once("five-lens-run", build)
+
+
+@pytest.fixture(scope="session")
+def fitted_once(once: Once) -> Path:
+    """A folder with a short text and a tuned lens of the bundled model fitted on it, `fit_texts.TEXT` and `LENS`."""
+    from fit_texts import fit_once
+
+    return once("fitted", fit_once)
 
 
 def _real(name: str) -> Path:

@@ -2,11 +2,13 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from layerscope.report.cited.archive import Archive
 from made_sweep import MADE
+from properties import slow
 from published import SHARED
 
 
@@ -19,6 +21,11 @@ def archive_of(folder: Path) -> Archive:
 def with_made(*published: str, made: tuple[str, ...] = MADE) -> tuple[str, ...]:
     """Models to test with: self-made ones, and published ones where they are present."""
     return (*made, *(published if SHARED.is_dir() else ()))
+
+
+def slowly(*published: str) -> list[Any]:
+    """Published models, where they are present, that are left to where all is tested."""
+    return [slow(model) for model in with_made(*published, made=())]
 
 
 def folder_of(stem: str, request: pytest.FixtureRequest, sweep: str = "run-20251004-1804") -> Path:

@@ -1,5 +1,7 @@
 """Parts put out of action: what Transformers computes with the part's weights at zero, or its mean in its place."""
 
+from collections.abc import Container, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from layerscope.report.evaluation import evaluation
 from layerscope.report.sentences.guidance import identity
 from layerscope.report.sentences.verdict import VerdictText
 from layerscope.run import Run
+from properties import slow
 from rounding import of_residual
 from tiny_models import BLOCKS_AT, TINY, observe
 
@@ -35,7 +38,6 @@ OUTPUTS = {
 """A family's two output matrices; every other one's are these."""
 USUAL = ("self_attn.o_proj", "mlp.down_proj")
 NAMES = ["gemma2", "gpt2", "gpt_neox", "cohere", "granite", "falcon", "opt-projected", "bloom"]
-EVERY = pytest.mark.parametrize("name", NAMES)
 LAYER = 2
 
 
@@ -73,8 +75,14 @@ def silenced(name: str, part: str) -> PreTrainedModel:
 WORDS = {"attn": "block:2.attn", "mlp": "block:2.mlp", "head": "head:2.1", "neurons": "neurons:2:17,3"}
 
 
-@EVERY
-@pytest.mark.parametrize("part", WORDS)
+def parts_of_each(parts: Iterable[str], in_short: Container[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Every part of every family, all that are not `in_short` left to where all is tested."""
+    every = [(name, part) for name in NAMES for part in parts]
+    return pytest.mark.parametrize(("name", "part"), [both if both in in_short else slow(*both) for both in every])
+
+
+# A head is a part of what attention's matrix reads, and neurons of what the MLP's last one does.
+@parts_of_each(WORDS, {*product(NAMES, ["head", "neurons"]), *product(["gemma2", "gpt_neox"], ["attn", "mlp"])})
 def test_a_part_at_zero_is_one_whose_weights_are(name: str, part: str, tiny):
     model = CausalLM.open(tiny(name), device="cpu")
     ours = model.ablated(Ablation.of([WORDS[part]], "zero")).forward(PROMPTS)
@@ -90,8 +98,7 @@ def test_a_part_at_zero_is_one_whose_weights_are(name: str, part: str, tiny):
         assert (ours.of_prompt(i)[-1] - untouched.of_prompt(i)[-1]).abs().max() > 100 * TOLERANCE * size
 
 
-@EVERY
-@pytest.mark.parametrize("part", ["attn", "head", "neurons"])
+@parts_of_each(["attn", "head", "neurons"], {*product(["gemma2", "gpt2"], WORDS), ("gpt_neox", "head")})
 def test_a_part_at_its_mean_is_the_same_whatever_is_read(name: str, part: str, tiny):
     """The mean is over all tokens of all prompts, here of what Transformers' own matrix reads and gives."""
     if part == "attn" and name == "gemma2":

@@ -14,7 +14,7 @@ from layerscope.model.block_anatomy import Anatomist
 from layerscope.model.blockwise import BlockInHand
 from layerscope.model.causal_lm import CausalLM
 from rounding import DOUBLE
-from tiny_models import BLOCKS_AT, TINY
+from tiny_models import BLOCKS_AT, TINY, by_family
 
 ALL = torch.ones(len(IDS), dtype=torch.bool)
 OTHERS = {
@@ -33,10 +33,6 @@ AT_ONE, AVERAGED = ("gemma2", "gemma3", "olmo2", "opt"), ("qwen3", "gpt2")
 partial angles, scales, biases."""
 AFTER_BRANCHES = ("gemma2", "gemma3", "olmo2", "olmo3")
 """Families with norms behind their branches, which are junctions of their own."""
-
-
-def families(names: list[str], common: tuple[str, ...]) -> list[object]:
-    return [name if name in common else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def each_block(model: CausalLM, ids: Tensor, visit: Callable[[BlockInHand, Anatomist, Tensor], None]) -> None:
@@ -72,12 +68,12 @@ def compare(folder: Path, counted: slice, ids: Tensor) -> None:
     each_block(model, ids, visit)
 
 
-@pytest.mark.parametrize("name", families(CLOSED, AT_ONE))
+@pytest.mark.parametrize("name", by_family(CLOSED, AT_ONE))
 def test_at_one_position_of_one_prompt_nothing_is_averaged_and_a_blocks_jacobian_is_exact(name: str, tmp_path: Path):
     compare(TINY[name].build(tmp_path), ONE, IDS[:1])
 
 
-@pytest.mark.parametrize("name", families([name for name in CLOSED if name not in AFTER_BRANCHES], AVERAGED))
+@pytest.mark.parametrize("name", by_family([name for name in CLOSED if name not in AFTER_BRANCHES], AVERAGED))
 @pytest.mark.parametrize("branch", ["attention", "mlp"])
 def test_a_branchs_mean_is_that_of_its_gradients(name: str, branch: str, tmp_path: Path):
     """The other branch writes nothing: the weight of its last projection is zero, as is its bias."""

@@ -163,7 +163,7 @@ def test_every_cell_shows_the_most_likely_token_of_its_row(run: Run, one: Path, 
         assert shown[layer][place] == as_shown(row["top1"])
 
 
-@pytest.mark.parametrize("lens", ["raw", "tuned", "prism"])
+@pytest.mark.parametrize("lens", [slow("raw"), "tuned", slow("prism")])
 def test_another_lens_shows_its_own_tokens(run: Run, one: Path, open_page: Open, lens: str):
     opened = open_page(one)
     opened.choose("choose-lens", lens)
@@ -351,7 +351,7 @@ def test_every_stop_of_the_keyboard_can_be_seen(one: Path, open_page: Open):
 # Other windows, colours and readers
 
 
-@pytest.mark.parametrize("name", ["one", slow("published"), "hostile", slow("deep")])
+@pytest.mark.parametrize("name", ["one", slow("published"), slow("hostile"), slow("deep")])
 def test_a_phone_shows_the_page_without_scrolling_sideways(name: str, open_page: Open, request: pytest.FixtureRequest):
     opened = open_page(request.getfixturevalue(name), viewport=PHONE, is_mobile=True, has_touch=True)
     assert opened.too_wide() == 0
@@ -858,6 +858,7 @@ def test_what_probabilities_are_is_told_once_by_layer(run: Run, one: Path, publi
     assert "report" not in other.page.inner_text("#cell-card")
 
 
+@pytest.mark.slow
 def test_a_printed_page_has_every_chart_and_all_of_the_words(run: Run, one: Path, open_page: Open, tmp_path: Path):
     opened = open_page(one)
     page = opened.page

@@ -32,8 +32,9 @@ from layerscope.view.charts.trust import LENS_TRUST
 from layerscope.view.charts.words import course, listed, measured
 from layerscope.view.palette import DARK_GROUND, LENSES, LIGHT_GROUND, SERIES, VIRIDIS, contrast, ink, shade
 from made_sweep import MADE, PLAIN
+from properties import slow
 from published import SHARED
-from published_archives import folder_of, with_made
+from published_archives import folder_of, slowly, with_made
 
 PUBLISHED = ("Qwen3-8B", "gemma-2-9b", "Mistral-7B-v0.1", "Meta-Llama-3-70B", "Yi-34B", "Qwen2.5-72B")
 LETTER = 0.62
@@ -326,7 +327,8 @@ def test_where_the_identity_check_failed_only_ranks_have_rules(run):
 @pytest.mark.parametrize(
     ("model", "metric"),
     [
-        *((model, "answer_rank") for model in with_made(*PUBLISHED)),
+        *((model, "answer_rank") for model in with_made(*PUBLISHED[:2])),
+        *(slow(model, "answer_rank") for model in with_made(*PUBLISHED[2:], made=())),
         *((model, "masses") for model in with_made("gemma-2-9b", "Mistral-7B-v0.1", made=("echo",))),
         *((model, "cosines") for model in with_made("Qwen3-8B", made=("reference",))),
         *(("bundled", metric) for metric in ("entropy_bits", "answer_rank", "masses", "cosines")),
@@ -616,7 +618,7 @@ def test_every_chart_of_the_bundled_run_draws_without_a_warning(charts, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("model", with_made(*PUBLISHED[:2], made=("echo",)))
+@pytest.mark.parametrize("model", [*with_made(PUBLISHED[0], made=("echo",)), *slowly(PUBLISHED[1])])
 def test_every_chart_of_a_published_run_draws(one, capfd):
     found = every_chart(one)
     assert "trajectories-entropy_bits" in {one.name for one in found}

@@ -14,11 +14,12 @@ from layerscope.analysis.milestones import Milestone
 from layerscope.analysis.verdict_json import verdict_text
 from layerscope.record.prompt_key import PromptKey
 from layerscope.record.protocol import PROTOCOLS, Thresholds
+from probed import probed
 
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return probe(suite="capitals-20", positions="last", device="cpu", lenses="logit,next_norm,raw")
+    return probed("capitals-20", positions="last")
 
 
 def test_every_milestone_rests_on_the_row_it_names(run: Run):

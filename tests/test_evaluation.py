@@ -36,8 +36,10 @@ from layerscope.report.evaluation.overview import fingerprint
 from layerscope.report.evaluation.quotes import Quotes
 from layerscope.run import Run
 from made_sweep import FITTED, MADE
+from probed import probed
+from properties import slow
 from published import SHARED
-from published_archives import folder_of, with_made
+from published_archives import folder_of, slowly, with_made
 
 STEMS = {
     "Mistral-7B-v0.1": "Mistral-7B-v0.1", "Mistral-7B": "Mistral-7B-v0.1",
@@ -80,7 +82,7 @@ def every_run(made_sweep: Path) -> Iterator[tuple[Path, str | None]]:
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ours over five facts, with its published files beside it."""
     folder = tmp_path_factory.mktemp("own") / "run"
-    layerscope.probe(suite="capitals", lenses="logit,next_norm,raw").save(folder, published=Dialect.EXTENDED)
+    probed("capitals").save(folder, published=Dialect.EXTENDED)
     return folder
 
 
@@ -247,7 +249,7 @@ CHECKS: list[tuple[str, Callable[[Figures, list[str]], None], tuple[str, ...]]] 
 
 
 @pytest.mark.parametrize("stem", MODELS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", [RUNS[0], *map(slow, RUNS[1:])])
 def test_every_published_figure_is_in_the_report(shared, run, stem):
     text = (shared / "spec" / "models.md").read_text(encoding="utf-8")
     path = shared / "reference" / run
@@ -619,7 +621,7 @@ def test_several_facts_are_told_one_by_one_with_their_middle(own):
 @pytest.mark.parametrize("cut", ["diagnostics", "final_prediction", "model_stats", "gold_answer", "control_summary",
                                  "raw_lens_check", "measurement_guidance", "temperature_exploration", "micro_suite",
                                  "provenance", "test_prompts", "ablation_summary"])  # fmt: skip
-@pytest.mark.parametrize("stem", with_made("tiny-qwen3", made=("echo",)))
+@pytest.mark.parametrize("stem", ["echo", *slowly("tiny-qwen3")])
 def test_a_run_whose_json_lacks_a_block_is_still_reported_on(stem, request, tmp_path, cut):
     path = copied(stem, request, tmp_path)
     whole = json.loads(path.read_text(encoding="utf-8"))

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from layerscope.model.architecture import Architecture
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.residuals import Residuals
+from properties import slow
 from rounding import of_residual
-from tiny_models import D_VOCAB, PROMPTS, TINY, Reference, observe, reference
+from tiny_models import D_VOCAB, OF_EVERY_KIND, PROMPTS, TINY, Reference, load_resident, observe, reference
 
 TOLERANCE = of_residual(n_blocks=4, d_model=64)
 """Largest difference, in units of the largest reference value (of 1, where that is smaller). A head adds one product to
@@ -21,18 +23,24 @@ those of the blocks, and its logits are at most a few times as large as its rows
 class Pair:
     """What layerscope computed for all of PROMPTS at once, and what Transformers did for each alone."""
 
+    opened: Architecture
     ours: Residuals
     theirs: list[Reference]
 
 
 @pytest.fixture(scope="module", params=TINY)
-def pair(request: pytest.FixtureRequest, tiny) -> Pair:
-    return compare(tiny(request.param))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pair(name: str, tiny) -> Pair:
+    return compare(tiny(name))
 
 
 def compare(folder: Path) -> Pair:
-    ours = CausalLM.open(folder, device="cpu").forward(PROMPTS)
-    return Pair(ours, [reference(folder, prompt) for prompt in PROMPTS])
+    model = CausalLM.open(folder, device="cpu")
+    return Pair(model.architecture, model.forward(PROMPTS), [reference(folder, prompt) for prompt in PROMPTS])
 
 
 def assert_residuals_equal(pair: Pair) -> None:
@@ -73,24 +81,28 @@ def test_a_pass_gives_float32_residuals_and_the_lengths_of_the_prompts(pair: Pai
     assert pair.ours.logits.shape == (len(PROMPTS), D_VOCAB)
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_an_opened_model_says_its_family_and_sizes(name: str, tiny):
-    opened, resident = CausalLM.open(tiny(name), device="cpu").architecture, TINY[name].resident()
+def test_an_opened_model_says_its_family_and_sizes_and_counts_a_tied_head_once(pair: Pair, name: str, tiny):
+    opened, resident = pair.opened, load_resident(tiny(name))
     config = resident.config
     assert (opened.family, opened.n_layers) == (TINY[name].family, config.num_hidden_layers)
     assert (opened.d_model, opened.d_vocab, opened.n_heads) == (config.hidden_size, D_VOCAB, config.num_attention_heads)
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_a_tied_head_is_said_to_be_tied_and_counted_once(name: str, tiny):
-    opened, resident = CausalLM.open(tiny(name), device="cpu").architecture, TINY[name].resident()
-    tied = resident.get_output_embeddings().weight is resident.get_input_embeddings().weight
-    assert opened.tied == tied
+    assert opened.tied == (resident.get_output_embeddings().weight is resident.get_input_embeddings().weight)
     assert opened.n_parameters == resident.num_parameters()
 
 
-@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("name", TINY)
+FORMS = {"bf16": (torch.bfloat16, OF_EVERY_KIND), "fp16": (torch.float16, {"gpt2", "gemma2", "qwen3_moe"})}
+"""Forms to store weights in, and models that every run stores in them: what is read of a form asks for no family."""
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        (name, stored) if name in in_short else slow(name, stored)
+        for name in TINY
+        for stored, in_short in FORMS.values()
+    ],
+    ids=[f"{name}-{form}" for name in TINY for form in FORMS],
+)
 def test_weights_stored_in_half_precision_are_computed_with_in_float32(name: str, stored: torch.dtype, tmp_path: Path):
     pair = compare(TINY[name].build(tmp_path, dtype=stored))
     assert_residuals_equal(pair)

@@ -118,7 +118,7 @@ def undisturbed(bundled: CausalLM, text: Path, tmp_path_factory: pytest.TempPath
     ("method", "at"),
     [
         ("procrustes_to_final", 5),
-        ("by_rank", 0),
+        slow("by_rank", 0),
         ("by_rank", 12),
         slow("procrustes_to_final", 0),
         slow("procrustes_to_final", 12),

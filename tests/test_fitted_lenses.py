@@ -8,12 +8,11 @@ import polars as pl
 import pytest
 import torch
 
-from fit_texts import corpus_for, write_text
+from fit_texts import LENS, TEXT, corpus_for
 from layerscope import CausalLM, Run, probe
 from layerscope.bundled import BUNDLED
 from layerscope.errors import LensError
 from layerscope.fitting.prism import PrismSettings, fit_prism
-from layerscope.fitting.tuned import TunedSettings, fit_tuned
 from layerscope.lenses.lens_folder import read_fitted_lens, tuned_lens
 from layerscope.probing.lens_selection import choose_lenses
 
@@ -24,11 +23,10 @@ def model() -> CausalLM:
 
 
 @pytest.fixture(scope="module")
-def lenses(model: CausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lenses(model: CausalLM, fitted_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lenses")
-    corpus = corpus_for(model, write_text(folder / "corpus.txt"))
-    fit_tuned(model, corpus, folder / "a-tuned", TunedSettings(steps=12, batch=256))
-    fit_prism(model, corpus, folder / "a-prism", PrismSettings(vectors=4000))
+    shutil.copytree(fitted_once / LENS, folder / "a-tuned")
+    fit_prism(model, corpus_for(model, fitted_once / TEXT), folder / "a-prism", PrismSettings(vectors=4000))
     return folder
 
 

@@ -8,8 +8,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import Float, TypeCheckError, jaxtyped
 
 import layerscope
+import shape_checks
+from layerscope import products
+from layerscope.model.residuals import Residuals
+from properties import checks_every_type
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -101,3 +107,20 @@ def test_shapes_are_checked_wherever_signatures_have_some():
         if "from jaxtyping import" in path.read_text(encoding="utf-8"):
             module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
             assert any(f"{module}.".startswith(f"{name}.") for name in listed), f"{module} is not checked"
+
+
+def test_a_wrong_shape_is_found_and_what_has_no_shape_runs_as_it_is_written(request: pytest.FixtureRequest):
+    with pytest.raises(TypeCheckError, match="d_in"):
+        products.product(torch.zeros(2, 3), torch.zeros(5, 4))
+    with pytest.raises(TypeCheckError, match="values"):
+        Residuals(torch.zeros(2, 3), (1, 1), torch.zeros(2, 5))
+
+    @jaxtyped(typechecker=shape_checks.checked)
+    def turned(matrix: Float[torch.Tensor, "a b"]) -> Float[torch.Tensor, "b a"]:
+        return matrix
+
+    assert turned(torch.zeros(2, 2)).shape == (2, 2)
+    with pytest.raises(TypeCheckError, match="return value"):
+        turned(torch.zeros(2, 3))
+    assert hasattr(products.product, "__wrapped__")
+    assert hasattr(products.fastest.__wrapped__, "__wrapped__") == checks_every_type(request)

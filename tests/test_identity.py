@@ -14,7 +14,7 @@ from layerscope.model.families import Family
 from layerscope.model.identity import TOLERANCE_BITS, Identity, check_identity
 from layerscope.stored.weight import DenseWeight
 from layerscope.unembedding import HeadTransform, Unembedding
-from tiny_models import PROMPTS, TINY, TinyModel, reference
+from tiny_models import PROMPTS, TINY, TinyModel, by_family, reference
 
 GEMMA2 = TINY["gemma2"]
 CAPPED_AT_30 = TinyModel("gemma2-30", "gemma2", GEMMA2.config | {"final_logit_softcapping": 30.0})
@@ -42,7 +42,7 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
     return loud_gemma2(tmp_path_factory.mktemp("loud"))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", by_family())
 def test_the_last_residual_decodes_to_the_model_s_own_distribution(name: str, tiny):
     found = checked(CausalLM.open(tiny(name), device="cpu"))
     assert found.ok

@@ -20,10 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
 import layerscope as package
 from command_line import in_a_process, layerscope
 from layerscope import look, probe
+from layerscope.cli.main import app
 from layerscope.errors import LayerscopeError, LensError, ModelError, SuiteError
 from layerscope.looking import make
 from layerscope.looking.difference import _js_bits, difference, difference_screen
@@ -415,9 +417,10 @@ def test_texts_come_from_arguments_files_and_standard_input(tiny, tmp_path: Path
     done = layerscope("look", folder, "Zero", "--file", "texts.txt", "--json", cwd=tmp_path)
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["Zero", "One", "Two words"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = (sys.executable, "-m", "layerscope", "look", folder, "--stdin", "--json")
-    piped = subprocess.run(command, input="Three\nlines\n", capture_output=True, text=True, env=environment)
+    words = ("look", folder, "--stdin", "--json")
+    piped = CliRunner().invoke(app, words, input="Three\nlines\n")
     assert json.loads(piped.stdout)["text"] == "Three\nlines"
+    command = (sys.executable, "-m", "layerscope", *words)
     broken = subprocess.run(command, input=b"caf\xe9", capture_output=True, env=environment)
     assert broken.returncode == 2 and b"should be text in UTF-8" in broken.stderr
     for words, sentence in (

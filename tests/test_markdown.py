@@ -8,7 +8,6 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token as Mark
 
-import layerscope
 from layerscope.published.layout import Dialect
 from layerscope.report.cited.claims import Citation, Claim, Unit, merged, value_text
 from layerscope.report.cited.document import (
@@ -33,6 +32,7 @@ from layerscope.report.cited.evidence import Evidence
 from layerscope.report.cited.markdown import code, markdown, plain, token_text
 from layerscope.report.evaluation import evaluation
 from layerscope.run import Run
+from probed import probed
 from published_archives import folder_of, with_made
 
 HOSTILE = [
@@ -201,7 +201,7 @@ def test_a_number_that_is_none_cannot_be_claimed():
 
 
 def test_the_report_on_a_run_full_of_hostile_tokens_is_sound(tmp_path: Path):
-    run = layerscope.probe(suite="berlin", lenses="logit,next_norm,raw")
+    run = probed("berlin")
     texts = [text for text in HOSTILE if text and "\ud83d" not in text]
     shown = pl.Series("top1", [texts[i % len(texts)] for i in range(len(run.rows))])
     rows = run.rows.with_columns(shown)

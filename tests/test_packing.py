@@ -11,14 +11,14 @@ from layerscope.model.packing import fold, packed
 from layerscope.stored.weight import DenseWeight
 from properties import examples
 from rounding import of_residual
-from tiny_models import PROMPTS, TINY, WINDOW, reference
+from tiny_models import PROMPTS, WINDOW, by_family, reference
 
 TOLERANCE = of_residual(n_blocks=4, d_model=64)
 FAMILY = [[0, 301, 12, 88], [0, 301, 12], [0, 301, 55, 1], [7, 2], [0, 301, 12, 88], [0, 9, 5]]
 """No longer than a sliding window; one is another's beginning, one comes twice, one shares nothing."""
 UNFOLDED = {"bloom", "falcon-alibi", "llama-dynamic-rope", "phi3-longrope", "phi3-longrope-switching"}
 """ALiBi counts along the batch, and a rotary period that follows the length must see one prompt's."""
-EVERY = pytest.mark.parametrize("name", TINY)
+EVERY = pytest.mark.parametrize("name", by_family())
 
 
 @examples(100)

@@ -14,16 +14,14 @@ from layerscope.model.in_step import InStep
 from layerscope.model.patched_pass import PatchedPass
 from layerscope.model.patching import Patch, PatchTrees, patch_trees
 from rounding import of_residual
-from tiny_models import BLOCKS_AT, TINY, WINDOW, load_resident, reference
+from tiny_models import BLOCKS_AT, WINDOW, by_family, load_resident, reference
 
 TOLERANCE = of_residual(n_blocks=4, d_model=64)
 PROMPTS = [[0, 301, 12, 88], [0, 55, 12, 88], [0, 9, 5]]
 UNRESUMED = {"bloom", "falcon-alibi", "llama-dynamic-rope", "phi3-longrope", "phi3-longrope-switching"}
 IN_SHORT = {"llama-biases", "gemma3", "gpt2", "gpt_neox", "olmo2", "phi3-longrope", "qwen3_moe", "bloom"}
 """Post-norms, windows, parallel blocks, experts, learned positions, and what cannot be resumed; the others are slow."""
-EVERY = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in IN_SHORT else pytest.mark.slow) for name in TINY]
-)
+EVERY = pytest.mark.parametrize("name", by_family(in_short=IN_SHORT))
 
 
 def every_patch(n_layers: int) -> list[Patch]:

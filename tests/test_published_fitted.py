@@ -22,6 +22,7 @@ from layerscope.published.write.writer import write_published
 from layerscope.record import COLUMNS
 from layerscope.record.measured import FittedLensRecord
 from layerscope.run import Run
+from probed import probed
 from properties import slow
 
 VARIANTS, POSITIONS = "pure-next-token-tuned-variants", "positions-tuned-audit"
@@ -40,7 +41,7 @@ PLACES = [
 
 @pytest.fixture(scope="module")
 def standard() -> Run:
-    return with_fitted_lenses(layerscope.probe(suite="berlin", lenses="logit,next_norm,raw"))
+    return with_fitted_lenses(probed("berlin"))
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +192,9 @@ def test_an_extended_folder_with_fitted_lenses_is_read_back_as_the_run_that_it_w
 
 
 def test_an_extended_folder_of_the_version_before_is_read_as_one_without_fitted_lenses(tmp_path):
-    probed = layerscope.probe(suite="berlin", positions="last", lenses="logit,next_norm,raw")
-    measured = probed.record.measured.model_copy(update={"fitted_lenses": ()})
-    run = layerscope.Run(probed.rows, probed.record.model_copy(update={"measured": measured}))
+    own = probed("berlin", positions="last")
+    measured = own.record.measured.model_copy(update={"fitted_lenses": ()})
+    run = layerscope.Run(own.rows, own.record.model_copy(update={"measured": measured}))
     folder = _written(run, tmp_path, EXTENDED)
     (folder / "manifest.json").unlink()
     tree = _json(folder)
@@ -206,7 +207,7 @@ def test_an_extended_folder_of_the_version_before_is_read_as_one_without_fitted_
     newer = [column.name for column in COLUMNS if column.since == "2.3"]
     for table in folder.glob("*records*.csv"):
         _without_columns(table, newer)
-    known = probed.rows.with_columns(pl.lit(None, probed.rows.schema[name]).alias(name) for name in newer)
+    known = own.rows.with_columns(pl.lit(None, own.rows.schema[name]).alias(name) for name in newer)
     assert read_published(folder) == layerscope.Run(known, run.record)
 
 

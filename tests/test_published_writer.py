@@ -21,6 +21,7 @@ from layerscope.published.write.writer import write_published
 from layerscope.record import COLUMNS
 from layerscope.run import Run
 from made_sweep import MADE
+from probed import probed
 
 AWKWARD = [
     "",
@@ -47,7 +48,7 @@ KEYS = {"fact_key", "fact_index", "prompt_id", "prompt_variant", "lens", "layer"
 
 @pytest.fixture(scope="module")
 def standard() -> Run:
-    return layerscope.probe(suite="berlin", lenses="logit,next_norm,raw")
+    return probed("berlin")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from layerscope.model.blockwise import BlockCall, BlockInHand
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.pulled_back import pull_back
 from rounding import SINGLE
-from tiny_models import TINY
+from tiny_models import TINY, by_family
 
 D = 6
 COMMON = ("gemma3", "gpt2", "mixtral")
@@ -86,13 +86,7 @@ def test_two_copies_reach_two_positions_on():
     assert off(pulled[0, :, 0], wanted) < 4 * D * SINGLE
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *COMMON,
-        *(pytest.param(name, marks=pytest.mark.slow) for name in TINY if name not in (*COMMON, *REFUSED)),
-    ],
-)
+@pytest.mark.parametrize("name", by_family((name for name in TINY if name not in REFUSED), COMMON))
 def test_they_are_those_of_the_whole_graph(name: str, tmp_path: Path):
     model = CausalLM.open(TINY[name].build(tmp_path), device="cpu")
     wanted = jacobians(TINY[name].resident(), IDS, COUNTED)

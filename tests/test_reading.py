@@ -314,6 +314,7 @@ def test_a_real_model_is_judged_by_the_token_that_it_prefers(fixture: str, reque
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_a_chat_of_a_real_model_is_transformers_own(smollm2: Path):
     asked = {"role": "user", "content": "What is the capital of Germany? Answer with one word."}
     run = probe(smollm2, suite=asking(chat(asked)), positions="last", lenses="logit", device="cpu")

@@ -136,6 +136,7 @@ def gguf_fields(folder: Path) -> dict:
     return pytest.importorskip("gguf").GGUFReader(folder / GGUF).fields
 
 
+@pytest.mark.slow
 def test_smollm2_encodes_by_its_files_own_merges(smollm2: Path):
     due, tokenizer = ByRank(gguf_fields(smollm2)), AutoTokenizer.from_pretrained(smollm2)
     for text in TEXTS:

@@ -651,6 +651,7 @@ def test_a_file_that_may_not_grow_is_reported_and_leaves_nothing(tmp_path):
     assert done.stdout.endswith("[]\n")
 
 
+@pytest.mark.slow  # a file that may not grow takes the same way
 def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):
     """On a real file system of 64 kilobytes, where the user may mount one in a name space of their own."""
     disk = tmp_path / "disk"

@@ -12,15 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import layerscope
 from layerscope.bundled import BUNDLED
+from probed import probed
 
 
 @pytest.fixture(scope="module")
 def rows() -> pl.DataFrame:
-    run = layerscope.probe(suite="capitals-20", positions="last", lenses=("logit",))
+    run = probed("capitals-20", positions="last")
     assert run.record.identity.ok
-    return run.rows
+    return run.rows.filter(lens="logit")
 
 
 def test_it_ships_with_the_package_and_weighs_at_most_8_mb():
@@ -45,7 +45,7 @@ def test_answers_become_rank_1_strictly_between_layer_1_and_the_last(variant: st
 
 
 def test_its_tokenizer_gives_every_capital_one_piece():
-    run = layerscope.probe(suite="capitals-20", positions="last", lenses=("logit",))
+    run = probed("capitals-20", positions="last")
     for prompt in run.record.suite.prompts:
         assert [len(answer.answer_ids) for answer in prompt.answers] == [1]
         assert prompt.answers[0].variant == "with_space"

@@ -21,6 +21,7 @@ from layerscope.fitting.refine import Budget, refine
 from layerscope.fitting.sampled import Draws
 from layerscope.lenses.tuned_lens import Translator
 from layerscope.unembedding import HeadTransform, Norm, Unembedding
+from properties import slow
 
 N, D, D_VOCAB = 6000, 10, 60
 GAIN = torch.linspace(0.5, 1.5, D)
@@ -143,7 +144,7 @@ def test_whitened_coordinates_say_the_same_translator(rank: int):
     torch.testing.assert_close(own.translator()(x), start(x), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("norm", [RMS, LAYER], ids=["rms", "layer"])
+@pytest.mark.parametrize("norm", [RMS, slow(LAYER)], ids=["rms", "layer"])
 def test_a_planted_rotation_bias_and_temperature_are_recovered(norm: Norm):
     planted = Planted(norm)
     translator, fit = fit_layer(

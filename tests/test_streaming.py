@@ -32,7 +32,7 @@ from layerscope.model.uncached import Room, UncachedFiles, reads_uncached
 from layerscope.stored.weight import DenseWeight
 from properties import examples
 from rounding import SINGLE, of_product, of_residual
-from tiny_models import PROMPTS, TINY, tiny_tokenizer
+from tiny_models import PROMPTS, by_family, tiny_tokenizer
 
 CPU = torch.device("cpu")
 STORED = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -232,7 +232,7 @@ def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "layerscope-reader"]
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", by_family())
 def test_every_block_s_tensors_are_read_before_it_computes(name: str, tiny, monkeypatch):
     read: list[str] = []
     bring_in = Piece.bring_in
@@ -397,7 +397,7 @@ def test_rows_read_past_the_page_cache_are_those_in_the_file(refused: str, tmp_p
 
 
 @NEEDS_ADVICE
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", by_family())
 def test_a_model_that_is_not_kept_is_read_past_the_page_cache(name: str, tiny, monkeypatch):
     """It gives the same, and what is read so is not read ahead besides."""
     model = CausalLM.open(tiny(name), device="cpu")

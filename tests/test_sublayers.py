@@ -56,7 +56,7 @@ from layerscope.view.charts import writer_shares
 from layerscope.view.page.view import page_html
 from peers import needs_peers, told_by
 from rounding import FLOAT32, of_residual, same_order, same_rank
-from tiny_models import BLOCKS_AT, D_VOCAB, TINY, load_resident, observe, tiny_tokenizer
+from tiny_models import BLOCKS_AT, D_VOCAB, TINY, by_family, load_resident, observe, tiny_tokenizer
 
 PROMPTS = [[0, 301, 12, 88], [0, 55, 12, 88, 7, 21, 3], [0, 9, 5]]
 ANSWERS, RIVALS = [5, 301, 17], [33, 2, 250]
@@ -65,10 +65,7 @@ NO_SUM = "opt-post-norm"
 PARALLEL = {"gptj", "gpt_neox", "phi", "cohere", "stablelm-parallel", "falcon", "falcon-multiquery"}
 IN_SHORT = {"gemma2", "gpt2", "gpt_neox", "cohere", "granite", "falcon", "opt-projected", "bloom", "qwen3_moe"}
 """Every kind of block there is; the others are built like one of these."""
-EVERY = pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in IN_SHORT else pytest.mark.slow) for name in TINY if name != NO_SUM],
-)
+EVERY = pytest.mark.parametrize("name", by_family((name for name in TINY if name != NO_SUM), IN_SHORT))
 
 
 class Additions(TorchDispatchMode):

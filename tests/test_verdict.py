@@ -36,6 +36,7 @@ from layerscope.report.sentences.lines import LINE, layers
 from layerscope.run import Run
 from layerscope.terminal.run_tables import milestone_table, problem_lines
 from layerscope.terminal.verdict import run_verdict, verdict_of
+from probed import probed
 from small_record import answer, fact, ranked
 
 PRIMARY = (pl.col("fact_index") == 0) & (pl.col("prompt_variant") == "orig") & pl.col("is_next")
@@ -45,19 +46,19 @@ LOGIT = PRIMARY & (pl.col("lens") == "logit")
 @pytest.fixture(scope="module")
 def run() -> Run:
     """One fact in two wordings, and a control."""
-    return layerscope.probe(suite="berlin", lenses="logit,next_norm,raw")
+    return probed("berlin")
 
 
 @pytest.fixture(scope="module")
 def capitals() -> Run:
     """Five facts in two wordings, and a control."""
-    return layerscope.probe(suite="capitals", lenses="logit,next_norm,raw")
+    return probed("capitals")
 
 
 @pytest.fixture(scope="module")
 def twenty() -> Run:
     """Twenty facts in two wordings, and a control."""
-    return layerscope.probe(suite="capitals-20", lenses="logit,next_norm,raw", positions="last")
+    return probed("capitals-20", positions="last")
 
 
 def printed(parts) -> str:

@@ -5,6 +5,7 @@ Nothing here knows layerscope: `reference` is the independent implementation tha
 
 import functools
 import zlib
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from properties import slow
 
 D_VOCAB = 307  # above the tokenizer's 300 ids, and no multiple of 16: the last tile of any sweep is ragged
 WINDOW = 4  # of every sliding attention
@@ -302,6 +305,32 @@ _EVERY = (
     ),
 )
 TINY: dict[str, TinyModel] = {tiny.name: tiny for tiny in _EVERY}
+
+OF_EVERY_KIND = {
+    "qwen2-tied": "RMS norms before attention and MLP, rotary positions, the embedding for a head",
+    "gemma2": "norms before and behind, windows in every second block, softcaps of attention and logits",
+    "olmo2": "norms behind attention and MLP alone, and of queries and keys",
+    "gpt2": "layer norms, learned positions, matrices stored the other way round",
+    "gpt_neox": "parallel attention and MLP with a norm each, queries, keys and values in one matrix, rotary in part",
+    "cohere": "parallel attention and MLP behind one norm, scaled logits",
+    "granite": "multipliers of embedding, residuals, attention and logits",
+    "bloom": "positions by ALiBi, a norm of the embedding",
+    "phi3-longrope-switching": "rotary frequencies that follow the length of what is read",
+    "opt-projected": "an embedding narrower than the stream",
+    "opt-post-norm": "norms behind each sum, and no last one",
+    "qwen3_moe": "experts, and among them a block without",
+}
+"""Models that between them have every kind of block, norm, position, head and storage there is in `TINY`, and what each
+of them is there for. Every run tries these; the others, built of the same parts, are marked `slow` (`by_family`).
+
+Whether each listed family computes what Transformers does is asked of all in every run
+(`test_families.test_residuals_equal_transformers_at_every_layer_and_position`).
+"""
+
+
+def by_family(names: Iterable[str] = TINY, in_short: Container[str] = OF_EVERY_KIND) -> list[Any]:
+    """Values for `parametrize`: the names, all that are not `in_short` left to where all is tested."""
+    return [name if name in in_short else slow(name) for name in names]
 
 
 def _randomise(model: PreTrainedModel) -> None:

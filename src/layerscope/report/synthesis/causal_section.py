@@ -57,7 +57,7 @@ def _cells(run: Compared) -> list[Claim | None]:
     ]
 
 
-def _stated(run: Compared, name: str, value: float | str | None, unit: Unit, *path: str) -> Claim | None:
+def _stated(run: Compared, name: str, value: int | float | str | None, unit: Unit, *path: str) -> Claim | None:
     if value is None:
         return None
     return run.agreed(name, value, unit, ("patching", *path, name), basis=(), how="median over pairs")

@@ -35,6 +35,10 @@ UNWANTED = ["*/*", "consolidated*", "adapter_*"]
 """Copies of the weights in another layout that some repositories keep beside them."""
 
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Of the names that safetensors headers have; others are asked of the tensor."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model's files lie and what they are called in a record."""
@@ -168,8 +172,13 @@ class Checkpoint(TensorFiles):
 
     @cached_property
     def _available(self) -> Available:
-        tensors = ((name, self._mapped(place)) for name, place in self._places.items())
-        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors}
+        return {name: self._described(place) for name, place in self._places.items()}
+
+    def _described(self, place: Place) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and dtype by the header: of tens of thousands of tensors none has to be mapped for it."""
+        header = self._handles[place.file].get_slice(place.name)
+        dtype = _DTYPES.get(header.get_dtype())
+        return tuple(header.get_shape()), self._mapped(place).dtype if dtype is None else dtype
 
     def _mapped(self, place: Place) -> torch.Tensor:
         tensor: torch.Tensor = self._handles[place.file].get_tensor(place.name)

@@ -86,9 +86,11 @@ def _compared(patched: Path, plain: Path) -> tuple[int, int]:
     """Pairs and patches of the one run; both have the same rows."""
     ours, theirs = (pl.read_parquet(run / "rows.parquet") for run in (patched, plain))
     # Each process finds by itself which library multiplies faster, so they may differ by rounding.
+    if len(ours) != len(theirs):
+        raise Disagreement(f"a probe with patches has {len(ours)} rows, the probe without {len(theirs)}")
     for name in ("entropy_bits", "kl_to_final_bits"):
         apart = (ours[name] - theirs[name]).abs()
-        if len(ours) != len(theirs) or not (apart <= BITS_TOLERANCE * theirs[name].abs().clip(1.0)).all():
+        if not (apart <= BITS_TOLERANCE * theirs[name].abs().clip(1.0)).all():
             raise Disagreement(f"{name} of a probe with patches is up to {apart.max()} bits from the probe without")
     patches = pl.read_parquet(patched / "patches.parquet")
     if (plain / "patches.parquet").exists() and len(pl.read_parquet(plain / "patches.parquet")):

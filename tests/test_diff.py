@@ -424,6 +424,17 @@ def test_ids_that_only_one_of_the_two_has_are_refused_or_not_judged(tiny, plante
         layerscope.diff(base, fewer, suite=None)
 
 
+def test_text_without_a_logit_in_one_of_the_two_is_refused_and_answers_are_not_judged(planted, monkeypatch):
+    """Where more ids are embedded than the head has logits for, as in padded tables."""
+    base, variant, found = planted
+    asked = found.summary.suite.prompts[0]
+    models = [CausalLM.open(folder, device="cpu") for folder in (base, variant)]
+    top = max(models[0].tokens.input_ids(asked.prompt))
+    monkeypatch.setattr(models[1], "d_vocab", top)
+    with pytest.raises(ModelError, match=rf"has {top} logits and so no probability"):
+        layerscope.diff(*models, suite="capitals", limit=1)
+
+
 def test_what_cannot_be_compared_is_refused_in_a_sentence(tiny, tmp_path: Path):
     qwen = tiny("qwen3")
     opened = CausalLM.open(qwen, device="cpu")

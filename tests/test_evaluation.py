@@ -35,6 +35,7 @@ from layerscope.report.evaluation.lenses import fitted
 from layerscope.report.evaluation.overview import fingerprint
 from layerscope.report.evaluation.quotes import Quotes
 from layerscope.run import Run
+from layerscope.run_folder import save_run
 from made_sweep import FITTED, MADE
 from probed import probed
 from properties import slow
@@ -82,7 +83,7 @@ def every_run(made_sweep: Path) -> Iterator[tuple[Path, str | None]]:
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ours over five facts, with its published files beside it."""
     folder = tmp_path_factory.mktemp("own") / "run"
-    probed("capitals").save(folder, published=Dialect.EXTENDED)
+    save_run(probed("capitals"), folder, published=Dialect.EXTENDED)
     return folder
 
 

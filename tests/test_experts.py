@@ -1,11 +1,15 @@
 """Stacks of experts: what is read of them, and that one of them alone is what the whole stack has there."""
 
+import mmap
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from gguf_files import write_gguf
+from layerscope.errors import CheckpointError
 from layerscope.model.causal_lm import CausalLM
 from layerscope.model.experts import ExpertStack
 from layerscope.model.stored_tensors import Stored
@@ -79,3 +83,30 @@ def test_a_stack_counts_as_two_of_its_experts(tiny):
     one = max(stack.shape[1] * stack.shape[2] for stack in stacks_of(model))
     router = model._module.model.layers[0].mlp.gate.weight
     assert model.largest_block_bytes == 2 * one * (4 + 2 * 4) + 4 * router.numel()
+
+
+def test_the_shares_of_a_tensor_are_its_bytes(tiny):
+    checkpoint = CausalLM.open(tiny("mixtral"), device="cpu").checkpoint
+    name = max(checkpoint.names, key=lambda name: checkpoint._places[name].stop - checkpoint._places[name].start)
+    (whole,) = checkpoint.pieces([name])
+    for of in (1, 2, 4):
+        parts = [piece for i in range(of) for piece in checkpoint.pieces([name], (i, of))]
+        assert len(parts) == of and sum(part.size for part in parts) == whole.size
+        assert [part.start for part in parts] == [whole.start + i * whole.size // of for i in range(of)]
+        assert all(part.start - part.address == whole.start - whole.address for part in parts)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_experts_of_a_file_cut_short_are_refused(stacked: bool, tiny, tmp_path: Path):
+    """Touching the mapped pages instead would end the process."""
+    if stacked:
+        file = made = write_gguf(tmp_path / "cut.gguf", "qwen2moe")
+    else:
+        made = shutil.copytree(tiny("mixtral"), tmp_path / "cut")
+        (file,) = made.glob("*.safetensors")
+    model = CausalLM.open(made, device="cpu")
+    names = [name for stack in stacks_of(model) for name in stack.stored.names]
+    first = min(model.checkpoint._places[name].start for name in names)
+    os.truncate(file, first // mmap.PAGESIZE * mmap.PAGESIZE)
+    with pytest.raises(CheckpointError, match="should hold tensor"):
+        model.forward([PROMPTS[0]])

@@ -139,7 +139,7 @@ class SuiteDiff:
 
     @property
     def once(self) -> tuple[FactDiff, ...]:
-        """Of those, every fact in its first wording: two wordings of one fact are not independent."""
+        """Of those, every fact in the first wording that has an answer: wordings of one fact are not independent."""
         first: dict[object, FactDiff] = {}
         for i, fact in enumerate(self.judged):
             first.setdefault((i, "alone") if fact.fact is None else fact.fact, fact)

@@ -40,7 +40,13 @@ class PassAt:
     """Of every item the share of its words that passed, less that of other items' words."""
 
 
-def pass_at(lens: str, ranks: NDArray[np.int64], words_of: Sequence[Sequence[int]], k: int) -> PassAt:
+def pass_at(
+    lens: str,
+    ranks: NDArray[np.int64],
+    words_of: Sequence[Sequence[int]],
+    k: int,
+    alike: NDArray[np.bool_] | None = None,
+) -> PassAt:
     """Score one lens.
 
     Args:
@@ -49,6 +55,8 @@ def pass_at(lens: str, ranks: NDArray[np.int64], words_of: Sequence[Sequence[int
             1 is the first. The output is scored by itself.
         words_of: of every item which words it asks for, at least one; items may share words.
         k: counted as passed up to this rank.
+        alike: `[word, word]`, which share a token and so are no null for each other; each with itself alone where not
+            given.
 
     Source: pass@k of the evaluation of Gurnee et al. 2026; the null, the band and the interval are ours.
     """
@@ -59,7 +67,8 @@ def pass_at(lens: str, ranks: NDArray[np.int64], words_of: Sequence[Sequence[int
     for item, words in enumerate(words_of):
         own[item, list(words)] = True
     # As a shuffle of targets would have it: as often as items ask for a word, but for the item's own.
-    others = np.where(own, 0, own.sum(0))
+    barred = own if alike is None else own @ alike
+    others = np.where(barred, 0, own.sum(0))
     best, band = within.any(-1).astype(float), within[..., first:last].mean(-1)
     middle = np.log(np.median(ranks[..., first:last], axis=-1))
     passed = _mean(best, own)

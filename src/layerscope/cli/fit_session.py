@@ -147,10 +147,10 @@ def folder_name(name: str | None) -> str | None:
 
 
 def parent_of(out: Path) -> Path:
-    """The folder in which a lens\' own folder is made.
+    """The folder in which a lens' own folder is made.
 
     Raises:
-        LensError: it is a lens\' own folder itself.
+        LensError: it is a lens' own folder itself.
     """
     from layerscope.lenses.lens_folder import RECORD_NAME
 

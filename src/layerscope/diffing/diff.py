@@ -89,7 +89,7 @@ def diff(request: DiffRequest) -> DiffResult:
     for model in (base, variant):
         for note in model.notes:
             watcher.plan(f"{model.id}: {note}")
-    parts = parts_of(base, found)
+    parts = parts_of(base, variant, found)
     watcher.plan(_plan(base, variant, found, parts))
     ran_out = "The memory ran out while both models ran; give a smaller --memory, or less text."
     heads, n_blocks = Heads(base, variant), base.n_layers

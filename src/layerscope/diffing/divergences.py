@@ -15,6 +15,8 @@ from layerscope.readout.compiled import kernels
 from layerscope.readout.vocabulary import KL_FLOOR_NATS
 
 BITS = 1 / math.log(2)
+ARRAYS = 12
+"""Arrays of float32 beside a row's logits, as large as they are, that divergences take without compiled loops."""
 ROOM_BYTES = 384 << 20
 """What the logits that are held at once may take."""
 
@@ -28,7 +30,8 @@ class Heads:
         self.n_ids = min(base.d_vocab, variant.d_vocab)
         """How many ids both have a logit for."""
         transformed = any(not model.unembedding.transform.is_identity for model in self._models)
-        row = 4 * max(base.d_vocab, variant.d_vocab) * (2 if transformed else 1)
+        arrays = (2 if transformed else 1) + (0 if self.compiled else ARRAYS)
+        row = 4 * max(base.d_vocab, variant.d_vocab) * arrays
         self.rows_at_once = max(6, min(ROOM_BYTES, base.placement.memory // 4) // row)
         """Of how many residuals memory has room for the logits."""
 
@@ -81,7 +84,9 @@ class Distributions:
     def kept(self) -> "Distributions":
         """The same in memory of its own, so that what it was taken from may go."""
         linear = self.linear.clone()
-        return Distributions(linear, linear if self.logits is self.linear else self.logits.clone())
+        return Distributions(
+            linear, linear if self.logits.data_ptr() == self.linear.data_ptr() else self.logits.clone()
+        )
 
     @cached_property
     def log_sum_exp(self) -> Float[Tensor, " row"]:

@@ -39,10 +39,10 @@ def asked_ids(streams: Streams, prompts: Sequence[Encoded], heads: Heads) -> Int
     asked: list[tuple[int, ...]] = []
     for i, row in enumerate(part.found.rows[k] for k in part.rows):
         if i in prompt_at:
-            on_top = heads.base(streams.base[-1, i : i + 1]).top1
-            asked.append(answer_ids(prompt_at[i], heads.n_ids) or (int(on_top),))
+            answers = answer_ids(prompt_at[i], heads.n_ids)
+            asked.append(answers or (int(heads.base(streams.base[-1, i : i + 1]).top1),))
         else:
-            asked.append((min(texts[row.text - part.texts.start][row.position + 1], heads.n_ids - 1),))
+            asked.append((texts[row.text - part.texts.start][row.position + 1],))
     most = max(map(len, asked), default=1)
     return torch.tensor([[*ids, *[ids[0]] * (most - len(ids))] for ids in asked]).reshape(len(asked), most)
 

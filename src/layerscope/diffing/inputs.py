@@ -134,11 +134,13 @@ def _check_ids(found: DiffInputs, base: CausalLM, variant: CausalLM) -> None:
             f"The base's tokenizer gives token id {most}, but {variant.id} embeds {variant.n_embeddings} ids; give a "
             "variant with the same vocabulary."
         )
-    followed, model = int(found.sequences.max()), min(base, variant, key=lambda model: model.d_vocab)
+    # Of these the rank of every token that follows is told, at the places where every layer is looked at.
+    first = max(found.prompts[0].token_ids) if found.prompts else 0
+    followed, model = max(int(found.sequences.max()), first), min(base, variant, key=lambda model: model.d_vocab)
     if followed >= model.d_vocab:
         raise ModelError(
             f"The text holds token id {followed}, but {model.id} has {model.d_vocab} logits and so no probability for "
-            "it; give other text."
+            "it; give other text, or another first prompt."
         )
 
 

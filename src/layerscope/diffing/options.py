@@ -34,7 +34,8 @@ class DiffOptions(OpenOptions):
     modules: bool = False
     """Put every linear layer of the variant into the base's block alone, too: one more run of a block for each."""
     noise_floor: bool = True
-    """Hold the base against itself, too, its sequences alone in place of beside others: one more pass of it."""
+    """Hold the base against itself, too, its first two sequences alone in place of beside others: two more
+    passes."""
     seed: int = 316
     """Of the draw of positions that every layer is decoded at."""
 

@@ -138,21 +138,25 @@ class _Keeping:
             streams.first = here.base[place[first], last].cpu(), here.variant[place[first], last].cpu()
 
 
-def parts_of(base: CausalLM, found: DiffInputs) -> list[Part]:
+def parts_of(base: CausalLM, variant: CausalLM, found: DiffInputs) -> list[Part]:
     """Texts one after another, as many at a time as memory has room for; each part reads all weights again.
 
-    On a CPU prompts have parts of their own: beside sequences they would be padded to those' length, and there products
-    cost more than reading.
+    Where a second reading costs no disk, prompts have parts of their own: beside sequences they would be padded to the
+    same length.
 
     Raises:
         PlacementError: there is no room for one text.
     """
     n_rows = Counter(row.text for row in found.rows)
-    apart = len(found.sequences) if base.placement.device.type == "cpu" else 0
+    at_hand = not any(model.patches_ride for model in (base, variant))
+    apart = len(found.sequences) if at_hand else 0
     starts, load = [0], _Load()
     for text, ids in enumerate(found.token_ids):
         alone = _Load().with_text(len(ids), n_rows[text])
-        alone.check_room(base)
+        alone.check_room(
+            base,
+            "give more --memory, or " + ("shorter prompts" if text >= len(found.sequences) else "a smaller --seq-len"),
+        )
         more = load.with_text(len(ids), n_rows[text])
         if text and (text == apart or not more.fits(base)):
             starts.append(text)
@@ -184,11 +188,11 @@ class _Load:
     def fits(self, model: CausalLM) -> bool:
         return max(self.bytes_of(model)) <= model.placement.memory // ROOM_SHARE
 
-    def check_room(self, model: CausalLM) -> None:
+    def check_room(self, model: CausalLM, advice: str) -> None:
         """Whether the texts fit into what both models have together, weights aside."""
         needed, room = sum(self.bytes_of(model)), model.placement.memory
         if needed > room:
             raise PlacementError(
                 f"A text of {self.width} tokens takes {format_bytes(needed)} while both models run, but each of them "
-                f"has {format_bytes(room)}; give more --memory, or a smaller --seq-len."
+                f"has {format_bytes(room)}; {advice}."
             )

@@ -76,7 +76,8 @@ class Session(Generic[S]):
         """What one block holds while a batch passes it: its own parameters, activations, attention scores."""
         model, seq_len = self.model, self.corpus.fit.shape[1]
         per_token = model.widest_activation + (model.n_heads or 0) * seq_len
-        return model.largest_block_bytes + 4 * max(BATCH_TOKENS, seq_len) * per_token
+        own = model.largest_differentiated_bytes if self.differentiates else model.largest_block_bytes
+        return own + 4 * max(BATCH_TOKENS, seq_len) * per_token
 
     def leftovers(self) -> str:
         """Lines that end a plan where folders of other fits of the same lens lie about."""

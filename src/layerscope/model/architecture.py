@@ -160,10 +160,10 @@ def _has_alibi(config: Any) -> bool:
 def _windows(config: Any, n_layers: int) -> tuple[int | None, ...]:
     """Of the layers that the config names so, or of all where it names none, as Transformers has it.
 
-    A config that switches its window off has none left once it is read.
+    A config that switches its window off has none left once it is read, or one of 0, or no layer of that kind.
     """
     window = getattr(config, "sliding_window", None)
-    if window is None:
+    if not window:
         return (None,) * n_layers
     kinds = getattr(config, "layer_types", None) or ("sliding_attention",) * n_layers
     return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)

@@ -259,6 +259,11 @@ class CausalLM:
         return self._streamed.weights.largest_block_bytes
 
     @property
+    def largest_differentiated_bytes(self) -> int:
+        """The same while the block is differentiated, which keeps every expert that a token was sent to."""
+        return self._streamed.weights.largest_differentiated_bytes
+
+    @property
     def widest_activation(self) -> int:
         """Numbers that one token holds inside a block, roughly: three of a gated layer's width, and the stream."""
         return self._streamed.widest_activation

@@ -1,18 +1,20 @@
 """Experts that stay in their files: of a stack of matrices only those are read to which a token was routed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from layerscope.model.stored_tensors import Stored
 
+BringIn: TypeAlias = Callable[[Sequence[str], tuple[int, int]], None]
+
 
 class ExpertStack:
     """Stands where a module has a parameter `[expert, row, column]`, and reads one expert when it is taken.
 
-    Whatever else is done with it is done with the whole stack, which is read for it.
+    Other methods of a tensor, and torch's functions, have the whole stack, which is read for them.
     """
 
     def __init__(
@@ -21,7 +23,7 @@ class ExpertStack:
         shape: torch.Size,
         dtype: torch.dtype,
         device: torch.device,
-        bring_in: Callable[[Sequence[str]], None],
+        bring_in: BringIn,
     ) -> None:
         """Of a stored stack.
 
@@ -30,7 +32,8 @@ class ExpertStack:
             shape: of the parameter.
             dtype: in which the module computes,
             device: and where.
-            bring_in: is called with the names of stored tensors that are about to be read.
+            bring_in: is called with the names of stored tensors that are about to be read, and which of how many equal
+                parts of each.
         """
         self.stored, self.shape, self.dtype, self.device = stored, shape, dtype, device
         self._bring_in = bring_in
@@ -42,10 +45,16 @@ class ExpertStack:
         if not isinstance(expert, int):
             return self._whole()[expert]
         i = range(self.shape[0])[expert]
-        self._bring_in(self.stored.names_of(i))
+        own = self.stored.names_of(i)
+        if own is None:
+            self._bring_in(self.stored.names, (i, self.shape[0]))
+        else:
+            self._bring_in(own, (0, 1))
         return self.stored.matrix(i).to(self.device, self.dtype)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of protocols, such as copying, that a tensor would answer with itself
+            raise AttributeError(name)
         return getattr(self._whole(), name)
 
     @classmethod
@@ -56,7 +65,7 @@ class ExpertStack:
         return function(*map(_tensor, args), **{name: _tensor(value) for name, value in (kwargs or {}).items()})
 
     def _whole(self) -> Tensor:
-        self._bring_in(self.stored.names)
+        self._bring_in(self.stored.names, (0, 1))
         return self.stored.tensor().to(self.device, self.dtype)
 
 

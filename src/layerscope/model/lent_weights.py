@@ -62,6 +62,11 @@ class LentWeights:
         return max((loader.bytes for loader in self._loaders), default=0)
 
     @property
+    def largest_differentiated_bytes(self) -> int:
+        """The same while it is differentiated too."""
+        return max((loader.bytes_with_gradients for loader in self._loaders), default=0)
+
+    @property
     def stay_in_page_cache(self) -> bool:
         """Whether another pass finds them in memory."""
         return keeps_in_page_cache(self._checkpoint.bytes_on_disk)
@@ -86,11 +91,11 @@ class LentWeights:
         """Take them back."""
         self._loaders[i].drop()
 
-    def _bring_in(self, names: Sequence[str]) -> None:
-        """Read what is about to be used, in large pieces, where it may not be at hand."""
-        if not self.stay_in_page_cache:
-            for piece in self._checkpoint.pieces(names):
-                piece.bring_in()
+    def _bring_in(self, names: Sequence[str], share: tuple[int, int]) -> None:
+        """Read what is about to be used, in large pieces; where a file has been cut short that is an error, whereas to
+        touch its mapped pages would end the process."""
+        for piece in self._checkpoint.pieces(names, share):
+            piece.bring_in()
 
     @contextmanager
     def reading(self, names: Mapping[int, Sequence[str]] | None = None, *, head_next: bool = False) -> Iterator[None]:

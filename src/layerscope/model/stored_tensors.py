@@ -88,10 +88,10 @@ class Stored:
             raise _misshapen(self, tuple(matrix.shape), self.wanted[1:])
         return matrix
 
-    def names_of(self, i: int) -> tuple[str, ...]:
-        """The stored tensors that one matrix of a stack is made of; none where it is a part of larger ones."""
+    def names_of(self, i: int) -> tuple[str, ...] | None:
+        """The stored tensors that one matrix of a stack is made of; None where it is a part of the stack's."""
         own = self.convert.names if isinstance(self.convert, StackConversion) else None
-        return () if own is None else own(i)
+        return None if own is None else own(i)
 
     def _converted(self) -> Tensor:
         assert self.convert is not None

@@ -1,13 +1,13 @@
 """A Transformers model without weights: its linears read theirs tile by tile, its embeddings row by row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerscope.model.experts import ExpertStack, put_stack, stacks_in
+from layerscope.model.experts import BringIn, ExpertStack, put_stack, stacks_in
 from layerscope.model.stored_tensors import Stored
 from layerscope.model.tensor_files import Place
 from layerscope.model.tiles import Tiles
@@ -110,7 +110,7 @@ class BlockLoader:
         stored: dict[str, Stored],
         dtype: torch.dtype,
         device: torch.device,
-        bring_in: Callable[[Sequence[str]], None],
+        bring_in: BringIn,
     ):
         stacks = stacks_in(block, prefix, stored)
         for name, (module, leaf, parameter) in stacks.items():
@@ -132,6 +132,10 @@ class BlockLoader:
         # Of experts two matrices at a time, with the floats that a quantised one is decoded to.
         largest = max((parameter[0].numel() for _, _, parameter in stacks.values()), default=0)
         self.bytes += 2 * largest * (dtype.itemsize + 2 * 4)
+        self.bytes_with_gradients = self.bytes + dtype.itemsize * sum(
+            parameter.numel() for _, _, parameter in stacks.values()
+        )
+        """Where the block is differentiated, which keeps every expert that was used."""
 
     @property
     def names(self) -> list[str]:
@@ -181,7 +185,7 @@ def stream_weights(
     compute: torch.dtype,
     device: torch.device,
     tiles: Tiles,
-    bring_in: Callable[[Sequence[str]], None],
+    bring_in: BringIn,
     *,
     resident: bool = False,
 ) -> list[BlockLoader]:

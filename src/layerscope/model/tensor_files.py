@@ -145,7 +145,7 @@ class TensorFiles(ABC):
 
     @property
     def storage(self) -> str | None:
-        """In what forms matrices are stored, those with the most bytes first; None where all are plain floats."""
+        """In what forms matrices are stored, those with the most bytes first; None where that is not known."""
         return None
 
     @property
@@ -211,16 +211,22 @@ class TensorFiles(ABC):
         """Where a tensor lies; None where it does not lie in one place."""
         return self._places.get(name)
 
-    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
-        """The bytes of some tensors, in parts that are read at once."""
+    def pieces(self, names: Iterable[str], share: tuple[int, int] = (0, 1)) -> Iterator[Piece]:
+        """The bytes of some tensors, in parts that are read at once.
+
+        Args:
+            names: of the tensors.
+            share: which of how many equal parts of each is wanted, as of a stack one matrix.
+        """
+        which, of = share
         for part in (part for name in names for part in self.parts(name)):
             place = self._places[part]
-            if place.start == place.stop:
-                continue
-            base = self._mapped_at[place.file]
-            for start in range(place.start, place.stop, PIECE_BYTES):
-                size = min(PIECE_BYTES, place.stop - start)
-                yield Piece(part, place.file, start, None if base is None else base + start, size)
+            size = place.stop - place.start
+            first, stop = place.start + which * size // of, place.start - (-(which + 1) * size // of)
+            base = self._mapped_at[place.file] if size else None
+            for start in range(first, stop, PIECE_BYTES):
+                length = min(PIECE_BYTES, stop - start)
+                yield Piece(part, place.file, start, None if base is None else base + start, length)
 
     def let_go(self, names: Iterable[str]) -> None:
         """Let the page cache forget some tensors, so that others' files stay in it; they can still be read."""

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from layerscope.analysis.pass_at import PassAt, ahead, pass_at
 from layerscope.analysis.task_scores import BASELINE, Ahead, LensTasks, TaskScore
@@ -76,6 +78,8 @@ def score_lenses(request: LensTasksRequest) -> LensTasks:
         reasons = "; ".join(chosen.passed_over) or "there is none"
         raise LensError(f"No fitted lens of {model.id} to score: {reasons}. Fit one, or name the lenses to be scored.")
     lenses = with_nulls(chosen.bind(model), request.seed)
+    if model.n_layers < 2:
+        raise SuiteError(f"{model.id} has one block, but words are looked for before the output; take a deeper model.")
     asked = [_asked(model, task) for task in tasks]
     with reproducible(request.seed, model.placement.device), torch.inference_mode():
         scores = (_score(model, lenses, task, of, request.ks) for task, of in zip(tasks, asked, strict=True))
@@ -84,10 +88,10 @@ def score_lenses(request: LensTasksRequest) -> LensTasks:
 
 def _score(model: CausalLM, lenses: Sequence[Lens], task: WordTask, asked: _Asked, ks: Sequence[int]) -> TaskScore:
     states = last_states(model, asked.token_ids)
-    scores: list[PassAt] = []
+    alike, scores = _alike(asked.words), list[PassAt]()
     for lens in lenses:
         ranks = ranks_of(model, lens, states, asked.words)
-        scores += [pass_at(lens.name, ranks, asked.words_of, k) for k in ks]
+        scores += [pass_at(lens.name, ranks, asked.words_of, k, alike) for k in ks]
     base = {score.k: score for score in scores if score.lens == BASELINE}
     others = [score for score in scores if score.lens != BASELINE and score.k in base]
     return TaskScore(
@@ -112,13 +116,20 @@ def _asked(model: CausalLM, task: WordTask) -> _Asked:
         if own:
             token_ids.append(_read(model.tokens, item, task.read_at))
             words_of.append(sorted(own))
-    if not words_of or any(len(own) == len(places) for own in words_of):
+    alike = _alike(list(places))
+    if not words_of or any(alike[own].any(0).all() for own in words_of):
         raise SuiteError(
             f"Task '{task.name}': every item's words are held against other items', but of {len(task.items)} items "
             f"{model.id}'s tokenizer has words of one token for {len(words_of)}, {len(places)} of them different; give "
             "more items."
         )
     return _Asked(token_ids, list(places), words_of, tuple(skipped))
+
+
+def _alike(words: Sequence[tuple[int, ...]]) -> NDArray[np.bool_]:
+    """Which words share a token: [word, word]."""
+    ids = [set(word) for word in words]
+    return np.array([[not one.isdisjoint(other) for other in ids] for one in ids], dtype=bool)
 
 
 def _forms(tokens: Tokens, strings: Sequence[str]) -> tuple[int, ...]:

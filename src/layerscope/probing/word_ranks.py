@@ -35,7 +35,7 @@ def last_states(model: CausalLM, token_ids: Sequence[Sequence[int]]) -> Float[Te
     """The states of the last token of every prompt, in as many passes as keep what they hold small."""
     longest = max(map(len, token_ids))
     of_one = 4 * (model.n_layers + 1) * longest * model.d_model
-    step, parts = max(1, PASS_BYTES // of_one), list[Tensor]()
+    step, parts = max(1, min(PASS_BYTES, model.placement.memory // 4) // of_one), list[Tensor]()
     for start in range(0, len(token_ids), step):
         some = token_ids[start : start + step]
         residuals = model.forward(some, n_logits=1)

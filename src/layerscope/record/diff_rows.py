@@ -28,7 +28,12 @@ DIFF_COLUMNS: tuple[Column, ...] = (
     Column("variant_top1_id", pl.Int32(), "token id", "The variant's."),
     Column("base_top1", pl.String(), "text", "The string of the base's."),
     Column("variant_top1", pl.String(), "text", "Of the variant's, in the base's tokens."),
-    Column("base_rank", pl.Int32(), "rank from 1", "Of the prompt's answer, or the token that follows, in the base."),
+    Column(
+        "base_rank",
+        pl.Int32(),
+        "rank from 1",
+        "Of the token that follows; at a prompt's end of its answer, or the base's top token.",
+    ),
     Column("variant_rank", pl.Int32(), "rank from 1", "In the variant."),
 )
 """In the order in which they are stored; see `layerscope.analysis.model_diff.LayerDiff`."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from layerscope.analysis import raw_comparison, tuned_audit
-from layerscope.analysis.analysed_run import AnalysedRun
+from layerscope.analysis.analysed_run import AnalysedRun, n_write_patches
 from layerscope.analysis.curve import Curve, Row, entropy_gap
 from layerscope.analysis.milestones import Milestone
 from layerscope.analysis.percentiles import median
@@ -74,7 +74,7 @@ def csv_tables(run: AnalysedRun, dialect: Dialect) -> Iterator[CsvTable]:
         yield _table(source, POSITIONS_TUNED_AUDIT, _position_rows(source))
     if source.extended and run.has_pairs:
         yield _table(source, PATCHES, run.patches.iter_rows(named=True))
-    if source.extended and run.write_patches is not None:
+    if source.extended and run.write_patches is not None and n_write_patches(run.record):
         yield _table(source, SINGLE_WRITES, run.write_patches.iter_rows(named=True))
 
 

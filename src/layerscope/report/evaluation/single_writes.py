@@ -21,8 +21,8 @@ _HOW = "median over pairs of the table of single writes"
 NOTHING = "No write was put into another run: {}."
 LARGEST = (
     "Of all writes of another fact's run, put in one at a time at the last token, that of {part} in the block of layer "
-    "{layer} moves the answer most: by {effect} of what lies between both facts, and by more than zero in {positive} "
-    "of {known} pairs (median over {facts} facts in {pairs} pairs)."
+    "{layer} moves the answer most: {effect} in the median, of what lies between both facts (below zero the run's own "
+    "answer gains), and more than zero in {positive} of {known} pairs ({facts} facts in {pairs} pairs were patched)."
 )
 PAIRS_LEFT = "Of the patched pairs {} were left out, taken evenly over the facts."
 AGREEMENT = (

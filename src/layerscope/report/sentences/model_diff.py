@@ -23,7 +23,9 @@ def headline(found: ModelDiff) -> str:
     if found.is_identical:
         return f"Nothing differs, at {found.output.n_positions} positions of text and at every layer."
     output, noise = found.output, found.noise
-    if noise is not None and output.kl_mean_bits <= NOISE_TIMES * noise.kl_mean_bits:
+    if output.kl_max_bits == 0:
+        return f"Both say the same at {output.n_positions} positions of text; on the way there residuals differ."
+    if noise is not None and output.kl_mean_bits < NOISE_TIMES * noise.kl_mean_bits:
         return (
             f"The two differ by {bits(output.kl_mean_bits)} bits in the mean, less than {NOISE_TIMES} times what the "
             f"base differs from itself by with its sequences batched otherwise ({bits(noise.kl_mean_bits)})."
@@ -150,6 +152,6 @@ def _noise(found: ModelDiff) -> str:
     assert found.noise is not None
     noise = found.noise
     return (
-        f"the base against itself, its sequences alone in place of together: KL {bits(noise.kl_mean_bits)} bits in the "
+        f"the base against itself, its first sequences in another batch: KL {bits(noise.kl_mean_bits)} bits in the "
         f"mean, residuals {share(noise.relative_change) or '0'} at most"
     )

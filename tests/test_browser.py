@@ -362,6 +362,7 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(name: str, open_page:
     assert brand and theme and theme["y"] < brand["y"] + brand["height"] and theme["y"] + theme["height"] > brand["y"]
 
 
+@pytest.mark.slow
 def test_a_window_that_becomes_narrow_keeps_its_page(one: Path, open_page: Open):
     opened = open_page(one)
     opened.draw_charts()
@@ -468,7 +469,7 @@ def test_a_charts_table_holds_the_rows(run: Run, one: Path, open_page: Open):
     assert {(line["lens"], int(line["layer"])): float(line["value"]) for line in found} == pytest.approx(rows)
 
 
-@pytest.mark.parametrize("place", ["grid", "chart"])
+@pytest.mark.parametrize("place", ["grid", slow("chart")])
 def test_pictures_are_saved_whole(one: Path, open_page: Open, place: str):
     opened = open_page(one)
     figure = opened.page.locator("figure.chart").first
@@ -528,6 +529,7 @@ def test_a_hostile_vocabulary_shows_as_text_and_runs_nothing(hostile: Path, open
     opened.picture("hostile")
 
 
+@pytest.mark.slow
 def test_scripts_of_the_world_are_whole_and_keep_their_direction(hostile: Path, open_page: Open):
     opened = open_page(hostile)
     shown = {token for row in opened.tops() for token in row}
@@ -652,6 +654,7 @@ def test_one_position_shows_its_most_likely_tokens_by_layer(run: Run, single: Pa
     assert len(opened.tops("b")[0]) == 5
 
 
+@pytest.mark.slow
 def test_a_tall_model_opens_at_the_layer_of_its_answer_and_is_scrubbed(deep: Path, open_page: Open):
     opened = open_page(deep)
     page, scroll = opened.page, opened.page.locator("#pane-a .scroll")

@@ -17,8 +17,6 @@ from layerscope.report.cited.report_files import is_untouched
 from layerscope.run import Run
 from properties import slow
 
-COMMANDS = ("view", "report", "compare", "brief", "audit", "verify")
-
 
 @pytest.fixture(scope="module")
 def published(five_lens_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -49,7 +47,7 @@ def layerscope(*words: str) -> Result:
     return CliRunner().invoke(app, list(words))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["report", "brief", *map(slow, ("view", "compare", "audit", "verify"))])
 def test_help_ends_with_three_commands_that_work_as_they_stand(command: str, ready: Path) -> None:
     if command == "audit":
         assert layerscope("report", "--out", "reports").exit_code == 0
@@ -131,7 +129,8 @@ def test_a_comparison_is_a_new_folder_with_report_and_table(work: Path) -> None:
     assert "both is already there" in again.stderr
 
 
-@pytest.mark.parametrize("source", ["runs/one", slow("theirs"), slow("theirs/output-reference.json")])
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["runs/one", "theirs", "theirs/output-reference.json"])
 def test_what_was_only_to_be_read_is_left_as_it_is(work: Path, source: str) -> None:
     assert layerscope("export", "--published", "--out", "theirs").exit_code == 0
     (work / "note.md").write_text("# Of layerscope/reference\n\nIt has 12 layers.\n")
@@ -144,6 +143,13 @@ def test_what_was_only_to_be_read_is_left_as_it_is(work: Path, source: str) -> N
     for words in (("report", source, "--out", "mine"), ("brief", source, "--out", "mine")):
         assert layerscope(*words).exit_code == 0
     assert contents(work / "runs", work / "theirs") == before
+
+
+def test_a_run_that_was_only_to_be_read_is_left_as_it_is(work: Path) -> None:
+    before = contents(work / "runs")
+    for words in (("compare", "runs/one", "--out", "both"), ("brief", "runs/one", "--out", "mine")):
+        assert layerscope(*words).exit_code == 0
+    assert contents(work / "runs") == before
 
 
 @pytest.mark.slow

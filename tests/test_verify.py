@@ -20,14 +20,20 @@ from layerscope.report.verify import Verified, verify
 from published_archives import archive_of
 
 
-@pytest.fixture
-def run(five_lens_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run's folder, with its report beside it."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def reported(five_lens_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's folder, with its report beside it."""
+    folder = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(five_lens_run, folder)
     evidence = next(iter(Archive(folder)))
     write_report(folder / f"evaluation-{evidence.stem}.md", markdown(evaluation(evidence)), layerscope.__name__)
     return folder
+
+
+@pytest.fixture
+def run(reported: Path, tmp_path: Path) -> Path:
+    """A copy of it, to change things in."""
+    return shutil.copytree(reported, tmp_path / "run")
 
 
 def verified(folder: Path) -> Verified:

@@ -470,6 +470,7 @@ def test_the_command_prints_saves_and_fails_above_a_limit(tiny, tmp_path: Path, 
     assert {file.name for file in folder.iterdir()} == {"diff.json", "diff.parquet"}
     missing = CliRunner().invoke(app, [*words, "--fail-above", "flips=0.1"])
     assert missing.exit_code == 2 and "no prompt with an answer was asked" in missing.output
+    assert len(list((tmp_path / "diffs").iterdir())) == 1, "it is refused before the work"
 
 
 def test_charts_draw_what_the_summary_and_the_rows_say(planted):

@@ -63,6 +63,16 @@ def parse_limits(text: str) -> dict[str, float]:
     return limits
 
 
+def check_asked(limits: Mapping[str, float], *, suite: bool) -> None:
+    """Whether what is limited will be measured, before it is.
+
+    Raises:
+        RunError: a limit on facts, of which none are asked.
+    """
+    if "flips" in limits and not suite:
+        raise _not_measured("flips")
+
+
 def exceeded(found: ModelDiff, limits: Mapping[str, float]) -> list[Exceeded]:
     """Limits that are not kept.
 
@@ -73,10 +83,13 @@ def exceeded(found: ModelDiff, limits: Mapping[str, float]) -> list[Exceeded]:
     for name, limit in limits.items():
         value = MEASURES[name](found)
         if value is None:
-            raise RunError(
-                f"A limit on {name} was given, but no prompt with an answer was asked; give a suite, "
-                "or leave the limit out."
-            )
+            raise _not_measured(name)
         if value > limit:
             over.append(Exceeded(name, value, limit))
     return over
+
+
+def _not_measured(name: str) -> RunError:
+    return RunError(
+        f"A limit on {name} was given, but no prompt with an answer was asked; give a suite, or leave the limit out."
+    )

@@ -40,7 +40,7 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Hold a variant of a model against its base: what it says, every layer, and which blocks make the difference."""
-    from layerscope.analysis.diff_limits import exceeded, parse_limits
+    from layerscope.analysis.diff_limits import check_asked, exceeded, parse_limits
 
     limits = {} if fail_above is None else parse_limits(fail_above)  # before the work, not after it
     parent = folder_for_runs(out)
@@ -49,6 +49,7 @@ def diff(
 
         check_ours(page)  # before the work, not after it
     options = options.with_suite_read()
+    check_asked(limits, suite=options.suite is not None)
     with collection_paused():
         from layerscope.diffing.diff import diff as held
         from layerscope.run_folder import diff_folder_name
@@ -63,11 +64,11 @@ def diff(
         from layerscope.view.page.diff_page import write_diff_page
 
         print_line(f"page · {write_diff_page(found.summary, found.rows, page)}", err=as_json)
-    over = exceeded(found.summary, limits)
     if as_json:
         typer.echo(found.json, nl=False)
     else:
         print_parts(diff_table(found.summary, details=details))
+    over = exceeded(found.summary, limits)
     for limit in over:
         print_line(f"above its limit · {limit.measure} is {limit.value:.4g}, the limit {limit.limit:.4g}", err=as_json)
     print_line(f"diff · {folder}", err=as_json)

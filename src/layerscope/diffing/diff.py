@@ -27,6 +27,7 @@ from layerscope.model.identity import TOLERANCE_BITS, TOLERANCE_BITS_BF16, check
 from layerscope.model.options import OpenOptions
 from layerscope.model.placement import place, shortage_explained
 from layerscope.model.reproducible import reproducible
+from layerscope.model.two_models import check_same_shape
 from layerscope.options import keywords
 from layerscope.probing.encode import Encoded
 from layerscope.probing.opening import opened
@@ -85,6 +86,7 @@ def diff(request: DiffRequest) -> DiffResult:
     suite = request.read_suite()
     base, variant = _both(request)
     watcher = request.observer or Silent()
+    check_same_shape(base, variant, (base.id, variant.id))
     found = diff_inputs(base, variant, request, suite)
     for model in (base, variant):
         for note in model.notes:

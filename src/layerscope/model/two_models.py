@@ -8,7 +8,7 @@ the variant's stream brings along. Every weight of both is read once.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,7 +45,19 @@ Watching: TypeAlias = Callable[[BlocksInStep], None]
 """Is told of both models' streams, layer by layer; takes what is needed, for the tensors change behind it."""
 
 
-def check_same_shape(base: StreamedModule, variant: StreamedModule, names: tuple[str, str]) -> None:
+class Sized(Protocol):
+    """What two models have to have in common."""
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks."""
+
+    @property
+    def d_model(self) -> int:
+        """Numbers in a residual."""
+
+
+def check_same_shape(base: Sized, variant: Sized, names: tuple[str, str]) -> None:
     """Whether two models can be held against each other block by block.
 
     Raises:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from layerscope.audit.audit_report import audit_report as audit_report
     from layerscope.diffing.diff import DiffResult as DiffResult
     from layerscope.diffing.diff import diff as diff
+    from layerscope.diffing.runs import RunDiffResult as RunDiffResult
+    from layerscope.diffing.runs import diff_runs as diff_runs
     from layerscope.errors import LayerscopeError as LayerscopeError
     from layerscope.fitting.corpus import Corpus as Corpus
     from layerscope.fitting.corpus import read_corpus as read_corpus
@@ -77,6 +79,7 @@ _NAMES = {
     "layerscope.audit.audit": "AuditResult",
     "layerscope.audit.audit_report": "audit_report",
     "layerscope.diffing.diff": "DiffResult diff",
+    "layerscope.diffing.runs": "RunDiffResult diff_runs",
     "layerscope.errors": "LayerscopeError",
     "layerscope.fitting.corpus": "Corpus read_corpus",
     "layerscope.fitting.jacobian": "fit_jacobian",

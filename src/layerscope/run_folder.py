@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from layerscope.analysis.analysed_run import AnalysedRun, check_pairs, n_pairs, n_write_patches
 from layerscope.analysis.model_diff import ModelDiff
+from layerscope.analysis.run_diff import RunDiff
 from layerscope.analysis.verdict_json import verdict_text
 from layerscope.analysis.write_effects import same_effects
 from layerscope.errors import RunError
@@ -121,6 +122,12 @@ def diff_folder_name(found: ModelDiff) -> str:
     """`<base>-<variant>-<time>`, likewise."""
     names = (_last_name(found.base.id), _last_name(found.variant.id), _compact(found.created_utc))
     return "-".join(map(_file_safe, names))
+
+
+def run_diff_folder_name(found: RunDiff) -> str:
+    """The same of two runs."""
+    names = (_last_name(found.base.model_id), _last_name(found.variant.model_id), _compact(found.created_utc))
+    return "-".join(map(_file_safe, ("runs", *names)))
 
 
 def _last_name(model_id: str) -> str:

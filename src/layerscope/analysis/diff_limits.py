@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from math import inf
 
 from layerscope.analysis.model_diff import ModelDiff
+from layerscope.analysis.run_diff import RunDiff
 from layerscope.errors import RunError
 
 
-def _share_of_flips(found: ModelDiff) -> float | None:
+def _share_of_flips(found: ModelDiff | RunDiff) -> float | None:
     suite = found.suite
     return None if suite is None or not suite.judged else (suite.n_lost + suite.n_won) / len(suite.judged)
 
@@ -29,6 +30,18 @@ MEASURES: Mapping[str, Callable[[ModelDiff], float | None]] = {
     "injected": lambda found: found.worst_blocks[0].injected,
 }
 """What can be limited, by name: divergences in bits; shares of positions or prompts; the largest injected error."""
+
+
+def _top1_changed(found: RunDiff) -> float | None:
+    last = found.last_layer
+    return None if last is None or last.top1_agreement is None else 1 - last.top1_agreement
+
+
+OF_RUNS: Mapping[str, Callable[[RunDiff], float | None]] = {
+    "top1_changed": _top1_changed,
+    "flips": _share_of_flips,
+}
+"""Of those what two runs tell: at the last layer under the headline lens, and of the facts that both judge."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,21 @@ def check_asked(limits: Mapping[str, float], *, suite: bool) -> None:
         raise _not_measured("flips")
 
 
-def exceeded(found: ModelDiff, limits: Mapping[str, float]) -> list[Exceeded]:
+def check_of_runs(limits: Mapping[str, float]) -> None:
+    """Whether two runs tell what is limited.
+
+    Raises:
+        RunError: a limit on what needs both models.
+    """
+    for name in limits:
+        if name not in OF_RUNS:
+            raise RunError(
+                f"A limit on {name} needs two models, and these are two runs, which keep no whole distributions; of "
+                f"them choose {' or '.join(OF_RUNS)}."
+            )
+
+
+def exceeded(found: ModelDiff | RunDiff, limits: Mapping[str, float]) -> list[Exceeded]:
     """Limits that are not kept.
 
     Raises:
@@ -81,7 +108,7 @@ def exceeded(found: ModelDiff, limits: Mapping[str, float]) -> list[Exceeded]:
     """
     over = []
     for name, limit in limits.items():
-        value = MEASURES[name](found)
+        value = MEASURES[name](found) if isinstance(found, ModelDiff) else OF_RUNS[name](found)
         if value is None:
             raise _not_measured(name)
         if value > limit:
@@ -90,6 +117,7 @@ def exceeded(found: ModelDiff, limits: Mapping[str, float]) -> list[Exceeded]:
 
 
 def _not_measured(name: str) -> RunError:
-    return RunError(
-        f"A limit on {name} was given, but no prompt with an answer was asked; give a suite, or leave the limit out."
+    why = (
+        "no prompt with an answer was asked" if name == "flips" else "no last layer under one headline lens is in both"
     )
+    return RunError(f"A limit on {name} was given, but {why}; leave the limit out, or compare what has it.")

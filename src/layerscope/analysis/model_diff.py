@@ -105,8 +105,8 @@ class FactDiff:
     prompt: str
     fact: int | None
     """Which fact of the suite it asks for; several wordings ask for one."""
-    kl_bits: float
-    """KL(base || variant) at the output."""
+    kl_bits: float | None
+    """KL(base || variant) at the output; None between two runs, which keep no whole distributions."""
     base_top1: str
     variant_top1: str
     answer: str | None
@@ -172,9 +172,10 @@ class SuiteDiff:
         return mcnemar_p(sum(flips), len(flips) - sum(flips))
 
     @property
-    def kl_mean_bits(self) -> float:
-        """KL(base || variant) at the prompts' last tokens."""
-        return fmean(fact.kl_bits for fact in self.prompts)
+    def kl_mean_bits(self) -> float | None:
+        """KL(base || variant) at the prompts' last tokens; None where it is not known."""
+        known = [fact.kl_bits for fact in self.prompts if fact.kl_bits is not None]
+        return fmean(known) if len(known) == len(self.prompts) else None
 
     @property
     def onset_shifts(self) -> tuple[int, ...]:

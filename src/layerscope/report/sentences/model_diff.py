@@ -68,16 +68,20 @@ def facts(suite: SuiteDiff) -> str:
     """How many facts each answers, and which way they flip."""
     n = len(suite.judged)
     if not n:
-        return f"no prompt of {suite.name} has an answer that is judged; KL {bits(suite.kl_mean_bits)} bits in the mean"
+        return f"no prompt of {suite.name} has an answer that is judged{_kl_of(suite)}"
     told = f"of {n} {plural('prompt', n)} of {suite.name} the base answers {suite.n_answered_by_base}, the variant "
     told += f"{suite.n_answered_by_variant}"
     if suite.n_lost or suite.n_won:
         n_once = len(suite.once)
         once = "" if n_once == n else f" over {n_once} {plural('fact', n_once)} in the first wording"
         told += f": {suite.n_lost} lost, {suite.n_won} won (McNemar p {suite.mcnemar_p:.2g}{once})"
-    told += f"; KL {bits(suite.kl_mean_bits)} bits in the mean"
+    told += _kl_of(suite)
     shifts = suite.onset_shifts
     return f"{told}; {onset_shift(shifts)}" if shifts else told
+
+
+def _kl_of(suite: SuiteDiff) -> str:
+    return "" if suite.kl_mean_bits is None else f"; KL {bits(suite.kl_mean_bits)} bits in the mean"
 
 
 def onset_shift(shifts: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ relative where they are small. Perplexities are exponentials of such means: 1e-4
 import json
 import shutil
 from dataclasses import replace
-from itertools import product
+from itertools import starmap
 from pathlib import Path
 
 import pytest
@@ -263,7 +263,7 @@ def test_a_full_disk_is_said_and_leaves_no_buffer(text: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("rank", "placement"),
-    list(product((0, 5, "full"), ("raw", "normed"))),
+    [(5, "raw"), ("full", "normed"), *starmap(slow, ((0, "raw"), (0, "normed"), (5, "normed"), ("full", "raw")))],
 )
 def test_every_form_fits(rank: int | str, placement: str, small: CausalLM, text: Path, tmp_path: Path):
     settings = TunedSettings(rank=rank, placement=placement, steps=10, batch=128)  # type: ignore[arg-type]

@@ -174,6 +174,7 @@ def test_another_lens_shows_its_own_tokens(run: Run, one: Path, open_page: Open,
             assert token == ("" if row is None else as_shown(row["top1"]))
 
 
+@pytest.mark.slow
 def test_another_prompt_shows_its_own_tokens_and_words(run: Run, one: Path, open_page: Open):
     opened = open_page(one)
     opened.select("choose-fact", "pos/3")
@@ -188,6 +189,7 @@ def test_another_prompt_shows_its_own_tokens_and_words(run: Run, one: Path, open
     assert asked.text in opened.page.inner_text("#prompt-text")
 
 
+@pytest.mark.slow
 def test_every_fact_at_once_shows_the_last_position_of_each(run: Run, one: Path, open_page: Open):
     opened = open_page(one)
     opened.select("choose-fact", "every")
@@ -260,6 +262,7 @@ def test_a_click_pins_the_whole_list_and_another_takes_it_away(run: Run, one: Pa
     assert pins.count() == 0 and opened.page.locator("#pins").is_hidden()
 
 
+@pytest.mark.slow
 def test_a_difference_of_lenses_has_the_sign_of_the_numbers(run: Run, one: Path, open_page: Open):
     opened = open_page(one)
     opened.select("choose-against", "lens:raw")
@@ -280,6 +283,7 @@ def test_a_difference_of_lenses_has_the_sign_of_the_numbers(run: Run, one: Path,
     assert opened.tops("b")[3] == [as_shown(raw[3, place]["top1"]) for place in range(len(opened.tops("b")[3]))]
 
 
+@pytest.mark.slow
 def test_a_notebooks_closed_frame_shows_the_page_and_saves_files(one: Path, folder: Path, open_page: Open):
     frame = Shown(one.read_text(encoding="utf-8"), 800)._repr_html_()
     path = folder / "notebook.html"
@@ -335,6 +339,7 @@ def test_the_keyboard_walks_the_grid_pins_searches_and_goes_back(run: Run, one: 
     assert opened.page.locator("#pin-list > li").count() == 0
 
 
+@pytest.mark.slow
 def test_every_stop_of_the_keyboard_can_be_seen(one: Path, open_page: Open):
     opened = open_page(one)
     stops = []
@@ -373,6 +378,7 @@ def test_a_window_that_becomes_narrow_keeps_its_page(one: Path, open_page: Open)
     assert opened.too_wide() == 0
 
 
+@pytest.mark.slow
 def test_the_button_turns_light_into_dark_and_back(one: Path, open_page: Open):
     opened = open_page(one)
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -438,6 +444,7 @@ def test_every_chart_has_words_for_those_who_do_not_see_it(one: Path, open_page:
 # Files
 
 
+@pytest.mark.slow
 def test_the_grids_table_holds_the_rows(run: Run, one: Path, open_page: Open):
     opened = open_page(one)
     found = opened.table(opened.page.locator("#grid-csv"))
@@ -457,6 +464,7 @@ def test_the_grids_table_holds_the_rows(run: Run, one: Path, open_page: Open):
     assert not rows
 
 
+@pytest.mark.slow
 def test_a_charts_table_holds_the_rows(run: Run, one: Path, open_page: Open):
     opened = open_page(one)
     figure = opened.page.locator("figure.chart[data-name^='trajectories-entropy_bits']")
@@ -489,6 +497,7 @@ def test_pictures_are_saved_whole(one: Path, open_page: Open, place: str):
     assert width > 400 and height > 300 and len(png) > 10_000
 
 
+@pytest.mark.slow
 def test_the_button_copies_the_command_that_repeats_the_run(one: Path, open_page: Open):
     opened = open_page(one)
     button = opened.page.locator("[data-copy]")
@@ -556,6 +565,7 @@ def test_an_80_layer_page_switches_every_lens(deep: Path, open_page: Open):
     opened.picture("deep")
 
 
+@pytest.mark.slow
 def test_a_published_model_with_records_has_a_grid_of_all_positions(shared: Path, published: Path, open_page: Open):
     run = Run.read(shared / "reference" / PUBLISHED, "Qwen3-8B")
     opened = open_page(published)
@@ -566,6 +576,7 @@ def test_a_published_model_with_records_has_a_grid_of_all_positions(shared: Path
     assert "missing" not in (opened.page.text_content("#grid-note") or "")
 
 
+@pytest.mark.slow
 def test_a_published_model_without_records_says_which_file_is_missing(published: Path, open_page: Open):
     opened = open_page(published)
     opened.page.select_option("#choose-run", "1")
@@ -573,6 +584,7 @@ def test_a_published_model_without_records_says_which_file_is_missing(published:
     assert "Qwen/Qwen3-14B" in opened.page.inner_text(".intro:visible")
 
 
+@pytest.mark.slow
 def test_runs_of_unequal_depth_stand_side_by_side(published: Path, open_page: Open):
     opened = open_page(published)
     opened.select("choose-against", "run:2")
@@ -582,6 +594,7 @@ def test_runs_of_unequal_depth_stand_side_by_side(published: Path, open_page: Op
     assert opened.page.locator("#pane-b td.echo").count() == 1
 
 
+@pytest.mark.slow
 def test_the_table_of_models_sorts_and_marks_what_does_not_compare(published: Path, open_page: Open):
     opened = open_page(published)
     table = opened.page.locator("table.sortable")
@@ -617,6 +630,7 @@ def test_the_grid_is_on_the_first_screen_under_two_lines_in_plain_words(run: Run
     assert grid["y"] < verdict["y"]
 
 
+@pytest.mark.slow
 def test_of_several_runs_the_overview_comes_first(published: Path, open_page: Open):
     page = open_page(published).page
     order = [page.locator(f"#{name}").bounding_box() or {} for name in ("models", "grid", "verdict", "provenance")]
@@ -624,6 +638,7 @@ def test_of_several_runs_the_overview_comes_first(published: Path, open_page: Op
     assert page.locator("nav a").first.inner_text() == "Across models"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"viewport": PHONE}, slow({"viewport": {"width": 800, "height": 700}})])
 def test_the_last_position_stays_in_view_and_a_gap_is_marked(one: Path, open_page: Open, options: dict[str, Any]):
     page = open_page(one, **options).page
@@ -636,6 +651,7 @@ def test_the_last_position_stays_in_view_and_a_gap_is_marked(one: Path, open_pag
         assert frame["x"] <= cell["x"] and cell["x"] + cell["width"] <= frame["x"] + frame["width"] + 1
 
 
+@pytest.mark.slow
 def test_one_position_shows_its_most_likely_tokens_by_layer(run: Run, single: Path, open_page: Open):
     opened = open_page(single)
     rows = rows_of(run, "logit").filter("is_next").sort("layer")
@@ -673,6 +689,7 @@ def test_a_tall_model_opens_at_the_layer_of_its_answer_and_is_scrubbed(deep: Pat
 # Tokens that are followed, prompts against each other
 
 
+@pytest.mark.slow
 def test_followed_tokens_have_their_ranks_in_the_cells_and_a_line_by_layer(run: Run, one: Path, open_page: Open):
     opened = open_page(one)
     page, rows = opened.page, by_cell(rows_of(run, "logit"))
@@ -697,6 +714,7 @@ def test_followed_tokens_have_their_ranks_in_the_cells_and_a_line_by_layer(run: 
     assert chips.count() == 2
 
 
+@pytest.mark.slow
 def test_two_prompts_of_a_run_are_held_against_each_other_from_their_ends(
     everywhere: tuple[Run, Path], open_page: Open
 ):
@@ -730,6 +748,7 @@ def test_two_prompts_of_a_run_are_held_against_each_other_from_their_ends(
     )
 
 
+@pytest.mark.slow
 def test_the_rank_of_rows_is_a_followed_tokens_only_where_they_are_judged_by_it(
     run: Run, folder: Path, open_page: Open
 ):
@@ -750,6 +769,7 @@ def test_the_rank_of_rows_is_a_followed_tokens_only_where_they_are_judged_by_it(
     assert "nowhere" in (opened.page.locator("#tracked > li").nth(1).get_attribute("class") or "")
 
 
+@pytest.mark.slow
 def test_where_no_rank_stands_none_is_shown(run: Run, folder: Path, open_page: Open):
     identity = run.record.identity.model_dump() | {"ok": False, "kl_bits": 3.0, "note": "Made."}
     record = type(run.record).model_validate(run.record.model_dump() | {"identity": identity})
@@ -819,6 +839,7 @@ def test_pins_of_several_lenses_and_prompts_come_back(everywhere: tuple[Run, Pat
     expect(opened.page.locator("#pin-list > li")).to_have_count(2, timeout=HANGS_MS)  # as that address had them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fragment",
     ["fact=none&lens=nope&colour=x&cell=99@99&cell=a@b&against=run:7&run=no", slow("verdict"), slow("%")],
@@ -828,6 +849,7 @@ def test_an_address_that_names_what_is_not_there_shows_what_is(one: Path, open_p
     assert opened.tops() == open_page(one).tops()
 
 
+@pytest.mark.slow
 def test_links_within_the_page_leave_the_address_to_what_is_shown(one: Path, open_page: Open):
     opened = open_page(one)
     opened.choose("choose-lens", "raw")
@@ -839,6 +861,7 @@ def test_links_within_the_page_leave_the_address_to_what_is_shown(one: Path, ope
 # Words on heads, status, print
 
 
+@pytest.mark.slow
 def test_every_head_of_a_column_says_what_stands_under_it(one: Path, published: Path, open_page: Open):
     for path in (one, published):
         heads = open_page(path).page.locator("th[scope=col]:visible:not([aria-hidden])")
@@ -846,6 +869,7 @@ def test_every_head_of_a_column_says_what_stands_under_it(one: Path, published: 
         assert len(told) > 15 and [name for name, title in told if len(title) < 10] == []
 
 
+@pytest.mark.slow
 def test_what_probabilities_are_is_told_once_by_layer(run: Run, one: Path, published: Path, open_page: Open):
     opened = open_page(one)
     signs = {"model": "●", "near": "◐", "decoded": "○", "withheld": "×"}

@@ -323,6 +323,7 @@ def test_where_the_identity_check_failed_only_ranks_have_rules(run):
     assert rule_labels(trajectories(broken, "answer_rank").vega_lite()) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [PHONE, DESK])
 @pytest.mark.parametrize(
     ("model", "metric"),
@@ -610,6 +611,7 @@ def test_the_description_tells_what_a_reader_of_the_tables_would_say(folder, one
 # Specifications
 
 
+@pytest.mark.slow
 def test_every_chart_of_the_bundled_run_draws_without_a_warning(charts, capfd):
     found = charts
     assert len(found) == len(METRICS) + len(LENS_TRUST) + 9 + 4 + 1

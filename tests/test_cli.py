@@ -324,7 +324,8 @@ def test_models_lists_every_family_and_by_what_test_it_is_verified(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", [[], pytest.param(["probe"], marks=pytest.mark.slow), ["show"], ["export"], ["models"]]
+    "command",
+    [["show"], *(pytest.param(words, marks=pytest.mark.slow) for words in ([], ["probe"], ["export"], ["models"]))],
 )
 def test_help_ends_with_three_commands_that_work_as_they_stand(command, probed, tmp_path):
     cwd, _ = probed
@@ -348,6 +349,7 @@ def test_show_without_a_folder_takes_the_newest_run(probed, tmp_path):
     assert nothing.stderr.startswith("error: There is no run in 'runs'")
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_takes_no_run_with_it(tmp_path):
     binary = Path(sys.executable).with_name("layerscope")
     words = f"{binary} probe --suite berlin --positions last | head -1"
@@ -369,6 +371,7 @@ def test_a_suite_cannot_steer_the_terminal(tmp_path):
     assert "\x1b" not in done.stdout + tables.stdout
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_keeps_its_numbers(probed):
     cwd, _ = probed
     folder = min((cwd / "runs").iterdir())
@@ -502,6 +505,7 @@ def test_a_mistake_in_reading_or_writing_leaves_one_sentence_and_no_folder(words
     }
 
 
+@pytest.mark.slow
 def test_one_of_several_models_is_asked_for_by_name(probed, tmp_path):
     cwd, _ = probed
     run = Run.read(min((cwd / "runs").iterdir()))

@@ -102,6 +102,7 @@ def test_a_fit_leaves_a_lens_named_for_model_and_kind_and_says_where(work):
     assert {path.name for path in (work.folder / "lenses").iterdir()} == {"reference-tuned", "reference-prism"}
 
 
+@pytest.mark.slow
 def test_options_reach_the_fit(work, tmp_path):
     write_text(tmp_path)
     words = "--tokens 900 --seq-len 24 --batch 64 --steps 2 --rank 4 --placement normed --seed 7 --name own --out here"
@@ -522,7 +523,7 @@ def test_a_lens_of_another_model_is_not_imported(tmp_path, tiny):
 # Help
 
 
-@pytest.mark.parametrize("command", ["fit", slow("fit tuned"), "fit prism", "lens", "lens show", "lens import"])
+@pytest.mark.parametrize("command", ["lens show", *map(slow, ("fit", "fit tuned", "fit prism", "lens", "lens import"))])
 def test_help_ends_with_three_commands_that_work_as_they_stand(command, work, tmp_path):
     shutil.copy(work.folder / "my.txt", tmp_path)
     if command.startswith("lens"):

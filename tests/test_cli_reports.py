@@ -47,7 +47,7 @@ def layerscope(*words: str) -> Result:
     return CliRunner().invoke(app, list(words))
 
 
-@pytest.mark.parametrize("command", ["report", "brief", *map(slow, ("view", "compare", "audit", "verify"))])
+@pytest.mark.parametrize("command", ["report", *map(slow, ("brief", "view", "compare", "audit", "verify"))])
 def test_help_ends_with_three_commands_that_work_as_they_stand(command: str, ready: Path) -> None:
     if command == "audit":
         assert layerscope("report", "--out", "reports").exit_code == 0
@@ -75,6 +75,7 @@ def test_a_report_is_written_beside_the_run_and_passes_its_audit(work: Path) -> 
     assert "supported" in audited.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_an_audit_of_a_changed_report_exits_with_1_and_names_line_and_right_value(ready: Path) -> None:
     layerscope("report", "--out", "reports")
     path = ready / "reports/evaluation-reference.md"

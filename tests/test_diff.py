@@ -28,6 +28,7 @@ from layerscope.model.causal_lm import CausalLM
 from layerscope.report.sentences.model_diff import facts, headline, in_lines
 from layerscope.view.charts.model_diff import diff_charts, diff_grids
 from layerscope.view.page.diff_page import diff_html
+from properties import slow
 from rounding import DOUBLE, FLOAT32, ReadoutError, of_residual
 from tiny_models import BLOCKS_AT, load_resident
 
@@ -120,7 +121,7 @@ def of_output(model: Any, rows: torch.Tensor) -> ReadoutError:
 # What is measured
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [FAMILIES[0], *map(slow, FAMILIES[1:])])
 def test_errors_of_blocks_are_those_of_transformers_own_blocks(name: str, tiny, tmp_path: Path):
     base = tiny(name)
     variant = damaged(base, tmp_path / "variant", MATRICES.get(name, MATRIX), 2)

@@ -136,6 +136,7 @@ def test_followed_words_are_measured_at_every_layer(opened: Explored):
     assert page.locator("#tracked > li").count() == 2
 
 
+@pytest.mark.slow
 def test_a_kept_text_is_compared_with_what_follows(opened: Explored):
     page = opened.page
     page.click("#compare")
@@ -168,6 +169,7 @@ def test_a_text_is_compared_with_itself_in_another_model(opened: Explored):
     assert opened.tops("b") == shown(looked(TEXT))
 
 
+@pytest.mark.slow
 def test_pins_and_kept_texts_are_those_of_looks_that_are_there(opened: Explored):
     page = opened.page
     opened.cell(5, 1).click()
@@ -221,6 +223,7 @@ def test_a_mistake_is_told_and_mended_by_typing_on(opened: Explored):
     assert page.locator("#wrong").is_hidden()
 
 
+@pytest.mark.slow
 def test_quick_typing_ends_with_the_last_text(opened: Explored):
     page = opened.page
     page.locator("#text").press("End")
@@ -271,6 +274,7 @@ def test_a_hostile_text_is_a_text(opened: Explored):
     assert opened.page.title() == "layerscope explorer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("opened", "name"),
     [({}, "explorer"), slow({"viewport": PHONE, "color_scheme": "dark"}, "explorer-phone-dark")],

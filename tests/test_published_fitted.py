@@ -327,8 +327,8 @@ def test_what_a_lens_was_fitted_on_is_told_in_short(standard, extended_folder, m
     ("status", "said", "mode", "dialect"),
     [
         ("missing", "missing", "auto", EXTENDED),
-        ("refused", "error", "auto", GENERATION_M),
-        ("off", "disabled", "off", EXTENDED),
+        slow("refused", "error", "auto", GENERATION_M),
+        slow("off", "disabled", "off", EXTENDED),
         slow("missing", "missing", "auto", GENERATION_M),
         slow("refused", "error", "auto", EXTENDED),
         slow("off", "disabled", "off", GENERATION_M),

@@ -166,6 +166,7 @@ def test_smollm2_answers_in_its_own_chat_template(smollm2: Path):
 # ---- what a probe reads
 
 
+@pytest.mark.slow
 def test_prompts_begin_as_smollm2s_own_tokenizer_has_them(three: Run, smollm2: Path):
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     for prompt in three.record.suite.prompts:

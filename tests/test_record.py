@@ -641,6 +641,7 @@ def _large(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_reported_and_leaves_nothing(tmp_path):
     target = tmp_path / "out" / "run"
     target.parent.mkdir()

@@ -30,7 +30,7 @@ from layerscope.model.tensor_files import Piece, Place
 from layerscope.model.tiles import Tiles
 from layerscope.model.uncached import Room, UncachedFiles, reads_uncached
 from layerscope.stored.weight import DenseWeight
-from properties import examples
+from properties import examples, slow
 from rounding import SINGLE, of_product, of_residual
 from tiny_models import PROMPTS, by_family, tiny_tokenizer
 
@@ -106,6 +106,7 @@ print(json.dumps({"opened": opened - before, "during": max(seen) - before, "afte
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says how much memory is anonymous")
 def test_weights_never_become_anonymous_memory(tmp_path: Path):
     """The one tensor that is copied in the end shows that the measurement would see a loaded model."""
@@ -270,7 +271,7 @@ def test_every_block_s_tensors_are_read_before_it_computes(name: str, tiny, monk
         assert torch.equal(model.forward(PROMPTS[:1]).values, whole)
 
 
-@pytest.mark.parametrize("advice", ["known", "unknown", "none"])
+@pytest.mark.parametrize("advice", ["known", *map(slow, ("unknown", "none"))])
 def test_a_file_cut_short_is_refused_by_name(advice: str, tiny, tmp_path: Path, monkeypatch):
     """Touching the mapped pages instead would end the process."""
     known = tensor_files_module._madvise()
@@ -429,7 +430,7 @@ def test_a_model_that_is_not_kept_is_read_past_the_page_cache(name: str, tiny, m
 
 
 @NEEDS_ADVICE
-@pytest.mark.parametrize("refused", REFUSALS)
+@pytest.mark.parametrize("refused", ["none", *map(slow, ("open", "read"))])
 def test_a_model_read_past_the_page_cache_leaves_nothing_open_and_says_what_is_cut_short(
     refused: str, tmp_path: Path, monkeypatch
 ):

@@ -21,7 +21,7 @@ from probed import probed
 @pytest.fixture(scope="module")
 def base() -> Run:
     """A run of the bundled model."""
-    return probed("capitals-5")
+    return probed("capitals")
 
 
 def changed(run: Run, *columns: pl.Expr, **record: object) -> Run:
@@ -41,7 +41,9 @@ def test_a_run_against_itself_differs_in_nothing(base: Run):
 def test_one_changed_cell_is_found_with_its_place(base: Run):
     place = base.rows.row(base.n_rows // 2, named=True)
     here = pl.int_range(pl.len()) == base.n_rows // 2
-    variant = changed(base, pl.when(here).then(pl.col("entropy_bits") + 0.5).otherwise("entropy_bits").alias("entropy_bits"))
+    variant = changed(
+        base, pl.when(here).then(pl.col("entropy_bits") + 0.5).otherwise("entropy_bits").alias("entropy_bits")
+    )
     (column,) = diff_runs(base, variant).summary.columns
     assert (column.column, column.n_different, column.n_in_one_only, column.unit) == ("entropy_bits", 1, 0, "bits")
     assert column.largest_difference == pytest.approx(0.5, abs=1e-12)
@@ -58,7 +60,10 @@ def test_absent_cells_lists_and_ids_are_told_apart(base: Run):
         base,
         pl.when(first).then(None).otherwise("kl_to_final_bits").alias("kl_to_final_bits"),
         (pl.col("top1_id") + first.cast(pl.Int32)).alias("top1_id"),
-        pl.when(first).then(pl.col("top_probs").list.eval(pl.element() * 0.5)).otherwise("top_probs").alias("top_probs"),
+        pl.when(first)
+        .then(pl.col("top_probs").list.eval(pl.element() * 0.5))
+        .otherwise("top_probs")
+        .alias("top_probs"),
     )
     found = diff_runs(base, variant).summary
     columns = {column.column: column for column in found.columns}
@@ -107,11 +112,17 @@ def test_answers_lost_and_moved_are_those_of_the_rows(base: Run):
     late = pl.col("layer") >= last - 1
     variant = changed(
         base,
-        pl.when(late & pl.col("answer_rank").is_not_null()).then(2).otherwise("answer_rank").alias("answer_rank").cast(pl.Int32),
+        pl.when(late & pl.col("answer_rank").is_not_null())
+        .then(2)
+        .otherwise("answer_rank")
+        .alias("answer_rank")
+        .cast(pl.Int32),
         pl.when(late & pl.col("is_answer").is_not_null()).then(False).otherwise("is_answer").alias("is_answer"),
     )
     prompts = [
-        prompt if prompt.output is None else prompt.model_copy(update={"output": prompt.output.model_copy(update={"answer_rank": 2})})
+        prompt
+        if prompt.output is None
+        else prompt.model_copy(update={"output": prompt.output.model_copy(update={"answer_rank": 2})})
         for prompt in base.record.suite.prompts
     ]
     variant = changed(variant, suite=base.record.suite.model_copy(update={"prompts": tuple(prompts)}))

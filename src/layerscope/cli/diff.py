@@ -93,10 +93,8 @@ def are_runs(base: str, variant: str | None) -> bool:
     found = [source is not None and _is_run(Path(source)) for source in (base, variant)]
     if found == [True, False] or found == [False, True]:
         run, other = (base, variant) if found[0] else (variant, base)
-        raise RunError(
-            f"'{run}' is a run, and {'nothing else is named' if other is None else f'{other!r} is none'}; give two runs, "
-            "or two models."
-        )
+        why = "nothing else is named" if other is None else f"{other!r} is none"
+        raise RunError(f"'{run}' is a run, and {why}; give two runs, or two models.")
     return found[0]
 
 
@@ -119,8 +117,8 @@ def check_no_model_options(options: DiffOptions, page: Path | None) -> None:
         raise RunError("--page is of two models; `layerscope view RUN RUN` writes a page of two runs side by side.")
     if asked:
         raise RunError(
-            f"--{asked[0].replace('_', '-')} says how two models are compared, and these are two runs; leave it out, or "
-            "give the models."
+            f"--{asked[0].replace('_', '-')} says how two models are compared, and these are two runs; leave it out, "
+            "or give the models."
         )
 
 

@@ -52,7 +52,8 @@ class JoinedRows:
             RunError: a table has two rows for one prompt, lens, layer and position.
         """
         self._texts = [text for _, _, text in prompts]
-        self._sides = [_numbered(run, [keys[side] for keys in prompts]) for side, run in enumerate((base, variant))]
+        ours, theirs = [key for key, _, _ in prompts], [key for _, key, _ in prompts]
+        self._sides = [_numbered(base, ours), _numbered(variant, theirs)]
         for run, side in zip((base, variant), self._sides, strict=True):
             if collected(side.select(pl.struct(_KEY).is_duplicated().any()), "streaming").item():
                 raise RunError(

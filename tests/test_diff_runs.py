@@ -69,7 +69,7 @@ def test_absent_cells_lists_and_ids_are_told_apart(base: Run):
     columns = {column.column: column for column in found.columns}
     assert set(columns) == {"kl_to_final_bits", "top1_id", "top_probs"}
     assert columns["kl_to_final_bits"].n_in_one_only == 1 and columns["kl_to_final_bits"].largest_difference is None
-    assert [column.column for column in found.discrete] == ["top1_id"]
+    assert [column.column for column in found.discrete()] == ["top1_id"]
     assert columns["top_probs"].largest_difference == pytest.approx(base.rows["p_top1"][0] / 2)
 
 
@@ -94,6 +94,31 @@ def test_prompts_are_matched_by_what_is_read_and_not_by_their_place(base: Run):
     )
     with pytest.raises(RunError, match="have no prompt in common"):
         diff_runs(base, Run(rows, other))
+
+
+def test_a_prompt_that_stands_twice_is_matched_twice(base: Run):
+    again = base.rows.filter(pl.col("fact_index") == 0).with_columns(pl.lit(9, pl.Int32).alias("fact_index"))
+    prompts = base.record.suite.prompts
+    twice = [prompt.model_copy(update={"fact_index": 9}) for prompt in prompts if prompt.fact_index == 0]
+    suite = base.record.suite.model_copy(update={"prompts": (*prompts, *twice)})
+    run = Run(pl.concat([base.rows, again]), base.record.model_copy(update={"suite": suite}))
+    assert diff_runs(run, run).summary.n_rows == run.n_rows
+    found = diff_runs(run, base).summary
+    assert found.n_rows == base.n_rows and not found.columns
+    (note,) = found.notes
+    assert note.startswith(f"{len(twice)} of the base's {len(prompts) + len(twice)} prompts")
+
+
+def test_models_of_other_depth_have_no_last_layer_in_common(base: Run):
+    model = base.record.model
+    shorter = model.model_copy(update={"n_layers": model.n_layers - 1})
+    found = diff_runs(
+        base, Run(base.rows.filter(pl.col("layer") < model.n_layers), base.record.model_copy(update={"model": shorter}))
+    )
+    assert found.summary.last_layer is None and found.summary.n_rows_in_base_only > 0
+    assert any("blocks" in note for note in found.summary.notes)
+    same = diff_runs(base, base).summary.last_layer
+    assert (same.layer, same.lens) == (model.n_layers, base.milestones.headline)
 
 
 def test_how_runs_were_made_is_told_and_results_are_not(base: Run):

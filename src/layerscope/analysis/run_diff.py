@@ -99,6 +99,8 @@ class RunDiff:
     """Only those in which something differs."""
     layers: tuple[LensLayerDiff, ...]
     """Lens by lens."""
+    n_layers: tuple[int, int]
+    """Blocks of both models."""
     milestones: tuple[MilestoneMove, ...]
     """Those that moved, of all prompts and lenses that both have."""
     n_milestones: int
@@ -114,17 +116,14 @@ class RunDiff:
         """Whether the two have the same rows, and the same in them."""
         return not (self.columns or self.milestones or self.n_rows_in_base_only or self.n_rows_in_variant_only)
 
-    @property
     def discrete(self) -> tuple[ColumnDiff, ...]:
         """Those of the columns that hold ids, ranks, flags or texts."""
         return tuple(column for column in self.columns if not column.is_real)
 
-    @property
     def real(self) -> tuple[ColumnDiff, ...]:
         """Those that hold reals."""
         return tuple(column for column in self.columns if column.is_real)
 
-    @property
     def by_lens(self) -> Mapping[str, tuple[LensLayerDiff, ...]]:
         """The layers of every lens."""
         lenses = dict.fromkeys(layer.lens for layer in self.layers)
@@ -132,6 +131,8 @@ class RunDiff:
 
     @property
     def last_layer(self) -> LensLayerDiff | None:
-        """The headline lens where it is what the models say."""
-        of_headline = [layer for layer in self.layers if layer.lens == self.headline]
-        return of_headline[-1] if of_headline else None
+        """The headline lens behind the last block of both; None where they have not as many, or no rows of it."""
+        if self.n_layers[0] != self.n_layers[1]:
+            return None
+        at_end = (layer for layer in self.layers if (layer.lens, layer.layer) == (self.headline, self.n_layers[0]))
+        return next(at_end, None)

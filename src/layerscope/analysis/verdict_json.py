@@ -23,7 +23,12 @@ def verdict_text(verdict: Verdict, record: RunRecord) -> str:
         "diagnostics": verdict.diagnostics,
         "guidance": verdict.guidance,
     }
-    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(document)
+
+
+def json_text(value: object) -> str:
+    """A value as the text of a JSON file; see `plain` for what it may hold."""
+    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def plain_milestones(milestones: Milestones) -> dict[str, dict[str, object]]:

@@ -49,14 +49,32 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Hold a variant of a model against its base: what it says, every layer, and which blocks make the difference."""
-    from layerscope.analysis.diff_limits import check_asked, exceeded, parse_limits
+    from layerscope.analysis.diff_limits import parse_limits
 
     limits = {} if fail_above is None else parse_limits(fail_above)  # before the work, not after it
-    parent = folder_for_runs(out)
-    if are_runs(base, variant):
+    runs = are_runs(base, variant)
+    if runs:
         check_no_model_options(options, page)
+    parent = folder_for_runs(out)
+    if runs:
         _diff_runs(base, str(variant), limits, parent, details=details, as_json=as_json)
-        return
+    else:
+        _diff_models(base, variant, options, limits, parent, page, details=details, as_json=as_json)
+
+
+def _diff_models(
+    base: str,
+    variant: str | None,
+    options: DiffOptions,
+    limits: dict[str, float],
+    parent: Path,
+    page: Path | None,
+    *,
+    details: bool,
+    as_json: bool,
+) -> None:
+    from layerscope.analysis.diff_limits import check_asked, exceeded
+
     if page is not None:
         from layerscope.view.page.document import check_ours
 
@@ -102,7 +120,9 @@ def _is_run(path: Path) -> bool:
     """Whether a folder or file holds a run: its own, or published files."""
     from layerscope.published.read.reader import holds_published
 
-    return (path / "run.json").exists() or (path.exists() and holds_published(path))
+    if (path / "config.json").exists():
+        return False  # a model's own folder, whatever else lies in it
+    return (path / "run.json").exists() or holds_published(path)
 
 
 def check_no_model_options(options: DiffOptions, page: Path | None) -> None:

@@ -1,6 +1,5 @@
 """Two models of one shape held against each other: a base, and what somebody made of it."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ import polars as pl
 import torch
 
 from layerscope.analysis.model_diff import Compared, ModelDiff, ModuleDiff
-from layerscope.analysis.verdict_json import plain
+from layerscope.analysis.verdict_json import json_text
 from layerscope.diffing.at_output import Noise, OutputRows, noise_of, output_rows
 from layerscope.diffing.by_layer import LayerRows, by_layer
 from layerscope.diffing.divergences import Heads
@@ -62,7 +61,7 @@ class DiffResult:
     @property
     def json(self) -> str:
         """The summary as JSON."""
-        return json.dumps(plain(self.summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(self.summary)
 
     def save(self, path: str | Path) -> None:
         """Write a folder, whole or not at all: `diff.json` and `diff.parquet`.

@@ -1,10 +1,12 @@
 """One run held against another of the same prompts: of another version, machine, checkpoint or setting."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.model_diff import FactDiff, SuiteDiff
 from layerscope.analysis.onsets import layers_of_prompt
 from layerscope.analysis.run_diff import ComparedRun, MilestoneMove, RunDiff, SettingDiff
-from layerscope.analysis.verdict_json import plain
+from layerscope.analysis.verdict_json import json_text
 from layerscope.diffing.run_tables import JoinedRows
 from layerscope.errors import RunError
 from layerscope.lens_record import utc_stamp
@@ -37,7 +39,7 @@ class RunDiffResult:
     @property
     def json(self) -> str:
         """As JSON."""
-        return json.dumps(plain(self.summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(self.summary)
 
     def save(self, path: str | Path) -> None:
         """Write a folder with `run-diff.json`, whole or not at all.
@@ -84,6 +86,7 @@ def diff_runs(base: str | Path | AnalysedRun, variant: str | Path | AnalysedRun)
             settings=tuple(_settings(ours.record, theirs.record)),
             columns=tuple(joined.columns()),
             layers=joined.layers(),
+            n_layers=(ours.record.model.n_layers, theirs.record.model.n_layers),
             milestones=moves,
             n_milestones=n_milestones,
             headline=headlines[0] if same else None,
@@ -98,15 +101,20 @@ def _compared(record: RunRecord) -> ComparedRun:
 
 
 def _same_prompts(base: RunRecord, variant: RunRecord) -> _Prompts:
-    """Prompts that are read as the same tokens, each once: as texts where a record has no tokens."""
+    """Prompts that are read as the same tokens, or as the same texts where a record has no tokens.
+
+    Of several that are the same the first stands for the first of the other run, and so on.
+    """
     by_ids = all(prompt.token_ids for record in (base, variant) for prompt in record.suite.prompts)
     found: list[dict[object, tuple[PromptKey, str]]] = []
     for record in (base, variant):
         of_record: dict[object, tuple[PromptKey, str]] = {}
+        seen = Counter[object]()
         for prompt in record.suite.prompts:
             read = prompt.token_ids if by_ids else prompt.text
             told_by = (prompt.prompt_id, prompt.prompt_variant, prompt.fact_key, read)
-            of_record.setdefault(told_by, (prompt.key, prompt.text or str(prompt.key)))
+            seen[told_by] += 1
+            of_record[told_by, seen[told_by]] = (prompt.key, prompt.text or str(prompt.key))
         found.append(of_record)
     prompts = [(key, found[1][told_by][0], text) for told_by, (key, text) in found[0].items() if told_by in found[1]]
     if not prompts:
@@ -137,13 +145,13 @@ def _moves(base: AnalysedRun, variant: AnalysedRun, prompts: _Prompts) -> tuple[
     """Milestones that stand elsewhere, and how many both have a curve for."""
     moved, n = [], 0
     ours, theirs = base.milestones.by_curve, variant.milestones.by_curve
-    for key, other, text in prompts:
-        for prompt, lens in [curve for curve in ours if curve[0] == key and (other, curve[1]) in theirs]:
-            found, held = ours[prompt, lens], theirs[other, lens]
-            for name in [name for name in found if name in held]:
-                n += 1
-                if found[name].layer != held[name].layer:
-                    moved.append(MilestoneMove(name, lens, text, found[name].layer, held[name].layer))
+    lenses = dict.fromkeys(lens for _, lens in ours)
+    for (key, other, text), lens in product(prompts, lenses):
+        found, held = ours.get((key, lens), {}), theirs.get((other, lens), {})
+        for name in [name for name in found if name in held]:
+            n += 1
+            if found[name].layer != held[name].layer:
+                moved.append(MilestoneMove(name, lens, text, found[name].layer, held[name].layer))
     return tuple(moved), n
 
 
@@ -184,6 +192,11 @@ def _notes(base: AnalysedRun, variant: AnalysedRun, prompts: _Prompts) -> Iterat
         yield (
             f"The two were judged under different definitions ({ours.protocol.name} {ours.protocol.version}, "
             f"{theirs.protocol.name} {theirs.protocol.version}); milestones of one name may mean other things."
+        )
+    if ours.model.n_layers != theirs.model.n_layers:
+        yield (
+            f"The base has {ours.model.n_layers} blocks and the variant {theirs.model.n_layers}; layers of one number "
+            "are compared, which stand at another share of the depth."
         )
     if base.milestones.headline != variant.milestones.headline:
         yield (

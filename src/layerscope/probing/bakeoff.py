@@ -1,6 +1,5 @@
 """A bake-off: a probe and a text read through several lenses, then facts exchanged along each lens' directions."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ import polars as pl
 import torch
 
 from layerscope.analysis.bakeoff import Bakeoff, Entrant, Seen, Taker, Text, TextReading, bakeoff_of, compared_layers
-from layerscope.analysis.verdict_json import plain
+from layerscope.analysis.verdict_json import json_text
 from layerscope.bundled import BUNDLED
 from layerscope.errors import CorpusError, LensError, RunError
 from layerscope.fitting.corpus import parse_tokens
@@ -65,7 +64,7 @@ class BakeoffResult:
     @property
     def json(self) -> str:
         """The summary as JSON."""
-        return json.dumps(plain(self.summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(self.summary)
 
     def save(self, path: str | Path) -> None:
         """Write a folder, whole or not at all: `bakeoff.json`, `shares.parquet`, and the probe in `run`.

@@ -28,8 +28,9 @@ def run_diff_table(found: RunDiff, *, details: bool = False) -> Iterator[Rendera
     yield Text(printable(headline(found)), style="bold")
     yield labelled_grid(in_lines(found))
     if found.columns:
-        for lens, layers in found.by_lens.items():
-            if details or lens == found.headline or found.headline not in found.by_lens:
+        by_lens = found.by_lens()
+        for lens, layers in by_lens.items():
+            if details or lens == found.headline or found.headline not in by_lens:
                 yield _layers(lens, layers, details)
         yield Text(how_to_read(), style="dim")
 
@@ -55,6 +56,10 @@ def _sizes(layer: LensLayerDiff) -> tuple[float | None, ...]:
 
 def _listed(layers: tuple[LensLayerDiff, ...]) -> list[LensLayerDiff]:
     """The first, the last, and those between at which the two differ most."""
-    worst = sorted(layers[1:-1], key=lambda layer: -(layer.kl_at_least_bits or layer.entropy_change_bits or 0.0))
-    chosen = {id(layer) for layer in (layers[0], layers[-1], *worst[: MOST_LAYERS - 2])}
-    return [layer for layer in layers if id(layer) in chosen]
+    worst = sorted(layers[1:-1], key=_distance, reverse=True)
+    chosen = {layer.layer for layer in (layers[0], layers[-1], *worst[: MOST_LAYERS - 2])}
+    return [layer for layer in layers if layer.layer in chosen]
+
+
+def _distance(layer: LensLayerDiff) -> tuple[float, float]:
+    return layer.kl_at_least_bits or 0.0, layer.entropy_change_bits or 0.0

@@ -21,8 +21,9 @@ def headline(found: RunDiff) -> str:
     if found.is_identical:
         return f"Nothing differs in any cell of {n}, and every milestone is the same."
     if not found.columns:
-        return f"No cell of the {n} that both have differs; one of the two has other rows besides, or milestones moved."
-    if not found.discrete:
+        besides = "milestones moved" if found.milestones else "one of the two has rows that the other lacks"
+        return f"No cell of the {n} that both have differs; {besides}."
+    if not found.discrete():
         moved = "no milestone moved" if not found.milestones else "milestones moved"
         return f"Every id, rank, flag and text of {n} is the same, and {moved}; reals differ by what is listed."
     last = found.last_layer
@@ -40,10 +41,10 @@ def in_lines(found: RunDiff) -> list[LabelledLine]:
     if found.n_rows_in_base_only or found.n_rows_in_variant_only:
         alone = f"{found.n_rows_in_base_only} of these prompts in the base only, {found.n_rows_in_variant_only} in the "
         lines.append(LabelledLine("rows", f"{alone}variant only"))
-    if found.real:
-        lines.append(LabelledLine("reals", _columns(found.real)))
-    if found.discrete:
-        lines.append(LabelledLine("ids, flags", _columns(found.discrete)))
+    if found.real():
+        lines.append(LabelledLine("reals", _columns(found.real())))
+    if found.discrete():
+        lines.append(LabelledLine("ids, flags", _columns(found.discrete())))
     if found.suite is not None:
         lines.append(LabelledLine("facts", facts(found.suite)))
         flips = dict.fromkeys(flipped(fact) for fact in found.suite.prompts if fact.flips)

@@ -50,6 +50,19 @@ def test_every_module_opens_with_a_sentence_that_says_what_it_is_for():
         assert re.search(r"[.:?]$", docstring.split("\n\n")[0].splitlines()[-1]), path
 
 
+def test_every_protocol_can_be_told_at_run_time():
+    """Where all annotations are checked, one that cannot fails every call that it stands in."""
+    protocols = [
+        (path, node)
+        for path in sorted((ROOT / "src").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases)
+    ]
+    assert protocols
+    for path, node in protocols:
+        assert "runtime_checkable" in map(ast.unparse, node.decorator_list), (path, node.name)
+
+
 def test_the_readme_maps_every_room():
     rows = re.findall(r"^\| (`[^|]+`) \|", README, flags=re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}

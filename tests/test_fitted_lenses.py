@@ -15,6 +15,7 @@ from layerscope.errors import LensError
 from layerscope.fitting.prism import PrismSettings, fit_prism
 from layerscope.lenses.lens_folder import read_fitted_lens, tuned_lens
 from layerscope.probing.lens_selection import choose_lenses
+from layerscope.progress import Observer
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +141,9 @@ def test_under_the_published_protocol_they_are_read_too(model: CausalLM, lenses:
 def test_a_lens_of_another_model_is_passed_over_with_a_reason(tiny, lenses: Path):
     lines: list[str] = []
 
-    class Recorder:
+    class Recorder(Observer):
         def plan(self, text: str) -> None:
             lines.append(text)
-
-        def blocks(self, done: int, total: int) -> None: ...
-
-        def vocabulary(self, done: int, total: int) -> None: ...
 
     found = probe(tiny("qwen3"), suite="berlin", lens_dir=lenses, positions="last", device="cpu", observer=Recorder())
     assert [one.status for one in found.record.measured.fitted_lenses] == ["refused", "refused"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from layerscope.errors import ModelError
 from layerscope.model.architecture import reset_rope
 from layerscope.model.lent_weights import LentWeights
+from layerscope.model.module_calls import stream_of, written_by
 from layerscope.model.streamed_module import StreamedModule
 from layerscope.model.streaming import Hooks
 
@@ -40,8 +41,7 @@ class BlockCall:
             output = block.forward(hidden_states=stream, **self.kwargs)
         else:
             output = block.forward(stream, *self.args, **self.kwargs)
-        after: Tensor = output[0] if isinstance(output, tuple) else output
-        return after
+        return written_by(output)
 
     def same_as(self, other: "BlockCall") -> bool:
         """Whether nothing in it depends on the text."""
@@ -64,12 +64,6 @@ class BlockInHand:
 
 
 Visit: TypeAlias = Callable[[BlockInHand], None]
-
-
-def stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The residual stream among a block's arguments."""
-    stream: Tensor = args[0] if args else kwargs["hidden_states"]
-    return stream
 
 
 def run_blockwise(
@@ -138,7 +132,7 @@ class _Walk:
         def behind(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             call = self.calls.pop(i)
             if i in self.wanted:
-                self._change(i, block, call, output[0] if isinstance(output, tuple) else output)
+                self._change(i, block, call, written_by(output))
             self.weights.drop(i)
             if i in self.wanted:
                 self.after(i + 1)

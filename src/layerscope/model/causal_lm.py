@@ -16,7 +16,7 @@ from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, TokenizerError
 from layerscope.model.ablation import Ablation, ablate
 from layerscope.model.adapter import Adapter, adapter_notes, with_base
-from layerscope.model.architecture import Architecture, architecture_of
+from layerscope.model.architecture import Architecture, architecture_of, as_walked_through
 from layerscope.model.attention_in_hand import AttentionRecorder, attention_in_hand
 from layerscope.model.block_parts import Order, Sublayers
 from layerscope.model.blockwise import Visit, run_blockwise
@@ -111,6 +111,8 @@ class CausalLM:
         self.d_model, self.d_vocab = self.architecture.d_model, self.architecture.d_vocab
         head = {id(m): path for path, m in module.named_modules()}[id(module.get_output_embeddings())]
         weights = LentWeights(module, self._stored, checkpoint, placement, blocks=self.architecture.blocks, head=head)
+        if not family_verified:
+            self.architecture = as_walked_through(self.architecture, module, head, placement.device)
         self._streamed = StreamedModule(module, self.architecture, head, weights, placement, family_verified)
         norms = (*self.architecture.input_norms, self.architecture.final_norm)
         self.next_norms = tuple(map(self._streamed.norm, norms))

@@ -61,6 +61,16 @@ class Stored:
         tensor = self.checkpoint.tensor(self.names[0])
         return tensor if self.order is None else tensor[self.order]
 
+    def buffer(self, dtype: torch.dtype) -> Tensor:
+        """The tensor as a module keeps it that does not learn it: floats, or the numbers of something.
+
+        Raises:
+            CheckpointError: as `tensor`; or floats where numbers are kept.
+        """
+        if dtype.is_floating_point:
+            return self.tensor().to(dtype)
+        return self.checkpoint.integers(self.names[0]).to(dtype)
+
     def weight(self) -> StoredWeight:
         """A matrix that gives its rows; read when they are wanted where nothing has to be converted."""
         if self.convert is not None:

@@ -125,7 +125,7 @@ class StreamedModule:
                 raise  # a fault of ours, to be seen whole
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise ModelError(
-                f"A '{self.architecture.family}' model could not be run with its weights left in their files "
+                f"A '{self.architecture.family}' model could not be run on text alone, its weights left in their files "
                 f"({reason}); its family is not among those that `layerscope models` lists."
             ) from error
         return logits

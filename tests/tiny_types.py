@@ -58,23 +58,113 @@ _FILLED = ("num_key_value_heads", "head_dim")
 """Sizes that a default may leave open, and some classes cannot do without."""
 _TEXT = ("text", "decoder", "thinker", "language", "llm", "lm")
 """What names of nested configs begin with that describe language models."""
-_GEMMA_SHARING = {
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_SLIDING_ROPE = {"full_attention": _ROPE, "sliding_attention": _ROPE}
+_IN_THREE = {"rope_parameters": _ROPE | {"mrope_section": [4, 2, 2]}}
+"""Rotary pairs for time, height and width, where the default leaves them to the code, for wider heads than ours."""
+_SHARED_CACHES = {
     "num_hidden_layers": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "num_kv_shared_layers": 2,
 }
+_DRAFTER = {"num_kv_shared_layers": 30, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+_DRAFTER_TEXT = {"num_kv_shared_layers": 4, "num_hidden_layers": 4, "layer_types": _SHARED_CACHES["layer_types"]}
+_INDEXER = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+}
+_DOTS_TEXT = {
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 16,
+    "swa_head_dim": 32,
+    "swa_qk_nope_head_dim": 16,
+    "swa_v_head_dim": 16,
+    "head_dim": 32,
+}
+_ZAMBA = {
+    "num_hidden_layers": 4,
+    "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    "attention_hidden_size": 128,
+    "num_key_value_heads": 4,
+}
 SPECIAL: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 50},
-    "cpmant": {"prompt_length": 2, "prompt_types": 2, "segment_types": 2},
+    "chameleon": {"vocabulary_map": {"<image>": D_VOCAB - 1}, "vq_config": {"channel_multiplier": [1]}},
+    "cohere_compass": {"text_config": {"rope_parameters": _SLIDING_ROPE}},
+    "cohere_compass_text": {"rope_parameters": _SLIDING_ROPE},
+    "cpmant": {"prompt_length": 2},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "deepseek_ocr2": {
+        "text_config": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse", "sparse"], "n_group": 1}
+    },
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
-    "gemma3n_text": _GEMMA_SHARING | {"activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0]},
-    "gemma4_assistant": {"from": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}}},
+    "dots3_note": {
+        "vision_config": {"adapter_in_dim": 64},
+        "audio_config": {"adapter_input_size": 64},
+        "text_config": _DOTS_TEXT,
+    },
+    "dots3_note_text": _DOTS_TEXT,
+    "emu3": {"vocabulary_map": {"<image>": D_VOCAB - 1, "<|extra_200|>": 5}, "vq_config": {"channel_multiplier": [1]}},
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "moe_intermediate_size": [24, 24],
+            "rope_parameters": _ROPE | {"mrope_section": [3, 3, 2]},
+        }
+    },
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "florence2": {
+        "vision_config": {
+            "embed_dim": [16, 32, 64, 64],
+            "num_heads": [2, 2, 2, 2],
+            "num_groups": [2, 2, 2, 2],
+            "depths": [1, 1, 1, 1],
+        }
+    },
+    "gemma3n_text": _SHARED_CACHES | {"activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0]},
+    "gemma4_assistant": {
+        "from": {"text_config": _DRAFTER | {"model_type": "gemma4_text"}},
+        "text_config": _DRAFTER | _DRAFTER_TEXT,
+    },
+    "gemma4_unified_assistant": {"text_config": _DRAFTER_TEXT},
+    "glm46v": {"text_config": _IN_THREE},
+    "glm4v": {"text_config": _IN_THREE},
+    "glm4v_moe": {
+        "text_config": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}}
+    },
+    "glm5_next": {"text_config": {"index_kpool": 2}},
+    "glm_ocr": {"text_config": _IN_THREE},
+    "glmga": {"text_config": _IN_THREE},
+    "granite4_vision": {"downsample_rate": "1/2", "deepstack_layer_map": [[0, 0]], "spatial_target_layers": [1]},
+    "hunyuan_vl": {"text_config": {"rope_parameters": _ROPE | {"mrope_section": [2, 2, 2, 2]}}},
+    "janus": {"vq_config": {"channel_multiplier": [1]}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "longcat_flash": {"num_layers": 3},
     "mamba2": {"num_heads": 8},
+    "mistral4": {"head_dim": 32},
+    "mistral_large4": {"text_config": {"kv_source_layers": [0, 1, 2], "head_dim": 32}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [0]}},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "paddleocr_vl": {"text_config": _IN_THREE},
+    "qwen2_5_omni_thinker": {"text_config": _IN_THREE},
+    "qwen2_5_vl": {"text_config": _IN_THREE},
+    "qwen2_vl": {"text_config": _IN_THREE},
+    "qwen4_exp": {"text_config": _INDEXER},
+    "qwen4_exp_text": _INDEXER,
     "reformer": {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [16, 16]},
+    "step3p7": {"text_config": {"sliding_window": 4}},
+    "unlimited_ocr": {"text_config": {"num_key_value_heads": 4}},
+    "xlm": {"emb_dim": 64},
     "xmod": {"default_language": "en_XX"},
+    "zamba": _ZAMBA,
+    "zamba2": _ZAMBA | {"mamba_headdim": 16, "attention_head_dim": 32, "hybrid_layer_ids": [1, 3]},
+    "zaya": {"num_experts_per_tok": 1},
 }
 
 

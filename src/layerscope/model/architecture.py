@@ -12,7 +12,8 @@ from layerscope.errors import ModelError
 from layerscope.model.families import Family
 from layerscope.model.head_transform import transform_of
 from layerscope.model.stored_tensors import Stored
-from layerscope.model.walked_through import norm_behind
+from layerscope.model.walked_through import norms_called
+from layerscope.model.wrapped import head_of
 from layerscope.unembedding import HeadTransform, Norm
 
 _INPUT_NORMS = (
@@ -86,7 +87,7 @@ def architecture_of(model: Any, family: Family, known: bool, stored: Mapping[str
         ModelError: no list of as many blocks as the config says, or no unembedding.
     """
     config = model.config.get_text_config()
-    head = model.get_output_embeddings()
+    head = head_of(model)
     if head is None or not isinstance(head, nn.Linear):
         raise ModelError(
             f"A '{family.model_type or config.model_type}' model has no linear unembedding, so nothing can be decoded; "
@@ -126,7 +127,9 @@ def architecture_of(model: Any, family: Family, known: bool, stored: Mapping[str
 
 
 def as_walked_through(architecture: Architecture, model: nn.Module, head: str, device: torch.device) -> Architecture:
-    """With the final norm that the model's own forward calls, where that can be seen, in place of one found by name.
+    """With the norms that the model's own forward calls, where that can be seen, in place of those found by name.
+
+    Norms in front of blocks that are of another kind are left out.
 
     Args:
         architecture: of the model.
@@ -134,8 +137,22 @@ def as_walked_through(architecture: Architecture, model: nn.Module, head: str, d
         head: path of the unembedding.
         device: where it computes.
     """
-    found = norm_behind(model, architecture.blocks, model.get_submodule(head), architecture.d_model, device)
-    return architecture if found is None else replace(architecture, final_norm=found[0])
+    called = norms_called(model, architecture.blocks, model.get_submodule(head), architecture.d_model, device)
+    if called is not None:
+        architecture = replace(architecture, final_norm=called.final_norm, input_norms=called.input_norms)
+    readable = tuple(
+        path if path is None or _is_readable(model.get_submodule(path), path, architecture.d_model) else None
+        for path in architecture.input_norms
+    )
+    return replace(architecture, input_norms=readable)
+
+
+def _is_readable(norm: nn.Module, path: str, d_model: int) -> bool:
+    try:
+        read_norm(norm, path, d_model)
+    except ModelError:
+        return False
+    return True
 
 
 def _norm_path(path: str, block: nn.Module, names: Sequence[str]) -> str | None:

@@ -42,6 +42,7 @@ from layerscope.model.sublayers import Writes
 from layerscope.model.tensor_files import TensorFiles
 from layerscope.model.tokens import Tokens
 from layerscope.model.two_models import Watching, check_same_shape, run_in_step
+from layerscope.model.wrapped import head_of
 from layerscope.model.write_pass import forward_writes, mean_writes
 from layerscope.options import keywords
 from layerscope.unembedding import Norm
@@ -109,7 +110,7 @@ class CausalLM:
         self.id, self.family = source.id, self.architecture.family
         self.n_layers, self.n_heads = self.architecture.n_layers, self.architecture.n_heads
         self.d_model, self.d_vocab = self.architecture.d_model, self.architecture.d_vocab
-        head = {id(m): path for path, m in module.named_modules()}[id(module.get_output_embeddings())]
+        head = {id(m): path for path, m in module.named_modules()}[id(head_of(module))]
         weights = LentWeights(module, self._stored, checkpoint, placement, blocks=self.architecture.blocks, head=head)
         if not family_verified:
             self.architecture = as_walked_through(self.architecture, module, head, placement.device)

@@ -204,8 +204,9 @@ def _remote_code(model_type: str) -> ModelError:
 
 
 def _in_one_line(error: Exception) -> str:
-    """The first paragraph of what an error says."""
-    return " ".join(str(error).strip().partition("\n\n")[0].split()) or type(error).__name__
+    """The first paragraph of what an error says, without the list of all classes that Transformers has."""
+    said = str(error).strip().partition("\n\n")[0].partition("\nModel type should be one of")[0]
+    return " ".join(said.split()).rstrip(".") or type(error).__name__
 
 
 def _config_error(folder: Path, error: Exception, gguf: Path | None = None) -> Exception:

@@ -8,6 +8,7 @@ from torch import Tensor
 from layerscope.errors import ModelError
 from layerscope.model.families import Family
 from layerscope.model.walked_through import stands_in
+from layerscope.model.wrapped import head_of
 from layerscope.unembedding import HeadTransform
 
 _SLOPE_AT = 2.0**-10
@@ -67,7 +68,7 @@ def observed_transform(model: Any) -> HeadTransform | None:
     Raises:
         ModelError: the model gives fewer logits than its head has rows.
     """
-    head, inner = model.get_output_embeddings(), model.base_model
+    head, inner = head_of(model), model.base_model
     if inner is model:
         return None
     ramp = torch.zeros(head.out_features)

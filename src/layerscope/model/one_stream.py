@@ -37,6 +37,8 @@ def one_stream(stream: object, rows: tuple[int, int], d_model: int, family: str)
     else:
         shape = list(stream.shape)
         beside = [n for i, n in enumerate(shape) if tuple(shape[:i] + shape[i + 1 :]) == expected]
+        if tuple(shape[:-1]) == rows and shape[-1] % d_model == 0:
+            beside = [shape[-1] // d_model]
         if beside:
             raise ModelError(
                 f"A '{family}' model keeps {beside[0]} residual streams side by side, so that none of them is what its "

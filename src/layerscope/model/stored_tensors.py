@@ -175,7 +175,9 @@ def _converted(
         def one(i: int) -> Tensor:
             return convert_all([(pattern, many[i]) for pattern, many in by_pattern.items()])[target][0]
 
-        if len({len(many) for many in by_pattern.values()}) > 1 or len(names) == len(by_pattern):
+        uneven = len({len(many) for many in by_pattern.values()}) > 1
+        # Where experts are shared out among several stacks, none is made of those of its own number.
+        if uneven or len(names) == len(by_pattern) or len(converter.target_patterns) > 1:
             return Stored(checkpoint, names, whole)
         return Stored(checkpoint, names, StackConversion(whole, one, names_of))
 
@@ -192,9 +194,9 @@ def completed(model: Any, checkpoint: TensorFiles, stored: dict[str, Stored]) ->
     wanted = model.state_dict()
     tied = model.all_tied_weights_keys
     for name, source in tied.items():
-        if name not in stored and source in stored:
+        if name not in stored and source in stored and name in wanted:
             stored[name] = stored[source]
-        elif source not in stored and name in stored:
+        elif source not in stored and name in stored and source in wanted:
             stored[source] = stored[name]
     missing = [name for name, tensor in wanted.items() if name not in stored and tensor.is_meta]
     if missing:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from layerscope.errors import ModelError
 from layerscope.model.families import Family
-from layerscope.model.walked_through import stands_in
+from layerscope.model.walked_through import FAILURES, stands_in
 from layerscope.model.wrapped import head_of
 from layerscope.unembedding import HeadTransform
 
@@ -83,7 +83,7 @@ def observed_transform(model: Any) -> HeadTransform | None:
     ):
         try:
             logits = model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits
-        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
+        except FAILURES:
             return None  # it wants more of its inner model than a state, or has further layers in front of the head
     if logits.shape[-1] < head.out_features:
         raise ModelError(

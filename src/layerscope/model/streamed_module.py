@@ -69,7 +69,7 @@ class StreamedModule:
     def n_context(self) -> int | None:
         """How many tokens the model was made to read at most; None where its config does not say."""
         limit = getattr(self._config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        return None if limit is None or limit <= 0 else int(limit)  # XLNet's -1 is no limit
 
     @cached_property
     def widest_activation(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from layerscope.model.module_calls import stream_of
 
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 """What a forward raises that is given less than it looks for."""
 
 
@@ -78,7 +78,7 @@ class _Walk:
                 module(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
             except _EnoughError:
                 return len(self.in_front) == len(blocks)
-            except _FAILURES:
+            except FAILURES:
                 return False
         return False
 
@@ -119,7 +119,7 @@ def _first_norm(block: nn.Module, path: str, stream: Tensor, args: Sequence[Any]
                 stack.callback(part.register_forward_pre_hook(before(f"{path}.{name}")).remove)
         try:
             type(block).forward(block, *args, **kwargs)
-        except (_EnoughError, *_FAILURES):
+        except (_EnoughError, *FAILURES):
             pass  # the block is run no further, or not as far as a module
     return found[0] if found else None
 

@@ -13,6 +13,7 @@ from layerscope.errors import ModelError
 from layerscope.model.architecture import reset_rope
 from layerscope.model.lent_weights import LentWeights
 from layerscope.model.module_calls import stream_of, written_by
+from layerscope.model.one_stream import one_stream
 from layerscope.model.streamed_module import StreamedModule
 from layerscope.model.streaming import Hooks
 
@@ -92,7 +93,7 @@ def run_blockwise(
     # What is made in inference mode can never be differentiated.
     with streamed.weights.reading(), torch.inference_mode(visit is None), torch.no_grad():
         if reached is None:
-            _embed(streamed.module, blocks[0], token_ids, residuals)
+            _embed(streamed, token_ids, residuals)
             after(0)
         if first < end:
             walk = _Walk(residuals, token_ids.device, streamed.weights, after, visit, range(first, end))
@@ -152,21 +153,22 @@ class _Walk:
             )
 
 
-def _embed(
-    module: nn.Module, block: nn.Module, token_ids: Int[Tensor, "batch sequence position"], residuals: Tensor
-) -> None:
+def _embed(streamed: StreamedModule, token_ids: Int[Tensor, "batch sequence position"], residuals: Tensor) -> None:
     """Layer 0 of every batch, into `residuals`."""
     seen: list[tuple[Tensor, BlockCall]] = []
+    _, n_rows, n_positions = token_ids.shape
+    family = streamed.architecture.family
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((stream_of(args, kwargs), BlockCall.of(args, kwargs)))
+        stream = one_stream(stream_of(args, kwargs), (n_rows, n_positions), streamed.d_model, family)
+        seen.append((stream, BlockCall.of(args, kwargs)))
         raise _EnoughError
 
     first: BlockCall | None = None
     with Hooks() as hooks:
-        hooks.before(block, before)
+        hooks.before(streamed.blocks[0], before)
         for batch, ids in enumerate(token_ids):
-            _forward(module, ids)
+            _forward(streamed.module, ids)
             stream, call = seen.pop()
             residuals[batch] = stream
             if first is None:

@@ -342,7 +342,8 @@ class CausalLM:
         """Numbers that a block holds at once, roughly, while these prompts go through it."""
         folding = self.folding(token_ids)
         width = max(map(len, token_ids)) if folding is None else folding.width
-        n_tokens = width * len(token_ids) if folding is None else folding.n_tokens
+        n_rows = len(token_ids) + (not self.family_verified)  # with a witness (`one_stream`)
+        n_tokens = width * n_rows if folding is None else folding.n_tokens
         scores = (self.n_heads or 0) * width
         return n_tokens * (self.widest_activation + scores + (0 if folding is None else width))
 

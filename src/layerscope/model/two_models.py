@@ -8,7 +8,7 @@ the variant's stream brings along. Every weight of both is read once.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ Watching: TypeAlias = Callable[[BlocksInStep], None]
 """Is told of both models' streams, layer by layer; takes what is needed, for the tensors change behind it."""
 
 
+@runtime_checkable  # types are checked at run time where all is tested
 class Sized(Protocol):
     """What two models have to have in common."""
 

@@ -13,8 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 
 from layerscope.errors import ModelError
-from layerscope.model.architecture import declared_transform, read_norm
+from layerscope.model.architecture import read_norm
 from layerscope.model.families import family_of
+from layerscope.model.head_transform import declared_transform
 
 NORMS = {
     "LayerNorm": lambda width: torch.nn.LayerNorm(width, eps=1e-5),

@@ -41,7 +41,7 @@ def test_only_experts_are_read_that_a_token_is_sent_to(name: str, tiny, monkeypa
         return matrix(stored, i)
 
     monkeypatch.setattr(Stored, "matrix", noted)
-    monkeypatch.setattr(ExpertStack, "_whole", None)
+    monkeypatch.setattr(ExpertStack, "whole", None)
     model = CausalLM.open(tiny(name), device="cpu")
     model.forward([PROMPTS[0]])
     assert len(chosen) * 2 == len(read), "two stacks in every block that has experts"

@@ -94,7 +94,7 @@ class TinyModel:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation=_attention(config)
             )
-        _randomise(model)
+        randomise(model)
         return model.eval()
 
     def build(self, folder: Path, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "1GB") -> Path:
@@ -333,7 +333,7 @@ def by_family(names: Iterable[str] = TINY, in_short: Container[str] = OF_EVERY_K
     return [name if name in in_short else slow(name) for name in names]
 
 
-def _randomise(model: PreTrainedModel) -> None:
+def randomise(model: PreTrainedModel) -> None:
     """Give every parameter random values that its name alone decides, so that no gain stays 1 and no bias stays 0."""
     centre_of_gain = 0.0 if model.config.model_type.startswith("gemma") else 1.0  # Gemma multiplies by 1 + gain
     seen: set[int] = set()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from layerscope.errors import ModelError
 from layerscope.model.block_parts import Sublayers
+from layerscope.model.module_calls import with_written, written_by
 from layerscope.model.streaming import Hooks
 
 Site: TypeAlias = Literal["attn", "mlp", "head", "neurons"]
@@ -165,11 +166,11 @@ def ablate(ablation: Ablation, blocks: Sequence[Sublayers], n_heads: int | None)
 
 def _returns(value: Tensor | None) -> Callable[..., Any]:
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        written = output[0] if isinstance(output, tuple) else output
+        written = written_by(output)
         put = torch.zeros_like(written)
         if value is not None:
             put += value.to(put)
-        return (put, *output[1:]) if isinstance(output, tuple) else put
+        return with_written(output, put)
 
     return after
 
@@ -221,7 +222,7 @@ class MeanHooks:
 
     def _add_output(self, i: int, real: Tensor) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._add(i, output[0] if isinstance(output, tuple) else output, real)
+            self._add(i, written_by(output), real)
 
         return after
 

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from layerscope.errors import ModelError
 from layerscope.model.families import Family
+from layerscope.model.head_transform import transform_of
 from layerscope.model.stored_tensors import Stored
+from layerscope.model.walked_through import norms_called
+from layerscope.model.wrapped import head_of
 from layerscope.unembedding import HeadTransform, Norm
 
 _INPUT_NORMS = (
@@ -84,23 +87,30 @@ def architecture_of(model: Any, family: Family, known: bool, stored: Mapping[str
         ModelError: no list of as many blocks as the config says, or no unembedding.
     """
     config = model.config.get_text_config()
-    head = model.get_output_embeddings()
+    head = head_of(model)
     if head is None or not isinstance(head, nn.Linear):
         raise ModelError(
             f"A '{family.model_type or config.model_type}' model has no linear unembedding, so nothing can be decoded; "
             "give a causal language model."
         )
-    n_layers = int(config.num_hidden_layers)
-    blocks = family.blocks if known else _find_blocks(model, n_layers)
+    blocks = family.blocks if known else _find_blocks(model, config)
     container = model.get_submodule(blocks)
+    n_layers = int(config.num_hidden_layers) if known else len(container)
     if len(container) != n_layers:
         raise ModelError(f"The config says {n_layers} blocks, but '{blocks}' holds {len(container)}.")
+    d_model = int(config.hidden_size)
+    if head.in_features != d_model and family.projection is None:
+        raise ModelError(
+            f"The unembedding of this '{model.config.model_type}' model reads {head.in_features} features, but its "
+            f"residual stream has {d_model}: what stands between them is not known, so nothing can be decoded; "
+            "`layerscope models` lists the families that can be."
+        )
     names = (family.input_norm or "").split("|") if known else _INPUT_NORMS
     paths = [(f"{blocks}.{i}", block) for i, block in enumerate(container)]
     return Architecture(
         family=str(model.config.model_type),
         n_layers=n_layers,
-        d_model=int(config.hidden_size),
+        d_model=d_model,
         d_vocab=head.out_features,
         n_heads=getattr(config, "num_attention_heads", None),
         n_parameters=_count_parameters(model, stored),
@@ -109,16 +119,47 @@ def architecture_of(model: Any, family: Family, known: bool, stored: Mapping[str
         final_norm=family.final_norm if known else _find_final_norm(model, blocks),
         input_norms=tuple(_norm_path(path, block, names) for path, block in paths),
         second_norms=tuple(_norm_path(path, block, (family.second_norm or "").split("|")) for path, block in paths),
-        transform=declared_transform(config, family),
+        transform=transform_of(model, family, known),
         rope=_length_dependent_rope(config),
         takes_mask=known and _is_of_transformers(model) and not _has_alibi(config),
         windows=_windows(config, n_layers),
     )
 
 
+def as_walked_through(architecture: Architecture, model: nn.Module, head: str, device: torch.device) -> Architecture:
+    """With the norms that the model's own forward calls, where that can be seen, in place of those found by name.
+
+    Norms in front of blocks that are of another kind are left out.
+
+    Args:
+        architecture: of the model.
+        model: its weights outside its blocks can be read.
+        head: path of the unembedding.
+        device: where it computes.
+    """
+    called = norms_called(model, architecture.blocks, model.get_submodule(head), architecture.d_model, device)
+    if called is not None:
+        architecture = replace(architecture, final_norm=called.final_norm, input_norms=called.input_norms)
+    readable = tuple(
+        path if path is None or _is_readable(model.get_submodule(path), path, architecture.d_model) else None
+        for path in architecture.input_norms
+    )
+    return replace(architecture, input_norms=readable)
+
+
+def _is_readable(norm: nn.Module, path: str, d_model: int) -> bool:
+    try:
+        read_norm(norm, path, d_model)
+    except ModelError:
+        return False
+    return True
+
+
 def _norm_path(path: str, block: nn.Module, names: Sequence[str]) -> str | None:
-    """The first of some names that the block has; some members of a family have None under it."""
-    return next((f"{path}.{name}" for name in names if name and getattr(block, name, None) is not None), None)
+    """The first of some names that the block has; some members of a family have None under it, or a list of several."""
+    there = {name: getattr(block, name, None) for name in names if name}
+    found = (name for name, part in there.items() if part is not None and not isinstance(part, nn.ModuleList))
+    return next((f"{path}.{name}" for name in found), None)
 
 
 def _names_of(model: nn.Module, part: nn.Module, stored: Mapping[str, Stored]) -> tuple[str, ...]:
@@ -186,15 +227,25 @@ def batches(rope: Rope | None, lengths: Sequence[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _find_blocks(model: nn.Module, n_layers: int) -> str:
-    lists = [path for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
-    if not lists:
-        raise ModelError(
-            f"No list of {n_layers} blocks was found in {type(model).__name__}; its family is not known "
-            "(`layerscope models` lists those that are)."
-        )
-    shallowest: str = min(lists, key=lambda path: path.count("."))
-    return shallowest
+_COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_layers", "n_layers", "n_layer")
+"""Names under which configs say how many blocks there are; the first of an encoder-decoder's is its encoder's."""
+
+
+def _find_blocks(model: nn.Module, config: Any) -> str:
+    """Path of the shallowest list of as many modules as the config has blocks."""
+    counts = [count for name in _COUNTS if isinstance(count := getattr(config, name, None), int)]
+    lists = {path: len(m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    for count in dict.fromkeys(counts):
+        fitting = [path for path, length in lists.items() if length == count]
+        if fitting:
+            shallowest: str = min(fitting, key=lambda path: path.count("."))
+            return shallowest
+    raise ModelError(
+        f"The config of this '{config.model_type}' model says "
+        + (f"{' or '.join(map(str, dict.fromkeys(counts)))} blocks" if counts else "no number of blocks")
+        + f", and {type(model).__name__} has no list of as many, so its residual stream cannot be followed; "
+        "`layerscope models` lists the families that can be read."
+    )
 
 
 def _find_final_norm(model: nn.Module, blocks: str) -> str | None:
@@ -205,26 +256,6 @@ def _find_final_norm(model: nn.Module, blocks: str) -> str | None:
     norms = [name for name, child in children if "norm" in type(child).__name__.lower()]
     behind = [name for name, child in children[at:] if "norm" in type(child).__name__.lower()]
     return f"{parent}.{behind[0] if behind else norms[-1]}".lstrip(".") if norms else None
-
-
-def declared_transform(config: Any, family: Family) -> HeadTransform:
-    """What the config says about the logits; the identity check has the last word.
-
-    Raises:
-        ModelError: a scale, divisor or softcap that is not positive.
-    """
-    scale, divisor, softcap = (_declared(config, names) for names in (family.scale, family.divisor, family.softcap))
-    if divisor is not None and not divisor > 0:
-        raise ModelError(f"The head's divisor should be a positive number, but the config says {divisor}.")
-    if divisor is not None:
-        scale = (1.0 if scale is None else scale) / divisor
-    return HeadTransform(scale, softcap)
-
-
-def _declared(config: Any, names: str | None) -> float | None:
-    """The first of several fields that the config has a value for."""
-    values = (getattr(config, name, None) for name in (names or "").split("|") if name)
-    return next((float(value) for value in values if value is not None), None)
 
 
 def reset_rope(model: Any) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from layerscope.errors import ModelError
 from layerscope.model.architecture import reset_rope
 from layerscope.model.lent_weights import LentWeights
+from layerscope.model.module_calls import stream_of, written_by
+from layerscope.model.one_stream import one_stream
 from layerscope.model.streamed_module import StreamedModule
 from layerscope.model.streaming import Hooks
 
@@ -40,8 +42,7 @@ class BlockCall:
             output = block.forward(hidden_states=stream, **self.kwargs)
         else:
             output = block.forward(stream, *self.args, **self.kwargs)
-        after: Tensor = output[0] if isinstance(output, tuple) else output
-        return after
+        return written_by(output)
 
     def same_as(self, other: "BlockCall") -> bool:
         """Whether nothing in it depends on the text."""
@@ -64,12 +65,6 @@ class BlockInHand:
 
 
 Visit: TypeAlias = Callable[[BlockInHand], None]
-
-
-def stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The residual stream among a block's arguments."""
-    stream: Tensor = args[0] if args else kwargs["hidden_states"]
-    return stream
 
 
 def run_blockwise(
@@ -98,7 +93,7 @@ def run_blockwise(
     # What is made in inference mode can never be differentiated.
     with streamed.weights.reading(), torch.inference_mode(visit is None), torch.no_grad():
         if reached is None:
-            _embed(streamed.module, blocks[0], token_ids, residuals)
+            _embed(streamed, token_ids, residuals)
             after(0)
         if first < end:
             walk = _Walk(residuals, token_ids.device, streamed.weights, after, visit, range(first, end))
@@ -138,7 +133,7 @@ class _Walk:
         def behind(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             call = self.calls.pop(i)
             if i in self.wanted:
-                self._change(i, block, call, output[0] if isinstance(output, tuple) else output)
+                self._change(i, block, call, written_by(output))
             self.weights.drop(i)
             if i in self.wanted:
                 self.after(i + 1)
@@ -158,21 +153,22 @@ class _Walk:
             )
 
 
-def _embed(
-    module: nn.Module, block: nn.Module, token_ids: Int[Tensor, "batch sequence position"], residuals: Tensor
-) -> None:
+def _embed(streamed: StreamedModule, token_ids: Int[Tensor, "batch sequence position"], residuals: Tensor) -> None:
     """Layer 0 of every batch, into `residuals`."""
     seen: list[tuple[Tensor, BlockCall]] = []
+    _, n_rows, n_positions = token_ids.shape
+    family = streamed.architecture.family
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((stream_of(args, kwargs), BlockCall.of(args, kwargs)))
+        stream = one_stream(stream_of(args, kwargs), (n_rows, n_positions), streamed.d_model, family)
+        seen.append((stream, BlockCall.of(args, kwargs)))
         raise _EnoughError
 
     first: BlockCall | None = None
     with Hooks() as hooks:
-        hooks.before(block, before)
+        hooks.before(streamed.blocks[0], before)
         for batch, ids in enumerate(token_ids):
-            _forward(module, ids)
+            _forward(streamed.module, ids)
             stream, call = seen.pop()
             residuals[batch] = stream
             if first is None:

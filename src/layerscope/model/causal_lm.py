@@ -16,7 +16,7 @@ from layerscope.bundled import BUNDLED, BUNDLED_ID
 from layerscope.errors import ModelError, TokenizerError
 from layerscope.model.ablation import Ablation, ablate
 from layerscope.model.adapter import Adapter, adapter_notes, with_base
-from layerscope.model.architecture import Architecture, architecture_of
+from layerscope.model.architecture import Architecture, architecture_of, as_walked_through
 from layerscope.model.attention_in_hand import AttentionRecorder, attention_in_hand
 from layerscope.model.block_parts import Order, Sublayers
 from layerscope.model.blockwise import Visit, run_blockwise
@@ -42,6 +42,7 @@ from layerscope.model.sublayers import Writes
 from layerscope.model.tensor_files import TensorFiles
 from layerscope.model.tokens import Tokens
 from layerscope.model.two_models import Watching, check_same_shape, run_in_step
+from layerscope.model.wrapped import head_of
 from layerscope.model.write_pass import forward_writes, mean_writes
 from layerscope.options import keywords
 from layerscope.unembedding import Norm
@@ -109,8 +110,10 @@ class CausalLM:
         self.id, self.family = source.id, self.architecture.family
         self.n_layers, self.n_heads = self.architecture.n_layers, self.architecture.n_heads
         self.d_model, self.d_vocab = self.architecture.d_model, self.architecture.d_vocab
-        head = {id(m): path for path, m in module.named_modules()}[id(module.get_output_embeddings())]
+        head = {id(m): path for path, m in module.named_modules()}[id(head_of(module))]
         weights = LentWeights(module, self._stored, checkpoint, placement, blocks=self.architecture.blocks, head=head)
+        if not family_verified:
+            self.architecture = as_walked_through(self.architecture, module, head, placement.device)
         self._streamed = StreamedModule(module, self.architecture, head, weights, placement, family_verified)
         norms = (*self.architecture.input_norms, self.architecture.final_norm)
         self.next_norms = tuple(map(self._streamed.norm, norms))
@@ -339,7 +342,8 @@ class CausalLM:
         """Numbers that a block holds at once, roughly, while these prompts go through it."""
         folding = self.folding(token_ids)
         width = max(map(len, token_ids)) if folding is None else folding.width
-        n_tokens = width * len(token_ids) if folding is None else folding.n_tokens
+        n_rows = len(token_ids) + (not self.family_verified)  # with a witness (`one_stream`)
+        n_tokens = width * n_rows if folding is None else folding.n_tokens
         scores = (self.n_heads or 0) * width
         return n_tokens * (self.widest_activation + scores + (0 if folding is None else width))
 

@@ -299,6 +299,20 @@ class Checkpoint(TensorFiles):
             )
         return tensor
 
+    def integers(self, name: str) -> torch.Tensor:
+        """A tensor of whole numbers, as stored.
+
+        Raises:
+            CheckpointError: it holds something else.
+        """
+        tensor = self._by_name(name)
+        if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+            raise CheckpointError(
+                f"Tensor '{name}' should hold whole numbers, but it is stored as "
+                f"{str(tensor.dtype).removeprefix('torch.')}; use the checkpoint that belongs to this config.json."
+            )
+        return tensor
+
     def matrix(self, name: str, i: int) -> torch.Tensor:
         """One matrix of a tensor with three axes; of quantised ones the others are not decoded."""
         packed = self._packed.get(name)

@@ -12,7 +12,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from layerscope.errors import CheckpointError, ModelError
 from layerscope.model.wrapped import classes, is_wrapped, keep_language_model
@@ -57,7 +60,8 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
             "decoder-only model."
         )
     saved_from = set(config.architectures or ())
-    if saved_from and not saved_from & classes(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) and not wants_code and not wrapped:
+    readable = classes(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) | classes(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    if saved_from and not saved_from & readable and not wants_code:
         raise ModelError(
             f"The checkpoint is a {', '.join(sorted(saved_from))}, no causal language model, so there is no next token "
             "to read; give a checkpoint with a language modelling head."
@@ -125,7 +129,12 @@ def build_empty(
                 attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
                 trust_remote_code=trust_remote_code,
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError, *_ARITHMETIC) as error:
+    except ImportError as error:
+        raise ModelError(
+            f"A '{config.model_type}' model needs a package that is not installed ({_in_one_line(error)}); install it, "
+            "and open the model again."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError, *_WRONG_SIZES) as error:
         raise _config_error(folder, error, gguf) from error
     if is_wrapped(config):
         keep_language_model(module)
@@ -151,8 +160,8 @@ def _without_weights() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-_ARITHMETIC = (ZeroDivisionError, OverflowError, IndexError)
-"""What modules raise of sizes that go wrong."""
+_WRONG_SIZES = (ZeroDivisionError, OverflowError, IndexError, RuntimeError, AssertionError)
+"""What modules raise of sizes that go wrong, or that do not go together."""
 
 
 class _NothingDrawn(TorchFunctionMode):
@@ -179,7 +188,11 @@ _DRAWING = frozenset(
 )
 """What fills a tensor, its first argument, with random numbers."""
 
-_ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "megatron-bert", "ernie", "rembert"})
+_ENCODERS = frozenset(
+    {"bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"}
+    | {"reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"}
+    | {"xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
 """Types that Transformers also offers as causal models but whose attention looks both ways unless they are decoders."""
 
 
@@ -190,11 +203,17 @@ def _remote_code(model_type: str) -> ModelError:
     )
 
 
+def _in_one_line(error: Exception) -> str:
+    """The first paragraph of what an error says, without the list of all classes that Transformers has."""
+    said = str(error).strip().partition("\n\n")[0].partition("\nModel type should be one of")[0]
+    return " ".join(said.split()).rstrip(".") or type(error).__name__
+
+
 def _config_error(folder: Path, error: Exception, gguf: Path | None = None) -> Exception:
     text = str(error)
     if "trust_remote_code" in text:
         return _remote_code(folder.name)
-    reason = " ".join(text.strip().partition("\n\n")[0].split()) or type(error).__name__
+    reason = _in_one_line(error)
     where = f"config.json of '{folder.name}'" if gguf is None else f"The header of {gguf.name}"
     own = "config.json that came with it" if gguf is None else "header that belongs to its tensors"
     return ModelError(

@@ -7,15 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from layerscope.model.stored_tensors import Stored
+from layerscope.model.unread_tensor import UnreadTensor
 
 BringIn: TypeAlias = Callable[[Sequence[str], tuple[int, int]], None]
 
 
-class ExpertStack:
-    """Stands where a module has a parameter `[expert, row, column]`, and reads one expert when it is taken.
-
-    Other methods of a tensor, and torch's functions, have the whole stack, which is read for them.
-    """
+class ExpertStack(UnreadTensor):
+    """Stands where a module has a parameter `[expert, row, column]`, and reads one expert when it is taken."""
 
     def __init__(
         self,
@@ -35,15 +33,15 @@ class ExpertStack:
             bring_in: is called with the names of stored tensors that are about to be read, and which of how many equal
                 parts of each.
         """
-        self.stored, self.shape, self.dtype, self.device = stored, shape, dtype, device
-        self._bring_in = bring_in
+        super().__init__(shape, dtype, device)
+        self.stored, self._bring_in = stored, bring_in
 
     def __getitem__(self, expert: Any) -> Tensor:
         """One expert's matrix, or what the whole stack has there."""
         if isinstance(expert, Tensor) and expert.ndim == 0 and not expert.is_floating_point():
             expert = int(expert)
         if not isinstance(expert, int):
-            return self._whole()[expert]
+            return self.whole()[expert]
         i = range(self.shape[0])[expert]
         own = self.stored.names_of(i)
         if own is None:
@@ -52,19 +50,8 @@ class ExpertStack:
             self._bring_in(own, (0, 1))
         return self.stored.matrix(i).to(self.device, self.dtype)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # of protocols, such as copying, that a tensor would answer with itself
-            raise AttributeError(name)
-        return getattr(self._whole(), name)
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Any of torch's functions, on the whole stack."""
-        return function(*map(_tensor, args), **{name: _tensor(value) for name, value in (kwargs or {}).items()})
-
-    def _whole(self) -> Tensor:
+    def whole(self) -> Tensor:
+        """The stack."""
         self._bring_in(self.stored.names, (0, 1))
         return self.stored.tensor().to(self.device, self.dtype)
 
@@ -101,9 +88,3 @@ def put_stack(module: nn.Module, leaf: str, stack: ExpertStack) -> None:
 def _takes_one_by_one(module: nn.Module) -> bool:
     """Whether its own forward loops over experts: such are the classes that Transformers lets others stand in for."""
     return hasattr(type(module).forward, "__wrapped__") and hasattr(module, "is_concatenated")
-
-
-def _tensor(value: Any) -> Any:
-    if isinstance(value, ExpertStack):
-        return value._whole()
-    return [_tensor(one) for one in value] if isinstance(value, list) else value

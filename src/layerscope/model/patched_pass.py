@@ -11,6 +11,7 @@ from layerscope.errors import ModelError
 from layerscope.model.architecture import reset_rope
 from layerscope.model.in_step import InStep
 from layerscope.model.model_input import ModelInput
+from layerscope.model.module_calls import stream_of, with_written, written_by
 from layerscope.model.patching import Patch, PatchTrees, first_nodes, patch_trees, why_not_patched, write_copies
 from layerscope.model.streamed_module import Progress, StreamedModule
 from layerscope.model.streaming import Hooks
@@ -87,7 +88,7 @@ class PatchedPass:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             before(i)
             if i == 0:
-                self._stream = (args[0] if args else kwargs["hidden_states"]).clone()
+                self._stream = stream_of(args, kwargs).clone()
             write_copies(self.stream, self.trees, self.patches, i)
             if within is not None:
                 kwargs = kwargs | {"attention_mask": self._mask_within(within, kwargs.get("attention_mask"))}
@@ -113,10 +114,10 @@ class PatchedPass:
 
     def _leave(self, i: int, after: Callable[[int], None]) -> Callable[..., Any]:
         def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            written = output[0] if isinstance(output, tuple) else output
+            written = written_by(output)
             self.stream[:, : written.shape[1]] = written
             after(i)
-            return (self.stream, *output[1:]) if isinstance(output, tuple) else self.stream
+            return with_written(output, self.stream)
 
         return leave
 

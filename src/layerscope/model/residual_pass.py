@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from layerscope.model.architecture import batches, reset_rope
 from layerscope.model.in_step import InStep
 from layerscope.model.model_input import Batch
+from layerscope.model.module_calls import stream_of, written_by
+from layerscope.model.one_stream import Witness, handed_on, one_stream
 from layerscope.model.packing import folding_of
 from layerscope.model.patched_pass import PatchedPass, in_step
 from layerscope.model.residuals import Residuals
@@ -68,7 +70,9 @@ def _forward_group(
         if kept.isfinite().all():
             return logits
         # Within a tree one prompt's NaN is every prompt's: zero times NaN is NaN. Alone it is its own.
-    return run_pass(streamed, Batch.padded(token_ids, streamed.placement), kept, wanted, progress, riding)
+    witness = None if streamed.family_verified else Witness.of(token_ids)
+    rows = token_ids if witness is None else [*token_ids, witness.token_ids]
+    return run_pass(streamed, Batch.padded(rows, streamed.placement), kept, wanted, progress, riding, witness)
 
 
 def run_pass(
@@ -78,6 +82,7 @@ def run_pass(
     wanted: Sequence[int],
     progress: Progress,
     riding: PatchedPass | None = None,
+    witness: Witness | None = None,
 ) -> Float[Tensor, "some d_vocab"]:
     """Run one batch through the model.
 
@@ -88,12 +93,16 @@ def run_pass(
         wanted: the prompts whose logits at their last token are returned; at least one.
         progress: called after every block.
         riding: copies whose blocks run behind these.
+        witness: the batch's last row, which is not kept.
+
+    Raises:
+        ModelError: what its blocks hand on is no residual stream, or not a causal one.
     """
     reset_rope(streamed.module)
     with (
         streamed.weights.past_the_page_cache(twice=riding is not None) as names,
         in_step(streamed, riding) as other,
-        _watched(streamed, batch, kept, wanted, progress, names, other),
+        _watched(streamed, batch, kept, wanted, progress, names, other, witness),
     ):
         return streamed.run(batch.input)[:, 0].float()
 
@@ -107,23 +116,39 @@ def _watched(
     progress: Progress,
     names: Mapping[int, Sequence[str]],
     other: InStep | None,
+    witness: Witness | None,
 ) -> Iterator[None]:
     """Hooks that keep the residual around every block, lend a block its parameters, and read the next one's."""
+
+    family, verified = streamed.architecture.family, streamed.family_verified
+    n_rows, n_positions = batch.input.token_ids.shape
+    written: list[Tensor] = []
+
+    def keep(layer: int, stream: object) -> None:
+        stream = one_stream(stream, (n_rows, n_positions), streamed.d_model, family)
+        kept[:, layer] = batch.unfold(stream)[: len(kept)]
+        if witness is not None:
+            witness.check(stream, family)
+        if not verified:
+            written[:] = [stream]
 
     def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: None if other is not None and other.is_this else hook(*args)
 
     def enter(i: int) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stream = stream_of(args, kwargs)
             if i == 0:
-                kept[:, 0] = batch.unfold(args[0] if args else kwargs["hidden_states"])
+                keep(0, stream)
+            elif not verified:
+                handed_on(stream, written[0], i, family)
             streamed.weights.lend(i)
 
         return before
 
     def leave(i: int) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            kept[:, i + 1] = batch.unfold(output[0] if isinstance(output, tuple) else output)
+            keep(i + 1, written_by(output))
             if other is not None:
                 other.step()
             streamed.weights.drop(i)

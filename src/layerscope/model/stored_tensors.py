@@ -61,6 +61,16 @@ class Stored:
         tensor = self.checkpoint.tensor(self.names[0])
         return tensor if self.order is None else tensor[self.order]
 
+    def buffer(self, dtype: torch.dtype) -> Tensor:
+        """The tensor as a module keeps it that does not learn it: floats, or the numbers of something.
+
+        Raises:
+            CheckpointError: as `tensor`; or floats where numbers are kept.
+        """
+        if dtype.is_floating_point:
+            return self.tensor().to(dtype)
+        return self.checkpoint.integers(self.names[0]).to(dtype)
+
     def weight(self) -> StoredWeight:
         """A matrix that gives its rows; read when they are wanted where nothing has to be converted."""
         if self.convert is not None:
@@ -165,7 +175,9 @@ def _converted(
         def one(i: int) -> Tensor:
             return convert_all([(pattern, many[i]) for pattern, many in by_pattern.items()])[target][0]
 
-        if len({len(many) for many in by_pattern.values()}) > 1 or len(names) == len(by_pattern):
+        uneven = len({len(many) for many in by_pattern.values()}) > 1
+        # Where experts are shared out among several stacks, none is made of those of its own number.
+        if uneven or len(names) == len(by_pattern) or len(converter.target_patterns) > 1:
             return Stored(checkpoint, names, whole)
         return Stored(checkpoint, names, StackConversion(whole, one, names_of))
 
@@ -182,9 +194,9 @@ def completed(model: Any, checkpoint: TensorFiles, stored: dict[str, Stored]) ->
     wanted = model.state_dict()
     tied = model.all_tied_weights_keys
     for name, source in tied.items():
-        if name not in stored and source in stored:
+        if name not in stored and source in stored and name in wanted:
             stored[name] = stored[source]
-        elif source not in stored and name in stored:
+        elif source not in stored and name in stored and source in wanted:
             stored[source] = stored[name]
     missing = [name for name, tensor in wanted.items() if name not in stored and tensor.is_meta]
     if missing:

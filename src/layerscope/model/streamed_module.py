@@ -69,7 +69,7 @@ class StreamedModule:
     def n_context(self) -> int | None:
         """How many tokens the model was made to read at most; None where its config does not say."""
         limit = getattr(self._config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        return None if limit is None or limit <= 0 else int(limit)  # XLNet's -1 is no limit
 
     @cached_property
     def widest_activation(self) -> int:
@@ -125,7 +125,7 @@ class StreamedModule:
                 raise  # a fault of ours, to be seen whole
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise ModelError(
-                f"A '{self.architecture.family}' model could not be run with its weights left in their files "
+                f"A '{self.architecture.family}' model could not be run on text alone, its weights left in their files "
                 f"({reason}); its family is not among those that `layerscope models` lists."
             ) from error
         return logits

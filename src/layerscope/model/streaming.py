@@ -11,6 +11,7 @@ from layerscope.model.experts import BringIn, ExpertStack, put_stack, stacks_in
 from layerscope.model.stored_tensors import Stored
 from layerscope.model.tensor_files import Place
 from layerscope.model.tiles import Tiles
+from layerscope.model.unread_tensor import UnreadTensor
 from layerscope.products import product
 from layerscope.stored.weight import DenseWeight, StoredWeight
 
@@ -76,23 +77,49 @@ class _Product(torch.autograd.Function):
         return by_input, None
 
 
+class _Table(UnreadTensor):
+    """What an embedding that stays in its file shows of itself: some families ask where it lies, or take a row."""
+
+    def __init__(self, stored: StoredWeight, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(torch.Size(stored.shape), dtype, device)
+        self.stored = stored
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """A row by its number, or what the whole table has there."""
+        if isinstance(index, int):
+            row = range(self.shape[0])[index]
+            return self.stored.gather(torch.tensor([row]), self.dtype, self.device)[0]
+        return super().__getitem__(index)
+
+    def whole(self) -> Tensor:
+        """All rows."""
+        return self.stored.whole(self.dtype, self.device)
+
+
 class _Gather(nn.Embedding):
     """An embedding whose table stays in the file; only the rows asked for are read and cast."""
 
-    _stored: StoredWeight
+    _table: _Table
+
+    @property
+    def weight(self) -> Any:  # type: ignore[override]
+        """The table."""
+        return self._table
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._stored.gather(input, self.weight.dtype, input.device)
+        return self._table.stored.gather(input, self._table.dtype, input.device)
 
 
-def stream_embedding(module: nn.Embedding, stored: StoredWeight) -> None:
+def stream_embedding(module: nn.Embedding, stored: StoredWeight, dtype: torch.dtype, device: torch.device) -> None:
     """Let an embedding, or a family's subclass of one, gather its rows from the file.
 
     The class is put *behind* the family's own in the order of methods, so a scaled or shifted embedding keeps its own
     forward and only the look-up at its end changes.
     """
     family_class = type(module)
-    module._stored = stored  # type: ignore[assignment]
+    # A module says that it is on the device of its first parameter, and that should be no place on the meta device.
+    del module._parameters["weight"]
+    module._table = _Table(stored, dtype, device)  # type: ignore[assignment]
     module.__class__ = (
         _Gather
         if family_class is nn.Embedding
@@ -203,7 +230,7 @@ def stream_weights(
         name = f"{path}.weight"
         in_blocks = name.startswith(f"{blocks}.")
         if isinstance(module, nn.Embedding) and name in stored:
-            stream_embedding(module, stored[name].weight())
+            stream_embedding(module, stored[name].weight(), compute, device)
         elif type(module) in linears and name in stored and (stored[name].convert is None or not in_blocks):
             bias = None if module.bias is None else _read(stored[f"{path}.bias"], compute, device)
             parent, _, leaf = path.rpartition(".")
@@ -222,7 +249,7 @@ def stream_weights(
             owner._parameters[leaf] = nn.Parameter(_read(stored[name], compute, device), requires_grad=False)
     for name, buffer in list(model.named_buffers()):
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        owner._buffers[leaf] = stored[name].tensor().to(device, buffer.dtype) if name in stored else buffer.to(device)
+        owner._buffers[leaf] = stored[name].buffer(buffer.dtype).to(device) if name in stored else buffer.to(device)
     container = model.get_submodule(blocks)
     return [
         BlockLoader(block, f"{blocks}.{i}", stored, compute, device, bring_in)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from layerscope.errors import ModelError
 from layerscope.model.block_parts import Sublayers
+from layerscope.model.module_calls import written_by
 from layerscope.model.streaming import Hooks, StreamedLinear
 from layerscope.stored.weight import DenseWeight
 from layerscope.unembedding import Norm
@@ -195,7 +196,7 @@ class WriteHooks:
 
     def _keep(self, caught: dict[int, Tensor], i: int, multiplier: float) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            rows = self._pick(output[0] if isinstance(output, tuple) else output).float()
+            rows = self._pick(written_by(output)).float()
             caught[i] = rows if multiplier == 1.0 else rows * multiplier
 
         return after
@@ -229,7 +230,7 @@ class WriteHooks:
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._n_heads is None:
                 return
-            written = self._pick(output[0] if isinstance(output, tuple) else output).to(self._directions.device)
+            written = self._pick(written_by(output)).to(self._directions.device)
             terms = self._blocks[i].multiplier * self._directions * written.double()
             none = terms.new_zeros(len(terms), self._n_heads)
             self.heads[i] = (none, terms.sum(-1), STANDARD_DEVIATIONS * 4 * self._unit * terms.norm(dim=-1))

@@ -169,6 +169,16 @@ class TensorFiles(ABC):
             CheckpointError: a form of storage that is not understood here.
         """
 
+    def integers(self, name: str) -> torch.Tensor:
+        """A tensor of whole numbers, such as a table of ids.
+
+        Raises:
+            CheckpointError: it holds something else.
+        """
+        raise CheckpointError(
+            f"Tensor '{name}' should hold whole numbers, but {self.format} files are read for weights alone."
+        )
+
     def matrix(self, name: str, i: int) -> torch.Tensor:
         """One matrix of a tensor with three axes, by its place on the first one; raises like `tensor`."""
         return self.tensor(name)[i]

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from layerscope.errors import ModelError
 from layerscope.model.architecture import batches, reset_rope
-from layerscope.model.blockwise import BlockCall, stream_of
+from layerscope.model.blockwise import BlockCall
 from layerscope.model.in_step import InStep
 from layerscope.model.model_input import Batch
+from layerscope.model.module_calls import stream_of, written_by
 from layerscope.model.streamed_module import StreamedModule
 from layerscope.model.streaming import Hooks, StreamedLinear
 
@@ -168,7 +169,7 @@ class _Step:
 
     def _base_leaves(self, i: int, other: InStep) -> Callable[..., None]:
         def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self.written = _stream(output)
+            self.written = written_by(output)
             other.step()
             self.base.weights.drop(i)
             self.progress(i + 1, self.base.n_layers)
@@ -187,7 +188,7 @@ class _Step:
 
     def _variant_leaves(self, i: int, other: InStep, ours: nn.Module, modules: bool) -> Callable[..., None]:
         def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            stream = _stream(output)
+            stream = written_by(output)
             injected = self.calls.pop(i)(block, self.read.to(stream.dtype, copy=True))
             swapped = dict(self._swapped(ours, block)) if modules else {}
             told = BlocksInStep(i + 1, self.prompts, self.written.float(), stream.float(), injected.float(), swapped)
@@ -214,8 +215,3 @@ def _in_place_of(module: nn.Module, other: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _stream(output: Any) -> Tensor:
-    stream: Tensor = output[0] if isinstance(output, tuple) else output
-    return stream

@@ -29,13 +29,22 @@ def is_wrapped(config: Any) -> bool:
     return bool(saved_from) and not saved_from & classes(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
+def head_of(model: Any) -> Any:
+    """The unembedding, which some models leave to the whole language model inside them; None where there is none."""
+    head = model.get_output_embeddings()
+    if head is None and is_wrapped(model.config):
+        decoder = model.get_decoder()
+        return None if decoder is None or decoder is model else decoder.get_output_embeddings()
+    return head
+
+
 def keep_language_model(model: Any) -> tuple[str, ...]:
     """Let go of all parts beside the way from the ids to the logits, and say which; their weights are never read.
 
     Raises:
         ModelError: the language model cannot be told from the rest.
     """
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder, head = model.get_decoder(), head_of(model)
     paths = {id(module): path for path, module in model.named_modules()}
     if decoder is None or head is None or id(decoder) not in paths or decoder is model:
         raise ModelError(
@@ -43,6 +52,14 @@ def keep_language_model(model: Any) -> tuple[str, ...]:
             "can be decoded; give the language model alone."
         )
     kept = {id(module) for module in (*decoder.modules(), *head.modules())}
+    embedding = model.get_input_embeddings()
+    if id(embedding) not in kept:
+        where = paths.get(id(embedding), "nothing")
+        raise ModelError(
+            f"A '{model.config.model_type}' model reads its tokens through '{where}', which is no part of its language "
+            f"model '{paths[id(decoder)]}', so that this cannot be read alone; give a model whose language model is "
+            "whole."
+        )
     dropped: list[str] = []
     ancestors = paths[id(decoder)].split(".")
     for depth in range(len(ancestors)):

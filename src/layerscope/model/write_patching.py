@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from layerscope.errors import ModelError
 from layerscope.model.ablation import width_read
 from layerscope.model.block_parts import Sublayers
+from layerscope.model.module_calls import with_written, written_by
 from layerscope.model.patched_pass import PatchedPass
 from layerscope.model.patching import Patch
 from layerscope.model.streaming import Hooks
@@ -119,14 +120,14 @@ class WritePatchedPass(PatchedPass):
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if not is_this():
                 return None
-            written = output[0] if isinstance(output, tuple) else output
+            written = written_by(output)
             by_row = self._by_row(written)
             for i, (row, node), place in self._places(chosen):
                 step = by_row[place] - by_row[row, node]
                 self.steps[i] = (step.float() * multiplier).cpu()
                 by_row[row, node] = by_row[place]
             put = by_row.view(written.shape)
-            return (put, *output[1:]) if isinstance(output, tuple) else put
+            return with_written(output, put)
 
         return after
 

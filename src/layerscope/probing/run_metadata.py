@@ -79,7 +79,8 @@ def run_metadata(
     without_norm = sum(path is None for path in model.architecture.input_norms)
     if without_norm and not model.family_verified:
         flags["next_norm_not_found"] = (
-            f"no norm was found in front of {without_norm} of {model.n_layers} blocks; next_norm decodes like raw there"
+            f"no norm that can be read was found in front of {without_norm} of {model.n_layers} blocks; next_norm "
+            "decodes like raw there"
         )
     if not model.family_verified:
         flags["family_not_verified"] = f"no test compares '{model.family}' with Transformers; the identity check judges"

@@ -114,6 +114,25 @@ def in_order(codes: Array, values: Array, floats: Array, scale: Array, zero: Arr
 
 @_compiled
 @no_type_check
+def _turn(words: Array, rows: Array, turned: Array) -> None:
+    """`turned[k, i] = words[i, rows[k]]`; of neighbours, as many as are turned at once, in half the time."""
+    first, n = rows[0], len(rows)
+    together = n == _AT_ONCE
+    for k in range(n):
+        together &= rows[k] == first + k
+    for i in range(words.shape[0]):
+        if together:
+            some = words[i, first : first + _AT_ONCE]
+            for k in range(_AT_ONCE):
+                turned[k, i] = some[k]
+        else:
+            some = words[i]
+            for k in range(n):
+                turned[k, i] = some[rows[k]]
+
+
+@_compiled
+@no_type_check
 def of_words_along_inputs(
     words: Array,
     zeros: Array,
@@ -140,10 +159,7 @@ def of_words_along_inputs(
     made = np.empty(16 * n_groups, np.float32)
     for start in range(0, len(rows), _AT_ONCE):
         n = min(_AT_ONCE, len(rows) - start)
-        for i in range(words.shape[0]):
-            some = words[i]
-            for k in range(n):
-                turned[k, i] = some[rows[start + k]]
+        _turn(words, rows[start : start + n], turned)
         for g in range(n_groups):
             for k in range(n):
                 at = rows[start + k] * width

@@ -51,7 +51,8 @@ class GptqWeight(CodedWeight):
 
     def codes(self, rows: Rows) -> Tensor:
         """The words of their columns, as bytes, which come lowest first."""
-        return self._qweight[:, rows].T.contiguous().view(torch.uint8)
+        turned = self._qweight[:, rows].T.clone(memory_format=torch.contiguous_format)  # of one word a row too
+        return turned.view(torch.uint8)
 
     def scales(self, rows: Rows) -> Float[Tensor, "rows groups"]:
         """The groups' scales."""

@@ -1,6 +1,8 @@
 """Loops that decode from what is stored at once give the same bits as torch's operations one after the other."""
 
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from layerscope.model.tiles import Tiles
 from layerscope.stored import codes
 from layerscope.stored.bitsandbytes import BitsAndBytesWeight, QuantState
 from layerscope.stored.codes import CodedWeight
@@ -113,3 +116,28 @@ def test_loops_give_the_bits_that_torch_gives(form: Callable[[Draw], CodedWeight
 
 def read(weight: CodedWeight, rows: slice | Tensor, room: Tensor) -> None:
     weight.rows(rows.start, rows.stop, room) if isinstance(rows, slice) else weight.taken(rows, room)
+
+
+def test_threads_that_share_tiles_of_codes_give_the_product():
+    tens, d_out, d_in = Drawn(0), 600, 4096  # of several tiles
+    weight = GptqWeight(
+        tens.words(d_in // 8, d_out), tens.words(32, d_out // 8), tens.floats(32, d_out).half(), 4, 128, None
+    )
+    rows, tiles = tens.floats(5, d_in), Tiles(torch.float32, torch.device("cpu"))
+    due = rows.double() @ weight.whole(torch.float32, torch.device("cpu")).double().T
+    threads = []
+
+    def noted(start: int, stop: int, out: Tensor) -> Tensor:
+        threads.append(threading.current_thread().name)
+        return GptqWeight.rows(weight, start, stop, out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weight, "rows", noted)
+        for shared in False, True:
+            found = torch.full((5, d_out), torch.nan)
+            with tiles.uncached() if shared else nullcontext():
+                tiles.multiply(rows, weight, found)
+            torch.testing.assert_close(found.double(), due, rtol=1e-4, atol=1e-2)
+            by_workers = [name.startswith("layerscope-worker") for name in threads]
+            assert len(threads) > 1 and all(by_workers) == any(by_workers) == shared
+            threads.clear()

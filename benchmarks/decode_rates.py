@@ -6,7 +6,6 @@ Random codes; tiles of 4 MiB of floats, each decoded into the same room, as a pa
 several passes over 64 MiB. The two threads share the tiles.
 """
 
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from layerscope.stored.bitsandbytes import BitsAndBytesWeight
+from layerscope.stored.bitsandbytes import BitsAndBytesWeight, QuantState
 from layerscope.stored.eight_bit import EightBitWeight
 from layerscope.stored.float4 import Float4Weight
 from layerscope.stored.gguf_blocks import gguf_weight, row_bytes
@@ -42,13 +41,12 @@ def of_gguf(name: str) -> StoredWeight:
 
 def of_bitsandbytes() -> StoredWeight:
     """NF4 whose scales are quantised again."""
-    state = {"shape": [ROWS, COLUMNS], "blocksize": 64, "quant_type": "nf4", "nested_blocksize": 256}
     blocks = ROWS * COLUMNS // 64
     return BitsAndBytesWeight(
         random_bytes(ROWS * COLUMNS // 2, 1),
         random_bytes(blocks),
         torch.rand(16),
-        torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+        QuantState("NF4", (ROWS, COLUMNS), 64, 256, 0.1),
         torch.rand(blocks // 256),
         torch.rand(256),
     )
@@ -83,10 +81,10 @@ def forms() -> dict[str, Callable[[], StoredWeight]]:
             random_bytes(ROWS, COLUMNS).view(torch.int8), torch.rand(ROWS), factor=1 / 127
         ),
         "GPTQ int4": lambda: GptqWeight(
-            words(COLUMNS // 8, ROWS), words(groups, ROWS // 8), torch.rand(groups, ROWS), 4, in_order
+            words(COLUMNS // 8, ROWS), words(groups, ROWS // 8), torch.rand(groups, ROWS), 4, GROUP, in_order
         ),
         "GPTQ int4, columns ordered": lambda: GptqWeight(
-            words(COLUMNS // 8, ROWS), words(groups, ROWS // 8), torch.rand(groups, ROWS), 4, mixed
+            words(COLUMNS // 8, ROWS), words(groups, ROWS // 8), torch.rand(groups, ROWS), 4, GROUP, mixed
         ),
         "AWQ int4": lambda: AwqWeight(words(COLUMNS, ROWS // 8), words(groups, ROWS // 8), torch.rand(groups, ROWS)),
         "MXFP4": lambda: Float4Weight(random_bytes(ROWS, COLUMNS // 2), random_bytes(ROWS, COLUMNS // 32), "MXFP4"),
@@ -106,8 +104,10 @@ def forms() -> dict[str, Callable[[], StoredWeight]]:
 def rate(weight: StoredWeight, n_threads: int) -> float:
     """GB of float32 a second."""
 
+    rooms = [torch.zeros(TILE, COLUMNS) for _ in range(n_threads)]
+
     def decode(first: int) -> None:
-        room = torch.empty(TILE, COLUMNS)
+        room = rooms[first]
         for start in range(first * TILE, ROWS, n_threads * TILE):
             weight.rows(start, start + TILE, room)
 

@@ -343,7 +343,7 @@ def write_weights(folder: Path, plan: Plan, fill: Fill) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     """Copy the tokenizer of the bundled reference model.
 
     Raises:
@@ -384,7 +384,7 @@ def write_checkpoint(out: Path, plan: Plan, fill: Fill) -> None:
         raise CheckpointError(f"{needed} needed, {left} free in {out.parent}; make room, or leave holes with --sparse")
     with _whole_or_nothing(out) as draft:
         (draft / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n")
-        _write_tokenizer(draft)
+        write_tokenizer(draft)
         write_weights(draft, plan, fill)
 
 

@@ -7,9 +7,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
+
+from layerscope.model.causal_lm import CausalLM
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import holes
+import large
+import make_checkpoint
 from agreement import Disagreement, compare
 from patch_cost import PatchCost, Probed, _compared, table
 from setting import Setting
@@ -50,11 +56,56 @@ def readings(**changes) -> Readings:
 
 
 @pytest.mark.parametrize(
-    "name", ["bench", "fit", "gpu", "page", "scale", "over_floor", "small_model", "look", "patch_cost"]
+    "name",
+    [
+        "bench",
+        "fit",
+        "gpu",
+        "page",
+        "scale",
+        "over_floor",
+        "small_model",
+        "look",
+        "patch_cost",
+        "large",
+        "decode_rates",
+    ],
 )
 def test_a_benchmark_finds_what_it_imports(name: str):
     """Few are run by tests; a name that moved would be missed on the day on which one is wanted."""
     assert import_module(name).__doc__
+
+
+TINY = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 2304,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+STORED_AS = {
+    "bfloat16": "bfloat16",
+    "NF4": "bitsandbytes NF4",
+    "GPTQ": "GPTQ int4",
+    "Q4_K": "GGUF BF16, Q4_K, F32",
+    "mixture": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("name", list(large.FORMS))
+def test_a_checkpoint_of_holes_is_read_in_its_form(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(make_checkpoint, "PERIOD", 10_007)
+    monkeypatch.setattr(holes, "LLAMA", {**holes.LLAMA, **TINY})
+    experts = {"head_dim": 64, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+    monkeypatch.setattr(holes, "MIXTURE", {**holes.MIXTURE, **TINY, **experts})
+    model = CausalLM.open(str(large.FORMS[name](tmp_path / name)), device="cpu")
+    stream = model.forward([[5, 6, 7]]).of_prompt(0)
+    assert model.stored_dtype == STORED_AS[name]
+    assert len(stream) == 3 and stream[0].norm() > 0
+    assert torch.equal(stream[0], stream[2])  # blocks of zeros add nothing to what is embedded
 
 
 def test_a_side_agrees_with_itself():

@@ -1,6 +1,6 @@
 """Products with weights that stay in their files: a tile is read, cast, multiplied, and forgotten."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from layerscope.model.tensor_files import Place
 from layerscope.model.uncached import Room, UncachedFiles
 from layerscope.products import product
+from layerscope.stored.codes import CodedWeight
 from layerscope.stored.weight import StoredWeight
 from layerscope.workers import Workers
 
@@ -64,7 +65,8 @@ class Tiles:
         """Until the end of the `with` tiles are read past the page cache, by several threads, for products on a CPU.
 
         Each thread reads a tile, casts it, multiplies, and takes the next. So they wait for one another once a weight,
-        and not twice a tile: one that waits for the disk holds up no other.
+        and not twice a tile: one that waits for the disk holds up no other. Codes that lie apart from their scales are
+        read as they are mapped, and decoded by the same threads.
         """
         n = torch.get_num_threads() + _READING
         rooms = tuple((Room(), TileBuffer(self._dtype, self._device)) for _ in range(n))
@@ -102,8 +104,12 @@ class Tiles:
             CheckpointError: a file has been cut short since it was opened.
             OSError: the disk cannot be read.
         """
-        if self._uncached is not None and place is not None and stored.row_bytes is not None:
-            _multiply_uncached(self._uncached, rows, stored, out, place)
+        by = self._uncached
+        if by is not None and place is not None and stored.row_bytes is not None:
+            _multiply_uncached(by, rows, stored, out, place)
+            return
+        if by is not None and isinstance(stored, CodedWeight):
+            _share_tiles(by, rows, stored, out, lambda tile, room, buffer: buffer.rows(stored, tile))
             return
         for tile in _tiles(stored, TILE_BYTES):
             out[:, tile] = product(rows, self._buffer.rows(stored, tile))
@@ -119,13 +125,28 @@ def _tiles(stored: StoredWeight, tile_bytes: int, at_least: int = 1) -> Iterator
 def _multiply_uncached(by: _Uncached, rows: Tensor, stored: StoredWeight, out: Tensor, place: Place) -> None:
     row_bytes = stored.row_bytes
     assert row_bytes is not None
+
+    def read(tile: slice, room: Room, buffer: TileBuffer) -> Tensor:
+        raw = by.files.rows(place, row_bytes, tile.start, tile.stop, room)
+        return stored.decoded(raw, buffer.room(len(raw), stored.shape[1]))
+
+    _share_tiles(by, rows, stored, out, read)
+
+
+def _share_tiles(
+    by: _Uncached,
+    rows: Tensor,
+    stored: StoredWeight,
+    out: Tensor,
+    read: Callable[[slice, Room, TileBuffer], Tensor],
+) -> None:
+    """Each thread reads a tile, multiplies by it, and takes the next."""
     # A list, and an iterator over it: threads may ask that at the same time, a generator not.
     tiles = iter([*_tiles(stored, min(TILE_BYTES, _ALL_TILES // (2 * by.workers.n)), by.workers.n)])
 
     def run(room: Room, buffer: TileBuffer) -> None:
         for tile in tiles:
-            raw = by.files.rows(place, row_bytes, tile.start, tile.stop, room)
-            out[:, tile] = product(rows, stored.decoded(raw, buffer.room(len(raw), stored.shape[1])))
+            out[:, tile] = product(rows, read(tile, room, buffer))
 
     for work in [by.workers.submit(run, *room) for room in by.rooms]:
         work.result()

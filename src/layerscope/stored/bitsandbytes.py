@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import dataclass
+from types import ModuleType
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -103,3 +105,30 @@ class BitsAndBytesWeight(CodedWeight):
             return self._absmax[blocks].float()
         largest, values = self._nested
         return values[self._absmax[blocks].int()] * largest[blocks // self._nested_block] + self._offset
+
+    def _at_once(self, kernels: ModuleType, rows: Rows, out: Float[Tensor, "rows d_in"]) -> bool:
+        """From codes and those of their scales, where what these stand for is in float32."""
+        nothing = torch.empty(0)
+        largest, values = (nothing, nothing) if self._nested is None else self._nested
+        absmax, coded = (nothing, self._absmax) if self._nested is not None else (self._absmax, _NO_CODES)
+        if any(each.dtype != torch.float32 for each in (absmax, largest, values)):
+            return False
+        table, bits = self._as_bits(out)
+        kernels.in_blocks(
+            self.codes(rows).numpy(),
+            table,
+            bits,
+            out.numpy(),
+            numbers(rows).numpy(),
+            self._block,
+            absmax.numpy(),
+            coded.numpy(),
+            values.numpy(),
+            largest.numpy(),
+            self._nested_block,
+            np.float32(self._offset),
+        )
+        return True
+
+
+_NO_CODES = torch.empty(0, dtype=torch.uint8)

@@ -2,7 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from types import ModuleType
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -81,34 +83,60 @@ class CodedWeight(StoredWeight):
         return room if direct else room.copy_(made)
 
     def _decode(self, rows: Rows, out: Float[Tensor, "rows d_in"]) -> None:
-        codes, scale, zero, bias = self.codes(rows), self.scales(rows), self.zeros(rows), self.biases(rows)
-        kernels, floats = loops("layerscope.stored.code_kernels"), self._table.shape[1]
-        if kernels is None or codes.shape[1] * floats != self.shape[1]:
-            out.copy_(self._table[codes.int()].flatten(1)[:, : self.shape[1]])
+        kernels = loops("layerscope.stored.code_kernels")
+        if kernels is None or not (self._at_once(kernels, rows, out) or self._by_table(kernels, rows, out)):
+            scale, zero, bias = self.scales(rows), self.zeros(rows), self.biases(rows)
+            out.copy_(self._table[self.codes(rows).int()].flatten(1)[:, : self.shape[1]])
+            self._scaled(out, scale, zero, bias)
+
+    def _at_once(self, kernels: ModuleType, rows: Rows, out: Float[Tensor, "rows d_in"]) -> bool:
+        """Decode from what is stored by one loop of this form's own; False where it has none for what came."""
+        return False
+
+    def _by_table(self, kernels: ModuleType, rows: Rows, out: Float[Tensor, "rows d_in"]) -> bool:
+        """Decode codes and scales by the loops that all forms share; False where rows are no whole number of bytes."""
+        codes, floats = self.codes(rows), self._table.shape[1]
+        if codes.shape[1] * floats != self.shape[1]:
+            return False
+        scale, zero, bias = self.scales(rows), self.zeros(rows), self.biases(rows)
+        table, bits = self._as_bits(out)
+        if (
+            self.group_of is None
+            and self.group > 1
+            and scale.shape[1] * self.group == self.shape[1]
+            and self.group % floats == 0
+        ):
+            other = bias if bias is not None else torch.zeros_like(scale) if zero is None else zero
+            (kernels.centred if bias is None else kernels.scaled)(
+                codes.reshape(scale.numel(), -1).numpy(),
+                table,
+                bits.reshape(scale.numel(), -1),
+                out.view(scale.numel(), -1).numpy(),
+                scale.flatten().numpy(),
+                other.flatten().numpy(),
+            )
+            return True
+        kernels.look_up(codes.contiguous().numpy(), table, bits)
+        if self.group_of is not None and bias is None:
+            other = torch.zeros_like(scale) if zero is None else zero
+            kernels.by_column(out.numpy(), scale.numpy(), other.numpy(), self.group_of.numpy())
         else:
-            kind = torch.int64 if floats == 2 else torch.int32
-            table, bits = self._table.view(kind).flatten().numpy(), out.view(kind)
-            if (
-                self.group_of is None
-                and self.group > 1
-                and scale.shape[1] * self.group == self.shape[1]
-                and self.group % floats == 0
-            ):
-                other = bias if bias is not None else torch.zeros_like(scale) if zero is None else zero
-                (kernels.centred if bias is None else kernels.scaled)(
-                    codes.reshape(scale.numel(), -1).numpy(),
-                    table,
-                    bits.view(scale.numel(), -1).numpy(),
-                    out.view(scale.numel(), -1).numpy(),
-                    scale.flatten().numpy(),
-                    other.flatten().numpy(),
-                )
-                return
-            kernels.look_up(codes.contiguous().numpy(), table, bits.numpy())
-            if self.group_of is not None and bias is None:
-                other = torch.zeros_like(scale) if zero is None else zero
-                kernels.by_column(out.numpy(), scale.numpy(), other.numpy(), self.group_of.numpy())
-                return
+            self._scaled(out, scale, zero, bias)
+        return True
+
+    def _as_bits(self, out: Float[Tensor, "rows d_in"]) -> tuple[np.ndarray, np.ndarray]:
+        """The table, and the memory of floats, as integers of the width that a byte stands for."""
+        kind = torch.int64 if self._table.shape[1] == 2 else torch.int32
+        return self._table.view(kind).flatten().numpy(), out.view(kind).numpy()
+
+    def _scaled(
+        self,
+        out: Float[Tensor, "rows d_in"],
+        scale: Float[Tensor, "rows groups"],
+        zero: Float[Tensor, "rows groups"] | None,
+        bias: Float[Tensor, "rows groups"] | None,
+    ) -> None:
+        """What codes stand for, scaled in place."""
         if zero is not None:
             out -= self._spread(zero)
         out *= self._spread(scale)
@@ -142,3 +170,8 @@ def of_nibbles(values: Float[Tensor, "16"], high_first: bool = False) -> Float[T
 def as_scales(stored: Tensor) -> Float[Tensor, "*shape"]:
     """Scales in float32; bytes among them are powers of two, 127 for 1 (E8M0)."""
     return (stored.view(torch.float8_e8m0fnu) if stored.dtype == torch.uint8 else stored).float()
+
+
+def beginnings(group_of: Int[Tensor, " d_in"] | None) -> np.ndarray:
+    """Where each column's group begins in a list of what 16 codes stand for, group by group; empty without groups."""
+    return np.empty(0, np.uint32) if group_of is None else (16 * group_of).numpy().astype(np.uint32)

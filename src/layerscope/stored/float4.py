@@ -1,5 +1,7 @@
 """Matrices of floats of four bits (E2M1) with a scale for each group of a row: MXFP4 and NVFP4."""
 
+from types import ModuleType
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -46,6 +48,8 @@ class Float4Weight(CodedWeight):
             of_nibbles(_E2M1),
             n_columns // n_groups,
         )
+        every = torch.arange(256, dtype=torch.uint8).view(scale.dtype) if scale.element_size() == 1 else None
+        self._scale_of = None if every is None else self._with_own(as_scales(every))
 
     def codes(self, rows: Rows) -> Tensor:
         """Their bytes."""
@@ -53,7 +57,25 @@ class Float4Weight(CodedWeight):
 
     def scales(self, rows: Rows) -> Float[Tensor, "rows groups"]:
         """The groups' scales, with the matrix's own."""
-        scale = as_scales(self._scale[rows])
+        return self._with_own(as_scales(self._scale[rows]))
+
+    def _at_once(self, kernels: ModuleType, rows: Rows, out: Float[Tensor, "rows d_in"]) -> bool:
+        """From codes and those of their scales, where these are bytes."""
+        if self._scale_of is None:
+            return False
+        table, bits = self._as_bits(out)
+        kernels.scaled_by_codes(
+            self.codes(rows).numpy(),
+            table,
+            bits,
+            out.numpy(),
+            self._scale[rows].view(torch.uint8).numpy(),
+            self._scale_of.numpy(),
+            self.group,
+        )
+        return True
+
+    def _with_own(self, scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         if self._factor is not None:
             return scale * self._factor
         return scale if self._divisor is None else scale / self._divisor

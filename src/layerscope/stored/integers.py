@@ -1,10 +1,12 @@
 """Matrices of integers of four or eight bits in 32-bit words along their rows: compressed-tensors and MLX."""
 
+from types import ModuleType
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerscope.stored.codes import CodedWeight, Rows, as_scales, numbers, of_bytes, of_nibbles
+from layerscope.stored.codes import CodedWeight, Rows, as_scales, beginnings, numbers, of_bytes, of_nibbles
 
 
 def integers(bits: int, less: int = 0) -> Float[Tensor, "256 floats"]:
@@ -44,6 +46,7 @@ class PackQuantizedWeight(CodedWeight):
             integers(bits, 0 if zero is not None else 1 << (bits - 1)),
             -(-n_columns // self._scale.shape[1]),
         )
+        self._first, self._values = beginnings(self.group_of), self._table[:16, 0].numpy()
 
     def codes(self, rows: Rows) -> Tensor:
         """The words' bytes, which come lowest first."""
@@ -60,6 +63,15 @@ class PackQuantizedWeight(CodedWeight):
         at = numbers(rows) * self._bits
         words = self._zero[at // 32] >> (at % 32).int()[:, None]
         return (words & ((1 << self._bits) - 1)).float()
+
+    def _at_once(self, kernels: ModuleType, rows: Rows, out: Float[Tensor, "rows d_in"]) -> bool:
+        """Codes of four bits whose columns are numbered by group."""
+        if self.group_of is None or self._bits != 4:
+            return False
+        codes, scale, zero = self.codes(rows), self.scales(rows).contiguous(), self.zeros(rows)
+        other = torch.zeros_like(scale) if zero is None else zero.contiguous()
+        kernels.in_order(codes.numpy(), self._values, out.numpy(), scale.numpy(), other.numpy(), self._first)
+        return True
 
 
 class MlxWeight(CodedWeight):

@@ -1,11 +1,13 @@
 """Matrices that are stored transposed, inputs first: GPTQ and AWQ."""
 
+from types import ModuleType
+
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerscope.compiling import loops
-from layerscope.stored.codes import CodedWeight, Rows, numbers, of_bytes
+from layerscope.stored.codes import CodedWeight, Rows, beginnings, numbers, of_bytes
 from layerscope.stored.integers import integers
 
 
@@ -45,10 +47,12 @@ class GptqWeight(CodedWeight):
             integers(bits),
             group,
         )
+        self._first, self._values = beginnings(self.group_of), self._table[:16, 0].numpy()
 
     def codes(self, rows: Rows) -> Tensor:
         """The words of their columns, as bytes, which come lowest first."""
-        return self._qweight[:, rows].T.contiguous().view(torch.uint8)
+        turned = self._qweight[:, rows].T.clone(memory_format=torch.contiguous_format)  # of one word a row too
+        return turned.view(torch.uint8)
 
     def scales(self, rows: Rows) -> Float[Tensor, "rows groups"]:
         """The groups' scales."""
@@ -59,6 +63,26 @@ class GptqWeight(CodedWeight):
         at, largest = numbers(rows) * self._bits, (1 << self._bits) - 1
         codes = self._zeros[:, at // 8].int() >> (at % 8).int()
         return ((codes + self._less) & largest).T.float().contiguous()
+
+    def _at_once(self, kernels: ModuleType, rows: Rows, out: Float[Tensor, "rows d_in"]) -> bool:
+        """From words; but not eight bits whose columns are numbered by group."""
+        if self.group_of is not None and self._bits != 4:
+            return False
+        table, bits = self._as_bits(out)
+        kernels.of_words_along_inputs(
+            self._qweight.numpy(),
+            self._zeros.numpy(),
+            self._scales[:, rows].float().contiguous().numpy(),
+            numbers(rows).numpy(),
+            np.array([self._bits, self._less]),
+            table,
+            bits,
+            out.numpy(),
+            self.group,
+            self._values,
+            self._first,
+        )
+        return True
 
 
 _AWQ_SHIFTS = 4 * torch.tensor([0, 4, 1, 5, 2, 6, 3, 7], dtype=torch.int32)
@@ -97,15 +121,23 @@ class AwqWeight(CodedWeight):
         """The groups' zero points."""
         return _of_words(self._qzeros, rows).float()
 
+    def _at_once(self, kernels: ModuleType, rows: Rows, out: Float[Tensor, "rows d_in"]) -> bool:
+        """From words."""
+        kernels.of_words_along_outputs(
+            self._qweight.numpy(),
+            self._qzeros.numpy(),
+            self._scales[:, rows].float().contiguous().numpy(),
+            numbers(rows).numpy(),
+            _AWQ_SHIFTS.numpy(),
+            out.numpy(),
+            self.group,
+        )
+        return True
+
 
 def _of_words(words: Int[Tensor, "inputs words"], rows: Rows) -> Tensor:
     """Codes of some outputs, uint8 `[rows, inputs]`."""
     at = numbers(rows)
     found, place = torch.unique_consecutive(at // 8, return_inverse=True)
     turned = words[:, found].T.contiguous()
-    kernels = loops("layerscope.stored.code_kernels")
-    if kernels is not None:
-        codes = torch.empty(len(at), len(words), dtype=torch.uint8)
-        kernels.half_bytes(turned.numpy(), place.numpy(), _AWQ_SHIFTS[at % 8].numpy(), codes.numpy())
-        return codes
     return ((turned[place] >> _AWQ_SHIFTS[at % 8][:, None]) & 15).to(torch.uint8)

@@ -28,6 +28,7 @@ from layerscope.record import COLUMNS, RunRecord, describe_columns, new_folder, 
 from layerscope.record.measured import FittedLensRecord, MeasuredRecord, TunedVariantRecord, TunedVariantsRecord
 from layerscope.record.parts import AlignmentRecord
 from layerscope.record.patches import PATCH_COLUMNS
+from layerscope.record.routing import ROUTING_COLUMNS
 from layerscope.record.write_patches import WRITE_PATCH_COLUMNS
 from layerscope.record.writers import WRITERS_COLUMNS
 from layerscope.run import Run
@@ -703,6 +704,7 @@ def _documented(text: str) -> str:
         "patches": describe_columns(PATCH_COLUMNS),
         "write_patches": describe_columns(WRITE_PATCH_COLUMNS),
         "writers": describe_columns(WRITERS_COLUMNS),
+        "experts": describe_columns(ROUTING_COLUMNS),
         "record": _record_map(),
     }
     for name, table in tables.items():
@@ -715,7 +717,10 @@ def _documented(text: str) -> str:
 def test_the_page_lists_every_column_and_field_as_the_code_has_them():
     text = DOCS.read_text(encoding="utf-8")
     assert text == _documented(text)
-    assert all(f"\n| `{column.name}` |" in text for column in (*COLUMNS, *WRITE_PATCH_COLUMNS, *WRITERS_COLUMNS))
+    assert all(
+        f"\n| `{column.name}` |" in text
+        for column in (*COLUMNS, *WRITE_PATCH_COLUMNS, *WRITERS_COLUMNS, *ROUTING_COLUMNS)
+    )
 
 
 def test_the_pages_examples_run(tmp_path, monkeypatch, capsys):

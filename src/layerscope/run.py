@@ -77,8 +77,14 @@ class Run(AnalysedRun):
     def read(cls, path: str | Path, model: str | None = None) -> "Run":
         """Read a run's folder or published files; as `layerscope.run_folder.read_run`, which names the errors."""
         run = read_run(path, model)
-        tables = {"patches": run.patches, "writers": run.writers, "write_patches": run.write_patches}
-        read = cls(run.rows if run.in_memory else run.scan, run.record, **tables)
+        read = cls(
+            run.rows if run.in_memory else run.scan,
+            run.record,
+            patches=run.patches,
+            writers=run.writers,
+            write_patches=run.write_patches,
+            experts=run.experts,
+        )
         if (Path(path) / "run.json").exists():  # and not published files, among which a page may be of other models
             read.folder = Path(path).absolute()
         return read

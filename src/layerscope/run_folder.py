@@ -20,7 +20,7 @@ from layerscope.errors import RunError
 from layerscope.published.layout import Dialect
 from layerscope.published.read.reader import holds_published, read_published
 from layerscope.published.write.writer import write_published
-from layerscope.record import write_patches, writers
+from layerscope.record import routing, write_patches, writers
 from layerscope.record.patches import check_patches
 from layerscope.record.rows import table_bytes, with_newer_columns
 from layerscope.record.run_record import READABLE_VERSIONS, RunRecord
@@ -58,6 +58,9 @@ def save_run(run: AnalysedRun, path: str | Path, published: Dialect | None = Non
         if run.write_patches is not None or n_write_patches(run.record):
             replaced = pl.DataFrame(schema=write_patches.SCHEMA) if run.write_patches is None else run.write_patches
             (folder / write_patches.FILE).write_bytes(table_bytes(replaced))
+        if run.experts is not None or run.record.measured.routing is not None:
+            chosen = pl.DataFrame(schema=routing.SCHEMA) if run.experts is None else run.experts
+            (folder / routing.FILE).write_bytes(table_bytes(chosen))
         (folder / "verdict.json").write_text(verdict_text(run.verdict, run.record), encoding="utf-8")
         if published is not None:
             (folder / "published").mkdir()
@@ -103,8 +106,9 @@ def read_run(path: str | Path, model: str | None = None) -> AnalysedRun:
     patches = _read_patches(folder / PATCHES, record)
     table = _read_writers(folder / writers.FILE) if _attributed(record) else None
     replaced = _read_write_patches(folder / write_patches.FILE, record)
+    chosen = _read_experts(folder / routing.FILE, record)
     try:
-        return AnalysedRun(rows, record, patches=patches, writers=table, write_patches=replaced)
+        return AnalysedRun(rows, record, patches=patches, writers=table, write_patches=replaced, experts=chosen)
     except RunError as error:
         raise RunError(f"{folder / 'rows.parquet'}: {error}") from error
     except pl.exceptions.PolarsError as error:
@@ -231,6 +235,24 @@ def _read_write_patches(path: Path, record: RunRecord) -> pl.DataFrame | None:
     return table if len(table) else None
 
 
+def _read_experts(path: Path, record: RunRecord) -> pl.DataFrame | None:
+    """Which experts tokens were sent to; None where no block chooses, or the run was saved without it."""
+    if record.measured.routing is None:
+        return None
+    table = _read_table(path)
+    try:
+        routing.check_routing(table)
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
+    told = {(one.layer, one.module) for one in record.measured.routing.mixtures}
+    if len(table) and set(table.select("layer", "module").unique().rows()) != told:
+        raise RunError(
+            f"{path}: its blocks are not those whose experts the record names; take run.json and {path.name} from one "
+            "run."
+        )
+    return table if len(table) else None
+
+
 def _check_belongs(path: Path, table: pl.DataFrame, record: RunRecord) -> None:
     """Whether a table of replaced writes is of the record's own pairs, and gives the record's medians.
 
@@ -266,5 +288,6 @@ def _bytes_of(path: Path) -> bytes:
     except OSError as error:
         raise RunError(
             f"{path}: cannot be read ({error.strerror}); a run's folder holds run.json, rows.parquet, and "
-            f"{PATCHES} where residuals were patched, and {write_patches.FILE} where writes were."
+            f"{PATCHES} where residuals were patched, {write_patches.FILE} where writes were, and {routing.FILE} where "
+            "tokens were sent to experts."
         ) from error

@@ -13,6 +13,7 @@ from layerscope.analysis.write_effects import found_again
 from layerscope.errors import RunError
 from layerscope.record.parts import ProblemRecord
 from layerscope.record.patches import check_patches, no_patches
+from layerscope.record.routing import check_routing
 from layerscope.record.rows import check_rows
 from layerscope.record.run_record import RunRecord
 from layerscope.record.stored_rows import collected
@@ -32,6 +33,7 @@ class AnalysedRun:
         patches: pl.DataFrame | None = None,
         writers: pl.DataFrame | None = None,
         write_patches: pl.DataFrame | None = None,
+        experts: pl.DataFrame | None = None,
     ) -> None:
         """Take a table of a run and its record.
 
@@ -43,6 +45,7 @@ class AnalysedRun:
                 nothing is said of patching.
             writers: the columns of `layerscope.record.writers`, where attention and MLPs were asked about.
             write_patches: the columns of `layerscope.record.write_patches`, where writes were put into other runs.
+            experts: the columns of `layerscope.record.routing`, where tokens were sent to experts.
 
         Raises:
             RunError: a table is not a run's; naming the column.
@@ -59,6 +62,10 @@ class AnalysedRun:
             check_write_patches(write_patches)
         self.write_patches = write_patches
         """What became of every write that was put into another run; None where none was."""
+        if experts is not None:
+            check_routing(experts)
+        self.experts = experts
+        """Which experts every decoded token was sent to, layer by layer; None where no block was seen to choose."""
         self.record = record
         """Everything that is not a row."""
         self._table, self._keep = rows, keep
@@ -105,6 +112,7 @@ class AnalysedRun:
             (self.patches, other.patches),
             (_or_empty(self.writers), _or_empty(other.writers)),
             (_or_empty(self.write_patches), _or_empty(other.write_patches)),
+            (_or_empty(self.experts), _or_empty(other.experts)),
         )
         return self.record == other.record and all(ours.equals(theirs, null_equal=True) for ours, theirs in tables)
 

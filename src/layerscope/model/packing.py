@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from layerscope.model.architecture import Architecture
@@ -36,7 +36,7 @@ class Packed:
         hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype)
         return torch.where(self.sees, torch.zeros((), dtype=dtype), hidden).to(device)
 
-    def unfold(self, values: Float[Tensor, "tree node d"]) -> Float[Tensor, "prompt position d"]:
+    def unfold(self, values: Shaped[Tensor, "tree node d"]) -> Shaped[Tensor, "prompt position d"]:
         """Every prompt's own values."""
         return values[self.tree[:, None].to(values.device), self.nodes.to(values.device)]
 

@@ -16,6 +16,7 @@ from layerscope.model.one_stream import Witness, handed_on, one_stream
 from layerscope.model.packing import folding_of
 from layerscope.model.patched_pass import PatchedPass, in_step
 from layerscope.model.residuals import Residuals
+from layerscope.model.routing import Routing, RoutingOfPass, mixtures_in
 from layerscope.model.streamed_module import Progress, StreamedModule
 from layerscope.model.streaming import Hooks
 
@@ -34,6 +35,7 @@ def forward_residuals(
     n_logits = len(lengths) if n_logits is None else min(n_logits, len(lengths))
     logits = torch.empty(n_logits, streamed.architecture.d_vocab, device=device)
     groups = batches(streamed.architecture.rope, lengths)
+    routing = Routing(len(lengths), max(lengths))
     for done, group in enumerate(groups):
         wanted = [row for row, i in enumerate(group) if i < n_logits]
         alone = len(groups) == 1  # as a rule: then there is nothing to put together
@@ -46,12 +48,13 @@ def forward_residuals(
             wanted or [0],  # the head needs at least one row
             lambda i, n, done=done: progress(done * n + i, len(groups) * n),  # type: ignore[misc]
             riding if done == 0 else None,
+            (routing, group),
         )
         if not alone:
             residuals[group, :, :width] = kept
         for row_logits, row in zip(group_logits, wanted, strict=False):
             logits[group[row]] = row_logits
-    return Residuals(residuals, lengths, logits)
+    return Residuals(residuals, lengths, logits, routing)
 
 
 def _forward_group(
@@ -61,18 +64,23 @@ def _forward_group(
     wanted: Sequence[int],
     progress: Progress,
     riding: PatchedPass | None,
+    routing: tuple[Routing, Sequence[int]],
 ) -> Float[Tensor, "some d_vocab"]:
     """One pass; fills `kept`, and returns the logits at the last token of the prompts `wanted`."""
     folding = folding_of(token_ids, streamed.architecture)
     if folding is not None:
-        logits = run_pass(streamed, Batch.folded(folding, streamed.placement), kept, wanted, progress, riding)
+        batch = Batch.folded(folding, streamed.placement)
+        told = RoutingOfPass(*routing, batch)
+        logits = run_pass(streamed, batch, kept, wanted, progress, riding, routing=told)
         riding = None  # it has been where it wanted to go
         if kept.isfinite().all():
             return logits
         # Within a tree one prompt's NaN is every prompt's: zero times NaN is NaN. Alone it is its own.
     witness = None if streamed.family_verified else Witness.of(token_ids)
     rows = token_ids if witness is None else [*token_ids, witness.token_ids]
-    return run_pass(streamed, Batch.padded(rows, streamed.placement), kept, wanted, progress, riding, witness)
+    batch = Batch.padded(rows, streamed.placement)
+    told = RoutingOfPass(*routing, batch)
+    return run_pass(streamed, batch, kept, wanted, progress, riding, witness, told)
 
 
 def run_pass(
@@ -83,6 +91,7 @@ def run_pass(
     progress: Progress,
     riding: PatchedPass | None = None,
     witness: Witness | None = None,
+    routing: RoutingOfPass | None = None,
 ) -> Float[Tensor, "some d_vocab"]:
     """Run one batch through the model.
 
@@ -94,6 +103,7 @@ def run_pass(
         progress: called after every block.
         riding: copies whose blocks run behind these.
         witness: the batch's last row, which is not kept.
+        routing: keeps which experts its tokens were sent to.
 
     Raises:
         ModelError: what its blocks hand on is no residual stream, or not a causal one.
@@ -102,7 +112,7 @@ def run_pass(
     with (
         streamed.weights.past_the_page_cache(twice=riding is not None) as names,
         in_step(streamed, riding) as other,
-        _watched(streamed, batch, kept, wanted, progress, names, other, witness),
+        _watched(streamed, batch, kept, wanted, progress, names, other, witness, routing),
     ):
         return streamed.run(batch.input)[:, 0].float()
 
@@ -117,6 +127,7 @@ def _watched(
     names: Mapping[int, Sequence[str]],
     other: InStep | None,
     witness: Witness | None,
+    routing: RoutingOfPass | None,
 ) -> Iterator[None]:
     """Hooks that keep the residual around every block, lend a block its parameters, and read the next one's."""
 
@@ -160,6 +171,9 @@ def _watched(
         for i, block in enumerate(streamed.blocks):
             hooks.before(block, only_here(enter(i)))
             hooks.after(block, only_here(leave(i)))
+            if routing is not None:
+                for mixture, module in mixtures_in(block, i + 1):
+                    hooks.before(module, only_here(routing.hook(mixture)))
         rows, positions = (list(places) for places in zip(*(batch.last[prompt] for prompt in wanted), strict=True))
         # The model's own logits are wanted at a prompt's last token alone; whatever it does to them comes after.
         hooks.before(

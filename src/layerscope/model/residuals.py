@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layerscope.model.routing import Routing
+
 
 @dataclass(frozen=True)
 class Residuals:
@@ -22,6 +24,8 @@ class Residuals:
     """Number of real positions of each prompt."""
     logits: Float[Tensor, "some d_vocab"]
     """The model's own logits at the last token of the first prompts, head transform included, float32."""
+    routing: Routing | None = None
+    """Which experts their tokens were sent to, of no mixture in a dense model; None where no pass has told."""
 
     @property
     def n_layers(self) -> int:

@@ -34,6 +34,7 @@ from layerscope.probing.options import RENAMED, ProbeOptions
 from layerscope.probing.outputs import identity_of, with_outputs
 from layerscope.probing.patching import Patching
 from layerscope.probing.primary_prompt import FirstBatch, PrimaryPromptAnalysis, planned_auxiliary_bytes
+from layerscope.probing.routing_table import RoutingSoFar
 from layerscope.probing.row_table import row_table
 from layerscope.probing.run_metadata import Settings, bos_against_family, run_metadata
 from layerscope.probing.shuffled_control import asked_of_twin, control_scope, with_twin
@@ -144,7 +145,8 @@ def probe(request: ProbeRequest) -> Run:
     riding = None if patching is None or len(parts) > 1 else patching.riding(encoded, room, watcher)
     result = _run_batches(model, encoded, settings, parts, auxiliary, seconds, watcher, riding)
     beside = _behind_the_rows(model, result, parts, request, patching, seconds, watcher)
-    measured = beside.measured.model_copy(update={"fitted_lenses": chosen.records})
+    of_experts = {"routing": result.routing.record}
+    measured = beside.measured.model_copy(update={"fitted_lenses": chosen.records, **of_experts})
     record = run_metadata(
         model,
         suite,
@@ -162,8 +164,15 @@ def probe(request: ProbeRequest) -> Run:
             model.shuffled_twin(scope, request.seed), observer=watcher, **asked_of_twin(request, rules.headline)
         )
         record = with_twin(record, twin, scope)
-    tables = {"patches": beside.patches, "writers": beside.writers, "write_patches": beside.write_patches}
-    return Run(result.rows.table(), record, keep=result.rows, **tables)
+    return Run(
+        result.rows.table(),
+        record,
+        keep=result.rows,
+        patches=beside.patches,
+        writers=beside.writers,
+        write_patches=beside.write_patches,
+        experts=result.routing.table,
+    )
 
 
 @dataclass(frozen=True)
@@ -269,6 +278,8 @@ class ProbeResult:
     """The prompts, with what the model says after them and the forms of their answers that are judged."""
     identity: Identity
     measured: MeasuredRecord
+    routing: RoutingSoFar
+    """Which experts their tokens were sent to."""
 
 
 @dataclass(frozen=True)
@@ -297,6 +308,7 @@ def _run_batches(
     """
     rows, health = RowsInParts(warn=watcher.plan), list[pl.DataFrame]()
     told: list[Encoded] = []
+    routing = RoutingSoFar()
     once: _Once | None = None
     tokens = model.tokens
     trivial = tokens.trivial_or_special if settings.protocol.bos_of_tokenizer else tokens.trivial
@@ -319,6 +331,7 @@ def _run_batches(
                     riding=riding,
                 )
             with seconds.stage("sweep_s"):
+                routing.add(here, residuals.routing)
                 identity = identity_of(model, residuals) if once is None else once.identity
                 here = with_outputs(
                     here,
@@ -351,7 +364,7 @@ def _run_batches(
             del residuals, columns, table  # the next part needs their room
     if once is None:  # `encode` refuses a suite without prompts
         raise SuiteError("The suite holds no prompt; give it at least one fact.")
-    return ProbeResult(rows, pl.concat(health), told, once.identity, once.measured)
+    return ProbeResult(rows, pl.concat(health), told, once.identity, once.measured, routing)
 
 
 def _load_loops_ahead(model: CausalLM, encoded: Sequence[Encoded], settings: Settings) -> None:

@@ -21,6 +21,7 @@ from layerscope.lens_words import Placement
 from layerscope.record.by_layer import ByLayer, CountByLayer
 from layerscope.record.parts import Fraction, Utc
 from layerscope.record.patching import PatchingRecord
+from layerscope.record.routing import RoutingRecord
 from layerscope.record.sublayers import SublayersRecord
 
 FORMER_KEYS = {"close_up": "position_readout", "sidecars": "fitted_lenses"}
@@ -396,6 +397,11 @@ class MeasuredRecord(RecordModel):
     )
     sublayers: SublayersRecord | None = Field(
         None, description="What attention, MLPs and heads add to the answers' leads; null where that was not asked for."
+    )
+    routing: RoutingRecord | None = Field(
+        None,
+        description="Which blocks send tokens to experts; null where none calls its experts by their numbers, as in a "
+        "dense model, in families that run every token through all experts, and in runs before this was recorded.",
     )
     absent: Annotated[dict[str, str], BeforeValidator(_with_present_keys)] = Field(
         {}, description="For each block that is null or empty, the reason in words."

@@ -9,6 +9,7 @@ from rich.text import Text
 from layerscope.analysis.analysed_run import AnalysedRun
 from layerscope.analysis.diagnostics import Verdict
 from layerscope.record.run_record import RunRecord
+from layerscope.report.sentences import experts
 from layerscope.report.sentences.guidance import reporting
 from layerscope.report.sentences.lines import LINE, LabelledLine, plural, under_one_label
 from layerscope.report.sentences.verdict import P_IS, VerdictText
@@ -29,7 +30,11 @@ def run_verdict(run: AnalysedRun, *, details: bool = False) -> Iterator[Renderab
     Args:
         details: whether to say all there is, rather than what `MOST_LINES` lines hold.
     """
-    return verdict_of(run.verdict, run.record, details=details)
+    yield from verdict_of(run.verdict, run.record, details=details)
+    routing, primary = run.record.measured.routing, run.diagnostics.primary
+    if details and routing is not None and run.experts is not None and primary is not None:
+        onset = run.diagnostics.layers_over_facts.on_top_for_good.summary.median_rounded
+        yield labelled_grid(experts.in_detail(routing, run.experts, onset, primary.prompt_variant))
 
 
 def verdict_of(verdict: Verdict, record: RunRecord, *, details: bool = False) -> Iterator[RenderableType]:

@@ -100,16 +100,36 @@ def has_browser() -> bool:
 )
 @command()
 def report(run: RunSource = None, model: OnlyModel = None, out: Out = None, force: Force = False) -> None:
-    """Write the evaluation of a run: every number with the file and line that shows it."""
+    """Write the evaluation of a run, or of what `diff` found: every number with the file and line that shows it."""
     from layerscope.report.cited.markdown import markdown
     from layerscope.report.cited.report_files import write_report
     from layerscope.report.evaluation import evaluation
 
     source = run or newest()
+    if (compared := _diff_file(source)) is not None:
+        _report_on_diff(compared, out, force)
+        return
     for evidence in readable(archive_for(source, out), model):
         path = (out or home(source)) / f"evaluation-{evidence.stem}.md"
         write_report(path, markdown(evaluation(evidence)), _version(), force=force)
         print_line(f"report · {path}")
+
+
+def _diff_file(source: Path) -> Path | None:
+    """The JSON of a comparison, where a source is such a folder."""
+    from layerscope.analysis.diff_files import diff_file
+
+    return diff_file(source)
+
+
+def _report_on_diff(compared: Path, out: Path | None, force: bool) -> None:
+    from layerscope.report.cited.markdown import markdown
+    from layerscope.report.cited.report_files import write_report
+    from layerscope.report.diffs import NAME, diff_report
+
+    path = (out or compared.parent) / NAME
+    write_report(path, markdown(diff_report(compared)), _version(), force=force)
+    print_line(f"report · {path}")
 
 
 @report_app.command(
@@ -210,11 +230,18 @@ def verify(
     ] = None,
     model: OnlyModel = None,
 ) -> None:
-    """Recompute a run's milestones, guidance and reports from its rows; exit code 1 when a file differs."""
+    """Recompute from its rows what a run's, or a diff's, files and reports state; exit code 1 when a file differs."""
     from layerscope.report.verify import verify as verify_run
 
     holds = True
-    sources = runs or [newest()]
+    given = runs or [newest()]
+    for compared in filter(None, map(_diff_file, given)):
+        from layerscope.report.diffs.check import verify_diff
+
+        verified = verify_diff(compared)
+        print_parts(_verification(verified))
+        holds &= verified.holds
+    sources = [source for source in given if _diff_file(source) is None]
     with read_only(sources) as archives:
         for source, archive in zip(sources, archives, strict=True):
             for evidence in readable(archive, model):

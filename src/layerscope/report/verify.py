@@ -107,7 +107,7 @@ def _checks(evidence: Evidence, folder: Path, notes: list[str]) -> Iterator[tupl
         yield from _tables(evidence, dialect, notes)
         if (folder / "verdict.json").exists():
             text = verdict_text(evidence.verdict, evidence.record)
-            yield "verdict.json", *_text("verdict.json", _read(folder / "verdict.json"), text)
+            yield "verdict.json", *differing_lines("verdict.json", _read(folder / "verdict.json"), text)
         else:
             notes.append("verdict.json is not there")
     else:
@@ -122,7 +122,7 @@ def _checks(evidence: Evidence, folder: Path, notes: list[str]) -> Iterator[tupl
     if body is None:
         notes.append(f"{report.name} was written by others; `layerscope audit` checks it")
         return
-    yield report.name, *_text(report.name, body, markdown(evaluation(evidence)), first_line=2)
+    yield report.name, *differing_lines(report.name, body, markdown(evaluation(evidence)), first_line=2)
 
 
 def _document(evidence: Evidence, dialect: Dialect) -> tuple[int, list[Difference]]:
@@ -139,9 +139,11 @@ def _document(evidence: Evidence, dialect: Dialect) -> tuple[int, list[Differenc
         if isinstance(stated, dict) or (isinstance(stated, list) != isinstance(value, list)):
             continue  # another generation's shape
         count += 1
-        if not _same(stated, value):
+        if not same_value(stated, value):
             where = Citation(evidence.json.name, entry.line, entry.last_line, pointer=at)
-            differences.append(Difference(at, _short(stated), _short(value), where, _known(at, stated, value, dialect)))
+            differences.append(
+                Difference(at, short_text(stated), short_text(value), where, _known(at, stated, value, dialect))
+            )
     return count, differences
 
 
@@ -166,9 +168,10 @@ def _plain(document: JsonFile, entry: Entry) -> Scalar | list[Scalar] | dict[str
     return [item.value for item in items]
 
 
-def _same(stated: object, derived: object) -> bool:
+def same_value(stated: object, derived: object) -> bool:
+    """Whether two values, or lists of them, are the same, numbers up to the order in which they were added up."""
     if isinstance(stated, list) and isinstance(derived, list):
-        return len(stated) == len(derived) and all(map(_same, stated, derived))
+        return len(stated) == len(derived) and all(map(same_value, stated, derived))
     numbers = [value for value in (stated, derived) if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) == 2:
         return math.isclose(numbers[0], numbers[1], rel_tol=RELATIVE, abs_tol=ABSOLUTE)
@@ -196,11 +199,11 @@ def _tables(evidence: Evidence, dialect: Dialect, notes: list[str]) -> Iterator[
         columns = tuple(table.columns[i] for i in kept)
         again = serialise(columns, [tuple(cells[i] for i in kept) for cells in table.rows], dialect).decode()
         stated = "\n".join(lines)
-        yield table.name, *_text(table.name, stated, again)
+        yield table.name, *differing_lines(table.name, stated, again)
 
 
-def _text(name: str, stated: str, derived: str, first_line: int = 1) -> tuple[int, list[Difference]]:
-    """Lines that differ."""
+def differing_lines(name: str, stated: str, derived: str, first_line: int = 1) -> tuple[int, list[Difference]]:
+    """How many lines a text should have, and those that differ from what was derived."""
     old, new = stated.split("\n"), derived.split("\n")
     if old == new:
         return len(new), []
@@ -210,11 +213,14 @@ def _text(name: str, stated: str, derived: str, first_line: int = 1) -> tuple[in
             continue
         where = Citation(name, a + first_line, max(a, b - 1) + first_line)
         removed = " / ".join(old[a:b]) or "nothing"
-        differences.append(Difference("text", _short(removed), _short(" / ".join(new[c:d]) or "nothing"), where))
+        differences.append(
+            Difference("text", short_text(removed), short_text(" / ".join(new[c:d]) or "nothing"), where)
+        )
     return len(new), differences
 
 
-def _short(value: object) -> str:
+def short_text(value: object) -> str:
+    """A value in a line."""
     text = value if isinstance(value, str) else "null" if value is None else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     return text if len(text) <= 120 else text[:117] + "..."

@@ -148,7 +148,7 @@ def _blocks(found: ModelDiff, quoted: Quoted) -> Section:
         swapped = tuple(
             row(
                 quoted.claim(Unit.LAYER, "modules", i, "layer"),
-                quoted.token("modules", i, "module"),
+                quoted.claim(Unit.TEXT, "modules", i, "module"),
                 quoted.claim(Unit.SHARE, "modules", i, "injected"),
             )
             for i in range(min(MOST, len(found.modules)))

@@ -15,6 +15,8 @@ from layerscope.report.cited.document import (
 )
 from layerscope.report.diffs.quoted import Quoted, facts_section, notes_section
 
+MOST = 40
+"""Milestones that are listed."""
 LAYER_COLUMNS = (
     ("n_rows", Unit.COUNT, "rows"),
     ("top1_agreement", Unit.SHARE, "top-1 agreement"),
@@ -84,7 +86,7 @@ def _made(found: RunDiff, quoted: Quoted) -> Section:
         return Section("How they were made", (paragraph(alike),))
     rows = tuple(
         row(
-            quoted.token("settings", i, "name"),
+            quoted.claim(Unit.TEXT, "settings", i, "name"),
             quoted.claim(Unit.TEXT, "settings", i, "base", reason="its record lacks it"),
             quoted.claim(Unit.TEXT, "settings", i, "variant", reason="its record lacks it"),
         )
@@ -99,11 +101,11 @@ def _columns(found: RunDiff, quoted: Quoted) -> Section:
         return Section("Rows", (paragraph(sentence("No cell of the rows that both have differs.")),))
     rows = tuple(
         row(
-            quoted.token("columns", i, "column"),
+            quoted.claim(Unit.TEXT, "columns", i, "column"),
             quoted.claim(Unit.COUNT, "columns", i, "n_different"),
             quoted.claim(Unit.COUNT, "columns", i, "n_in_one_only"),
             quoted.claim(Unit.NUMBER, "columns", i, "largest_difference", reason=_no_size(column.is_real)),
-            quoted.token("columns", i, "unit"),
+            quoted.claim(Unit.TEXT, "columns", i, "unit"),
             quoted.claim(Unit.LAYER, "columns", i, "layer", reason="no largest difference"),
         )
         for i, column in enumerate(found.columns)
@@ -126,20 +128,19 @@ def _milestones(found: RunDiff, quoted: Quoted) -> Section:
     if not found.milestones:
         told = sentence("All {} that both have stand at the same layer, or in neither.", n)
         return Section("Milestones", (paragraph(told),))
-    moves = [quoted.token("milestones", i, "milestone") for i in range(len(found.milestones))]
-    places = [claim for token in moves for claim in token.citations]
-    moved = quoted.derived("milestones", len(moves), Unit.COUNT, places, "count")
+    moved = quoted.count(len(found.milestones), "milestones")
     rows = tuple(
         row(
-            name,
+            quoted.claim(Unit.TEXT, "milestones", i, "milestone"),
             quoted.claim(Unit.TEXT, "milestones", i, "lens"),
             quoted.token("milestones", i, "asked"),
             quoted.claim(Unit.LAYER, "milestones", i, "base", reason="at no layer"),
             quoted.claim(Unit.LAYER, "milestones", i, "variant", reason="at no layer"),
         )
-        for i, name in enumerate(moves)
+        for i in range(min(MOST, len(found.milestones)))
     )
-    told = sentence("Of {} that were compared {} stand at another layer.", n, moved)
+    more = "" if len(found.milestones) <= MOST else " The table has the first of them; the others are in the file."
+    told = sentence("Of {} that were compared {} stand at another layer.{}", n, moved, more)
     return Section("Milestones", (Table(("milestone", "lens", "prompt", "base", "variant"), rows, told),))
 
 

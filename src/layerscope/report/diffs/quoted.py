@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerscope.analysis.model_diff import FactDiff, SuiteDiff
-from layerscope.report.cited.claims import Citation, Claim, Unit, Value
+from layerscope.report.cited.claims import Citation, Claim, Unit
 from layerscope.report.cited.document import Block, Row, Section, Sentence, Table, Token, paragraph, row, sentence
-from layerscope.report.cited.sources import Entry, JsonFile
+from layerscope.report.cited.sources import Entry, JsonFile, pointer
 
 Path = tuple[str | int, ...]
 
@@ -32,10 +32,13 @@ class Quoted:
             subject=self.subject, name=name, value=value, unit=unit, citations=(self._place(entry),), reason=absent
         )
 
-    def derived(self, name: str, value: Value, unit: Unit, basis: Sequence[Claim], how: str) -> Claim:
-        """What follows from other claims."""
-        places = tuple(dict.fromkeys(place for claim in basis for place in claim.citations))
-        return Claim(subject=self.subject, name=name, value=value, unit=unit, citations=places, derived=how)
+    def count(self, n: int, *path: str | int, how: str = "count of its items") -> Claim:
+        """A count of what a list holds, with the list's lines."""
+        entry = self.document.by_pointer[pointer(*path)]
+        name = str(path[-1])
+        return Claim(
+            subject=self.subject, name=name, value=n, unit=Unit.COUNT, citations=(self._place(entry),), derived=how
+        )
 
     def token(self, *path: str | int) -> Token:
         """A text that may hold anything, with its place."""
@@ -71,18 +74,13 @@ def facts_section(quoted: Quoted, suite: SuiteDiff | None, why_not: str) -> Sect
 
 
 def _answered(quoted: Quoted, suite: SuiteDiff) -> Sentence:
-    judged = [quoted.claim(Unit.TOKEN, "suite", "prompts", i, "answer") for i in _judged(suite)]
     return sentence(
         "Of {} prompts of {} whose answer is judged the base has it on top of its output in {}, the variant in {}.",
-        quoted.derived("judged", len(judged), Unit.COUNT, judged, "count of prompts with an answer"),
+        quoted.count(len(suite.judged), "suite", "judged"),
         quoted.claim(Unit.TEXT, "suite", "name"),
         quoted.claim(Unit.COUNT, "suite", "n_answered_by_base"),
         quoted.claim(Unit.COUNT, "suite", "n_answered_by_variant"),
     )
-
-
-def _judged(suite: SuiteDiff) -> list[int]:
-    return [i for i, fact in enumerate(suite.prompts) if fact.answer is not None]
 
 
 def _flips(quoted: Quoted, suite: SuiteDiff) -> Sentence:
@@ -101,18 +99,16 @@ def _onsets(quoted: Quoted, suite: SuiteDiff) -> Sentence | None:
     shifts = suite.onset_shifts
     if not shifts:
         return None
-    each = [quoted.claim(Unit.LAYER, "suite", "onset_shifts", i) for i in range(len(shifts))]
-    n = quoted.derived("onset_shifts", len(each), Unit.COUNT, each, "count")
     later, earlier = (
-        quoted.derived(
-            name, sum(sign * shift > 0 for shift in shifts), Unit.COUNT, each, f"count of shifts {word} zero"
+        quoted.count(
+            sum(sign * shift > 0 for shift in shifts), "suite", "onset_shifts", how=f"count of its items {word} zero"
         )
-        for name, sign, word in (("later", 1, "above"), ("earlier", -1, "below"))
+        for sign, word in ((1, "above"), (-1, "below"))
     )
     return sentence(
         "Of the {} answers that come to stay on top of both logit lenses, {} do so at a later layer in the variant and "
         "{} at an earlier one.",
-        n,
+        quoted.count(len(shifts), "suite", "onset_shifts"),
         later,
         earlier,
     )

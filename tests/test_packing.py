@@ -89,9 +89,9 @@ def test_prompts_beyond_a_sliding_window_are_not_folded(name: str, tiny):
 def test_what_is_not_finite_in_one_prompt_stays_in_it(tiny):
     model = CausalLM.open(tiny("llama-biases"), device="cpu")
     whole = model.forward(FAMILY)
-    table = model._module.model.embed_tokens._stored.tensor.clone()
+    table = model._module.model.embed_tokens._table.stored.tensor.clone()
     table[55] = torch.nan
-    model._module.model.embed_tokens._stored = DenseWeight(table)
+    model._module.model.embed_tokens._table.stored = DenseWeight(table)
     found = model.forward(FAMILY)
     for i, ids in enumerate(FAMILY):
         own, before = found.values[i, :, : len(ids)], whole.values[i, :, : len(ids)]

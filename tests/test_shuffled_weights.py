@@ -68,7 +68,7 @@ def test_seed_and_matrix_decide_the_order(tiny):
 
 def test_a_tied_embedding_is_shuffled_once_and_held_once(tiny):
     twin = CausalLM.open(tiny("llama-tied"), device="cpu").shuffled_twin("all", 3)
-    embedding = twin._module.get_input_embeddings()._stored
+    embedding = twin._module.get_input_embeddings()._table.stored
     assert embedding.tensor.data_ptr() == twin.unembedding.weight.tensor.data_ptr()
 
 

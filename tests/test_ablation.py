@@ -226,7 +226,9 @@ def test_an_ablated_run_is_compared_and_shown_as_any_other(ablated: Run, tmp_pat
     compared = layerscope("compare", "whole", "ablated", cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
     (report,) = (tmp_path / "comparison").glob("*.md")
-    assert "| reference-with-mean-head-5.2+attn-4 | ablated |" in report.read_text(encoding="utf-8")
+    text = report.read_text(encoding="utf-8")
+    assert "| reference-with-mean-head-5.2+attn-4 | ablated |" in text
+    assert "ablated is `layerscope/reference` with head 5.2 and attention 4 set to the mean" in text
     verified = layerscope("verify", "ablated", cwd=tmp_path)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     page = layerscope("view", "ablated", "--out", "page.html", "--no-open", cwd=tmp_path)
@@ -239,6 +241,13 @@ def test_the_evaluation_says_first_that_the_model_is_ablated(ablated: Run, tmp_p
     text = markdown(evaluation(Evidence.of(tmp_path / "ablated")))
     overview = text.split("## Overview", 1)[1].strip()
     assert overview.startswith("This is the model with head 5.2 and attention 4 set to the mean over the prompts")
+
+
+def test_an_option_that_would_do_nothing_is_refused():
+    with pytest.raises(ModelError, match="Nothing is ablated"):
+        probe(suite="berlin", ablate_with="mean")
+    with pytest.raises(ModelError, match="nothing is to be patched"):
+        probe(suite="berlin", causal=False, causal_positions="all")
 
 
 def test_a_name_spells_out_three_neurons_at_most():

@@ -236,7 +236,7 @@ def text_of(held: BakeoffResult) -> Text:
 @pytest.mark.parametrize(
     ("asked", "error", "words"),
     [
-        ({"suite": "berlin"}, RunError, "there are none to exchange: no two facts of one template"),
+        ({"suite": "berlin"}, RunError, "there are none to exchange: in the wording orig no two facts of one template"),
         ({"suite": "capitals", "lenses": "logit,lamp"}, LensError, "lamp"),
         ({"suite": "capitals", "lenses": "logit,tuned", "lens_dir": "nowhere"}, LensError, "nowhere"),
         ({"rank": -1}, LensError, "at least 1, or 0 for none, but it is -1"),

@@ -522,6 +522,34 @@ def test_an_early_cosine_that_turns_back_is_no_early_direction(shared):
     assert "rotation before amplification" not in text
 
 
+def centred(values: list[float], folder: Path) -> str:
+    """What a report says of a run whose cosine is high throughout, and whose centred one is as given."""
+    run = probed("capitals")
+    layers = run.record.model.n_layers
+    at = {layer: values[min(layer, len(values) - 1)] for layer in range(layers + 1)}
+    kl = pl.when(pl.col("layer") < layers).then(9.0).otherwise("kl_to_final_bits").alias("kl_to_final_bits")
+    rows = run.rows.with_columns(
+        cos_to_final=pl.lit(0.9),
+        cos_to_final_centered=pl.col("layer").replace_strict(at, return_dtype=pl.Float64),
+    ).with_columns(kl)
+    save_run(Run(rows, run.record, patches=run.patches), folder / "run", published=Dialect.EXTENDED)
+    return markdown(report_of(folder / "run"))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.9], "So it does once every state has lost its mean"),
+        ([0.1, 0.1, 0.1, 0.1, 0.9], "Once every state has lost its mean, the cosine stays from layer 4 on"),
+        ([0.1], "the cosine does not stay at any layer before the last"),
+    ],
+)
+def test_an_early_direction_that_all_states_share_is_told_as_such(values: list[float], said: str, tmp_path: Path):
+    text = centred(values, tmp_path)
+    assert "The cosine comes first and stays" in text
+    assert said in text
+
+
 def test_a_trivial_confirmation_counts_for_nothing(shared):
     for stem in ("gemma-2-9b", "gemma-2-27b"):
         text = markdown(report_of(shared / "reference" / RUNS[0], stem))

@@ -231,7 +231,8 @@ def test_a_suite_of_one_fact_is_not_patched_and_says_why():
     assert len(run.patches) == 0
     assert run.diagnostics.patching is not None
     assert (
-        run.diagnostics.patching.reason == "no two facts of one template that the model answers with different tokens"
+        run.diagnostics.patching.reason
+        == "in the wording orig no two facts of one template are answered by the model with different tokens"
     )
     assert probe(suite="berlin", lenses="logit", causal=False).diagnostics.patching is None
 
@@ -316,7 +317,7 @@ def test_charts_show_effects_by_layer_and_a_map_where_all_positions_were_patched
     with pytest.raises(RunError, match="There is no chart 'x' of patching; choose from effects, map"):
         charts.patching(bundled, "x")
     alone = probe(suite="berlin", lenses="logit")
-    with pytest.raises(RunError, match="Nothing was patched in this run: no two facts"):
+    with pytest.raises(RunError, match="Nothing was patched in this run: in the wording orig no two facts"):
         charts.patching(alone, "effects")
 
 

@@ -145,8 +145,12 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path):
     (tmp_path / "one.json").write_text(json.dumps({"items": [{"prompt": "a", "intermediates": ["Berlin", "Paris"]}]}))
     with pytest.raises(SuiteError, match="'one': every item's words are held against other items'"):
         score_lenses(tasks=tmp_path / "one.json")
+    with pytest.raises(SuiteError, match="no such file or folder; give a file of tasks"):
+        score_lenses(tasks=tmp_path / "nowhere")
     (tmp_path / "lenses").mkdir()
-    with pytest.raises(LensError, match=r"No fitted lens of .* to score"):
+    with pytest.raises(
+        LensError, match=r"No fitted lens of .* to score was found in '.*lenses'; give a folder with one"
+    ):
         score_lenses(tasks=hops(tmp_path / "t"), lens_dir=tmp_path / "lenses")
 
 

@@ -269,7 +269,7 @@ def test_runs_that_read_otherwise_are_told_apart(tiny):
     published = plain.model_copy(update={"source": "published"})
     found = differences([plain, plain, plain, begun, spaced, older, published])
     assert found[:3] == [{}] * 3
-    assert found[3] == {"bos": ("with BOS, as was asked for", "without the BOS that its family has")}
+    assert found[3] == {"bos": ("with BOS, as was asked for", "without BOS, unlike most models of its architecture")}
     assert found[4] == {"answer_forms": ("as the suite or its user has it", "as the model prefers")}
     assert found[5] == {"transformers": ("4.0.0", plain.provenance.transformers)}
     assert found[6] == {}

@@ -69,7 +69,7 @@ def _bos_words(bos: BosRecord) -> str:
     if bos.rule == "tokenizer":
         begins_with_bos = bos.id is not None or bool(bos.ids)
         if bos.family_rule in ("always", "never") and begins_with_bos != (bos.family_rule == "always"):
-            return "with a BOS that its family lacks" if begins_with_bos else "without the BOS that its family has"
+            return f"{'with a BOS' if begins_with_bos else 'without BOS'}, unlike most models of its architecture"
         return "as the tokenizer has it"
     asked = {"option": ", as was asked for", "family": ", by the table of families"}.get(bos.source or "", "")
     return f"{'with' if bos.rule == 'always' else 'without'} BOS{asked}"

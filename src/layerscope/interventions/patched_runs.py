@@ -24,7 +24,7 @@ LEAST_DIFFERENCE = 2.0
 """Nats by which the logit difference of base and source must differ: an effect is a share of it."""
 PASS_BYTES = 1 << 30
 """What one pass may take, even where there is room for more, as long as weights are at hand."""
-NO_PAIR = "no two facts of one template that the model answers with different tokens"
+NO_PAIR = "in the wording {} no two facts of one template are answered by the model with different tokens"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PatchedRuns:
         Args:
             room_bytes: what there is.
         """
-        if self._why_not() is not None or self.planned_bytes > room_bytes // 2:
+        if self._why_not("") is not None or self.planned_bytes > room_bytes // 2:
             return None
         return self._pass_of(range(len(self.patches)))
 
@@ -77,7 +77,7 @@ class PatchedRuns:
             progress: called with (blocks done, blocks to do).
             ridden: the pass that `riding` gave, when it has run.
         """
-        reason = self._why_not()
+        reason = self._why_not(prompt_variant)
         if reason is not None:
             return Patched(self._record(prompt_variant, (), reason), no_patches())
         copies = self.copies
@@ -95,7 +95,7 @@ class PatchedRuns:
         place = {pair: i for i, pair in enumerate(usable)}
         table = table.with_columns(pl.col("pair").replace_strict(place, return_dtype=pl.Int32)) if usable else table
         records = tuple(self._pair(self.pairs[i], own) for i in usable)
-        record = self._record(prompt_variant, records, None if records else NO_PAIR)
+        record = self._record(prompt_variant, records, None if records else NO_PAIR.format(prompt_variant))
         change = self._self_change(copies, rows, own)
         return Patched(record.model_copy(update={"self_patch_logit_change": change}), table)
 
@@ -130,9 +130,9 @@ class PatchedRuns:
             return copy.source is not None and top[copy.source] not in (pair.base.answer_id, pair.source.answer_id)
         return True
 
-    def _why_not(self) -> str | None:
+    def _why_not(self, prompt_variant: str) -> str | None:
         if not self.pairs:
-            return NO_PAIR
+            return NO_PAIR.format(prompt_variant)
         return why_not_patched(self.model.architecture)
 
     def _record(self, variant: str, pairs: tuple[PatchedPairRecord, ...], reason: str | None) -> PatchingRecord:

@@ -75,8 +75,13 @@ def score_lenses(request: LensTasksRequest) -> LensTasks:
     names = None if request.lenses is None else lens_names(request.lenses)
     chosen = choose_lenses(model, names, (BASELINE,), request.lens_dir)
     if names is None and not chosen.fitted:
-        reasons = "; ".join(chosen.passed_over) or "there is none"
-        raise LensError(f"No fitted lens of {model.id} to score: {reasons}. Fit one, or name the lenses to be scored.")
+        where = "" if request.lens_dir is None else f" in '{request.lens_dir}'"
+        foreign = [f"{lens.kind}: {lens.reason}".rstrip(".") for lens in chosen.records if lens.status == "refused"]
+        there = f" There is, of another model, {'; '.join(foreign)}." if foreign else ""
+        raise LensError(
+            f"No fitted lens of {model.id} to score was found{where}; give a folder with one, fit one with `layerscope "
+            f"fit`, or name lenses that need no fit.{there}"
+        )
     lenses = with_nulls(chosen.bind(model), request.seed)
     if model.n_layers < 2:
         raise SuiteError(f"{model.id} has one block, but words are looked for before the output; take a deeper model.")

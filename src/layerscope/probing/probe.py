@@ -108,6 +108,14 @@ def probe(request: ProbeRequest) -> Run:
     scope = control_scope(request.control)
     if request.neurons and not request.sublayers:
         raise ModelError("Neurons are named among what attention and MLPs add; ask for `sublayers` too.")
+    if request.ablate_with != ProbeOptions.ablate_with and not request.ablate:
+        raise ModelError(
+            f"Nothing is ablated, so ablate_with '{request.ablate_with}' has no use; name parts with ablate."
+        )
+    if request.causal_positions != ProbeOptions.causal_positions and not request.causal:
+        raise ModelError(
+            "Positions of patches are given, but nothing is to be patched; ask for `causal`, or leave them out."
+        )
     ablation = Ablation.of(request.ablate, request.ablate_with) if request.ablate else None
     positions = "all" if request.positions == "auto" and rules.all_positions else request.positions
     suite = request.read_suite()

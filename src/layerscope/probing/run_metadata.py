@@ -113,8 +113,14 @@ def bos_against_family(tokens: Tokens, encoded: Sequence[Encoded]) -> str | None
     if not tokens.begins.against_family or all(e.chat is not None for e in encoded):
         return None
     if tokens.begins.ids:
-        return "BOS in front of prompts, as the model's own tokenizer has it; its family has none (--bos no)"
-    return "no BOS in front of prompts, as the model's own tokenizer has it; its family has one (--bos yes)"
+        return (
+            "BOS in front of prompts, as the model's own tokenizer has it; models of its architecture as a rule have "
+            "none (--bos no overrules it)"
+        )
+    return (
+        "no BOS in front of prompts, as the model's own tokenizer has it; models of its architecture as a rule have "
+        "one (--bos yes overrules it)"
+    )
 
 
 def _reading_flags(tokens: Tokens, encoded: Sequence[Encoded], protocol: Protocol) -> dict[str, Literal[True] | str]:

@@ -63,6 +63,10 @@ def read_word_tasks(path: str | Path) -> tuple[WordTask, ...]:
         SuiteError: no such place, no file there, or one that is no such task, named with what is wrong in it.
     """
     place = Path(path)
+    if not place.exists():
+        raise SuiteError(
+            f"{place}: no such file or folder; give a file of tasks or a folder of them (their form: docs/fitting.md)."
+        )
     files = sorted(place.glob("*.json")) if place.is_dir() else [place]
     if not files:
         raise SuiteError(f"{place}: no *.json in it; give the folder with the tasks' files, or one of them.")

@@ -45,7 +45,7 @@ def _table(task: TaskScore) -> Table:
     table.add_column("lens", no_wrap=True, vertical="bottom")
     ks = sorted({score.k for score in task.scores})
     gain = f"gain less\nthat of {BASELINE}"
-    headers = (*(f"pass\n@{k}" for k in ks), "others", gain, "band\nrank", "of\nothers", "out-\nput")
+    headers = (*(f"pass\n@{k}" for k in ks), "others", gain, "band\nrank", "of\nothers", "output")
     for header in headers:
         table.add_column(header, justify="right", vertical="bottom", no_wrap=True)
     for lens in dict.fromkeys(score.lens for score in task.scores):

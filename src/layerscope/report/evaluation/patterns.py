@@ -30,8 +30,18 @@ NEVER_NEAR = (
     "The direction stays{}, but the divergence never comes that near: the size of the logits is not the model's."
 )
 AT_ONCE = "Direction and distribution come at one layer{}."
-DIRECTION_FIRST = (
-    "The direction comes first and stays{}; the distribution follows later: rotation before amplification."
+DIRECTION_FIRST = "The cosine comes first and stays{}; the distribution follows later."
+CENTRED_TOO = (
+    "So it does once every state has lost its mean{}: the direction is the output's own, and no constant that all "
+    "states share."
+)
+CENTRED_LATER = (
+    "Once every state has lost its mean, the cosine stays from layer {} on{}: earlier the direction is one that all "
+    "states share, and none of this output."
+)
+CENTRED_NEVER = (
+    "Once every state has lost its mean, the cosine does not stay at any layer before the last{}: the early direction "
+    "is one that all states share, and none of this output."
 )
 DISTRIBUTION_FIRST = "The distribution is near before the direction is{}."
 UNBROKEN = "On the control its own answer leads the fact's from layer {} on without a break."
@@ -93,6 +103,23 @@ def _reading(quotes: Quotes, cosine: Claim, kl: Claim, bound: float) -> Iterator
         yield sentence(AT_ONCE, basis)
     else:
         yield sentence(DIRECTION_FIRST if cosine.value < kl.value else DISTRIBUTION_FIRST, basis)
+        if cosine.value < kl.value:
+            yield from _centred(quotes, cosine.value, bound)
+
+
+def _centred(quotes: Quotes, layer: int, bound: float) -> Iterator[Sentence]:
+    """Whether an early direction is more than what all states share; nothing where files do not say."""
+    curve = quotes.points("cos_to_final_centered")
+    if not curve or curve[-1][0] != quotes.n_layers:
+        return
+    held = shapes.held_from(curve, lambda value: value >= bound)
+    if held is None or held == quotes.n_layers:
+        yield sentence(CENTRED_NEVER, Basis((quotes.cell("cos_to_final_centered", layer),)))
+    elif held > layer:
+        before = Basis((quotes.cell("cos_to_final_centered", held - 1), quotes.cell("cos_to_final_centered", held)))
+        yield sentence(CENTRED_LATER, quotes.cell("layer", held), before)
+    else:
+        yield sentence(CENTRED_TOO, Basis((quotes.cell("cos_to_final_centered", layer),)))
 
 
 def _control_curve(quotes: Quotes) -> Iterator[Sentence]:

@@ -37,7 +37,8 @@ UNITS: dict[str, Unit] = {
     "answer_logit_gap": Unit.LOGIT,
     "resid_norm_ratio": Unit.NUMBER,
     **dict.fromkeys(("entropy_bits", "kl_to_final_bits", "kl_norm_vs_raw_bits"), Unit.BITS),
-    **dict.fromkeys(("cos_to_final", "cos_to_answer", "cos_to_prompt_max", "delta_resid_cos"), Unit.COSINE),
+    **dict.fromkeys(("cos_to_final", "cos_to_final_centered", "cos_to_answer"), Unit.COSINE),
+    **dict.fromkeys(("cos_to_prompt_max", "delta_resid_cos"), Unit.COSINE),
     **dict.fromkeys(("p_top1", "p_answer", "rest_mass", "answer_mass", "echo_mass_prompt"), Unit.PROBABILITY),
     "topk_prompt_mass@50": Unit.PROBABILITY,
 }

@@ -145,9 +145,7 @@ def _put_in(found: WritePatchingRecord) -> list[LabelledLine]:
         told += f"; of {len(found.heads)} heads with the largest shares: {', '.join(named)}"
     lines = [LabelledLine("put in", told)]
     if found.spearman_of_shares is not None:
-        few = (
-            "" if found.n_facts >= FACTS_FOR_A_CLAIM else f" (an illustration: a claim takes {FACTS_FOR_A_CLAIM} facts)"
-        )
+        few = _too_few(found.n_facts)
         lines.append(
             LabelledLine(
                 "agreement",
@@ -164,6 +162,10 @@ def over_pairs(found: WritePatchingRecord) -> str:
     return f"median over {found.n_facts} {plural('fact', found.n_facts)} in {pairs} pairs"
 
 
+def _too_few(n_facts: int) -> str:
+    return "" if n_facts >= FACTS_FOR_A_CLAIM else f" (an illustration: a claim takes {FACTS_FOR_A_CLAIM} facts)"
+
+
 def _cause(found: SublayersRecord) -> str:
     if found.patching is None:
         return "a share is what was written, not what was used; patches ask that"
@@ -171,6 +173,6 @@ def _cause(found: SublayersRecord) -> str:
     facts = plural("fact", agreement.n_facts)
     return (
         f"over {agreement.n_blocks} blocks shares and effects of patching have a rank correlation of "
-        f"{agreement.spearman:.2f} (Spearman, {agreement.n_facts} {facts}); a share is what was written, not what was "
-        "used"
+        f"{agreement.spearman:.2f} (Spearman, {agreement.n_facts} {facts}){_too_few(agreement.n_facts)}; a share is "
+        "what was written, not what was used"
     )

@@ -36,6 +36,7 @@ _MIXTURES = {
     "mixed_transformers": "Versions of Transformers differ: {}; a model's code may have changed.",
     "mixed_facts": "The suites hold different facts: {}; medians over facts are medians of different questions.",
 }
+_ABLATED = "{} is {} with {}, so its numbers are of the ablated model and none of {}."
 _ALONE = {
     "identity_failed": "Nothing of these runs may be quoted, since the last layer is not the model's own output",
     "unresolved_gold": "Ranks are missing in part, since answers could not be told in the model's tokens",
@@ -97,6 +98,9 @@ def _sentences(runs: Sequence[Compared], obstacles: Sequence[Limit]) -> Iterator
     again = dict.fromkeys(model for model in models if models.count(model) > 1)
     if again:
         yield sentence("Runs of one model are no independent cases: {}.", listed([Name(model) for model in again]))
+    for run in runs:
+        if (ablation := run.evidence.record.model.ablation) is not None:
+            yield sentence(_ABLATED, *map(Name, (run.run, ablation.base_id, ablation.words, ablation.base_id)))
 
 
 def _groups(limit: Limit) -> list[doc.Part]:

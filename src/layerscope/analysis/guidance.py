@@ -393,8 +393,8 @@ _RULES = (
         lambda e: _below(e.min_both_gates_pass_frac, SCALES_TO_PASS),
         "With logits scaled by 5 or 10 per cent the semantic gates pass at a share of only "
         "{e.min_both_gates_pass_frac:g} of the scales, so the semantic layer hangs on small differences.",
-        "With logits scaled by 5 or 10 per cent the answer is clearly ahead at "
-        "{e.min_both_gates_pass_frac:.0%} of the scales, so that whether it is hangs on small differences.",
+        "With logits scaled by 5 or 10 per cent the answer is clearly ahead at a share of "
+        "{e.min_both_gates_pass_frac:g} of the scales, so that whether it is hangs on small differences.",
     ),
 )
 """In the order in which reasons are given: the published one, after the identity check."""
